@@ -1,0 +1,51 @@
+# `make` alone says what there is. Every target brings its own .venv up to date first.
+
+# The first interpreter here that is new enough; `make PYTHON=/path/to/python3.12 test` to choose.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := torch,models,bench,dev
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## create or update .venv with everything the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	@py="$(PYTHON)"; "$${py:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: Tersor needs Python 3.11 or newer and none was found; name one with make PYTHON=..." >&2; exit 1; }
+	@echo "installing into .venv (a few minutes the first time)"
+	@test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
+	@# torch first and alone, so that pip takes a local build of it where there is one
+	@$(BIN)/pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
+	@$(BIN)/python -m tersor.models.minilm.demo
+
+test: lint ## lint, then run the tests
+	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@.ci/typecheck
+
+format: $(STAMP) ## rewrite the sources as ruff formats them
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure against ONNX Runtime
+	@$(BIN)/python benchmarks/minilm.py
+
+clean: ## remove .venv, caches and build outputs
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

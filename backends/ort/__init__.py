@@ -1,0 +1,1 @@
+"""ONNX Runtime: lowers the IR to an ONNX model and runs it."""

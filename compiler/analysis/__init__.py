@@ -1,0 +1,1 @@
+"""What is true of a graph: axis groups, cost, sensitivity, calibration statistics."""

@@ -1,0 +1,1 @@
+"""What reads a model into the IR: one folder a format."""

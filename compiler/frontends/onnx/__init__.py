@@ -1,0 +1,1 @@
+"""ONNX files and protobufs into the IR and back, by way of onnx-graphsurgeon."""

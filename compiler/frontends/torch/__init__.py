@@ -1,0 +1,1 @@
+"""torch modules into the IR, from the graph of torch.export."""

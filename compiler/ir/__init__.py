@@ -1,0 +1,22 @@
+"""The intermediate representation. numpy only: knows nothing of onnx, torch or tvm."""
+
+from tersor.ir.dims import Dim, Sym, symbol
+from tersor.ir.encodings import Affine, Dense, Encoding
+from tersor.ir.graph import Attribute, Graph, Node, OpTable, Use, Value
+from tersor.ir.text import parse, print_graph, print_node, weights_of
+from tersor.ir.types import (
+    DType,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    UnknownType,
+    ValueType,
+    parse_type,
+)
+from tersor.ir.verify import verify
+
+__all__ = [
+    "Affine", "Attribute", "DType", "Dense", "Dim", "Encoding", "Graph", "Node", "OpTable",
+    "OptionalType", "SequenceType", "Sym", "TensorType", "UnknownType", "Use", "Value", "ValueType",
+    "parse", "parse_type", "print_graph", "print_node", "symbol", "verify", "weights_of",
+]  # fmt: skip

@@ -1,0 +1,278 @@
+"""Symbolic dimensions: polynomials with integer coefficients over named sizes.
+
+A dimension is an ``int``, a :class:`Sym`, or ``None`` where nothing is known.  A ``Sym`` is kept in
+one canonical form, so equal sizes compare equal whatever order they were computed in:
+
+    batch*12 == 12*batch,   (past + seq) - past == seq,   batch*seq*384 // (batch*seq) == 384
+
+What a polynomial cannot say (a floor division that leaves a rest, a maximum) becomes an *atom*: a
+:class:`Call` that is treated as one more symbol.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+Dim = Union[int, "Sym", None]
+KnownDim = Union[int, "Sym"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+@dataclass(frozen=True)
+class Call:
+    """An atom: ``function(arguments)`` with function one of ``//``, ``max``, ``min``."""
+
+    function: str
+    arguments: tuple[KnownDim, ...]
+
+    def __str__(self) -> str:
+        if self.function == "//":
+            left, right = (f"({a})" if isinstance(a, Sym) else str(a) for a in self.arguments)
+            return f"{left}//{right}"
+        return f"{self.function}({', '.join(map(str, self.arguments))})"
+
+
+Atom = str | Call
+Monomial = tuple[Atom, ...]
+
+
+@dataclass(frozen=True)
+class Sym:
+    """A polynomial: ``terms`` maps sorted monomials to nonzero integer coefficients."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __add__(self, other: KnownDim) -> KnownDim:
+        return _canonical([*self.terms, *_terms(other)])
+
+    def __mul__(self, other: KnownDim) -> KnownDim:
+        return _canonical([(ma + mb, ca * cb) for ma, ca in self.terms for mb, cb in _terms(other)])
+
+    def __sub__(self, other: KnownDim) -> KnownDim:
+        return self + other * -1
+
+    def __rsub__(self, other: KnownDim) -> KnownDim:
+        return self * -1 + other
+
+    def __neg__(self) -> KnownDim:
+        return self * -1
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: KnownDim) -> KnownDim:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: KnownDim) -> KnownDim:
+        return floordiv(other, self)
+
+    def __str__(self) -> str:
+        return " + ".join(_term_text(m, c) for m, c in self.terms).replace("+ -", "- ")
+
+    def __repr__(self) -> str:
+        return f"Sym({self})"
+
+
+def symbol(name: str) -> Sym:
+    """The dimension called ``name``; characters that an identifier can't hold become ``_``."""
+    if not _NAME.match(name):
+        name = re.sub(r"[^A-Za-z0-9_.]", "_", name) or "_"
+        name = name if _NAME.match(name) else "_" + name
+    return Sym((((name,), 1),))
+
+
+def floordiv(a: KnownDim, b: KnownDim) -> KnownDim:
+    """``a // b``, exact where the polynomial divides, an atom otherwise."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    exact = divide(a, b)
+    return exact if exact is not None else _atom("//", (a, b))
+
+
+def divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
+    """The quotient if ``b``, a single term, divides every term of ``a`` (or equals it), else None."""
+    if a == b:
+        return 1
+    divisor = _terms(b)
+    if len(divisor) != 1 or divisor[0][1] == 0:
+        return None
+    (monomial, coefficient) = divisor[0]
+    quotient = []
+    for have, number in _terms(a):
+        rest = list(have)
+        for atom in monomial:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if number % coefficient:
+            return None
+        quotient.append((tuple(rest), number // coefficient))
+    return _canonical(quotient)
+
+
+def maximum(a: KnownDim, b: KnownDim) -> KnownDim:
+    return _extreme("max", a, b)
+
+
+def minimum(a: KnownDim, b: KnownDim) -> KnownDim:
+    return _extreme("min", a, b)
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of ``dims``; None if one is unknown (and none of them is zero)."""
+    result: Dim = 1
+    for dim in dims:
+        if dim == 0:
+            return 0
+        result = None if dim is None or result is None else result * dim
+    return result
+
+
+def evaluate(dim: KnownDim, sizes: Mapping[str, int]) -> int:
+    """The number that ``dim`` stands for under ``sizes``.
+
+    Raises:
+        KeyError: a symbol of ``dim`` has no size.
+    """
+    if isinstance(dim, int):
+        return dim
+    total = 0
+    for monomial, coefficient in dim.terms:
+        for atom in monomial:
+            coefficient *= sizes[atom] if isinstance(atom, str) else _evaluate_call(atom, sizes)
+        total += coefficient
+    return total
+
+
+def substitute(dim: Dim, sizes: Mapping[str, KnownDim]) -> Dim:
+    """``dim`` with symbols replaced; symbols that ``sizes`` does not name stay."""
+    if not isinstance(dim, Sym):
+        return dim
+    total: KnownDim = 0
+    for monomial, coefficient in dim.terms:
+        term: KnownDim = coefficient
+        for atom in monomial:
+            term = term * _substitute_atom(atom, sizes)
+        total = total + term
+    return total
+
+
+def symbols(dim: Dim) -> set[str]:
+    """Names of the symbols that ``dim`` is made of."""
+    if not isinstance(dim, Sym):
+        return set()
+    found: set[str] = set()
+    for monomial, _ in dim.terms:
+        for atom in monomial:
+            found |= {atom} if isinstance(atom, str) else set().union(*map(symbols, atom.arguments))
+    return found
+
+
+def parse_dim(text: str) -> Dim:
+    """Reads what ``str(dim)`` writes, and the expressions of torch's symbolic shapes.
+
+    Raises:
+        ValueError: ``text`` is not an expression of names, integers, ``+ - * // ** max min``.
+    """
+    if text.strip() == "?":
+        return None
+    try:
+        return _from_ast(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, TypeError, KeyError) as error:
+        raise ValueError(f"not a dimension: {text!r}") from error
+
+
+def _from_ast(node: ast.expr) -> KnownDim:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name() | ast.Attribute():
+            return symbol(ast.unparse(node))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _from_ast(operand) * -1
+        case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if power >= 0:
+            result: KnownDim = 1
+            for _ in range(power):
+                result = result * _from_ast(left)
+            return result
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _from_ast(left), _from_ast(right)
+            match op:
+                case ast.Add():
+                    return a + b
+                case ast.Sub():
+                    return a - b
+                case ast.Mult():
+                    return a * b
+                case ast.FloorDiv():
+                    return floordiv(a, b)
+        case ast.Call(func=ast.Name(id=function), args=args) if function.lower() in ("max", "min"):
+            values = [_from_ast(arg) for arg in args]
+            result = values[0]
+            for value in values[1:]:
+                result = _extreme(function.lower(), result, value)
+            return result
+    raise ValueError(f"not a dimension: {ast.unparse(node)!r}")
+
+
+def _terms(dim: KnownDim) -> tuple[tuple[Monomial, int], ...]:
+    return dim.terms if isinstance(dim, Sym) else (((), dim),)
+
+
+def _canonical(terms: Iterable[tuple[Monomial, int]]) -> KnownDim:
+    gathered: dict[Monomial, int] = {}
+    for monomial, coefficient in terms:
+        key = tuple(sorted(monomial, key=str))
+        gathered[key] = gathered.get(key, 0) + coefficient
+    kept = sorted(
+        ((m, c) for m, c in gathered.items() if c), key=lambda t: (not t[0], tuple(map(str, t[0])))
+    )
+    if not kept:
+        return 0
+    if len(kept) == 1 and not kept[0][0]:
+        return kept[0][1]
+    return Sym(tuple(kept))
+
+
+def _atom(function: str, arguments: tuple[KnownDim, ...]) -> Sym:
+    return Sym((((Call(function, arguments),), 1),))
+
+
+def _extreme(function: str, a: KnownDim, b: KnownDim) -> KnownDim:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b) if function == "max" else min(a, b)
+    if a == b:
+        return a
+    return _atom(function, tuple(sorted((a, b), key=str)))
+
+
+def _evaluate_call(call: Call, sizes: Mapping[str, int]) -> int:
+    a, b = (evaluate(argument, sizes) for argument in call.arguments)
+    return {"//": lambda: a // b, "max": lambda: max(a, b), "min": lambda: min(a, b)}[
+        call.function
+    ]()
+
+
+def _substitute_atom(atom: Atom, sizes: Mapping[str, KnownDim]) -> KnownDim:
+    if isinstance(atom, str):
+        return sizes.get(atom, symbol(atom))
+    a, b = (substitute(argument, sizes) for argument in atom.arguments)
+    assert a is not None and b is not None
+    return floordiv(a, b) if atom.function == "//" else _extreme(atom.function, a, b)
+
+
+def _term_text(monomial: Monomial, coefficient: int) -> str:
+    if not monomial:
+        return str(coefficient)
+    # A floor division inside a product needs brackets: 2*(seq//2), not 2*seq//2.
+    several = len(monomial) > 1 or coefficient != 1
+    parts = [f"({a})" if several and isinstance(a, Call) else str(a) for a in monomial]
+    text = "*".join(parts)
+    return (
+        text if coefficient == 1 else f"-{text}" if coefficient == -1 else f"{coefficient}*{text}"
+    )

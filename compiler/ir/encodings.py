@@ -1,0 +1,166 @@
+"""How a constant's numbers are held.
+
+``decode()`` always gives the dense numbers back, so a graph keeps its reference meaning whatever
+its constants are encoded in, and any compression of a constant can be checked numerically.
+
+    Affine, per column of w[2, 3]:   q = round(w / scale) + zero_point,   w ~ (q - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tersor.ir.types import DType, TensorType
+
+
+class Encoding(ABC):
+    """A constant's numbers in some form. Immutable; shared between graph copies."""
+
+    @property
+    @abstractmethod
+    def type(self) -> TensorType:
+        """Type of the decoded tensor."""
+
+    @abstractmethod
+    def decode(self) -> np.ndarray:
+        """The dense numbers, of dtype and shape ``type``."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that the encoded form takes, scales and the like included."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hex SHA-256 (first 16 digits) over the encoded form; equal contents, equal digests."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The encoding in a few words for the text form: ``dense``, ``affine(i8, axis=1)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Encoding):
+    """An array as it is. May be a memory map: nothing is read until it is used."""
+
+    array: np.ndarray
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(DType.of(self.array), self.array.shape)
+
+    def decode(self) -> np.ndarray:
+        return self.array
+
+    @property
+    def nbytes(self) -> int:
+        return -(-self.array.size * DType.of(self.array).bits // 8)
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest(self.describe(), self.array)
+
+    def describe(self) -> str:
+        return "dense"
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Encoding):
+    """Integers with a scale and a zero point (quantized): ``(q - zero_point) * scale``.
+
+    ``values`` are integers of the tensor's shape (int8, uint8, int4 …). ``scale`` (float) and
+    ``zero_point`` (of ``values``' dtype) are scalars (per tensor), vectors along ``axis`` (per
+    channel), or, with ``block`` > 0, of the tensor's shape with ``axis`` divided by ``block``,
+    rounded up (blockwise): the three forms of ONNX's DequantizeLinear.
+    ``bits`` may be fewer than the dtype's where values were kept small on purpose (7-bit weights).
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int | None = None
+    block: int = 0
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        expected = self._parameter_shape()
+        if self.scale.shape != expected or self.zero_point.shape != expected:
+            raise ValueError(
+                f"Affine of {self.values.shape}, axis {self.axis}, block {self.block} needs scale and "
+                f"zero point of shape {expected}, got {self.scale.shape} and {self.zero_point.shape}"
+            )
+        if self.zero_point.dtype != self.values.dtype:
+            raise ValueError(
+                f"zero point is {self.zero_point.dtype}, values are {self.values.dtype}"
+            )
+
+    def _parameter_shape(self) -> tuple[int, ...]:
+        shape = self.values.shape
+        if self.axis is None:
+            return ()
+        if not 0 <= self.axis < len(shape):
+            raise ValueError(f"axis {self.axis} is outside of shape {shape}")
+        if not self.block:
+            return (shape[self.axis],)
+        return tuple(-(-n // self.block) if i == self.axis else n for i, n in enumerate(shape))
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(DType.of(self.scale), self.values.shape)
+
+    @property
+    def storage(self) -> DType:
+        """Element type of ``values``."""
+        return DType.of(self.values)
+
+    @property
+    def is_symmetric(self) -> bool:
+        return not self.zero_point.astype(np.int32).any()
+
+    def expanded(self, parameter: np.ndarray) -> np.ndarray:
+        """``scale`` or ``zero_point`` in a shape that broadcasts against ``values``."""
+        if self.axis is None:
+            return parameter
+        if self.block:
+            repeated = np.repeat(parameter, self.block, axis=self.axis)
+            return np.take(repeated, range(self.values.shape[self.axis]), axis=self.axis)
+        return parameter.reshape([-1 if i == self.axis else 1 for i in range(self.values.ndim)])
+
+    def decode(self) -> np.ndarray:
+        centred = self.values.astype(np.int32) - self.expanded(self.zero_point).astype(np.int32)
+        scale = self.expanded(self.scale)
+        decoded: np.ndarray = (centred.astype(scale.dtype) * scale).astype(scale.dtype, copy=False)
+        return decoded
+
+    @property
+    def nbytes(self) -> int:
+        packed = -(-self.values.size * self.storage.bits // 8)
+        zeros = 0 if self.is_symmetric else -(-self.zero_point.size * self.storage.bits // 8)
+        return packed + self.scale.nbytes + zeros
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest(self.describe(), self.values, self.scale, self.zero_point)
+
+    def describe(self) -> str:
+        where = "" if self.axis is None else f", axis={self.axis}"
+        block = f", block={self.block}" if self.block else ""
+        bits = f", bits={self.bits}" if self.bits != self.storage.bits else ""
+        return f"affine({self.storage.value}{where}{block}{bits})"
+
+
+def _digest(kind: str, *arrays: np.ndarray) -> str:
+    sha = hashlib.sha256(kind.encode())
+    for array in arrays:
+        sha.update(f"{DType.of(array).value}{array.shape}".encode())
+        if array.dtype.hasobject:
+            sha.update(repr(array.tolist()).encode())
+        else:
+            sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,427 @@
+"""The text form: deterministic, parseable, weights by shape and digest.
+
+    graph main(%x: f32[batch, 4]) -> (y = %h) {
+      @w: f32[4, 8] = dense #8d41a5c09ee2f1b3
+      @b: f32[2] = dense [0.5, 1.0]
+      %h: f32[batch, 8] = MatMul(%x, @w) scope "classifier"
+      %m: f32[batch, 8], %_: bool[batch, 8] = Dropout(%h, _) {seed = 1}
+    }
+
+Constants of up to eight elements are written out, larger ones by the digest of their encoding:
+:func:`parse` finds those in ``weights`` (see :func:`weights_of`), and understands ``normal(seed)``
+and ``arange`` in place of a digest, so that tests can be written by hand.  An operand that is left
+out is ``_``.  Printing what was parsed gives the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tersor.errors import InvalidGraph
+from tersor.ir.encodings import Dense, Encoding
+from tersor.ir.graph import Attribute, Graph, Node, OpTable, Value
+from tersor.ir.types import DType, OptionalType, SequenceType, TensorType, UnknownType, parse_type
+
+INLINE_ELEMENTS = 8
+_PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
+
+
+# -- printing ------------------------------------------------------------------------------------
+
+
+def print_graph(graph: Graph) -> str:
+    """The text form of ``graph``, ending in a newline."""
+    return "\n".join(_graph_lines(graph, "")) + "\n"
+
+
+def print_node(node: Node) -> str:
+    """The line (for subgraphs: lines) of one node."""
+    return "\n".join(_node_lines(node, ""))
+
+
+def weights_of(graph: Graph) -> dict[str, Encoding]:
+    """Digest -> encoding of all constants, to parse the graph's text with."""
+    found = {}
+    for g in graph.all_graphs():
+        for value in g.constants.values():
+            if value.encoding is not None:
+                found[value.encoding.digest] = value.encoding
+    for node in graph.walk():
+        for attr in node.attrs.values():
+            for item in attr if isinstance(attr, tuple) else (attr,):
+                if isinstance(item, Encoding):
+                    found[item.digest] = item
+    return found
+
+
+def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:
+    inputs = ", ".join(f"{_ref(v)}: {v.type}" for v in graph.inputs)
+    returned = ", ".join(
+        f"{_name(n)} = {_ref(v)}" for n, v in zip(graph.output_names, graph.outputs, strict=True)
+    )
+    yield f"graph {_name(graph.name)}({inputs}) -> ({returned}) {{"
+    for value in graph.constants.values():
+        assert value.encoding is not None
+        yield f"{indent}  {_ref(value)}: {value.type} = {_encoding(value.encoding)}"
+    for node in graph.nodes:
+        yield from _node_lines(node, indent + "  ")
+    yield indent + "}"
+
+
+def _node_lines(node: Node, indent: str) -> Iterator[str]:
+    made = ", ".join(f"{_ref(v)}: {v.type}" for v in node.outputs)
+    read = ", ".join("_" if v is None else _ref(v) for v in node.inputs)
+    line = f"{indent}{made}{' = ' if made else ''}{node.op}({read})"
+    if node.attrs:
+        line += " {"
+        for i, key in enumerate(sorted(node.attrs)):
+            *before, last = _attribute(node.attrs[key], indent + "  ")
+            text = [*before, last]
+            line += f"{', ' if i else ''}{key} = {text[0]}"
+            if len(text) > 1:
+                yield line
+                yield from text[1:-1]
+                line = text[-1]
+        line += "}"
+    if node.scope:
+        line += f" scope {json.dumps(node.scope)}"
+    if node.name:
+        line += f" name {json.dumps(node.name)}"
+    yield line
+
+
+def _attribute(attr: Attribute, indent: str) -> list[str]:
+    if isinstance(attr, Graph):
+        return list(_graph_lines(attr, indent))
+    if isinstance(attr, tuple) and attr and isinstance(attr[0], Graph):
+        lines = ["["]
+        for i, graph in enumerate(attr):
+            assert isinstance(graph, Graph)
+            first, *rest = _graph_lines(graph, indent)
+            lines[-1] += ("" if i == 0 else ", ") + first
+            lines.extend(rest)
+        lines[-1] += "]"
+        return lines
+    if isinstance(attr, tuple):
+        return [f"[{', '.join(_scalar(a) for a in attr)}]"]
+    return [_scalar(attr)]
+
+
+def _scalar(attr: object) -> str:
+    if isinstance(attr, Encoding):
+        return f"tensor {attr.type} {_encoding(attr)}"
+    if isinstance(attr, (TensorType, SequenceType, OptionalType, UnknownType)):
+        return f"type {json.dumps(str(attr))}"
+    if isinstance(attr, bytes):
+        return f"bytes {json.dumps(attr.hex())}"
+    if isinstance(attr, str):
+        return json.dumps(attr)
+    if isinstance(attr, (bool, np.bool_)):
+        raise TypeError("attributes hold no booleans: ONNX writes 0 and 1")
+    return _number(attr)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    number = float(value)  # type: ignore[arg-type]
+    if math.isfinite(number):
+        return repr(number)
+    return "nan" if math.isnan(number) else "inf" if number > 0 else "-inf"
+
+
+def _encoding(encoding: Encoding) -> str:
+    text = encoding.describe()
+    if isinstance(encoding, Dense) and _inlines(encoding):
+        flat = encoding.array.reshape(-1).tolist()
+        if encoding.array.dtype.kind == "V":
+            flat = encoding.array.reshape(-1).astype(np.float64).tolist()
+        items = (str(v).lower() if isinstance(v, bool) else _number(v) for v in flat)
+        return f"{text} [{', '.join(items)}]"
+    return f"{text} #{encoding.digest}"
+
+
+def _inlines(encoding: Dense) -> bool:
+    if encoding.array.size > INLINE_ELEMENTS:
+        return False
+    dtype = encoding.type.dtype
+    if dtype.is_float:
+        # The bits of a NaN and the sign of one do not survive decimal text.
+        return not np.isnan(encoding.array.astype(np.float64)).any()
+    return dtype.is_integer or dtype is DType.BOOL
+
+
+def _name(name: str) -> str:
+    return name if _PLAIN.match(name) else json.dumps(name)
+
+
+def _ref(value: Value) -> str:
+    return ("@" if value.is_constant else "%") + _name(value.name)
+
+
+# -- parsing -------------------------------------------------------------------------------------
+
+
+def parse(
+    text: str, table: OpTable | None = None, weights: Mapping[str, Encoding] | None = None
+) -> Graph:
+    """Reads a graph from its text form.
+
+    Types are taken from the text; ``table``, if given, checks attributes and fills in defaults.
+
+    Raises:
+        InvalidGraph: a syntax error (with its line), an undefined name, or a digest that ``weights``
+            does not have.
+    """
+    return _Parser(text, table, weights or {}).parse()
+
+
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t\r\n]+|//[^\n]*)
+      | (?P<string>"(?:[^"\\]|\\.)*")
+      | (?P<arrow>->)
+      | (?P<ref>[%@](?:[A-Za-z0-9_./\-]+|"(?:[^"\\]|\\.)*"))
+      | (?P<digest>\#[0-9a-f]+)
+      | (?P<number>[-+]?(?:inf\b|nan\b|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?))
+      | (?P<word>[A-Za-z_][A-Za-z0-9_./\-]*)
+      | (?P<mark>[(){}\[\],=:])""",
+    re.VERBOSE,
+)
+_TYPE = re.compile(r"(?:seq<|optional<)*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
+
+
+class _Parser:
+    def __init__(self, text: str, table: OpTable | None, weights: Mapping[str, Encoding]) -> None:
+        self.text = text
+        self.position = 0
+        self.table = table
+        self.weights = weights
+        self.values: dict[str, Value] = {}
+
+    def parse(self) -> Graph:
+        graph = self.graph(None)
+        if self.peek()[1]:
+            self.fail(f"unexpected {self.peek()[1]!r} after the graph")
+        return graph
+
+    # tokens
+
+    def fail(self, message: str) -> InvalidGraph:
+        line = self.text.count("\n", 0, self.position) + 1
+        raise InvalidGraph(f"line {line}: {message}")
+
+    def peek(self) -> tuple[str, str, int]:
+        """Kind, text and end of the next token; ``("end", "", n)`` at the end."""
+        start = self.position
+        while start < len(self.text):
+            match = _TOKEN.match(self.text, start)
+            if match is None:
+                self.fail(f"cannot read {self.text[start : start + 20]!r}")
+            assert match is not None and match.lastgroup is not None
+            if match.lastgroup != "space":
+                return match.lastgroup, match.group(), match.end()
+            start = self.position = match.end()
+        return "end", "", start
+
+    def take(self, expected: str = "") -> str:
+        _, text, end = self.peek()
+        if expected and text != expected:
+            self.fail(f"expected {expected!r}, found {text!r}")
+        self.position = end
+        return text
+
+    def accept(self, text: str) -> bool:
+        if self.peek()[1] == text:
+            self.take()
+            return True
+        return False
+
+    def name(self) -> str:
+        text = self.take()
+        return str(json.loads(text)) if text.startswith('"') else text
+
+    def string(self) -> str:
+        kind, text, _ = self.peek()
+        if kind != "string":
+            self.fail(f"expected a string, found {text!r}")
+        return str(json.loads(self.take()))
+
+    def ref(self) -> str:
+        kind, text, _ = self.peek()
+        if kind != "ref":
+            self.fail(f"expected a value, found {text!r}")
+        self.take()
+        return str(json.loads(text[1:])) if text[1] == '"' else text[1:]
+
+    def type(self) -> object:
+        self.peek()
+        match = _TYPE.match(self.text, self.position)
+        if match is None:
+            self.fail("expected a type")
+        assert match is not None
+        self.position = match.end()
+        try:
+            return parse_type(match.group())
+        except ValueError as error:
+            return self.fail(str(error))
+
+    # structure
+
+    def graph(self, outer: Graph | None) -> Graph:
+        self.take("graph")
+        graph = Graph(self.name(), self.table, outer)
+        self.take("(")
+        while not self.accept(")"):
+            name = self.ref()
+            self.take(":")
+            self.values[name] = graph.add_input(name, self.type())  # type: ignore[arg-type]
+            if self.values[name].name != name:
+                self.fail(f"%{name} is defined twice")
+            self.accept(",")
+        self.take("->")
+        self.take("(")
+        returned: list[tuple[str, str]] = []
+        while not self.accept(")"):
+            output = self.name()
+            self.take("=")
+            returned.append((output, self.ref()))
+            self.accept(",")
+        self.take("{")
+        while not self.accept("}"):
+            self.statement(graph)
+        graph.set_outputs([self.value(ref) for _, ref in returned], [name for name, _ in returned])
+        return graph
+
+    def value(self, name: str) -> Value:
+        if name not in self.values:
+            self.fail(f"%{name} is not defined")
+        return self.values[name]
+
+    def statement(self, graph: Graph) -> None:
+        made: list[tuple[str, object]] = []
+        constant = self.peek()[1].startswith("@")
+        while self.peek()[0] == "ref":
+            name = self.ref()
+            self.take(":")
+            made.append((name, self.type()))
+            self.accept(",")
+        if made:
+            self.take("=")
+        for name, _ in made:
+            if name in self.values:
+                self.fail(f"%{name} is defined twice")
+        if constant:
+            (name, type), *_ = made
+            self.values[name] = graph.constant(self.encoding(type), name)
+            return
+        self.node(graph, made)
+
+    def node(self, graph: Graph, made: list[tuple[str, object]]) -> None:
+        op = self.take()
+        self.take("(")
+        inputs: list[Value | None] = []
+        while not self.accept(")"):
+            inputs.append(None if self.accept("_") else self.value(self.ref()))
+            self.accept(",")
+        attrs: dict[str, Attribute] = {}
+        if self.accept("{"):
+            while not self.accept("}"):
+                key = self.take()
+                self.take("=")
+                attrs[key] = self.attribute(graph)
+                self.accept(",")
+        scope = self.string() if self.accept("scope") else ""
+        node_name = self.string() if self.accept("name") else ""
+        node = graph.emit_node(
+            op,
+            inputs,
+            attrs,
+            names=[name for name, _ in made],
+            types=[type for _, type in made],  # type: ignore[misc]
+            scope=scope,
+            node_name=node_name,
+        )
+        for value in node.outputs:
+            self.values[value.name] = value
+        if self.table is not None:
+            self._contents(node)
+
+    def _contents(self, node: Node) -> None:
+        """Types were written; symbolic contents are not, so they are inferred anew."""
+        assert self.table is not None
+        if any(v.type == UnknownType() for v in node.outputs):
+            return
+        for value, (_, contents) in zip(node.outputs, self.table.infer(node), strict=True):
+            value.contents = contents
+
+    def attribute(self, graph: Graph) -> Attribute:
+        kind, text, _ = self.peek()
+        if text == "graph":
+            return self.graph(graph)
+        if text == "[":
+            self.take()
+            items = []
+            while not self.accept("]"):
+                items.append(self.attribute(graph))
+                self.accept(",")
+            return tuple(items)  # type: ignore[return-value]
+        if text == "tensor":
+            self.take()
+            return self.encoding(self.type())
+        if text == "type":
+            self.take()
+            return parse_type(self.string())
+        if text == "bytes":
+            self.take()
+            return bytes.fromhex(self.string())
+        if kind == "string":
+            return self.string()
+        if kind == "number":
+            self.take()
+            return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+        raise self.fail(f"expected an attribute, found {text!r}")
+
+    def encoding(self, type: object) -> Encoding:
+        if not isinstance(type, TensorType):
+            raise self.fail(f"a constant cannot be {type}")
+        described = self.take()
+        if self.accept("("):
+            while not self.accept(")"):
+                self.take()
+        kind, text, _ = self.peek()
+        if kind == "digest":
+            self.take()
+            if text[1:] not in self.weights:
+                self.fail(f"no weight with digest {text}")
+            return self.weights[text[1:]]
+        if described != "dense":
+            self.fail(f"{described} constants are written by digest")
+        return Dense(self.numbers(type))
+
+    def numbers(self, type: TensorType) -> np.ndarray:
+        shape, dtype = type.shape, type.dtype.numpy
+        if self.accept("normal"):
+            self.take("(")
+            seed = int(self.take())
+            self.take(")")
+            return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+        if self.accept("arange"):
+            return np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+        self.take("[")
+        items: list[object] = []
+        while not self.accept("]"):
+            word = self.take()
+            items.append(
+                word == "true"
+                if type.dtype is DType.BOOL
+                else int(word)
+                if type.dtype.is_integer
+                else float(word)
+            )
+            self.accept(",")
+        return np.array(items, dtype).reshape(shape)

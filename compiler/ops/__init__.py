@@ -1,0 +1,13 @@
+"""The op table: what every op means, one row an op, one file a family."""
+
+from tersor.ops import families
+from tersor.ops.onnx_schema import IR_OPSET
+from tersor.ops.opdef import Cost, Member, OpDef, Quantizable, Sample, Tie
+from tersor.ops.table import Table, contents_of
+
+TABLE = Table(families.rows())
+
+__all__ = [
+    "IR_OPSET", "TABLE", "Cost", "Member", "OpDef", "Quantizable", "Sample", "Table", "Tie",
+    "contents_of",
+]  # fmt: skip

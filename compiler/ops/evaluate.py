@@ -1,0 +1,90 @@
+"""The reference meaning of a graph: every node by its row's torch evaluation, constants decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import Unsupported
+from tersor.ir import DType, Graph, Node, TensorType, Value
+from tersor.ops.table import Table
+
+__all__ = ["evaluate", "evaluate_node"]
+
+
+def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs ``graph`` in torch and returns its outputs by name.
+
+    Raises:
+        Unsupported: a node's op has no torch evaluation (named), or torch is not installed.
+        KeyError: an input is missing.
+    """
+    values: dict[Value, Any] = {v: _to_torch(inputs[v.name]) for v in graph.inputs}
+    run(graph, values)
+    return {
+        name: _to_numpy(values[value], value)
+        for name, value in zip(graph.output_names, graph.outputs, strict=True)
+    }
+
+
+def run(graph: Graph, values: dict[Value, Any]) -> None:
+    """Fills ``values`` with torch tensors for all of the graph's values; inputs and captured outer
+    values must be there. Tensors are dropped after their last reader unless the graph returns them."""
+    for constant in graph.constants.values():
+        values[constant] = _to_torch(constant.numpy())
+    for node in graph.nodes:
+        for value, tensor in zip(node.outputs, evaluate_node(node, values), strict=False):
+            values[value] = tensor
+
+
+def evaluate_node(node: Node, values: dict[Value, Any]) -> tuple[Any, ...]:
+    """Outputs of one node from its operands' tensors in ``values``."""
+    assert node.graph is not None and isinstance(node.graph.table, Table)
+    row = node.graph.table.get(node.op)
+    if row is None or row.torch is None:
+        raise Unsupported(f"{node.label}: {node.op} has no torch evaluation")
+    operands = [None if v is None else values[v] for v in node.inputs]
+    attrs: dict[str, Any] = dict(node.attrs)
+    if node.subgraphs:
+        attrs["run"] = lambda sub, *args: _run_subgraph(sub, values, args)
+    if node.op in _NEEDS_OUTPUTS:
+        attrs["outputs"] = len(node.outputs)
+    result = row.torch(*operands, **attrs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+# Split without sizes divides by the number of its results, which no attribute tells.
+_NEEDS_OUTPUTS = {"Split"}
+
+
+def _run_subgraph(graph: Graph, outer: dict[Value, Any], args: tuple[Any, ...]) -> list[Any]:
+    values = dict(outer)
+    values.update(zip(graph.inputs, args, strict=True))
+    run(graph, values)
+    return [values[v] for v in graph.outputs]
+
+
+def _to_torch(array: np.ndarray) -> Any:
+    import torch
+
+    array = np.ascontiguousarray(array).reshape(np.shape(array))
+    name = DType.of(array)
+    if name is DType.BF16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    if name.bits < 8:
+        return torch.from_numpy(array.astype(np.int8 if name.value[0] == "i" else np.uint8))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _to_numpy(tensor: Any, value: Value) -> np.ndarray:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return np.asarray(tensor)
+    dtype = value.type.dtype.numpy if isinstance(value.type, TensorType) else None
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    array: np.ndarray = tensor.detach().cpu().numpy()
+    return array if dtype is None else array.astype(dtype, copy=False)

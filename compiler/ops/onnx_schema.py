@@ -1,0 +1,252 @@
+"""The op table's one door to onnx: element types, schemas with their defaults, per-node inference.
+
+Everything in the IR means what ONNX says at opset :data:`IR_OPSET`; frontends normalize to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.shape_inference
+from onnx import TypeProto
+
+from tersor.errors import InvalidGraph
+from tersor.ir import (
+    Attribute,
+    Dim,
+    DType,
+    Encoding,
+    Graph,
+    Node,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    UnknownType,
+    Value,
+    ValueType,
+)
+from tersor.ir.dims import parse_dim, symbol
+
+IR_OPSET = 28
+ML_OPSET = 5
+DATA_ELEMENTS = (
+    1024  # Constants up to this size are shown to onnx's inference (shapes, axes, pads).
+)
+
+_ONNX_TYPES = {
+    DType.F32: "FLOAT", DType.F64: "DOUBLE", DType.F16: "FLOAT16", DType.BF16: "BFLOAT16",
+    DType.F8E4M3FN: "FLOAT8E4M3FN", DType.F8E4M3FNUZ: "FLOAT8E4M3FNUZ",
+    DType.F8E5M2: "FLOAT8E5M2", DType.F8E5M2FNUZ: "FLOAT8E5M2FNUZ", DType.F8E8M0: "FLOAT8E8M0",
+    DType.F4E2M1: "FLOAT4E2M1", DType.I64: "INT64", DType.I32: "INT32", DType.I16: "INT16",
+    DType.I8: "INT8", DType.I4: "INT4", DType.I2: "INT2", DType.U64: "UINT64", DType.U32: "UINT32",
+    DType.U16: "UINT16", DType.U8: "UINT8", DType.U4: "UINT4", DType.U2: "UINT2",
+    DType.BOOL: "BOOL", DType.STRING: "STRING", DType.C64: "COMPLEX64", DType.C128: "COMPLEX128",
+}  # fmt: skip
+TO_ONNX: dict[DType, int] = {d: onnx.TensorProto.DataType.Value(n) for d, n in _ONNX_TYPES.items()}
+FROM_ONNX: dict[int, DType] = {number: dtype for dtype, number in TO_ONNX.items()}
+
+
+def split_domain(op: str) -> tuple[str, str]:
+    """``"com.microsoft.Gelu"`` -> ``("com.microsoft", "Gelu")``; ONNX's own domain is ``""``."""
+    domain, _, name = op.rpartition(".")
+    return domain, name
+
+
+@cache
+def schema(op: str, opset: int = IR_OPSET) -> onnx.defs.OpSchema | None:
+    """The schema of a standard op, None for others."""
+    domain, name = split_domain(op)
+    if domain not in ("", "ai.onnx.ml"):
+        return None
+    version = opset if domain == "" else ML_OPSET
+    try:
+        return onnx.defs.get_schema(name, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+@cache
+def defaults(op: str) -> dict[str, Attribute]:
+    """Defaults of a standard op's attributes that have one."""
+    found = schema(op)
+    if found is None:
+        return {}
+    return {
+        name: _plain(onnx.helper.get_attribute_value(attr.default_value))
+        for name, attr in found.attributes.items()
+        if attr.default_value.name
+    }
+
+
+def _plain(value: object) -> Attribute:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)  # type: ignore[return-value]
+    return value  # type: ignore[return-value]
+
+
+def check_attributes(op: str, attrs: Mapping[str, Attribute]) -> None:
+    """Refuses attributes that the op's schema does not know.
+
+    Raises:
+        InvalidGraph: an unknown or missing attribute.
+    """
+    found = schema(op)
+    if found is None:
+        return
+    for name in attrs:
+        if name not in found.attributes:
+            known = ", ".join(sorted(found.attributes))
+            raise InvalidGraph(f"{op} has no attribute {name!r} (it has: {known})")
+    for name, attr in found.attributes.items():
+        if attr.required and name not in attrs:
+            raise InvalidGraph(f"{op} needs the attribute {name!r}")
+
+
+# -- types ---------------------------------------------------------------------------------------
+
+
+def type_to_proto(type: ValueType) -> TypeProto:
+    """The protobuf of a type; an unknown type gives an empty one."""
+    proto = TypeProto()
+    if isinstance(type, TensorType):
+        proto.tensor_type.elem_type = TO_ONNX[type.dtype]
+        if type.dims is not None:
+            proto.tensor_type.shape.SetInParent()
+            for dim in type.dims:
+                entry = proto.tensor_type.shape.dim.add()
+                if isinstance(dim, int):
+                    entry.dim_value = dim
+                elif dim is not None:
+                    entry.dim_param = str(dim)
+    elif isinstance(type, SequenceType):
+        proto.sequence_type.elem_type.CopyFrom(type_to_proto(type.element))
+    elif isinstance(type, OptionalType):
+        proto.optional_type.elem_type.CopyFrom(type_to_proto(type.element))
+    return proto
+
+
+def type_from_proto(proto: TypeProto) -> ValueType:
+    """The type that a protobuf tells; maps and sparse tensors are unknown."""
+    kind = proto.WhichOneof("value")
+    if kind == "sequence_type":
+        return SequenceType(type_from_proto(proto.sequence_type.elem_type))
+    if kind == "optional_type":
+        return OptionalType(type_from_proto(proto.optional_type.elem_type))
+    if kind != "tensor_type" or proto.tensor_type.elem_type not in FROM_ONNX:
+        return UnknownType()
+    dtype = FROM_ONNX[proto.tensor_type.elem_type]
+    if not proto.tensor_type.HasField("shape"):
+        return TensorType(dtype, None)
+    return TensorType(dtype, tuple(_dim(d) for d in proto.tensor_type.shape.dim))
+
+
+def _dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
+    if proto.WhichOneof("value") == "dim_value":
+        return int(proto.dim_value) if proto.dim_value >= 0 else None
+    if not proto.dim_param:
+        return None
+    try:
+        return parse_dim(proto.dim_param)
+    except ValueError:
+        return symbol(proto.dim_param)
+
+
+# -- inference -----------------------------------------------------------------------------------
+
+
+def infer(node: Node) -> list[ValueType]:
+    """Types of the outputs by onnx's own inference for this one node.
+
+    Ops without a schema and nodes with subgraphs whose types are not known give unknown types.
+
+    Raises:
+        InvalidGraph: onnx refuses the operands.
+    """
+    found = schema(node.op)
+    if found is None:
+        return [UnknownType() for _ in node.outputs]
+    proto = onnx.NodeProto(op_type=found.name, domain=found.domain)
+    proto.input.extend("" if v is None else v.name for v in node.inputs)
+    proto.output.extend(f"{v.name}!out" for v in node.outputs)
+    for key, attr in node.attrs.items():
+        if _has_graph(attr):
+            return [_subgraph_type(node, i) for i in range(len(node.outputs))]
+        proto.attribute.append(attribute_to_proto(key, attr, found))
+    operands = [v for v in node.inputs if v is not None]
+    types = {v.name: type_to_proto(v.type) for v in operands if v.type != UnknownType()}
+    if len(types) < len({v.name for v in operands}):
+        return [UnknownType() for _ in node.outputs]
+    data = {v.name: _tensor_proto(v) for v in operands if _shown(v)}
+    try:
+        inferred = onnx.shape_inference.infer_node_outputs(
+            found, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", IR_OPSET)]
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidGraph(f"{node.label}: {reason}") from None
+    return [
+        type_from_proto(inferred[f"{v.name}!out"]) if f"{v.name}!out" in inferred else UnknownType()
+        for v in node.outputs
+    ]
+
+
+def _has_graph(attr: Attribute) -> bool:
+    return isinstance(attr, Graph) or (
+        isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr)
+    )
+
+
+def _subgraph_type(node: Node, index: int) -> ValueType:
+    """If: the type both branches agree on; other control flow is typed by its row."""
+    types = [g.outputs[index].type for g in node.subgraphs if index < len(g.outputs)]
+    return (
+        types[0]
+        if types and node.op == "If" and all(t == types[0] for t in types)
+        else UnknownType()
+    )
+
+
+def _shown(value: Value) -> bool:
+    return (
+        value.encoding is not None
+        and isinstance(value.type, TensorType)
+        and value.type.is_static
+        and math.prod(value.type.shape) <= DATA_ELEMENTS
+        and value.type.dtype is not DType.STRING
+    )
+
+
+def _tensor_proto(value: Value) -> onnx.TensorProto:
+    return array_to_proto(value.numpy(), value.name)
+
+
+def array_to_proto(array: np.ndarray, name: str = "") -> onnx.TensorProto:
+    """A TensorProto of any element type, 2- and 4-bit ones packed."""
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def attribute_to_proto(
+    name: str, attr: Attribute, found: onnx.defs.OpSchema | None = None
+) -> onnx.AttributeProto:
+    """An attribute (no graphs) as protobuf; the schema settles the type of empty lists."""
+    if isinstance(attr, Encoding):
+        return onnx.helper.make_attribute(name, array_to_proto(attr.decode()))
+    if isinstance(attr, (TensorType, SequenceType, OptionalType)):
+        return onnx.helper.make_attribute(name, type_to_proto(attr))
+    if isinstance(attr, tuple) and attr and isinstance(attr[0], Encoding):
+        return onnx.helper.make_attribute(
+            name,
+            [array_to_proto(a.decode()) for a in attr],  # type: ignore[union-attr]
+        )
+    known = found.attributes.get(name) if found is not None else None
+    kind = int(known.type.value) if known is not None else None
+    if kind is None and isinstance(attr, tuple) and not attr:
+        kind = onnx.AttributeProto.INTS
+    return onnx.helper.make_attribute(name, attr, attr_type=kind)

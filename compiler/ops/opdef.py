@@ -1,0 +1,145 @@
+"""What a row of the op table says, and the small data it is made of.
+
+An op's meaning lives in its row and nowhere else: canonicalization, cost, pruning, quantization,
+evaluation and verification all read it.  To add an op, add a row to its family's file; the contract
+tests find it there and hold its evaluation, types and ties against ONNX Runtime on its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from tersor.ir import Attribute, Dim, Node, ValueType
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of a node: multiply-adds, and other arithmetic operations one element at a time.
+
+    Both are dims, so that a graph with symbolic sizes has a symbolic cost; None means unknown.
+    """
+
+    macs: Dim = 0
+    elementwise: Dim = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """How one axis of an operand or result takes part in a :class:`Tie`.
+
+    The positions ``offset + (o * size + u) * inner + i`` for all ``o < outer``, ``i < inner`` belong
+    to unit ``u``:
+
+        a plain axis                            outer=1 inner=1
+        heads in a hidden axis of h*d           inner=d
+        the d lanes in a hidden axis of h*d     outer=h
+        the hidden units in an LSTM's gates     outer=4
+        the second operand of a Concat          offset=size of the first
+    """
+
+    side: Literal["in", "out"]
+    index: int
+    axis: int
+    outer: int = 1
+    inner: int = 1
+    offset: int = 0
+
+    def positions(self, units: Sequence[int], size: int) -> list[int]:
+        """Positions on the axis that the ``units``, of ``size`` in all, own, in ascending order."""
+        return sorted(
+            self.offset + (o * size + u) * self.inner + i
+            for o in range(self.outer)
+            for u in units
+            for i in range(self.inner)
+        )
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Axes that hold the same units: who removes a unit from one must remove it from all.
+
+    kind:
+        same: slicing the operands' members slices the results' members, values unchanged.
+        sum: the units are summed over: slicing all members gives what zeroing those units gives.
+        shape: slicing keeps the shapes consistent, but changes the other units' values (the
+            normalized axis of a LayerNormalization).
+    """
+
+    size: Dim
+    members: tuple[Member, ...]
+    kind: Literal["same", "sum", "shape"] = "same"
+
+
+@dataclass(frozen=True)
+class Quantizable:
+    """Where quantizers go: the constant operand ``weight`` with its channels along ``axis``
+    (negative: from the end), and the ``activation`` operand, or None if only the weight is held in
+    fewer bits."""
+
+    weight: int
+    axis: int
+    activation: int | None = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Operands and attributes that exercise an op, for the contract tests.
+
+    ``constant`` are the indices of operands that must be constants (shapes, axes, weights).
+    ``tolerance`` is relative and absolute at once, for the comparison with ONNX Runtime.
+    """
+
+    inputs: Sequence[np.ndarray | None]
+    attrs: dict[str, Attribute] = field(default_factory=dict)
+    constant: frozenset[int] = frozenset()
+    outputs: int = 1
+    tolerance: float = 1e-5
+
+
+Infer = Callable[[Node], Sequence[ValueType]]
+Contents = Callable[[Node], Sequence[np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One row of the op table.
+
+    Attributes:
+        op: ONNX's name; ops that we define ourselves are ``tersor.Name``.
+        doc: for our own ops: operands, attributes, result and the formula.
+        since: the lowest ONNX opset at which the op means what this row says (our own ops: 0).
+        inputs: for our own ops: operand names, a trailing ``?`` marks an optional one, ``*`` a
+            variadic one. ONNX's ops take theirs from the schema.
+        attrs: for our own ops: attributes with defaults (a type in place of a default: required).
+        outputs: for our own ops: how many, at most.
+        infer: types of the results; None: onnx's own per-node inference.
+        contents: symbolic contents of the results, for shape arithmetic.
+        torch: ``torch(*operands, **attrs)`` -> tensor, or tuple of tensors. Operands left out are
+            None. Imports torch inside.
+        cost: None: unknown.
+        ties: axes tied together; None: nothing is known, all axes are pinned.
+        quantizable: where quantizers go.
+        deterministic: two nodes with equal operands and attributes give equal results.
+        commutative: the first two operands may be exchanged.
+        samples: operands for the contract tests, made from a random generator.
+    """
+
+    op: str
+    doc: str = ""
+    since: int = 0
+    inputs: tuple[str, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    outputs: int = 1
+    infer: Infer | None = None
+    contents: Contents | None = None
+    torch: Callable[..., Any] | None = None
+    cost: Callable[[Node], Cost] | None = None
+    ties: Callable[[Node], list[Tie]] | None = None
+    quantizable: Quantizable | None = None
+    deterministic: bool = True
+    commutative: bool = False
+    samples: Callable[[np.random.Generator], list[Sample]] | None = None

@@ -1,0 +1,121 @@
+"""The op table: rows by op, and what a graph asks when a node is emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tersor.errors import InvalidGraph, suggest
+from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ops import onnx_schema
+from tersor.ops.opdef import Cost, OpDef, Tie
+
+CONTENTS_ELEMENTS = 64  # Integer tensors up to this size have their elements tracked as dims.
+
+
+class Table:
+    """Rows by op name. An op that has no row and no schema is opaque: it passes through untouched."""
+
+    def __init__(self, rows: list[OpDef]) -> None:
+        self._rows: dict[str, OpDef] = {}
+        for row in rows:
+            if row.op in self._rows:
+                raise ValueError(f"two rows for {row.op}")
+            self._rows[row.op] = row
+
+    def __iter__(self) -> Iterator[OpDef]:
+        return iter(self._rows.values())
+
+    def __contains__(self, op: str) -> bool:
+        return op in self._rows
+
+    def get(self, op: str) -> OpDef | None:
+        """The row of ``op``; None for ops without one."""
+        return self._rows.get(op)
+
+    def is_opaque(self, op: str) -> bool:
+        """Whether neither a row nor an ONNX schema says what ``op`` means."""
+        return op not in self._rows and onnx_schema.schema(op) is None
+
+    # -- what ir.Graph asks ------------------------------------------------------------------------
+
+    def complete(self, op: str, attrs: Mapping[str, Attribute]) -> dict[str, Attribute]:
+        """``attrs`` with defaults filled in.
+
+        Raises:
+            InvalidGraph: an attribute that the op does not have, or one that it lacks.
+        """
+        row = self._rows.get(op)
+        if row is None or not op.startswith("tersor."):
+            onnx_schema.check_attributes(op, attrs)
+            return {**onnx_schema.defaults(op), **attrs}
+        for name in attrs:
+            if name not in row.attrs:
+                raise InvalidGraph(f"{op} has no attribute {name!r}{suggest(name, row.attrs)}")
+        for name, default in row.attrs.items():
+            if isinstance(default, type) and name not in attrs:
+                raise InvalidGraph(f"{op} needs the attribute {name!r}")
+        given = {k: v for k, v in row.attrs.items() if not isinstance(v, type)}
+        return {**given, **attrs}
+
+    def infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:
+        """Type and symbolic contents of each output.
+
+        Raises:
+            InvalidGraph: the op refuses its operands.
+        """
+        row = self._rows.get(node.op)
+        if row is not None and row.infer is not None:
+            if any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs):
+                types: list[ValueType] = [UnknownType() for _ in node.outputs]
+            else:
+                types = list(row.infer(node))
+                types += [UnknownType() for _ in node.outputs[len(types) :]]
+        else:
+            types = onnx_schema.infer(node)
+        contents: list[np.ndarray | None] = [None] * len(types)
+        if row is not None and row.contents is not None:
+            contents = list(row.contents(node))
+        pairs = zip(types, contents, strict=True)
+        return [(_sharpen(type, known), known) for type, known in pairs]
+
+    # -- what passes and analyses ask --------------------------------------------------------------
+
+    def cost(self, node: Node) -> Cost:
+        """Work of a node; unknown without a row that tells."""
+        row = self._rows.get(node.op)
+        return row.cost(node) if row is not None and row.cost is not None else Cost(None, None)
+
+    def ties(self, node: Node) -> list[Tie] | None:
+        """Axes tied by a node; None where nothing is known, so that all are pinned."""
+        row = self._rows.get(node.op)
+        return row.ties(node) if row is not None and row.ties is not None else None
+
+    def graph(self, name: str = "main", outer: Graph | None = None) -> Graph:
+        """An empty graph over this table."""
+        return Graph(name, self, outer)
+
+
+def contents_of(value: Value | None) -> np.ndarray | None:
+    """Elements of a small integer or boolean tensor as dims (an object array of the tensor's shape),
+    or None. Constants are read here, results as their node's row inferred them."""
+    if value is None:
+        return None
+    if value.contents is None and value.encoding is not None:
+        type = value.encoding.type
+        small = np.prod(type.shape, dtype=np.int64) <= CONTENTS_ELEMENTS
+        if small and (type.dtype.is_integer or type.dtype is DType.BOOL):
+            numbers = value.encoding.decode()
+            flat = [int(v) for v in numbers.reshape(-1)]
+            held = np.empty(len(flat), object)
+            held[:] = flat
+            value.contents = held.reshape(numbers.shape)
+    return value.contents
+
+
+def _sharpen(type: ValueType, contents: np.ndarray | None) -> ValueType:
+    """The contents' shape is exact: it fills in dims that inference left open."""
+    if contents is None or not isinstance(type, TensorType):
+        return type
+    return type.with_dims(tuple(contents.shape))

@@ -1,0 +1,74 @@
+"""Finds passes, recipes and backends by name.
+
+The compiler does not import what builds on it: passes and backends live in packages of their own,
+and are looked up here when a name is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tomllib
+from functools import cache
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+from tersor.errors import InvalidOption, Unsupported, suggest
+from tersor.pipeline import Pass
+
+RUNTIMES = ("ort",)
+
+
+@cache
+def passes() -> dict[str, type[Pass]]:
+    """All passes by name, sorted: every concrete :class:`Pass` in a module under ``tersor.passes``."""
+    package = importlib.import_module("tersor.passes")
+    found: dict[str, type[Pass]] = {}
+    for info in pkgutil.walk_packages(package.__path__, "tersor.passes."):
+        module = importlib.import_module(info.name)
+        for member in vars(module).values():
+            if (
+                isinstance(member, type)
+                and issubclass(member, Pass)
+                and member.__module__ == info.name
+            ):
+                found[member.pass_name()] = member
+    return dict(sorted(found.items()))
+
+
+def find_pass(name: str) -> type[Pass]:
+    """The pass called ``name``.
+
+    Raises:
+        InvalidOption: there is none; with a suggestion.
+    """
+    known = passes()
+    if name not in known:
+        raise InvalidOption(f"no pass {name!r}{suggest(name, known)}")
+    return known[name]
+
+
+def backend(runtime: str) -> ModuleType:
+    """The backend package of a runtime.
+
+    Raises:
+        InvalidOption: no such runtime.
+        Unsupported: it is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise InvalidOption(f"no runtime {runtime!r}{suggest(runtime, RUNTIMES)}")
+    try:
+        return importlib.import_module(f"tersor.backends.{runtime}")
+    except ModuleNotFoundError as error:
+        raise Unsupported(f"the {runtime} runtime needs the package {error.name!r}") from None
+
+
+def shipped_recipes() -> dict[str, dict[str, Any]]:
+    """The recipes that come with the package, by name, as plain data."""
+    folder = files("tersor") / "recipes"
+    return {
+        entry.name.removesuffix(".toml"): tomllib.loads(entry.read_text())
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
+        if entry.name.endswith(".toml")
+    }

@@ -1,0 +1,52 @@
+"""What was done, what was not and why, and what it cost. Unknown is None, never zero."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class PassReport:
+    """One pass over one graph.
+
+    Attributes:
+        name: the pass, with its options as ``name{key=value}``.
+        seconds: wall time of the pass, verification apart.
+        rewrites: how often it changed something.
+        skips: (node, reason) where a rule met its pattern but did not apply.
+        notes: lossy steps' costs and other remarks, a line each.
+        nodes: node count after it, subgraphs included.
+        weight_bytes: bytes of all constants after it, as encoded.
+        max_error: largest absolute difference against the reference on the verification inputs, where
+            the pass claims values and they were checked.
+    """
+
+    name: str
+    seconds: float = 0.0
+    rewrites: int = 0
+    skips: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    nodes: int | None = None
+    weight_bytes: int | None = None
+    max_error: float | None = None
+
+
+@dataclass
+class Report:
+    """The whole compilation: passes in order, then the candidates that were measured.
+
+    ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
+    input model with quartiles, whether it was kept and why. ``fidelity`` is against the input model.
+    """
+
+    passes: list[PassReport] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    fidelity: dict[str, float] | None = None
+    size_before: int | None = None
+    size_after: int | None = None
+    decisions: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""Search under budgets, and the measuring it rests on."""

@@ -1,0 +1,7 @@
+"""Workloads with real inputs and a metric; no weights in the repository."""
+
+if __name__ != "tersor.models":
+    raise ImportError(
+        f"this folder is the package `tersor.models`, not `{__name__}`: "
+        "install the project (`pip install -e .`) and `import tersor.models`"
+    )

@@ -1,0 +1,1 @@
+"""Passes that bring a graph to one form and keep its values."""

@@ -1,0 +1,1 @@
+"""Passes that join nodes into one where a backend runs the whole faster."""
