@@ -243,10 +243,10 @@ def attribute_to_proto(
     if isinstance(attr, tuple) and attr and isinstance(attr[0], Encoding):
         return onnx.helper.make_attribute(
             name,
-            [array_to_proto(a.decode()) for a in attr],  # type: ignore[union-attr]
+            [array_to_proto(a.decode()) for a in attr],
         )
     known = found.attributes.get(name) if found is not None else None
-    kind = int(known.type.value) if known is not None else None
+    kind = int(known.type.value) if known is not None else None  # type: ignore[attr-defined]
     if kind is None and isinstance(attr, tuple) and not attr:
         kind = onnx.AttributeProto.INTS
     return onnx.helper.make_attribute(name, attr, attr_type=kind)

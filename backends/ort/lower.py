@@ -1,0 +1,90 @@
+"""Lowering: our fused ops and encodings become ops that ONNX Runtime executes.
+
+A graph goes in, a graph of standard and ``com.microsoft`` ops with dense constants comes out.  Each
+rule is a function ``(graph, node, options) -> values`` that emits the node's replacement before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tersor.backends.ort import embedding, linear, norm
+from tersor.backends.ort.attention import AttentionLowering
+from tersor.backends.ort.options import LowerOptions
+from tersor.errors import Unsupported
+from tersor.ir import Affine, Dense, Encoding, Graph, Node, Value
+from tersor.pipeline import erase_dead, replace_node
+
+Rule = Callable[[Graph, Node, LowerOptions], Sequence[Value] | None]
+
+# Rules by op. One that returns None leaves the node as it is.
+RULES: dict[str, Rule] = {
+    "tersor.Linear": linear.lower_linear,
+    "tersor.AddLayerNormalization": norm.lower_add_layer_norm,
+    "tersor.AddRMSNormalization": norm.lower_add_rms_norm,
+    "RMSNormalization": norm.lower_rms_norm,
+    "tersor.EmbeddingLayerNormalization": embedding.lower_embedding_norm,
+    "Gather": embedding.lower_gather,
+    "Swish": linear.lower_swish,
+}
+
+
+def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
+    """A copy of ``graph`` in ops that ONNX Runtime has, subgraphs included.
+
+    Raises:
+        Unsupported: a ``tersor.*`` op has no rule, or an encoding no form (node named).
+    """
+    options = options or LowerOptions()
+    rules = {**RULES, "Attention": AttentionLowering().lower}
+    result = graph.copy()
+    for node in result.walk():
+        rule = rules.get(node.op)
+        if rule is None or node.graph is None:
+            continue
+        with node.graph.at(node):
+            values = rule(node.graph, node, options)
+        if values is not None:
+            replace_node(node, values)
+    for owner in list(result.all_graphs()):
+        for constant in list(owner.constants.values()):
+            if not isinstance(constant.encoding, Dense):
+                _dequantize(owner, constant)
+    # Quantizers of activations whose readers took the integers themselves.
+    erase_dead([n for n in result.walk() if n.op in ("DequantizeLinear", "DynamicQuantizeLinear")])
+    for node in result.walk():
+        if node.op.startswith("tersor."):
+            raise Unsupported(f"{node.label}: {node.op} has no form in ONNX Runtime")
+    return result
+
+
+def supports(op: str, encoding: Encoding | None = None) -> str:
+    """Why ONNX Runtime cannot execute ``op`` on a constant held as ``encoding``; empty if it can."""
+    if op.startswith("tersor.") and op not in RULES:
+        return f"{op} has no form in ONNX Runtime"
+    if encoding is not None and not isinstance(encoding, (Dense, Affine)):
+        return f"{encoding.describe()} constants are decoded: ONNX Runtime has no kernel for them"
+    return ""
+
+
+def _dequantize(graph: Graph, constant: Value) -> None:
+    """A quantized constant that no integer kernel takes: the file keeps the integers, and
+    DequantizeLinear gives the numbers (ONNX Runtime folds it when the model is loaded)."""
+    encoding = constant.encoding
+    if not constant.uses:
+        graph.erase_constant(constant)
+        return
+    if not isinstance(encoding, Affine):
+        graph.replace(constant, graph.constant(Dense(constant.numpy()), constant.name))
+        graph.erase_constant(constant)
+        return
+    first = next(graph.nodes)
+    attrs = {} if encoding.axis is None else {"axis": encoding.axis, "block_size": encoding.block}
+    operands = [
+        graph.constant(encoding.values, f"{constant.name}_quantized"),
+        graph.constant(encoding.scale, f"{constant.name}_scale"),
+        graph.constant(encoding.zero_point, f"{constant.name}_zero_point"),
+    ]
+    with graph.at(first):
+        graph.replace(constant, graph.emit("DequantizeLinear", operands, attrs))
+    graph.erase_constant(constant)

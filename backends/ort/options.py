@@ -1,0 +1,94 @@
+"""The choices that the ONNX Runtime backend has, and the default of each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from tersor.errors import InvalidOption, suggest
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """How fused ops and encodings are written for ONNX Runtime.
+
+    Attributes:
+        attention: ``unfused``: MatMul, Softmax, MatMul; ``mha``: com.microsoft.MultiHeadAttention;
+            ``standard``: ONNX's own Attention op.
+        skip_norm: ``fused``: com.microsoft.SkipLayerNormalization; ``plain``: Add, then the norm.
+        linear: ``matmul``: MatMul and Add; ``gemm``: Gemm on a two-dimensional view, bias inside.
+        portable: standard ONNX ops only, so that every runtime can load the file.
+    """
+
+    attention: str = "unfused"
+    skip_norm: str = "plain"
+    linear: str = "matmul"
+    portable: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InvalidOption(
+                    f"{name} cannot be {value!r}{suggest(value, allowed)}: one of {', '.join(allowed)}"
+                )
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "attention": ("unfused", "mha", "standard"),
+    "skip_norm": ("plain", "fused"),
+    "linear": ("matmul", "gemm"),
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Settings of the ONNX Runtime session that a model runs best under.
+
+    Attributes:
+        threads: intra-op threads; 0: one for each core.
+        disabled_optimizers: ONNX Runtime's own graph optimizers to leave out.
+        spinning: whether idle threads wait in a loop (quick to start, but they take CPU time).
+    """
+
+    threads: int = 0
+    disabled_optimizers: tuple[str, ...] = ()
+    spinning: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to build and run a graph."""
+
+    lower: LowerOptions = LowerOptions()
+    session: SessionOptions = SessionOptions()
+
+    @property
+    def label(self) -> str:
+        """What differs from the defaults; ``default`` where nothing does."""
+        default = Choice()
+        parts = [
+            f"{f.name}={getattr(mine, f.name)}"
+            for mine, other in ((self.lower, default.lower), (self.session, default.session))
+            for f in fields(mine)
+            if getattr(mine, f.name) != getattr(other, f.name)
+        ]
+        return " ".join(parts) or "default"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Choice:
+        """Reads what :meth:`to_json` writes."""
+        session = dict(data["session"])
+        session["disabled_optimizers"] = tuple(session["disabled_optimizers"])
+        return Choice(LowerOptions(**data["lower"]), SessionOptions(**session))
+
+    def but(self, **changes: Any) -> Choice:
+        """With some settings of either part changed."""
+        own = {f.name for f in fields(self.lower)}
+        lower = {k: v for k, v in changes.items() if k in own}
+        session = {k: v for k, v in changes.items() if k not in own}
+        return Choice(replace(self.lower, **lower), replace(self.session, **session))

@@ -1,0 +1,82 @@
+"""Affine quantization of weights and the error it makes.
+
+Symmetric, per output channel (axis ``a`` of w):   scale = max|w| / q_max,   q = round(w / scale)
+
+**Saturation.** x86 without VNNI multiplies u8 activations with s8 weights by ``vpmaddubsw``, which
+adds two neighbouring products along the inner axis into 16 bits that saturate at 32,767:
+
+    255 * 127 + 255 * 127 = 64,770        clipped: a wrong result, not a rounding error
+
+The usual way out is 7-bit weights (255 * 64 * 2 = 32,640).  But only a *sum* of two products of one
+sign can overflow, so it is enough that within every aligned group of four weights (the kernels pair
+two of them) the two largest of one sign add up to at most 128, and each to at most 127: 255 * 128 =
+32,640.  Weights that are large together in a pair are rare, so the scale is mostly that of nearly 8
+bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tersor.ir import Affine
+
+PAIR_LIMIT = (
+    127.5  # Two roundings of +-0.5 may come on top: 127.5 + 1 = 128.5, 255 * 128.5 <= 32767.
+)
+
+
+def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = None) -> Affine:
+    """Symmetric int8 per channel of ``axis``.
+
+    Args:
+        weight: float tensor.
+        axis: its output-channel axis, not negative.
+        pair_axis: the inner axis along which a saturating target adds neighbouring products; None
+            where the target is exact.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    scale = np.abs(rows).max(axis=1, initial=0.0) / 127
+    if pair_axis is not None:
+        inner = np.moveaxis(weight, (axis, pair_axis), (0, -1)).astype(np.float64)
+        scale = np.maximum(scale, _pair_sums(inner).max(axis=1, initial=0.0) / PAIR_LIMIT)
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    values = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    zero = np.zeros_like(scale, dtype=np.int8)
+    return Affine(values, scale.astype(weight.dtype), zero, axis=axis)
+
+
+def _pair_sums(inner: np.ndarray) -> np.ndarray:
+    """Per channel (axis 0), for each aligned group of four along the last axis: the largest sum of
+    two weights of one sign."""
+    k = inner.shape[-1]
+    padded = np.pad(inner, [(0, 0)] * (inner.ndim - 1) + [(0, -k % 4)])
+    groups = padded.reshape(inner.shape[0], -1, 4)
+    largest = [
+        np.sort(np.maximum(signed, 0), axis=-1)[..., -2:].sum(axis=-1)
+        for signed in (groups, -groups)
+    ]
+    sums: np.ndarray = np.maximum(*largest)
+    return sums
+
+
+def quantize_rows(table: np.ndarray) -> Affine:
+    """Symmetric int8 with one scale a row (axis 0): for embedding tables."""
+    return quantize_weight(table, 0)
+
+
+def fake_quantize_dynamic(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """What DynamicQuantizeLinear then DequantizeLinear make of ``x``, some rows of a tensor whose
+    values lie between ``low`` and ``high``: one uint8 scale, the range stretched to hold zero."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255 or 1.0
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    quantized = np.clip(np.rint(x / scale) + zero, 0, 255)
+    return np.asarray((quantized - zero) * scale, np.float32)
+
+
+def relative_error(expected: np.ndarray, got: np.ndarray) -> float:
+    """Root of the mean square difference, relative to that of ``expected``."""
+    reference = float(np.square(expected, dtype=np.float64).mean())
+    error = float(np.square(np.subtract(expected, got, dtype=np.float64)).mean())
+    return (error / reference) ** 0.5 if reference > 0 else float(error > 0)

@@ -1,0 +1,257 @@
+"""IR to ONNX protobuf.
+
+The opset that is stamped is the lowest at which every op means what the IR says, so that as many
+runtimes as possible take the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from tersor.errors import Unsupported
+from tersor.ir import Attribute, Dense, DType, Graph, Node, TensorType, Value
+from tersor.ops import IR_OPSET, TABLE
+from tersor.ops.onnx_schema import (
+    ML_OPSET,
+    TO_ONNX,
+    array_to_proto,
+    attribute_to_proto,
+    defaults,
+    schema,
+    split_domain,
+    type_to_proto,
+)
+
+MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
+IR_VERSION = 10
+SCOPE_KEY = "tersor.scope"
+
+
+def export_model(graph: Graph, *, opset: int | None = None, ir_version: int = IR_VERSION) -> ModelProto:
+    """An ONNX model of ``graph``: standard and foreign ops with dense constants.
+
+    Args:
+        graph: what to export.
+        opset: to stamp; None: the lowest that fits.
+        ir_version: to stamp.
+
+    Raises:
+        Unsupported: a ``tersor.*`` op or an encoded constant, which a backend must lower first, or an
+            op that the wanted opset does not have.
+    """
+    needed = required_opset(graph)
+    if opset is not None and opset < needed:
+        raise Unsupported(f"opset {opset} is too old for this graph, which needs {needed}")
+    opset = opset or needed
+    model = ModelProto(ir_version=ir_version, producer_name="tersor")
+    model.opset_import.append(onnx.helper.make_opsetid("", opset))
+    for domain in sorted({split_domain(n.op)[0] for n in graph.walk()} - {""}):
+        version = ML_OPSET if domain == "ai.onnx.ml" else 1
+        model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    model.graph.CopyFrom(_Exporter(graph, opset).export())
+    for key in sorted(graph.metadata):
+        model.metadata_props.add(key=key, value=graph.metadata[key])
+    return model
+
+
+def required_opset(graph: Graph) -> int:
+    """The lowest opset at which all of the graph's standard ops have the IR's meaning."""
+    return max((MIN_OPSET, *(_node_opset(n) for n in graph.walk() if not split_domain(n.op)[0])))
+
+
+def _node_opset(node: Node) -> int:
+    """Where a node's op with these attributes and operand types begins to be what it is."""
+    row = TABLE.get(node.op)
+    newest = schema(node.op)
+    if newest is None:
+        raise Unsupported(f"{node.label}: {node.op} is no ONNX op; a backend must lower it first")
+    start = row.since if row is not None and row.since else newest.since_version
+    for version in _versions(node.op):
+        if version >= start and _fits(node, version):
+            return version
+    return int(newest.since_version)
+
+
+@cache
+def _versions(op: str) -> list[int]:
+    """Opsets at which the op's schema changed, ascending."""
+    found = set()
+    version = IR_OPSET
+    while version >= 1:
+        at = schema(op, version)
+        if at is None:
+            break
+        found.add(int(at.since_version))
+        version = at.since_version - 1
+    return sorted(found)
+
+
+def _fits(node: Node, version: int) -> bool:
+    """Whether the schema of ``version`` has the node's attributes and takes its operands' types."""
+    at = schema(node.op, version)
+    assert at is not None
+    known = defaults(node.op)
+    if any(k not in at.attributes and known.get(k) != v for k, v in node.attrs.items()):
+        return False
+    if len(node.inputs) > at.max_input or len(node.outputs) > at.max_output:
+        return False
+    allowed = {c.type_param_str: set(c.allowed_type_strs) for c in at.type_constraints}
+    formal = list(at.inputs)
+    for i, value in enumerate(node.inputs):
+        if value is None or not isinstance(value.type, TensorType) or not formal:
+            continue
+        types = allowed.get(formal[min(i, len(formal) - 1)].type_str)
+        if types is not None and _onnx_type(value.type.dtype) not in types:
+            return False
+    return True
+
+
+def _onnx_type(dtype: DType) -> str:
+    name = TensorProto.DataType.Name(TO_ONNX[dtype]).lower()
+    return f"tensor({name})"
+
+
+class _Exporter:
+    """One export: names of values, chosen so that the interface's come first."""
+
+    def __init__(self, graph: Graph, opset: int) -> None:
+        self.graph = graph
+        self.opset = opset
+        self.names: dict[Value, str] = {}
+        self.taken: set[str] = {v.name for v in graph.inputs} | set(graph.output_names)
+        self.node_names: set[str] = set()
+
+    def export(self) -> GraphProto:
+        return self._graph(self.graph, outermost=True)
+
+    def _graph(self, graph: Graph, outermost: bool) -> GraphProto:
+        proto = GraphProto(name=graph.name)
+        for value in graph.inputs:
+            self.names[value] = value.name if outermost else self._fresh(value.name)
+            proto.input.add(name=self.names[value]).type.CopyFrom(type_to_proto(value.type))
+        copies = self._name_outputs(graph, outermost)
+        for value in graph.constants.values():
+            proto.initializer.append(self._initializer(value))
+        for node in graph.nodes:
+            proto.node.append(self._node(node))
+        for name, value in copies:
+            proto.node.add(op_type="Identity", input=[self.names[value]], output=[name])
+        outputs = graph.output_names if outermost else self._inner_outputs(graph, copies)
+        for name, value in zip(outputs, graph.outputs, strict=True):
+            proto.output.add(name=name).type.CopyFrom(type_to_proto(value.type))
+        return proto
+
+    def _name_outputs(self, graph: Graph, outermost: bool) -> list[tuple[str, Value]]:
+        """Names results that the graph returns; what cannot carry the name itself (an input, a
+        constant, an outer value, something returned twice) is copied under it at the end."""
+        copies = []
+        for i, (name, value) in enumerate(zip(graph.output_names, graph.outputs, strict=True)):
+            own = value.producer is not None and value.producer.graph is graph
+            wanted = name if outermost else self._fresh(value.name)
+            if own and value not in self.names:
+                self.names[value] = wanted
+            elif self.names.get(value) != wanted or graph.outputs.index(value) != i:
+                copies.append((wanted, value))
+        return copies
+
+    def _inner_outputs(self, graph: Graph, copies: Sequence[tuple[str, Value]]) -> list[str]:
+        left = list(copies)
+        names = []
+        for i, value in enumerate(graph.outputs):
+            mine = next((c for c in left if c[1] is value), None)
+            first = graph.outputs.index(value) == i
+            if mine is not None and not (first and self._is_named_output(graph, value)):
+                left.remove(mine)
+                names.append(mine[0])
+            else:
+                names.append(self.names[value])
+        return names
+
+    def _is_named_output(self, graph: Graph, value: Value) -> bool:
+        return value.producer is not None and value.producer.graph is graph
+
+    def _fresh(self, base: str) -> str:
+        name, i = base, 0
+        while name in self.taken:
+            i += 1
+            name = f"{base}_{i}"
+        self.taken.add(name)
+        return name
+
+    def _name(self, value: Value | None) -> str:
+        if value is None:
+            return ""
+        if value not in self.names:
+            self.names[value] = self._fresh(value.name)
+        return self.names[value]
+
+    def _initializer(self, value: Value) -> TensorProto:
+        if not isinstance(value.encoding, Dense):
+            described = value.encoding.describe() if value.encoding else "nothing"
+            raise Unsupported(f"{value!r} is held as {described}; a backend must lower it first")
+        return _tensor(value.encoding.array, self._name(value))
+
+    def _node(self, node: Node) -> NodeProto:
+        domain, op = split_domain(node.op)
+        proto = NodeProto(op_type=op, domain=domain)
+        proto.input.extend(self._name(v) for v in node.inputs)
+        proto.output.extend(self._name(v) for v in node.outputs)
+        self._trim(node, proto)
+        at = schema(node.op, self.opset)
+        known = defaults(node.op)
+        for key in sorted(node.attrs):
+            attr = node.attrs[key]
+            if at is not None and key not in at.attributes and known.get(key) == attr:
+                continue
+            proto.attribute.append(self._attribute(key, attr, at))
+        proto.name = self._node_name(node)
+        if node.scope:
+            proto.metadata_props.add(key=SCOPE_KEY, value=node.scope)
+        return proto
+
+    def _trim(self, node: Node, proto: NodeProto) -> None:
+        """Outputs nobody reads are left out where the op allows it."""
+        newest = schema(node.op)
+        for i in reversed(range(1, len(node.outputs))):
+            optional = newest is None or _is_optional_output(newest, i)
+            if node.outputs[i].uses or not optional:
+                continue
+            proto.output[i] = ""
+        while len(proto.output) > 1 and not proto.output[-1]:
+            proto.output.pop()
+
+    def _attribute(
+        self, key: str, attr: Attribute, at: onnx.defs.OpSchema | None
+    ) -> onnx.AttributeProto:
+        if isinstance(attr, Graph):
+            return onnx.helper.make_attribute(key, self._graph(attr, outermost=False))
+        if isinstance(attr, tuple) and attr and isinstance(attr[0], Graph):
+            graphs = [self._graph(g, outermost=False) for g in attr if isinstance(g, Graph)]
+            return onnx.helper.make_attribute(key, graphs)
+        return attribute_to_proto(key, attr, at)
+
+    def _node_name(self, node: Node) -> str:
+        base = node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
+        name, i = base, 0
+        while name in self.node_names:
+            i += 1
+            name = f"{base}_{i}"
+        self.node_names.add(name)
+        return name
+
+
+def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
+    outputs = list(at.outputs)
+    if index >= len(outputs):
+        return False
+    return bool(outputs[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional)
+
+
+def _tensor(array: np.ndarray, name: str) -> TensorProto:
+    return array_to_proto(array, name)
+

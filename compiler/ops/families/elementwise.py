@@ -1,0 +1,392 @@
+"""Ops that work an element at a time: unary, binary with broadcasting, selection, casting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tersor.ir import DType, Node, TensorType, ValueType
+from tersor.ir.dims import KnownDim, floordiv, maximum, minimum
+from tersor.ops import onnx_schema
+from tersor.ops.families._ties import broadcast, dims
+from tersor.ops.families.shape import broadcast_dims
+from tersor.ops.onnx_schema import FROM_ONNX
+from tersor.ops.opdef import Cost, OpDef, Sample
+from tersor.ops.table import contents_of
+
+
+def elementwise_cost(node: Node) -> Cost:
+    """One operation for each element of the result."""
+    return Cost(0, node.output.tensor.numel if isinstance(node.output.type, TensorType) else None)
+
+
+def _broadcast_infer(dtype: DType | None = None, source: int = 0) -> Callable[[Node], list[ValueType]]:
+    """Result of broadcasting; of ``dtype``, or of operand ``source``'s."""
+
+    def infer(node: Node) -> list[ValueType]:
+        operands = [v for v in node.inputs if v is not None]
+        made = dtype or operands[source].tensor.dtype
+        out: tuple[Any, ...] = ()
+        for value in operands:
+            if value.tensor.dims is None:
+                return [TensorType(made, None)]
+            out = broadcast_dims(out, value.tensor.dims)
+        _check(node, out)
+        if node.op != "Where" and len({v.tensor.dtype for v in operands}) > 1 and node.op not in _MIXED:
+            return onnx_schema.infer(node)
+        return [TensorType(made, out)]
+
+    return infer
+
+
+_MIXED = {"Pow", "BitShift"}
+
+
+def _check(node: Node, out: tuple[Any, ...]) -> None:
+    """Refuses operands whose static dims cannot be broadcast."""
+    for value in node.inputs:
+        shape = dims(value)
+        for have, want in zip(reversed(shape), reversed(out), strict=False):
+            if isinstance(have, int) and isinstance(want, int) and have not in (1, want):
+                from tersor.errors import InvalidGraph
+
+                raise InvalidGraph(
+                    f"{node.label}: {', '.join(str(v.type) for v in node.inputs if v)} do not broadcast"
+                )
+
+
+def _same_infer(node: Node) -> list[ValueType]:
+    x = node.inputs[0]
+    assert x is not None
+    return [x.type] + [TensorType(DType.BOOL, x.tensor.dims)] * (len(node.outputs) - 1)
+
+
+# -- contents --------------------------------------------------------------------------------------
+
+
+def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | None]]:
+    """Contents by ``function`` on the operands' elements, broadcast; an unknown element stays so."""
+
+    def contents(node: Node) -> list[np.ndarray | None]:
+        operands = [contents_of(v) for v in node.inputs]
+        if any(o is None for o in operands):
+            return [None]
+        known = [o for o in operands if o is not None]
+        shape = np.broadcast_shapes(*(o.shape for o in known))
+        out = np.empty(shape, object)
+        flat = [np.broadcast_to(o, shape).reshape(-1) for o in known]
+        out.reshape(-1)[:] = [
+            None if None in items else function(*items) for items in zip(*flat, strict=True)
+        ] if out.size else []
+        return [out]
+
+    return contents
+
+
+def _compare(op: Callable[[Any, Any], bool]) -> Callable[[Any, Any], int | None]:
+    """1 or 0 for numbers; unknown for symbols, unless the difference is a number."""
+
+    def decide(a: KnownDim, b: KnownDim) -> int | None:
+        span = a - b
+        return int(op(span, 0)) if isinstance(span, int) else None
+
+    return decide
+
+
+def _divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
+    """Truncating division of integers; symbols are sizes, which are not negative."""
+    if b == 0:
+        return None
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a / b) if abs(a) < 2**53 else None
+    return floordiv(a, b)
+
+
+def _where_contents(node: Node) -> list[np.ndarray | None]:
+    return _lift(lambda c, a, b: (a if c else b) if isinstance(c, int) else a if a == b else None)(node)
+
+
+def _identity_contents(node: Node) -> list[np.ndarray | None]:
+    held = contents_of(node.inputs[0])
+    return [held] + [None] * (len(node.outputs) - 1)
+
+
+def _cast_contents(node: Node) -> list[np.ndarray | None]:
+    """Integers stay what they are; to bool, whether they are zero, where that is known."""
+    to = FROM_ONNX[int(node.attrs["to"])]  # type: ignore[arg-type]
+    held = contents_of(node.inputs[0])
+    if held is None or not (to.is_integer or to is DType.BOOL):
+        return [None]
+    if to is DType.BOOL:
+        return _lift(lambda a: int(a != 0) if isinstance(a, int) else None)(node)
+    if to.bits < 32:
+        return [None]
+    return [held]
+
+
+# -- torch -----------------------------------------------------------------------------------------
+
+
+def _torch(name: str) -> Callable[..., Any]:
+    """torch's function of that name, found when it is called."""
+
+    def call(*operands: Any, **attrs: Any) -> Any:
+        import torch
+
+        return getattr(torch, name)(*operands, **attrs)
+
+    return call
+
+
+def _nn(name: str) -> Callable[..., Any]:
+    def call(*operands: Any, **attrs: Any) -> Any:
+        import torch.nn.functional as F
+
+        return getattr(F, name)(*operands, **attrs)
+
+    return call
+
+
+def _fold(name: str) -> Callable[..., Any]:
+    """A binary function folded over any number of operands."""
+
+    def call(*operands: Any) -> Any:
+        import torch
+
+        result = operands[0]
+        for operand in operands[1:]:
+            result = getattr(torch, name)(result, operand)
+        return result
+
+    return call
+
+
+def _div(a: Any, b: Any) -> Any:
+    import torch
+
+    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+
+
+def _mod(a: Any, b: Any, *, fmod: int) -> Any:
+    import torch
+
+    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+
+
+def _pow(a: Any, b: Any) -> Any:
+    return a.pow(b).to(a.dtype)
+
+
+def _clip(x: Any, low: Any = None, high: Any = None) -> Any:
+    if low is not None:
+        x = x.maximum(low)
+    return x if high is None else x.minimum(high)
+
+
+def _cast(x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
+    import torch
+
+    return x.to(_TORCH_DTYPES(torch)[FROM_ONNX[to]])
+
+
+def _TORCH_DTYPES(torch: Any) -> dict[DType, Any]:
+    return {
+        DType.F32: torch.float32, DType.F64: torch.float64, DType.F16: torch.float16,
+        DType.BF16: torch.bfloat16, DType.I64: torch.int64, DType.I32: torch.int32,
+        DType.I16: torch.int16, DType.I8: torch.int8, DType.U8: torch.uint8, DType.BOOL: torch.bool,
+    }  # fmt: skip
+
+
+def _isinf(x: Any, *, detect_negative: int, detect_positive: int) -> Any:
+    inf = float("inf")
+    return ((x == inf) & bool(detect_positive)) | ((x == -inf) & bool(detect_negative))
+
+
+def _dropout(x: Any, ratio: Any = None, training: Any = None, *, seed: int = 0) -> Any:
+    import torch
+
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+def _selu(x: Any, *, alpha: float, gamma: float) -> Any:
+    return gamma * x.where(x > 0, alpha * (x.exp() - 1))
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _positive(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return (np.abs(rng.standard_normal(shape)) + 0.1).astype(np.float32)
+
+
+def _unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+
+
+def _bools(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(0, 2, shape).astype(bool)
+
+
+def _one(make: Callable[..., np.ndarray], *attrs: dict[str, Any]) -> Any:
+    return lambda rng: [Sample([make(rng, 2, 3, 4)], a) for a in (attrs or ({},))]
+
+
+def _pairs(make: Callable[..., np.ndarray], integers: bool = True) -> Any:
+    def samples(rng: np.random.Generator) -> list[Sample]:
+        found = [
+            Sample([make(rng, 2, 3, 4), make(rng, 3, 1)]),
+            Sample([make(rng, 4), make(rng, 2, 1, 4)]),
+            Sample([make(rng, 2, 3), make(rng)]),
+        ]
+        if integers:
+            a, b = rng.integers(-9, 9, (3, 4)), rng.integers(1, 9, 4)
+            found.append(Sample([a.astype(np.int64), b.astype(np.int64)]))
+        return found
+
+    return samples
+
+
+def _unary(op: str, since: int, torch: Callable[..., Any], make: Any = _f, *attrs: dict[str, Any]) -> OpDef:
+    """A row of an op on one operand that keeps its type."""
+    return OpDef(op, since=since, infer=_same_infer, torch=torch, cost=elementwise_cost,
+                 ties=broadcast, samples=_one(make, *attrs))  # fmt: skip
+
+
+def _binary(op: str, since: int, torch: Callable[..., Any], **more: Any) -> OpDef:
+    """A row of an op on broadcast operands of one type."""
+    row: dict[str, Any] = {"infer": _broadcast_infer(), "samples": _pairs(_f)}
+    return OpDef(op, since=since, torch=torch, cost=elementwise_cost, ties=broadcast, **(row | more))
+
+
+def _compares(op: str, since: int, torch: str, decide: Callable[[Any, Any], bool]) -> OpDef:
+    return _binary(op, since, _torch(torch), infer=_broadcast_infer(DType.BOOL),
+                   contents=_lift(_compare(decide)), commutative=op == "Equal")  # fmt: skip
+
+
+def _logical(op: str, torch: str, decide: Callable[[int, int], int | None]) -> OpDef:
+    return _binary(op, 7, _torch(torch), samples=_pairs(_bools, integers=False),
+                   contents=_lift(decide), commutative=True)  # fmt: skip
+
+
+def _and(a: Any, b: Any) -> int | None:
+    if a == 0 or b == 0:
+        return 0
+    return 1 if a == b == 1 else None
+
+
+def _where_samples(rng: np.random.Generator) -> list[Sample]:
+    return [
+        Sample([_bools(rng, 2, 1, 4), _f(rng, 3, 1), _f(rng, 2, 3, 4)]),
+        Sample([_bools(rng, 3), np.array(0, np.float32), np.array(-np.inf, np.float32)]),
+    ]
+
+
+def _clip_samples(rng: np.random.Generator) -> list[Sample]:
+    low, high = np.array(-0.5, np.float32), np.array(0.5, np.float32)
+    return [Sample([_f(rng, 3, 4), low, high]), Sample([_f(rng, 3, 4), None, high]), Sample([_f(rng, 3), low])]
+
+
+def _cast_samples(rng: np.random.Generator) -> list[Sample]:
+    bools, whole = _bools(rng, 3, 4), rng.integers(-5, 5, (3, 4)).astype(np.int64)
+    return [Sample([bools], {"to": 1}), Sample([whole], {"to": 9}), Sample([whole], {"to": 6}),
+            Sample([_f(rng, 3, 4) * 4], {"to": 7}), Sample([whole], {"to": 10})]  # fmt: skip
+
+
+def _cast_infer(node: Node) -> list[ValueType]:
+    x = node.inputs[0]
+    assert x is not None
+    return [TensorType(FROM_ONNX[int(node.attrs["to"])], x.tensor.dims)]  # type: ignore[arg-type]
+
+
+def _bool_like(node: Node) -> list[ValueType]:
+    x = node.inputs[0]
+    assert x is not None
+    return [TensorType(DType.BOOL, x.tensor.dims)]
+
+
+def _leaky(x: Any, *, alpha: float) -> Any:
+    return _nn("leaky_relu")(x, alpha)
+
+
+_PLAIN = {
+    "Sin": (7, "sin"), "Cos": (7, "cos"), "Tan": (7, "tan"), "Atan": (7, "atan"), "Sinh": (9, "sinh"),
+    "Cosh": (9, "cosh"), "Asinh": (9, "asinh"), "Erf": (9, "erf"), "Exp": (6, "exp"),
+    "Neg": (6, "neg"), "Abs": (6, "abs"), "Floor": (6, "floor"), "Ceil": (6, "ceil"),
+    "Round": (11, "round"), "Sign": (9, "sign"), "Tanh": (6, "tanh"), "Sigmoid": (6, "sigmoid"),
+    "Relu": (6, "relu"),
+}  # fmt: skip
+
+ROWS = [
+    *(_unary(op, since, _torch(name)) for op, (since, name) in _PLAIN.items()
+      if op not in ("Neg",)),
+    OpDef("Neg", since=6, infer=_same_infer, torch=_torch("neg"), cost=elementwise_cost,
+          ties=broadcast, contents=_lift(lambda a: -a), samples=_one(_f)),
+    _unary("Log", 6, _torch("log"), _positive),
+    _unary("Sqrt", 6, _torch("sqrt"), _positive),
+    _unary("Reciprocal", 6, _torch("reciprocal"), _positive),
+    _unary("Asin", 7, _torch("asin"), _unit),
+    _unary("Acos", 7, _torch("acos"), _unit),
+    _unary("Atanh", 9, _torch("atanh"), _unit),
+    _unary("Acosh", 9, _torch("acosh"),
+           lambda rng, *s: _positive(rng, *s) + 1),
+    _unary("LeakyRelu", 6, _leaky, _f, {"alpha": 0.1}),
+    _unary("Elu", 6, lambda x, *, alpha: _nn("elu")(x, alpha), _f, {"alpha": 0.5}),
+    _unary("Celu", 12, lambda x, *, alpha: _nn("celu")(x, alpha), _f, {"alpha": 0.5}),
+    _unary("Selu", 6, _selu),
+    _unary("Gelu", 20, lambda x, *, approximate: _nn("gelu")(x, approximate=approximate), _f,
+           {"approximate": "none"}, {"approximate": "tanh"}),
+    _unary("HardSigmoid", 6, lambda x, *, alpha, beta: (alpha * x + beta).clamp(0, 1)),
+    _unary("HardSwish", 14, _nn("hardswish")),
+    _unary("Softplus", 1, _nn("softplus")),
+    _unary("Softsign", 1, _nn("softsign")),
+    _unary("Mish", 18, _nn("mish")),
+    _unary("Swish", 24, lambda x, *, alpha: x * (alpha * x).sigmoid(), _f, {"alpha": 1.0},
+           {"alpha": 1.702}),
+    _unary("ThresholdedRelu", 10, lambda x, *, alpha: x * (x > alpha), _f, {"alpha": 0.3}),
+    OpDef("Identity", since=1, infer=lambda node: [node.inputs[0].type],  # type: ignore[union-attr]
+          contents=_identity_contents, torch=lambda x: x, cost=lambda node: Cost(0, 0),
+          ties=broadcast, samples=_one(_f)),
+    OpDef("Dropout", since=13, infer=_same_infer, torch=_dropout, cost=lambda node: Cost(0, 0),
+          ties=broadcast, samples=_one(_f)),
+    OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
+          cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
+    OpDef("IsNaN", since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
+          ties=broadcast, samples=_one(lambda rng, *s: np.log(_f(rng, *s)))),
+    OpDef("IsInf", since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost, ties=broadcast,
+          samples=_one(lambda rng, *s: 1 / np.round(_f(rng, *s)), {}, {"detect_positive": 0})),
+    OpDef("Cast", since=13, infer=_cast_infer, contents=_cast_contents, torch=_cast,
+          cost=elementwise_cost, ties=broadcast, samples=_cast_samples),
+    OpDef("Clip", since=12, infer=_same_infer, torch=_clip, cost=elementwise_cost,
+          ties=lambda node: broadcast(node, [0]), samples=_clip_samples),
+    OpDef("Where", since=9, infer=_broadcast_infer(source=1), contents=_where_contents,
+          torch=_torch("where"), cost=elementwise_cost, ties=broadcast, samples=_where_samples),
+    _binary("Add", 7, _torch("add"), contents=_lift(lambda a, b: a + b), commutative=True),
+    _binary("Sub", 7, _torch("sub"), contents=_lift(lambda a, b: a - b)),
+    _binary("Mul", 7, _torch("mul"), contents=_lift(lambda a, b: a * b), commutative=True),
+    _binary("Div", 7, _div, contents=_lift(_divide)),
+    _binary("Mod", 10, _mod, samples=lambda rng: [
+        Sample([rng.integers(-9, 9, (3, 4)), rng.integers(1, 5, 4)]),
+        Sample([_f(rng, 3), _positive(rng, 3)], {"fmod": 1})]),
+    _binary("Pow", 12, _pow, samples=lambda rng: [
+        Sample([_positive(rng, 3, 4), _f(rng, 4)]), Sample([_f(rng, 3), np.array(2, np.float32)]),
+        Sample([_f(rng, 3), np.array(3, np.int64)])]),
+    _binary("PRelu", 9, lambda x, slope: x.where(x >= 0, x * slope)),
+    _binary("Max", 12, _fold("maximum"), contents=_lift(maximum), commutative=True),
+    _binary("Min", 12, _fold("minimum"), contents=_lift(minimum), commutative=True),
+    _binary("Sum", 8, _fold("add"), samples=_pairs(_f, integers=False)),
+    _binary("Mean", 8, lambda *xs: sum(xs) / len(xs), samples=_pairs(_f, integers=False)),
+    _logical("And", "logical_and", _and),
+    _logical("Or", "logical_or", lambda a, b: 1 if 1 in (a, b) else 0),
+    _logical("Xor", "logical_xor", lambda a, b: a ^ b),
+    _compares("Equal", 11, "eq", lambda a, b: a == b),
+    _compares("Less", 9, "lt", lambda a, b: a < b),
+    _compares("LessOrEqual", 12, "le", lambda a, b: a <= b),
+    _compares("Greater", 9, "gt", lambda a, b: a > b),
+    _compares("GreaterOrEqual", 12, "ge", lambda a, b: a >= b),
+]  # fmt: skip

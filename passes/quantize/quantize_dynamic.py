@@ -1,0 +1,120 @@
+"""Linear layers in int8: weights per output channel, activations dynamically per tensor.
+
+    y = x W + b    becomes    q, s, z = DynamicQuantizeLinear(x);  y = DequantizeLinear(q, s, z) W' + b
+
+with W' the same constant held as int8 (an ``Affine`` encoding).  A backend that has integer products
+computes ``(q - z) W'`` in integers; everywhere else the graph means just what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from tersor.analysis.calibration import Activation, collect
+from tersor.analysis.quantization import (
+    fake_quantize_dynamic,
+    quantize_weight,
+    relative_error,
+)
+from tersor.ir import Affine, Dense, Graph, Node, TensorType, Value
+from tersor.pipeline import LOSSY, Context, Pass
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(Pass):
+    """Options:
+
+    min_elements: weights smaller than this stay in float: nothing is won there.
+    max_error: with calibration, a layer whose output differs by more than this (relative, root mean
+        square) stays in float.
+    ignored_scopes: patterns of scopes (``encoder.layer.0.*``) that stay in float.
+    """
+
+    keeps = LOSSY
+    min_elements: int = 4096
+    max_error: float = 0.1
+    ignored_scopes: tuple[str, ...] = field(default=())
+
+    def run(self, graph: Graph, context: Context) -> None:
+        nodes = [n for n in graph.walk() if n.op == "tersor.Linear" and self._wanted(n, context)]
+        seen = _observe(graph, nodes, context)
+        quantized: dict[Value, Value] = {}
+        errors: list[float] = []
+        for i, node in enumerate(nodes):
+            context.progress(i, len(nodes), f"int8 {node.scope or node.output.name}")
+            x, weight = node.inputs[0], node.inputs[1]
+            assert x is not None and weight is not None and node.graph is not None
+            saturates = context.target is not None and context.target.saturates_int8
+            encoding = quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
+            if x in seen:
+                error = _layer_error(seen[x], weight.numpy(), encoding)
+                if error > self.max_error:
+                    context.skip(node, f"error {error:.3f} is above max_error {self.max_error}")
+                    continue
+                errors.append(error)
+            _encode(node, encoding)
+            if x not in quantized:
+                quantized[x] = _quantize_activation(node.graph, node, x)
+            node.graph.set_input(node, 0, quantized[x])
+            context.rewrote()
+        if errors:
+            context.report.notes.append(
+                f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
+                f"worst {max(errors):.4f}"
+            )
+        elif nodes:
+            context.report.notes.append("no calibration inputs: the layers' errors are unknown")
+
+    def _wanted(self, node: Node, context: Context) -> bool:
+        weight, x = node.inputs[1], node.inputs[0]
+        if any(fnmatchcase(node.scope, pattern) for pattern in self.ignored_scopes):
+            context.skip(node, "its scope is ignored by option")
+        elif weight is None or not isinstance(weight.encoding, Dense):
+            context.skip(node, "its weight is not a dense constant")
+        elif weight.encoding.array.size < self.min_elements:
+            context.skip(node, f"its weight has fewer than {self.min_elements} elements")
+        elif weight.tensor.dtype.value != "f32":
+            context.skip(
+                node, f"its weight is {weight.tensor.dtype.value}: only f32 has int8 kernels"
+            )
+        elif not np.isfinite(weight.encoding.array).all():
+            context.skip(node, "its weight holds NaN or infinity")
+        else:
+            return x is not None and isinstance(x.type, TensorType)
+        return False
+
+
+def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[Value, Activation]:
+    """Statistics of the layers' inputs, for those at the outermost level; empty without calibration."""
+    if not context.calibration or context.evaluate is None:
+        return {}
+    inputs = [n.inputs[0] for n in nodes if n.graph is graph]
+    return collect(
+        graph, [v for v in inputs if v is not None], context.calibration, context.evaluate
+    )
+
+
+def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine) -> float:
+    got = fake_quantize_dynamic(seen.rows, *seen.range()) @ encoding.decode()
+    return relative_error(seen.rows @ weight, got)
+
+
+def _encode(node: Node, encoding: Affine) -> None:
+    """The node's weight becomes ``encoding``, in a copy where others read the constant too."""
+    weight, graph = node.inputs[1], node.graph
+    assert weight is not None and graph is not None
+    if weight.only_user() is node:
+        weight.graph.set_encoding(weight, encoding)
+    else:
+        graph.set_input(node, 1, graph.constant(encoding, weight.name))
+
+
+def _quantize_activation(graph: Graph, node: Node, x: Value) -> Value:
+    quantizer = graph.emit_node(
+        "DynamicQuantizeLinear", [x], names=["", "", ""], scope=node.scope, before=node
+    )
+    with graph.at(node):
+        return graph.emit("DequantizeLinear", list(quantizer.outputs))

@@ -1,0 +1,76 @@
+"""Embedding tables in int8 with one scale a row: a quarter of the size, read a row at a time.
+
+E[i, :] ~ scale[i] * Q[i, :],   scale[i] = max|E[i, :]| / 127
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.quantization import quantize_rows, relative_error
+from tersor.ir import Dense, Graph, Node, Use, Value
+from tersor.pipeline import LOSSY, Context, Pass
+
+
+@dataclass(frozen=True)
+class QuantizeEmbedding(Pass):
+    """Options:
+
+    min_elements: tables smaller than this stay in float.
+    max_error: a table that would lose more (relative, root mean square) stays in float.
+    """
+
+    keeps = LOSSY
+    min_elements: int = 65536
+    max_error: float = 0.05
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for owner in graph.all_graphs():
+            for table in list(owner.constants.values()):
+                readers = [use for use in table.uses if _looks_up(use)]
+                if readers and isinstance(readers[0].user, Node):
+                    self._quantize(table, readers[0].user, context)
+
+    def _quantize(self, table: Value, reader: Node, context: Context) -> None:
+        if not isinstance(table.encoding, Dense) or table.tensor.dtype.value != "f32":
+            return
+        if table.encoding.array.size < self.min_elements:
+            return
+        if not all(_looks_up(use) for use in table.uses):
+            context.skip(reader, f"@{table.name} is also read by something else than a lookup")
+            return
+        dense = np.asarray(table.encoding.array)
+        if not np.isfinite(dense).all():
+            context.skip(reader, f"@{table.name} holds NaN or infinity")
+            return
+        encoding = quantize_rows(dense)
+        error = relative_error(dense, encoding.decode())
+        if error > self.max_error:
+            context.skip(reader, f"error {error:.3f} is above max_error {self.max_error}")
+            return
+        table.graph.set_encoding(table, encoding)
+        context.rewrote()
+        context.report.notes.append(f"@{table.name}: relative error {error:.4f}")
+
+
+def _looks_up(use: Use) -> bool:
+    """Whether the use reads rows of a 2-D table: Gather on axis 0, or a fused embedding's table."""
+    node = use.user
+    if not isinstance(node, Node):
+        return False
+    if node.op == "Gather":
+        table = node.inputs[0]
+        return (
+            use.operand == 0
+            and node.attrs["axis"] == 0
+            and table is not None
+            and table.tensor.rank == 2
+        )
+    # Operands: scale, bias, then ids and table by turns.
+    return (
+        node.op == "tersor.EmbeddingLayerNormalization"
+        and use.operand >= 3
+        and use.operand % 2 == 1
+    )

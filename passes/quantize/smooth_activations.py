@@ -1,0 +1,167 @@
+"""SmoothQuant: moves outliers from activations into weights (Xiao et al. 2022, arXiv 2211.10438).
+
+    x W = (x / s) (s W),    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
+
+One scale a tensor suits x / s better, and int8 per channel can hold s W.  alpha is searched for each
+layer by the error of the quantized product on calibration rows; "no smoothing" is one of the
+candidates.  Layers that read the same x share s.
+
+1/s goes where it costs nothing if there is such a place: into the columns of the linear layer that
+makes x, through the values of an Attention as well.  Elsewhere one Mul is left in the graph, and only
+where it cuts the error by ``min_gain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.calibration import Activation, collect
+from tersor.analysis.quantization import fake_quantize_dynamic, quantize_weight, relative_error
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.pipeline import LOSSY, Context, Pass
+
+_FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
+
+
+@dataclass(frozen=True)
+class SmoothActivations(Pass):
+    """Options:
+
+    alphas: exponents that are tried.
+    min_gain: a Mul must divide a layer's error by at least this.
+    """
+
+    keeps = LOSSY
+    alphas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    min_gain: float = 1.25
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if not context.calibration or context.evaluate is None:
+            context.report.notes.append("no calibration inputs: nothing was smoothed")
+            return
+        groups = _groups(graph)
+        seen = collect(graph, list(groups), context.calibration, context.evaluate)
+        saturates = context.target is not None and context.target.saturates_int8
+        for i, (x, readers) in enumerate(groups.items()):
+            context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
+            weights = np.concatenate([_weight(n) for n in readers], axis=1)
+            before, after, alpha, scale = self._search(seen[x], weights, saturates)
+            if alpha is None:
+                context.skip(readers[0], "no exponent lowers its error")
+            elif _foldable_maker(x, readers) is None and before < after * self.min_gain:
+                context.skip(
+                    readers[0], f"a Mul would only divide its error by {before / after:.2f}"
+                )
+            else:
+                _apply(graph, x, readers, scale)
+                context.rewrote()
+                where = readers[0].scope or readers[0].output.name
+                context.report.notes.append(
+                    f"{where}: alpha {alpha:g}, relative error {before:.4f} -> {after:.4f}"
+                )
+
+    def _search(
+        self, seen: Activation, weight: np.ndarray, saturates: bool
+    ) -> tuple[float, float, float | None, np.ndarray]:
+        """(error without, error with the best scale, its exponent or None, the scale)."""
+        exact = seen.rows @ weight
+        best_alpha, best_scale = None, np.ones(weight.shape[0], np.float32)
+        best_error = before = _error(seen, best_scale, weight, exact, saturates)
+        for alpha in self.alphas:
+            scale = smoothing_scale(seen.channel_amax, weight, alpha)
+            error = _error(seen, scale, weight, exact, saturates)
+            if error < best_error:
+                best_error, best_alpha, best_scale = error, alpha, scale
+        return before, best_error, best_alpha, best_scale
+
+
+def smoothing_scale(channel_amax: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
+    """s, f32[k], for x[n, k] with largest magnitudes ``channel_amax`` and W[k, n]; its mean is 1."""
+    activation = np.maximum(channel_amax, max(_FLOOR * float(channel_amax.max()), 1e-5))
+    columns = np.maximum(np.abs(weight).max(axis=1), 1e-5)
+    scale = activation**alpha / columns ** (1 - alpha)
+    return np.asarray(scale / scale.mean(), np.float32)
+
+
+def _error(
+    seen: Activation, scale: np.ndarray, weight: np.ndarray, exact: np.ndarray, saturates: bool
+) -> float:
+    """Relative error of the quantized product under ``scale``."""
+    held = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
+    low, high = seen.range(scale)
+    return relative_error(
+        exact, fake_quantize_dynamic(seen.rows / scale, low, high) @ held.decode()
+    )
+
+
+def _groups(graph: Graph) -> dict[Value, list[Node]]:
+    """Linear layers of the outermost level with a dense f32 weight, by what they read."""
+    groups: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        weight, x = node.input(1), node.input(0)
+        if node.op != "tersor.Linear" or weight is None or x is None:
+            continue
+        if isinstance(weight.encoding, Dense) and weight.tensor.dtype.value == "f32":
+            groups.setdefault(x, []).append(node)
+    return groups
+
+
+def _weight(node: Node) -> np.ndarray:
+    assert node.inputs[1] is not None
+    return node.inputs[1].numpy()
+
+
+def _apply(graph: Graph, x: Value, readers: Sequence[Node], scale: np.ndarray) -> None:
+    """The readers' weights become s W, and what they read becomes x / s."""
+    for node in readers:
+        _set_constant(graph, node, 1, _weight(node) * scale[:, None])
+    maker = _foldable_maker(x, readers)
+    if maker is not None:
+        _set_constant(graph, maker, 1, _weight(maker) / scale)
+        if (bias := maker.input(2)) is not None:
+            _set_constant(graph, maker, 2, bias.numpy() / scale)
+        return
+    first = next(n for n in graph.nodes if n in readers)
+    with graph.at(first):
+        smoothed = graph.emit("Mul", [x, graph.constant(1 / scale, f"{x.name}_smoothing")])
+    for node in readers:
+        graph.set_input(node, 0, smoothed)
+
+
+def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
+    """The linear layer whose columns can take 1/s: it makes x, or the values of the attention that
+    makes x (each channel of a head's result is a mean of that channel of its values), x has no other
+    reader, and only a scale-free activation lies between."""
+    maker = x.producer
+    if maker is None or not set(x.users) <= set(readers) or x.is_output:
+        return None
+    if maker.op == "Attention":
+        values = maker.inputs[2]
+        one_head_each = (
+            maker.attrs.get("q_num_heads") == maker.attrs.get("kv_num_heads") is not None
+        )
+        if not one_head_each or values is None or values.only_user() is not maker:
+            return None
+        if values in (maker.inputs[0], maker.inputs[1]) or len(maker.outputs) > 1:
+            return None
+        maker = values.producer
+        activations: tuple[str, ...] = ("none",)
+    else:
+        activations = ("none", "relu")
+    if maker is None or maker.op != "tersor.Linear" or maker.attrs["activation"] not in activations:
+        return None
+    bias = maker.input(2)
+    held = [maker.inputs[1], *([bias] if bias is not None else [])]
+    return maker if all(v is not None and isinstance(v.encoding, Dense) for v in held) else None
+
+
+def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> None:
+    """Operand ``operand`` becomes a new constant; the old one goes if nothing else reads it."""
+    old = node.inputs[operand]
+    assert old is not None
+    graph.set_input(node, operand, graph.constant(data.astype(old.tensor.dtype.numpy), old.name))
+    if not old.uses:
+        old.graph.erase_constant(old)
