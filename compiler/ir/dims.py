@@ -95,24 +95,36 @@ def floordiv(a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
-    """The quotient if ``b``, a single term, divides every term of ``a`` (or equals it), else None."""
+    """The quotient where the polynomial ``b`` divides ``a`` without a rest, else None.
+
+    Long division by leading terms: (batch*past + batch*seq) / (past + seq) == batch.
+    """
     if a == b:
         return 1
-    divisor = _terms(b)
-    if len(divisor) != 1 or divisor[0][1] == 0:
+    if b == 0:
         return None
-    (monomial, coefficient) = divisor[0]
-    quotient = []
-    for have, number in _terms(a):
-        rest = list(have)
-        for atom in monomial:
-            if atom not in rest:
-                return None
-            rest.remove(atom)
-        if number % coefficient:
+    atoms = sorted({x for dim in (a, b) for m, _ in _terms(dim) for x in m}, key=str)
+
+    def degrees(term: tuple[Monomial, int]) -> tuple[int, ...]:
+        return tuple(term[0].count(atom) for atom in atoms)
+
+    leading = max(_terms(b), key=degrees)
+    quotient: KnownDim = 0
+    while a != 0:
+        part = _divide_term(max(_terms(a), key=degrees), leading)
+        if part is None:
             return None
-        quotient.append((tuple(rest), number // coefficient))
-    return _canonical(quotient)
+        quotient, a = quotient + part, a - part * b
+    return quotient
+
+
+def _divide_term(a: tuple[Monomial, int], b: tuple[Monomial, int]) -> KnownDim | None:
+    rest = list(a[0])
+    for atom in b[0]:
+        if atom not in rest:
+            return None
+        rest.remove(atom)
+    return None if a[1] % b[1] else _canonical([(tuple(rest), a[1] // b[1])])
 
 
 def maximum(a: KnownDim, b: KnownDim) -> KnownDim:

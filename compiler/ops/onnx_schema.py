@@ -250,3 +250,34 @@ def attribute_to_proto(
     if kind is None and isinstance(attr, tuple) and not attr:
         kind = onnx.AttributeProto.INTS
     return onnx.helper.make_attribute(name, attr, attr_type=kind)
+
+
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+def evaluate(node: Node, operands: list[np.ndarray | None]) -> list[np.ndarray] | None:
+    """Results of one standard op by onnx's reference implementation; None where it has none."""
+    from onnx.reference import ReferenceEvaluator
+
+    found = schema(node.op)
+    if found is None:
+        return None
+    names = ["" if a is None else f"x{i}" for i, a in enumerate(operands)]
+    proto = onnx.NodeProto(op_type=found.name, domain=found.domain, input=names)
+    proto.output.extend(f"y{i}" for i in range(len(node.outputs)))
+    proto.attribute.extend(attribute_to_proto(k, a, found) for k, a in node.attrs.items())
+    given = [(n, a) for n, a in zip(names, operands, strict=True) if a is not None]
+    graph = onnx.helper.make_graph(
+        [proto],
+        "fold",
+        [onnx.helper.make_tensor_value_info(n, TO_ONNX[DType.of(a)], a.shape) for n, a in given],
+        [onnx.ValueInfoProto(name=name) for name in proto.output],
+    )
+    opsets = [onnx.helper.make_opsetid("", IR_OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    try:
+        results = ReferenceEvaluator(model).run(None, dict(given))
+    except Exception:
+        # It lacks some ops and some corners of others; a node that is not folded stays as it is.
+        return None
+    return [np.asarray(r) for r in results]

@@ -1,1 +1,26 @@
-"""Passes that bring a graph to one form and keep its values."""
+"""Canonicalization: one way to say each thing, so that fusion and everything after it match once."""
+
+from tersor.passes.canonicalize.common_subexpressions import CommonSubexpressions
+from tersor.passes.canonicalize.dead_code import DeadCode
+from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
+from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
+from tersor.passes.canonicalize.fold_constants import FoldConstants
+from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
+from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
+from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
+from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
+from tersor.pipeline import Pass
+
+
+def canonicalization() -> list[Pass]:
+    """The passes, in order. What a later one opens up for an earlier one, the second round takes."""
+    round_ = [
+        ShapeArithmetic(),
+        FoldConstants(),
+        EliminateIdentity(),
+        SimplifyTranspose(),
+        SimplifyMasks(),
+        CommonSubexpressions(),
+        DeadCode(),
+    ]
+    return [*round_, MatMulToLinear(), FoldBatchNorm(), *round_]

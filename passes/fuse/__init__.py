@@ -1,1 +1,29 @@
-"""Passes that join nodes into one where a backend runs the whole faster."""
+"""Fusion: what a layer is, in one op, whatever an exporter wrote it as."""
+
+from tersor.passes.fuse.attention_to_hidden import AttentionToHidden
+from tersor.passes.fuse.fuse_attention import FuseAttention
+from tersor.passes.fuse.fuse_bias_activation import FuseBiasActivation
+from tersor.passes.fuse.fuse_embedding_norm import FuseEmbeddingNorm
+from tersor.passes.fuse.fuse_gelu import FuseGelu
+from tersor.passes.fuse.fuse_layer_norm import FuseLayerNorm
+from tersor.passes.fuse.fuse_rms_norm import FuseRmsNorm
+from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from tersor.pipeline import Pass
+
+
+def fusion() -> list[Pass]:
+    """The passes, in order."""
+    return [
+        FuseLayerNorm(),
+        FuseRmsNorm(),
+        FuseGelu(),
+        FuseAttention(),
+        FuseBiasActivation(),
+        FuseEmbeddingNorm(),
+        FuseSkipNorm(),
+    ]
+
+
+def attention_layout() -> list[Pass]:
+    """After :func:`fusion` and another round of canonicalization: the layout of attention."""
+    return [AttentionToHidden()]

@@ -1,1 +1,6 @@
 """torch modules into the IR, from the graph of torch.export."""
+
+from tersor.frontends.torch.importer import import_exported, import_graph_module, import_module
+from tersor.frontends.torch.pretrained import load_pretrained
+
+__all__ = ["import_exported", "import_graph_module", "import_module", "load_pretrained"]

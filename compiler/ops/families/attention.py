@@ -62,12 +62,15 @@ def _split(x: Any, heads: int) -> Any:
 def _attention(
     q: Any, k: Any, v: Any, mask: Any = None, past_k: Any = None, past_v: Any = None, lengths: Any = None,
     *, is_causal: int = 0, q_num_heads: int = 0, kv_num_heads: int = 0, scale: Any = None,
-    softcap: float = 0.0, softmax_precision: Any = None, qk_matmul_output_mode: int = 0, outputs: int = 1,
+    softcap: float = 0.0, softmax_precision: Any = None, qk_matmul_output_mode: int = 0,
+    left_window_size: int = -1, right_window_size: int = -1,
 ) -> Any:  # fmt: skip
     import torch
 
     from tersor.errors import Unsupported
 
+    if (left_window_size, right_window_size) != (-1, -1):
+        raise Unsupported("Attention with a sliding window has no torch evaluation")
     if lengths is not None:
         raise Unsupported("Attention with nonpad_kv_seqlen has no torch evaluation")
     flat = q.dim() == 3

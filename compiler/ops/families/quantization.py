@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ops.families._ties import broadcast
 from tersor.ops.families.elementwise import elementwise_cost
-from tersor.ops.families.matmul import matmul_cost, matmul_ties
+from tersor.ops.families.matmul import matmul_cost
 from tersor.ops.opdef import OpDef, Sample
 
 
@@ -121,7 +121,7 @@ ROWS = [
           cost=elementwise_cost, outputs=3,
           samples=lambda rng: [Sample([_f(rng, 3, 4)], outputs=3), Sample([_f(rng, 3) ** 2 + 1], outputs=3)]),
     OpDef("MatMulInteger", since=10, torch=_matmul_integer, cost=matmul_cost,
-          ties=lambda node: matmul_ties(node)[:0], samples=_integer_samples),
+          samples=_integer_samples),
 ]  # fmt: skip
 
 

@@ -401,7 +401,7 @@ def _range_contents(node: Node) -> list[np.ndarray | None]:
     return [vector(items) if len(items) <= 64 else None]
 
 
-def _range(start: Any, limit: Any, delta: Any) -> Any:
+def _range(start: Any, limit: Any, delta: Any, *, stash_type: int = 1) -> Any:
     import torch
 
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)

@@ -1,0 +1,56 @@
+"""Equal nodes on equal operands are made once; equal constants are held once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.ir import Encoding, Graph, Node
+from tersor.ops import TABLE
+from tersor.pipeline import EXACT, Context, Pass, replace_node
+
+
+@dataclass(frozen=True)
+class CommonSubexpressions(Pass):
+    """No options. Each graph for itself: a subgraph's nodes are not merged with the outer graph's."""
+
+    keeps = EXACT
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for owner in list(graph.all_graphs()):
+            self._constants(owner, context)
+            seen: dict[tuple[object, ...], Node] = {}
+            for node in owner.nodes:
+                key = _key(node)
+                if key is None:
+                    continue
+                first = seen.setdefault(key, node)
+                if first is not node:
+                    if not context.may_rewrite():
+                        return
+                    replace_node(node, first.outputs)
+                    context.rewrote()
+
+    def _constants(self, graph: Graph, context: Context) -> None:
+        seen: dict[tuple[object, ...], str] = {}
+        for constant in list(graph.constants.values()):
+            encoding = constant.encoding
+            assert encoding is not None
+            key = (str(constant.type), encoding.digest)
+            first = seen.setdefault(key, constant.name)
+            if first != constant.name and context.may_rewrite():
+                graph.replace(constant, graph.constants[first])
+                graph.erase_constant(constant)
+                context.rewrote()
+
+
+def _key(node: Node) -> tuple[object, ...] | None:
+    row = TABLE.get(node.op)
+    if row is None or not row.deterministic or node.subgraphs:
+        return None
+    inputs = [0 if v is None else id(v) for v in node.inputs]
+    if row.commutative and len(inputs) == 2:
+        inputs.sort()
+    attrs = tuple(
+        (k, a.digest if isinstance(a, Encoding) else repr(a)) for k, a in sorted(node.attrs.items())
+    )
+    return node.op, tuple(inputs), attrs, len(node.outputs)

@@ -1,0 +1,191 @@
+"""Nodes that change nothing, and pairs that undo each other.
+
+ 1. Identity(x), Dropout(x) in inference           = x
+ 2. Cast(x) to x's own type                        = x
+ 3. Cast(Cast(x)), the inner one losing nothing    = Cast(x)
+ 4. x + 0, x - 0, x * 1, x / 1, x ^ 1              = x            (where the type stays)
+ 5. Transpose(Transpose(x))                        = Transpose(x) by the product, or x
+ 6. Transpose(x) that keeps the order              = x
+ 7. Reshape(Reshape(x)), Squeeze or Unsqueeze of one, as far as the last target is constant
+ 8. Slice(x), Pad(x) of everything                 = x
+ 9. Concat of one, Split into one                  = x
+10. Not(Not(x)), Neg(Neg(x))                       = x
+11. Where(constant, a, b), all of it one way       = a or b       (where the type stays)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tersor.analysis.match import is_scalar, made_by, operand, rank, same_type, uniform
+from tersor.ir import DType, Graph, Node, Value
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+# Element types whose numbers all fit into the wider one, by what they are.
+_HOLDS = {
+    DType.BOOL: {d for d in DType if d.is_integer or d.is_float},
+    DType.U8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
+    DType.I8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
+    DType.I32: {DType.I64, DType.F64},
+    DType.F16: {DType.F32, DType.F64},
+    DType.BF16: {DType.F32, DType.F64},
+    DType.F32: {DType.F64},
+}
+
+
+@dataclass(frozen=True)
+class EliminateIdentity(Pass):
+    """No options; the rules are numbered in the module."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        rule = _RULES.get(node.op)
+        return rule(graph, node) if rule is not None else None
+
+
+def _first(graph: Graph, node: Node) -> Rewrite:
+    return operand(node, 0)
+
+
+def _dropout(graph: Graph, node: Node) -> Rewrite:
+    training = node.input(2)
+    off = training is None or is_scalar(training, 0)
+    mask_unread = len(node.outputs) < 2 or not node.outputs[1].uses
+    return operand(node, 0) if off and mask_unread else None
+
+
+def _cast(graph: Graph, node: Node) -> Rewrite:
+    x = operand(node, 0)
+    if same_type(x, node.output):
+        return x
+    inner = made_by(x, "Cast")
+    if inner is None:
+        return None
+    source = operand(inner, 0)
+    if x.tensor.dtype not in _HOLDS.get(source.tensor.dtype, set()):
+        return None
+    # To bool asks whether it is zero, which a wider type does not change.
+    return graph.emit("Cast", [source], {"to": node.attrs["to"]})
+
+
+def _neutral(number: float, both: bool) -> Callable[[Graph, Node], Rewrite]:
+    def rule(graph: Graph, node: Node) -> Rewrite:
+        a, b = operand(node, 0), operand(node, 1)
+        for x, other in ((a, b), (b, a)) if both else ((a, b),):
+            if not x.is_constant and uniform_constant(other) == number and same_type(x, node.output):
+                return x
+        return None
+
+    return rule
+
+
+def uniform_constant(value: Value) -> float | None:
+    """The number that all elements of a constant are."""
+    return uniform(value) if value.is_constant else None
+
+
+def _transpose(graph: Graph, node: Node) -> Rewrite:
+    x = operand(node, 0)
+    size = rank(x)
+    if size is None:
+        return None
+    perm = _perm(node, size)
+    if perm == list(range(size)):
+        return x
+    inner = made_by(x, "Transpose")
+    if inner is None:
+        return None
+    before = _perm(inner, size)
+    product = tuple(before[p] for p in perm)
+    if product == tuple(range(size)):
+        return operand(inner, 0)
+    return graph.emit("Transpose", [operand(inner, 0)], {"perm": product})
+
+
+def _perm(node: Node, size: int) -> list[int]:
+    perm = node.attrs.get("perm")
+    return [int(p) for p in perm] if isinstance(perm, tuple) else list(reversed(range(size)))  # type: ignore[arg-type]
+
+
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+
+
+def _reshape(graph: Graph, node: Node) -> Rewrite:
+    x, target = operand(node, 0), operand(node, 1)
+    view = x.producer
+    if view is None or view.op not in _VIEWS or not target.is_constant:
+        return None
+    source = operand(view, 0)
+    # A 0 in the target copies a dim of what it reads: only by place, so they must agree.
+    zeros = [i for i, d in enumerate(target.numpy()) if d == 0]
+    have, before = x.tensor.dims, source.tensor.dims
+    if zeros and not node.attrs["allowzero"]:
+        if have is None or before is None:
+            return None
+        if any(i >= len(before) or before[i] is None or before[i] != have[i] for i in zeros):
+            return None
+    return graph.emit("Reshape", [source, target], node.attrs)
+
+
+def _as_reshape(graph: Graph, node: Node) -> Rewrite:
+    """A Squeeze or Unsqueeze that undoes the view before it."""
+    view = operand(node, 0).producer
+    if view is None or view.op not in _VIEWS:
+        return None
+    source = operand(view, 0)
+    return source if same_type(source, node.output) else None
+
+
+def _whole(graph: Graph, node: Node) -> Rewrite:
+    """A Slice, Pad, Concat or Split that keeps everything; a Slice may keep the dims and reverse."""
+    x = operand(node, 0)
+    if node.op == "Concat":
+        return x if len(node.inputs) == 1 else None
+    if node.op == "Split":
+        return x if len(node.outputs) == 1 else None
+    if not same_type(x, node.output):
+        return None
+    if node.op == "Pad":
+        pads = node.inputs[1]
+        return x if pads is not None and pads.is_constant and not pads.numpy().any() else None
+    steps = node.input(4)
+    forward = steps is None or (steps.is_constant and bool((steps.numpy() == 1).all()))
+    return x if forward else None
+
+
+def _involution(graph: Graph, node: Node) -> Rewrite:
+    inner = made_by(operand(node, 0), node.op)
+    return operand(inner, 0) if inner is not None else None
+
+
+def _where(graph: Graph, node: Node) -> Rewrite:
+    condition = uniform_constant(operand(node, 0))
+    if condition is None:
+        return None
+    chosen = operand(node, 1 if condition else 2)
+    return chosen if same_type(chosen, node.output) else None
+
+
+_RULES: dict[str, Callable[[Graph, Node], Rewrite]] = {
+    "Identity": _first,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    "Add": _neutral(0.0, both=True),
+    "Sub": _neutral(0.0, both=False),
+    "Mul": _neutral(1.0, both=True),
+    "Div": _neutral(1.0, both=False),
+    "Pow": _neutral(1.0, both=False),
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Squeeze": _as_reshape,
+    "Unsqueeze": _as_reshape,
+    "Slice": _whole,
+    "Pad": _whole,
+    "Concat": _whole,
+    "Split": _whole,
+    "Not": _involution,
+    "Neg": _involution,
+    "Where": _where,
+}

@@ -1,0 +1,59 @@
+"""BatchNormalization folded into the Conv or linear layer that feeds it.
+
+y = gamma * (xW + b - mean) / sqrt(var + eps) + beta  =  x(W s) + ((b - mean) s + beta),
+s = gamma / sqrt(var + eps), along the output channels: axis 0 of a Conv's weight, 1 of a Linear's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import operand, read_once
+from tersor.ir import Dense, Graph, Node
+from tersor.pipeline import Pass, Keeps, Rewrite, Skip
+
+_CHANNEL_AXIS = {"Conv": 0, "tersor.Linear": 1}
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(Pass):
+    """No options."""
+
+    keeps = Keeps(values=1e-4)  # Weights are scaled before they are rounded to their dtype.
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op != "BatchNormalization":
+            return None
+        x = operand(node, 0)
+        layer = x.producer
+        if layer is None or layer.op not in _CHANNEL_AXIS:
+            return None
+        if node.attrs["training_mode"]:
+            raise Skip("it is in training mode")
+        if not read_once(x):
+            raise Skip(f"the {layer.op} has another reader")
+        if layer.op == "tersor.Linear" and (layer.attrs["activation"] != "none" or x.tensor.rank != 2):
+            raise Skip("its channels are not the columns of the linear layer")
+        held = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
+        if any(v is not None and not isinstance(v.encoding, Dense) for v in held):
+            raise Skip("a parameter is not a constant")
+        return _folded(graph, node, layer)
+
+
+def _folded(graph: Graph, node: Node, layer: Node) -> Rewrite:
+    gamma, beta, mean, var = (operand(node, i).numpy().astype(np.float64) for i in range(1, 5))
+    weight, old_bias = operand(layer, 1), layer.input(2)
+    factor = gamma / np.sqrt(var + float(node.attrs["epsilon"]))  # type: ignore[arg-type]
+    shape = [1] * weight.numpy().ndim
+    shape[_CHANNEL_AXIS[layer.op]] = -1
+    dtype = weight.numpy().dtype
+    scaled = (weight.numpy() * factor.reshape(shape)).astype(dtype)
+    bias = (0.0 if old_bias is None else old_bias.numpy()) - mean
+    operands = [
+        operand(layer, 0),
+        graph.constant(scaled, weight.name),
+        graph.constant((bias * factor + beta).astype(dtype), f"{weight.name}_bias"),
+    ]
+    return graph.emit(layer.op, operands, layer.attrs, name=node.output.name, scope=layer.scope)

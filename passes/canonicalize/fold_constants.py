@@ -1,0 +1,75 @@
+"""Nodes whose operands are all constants become constants, as far as a byte budget allows.
+
+    Transpose(@w) -> @w'      ConstantOfShape([2]) of 1 -> [1, 1]
+
+The size of a result is known from its type before anything is computed, so that a
+ConstantOfShape([100000, 100000]) costs nothing but a line in the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ops import TABLE
+from tersor.ops.fold import fold_node
+from tersor.pipeline import ROUNDING, Context, Pass, Skip, replace_node
+
+_MAKES_FROM_LITTLE = {"ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "EyeLike", "Pad"}
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Options:
+
+    byte_budget: how much larger all constants together may become by folding what makes much from
+        little (Expand, Tile, Range …); other folding is bounded by its operands' size.
+    """
+
+    keeps = ROUNDING
+    byte_budget: int = 16 << 20
+
+    def run(self, graph: Graph, context: Context) -> None:
+        left = self.byte_budget
+        for node in graph.walk():
+            owner = node.graph
+            if owner is None or not _foldable(node):
+                continue
+            if not context.may_rewrite():
+                return
+            try:
+                size = _result_bytes(node)
+                if node.op in _MAKES_FROM_LITTLE:
+                    if size > left:
+                        raise Skip(f"its {size} bytes are over the budget: {left} are left")
+                    left -= size
+                arrays = fold_node(node)
+            except Skip as reason:
+                context.skip(node, str(reason))
+                continue
+            if arrays is None:
+                continue
+            values: list[Value] = [
+                owner.constant(a, v.name) for a, v in zip(arrays, node.outputs, strict=True)
+            ]
+            replace_node(node, values)
+            context.rewrote()
+
+
+def _foldable(node: Node) -> bool:
+    row = TABLE.get(node.op)
+    if node.subgraphs or row is None or not row.deterministic or not node.inputs:
+        return False
+    # A quantized constant followed by DequantizeLinear is a model that was quantized on purpose.
+    if node.op == "DequantizeLinear":
+        return False
+    return all(v is None or v.is_constant for v in node.inputs)
+
+
+def _result_bytes(node: Node) -> int:
+    total = 0
+    for value in node.outputs:
+        if not isinstance(value.type, TensorType) or not isinstance(value.type.numel, int):
+            raise Skip("the size of its result is not known")
+        total += value.type.numel * value.type.dtype.bits // 8
+    return total

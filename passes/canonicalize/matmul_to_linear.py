@@ -1,0 +1,90 @@
+"""Every linear layer becomes one op: ``tersor.Linear(x, W[k, n], b[n]) = x W + b``.
+
+    MatMul(x, @W)                      -> Linear(x, W)
+    Add(Linear(x, W), @b[n])           -> Linear(x, W, b)
+    Gemm(x, @W, @b), transA = 0        -> Linear(x, alpha W or alpha W^T, beta b)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import made_by, operand, read_once, with_constant
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class MatMulToLinear(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "MatMul":
+            return _matmul(graph, node)
+        if node.op == "Gemm":
+            return _gemm(graph, node)
+        if node.op == "Add":
+            return _bias(graph, node)
+        return None
+
+
+def _is_weight(value: Value) -> bool:
+    return isinstance(value.encoding, Dense) and value.tensor.rank == 2 and value.tensor.dtype.is_float
+
+
+def _matmul(graph: Graph, node: Node) -> Rewrite:
+    x, weight = operand(node, 0), operand(node, 1)
+    if not _is_weight(weight) or x.is_constant or x.tensor.rank in (None, 0, 1):
+        return None
+    return graph.emit("tersor.Linear", [x, weight], name=node.output.name)
+
+
+def _gemm(graph: Graph, node: Node) -> Rewrite:
+    x, weight, bias = operand(node, 0), operand(node, 1), node.input(2)
+    if not _is_weight(weight):
+        return None
+    if node.attrs["transA"]:
+        raise Skip("its first operand is transposed")
+    if bias is not None and not _is_row(bias, weight, int(node.attrs["transB"])):  # type: ignore[arg-type]
+        raise Skip("its bias is not one constant row")
+    alpha, beta = node.attrs["alpha"], node.attrs["beta"]
+    data = weight.numpy().T if node.attrs["transB"] else weight.numpy()
+    if node.attrs["transB"] or alpha != 1.0:
+        scaled = np.ascontiguousarray(data * np.asarray(alpha, data.dtype))
+        weight = graph.constant(scaled, weight.name)
+    operands: list[Value | None] = [x, weight]
+    if bias is not None and beta != 0.0:
+        row = np.broadcast_to(bias.numpy().reshape(-1), (data.shape[1],)) * np.asarray(beta, data.dtype)
+        operands.append(graph.constant(np.ascontiguousarray(row), bias.name))
+    return graph.emit("tersor.Linear", operands, name=node.output.name)
+
+
+def _is_row(bias: Value, weight: Value, transposed: int) -> bool:
+    if not isinstance(bias.encoding, Dense):
+        return False
+    columns = weight.tensor.shape[0 if transposed else 1]
+    return bias.tensor.shape in ((columns,), (1, columns), (1,), (), (1, 1))
+
+
+def _bias(graph: Graph, node: Node) -> Rewrite:
+    found = with_constant(node)
+    if found is None:
+        return None
+    y, bias = found
+    linear = made_by(y, "tersor.Linear")
+    if linear is None or linear.attrs["activation"] != "none" or linear.input(2) is not None:
+        return None
+    columns = operand(linear, 1).tensor.shape[1]
+    if bias.tensor.shape not in ((columns,), (1, columns), (1, 1, columns)) or node.output.type != y.type:
+        return None
+    if not read_once(y):
+        raise Skip("the product has another reader than the bias")
+    if bias.tensor.rank != 1:
+        bias = graph.constant(bias.numpy().reshape(-1), bias.name)
+    operands = [operand(linear, 0), operand(linear, 1), bias]
+    with_scope = linear.scope
+    return graph.emit("tersor.Linear", operands, name=node.output.name, scope=with_scope)

@@ -1,0 +1,83 @@
+"""Shape arithmetic, with dynamic dims too.
+
+1. An integer value whose elements all follow as numbers from the inputs' shapes is a constant.
+2. A Reshape's target is written as a constant wherever its dims are numbers, equal to the operand's
+   dim at the same place (0), or the only one left (-1):
+       x: [batch, seq, 384],  Reshape(x, [batch, seq, 12, 32])  ->  Reshape(x, [0, 0, 12, 32])
+3. An Expand to the operand's own shape is the operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import operand, same_type
+from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ops import contents_of
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+
+@dataclass(frozen=True)
+class ShapeArithmetic(Pass):
+    """No options."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "Reshape":
+            return _reshape(graph, node)
+        if node.op == "Expand" and same_type(operand(node, 0), node.output):
+            return operand(node, 0)
+        if node.subgraphs or len(node.outputs) != 1 or not node.inputs:
+            return None
+        return _constant(graph, node.output)
+
+
+def _constant(graph: Graph, value: Value) -> Value | None:
+    contents = value.contents
+    if contents is None or not isinstance(value.type, TensorType):
+        return None
+    items = list(contents.reshape(-1))
+    if not all(isinstance(i, int) for i in items):
+        return None
+    data = np.array(items, value.type.dtype.numpy).reshape(contents.shape)
+    return graph.constant(data, value.name)
+
+
+def _reshape(graph: Graph, node: Node) -> Rewrite:
+    x, target = operand(node, 0), operand(node, 1)
+    have, out = x.type, node.output.type
+    assert isinstance(have, TensorType) and isinstance(out, TensorType)
+    if have.dims is None or out.dims is None:
+        return None
+    if same_type(x, node.output):
+        return x
+    wanted = _target(have.dims, out.dims)
+    if wanted is None:
+        return None
+    contents = contents_of(target)
+    written = list(contents) if contents is not None and target.is_constant else None
+    if written == wanted and not node.attrs["allowzero"]:
+        return None
+    return graph.emit("Reshape", [x, graph.constant(np.array(wanted, np.int64), "shape")])
+
+
+def _target(have: tuple[object, ...], out: tuple[object, ...]) -> list[int] | None:
+    """The target as integers, with 0 for a dim kept in place and at most one -1."""
+    target: list[int] = []
+    open_ = 0
+    for i, dim in enumerate(out):
+        if isinstance(dim, int) and dim > 0:
+            target.append(dim)
+        elif i < len(have) and dim is not None and dim == have[i] and dim != 0:
+            target.append(0)
+        elif isinstance(dim, int):
+            return None  # An empty dim that is not kept: 0 would copy another.
+        else:
+            target.append(-1)
+            open_ += 1
+    # With a dim that may be 0 in it, what -1 stands for could not be told; symbols are sizes of at
+    # least 1 wherever a -1 is needed, as ONNX refuses it otherwise.
+    return target if open_ <= 1 else None

@@ -1,0 +1,148 @@
+"""Mask arithmetic as exporters write it, brought to what it says.
+
+1. ``range >= 0`` is always true, and ``true & m`` is m (broadcast to the other's shape).
+2. An element lookup at its own coordinates is a view:
+       GatherND(m[batch, seq], [range(batch) broadcast, range(seq) broadcast])  =  m as [batch, 1, 1, seq]
+3. Looking up elements that are all the same number gives that number, whatever the indices.
+4. A value that was broadcast for readers that broadcast anyway is left as it was: where the readers'
+   own results, followed forward, keep the types they had wherever it could be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import coordinate, made_by, operand, rank, uniform
+from tersor.ir import DType, Graph, Node, TensorType, Value, ValueType
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+# Ops that broadcast their operands, or pass a broadcast on to their result unchanged.
+_BROADCASTS = {
+    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "And", "Or", "Xor", "Not", "Where", "Equal",
+    "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Cast", "Neg", "Abs", "Identity", "Expand",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SimplifyMasks(Pass):
+    """No options; the rules are numbered in the module."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "GatherND":
+            return _own_coordinates(graph, node)
+        if node.op == "And":
+            return _true_and(graph, node)
+        if node.op == "Expand":
+            return _narrowed(graph, node, operand(node, 0))
+        if node.op in ("Gather", "GatherElements", "Slice"):
+            return _uniform_lookup(graph, node)
+        return None
+
+
+def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
+    x, indices = operand(node, 0), made_by(operand(node, 1), "Concat")
+    size, out = rank(x), node.output.tensor.dims
+    if indices is None or node.attrs["batch_dims"] or size != len(indices.inputs) or out is None:
+        return None
+    axes = []
+    for column in indices.inputs:
+        assert column is not None
+        axis = coordinate(column)
+        if axis is None:
+            return None
+        axes.append(axis)
+    if axes != sorted(set(axes)) or None in out:
+        return None
+    kept = tuple(out[a] for a in axes)
+    rest = [a for a in range(len(out)) if a not in axes]
+    if kept != x.tensor.dims or any(out[a] != 1 for a in rest):
+        return None
+    return graph.emit("Unsqueeze", [x, graph.constant(np.array(rest, np.int64), "axes")])
+
+
+def _always_true(value: Value) -> bool:
+    if value.is_constant:
+        return value.tensor.dtype is DType.BOOL and uniform(value) == 1.0
+    node = made_by(value, "GreaterOrEqual")
+    if node is not None:
+        # What counts up from zero is never negative.
+        return uniform(operand(node, 1)) == 0.0 and coordinate(operand(node, 0)) is not None
+    both = made_by(value, "And")
+    return both is not None and all(_always_true(operand(both, i)) for i in (0, 1))
+
+
+def _true_and(graph: Graph, node: Node) -> Rewrite:
+    a, b = operand(node, 0), operand(node, 1)
+    for true, other in ((a, b), (b, a)):
+        if _always_true(true):
+            return other if other.type == node.output.type else _narrowed(graph, node, other)
+    return None
+
+
+def _uniform_lookup(graph: Graph, node: Node) -> Rewrite:
+    """Rule 3, with rule 4: one element in place of all, where the readers broadcast."""
+    x, size = operand(node, 0), rank(node.output)
+    if not x.is_constant:
+        return None
+    number = uniform(x)
+    if number is None or size is None:
+        return None
+    one = np.full((1,) * size, number, x.tensor.dtype.numpy)
+    return _narrowed(graph, node, graph.constant(one, node.output.name))
+
+
+def _narrowed(graph: Graph, node: Node, small: Value) -> Value | None:
+    """``small`` in place of the node's result, if nobody can tell: types are inferred anew forward
+    until they are what they were; what cannot change stops it, and all is put back."""
+    large = node.output
+    if not isinstance(small.type, TensorType) or large.is_output:
+        return _discard(small)
+    changed: list[tuple[Node, ValueType, np.ndarray | None]] = []
+    readers = list(large.uses)
+    graph.replace(large, small)
+    if _settle(small, changed):
+        return small
+    for reader, type, contents in reversed(changed):
+        reader.output.type, reader.output.contents = type, contents
+    for use in readers:
+        graph.set_input(use.user, use.operand, large)
+    return _discard(small)
+
+
+def _discard(small: Value) -> None:
+    if small.is_constant and not small.uses and small.name in small.graph.constants:
+        small.graph.erase_constant(small)
+
+
+def _settle(start: Value, changed: list[tuple[Node, ValueType, np.ndarray | None]]) -> bool:
+    """Infers readers of ``start`` anew, and readers of what changes; False where a change reaches
+    something that does not broadcast. What was overwritten is noted in ``changed``."""
+    work = [start]
+    while work:
+        value = work.pop()
+        for use in list(value.uses):
+            node = use.user
+            if not isinstance(node, Node):
+                return False
+            if not _tolerates(node, use.operand):
+                return False
+            before = (node.output.type, node.output.contents)
+            assert node.graph is not None
+            node.graph.infer(node)
+            if node.output.type != before[0]:
+                changed.append((node, *before))
+                work.append(node.output)
+    return True
+
+
+def _tolerates(node: Node, operand_index: int) -> bool:
+    if len(node.outputs) != 1:
+        return False
+    if node.op == "Attention":
+        return operand_index == 3
+    # A lookup of fewer indices gives fewer rows, which its readers must broadcast in turn.
+    return node.op in _BROADCASTS or (node.op == "Gather" and operand_index == 1)

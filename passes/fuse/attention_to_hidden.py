@@ -1,0 +1,62 @@
+"""Attention on [batch, heads, length, d] that was split from the hidden axis and is merged into it
+again, to Attention on [batch, length, heads*d]: no reshape, no transpose.
+
+    q = Transpose(Reshape(x[b, s, h*d] -> [b, s, h, d]), 0 2 1 3), k and v alike
+    y = Reshape(Transpose(Attention(q, k, v), 0 2 1 3) -> [b, s, h*d])
+      = Attention(x, x_k, x_v) {q_num_heads = h, kv_num_heads = ...}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.analysis.match import made_by, operand, read_once
+from tersor.ir import Graph, Node, Value
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class AttentionToHidden(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        merge = made_by(operand(node, 0), "Transpose") if node.op == "Reshape" else None
+        attention = made_by(operand(merge, 0), "Attention") if merge is not None else None
+        if merge is None or attention is None or merge.attrs.get("perm") != (0, 2, 1, 3):
+            return None
+        if len(attention.outputs) > 1 or len(attention.inputs) > 4:
+            raise Skip("it has a cache or more than one result")
+        out, heads = attention.output.tensor.dims, attention.inputs
+        if out is None or not isinstance(out[1], int) or not isinstance(out[3], int):
+            return None
+        if node.output.tensor.dims != (out[0], out[2], out[1] * out[3]):
+            return None
+        if not read_once(attention.output) or not read_once(merge.output):
+            raise Skip("its result has another reader")
+        q, k, v = (_before_split(x) for x in heads[:3] if x is not None)
+        if q is None or k is None or v is None:
+            raise Skip("an operand was not split from the hidden axis")
+        key = operand(attention, 1).tensor.dims
+        assert key is not None
+        attrs = {**attention.attrs, "q_num_heads": out[1], "kv_num_heads": key[1]}
+        scope = attention.scope
+        return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)  # type: ignore[arg-type]
+
+
+def _before_split(x: Value) -> Value | None:
+    """The [b, s, h*d] that x[b, h, s, d] was split from."""
+    transpose = made_by(x, "Transpose")
+    if transpose is None or transpose.attrs.get("perm") != (0, 2, 1, 3):
+        return None
+    reshape = made_by(operand(transpose, 0), "Reshape")
+    if reshape is None:
+        return None
+    hidden = operand(reshape, 0)
+    have, split = hidden.tensor.dims, reshape.output.tensor.dims
+    if have is None or split is None or len(have) != 3 or len(split) != 4:
+        return None
+    if have[:2] != split[:2] or None in (*have, *split):
+        return None
+    return hidden if have[2] == split[2] * split[3] else None  # type: ignore[operator]

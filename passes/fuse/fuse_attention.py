@@ -1,0 +1,157 @@
+"""Attention written out as products and a softmax, to ONNX's Attention on [batch, heads, length, d].
+
+    softmax(c (a Q)(b K)^T + mask) V   =   Attention(Q, K, V, mask) {scale = a b c}
+
+Covered: scores scaled before or after the product, by Mul or Div; the mask added either way round; a
+guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups of
+query heads (Unsqueeze, Expand, Reshape).  A mask ``where(m, 0, -inf)`` becomes the boolean m.
+
+Attention gives zeros where a row's keys are all masked by -inf; without the guard such rows were NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import either_way, made_by, operand, rank, read_once, scalar, uniform
+from tersor.ir import DType, Graph, Node, Value
+from tersor.pipeline import Keeps, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class FuseAttention(Pass):
+    """No options."""
+
+    keeps = Keeps(values=1e-4)  # The softmax amplifies the rounding of its scores.
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op != "MatMul":
+            return None
+        softmax = _softmax(operand(node, 0))
+        if softmax is None or rank(softmax.output) != 4:
+            return None
+        scores, mask = _split_mask(operand(softmax, 0))
+        scale, product = _unscaled(scores)
+        if product is None or product.op != "MatMul":
+            return None
+        if not read_once(operand(node, 0)):
+            raise Skip("the attention weights have another reader")
+        a, q = _scaled_operand(operand(product, 0))
+        b, kt = _scaled_operand(operand(product, 1))
+        k = _transposed(graph, kt)
+        k, v = _unrepeated(k), _unrepeated(operand(node, 1))
+        _check(q, k, v)
+        operands: list[Value | None] = [q, k, v]
+        if mask is not None:
+            operands.append(_boolean(mask))
+        return graph.emit("Attention", operands, {"scale": scale * a * b})
+
+
+def _softmax(weights: Value) -> Node | None:
+    """The softmax over the last axis that makes ``weights``, perhaps behind a guard against NaN."""
+    guard = made_by(weights, "Where")
+    if guard is not None:
+        test = made_by(operand(guard, 0), "IsNaN")
+        if test is None or uniform(operand(guard, 1)) != 0.0:
+            return None
+        weights = operand(guard, 2)
+        if operand(test, 0) is not weights:
+            return None
+    softmax = made_by(weights, "Softmax")
+    if softmax is None:
+        return None
+    return softmax if softmax.attrs["axis"] in (-1, 3) else None
+
+
+def _split_mask(value: Value) -> tuple[Value, Value | None]:
+    """(scores, additive mask or None): the addend that comes from a product is the scores."""
+    total = made_by(value, "Add")
+    if total is None:
+        return value, None
+    for scores, mask in either_way(total):
+        if _unscaled(scores)[1] is not None and scores.type == value.type:
+            return scores, mask
+    return value, None
+
+
+def _unscaled(value: Value) -> tuple[float, Node | None]:
+    """(factor, the MatMul whose result times the factor is ``value``, or None)."""
+    factor = 1.0
+    node = value.producer
+    while node is not None and node.op in ("Mul", "Div"):
+        a, b = operand(node, 0), operand(node, 1)
+        number = scalar(b) if scalar(b) is not None else scalar(a) if node.op == "Mul" else None
+        if number is None:
+            return factor, None
+        factor = factor * number if node.op == "Mul" else factor / number
+        node = (a if scalar(b) is not None else b).producer
+    return factor, node if node is not None and node.op == "MatMul" else None
+
+
+def _scaled_operand(value: Value) -> tuple[float, Value]:
+    """(factor, x) for x * factor or x / factor."""
+    node = value.producer
+    if node is None or node.op not in ("Mul", "Div"):
+        return 1.0, value
+    a, b = operand(node, 0), operand(node, 1)
+    if (number := scalar(b)) is not None and a.type == value.type:
+        return (number if node.op == "Mul" else 1 / number), a
+    if node.op == "Mul" and (number := scalar(a)) is not None and b.type == value.type:
+        return number, b
+    return 1.0, value
+
+
+def _transposed(graph: Graph, kt: Value) -> Value:
+    """K[b, h, s, d] from K^T[b, h, d, s]; a Transpose that is there already takes up the swap."""
+    return graph.emit("Transpose", [kt], {"perm": (0, 1, 3, 2)})
+
+
+def _unrepeated(value: Value) -> Value:
+    """K or V before its heads were repeated: [b, g, s, d] -> [b, g, 1, s, d] -> expand -> [b, h, s, d].
+
+    The repetition may stand behind the swap of the last two axes that has just been emitted.
+    """
+    swap = made_by(value, "Transpose")
+    source = value
+    if swap is not None and swap.attrs["perm"] == (0, 1, 3, 2):
+        inner = made_by(operand(swap, 0), "Transpose")
+        if inner is not None and inner.attrs["perm"] == (0, 1, 3, 2):
+            source = operand(inner, 0)
+    reshape = made_by(source, "Reshape")
+    expand = made_by(operand(reshape, 0), "Expand") if reshape is not None else None
+    unsqueeze = made_by(operand(expand, 0), "Unsqueeze") if expand is not None else None
+    if unsqueeze is None or expand is None:
+        return value
+    before, wide = operand(unsqueeze, 0), expand.output.tensor.dims
+    axes, out = unsqueeze.inputs[1], source.tensor.dims
+    if axes is None or not axes.is_constant or list(axes.numpy()) != [2]:
+        return value
+    have = before.tensor.dims
+    if have is None or wide is None or out is None or len(have) != 4 or len(wide) != 5:
+        return value
+    grouped = wide[:2] == have[:2] and wide[3:] == have[2:] == out[2:] and isinstance(wide[2], int)
+    heads = isinstance(have[1], int) and isinstance(wide[2], int) and out[1] == have[1] * wide[2]
+    return before if grouped and heads else value
+
+
+def _check(q: Value, k: Value, v: Value) -> None:
+    if any(rank(x) != 4 for x in (q, k, v)):
+        raise Skip("its operands are not [batch, heads, length, d]")
+    if len({x.tensor.dtype for x in (q, k, v)}) > 1:
+        raise Skip("its operands are of different dtypes")
+    for x in (q, k, v):
+        assert x.tensor.dims is not None
+        if not isinstance(x.tensor.dims[1], int) or not isinstance(x.tensor.dims[3], int):
+            raise Skip(f"heads or head size of {x!r} are not known")
+
+
+def _boolean(mask: Value) -> Value:
+    """m of ``where(m, 0, -inf)``, else the additive mask itself."""
+    where = made_by(mask, "Where")
+    if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
+        return mask
+    if uniform(operand(where, 1)) != 0.0 or uniform(operand(where, 2)) != -np.inf:
+        return mask
+    return operand(where, 0) if rank(operand(where, 0)) == rank(mask) else mask

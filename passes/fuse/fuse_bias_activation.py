@@ -1,0 +1,38 @@
+"""The activation after a linear layer becomes part of it.
+
+    Gelu(Linear(x, W, b))  ->  Linear(x, W, b) {activation = "gelu"}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.analysis.match import made_by, operand, read_once
+from tersor.ir import Graph, Node
+from tersor.pipeline import EXACT, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class FuseBiasActivation(Pass):
+    """No options."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        activation = _activation(node)
+        linear = made_by(operand(node, 0), "tersor.Linear") if activation else None
+        if linear is None or linear.attrs["activation"] != "none":
+            return None
+        if not read_once(linear.output):
+            raise Skip("the linear layer has another reader")
+        attrs = {"activation": activation}
+        name = node.output.name
+        return graph.emit("tersor.Linear", linear.inputs, attrs, name=name, scope=linear.scope)  # type: ignore[arg-type]
+
+
+def _activation(node: Node) -> str | None:
+    if node.op == "Gelu":
+        return "gelu_tanh" if node.attrs["approximate"] == "tanh" else "gelu"
+    if node.op == "Swish":
+        return "silu" if node.attrs["alpha"] == 1.0 else None
+    return {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid"}.get(node.op)

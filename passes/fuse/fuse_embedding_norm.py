@@ -1,0 +1,75 @@
+"""A sum of embeddings and its layer normalization, in one op.
+
+    LayerNormalization(word[ids] + position[places] + row)
+      ->  EmbeddingLayerNormalization(ids, word, places, position + row)
+
+The tables stand in the order of their sizes, largest first; a constant row (the one token type of a
+single sentence) is added to every row of the smallest table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import made_by, operand
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class FuseEmbeddingNorm(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op != "LayerNormalization" or len(node.inputs) < 3:
+            return None
+        lookups, rows = _terms(operand(node, 0))
+        if len(lookups) < 2 or node.attrs["axis"] not in (-1, (node.output.tensor.rank or 0) - 1):
+            return None
+        if any(v.uses for v in node.outputs[1:]):
+            raise Skip("its mean or deviation is read")
+        pairs = sorted(
+            ((operand(n, 1), operand(n, 0)) for n in lookups), key=lambda p: -p[1].tensor.shape[0]
+        )
+        ids, table = pairs[-1]
+        if rows:
+            total = table.numpy() + sum(r.numpy().reshape(-1) for r in rows)
+            pairs[-1] = (ids, graph.constant(total.astype(table.numpy().dtype), table.name))
+        operands = [operand(node, 1), operand(node, 2), *(v for pair in pairs for v in pair)]
+        attrs = {"epsilon": node.attrs["epsilon"]}
+        name = node.output.name
+        return graph.emit("tersor.EmbeddingLayerNormalization", operands, attrs, name=name)
+
+
+def _terms(value: Value) -> tuple[list[Node], list[Value]]:
+    """The lookups and the constant rows that a sum is made of; no lookups if it holds anything else."""
+    lookups: list[Node] = []
+    rows: list[Value] = []
+    work = [value]
+    while work:
+        term = work.pop()
+        add = made_by(term, "Add")
+        gather = made_by(term, "Gather")
+        if add is not None and not term.is_output and len(term.uses) == 1:
+            work += [operand(add, 1), operand(add, 0)]
+        elif gather is not None and _is_lookup(gather):
+            lookups.append(gather)
+        elif term.is_constant and _is_row(term):
+            rows.append(term)
+        else:
+            return [], []
+    return lookups, rows
+
+
+def _is_lookup(gather: Node) -> bool:
+    table = operand(gather, 0)
+    return isinstance(table.encoding, Dense) and table.tensor.rank == 2 and gather.attrs["axis"] == 0
+
+
+def _is_row(value: Value) -> bool:
+    shape = value.tensor.shape
+    return bool(shape) and int(np.prod(shape[:-1])) == 1

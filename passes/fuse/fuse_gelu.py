@@ -1,0 +1,111 @@
+"""GELU and SiLU written out.
+
+    erf form    0.5 x (1 + erf(x / sqrt(2)))                                      Gelu{none}
+    tanh form   0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))                 Gelu{tanh}
+    SiLU        x sigmoid(x)                                                      Swish{alpha=1}
+
+A product of several factors is matched in any order and bracketing: its factors are collected first.
+(Hendrycks and Gimpel 2016, arXiv 1606.08415.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tersor.analysis.match import either_way, is_scalar, made_by, operand, scalar
+from tersor.ir import Graph, Node, Value
+from tersor.pipeline import Keeps, Pass, Rewrite
+
+
+@dataclass(frozen=True)
+class FuseGelu(Pass):
+    """No options."""
+
+    keeps = Keeps(values=1e-5)
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op not in ("Mul", "Div"):
+            return None
+        number, factors = _factors(node)
+        if len(factors) != 2:
+            return None
+        for x, other in (factors, factors[::-1]):
+            if abs(number - 0.5) < 1e-6 and (form := _one_plus(x, other)) is not None:
+                return graph.emit("Gelu", [x], {"approximate": form})
+            gate = made_by(other, "Sigmoid")
+            if number == 1.0 and gate is not None and operand(gate, 0) is x:
+                return graph.emit("Swish", [x], {"alpha": 1.0})
+        return None
+
+
+def _factors(node: Node) -> tuple[float, list[Value]]:
+    """The number and the other factors of a tree of products; at most a few deep."""
+    number, factors, work = 1.0, [], [node.output]
+    while work and len(factors) < 4:
+        value = work.pop()
+        maker = value.producer
+        inner = value is node.output or len(value.uses) == 1
+        constant = scalar(value)
+        if constant is not None:
+            number *= constant
+        elif maker is not None and maker.op == "Mul" and inner:
+            work += [operand(maker, 0), operand(maker, 1)]
+        elif maker is not None and maker.op == "Div" and inner and scalar(maker.inputs[1]):
+            number /= scalar(maker.inputs[1]) or 1.0
+            work.append(operand(maker, 0))
+        else:
+            factors.append(value)
+    return number, factors
+
+
+def _one_plus(x: Value, value: Value) -> str | None:
+    """``none`` if value is 1 + erf(x / sqrt(2)), ``tanh`` if it is 1 + tanh(…)."""
+    total = made_by(value, "Add")
+    if total is None:
+        return None
+    for inner, one in either_way(total):
+        if not is_scalar(one, 1):
+            continue
+        if (erf := made_by(inner, "Erf")) is not None and _is_times(operand(erf, 0), x, math.sqrt(0.5)):
+            return "none"
+        if (tanh := made_by(inner, "Tanh")) is not None and _is_tanh_inner(operand(tanh, 0), x):
+            return "tanh"
+    return None
+
+
+def _is_times(value: Value, x: Value, number: float) -> bool:
+    """Whether value is x times ``number``."""
+    node = value.producer
+    if node is None or node.op not in ("Mul", "Div"):
+        return False
+    have, factors = _factors(node)
+    return factors == [x] and math.isclose(have, number, rel_tol=1e-4)
+
+
+def _is_tanh_inner(value: Value, x: Value) -> bool:
+    """sqrt(2 / pi) (x + 0.044715 x^3)"""
+    node = value.producer
+    if node is None or node.op != "Mul":
+        return False
+    number, factors = _factors(node)
+    if len(factors) != 1 or not math.isclose(number, math.sqrt(2 / math.pi), rel_tol=1e-4):
+        return False
+    total = made_by(factors[0], "Add")
+    if total is None:
+        return False
+    return any(a is x and _is_cube(b, x) for a, b in either_way(total))
+
+
+def _is_cube(value: Value, x: Value) -> bool:
+    """0.044715 x^3, the cube a Pow or a product."""
+    node = value.producer
+    if node is None or node.op != "Mul":
+        return False
+    number, factors = _factors(node)
+    if not math.isclose(number, 0.044715, rel_tol=1e-4):
+        return False
+    if factors == [x, x, x]:
+        return True
+    power = made_by(factors[0], "Pow") if len(factors) == 1 else None
+    return power is not None and operand(power, 0) is x and is_scalar(operand(power, 1), 3)

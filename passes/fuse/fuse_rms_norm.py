@@ -1,0 +1,79 @@
+"""RMSNormalization written out, as T5 and LLaMA have it (Zhang and Sennrich 2019).
+
+    y = x * rsqrt(mean(x^2) + eps) * scale
+
+rsqrt is Reciprocal(Sqrt(v)), Pow(v, -0.5), or a Div by Sqrt(v).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.analysis.match import either_way, is_scalar, made_by, operand, scalar
+from tersor.ir import Graph, Node, Value
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+
+
+@dataclass(frozen=True)
+class FuseRmsNorm(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op != "Mul":
+            return None
+        for normal, scale in either_way(node):
+            if not scale.is_constant:
+                continue
+            found = _normalized(normal)
+            if found is None:
+                continue
+            x, epsilon = found
+            if scale.tensor.shape != (x.tensor.dims[-1] if x.tensor.dims else None,):
+                raise Skip("its scale is not a vector of the last axis")
+            return graph.emit("RMSNormalization", [x, scale], {"axis": -1, "epsilon": epsilon})
+        return None
+
+
+def _normalized(value: Value) -> tuple[Value, float] | None:
+    node = value.producer
+    if node is None or node.op not in ("Mul", "Div"):
+        return None
+    for x, inverse in either_way(node) if node.op == "Mul" else [(operand(node, 0), operand(node, 1))]:
+        inside = _under_root(inverse, node.op)
+        total = made_by(inside, "Add")
+        if total is None:
+            continue
+        for square_mean, epsilon in either_way(total):
+            number = scalar(epsilon)
+            if number is not None and _is_mean_square(square_mean, x):
+                return x, number
+    return None
+
+
+def _under_root(value: Value, op: str) -> Value | None:
+    """v of 1/sqrt(v), or of sqrt(v) where it divides."""
+    if op == "Mul":
+        power = made_by(value, "Pow")
+        if power is not None and is_scalar(operand(power, 1), -0.5):
+            return operand(power, 0)
+        inverse = made_by(value, "Reciprocal")
+        value = operand(inverse, 0) if inverse is not None else value
+        if inverse is None:
+            return None
+    root = made_by(value, "Sqrt")
+    return operand(root, 0) if root is not None else None
+
+
+def _is_mean_square(value: Value, x: Value) -> bool:
+    mean = made_by(value, "ReduceMean")
+    if mean is None or not mean.attrs["keepdims"]:
+        return False
+    axes = mean.input(1)
+    if axes is None or not is_scalar(axes, -1) and not is_scalar(axes, (x.tensor.rank or 0) - 1):
+        return False
+    square = operand(mean, 0).producer
+    if square is None or square.op not in ("Pow", "Mul") or operand(square, 0) is not x:
+        return False
+    return is_scalar(operand(square, 1), 2) if square.op == "Pow" else operand(square, 1) is x
