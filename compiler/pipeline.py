@@ -272,8 +272,8 @@ class Pipeline:
     def _verify_values(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
         if report.rewrites == 0:
             return
-        error, allowed = self._difference(before, after, step)
-        report.max_error = error
+        error, allowed, worst = self._difference(before, after, step)
+        report.max_error = worst
         if error <= allowed:
             return
         guilty = self._bisect(step, before, report.rewrites)
@@ -282,24 +282,26 @@ class Pipeline:
             f"(allowed {allowed:.3g}); {guilty}"
         )
 
-    def _difference(self, before: Graph, after: Graph, step: Pass) -> tuple[float, float]:
-        """Largest excess over the feeds: (absolute difference, what is allowed there)."""
+    def _difference(self, before: Graph, after: Graph, step: Pass) -> tuple[float, float, float]:
+        """(Absolute difference, what is allowed there) of the output that is worst by its allowance,
+        then the largest difference of all."""
         assert self.evaluate is not None
-        worst = (0.0, 0.0)
+        worst, largest = (0.0, 0.0), 0.0
         for feed in self.feeds:
             expected, got = self.evaluate(before, feed), self.evaluate(after, feed)
             for name in expected:
                 error, allowed = _compare(expected[name], got[name], step.keeps.values or 0.0)
-                if error - allowed >= worst[0] - worst[1]:
+                largest = max(largest, error)
+                if error - allowed > worst[0] - worst[1]:
                     worst = (error, allowed)
-        return worst
+        return *worst, largest
 
     def _bisect(self, step: Pass, before: Graph, rewrites: int) -> str:
         """The first rewrite after which the outputs differ, by running the pass with fewer."""
         low, high = 0, rewrites
         while high - low > 1:
             middle = (low + high) // 2
-            error, allowed = self._difference(before, self._partial(step, before, middle), step)
+            error, allowed, _ = self._difference(before, self._partial(step, before, middle), step)
             low, high = (low, middle) if error > allowed else (middle, high)
         good, bad = self._partial(step, before, high - 1), self._partial(step, before, high)
         return f"rewrite {high} of {rewrites} is the first that does:\n{_changed_lines(good, bad)}"

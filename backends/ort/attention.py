@@ -44,9 +44,11 @@ class AttentionLowering:
         assert isinstance(heads, int) and q.tensor.dims is not None
         d = int(q.tensor.dims[2]) // heads  # type: ignore[arg-type]
         scale = float(node.attrs.get("scale", d**-0.5))
-        if options.attention == "mha":
+        mask = node.input(3)
+        padding = _padding(graph, mask) if options.attention == "mha" else None
+        if options.attention == "mha" and (mask is None or padding is not None):
             attrs = {"num_heads": heads, "scale": scale}
-            operands = [q, k, v, None, None, bias]
+            operands = [q, k, v, None, padding]
             type = node.output.type
             y = graph.emit_node(
                 "com.microsoft.MultiHeadAttention", operands, attrs, types=[type]
@@ -85,15 +87,27 @@ def _is_plain(node: Node) -> bool:
     )
 
 
+def _padding(graph: Graph, mask: Value | None) -> Value | None:
+    """A boolean mask [batch, 1, 1, keys] as MultiHeadAttention takes it: i32[batch, keys]."""
+    dims = mask.tensor.dims if mask is not None else None
+    if mask is None or mask.tensor.dtype is not DType.BOOL or dims is None:
+        return None
+    if len(dims) != 4 or dims[1] != 1 or dims[2] != 1:
+        return None
+    flat = graph.emit("Squeeze", [mask, graph.constant(np.array([1, 2]), "axes")])
+    return graph.emit("Cast", [flat], {"to": TO_ONNX[DType.I32]})
+
+
 def _prepare(graph: Graph, mask: Value, dtype: DType) -> tuple[Value, Value | None]:
-    lowest = graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
     if mask.tensor.rank == 2:
         mask = graph.emit("Unsqueeze", [mask, graph.constant(np.array([0, 1]), "axes")])
     if mask.tensor.dtype is DType.BOOL:
         zero = graph.constant(np.zeros((), dtype.numpy), "zero")
+        lowest = graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
         return graph.emit("Where", [mask, zero, lowest]), _some_allowed(graph, mask, dtype)
     if _is_finite(mask):
         return mask, None
+    lowest = graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
     bias = graph.emit("Max", [mask, lowest])
     unmasked = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
     return bias, _some_allowed(graph, unmasked, dtype)

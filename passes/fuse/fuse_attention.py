@@ -6,7 +6,11 @@ Covered: scores scaled before or after the product, by Mul or Div; the mask adde
 guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups of
 query heads (Unsqueeze, Expand, Reshape).  A mask ``where(m, 0, -inf)`` becomes the boolean m.
 
-Attention gives zeros where a row's keys are all masked by -inf; without the guard such rows were NaN.
+**Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are
+NaN, which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the
+lowest float, so that its rows get the mean of all values instead of what torch computes: where the
+guard is, the lowest float is read as the -inf that it stands for.  Without the guard (eager attention)
+a mask of lowest floats is kept as it is.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class FuseAttention(Pass):
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         if node.op != "MatMul":
             return None
-        softmax = _softmax(operand(node, 0))
+        softmax, guarded = _softmax(operand(node, 0))
         if softmax is None or rank(softmax.output) != 4:
             return None
         scores, mask = _split_mask(operand(softmax, 0))
@@ -45,24 +49,24 @@ class FuseAttention(Pass):
         _check(q, k, v)
         operands: list[Value | None] = [q, k, v]
         if mask is not None:
-            operands.append(_boolean(mask))
+            operands.append(_boolean(mask, guarded))
         return graph.emit("Attention", operands, {"scale": scale * a * b})
 
 
-def _softmax(weights: Value) -> Node | None:
-    """The softmax over the last axis that makes ``weights``, perhaps behind a guard against NaN."""
+def _softmax(weights: Value) -> tuple[Node | None, bool]:
+    """(The softmax over the last axis that makes ``weights``, whether a guard against NaN is between)."""
     guard = made_by(weights, "Where")
     if guard is not None:
         test = made_by(operand(guard, 0), "IsNaN")
         if test is None or uniform(operand(guard, 1)) != 0.0:
-            return None
+            return None, False
         weights = operand(guard, 2)
         if operand(test, 0) is not weights:
-            return None
+            return None, False
     softmax = made_by(weights, "Softmax")
-    if softmax is None:
-        return None
-    return softmax if softmax.attrs["axis"] in (-1, 3) else None
+    if softmax is None or softmax.attrs["axis"] not in (-1, 3):
+        return None, False
+    return softmax, guard is not None
 
 
 def _split_mask(value: Value) -> tuple[Value, Value | None]:
@@ -147,11 +151,13 @@ def _check(q: Value, k: Value, v: Value) -> None:
             raise Skip(f"heads or head size of {x!r} are not known")
 
 
-def _boolean(mask: Value) -> Value:
-    """m of ``where(m, 0, -inf)``, else the additive mask itself."""
+def _boolean(mask: Value, guarded: bool) -> Value:
+    """m of ``where(m, 0, -inf)``, else the additive mask itself; see the module on ``guarded``."""
     where = made_by(mask, "Where")
     if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
         return mask
-    if uniform(operand(where, 1)) != 0.0 or uniform(operand(where, 2)) != -np.inf:
+    masked = uniform(operand(where, 2))
+    lowest = float(np.finfo(mask.tensor.dtype.numpy).min)
+    if uniform(operand(where, 1)) != 0.0 or masked not in ((-np.inf, lowest) if guarded else (-np.inf,)):
         return mask
     return operand(where, 0) if rank(operand(where, 0)) == rank(mask) else mask
