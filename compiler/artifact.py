@@ -110,13 +110,19 @@ def load(path: str | Path) -> Artifact:
         model = (path / name).read_bytes()
         runtime, choice, report = manifest["runtime"], manifest["choice"], manifest["report"]
     except OSError as error:
-        raise InvalidModel(f"{path} is not an artifact: {error.strerror} ({error.filename})") from None
+        raise InvalidModel(
+            f"{path} is not an artifact: {error.strerror} ({error.filename})"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidModel(f"{path / MANIFEST} is damaged: {error!r}") from None
     if manifest.get("format") != FORMAT:
-        raise InvalidModel(f"{path}: artifact format {manifest.get('format')}, this tersor reads {FORMAT}")
+        raise InvalidModel(
+            f"{path}: artifact format {manifest.get('format')}, this tersor reads {FORMAT}"
+        )
     if sha256(model) != digest:
-        raise InvalidModel(f"{path / name}: its hash is not the manifest's; compile the model again")
+        raise InvalidModel(
+            f"{path / name}: its hash is not the manifest's; compile the model again"
+        )
     rest = {
         k: v
         for k, v in manifest.items()

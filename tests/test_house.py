@@ -232,7 +232,7 @@ def text_files() -> Iterator[Path]:
 
 def test_no_file_names_the_place_where_it_was_written() -> None:
     # Put together here, so that this file does not hold them.
-    words = ["../" + "shared", "." + "library", "/" + "work/"]
+    words = ["../" + "shared", "/." + "library", "/" + "work/"]
     found = [
         f"{path.relative_to(ROOT)}: {word}"
         for path in text_files()

@@ -101,7 +101,7 @@ _MOVES = {
 def coordinate(value: Value) -> int | None:
     """The axis along which ``value`` counts 0, 1, 2 …, being constant along all others; else None.
 
-        Range(0, n, 1) -> 0;   Unsqueeze(that, [0, 2]) -> 1
+    Range(0, n, 1) -> 0;   Unsqueeze(that, [0, 2]) -> 1
     """
     inserted: list[list[int]] = []
     work: Value | None = value
@@ -126,9 +126,10 @@ def coordinate(value: Value) -> int | None:
             if before is None:
                 return None
             inserted.append(list(range(rank(work) - before)))  # type: ignore[operator]
-        elif node.op == "Cast" and not work.tensor.dtype.is_integer:
-            return None
-        elif node.op not in ("Cast", "Identity"):
+        elif (node.op == "Cast" and not work.tensor.dtype.is_integer) or node.op not in (
+            "Cast",
+            "Identity",
+        ):
             return None
         work = node.inputs[0]
     return None

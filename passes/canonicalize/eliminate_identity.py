@@ -74,7 +74,11 @@ def _neutral(number: float, both: bool) -> Callable[[Graph, Node], Rewrite]:
     def rule(graph: Graph, node: Node) -> Rewrite:
         a, b = operand(node, 0), operand(node, 1)
         for x, other in ((a, b), (b, a)) if both else ((a, b),):
-            if not x.is_constant and uniform_constant(other) == number and same_type(x, node.output):
+            if (
+                not x.is_constant
+                and uniform_constant(other) == number
+                and same_type(x, node.output)
+            ):
                 return x
         return None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tersor.analysis.match import operand, read_once
 from tersor.ir import Dense, Graph, Node
-from tersor.pipeline import Pass, Keeps, Rewrite, Skip
+from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
 _CHANNEL_AXIS = {"Conv": 0, "tersor.Linear": 1}
 
@@ -34,7 +34,9 @@ class FoldBatchNorm(Pass):
             raise Skip("it is in training mode")
         if not read_once(x):
             raise Skip(f"the {layer.op} has another reader")
-        if layer.op == "tersor.Linear" and (layer.attrs["activation"] != "none" or x.tensor.rank != 2):
+        if layer.op == "tersor.Linear" and (
+            layer.attrs["activation"] != "none" or x.tensor.rank != 2
+        ):
             raise Skip("its channels are not the columns of the linear layer")
         held = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
         if any(v is not None and not isinstance(v.encoding, Dense) for v in held):

@@ -1,8 +1,8 @@
 """Every linear layer becomes one op: ``tersor.Linear(x, W[k, n], b[n]) = x W + b``.
 
-    MatMul(x, @W)                      -> Linear(x, W)
-    Add(Linear(x, W), @b[n])           -> Linear(x, W, b)
-    Gemm(x, @W, @b), transA = 0        -> Linear(x, alpha W or alpha W^T, beta b)
+MatMul(x, @W)                      -> Linear(x, W)
+Add(Linear(x, W), @b[n])           -> Linear(x, W, b)
+Gemm(x, @W, @b), transA = 0        -> Linear(x, alpha W or alpha W^T, beta b)
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class MatMulToLinear(Pass):
 
 
 def _is_weight(value: Value) -> bool:
-    return isinstance(value.encoding, Dense) and value.tensor.rank == 2 and value.tensor.dtype.is_float
+    return (
+        isinstance(value.encoding, Dense) and value.tensor.rank == 2 and value.tensor.dtype.is_float
+    )
 
 
 def _matmul(graph: Graph, node: Node) -> Rewrite:
@@ -58,7 +60,9 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
         weight = graph.constant(scaled, weight.name)
     operands: list[Value | None] = [x, weight]
     if bias is not None and beta != 0.0:
-        row = np.broadcast_to(bias.numpy().reshape(-1), (data.shape[1],)) * np.asarray(beta, data.dtype)
+        row = np.broadcast_to(bias.numpy().reshape(-1), (data.shape[1],)) * np.asarray(
+            beta, data.dtype
+        )
         operands.append(graph.constant(np.ascontiguousarray(row), bias.name))
     return graph.emit("tersor.Linear", operands, name=node.output.name)
 
@@ -79,7 +83,10 @@ def _bias(graph: Graph, node: Node) -> Rewrite:
     if linear is None or linear.attrs["activation"] != "none" or linear.input(2) is not None:
         return None
     columns = operand(linear, 1).tensor.shape[1]
-    if bias.tensor.shape not in ((columns,), (1, columns), (1, 1, columns)) or node.output.type != y.type:
+    if (
+        bias.tensor.shape not in ((columns,), (1, columns), (1, 1, columns))
+        or node.output.type != y.type
+    ):
         return None
     if not read_once(y):
         raise Skip("the product has another reader than the bias")

@@ -100,7 +100,8 @@ def _narrowed(graph: Graph, node: Node, small: Value) -> Value | None:
     until they are what they were; what cannot change stops it, and all is put back."""
     large = node.output
     if not isinstance(small.type, TensorType) or large.is_output:
-        return _discard(small)
+        _discard(small)
+        return None
     changed: list[tuple[Node, ValueType, np.ndarray | None]] = []
     readers = list(large.uses)
     graph.replace(large, small)
@@ -110,7 +111,8 @@ def _narrowed(graph: Graph, node: Node, small: Value) -> Value | None:
         reader.output.type, reader.output.contents = type, contents
     for use in readers:
         graph.set_input(use.user, use.operand, large)
-    return _discard(small)
+    _discard(small)
+    return None
 
 
 def _discard(small: Value) -> None:

@@ -59,4 +59,4 @@ def _before_split(x: Value) -> Value | None:
         return None
     if have[:2] != split[:2] or None in (*have, *split):
         return None
-    return hidden if have[2] == split[2] * split[3] else None  # type: ignore[operator]
+    return hidden if have[2] == split[2] * split[3] else None  # type: ignore[operator, arg-type]

@@ -158,6 +158,8 @@ def _boolean(mask: Value, guarded: bool) -> Value:
         return mask
     masked = uniform(operand(where, 2))
     lowest = float(np.finfo(mask.tensor.dtype.numpy).min)
-    if uniform(operand(where, 1)) != 0.0 or masked not in ((-np.inf, lowest) if guarded else (-np.inf,)):
+    if uniform(operand(where, 1)) != 0.0 or masked not in (
+        (-np.inf, lowest) if guarded else (-np.inf,)
+    ):
         return mask
     return operand(where, 0) if rank(operand(where, 0)) == rank(mask) else mask

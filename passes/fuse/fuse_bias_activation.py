@@ -1,6 +1,6 @@
 """The activation after a linear layer becomes part of it.
 
-    Gelu(Linear(x, W, b))  ->  Linear(x, W, b) {activation = "gelu"}
+Gelu(Linear(x, W, b))  ->  Linear(x, W, b) {activation = "gelu"}
 """
 
 from __future__ import annotations

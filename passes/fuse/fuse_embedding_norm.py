@@ -67,7 +67,9 @@ def _terms(value: Value) -> tuple[list[Node], list[Value]]:
 
 def _is_lookup(gather: Node) -> bool:
     table = operand(gather, 0)
-    return isinstance(table.encoding, Dense) and table.tensor.rank == 2 and gather.attrs["axis"] == 0
+    return (
+        isinstance(table.encoding, Dense) and table.tensor.rank == 2 and gather.attrs["axis"] == 0
+    )
 
 
 def _is_row(value: Value) -> bool:

@@ -41,7 +41,8 @@ class FuseGelu(Pass):
 
 def _factors(node: Node) -> tuple[float, list[Value]]:
     """The number and the other factors of a tree of products; at most a few deep."""
-    number, factors, work = 1.0, [], [node.output]
+    number, work = 1.0, [node.output]
+    factors: list[Value] = []
     while work and len(factors) < 4:
         value = work.pop()
         maker = value.producer
@@ -67,7 +68,9 @@ def _one_plus(x: Value, value: Value) -> str | None:
     for inner, one in either_way(total):
         if not is_scalar(one, 1):
             continue
-        if (erf := made_by(inner, "Erf")) is not None and _is_times(operand(erf, 0), x, math.sqrt(0.5)):
+        if (erf := made_by(inner, "Erf")) is not None and _is_times(
+            operand(erf, 0), x, math.sqrt(0.5)
+        ):
             return "none"
         if (tanh := made_by(inner, "Tanh")) is not None and _is_tanh_inner(operand(tanh, 0), x):
             return "tanh"

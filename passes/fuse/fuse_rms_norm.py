@@ -40,7 +40,9 @@ def _normalized(value: Value) -> tuple[Value, float] | None:
     node = value.producer
     if node is None or node.op not in ("Mul", "Div"):
         return None
-    for x, inverse in either_way(node) if node.op == "Mul" else [(operand(node, 0), operand(node, 1))]:
+    for x, inverse in (
+        either_way(node) if node.op == "Mul" else [(operand(node, 0), operand(node, 1))]
+    ):
         inside = _under_root(inverse, node.op)
         total = made_by(inside, "Add")
         if total is None:
@@ -71,7 +73,7 @@ def _is_mean_square(value: Value, x: Value) -> bool:
     if mean is None or not mean.attrs["keepdims"]:
         return False
     axes = mean.input(1)
-    if axes is None or not is_scalar(axes, -1) and not is_scalar(axes, (x.tensor.rank or 0) - 1):
+    if axes is None or (not is_scalar(axes, -1) and not is_scalar(axes, (x.tensor.rank or 0) - 1)):
         return False
     square = operand(mean, 0).producer
     if square is None or square.op not in ("Pow", "Mul") or operand(square, 0) is not x:

@@ -32,7 +32,9 @@ IR_VERSION = 10
 SCOPE_KEY = "tersor.scope"
 
 
-def export_model(graph: Graph, *, opset: int | None = None, ir_version: int = IR_VERSION) -> ModelProto:
+def export_model(
+    graph: Graph, *, opset: int | None = None, ir_version: int = IR_VERSION
+) -> ModelProto:
     """An ONNX model of ``graph``: standard and foreign ops with dense constants.
 
     Args:
@@ -231,7 +233,7 @@ class _Exporter:
         if isinstance(attr, Graph):
             return onnx.helper.make_attribute(key, self._graph(attr, outermost=False))
         if isinstance(attr, tuple) and attr and isinstance(attr[0], Graph):
-            graphs = [self._graph(g, outermost=False) for g in attr if isinstance(g, Graph)]
+            graphs = [self._graph(g, outermost=False) for g in attr]
             return onnx.helper.make_attribute(key, graphs)
         return attribute_to_proto(key, attr, at)
 
@@ -254,4 +256,3 @@ def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
 
 def _tensor(array: np.ndarray, name: str) -> TensorProto:
     return array_to_proto(array, name)
-

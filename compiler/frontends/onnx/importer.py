@@ -1,30 +1,43 @@
-"""ONNX protobuf to IR.
+"""ONNX protobuf to IR, by way of onnx-graphsurgeon.
 
 Names, dtypes and symbolic dims are kept; ops are brought to what they mean at ``IR_OPSET``
 (:mod:`normalize`); types are inferred by the op table, whose symbolic dims are sharper than the
-file's own value_info, which fills in only where the table knows nothing (opaque ops).
+file's own value_info, which fills in only what the table does not know (opaque ops).
+
+Graphsurgeon carries nodes, operands, plain attributes and subgraphs. Around it goes what it would
+lose: tensors (2- to 8-bit floats, sparse and external ones), types other than tensors, lists of
+graphs and tensors, byte strings, metadata.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
+import onnx.helper
+import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, NodeProto
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from tersor.errors import InvalidGraph, InvalidModel
-from tersor.frontends.onnx.load import read_model, tensor_array
-from tersor.frontends.onnx.normalize import normalize
-from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType, symbol
-from tersor.ops import TABLE
-from tersor.ops.onnx_schema import type_from_proto
+from tersor.errors import InvalidGraph, InvalidModel, Unsupported
+from tersor.frontends.onnx.control import body_input_types, result_types
+from tersor.frontends.onnx.inputs import input_types
+from tersor.frontends.onnx.load import read_model
+from tersor.frontends.onnx.normalize import Old, normalize
+from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
+from tersor.frontends.onnx.scopes import module_path
+from tersor.frontends.onnx.tensors import densify, tensor_array
+from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
+from tersor.ops import IR_OPSET, TABLE
+from tersor.ops.onnx_schema import schema, type_from_proto
 
 MIN_OPSET = 11
+# Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
+DOMAIN_KEY = "opset_import."
 
 
 def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
@@ -35,203 +48,271 @@ def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
     model, folder = read_model(source)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    opsets = {o.domain if o.domain != "ai.onnx" else "": o.version for o in model.opset_import}
-    if "" in opsets and opsets[""] < MIN_OPSET:
-        raise InvalidModel(
-            f"opset {opsets['']} is older than {MIN_OPSET}: convert it with onnx.version_converter first"
-        )
-    scope = _Scope(TABLE.graph(model.graph.name or "main"), folder, opsets.get("", 0))
-    _import_graph(model.graph, scope)
+    model = _inlined(model)
+    opsets = {_domain(o.domain): int(o.version) for o in model.opset_import}
+    _check_opset(opsets.get(""))
+    scope = _Scope(TABLE.graph(model.graph.name or "main"), folder, opsets)
+    scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    for domain in sorted(opsets.keys() - {""}):
+        scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
+    with G_LOGGER.suppress():
+        surgeon = gs.import_onnx(_carried(model))
+    _import_graph(surgeon, model.graph, scope)
     return scope.graph
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions' bodies in place of their calls."""
+    if not model.functions:
+        return model
+    import onnx.inliner
+
+    try:
+        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidModel(f"the model's functions cannot be inlined: {reason}") from None
+    if model.functions:
+        left = model.functions[0]
+        raise Unsupported(f"function {left.domain}.{left.name} cannot be inlined: it calls itself")
+    return model
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _check_opset(opset: int | None) -> None:
+    if opset is not None and opset < MIN_OPSET:
+        raise Unsupported(
+            f"opset {opset} is older than {MIN_OPSET}: convert the model with onnx.version_converter"
+        )
+    if opset is not None and opset > IR_OPSET:
+        raise Unsupported(
+            f"opset {opset} is newer than {IR_OPSET}: export the model at that or below"
+        )
+
+
+def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, without attributes that graphsurgeon cannot read: it decodes all strings as text."""
+    graphs, found = [model.graph], False
+    while graphs and not found:
+        for node in graphs.pop().node:
+            found = found or any(_is_binary(a) for a in node.attribute)
+            graphs += [g for a in node.attribute for g in _graphs(a)]
+    if not found:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graphs = [copy.graph]
+    while graphs:
+        for node in graphs.pop().node:
+            kept = [a for a in node.attribute if not _is_binary(a)]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            graphs += [g for a in node.attribute for g in _graphs(a)]
+    return copy
+
+
+def _is_binary(attribute: AttributeProto) -> bool:
+    return any(isinstance(_text(s), bytes) for s in (attribute.s, *attribute.strings))
+
+
+def _graphs(attribute: AttributeProto) -> list[GraphProto]:
+    if attribute.type == AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs) if attribute.type == AttributeProto.GRAPHS else []
 
 
 @dataclass
 class _Scope:
-    """A graph under construction: the values it sees by their names in the file."""
+    """A graph under construction, and its values by their names in the file."""
 
     graph: Graph
     folder: Path | None
-    opset: int
+    opsets: dict[str, int]
+    outer: _Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
     written: dict[str, ValueType] = field(default_factory=dict)
 
-    def inner(self, name: str) -> _Scope:
-        graph = Graph(name, None, self.graph)
-        return _Scope(graph, self.folder, self.opset, dict(self.values))
-
     def value(self, name: str, reader: str) -> Value | None:
+        """The value called ``name``, here or in an outer graph; None for an empty name."""
         if not name:
             return None
-        if name not in self.values:
-            raise InvalidModel(f"{reader} reads {name!r}, which nothing makes")
-        return self.values[name]
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.outer
+        raise InvalidModel(f"{reader} reads {name!r}, which nothing makes")
 
 
-def _import_graph(proto: GraphProto, scope: _Scope) -> None:
+def _import_graph(
+    surgeon: gs.Graph, proto: GraphProto, scope: _Scope, inputs: Sequence[ValueType] = ()
+) -> None:
+    """``inputs``: types of the graph's inputs, where the file does not write them."""
     graph = scope.graph
+    check_names(proto)
     initializers = {t.name for t in proto.initializer}
-    # Inputs and outputs name the interface, so their names are taken before any other.
-    for info in proto.input:
-        if info.name not in initializers:
-            type = _named_dims(info.name, type_from_proto(info.type))
-            scope.values[info.name] = graph.add_input(info.name, type)
+    initializers |= {s.values.name for s in proto.sparse_initializer}
+    # Inputs name the interface, so their names are taken before any other. What is an initializer
+    # as well (IR version 3 asked for that) is a constant.
+    interface = [info for info in proto.input if info.name not in initializers]
+    for i, (info, type) in enumerate(zip(interface, input_types(interface), strict=True)):
+        if i < len(inputs):
+            type = _merged(type, inputs[i])
+        scope.values[info.name] = graph.add_input(info.name, type)
     for tensor in proto.initializer:
         array = tensor_array(tensor, scope.folder)
         scope.values[tensor.name] = graph.constant(Dense(array), tensor.name)
     for sparse in proto.sparse_initializer:
-        dense = _densify(sparse, scope.folder)
-        scope.values[sparse.values.name] = graph.constant(dense, sparse.values.name)
+        name = sparse.values.name
+        scope.values[name] = graph.constant(densify(sparse, scope.folder), name)
     scope.written = {i.name: type_from_proto(i.type) for i in (*proto.value_info, *proto.output)}
-    for node in _sorted(proto.node, set(scope.values)):
-        _import_node(node, scope)
+    for i in sorted_nodes(proto.node):
+        _import_node(surgeon.nodes[i], proto.node[i], scope)
     outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
     graph.set_outputs([v for v in outputs if v is not None], [o.name for o in proto.output])
 
 
-def _named_dims(name: str, type: ValueType) -> ValueType:
-    """Unknown dims of an input become symbols of their own: what comes of them can then be told."""
-    if not isinstance(type, TensorType) or type.dims is None:
-        return type
-    return type.with_dims(
-        tuple(symbol(f"{name}_dim{i}") if d is None else d for i, d in enumerate(type.dims))
-    )
-
-
-def _densify(sparse: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray:
-    """COO indices, linear [n] or by axis [n, rank], with values [n] (ONNX, SparseTensorProto)."""
-    values, indices = tensor_array(sparse.values, folder), tensor_array(sparse.indices, folder)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
-
-
-def _sorted(nodes: Sequence[NodeProto], known: set[str]) -> list[NodeProto]:
-    """Nodes so that each stands after what makes its operands; in the file's order if that is so."""
-    made = {name: i for i, n in enumerate(nodes) for name in n.output if name}
-    waits = [{made[name] for name in _reads(n) if name in made and name not in known} for n in nodes]
-    if all(j < i for i, needed in enumerate(waits) for j in needed):
-        return list(nodes)
-    readers: dict[int, list[int]] = {}
-    for i, needed in enumerate(waits):
-        for j in needed:
-            readers.setdefault(j, []).append(i)
-    ready = [i for i, needed in enumerate(waits) if not needed]
-    order: list[int] = []
-    while ready:
-        i = ready.pop(0)
-        order.append(i)
-        for j in readers.get(i, ()):
-            waits[j].discard(i)
-            if not waits[j]:
-                ready.append(j)
-    if len(order) < len(nodes):
-        stuck = next(n for i, n in enumerate(nodes) if waits[i])
-        raise InvalidModel(f"{_label(stuck)} is part of a cycle")
-    return [nodes[i] for i in order]
-
-
-def _reads(node: NodeProto) -> list[str]:
-    """Names that a node reads, in its subgraphs too (names made inside may be among them: harmless,
-    as names are unique over a model)."""
-    found = list(node.input)
-    graphs = [g for a in node.attribute for g in (a.g, *a.graphs) if g.node or g.output]
-    while graphs:
-        graph = graphs.pop()
-        found += [o.name for o in graph.output]
-        for inner in graph.node:
-            found += inner.input
-            graphs += [g for a in inner.attribute for g in (a.g, *a.graphs) if g.node or g.output]
-    return found
-
-
-def _import_node(proto: NodeProto, scope: _Scope) -> None:
-    graph, label = scope.graph, _label(proto)
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
-    if domain == "" and proto.op_type == "Constant":
-        scope.values[proto.output[0]] = graph.constant(
-            _constant(proto, scope), proto.output[0]
-        )
+def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
+    graph, label = scope.graph, node_label(proto)
+    domain = _domain(surgeon.domain or "")
+    if not domain and "" not in scope.opsets:
+        raise InvalidModel(f"{label}: the model imports no opset of ONNX's own ops")
+    if not domain and surgeon.op == "Constant":
+        made = graph.constant(_constant(proto, scope), proto.output[0])
+        scope.values[proto.output[0]] = made
         return
-    op = f"{domain}.{proto.op_type}" if domain else proto.op_type
-    inputs = [scope.value(name, label) for name in proto.input]
-    attrs = {a.name: _attribute(a, scope) for a in proto.attribute}
-    names = list(proto.output)
-    while len(names) > 1 and not names[-1]:
-        names.pop()
+    op = f"{domain}.{surgeon.op}" if domain else str(surgeon.op)
+    names = _output_names(op, [t.name for t in surgeon.outputs])
     try:
+        inputs = [scope.value(t.name, label) for t in surgeon.inputs]
+        old = Old(graph, op, inputs, {}, len(names), module_path(proto))
+        old.attrs = _attributes(surgeon, proto, scope, inputs)
+        bodies = [a for a in old.attrs.values() if isinstance(a, Graph)]
         if not domain:
-            op, inputs, attrs = normalize(graph, op, inputs, attrs, scope.opset, len(names))
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        opaque = TABLE.is_opaque(op)
+            normalize(old, scope.opsets[""])
+        while old.inputs and old.inputs[-1] is None:
+            old.inputs.pop()
+        opaque = TABLE.is_opaque(old.op)
         node = graph.emit_node(
-            op,
-            inputs,
-            attrs,
+            old.op,
+            old.inputs,
+            old.attrs,
             names=[n if n else "unused" for n in names],
-            types=[scope.written.get(n, UnknownType()) for n in names] if opaque else None,
-            scope=_module_path(proto),
+            types=[UnknownType() for _ in names] if opaque else None,
+            scope=old.scope,
             node_name=proto.name,
         )
-    except InvalidGraph as error:
+    except (InvalidGraph, TypeError) as error:
         raise InvalidModel(f"{label}: {error}") from None
-    for name, value in zip(names, node.outputs, strict=True):
-        if isinstance(value.type, UnknownType):
-            value.type = scope.written.get(name, value.type)
+    except Unsupported as error:
+        raise Unsupported(f"{label}: {error}") from None
+    known = result_types(op, old.inputs, bodies, len(names))
+    for name, value, type in zip(names, node.outputs, known, strict=True):
+        value.type = _merged(_merged(value.type, type), scope.written.get(name))
         if name:
             scope.values[name] = value
 
 
-def _label(proto: NodeProto) -> str:
-    name = proto.name or (f"making {proto.output[0]!r}" if proto.output else "")
-    return f"node {proto.op_type} {name}".rstrip()
+def _output_names(op: str, names: list[str]) -> list[str]:
+    """Names of results, without those at the end that the node leaves out. A variadic result keeps
+    its place: Split counts them."""
+    at = schema(op)
+    formal = list(at.outputs) if at is not None else []
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    while len(names) > 1 and not names[-1]:
+        if formal and formal[min(len(names), len(formal)) - 1].option == variadic:
+            break
+        names.pop()
+    return names
+
+
+def _merged(type: ValueType, other: ValueType | None) -> ValueType:
+    """``type``, with what it leaves open taken from ``other``."""
+    if other is None or isinstance(type, UnknownType):
+        return other or type
+    if not isinstance(type, TensorType) or not isinstance(other, TensorType):
+        return type
+    if other.dims is None or type.dtype is not other.dtype:
+        return type
+    if type.dims is None:
+        return other
+    if len(type.dims) != len(other.dims):
+        return type
+    pairs = zip(type.dims, other.dims, strict=True)
+    return type.with_dims(tuple(b if a is None else a for a, b in pairs))
 
 
 def _constant(proto: NodeProto, scope: _Scope) -> np.ndarray:
+    """A Constant node's numbers, in any of the forms it can give them."""
+    if len(proto.attribute) != 1:
+        raise InvalidModel(f"{node_label(proto)}: needs exactly one attribute, the value")
     attribute = proto.attribute[0]
-    if attribute.name == "value":
-        return tensor_array(attribute.t, scope.folder)
-    if attribute.name == "sparse_value":
-        return _densify(attribute.sparse_tensor, scope.folder)
-    value = onnx.helper.get_attribute_value(attribute)
-    dtype = {"value_int": np.int64, "value_ints": np.int64}.get(attribute.name, np.float32)
-    if attribute.name.startswith("value_string"):
-        return np.array(value, object)
-    return np.array(value, dtype)
+    match attribute.name:
+        case "value":
+            return tensor_array(attribute.t, scope.folder)
+        case "sparse_value":
+            return densify(attribute.sparse_tensor, scope.folder)
+        case "value_int" | "value_ints":
+            return np.array(onnx.helper.get_attribute_value(attribute), np.int64)
+        case "value_float" | "value_floats":
+            return np.array(onnx.helper.get_attribute_value(attribute), np.float32)
+        case "value_string":
+            return np.array(_text(attribute.s), object)
+        case "value_strings":
+            return np.array([_text(s) for s in attribute.strings], object)
+        case _:
+            raise InvalidModel(f"{node_label(proto)}: has no attribute {attribute.name!r}")
+
+
+def _attributes(
+    surgeon: gs.Node, proto: NodeProto, scope: _Scope, inputs: list[Value | None]
+) -> dict[str, Attribute]:
+    """All attributes of a node: those that graphsurgeon carries, and the rest from the protobuf."""
+    numbers = {a.name: a for a in proto.attribute}
+    scans, axes = numbers.get("num_scan_inputs"), numbers.get("scan_input_axes")
+    types = body_input_types(
+        proto.op_type if not _domain(proto.domain) else "",
+        inputs,
+        int(scans.i) if scans is not None else 0,
+        tuple(axes.ints) if axes is not None else (),
+    )
+    found: dict[str, Attribute] = {}
+    for attribute in proto.attribute:
+        carried = surgeon.attrs.get(attribute.name)
+        if isinstance(carried, gs.Graph):
+            found[attribute.name] = _subgraph(carried, attribute.g, scope, types)
+        elif isinstance(carried, (int, float, str)):
+            found[attribute.name] = carried
+        elif isinstance(carried, list):
+            found[attribute.name] = tuple(carried)
+        else:
+            found[attribute.name] = _attribute(attribute, scope)
+    return found
 
 
 def _attribute(proto: AttributeProto, scope: _Scope) -> Attribute:
+    """An attribute of a kind that goes around graphsurgeon."""
     match proto.type:
-        case AttributeProto.GRAPH:
-            return _subgraph(proto.g, scope)
         case AttributeProto.GRAPHS:
-            return tuple(_subgraph(g, scope) for g in proto.graphs)
+            opset = scope.opsets.get("", IR_OPSET)
+            carried = [OnnxImporter.import_graph(g, opset=opset) for g in proto.graphs]
+            pairs = zip(carried, proto.graphs, strict=True)
+            return tuple(_subgraph(g, p, scope, ()) for g, p in pairs)
         case AttributeProto.TENSOR:
             return Dense(tensor_array(proto.t, scope.folder))
         case AttributeProto.TENSORS:
             return tuple(Dense(tensor_array(t, scope.folder)) for t in proto.tensors)
-        case AttributeProto.SPARSE_TENSOR:
-            return Dense(_densify(proto.sparse_tensor, scope.folder))
         case AttributeProto.TYPE_PROTO:
             return type_from_proto(proto.tp)
         case AttributeProto.STRING:
             return _text(proto.s)
         case AttributeProto.STRINGS:
             return tuple(_text(s) for s in proto.strings)  # type: ignore[return-value]
-        case AttributeProto.INT:
-            return int(proto.i)
-        case AttributeProto.FLOAT:
-            return float(proto.f)
-        case AttributeProto.INTS:
-            return tuple(int(i) for i in proto.ints)
-        case AttributeProto.FLOATS:
-            return tuple(float(f) for f in proto.floats)
-    raise InvalidModel(f"attribute {proto.name!r} has no type that is known here")
+    kind = AttributeProto.AttributeType.Name(proto.type)
+    raise Unsupported(f"its attribute {proto.name!r} is of kind {kind}, which is not carried here")
 
 
 def _text(data: bytes) -> str | bytes:
@@ -241,23 +322,9 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
-def _subgraph(proto: GraphProto, outer: _Scope) -> Graph:
-    scope = outer.inner(proto.name or "body")
-    _import_graph(proto, scope)
-    return scope.graph
-
-
-def _module_path(proto: NodeProto) -> str:
-    """The module that a node came from: torch's exporter writes the path of module names as metadata,
-    older ones name nodes ``/encoder/layer.0/attention/self/query/MatMul``."""
-    for entry in proto.metadata_props:
-        if entry.key == "tersor.scope":
-            return str(entry.value)
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            try:
-                scopes = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
-                break
-            return str(scopes[-2]) if len(scopes) > 1 else ""
-    parts = [p for p in proto.name.split("/") if p]
-    return ".".join(parts[:-1]) if proto.name.startswith("/") else ""
+def _subgraph(
+    surgeon: gs.Graph, proto: GraphProto, outer: _Scope, types: Sequence[ValueType]
+) -> Graph:
+    graph = Graph(proto.name or "body", None, outer.graph)
+    _import_graph(surgeon, proto, _Scope(graph, outer.folder, outer.opsets, outer), types)
+    return graph

@@ -5,14 +5,18 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tersor.errors import InvalidModel
-from tersor.ir import DType
-from tersor.ops.onnx_schema import FROM_ONNX
+
+# What people give in place of a model, by its first bytes.
+_OTHER_FILES = {
+    b"version https://git-lfs": "a Git LFS pointer, not the model: run 'git lfs pull'",
+    b"PK\x03\x04": "a zip archive, perhaps a torch checkpoint: load it and give the module itself",
+    b"\x80\x02": "a Python pickle, perhaps a torch checkpoint: load it and give the module itself",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+}
 
 
 def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -22,7 +26,7 @@ def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
         InvalidModel: no such file, not a file, not an ONNX model.
     """
     if isinstance(source, onnx.ModelProto):
-        return source, None
+        return _checked(source, "the given model"), None
     if isinstance(source, bytes):
         return _parse(source, "the given bytes"), None
     path = Path(source)
@@ -32,86 +36,37 @@ def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
 def _read(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise InvalidModel(f"{path}: a folder; give the .onnx file in it")
+        # A pipe or device would keep its reader waiting.
         if not stat.S_ISREG(mode):
-            raise InvalidModel(f"{path}: not a regular file")
+            raise InvalidModel(f"{path}: not a regular file; copy it to one first")
         return path.read_bytes()
     except OSError as error:
-        raise InvalidModel(f"{path}: {error.strerror}") from None
+        raise InvalidModel(f"{path}: {error.strerror}; check the path") from None
+    except ValueError as error:  # a null byte in the path
+        raise InvalidModel(f"{str(path)!r}: {error}") from None
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if not data:
-        raise InvalidModel(f"{where}: empty, no ONNX model")
-    if data.startswith(b"version https://git-lfs"):
-        raise InvalidModel(f"{where}: a Git LFS pointer, not the model: run 'git lfs pull'")
+        raise InvalidModel(f"{where}: empty; export or download the model again")
+    for start, meaning in _OTHER_FILES.items():
+        if data.startswith(start):
+            raise InvalidModel(f"{where}: {meaning}")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
-        raise InvalidModel(f"{where}: not an ONNX model, or truncated") from None
-    if not model.HasField("graph"):
-        raise InvalidModel(f"{where}: no graph in it: not an ONNX model")
-    if not model.opset_import:
-        raise InvalidModel(f"{where}: names no opset: not a complete ONNX model")
-    return model
-
-
-def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
-    """The numbers of a TensorProto. External data is mapped, not read.
-
-    Raises:
-        InvalidModel: a dtype that is none, data of another length than the dims say, or external data
-            that is not a readable part of a file inside the model's folder.
-    """
-    if tensor.data_type not in FROM_ONNX:
-        raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
-    dtype = FROM_ONNX[tensor.data_type]
-    shape = tuple(tensor.dims)
-    if any(d < 0 for d in shape):
-        raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {list(shape)}")
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return _external(tensor, dtype, shape, folder)
-    if tensor.HasField("raw_data") and dtype.bits >= 8 and dtype is not DType.STRING:
-        expected = int(np.prod(shape, dtype=object)) * dtype.numpy.itemsize
-        if len(tensor.raw_data) != expected:
-            raise InvalidModel(
-                f"tensor {tensor.name!r}: {list(shape)} of {dtype.value} takes {expected} bytes, "
-                f"its raw_data has {len(tensor.raw_data)}"
-            )
-        return np.frombuffer(tensor.raw_data, dtype.numpy).reshape(shape)
-    try:
-        array = onnx.numpy_helper.to_array(tensor)
-    except Exception as error:
-        raise InvalidModel(f"tensor {tensor.name!r}: {str(error).splitlines()[0]}") from None
-    return array.astype(object) if dtype is DType.STRING else array
-
-
-def _external(
-    tensor: TensorProto, dtype: DType, shape: tuple[int, ...], folder: Path | None
-) -> np.ndarray:
-    entries = {e.key: e.value for e in tensor.external_data}
-    where = f"tensor {tensor.name!r}: external data {entries.get('location')!r}"
-    if folder is None:
-        raise InvalidModel(f"{where}: the model was not given as a file, so there is no folder for it")
-    if dtype.bits < 8 or dtype is DType.STRING:
-        raise InvalidModel(f"{where}: {dtype.value} cannot be external")
-    location = Path(entries.get("location", ""))
-    path = (folder / location).resolve()
-    if not entries.get("location") or location.is_absolute() or not path.is_relative_to(folder):
-        raise InvalidModel(f"{where}: must lie in the model's folder")
-    if not path.is_file():
-        raise InvalidModel(f"{where}: no such file")
-    count = int(np.prod(shape, dtype=object))
-    needed = count * dtype.numpy.itemsize
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError:
-        raise InvalidModel(f"{where}: offset and length must be integers") from None
-    if offset < 0 or length != needed or offset + length > path.stat().st_size:
         raise InvalidModel(
-            f"{where}: bytes {offset} to {offset + length} do not hold {list(shape)} of {dtype.value} "
-            f"({needed} bytes) in a file of {path.stat().st_size}"
-        )
-    if count == 0:
-        return np.zeros(shape, dtype.numpy)
-    return np.memmap(path, dtype.numpy, "r", offset, shape)
+            f"{where}: not an ONNX model, or truncated; export or download it again"
+        ) from None
+    return _checked(model, where)
+
+
+def _checked(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    if not model.HasField("graph"):
+        raise InvalidModel(f"{where}: no graph in it; not an ONNX model, or truncated")
+    if not model.opset_import:
+        raise InvalidModel(f"{where}: names no opset; not a complete ONNX model, or truncated")
+    return model

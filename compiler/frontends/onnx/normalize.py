@@ -1,133 +1,207 @@
 """Older forms of standard ops, brought to what they are at ``IR_OPSET``.
 
-Only forms matter here: where a newer opset merely admits more types, a node means the same.
+Only forms matter here: where a newer opset merely admits more types or has one more optional
+attribute or operand, a node means the same. The table at the end says what changed, and when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from tersor.errors import Unsupported
 from tersor.ir import Attribute, Graph, TensorType, Value
 
-Attrs = dict[str, Attribute]
-Inputs = list[Value | None]
-Adapter = Callable[[Graph, Inputs, Attrs, int], None]
+
+@dataclass
+class Old:
+    """A node as it was written, not yet in the graph; adapters change it in place and may emit nodes
+    that go before it.
+
+    Attributes:
+        graph: where it will be.
+        op, inputs, attrs: ONNX's name, operands, attributes as written (defaults not filled in).
+        outputs: how many results it makes.
+        scope: its module path.
+    """
+
+    graph: Graph
+    op: str
+    inputs: list[Value | None]
+    attrs: dict[str, Attribute]
+    outputs: int
+    scope: str = ""
+
+    def emit(self, op: str, *inputs: Value | None, **attrs: Attribute) -> Value:
+        return self.graph.emit(op, inputs, attrs, scope=self.scope)
+
+    def constant(self, number: object, name: str, dtype: type = np.int64) -> Value:
+        return self.graph.constant(np.array(number, dtype), name)
+
+    def operand(self, index: int) -> Value | None:
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def set_operand(self, index: int, value: Value | None) -> None:
+        self.inputs.extend([None] * (index + 1 - len(self.inputs)))
+        self.inputs[index] = value
 
 
-def normalize(
-    graph: Graph, op: str, inputs: Inputs, attrs: Attrs, opset: int, outputs: int
-) -> tuple[str, Inputs, Attrs]:
-    """Op, operands and attributes at ``IR_OPSET`` for a node written at ``opset``.
+Adapter = Callable[[Old], None]
+
+
+def normalize(old: Old, opset: int) -> None:
+    """Brings a standard node, written at ``opset``, to its form at ``IR_OPSET``.
 
     Raises:
         Unsupported: a form that has no equal today.
     """
-    inputs, attrs = list(inputs), dict(attrs)
-    for until, adapter in ADAPTERS.get(op, ()):
+    for until, adapter in ADAPTERS.get(old.op, ()):
         if opset < until:
-            adapter(graph, inputs, attrs, outputs)
-    return ("Resize" if op == "Upsample" else op), inputs, attrs
+            adapter(old)
 
 
-def _operand(inputs: Inputs, index: int, value: Value) -> None:
-    inputs.extend([None] * (index + 1 - len(inputs)))
-    inputs[index] = value
+def newest_form_since(op: str) -> int:
+    """The opset at which ``op`` took the form that it has today (1: it never changed since 11)."""
+    return max((until for until, _ in ADAPTERS.get(op, ())), default=1)
 
 
-def _to_operand(name: str, index: int, dtype: type = np.int64) -> Adapter:
-    """An attribute that has become operand ``index``."""
+def _to_operand(name: str, index: int) -> Adapter:
+    """The list of integers ``name`` was an attribute and is operand ``index`` today."""
 
-    def adapt(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-        if name in attrs:
-            _operand(inputs, index, graph.constant(np.array(attrs.pop(name), dtype), name))
-
-    return adapt
-
-
-def _drop(*names: str) -> Adapter:
-    """Attributes that have gone, and that say nothing about inference."""
-
-    def adapt(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-        for name in names:
-            attrs.pop(name, None)
+    def adapt(old: Old) -> None:
+        if name in old.attrs:
+            old.set_operand(index, old.constant(old.attrs.pop(name), name))
 
     return adapt
 
 
-def _flattening(op: str) -> Adapter:
-    """Before 13, Softmax and its kin worked on a matrix: dims before ``axis`` times dims from it on,
-    with ``axis`` 1 by default. The same as today's on the last axis; elsewhere, by reshaping."""
-
-    def adapt(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-        axis, x = attrs.get("axis", 1), inputs[0]
-        assert isinstance(axis, int) and x is not None
-        rank = x.type.rank if isinstance(x.type, TensorType) else None
-        if rank is None and axis != -1:
-            raise Unsupported(f"{op} of opset < 13 on a tensor of unknown rank: its axis is not clear")
-        if axis in (-1, (rank or 0) - 1):
-            attrs["axis"] = -1
-            return
-        raise Unsupported(f"{op} of opset < 13 over axis {axis} and all later ones: export at opset 13")
-
-    return adapt
+def _batch_normalization(old: Old) -> None:
+    """Before 14, more than one output meant training; today the attribute ``training_mode`` does,
+    and there are two such outputs in place of four."""
+    if old.outputs > 1:
+        raise Unsupported(
+            "BatchNormalization in training form (with more than one output) of opset < 14: "
+            "export the model in eval mode"
+        )
 
 
-def _split_outputs(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-    """Since 18, equal parts are asked for by ``num_outputs``."""
-    if len(inputs) < 2 or inputs[1] is None:
-        attrs["num_outputs"] = outputs
+def _dft(old: Old) -> None:
+    """Before 20, ``axis`` was an attribute, 1 by default; today it is operand 2, -2 by default."""
+    old.set_operand(2, old.constant(old.attrs.pop("axis", 1), "axis"))
 
 
-def _clip(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-    for index, name in ((1, "min"), (2, "max")):
-        if name in attrs:
-            _operand(inputs, index, graph.constant(np.array(attrs.pop(name), np.float32), name))
+def _dropout(old: Old) -> None:
+    """Before 12, ``ratio`` was an attribute; today it is operand 1. Neither matters in inference."""
+    if "ratio" in old.attrs:
+        old.set_operand(1, old.constant(old.attrs.pop("ratio"), "ratio", np.float32))
 
 
-def _dropout(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-    if "ratio" in attrs:
-        _operand(inputs, 1, graph.constant(np.array(attrs.pop("ratio"), np.float32), "ratio"))
+def _flattening(old: Old) -> None:
+    """Before 13, Softmax, LogSoftmax and Hardmax saw a matrix: the dims before ``axis`` times those
+    from it on, 1 by default. Today they work along ``axis`` alone: the same on the last axis."""
+    x = old.operand(0)
+    axis = old.attrs.get("axis", 1)
+    rank = x.type.rank if x is not None and isinstance(x.type, TensorType) else None
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        old.attrs["axis"] = -1
+        return
+    matrix = old.emit("Flatten", x, axis=axis)
+    old.inputs = [old.emit(old.op, matrix, axis=-1), old.emit("Shape", x)]
+    old.op, old.attrs = "Reshape", {}
 
 
-def _group_norm(graph: Graph, inputs: Inputs, attrs: Attrs, outputs: int) -> None:
-    """Before 21, scale and bias had one entry a group; today one a channel."""
-    x = inputs[0]
-    channels = x.tensor.dims[1] if x is not None and x.tensor.dims else None
-    groups = attrs.get("num_groups")
-    if not isinstance(channels, int) or not isinstance(groups, int):
-        raise Unsupported("GroupNormalization of opset < 21 on an unknown number of channels")
-    repeats = graph.constant(np.array([channels // groups]), "repeats")
+def _grid_sample(old: Old) -> None:
+    """Before 20, the modes ``linear`` and ``cubic`` were called ``bilinear`` and ``bicubic``."""
+    mode = old.attrs.get("mode", "bilinear")
+    if isinstance(mode, str):
+        old.attrs["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+
+
+def _group_normalization(old: Old) -> None:
+    """Before 21, scale and bias had one entry a group; today they have one a channel."""
+    x, groups = old.operand(0), old.attrs.get("num_groups")
+    channels = (
+        x.type.dims[1] if x is not None and isinstance(x.type, TensorType) and x.type.dims else None
+    )
     for index in (1, 2):
-        value = inputs[index]
-        assert value is not None
-        column = graph.emit("Unsqueeze", [value, graph.constant(np.array([1]), "axes")])
-        shape = graph.emit("Concat", [graph.constant(np.array([1]), "one"), repeats], {"axis": 0})
-        wide = graph.emit("Tile", [column, shape])
-        flat = graph.constant(np.array([-1]), "flat")
-        inputs[index] = graph.emit("Reshape", [wide, flat])
+        value = old.operand(index)
+        if value is None:
+            continue
+        if value.is_constant and isinstance(channels, int) and isinstance(groups, int):
+            wide = np.repeat(value.numpy(), channels // groups)
+            old.set_operand(index, old.graph.constant(wide, value.name))
+            continue
+        repeats = old.emit("Div", old.emit("Shape", x, start=1, end=2), old.emit("Shape", value))
+        column = old.emit("Unsqueeze", value, old.constant([1], "axes"))
+        shape = old.emit("Concat", old.emit("Shape", value), repeats, axis=0)
+        spread = old.emit("Expand", column, shape)
+        old.set_operand(index, old.emit("Reshape", spread, old.constant([-1], "flat")))
+
+
+def _resize(old: Old) -> None:
+    """Before 13, ``roi`` and ``scales`` could not be left out and were empty tensors instead; the
+    coordinate mode ``tf_half_pixel_for_nn`` has gone since."""
+    if old.attrs.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
+        raise Unsupported(
+            "Resize with coordinate_transformation_mode 'tf_half_pixel_for_nn', which ONNX dropped at "
+            "opset 13: export the model at a newer opset"
+        )
+    if old.operand(3) is not None:
+        old.set_operand(2, None)
+    roi = old.operand(1)
+    if roi is not None and old.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
+        old.set_operand(1, None)
+
+
+def _roi_align(old: Old) -> None:
+    """Before 16, there was one coordinate mode, today's ``output_half_pixel``; ``half_pixel`` is the
+    default today."""
+    old.attrs.setdefault("coordinate_transformation_mode", "output_half_pixel")
+
+
+def _scatter(old: Old) -> None:
+    """Scatter has been called ScatterElements since 11."""
+    old.op = "ScatterElements"
+
+
+def _split(old: Old) -> None:
+    """Before 18, equal parts were asked for by giving no sizes; today by ``num_outputs``."""
+    if old.operand(1) is None:
+        old.attrs["num_outputs"] = old.outputs
+
+
+def _upsample(old: Old) -> None:
+    """Upsample became Resize at 10; its positions were those of ``asymmetric``, rounded down."""
+    old.op = "Resize"
+    old.inputs = [old.operand(0), None, old.operand(1)]
+    old.attrs.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 _REDUCTIONS = (
     "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceSumSquare",
 )  # fmt: skip
+_ALWAYS = 1_000  # Later than any opset: the op itself has gone.
 
 # Op -> (opset since which the newer form holds, adapter), oldest first.
 ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
-    "BatchNormalization": ((14, _drop("spatial")),),
-    "Clip": ((11, _clip),),
+    "BatchNormalization": ((14, _batch_normalization),),
+    "DFT": ((20, _dft),),
     "Dropout": ((12, _dropout),),
-    "GroupNormalization": ((21, _group_norm),),
-    "Hardmax": ((13, _flattening("Hardmax")),),
-    "LogSoftmax": ((13, _flattening("LogSoftmax")),),
-    "Pad": ((11, _to_operand("pads", 1)),),
+    "GridSample": ((20, _grid_sample),),
+    "GroupNormalization": ((21, _group_normalization),),
+    "Hardmax": ((13, _flattening),),
+    "LogSoftmax": ((13, _flattening),),
     "ReduceSum": ((13, _to_operand("axes", 1)),),
-    "Softmax": ((13, _flattening("Softmax")),),
-    "Split": ((13, _to_operand("split", 1)), (18, _split_outputs)),
+    "Resize": ((13, _resize),),
+    "RoiAlign": ((16, _roi_align),),
+    "Scatter": ((_ALWAYS, _scatter),),
+    "Softmax": ((13, _flattening),),
+    "Split": ((13, _to_operand("split", 1)), (18, _split)),
     "Squeeze": ((13, _to_operand("axes", 1)),),
     "Unsqueeze": ((13, _to_operand("axes", 1)),),
+    "Upsample": ((_ALWAYS, _upsample),),
     **{op: ((18, _to_operand("axes", 1)),) for op in _REDUCTIONS},
 }

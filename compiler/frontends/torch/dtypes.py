@@ -44,7 +44,9 @@ def array_of(tensor: Any, name: str) -> np.ndarray:
     """
     dtype = dtype_of(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.is_meta:
-        raise Unsupported(f"{name} is a {tensor.layout} tensor on {tensor.device}: give it plain numbers")
+        raise Unsupported(
+            f"{name} is a {tensor.layout} tensor on {tensor.device}: give it plain numbers"
+        )
     tensor = tensor.detach().cpu()
     if dtype.numpy.kind == "V":
         carrier = tensor.contiguous().view(_CARRIERS[tensor.element_size()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,12 +13,13 @@ Converter = Callable[..., Any]
 dims; returns a Value, a tuple of them (ops with several results), or a dim (sizes)."""
 
 CONVERTERS: dict[str, Converter] = {}
+F = TypeVar("F", bound=Converter)
 
 
-def converter(*names: str) -> Callable[[Converter], Converter]:
+def converter(*names: str) -> Callable[[F], F]:
     """Registers a function for ops: ``aten.linear.default``, or ``aten.sum`` for all its overloads."""
 
-    def register(function: Converter) -> Converter:
+    def register(function: F) -> F:
         for name in names:
             if name in CONVERTERS:
                 raise ValueError(f"two converters for {name}")

@@ -122,9 +122,7 @@ class Sizes:
                 parts[-1].append(dim)
             else:
                 parts.append([dim])
-        values = [
-            self.constant(tuple(p)) if isinstance(p, list) else self.vector(p) for p in parts
-        ]
+        values = [self.constant(tuple(p)) if isinstance(p, list) else self.vector(p) for p in parts]
         if not values:
             return self.constant(())
         if len(values) == 1:
@@ -147,7 +145,9 @@ class Sizes:
         own = symbol(name)
         if own not in self._vectors:
             if name not in self._sources:
-                raise Unsupported(f"the size {name!r} depends on data, not on the shape of an input")
+                raise Unsupported(
+                    f"the size {name!r} depends on data, not on the shape of an input"
+                )
             self._vectors[own] = self._sources[name]()
         return self._vectors[own]
 

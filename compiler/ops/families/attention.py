@@ -138,7 +138,7 @@ def _ties(node: Node) -> list[Tie]:
     (with the head counts that shrink alike)."""
     q, k, v = (dims(x) for x in node.inputs[:3])
     counts = head_counts(node)
-    if counts is None or len(node.inputs) > 3 and node.input(4) is not None:
+    if counts is None or (len(node.inputs) > 3 and node.input(4) is not None):
         return []
     heads, groups = counts
     ties = [Tie(q[0], (*(plain("in", i, 0) for i in range(3)), plain("out", 0, 0)))]
@@ -153,11 +153,11 @@ def _ties(node: Node) -> list[Tie]:
     if not all(isinstance(s, int) for s in sizes):
         return ties
     inner = [int(s) // groups for s in sizes if isinstance(s, int)]
-    members = (
+    hidden: tuple[Member, ...] = (
         *(Member("in", i, 2, inner=inner[i]) for i in range(3)),
         Member("out", 0, 2, inner=inner[3]),
     )
-    return [*ties, Tie(groups, members)]
+    return [*ties, Tie(groups, hidden)]
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:

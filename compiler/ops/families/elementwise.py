@@ -10,8 +10,8 @@ import numpy as np
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import KnownDim, floordiv, maximum, minimum
 from tersor.ops import onnx_schema
+from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims
-from tersor.ops.families.shape import broadcast_dims
 from tersor.ops.onnx_schema import FROM_ONNX
 from tersor.ops.opdef import Cost, OpDef, Sample
 from tersor.ops.table import contents_of
@@ -22,7 +22,9 @@ def elementwise_cost(node: Node) -> Cost:
     return Cost(0, node.output.tensor.numel if isinstance(node.output.type, TensorType) else None)
 
 
-def _broadcast_infer(dtype: DType | None = None, source: int = 0) -> Callable[[Node], list[ValueType]]:
+def _broadcast_infer(
+    dtype: DType | None = None, source: int = 0
+) -> Callable[[Node], list[ValueType]]:
     """Result of broadcasting; of ``dtype``, or of operand ``source``'s."""
 
     def infer(node: Node) -> list[ValueType]:
@@ -34,7 +36,11 @@ def _broadcast_infer(dtype: DType | None = None, source: int = 0) -> Callable[[N
                 return [TensorType(made, None)]
             out = broadcast_dims(out, value.tensor.dims)
         _check(node, out)
-        if node.op != "Where" and len({v.tensor.dtype for v in operands}) > 1 and node.op not in _MIXED:
+        if (
+            node.op != "Where"
+            and len({v.tensor.dtype for v in operands}) > 1
+            and node.op not in _MIXED
+        ):
             return onnx_schema.infer(node)
         return [TensorType(made, out)]
 
@@ -77,9 +83,11 @@ def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | No
         shape = np.broadcast_shapes(*(o.shape for o in known))
         out = np.empty(shape, object)
         flat = [np.broadcast_to(o, shape).reshape(-1) for o in known]
-        out.reshape(-1)[:] = [
-            None if None in items else function(*items) for items in zip(*flat, strict=True)
-        ] if out.size else []
+        out.reshape(-1)[:] = (
+            [None if None in items else function(*items) for items in zip(*flat, strict=True)]
+            if out.size
+            else []
+        )
         return [out]
 
     return contents
@@ -105,7 +113,9 @@ def _divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
 
 
 def _where_contents(node: Node) -> list[np.ndarray | None]:
-    return _lift(lambda c, a, b: (a if c else b) if isinstance(c, int) else a if a == b else None)(node)
+    return _lift(lambda c, a, b: (a if c else b) if isinstance(c, int) else a if a == b else None)(
+        node
+    )
 
 
 def _identity_contents(node: Node) -> list[np.ndarray | None]:
@@ -252,7 +262,9 @@ def _pairs(make: Callable[..., np.ndarray], integers: bool = True) -> Any:
     return samples
 
 
-def _unary(op: str, since: int, torch: Callable[..., Any], make: Any = _f, *attrs: dict[str, Any]) -> OpDef:
+def _unary(
+    op: str, since: int, torch: Callable[..., Any], make: Any = _f, *attrs: dict[str, Any]
+) -> OpDef:
     """A row of an op on one operand that keeps its type."""
     return OpDef(op, since=since, infer=_same_infer, torch=torch, cost=elementwise_cost,
                  ties=broadcast, samples=_one(make, *attrs))  # fmt: skip
@@ -261,7 +273,9 @@ def _unary(op: str, since: int, torch: Callable[..., Any], make: Any = _f, *attr
 def _binary(op: str, since: int, torch: Callable[..., Any], **more: Any) -> OpDef:
     """A row of an op on broadcast operands of one type."""
     row: dict[str, Any] = {"infer": _broadcast_infer(), "samples": _pairs(_f)}
-    return OpDef(op, since=since, torch=torch, cost=elementwise_cost, ties=broadcast, **(row | more))
+    return OpDef(
+        op, since=since, torch=torch, cost=elementwise_cost, ties=broadcast, **(row | more)
+    )
 
 
 def _compares(op: str, since: int, torch: str, decide: Callable[[Any, Any], bool]) -> OpDef:
@@ -289,7 +303,11 @@ def _where_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _clip_samples(rng: np.random.Generator) -> list[Sample]:
     low, high = np.array(-0.5, np.float32), np.array(0.5, np.float32)
-    return [Sample([_f(rng, 3, 4), low, high]), Sample([_f(rng, 3, 4), None, high]), Sample([_f(rng, 3), low])]
+    return [
+        Sample([_f(rng, 3, 4), low, high]),
+        Sample([_f(rng, 3, 4), None, high]),
+        Sample([_f(rng, 3), low]),
+    ]
 
 
 def _cast_samples(rng: np.random.Generator) -> list[Sample]:

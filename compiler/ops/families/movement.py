@@ -1,4 +1,4 @@
-"""Moving data about: transposing, joining, cutting, looking up."""
+"""Moving data about: Transpose, Concat, Split, Slice."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import Dim, Node, Sym, ValueType
-from tersor.ops import onnx_schema
+from tersor.ir.dims import KnownDim, divide
+from tersor.ops.families._symbolic import (
+    axis_of,
+    ceil_div,
+    checked_axes,
+    ints,
+    is_at_least,
+    is_negative,
+    known,
+    larger,
+    lower_bound,
+    merge,
+    no_work,
+    refuse,
+    smaller,
+    tensor,
+)
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.families.shape import ints, known, view_cost
-from tersor.ops.opdef import Cost, Member, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
-END = 2**31  # Ends and starts beyond this mean "to the end", as INT64_MAX does.
+END = 2**31 - 1  # Ends and starts from here on mean "to the end", as INT64_MAX does.
 
 
-def copy_cost(node: Node) -> Cost:
-    """A copy of the result: no arithmetic; its bytes are counted from its type."""
-    return Cost(0, 0)
-
-
-def axis_of(node: Node, rank: int, name: str = "axis") -> int:
-    """A non-negative axis."""
-    axis = node.attrs[name]
-    assert isinstance(axis, int)
-    return axis % rank if rank else 0
-
-
-def same_axes(node: Node, operand: int, skip: set[int]) -> list[Tie]:
-    """Ties of all axes that pass from an operand to the result at the same place."""
-    have = dims(node.input(operand))
+def kept_axes(node: Node, changed: set[int]) -> list[Tie]:
+    """Ties of the axes of operand 0 that pass to the result at the same place."""
+    have = dims(node.inputs[0])
     return [
-        Tie(d, (plain("in", operand, i), plain("out", 0, i)))
+        Tie(d, (plain("in", 0, i), plain("out", 0, i)))
         for i, d in enumerate(have)
-        if i not in skip
+        if i not in changed
     ]
 
 
@@ -43,15 +46,19 @@ def same_axes(node: Node, operand: int, skip: set[int]) -> list[Tie]:
 
 def _perm(node: Node, rank: int) -> list[int]:
     perm = node.attrs.get("perm")
-    return list(perm) if isinstance(perm, tuple) else list(reversed(range(rank)))  # type: ignore[arg-type]
+    if not isinstance(perm, tuple):
+        return list(reversed(range(rank)))
+    axes = [p for p in perm if isinstance(p, int)]
+    if sorted(axes) != list(range(rank)):
+        refuse(node, f"perm {axes} is no permutation of {rank} axes")
+    return axes
 
 
 def _transpose_infer(node: Node) -> list[ValueType]:
-    x = node.inputs[0]
-    assert x is not None
-    if x.tensor.dims is None or len(_perm(node, len(x.tensor.dims))) != len(x.tensor.dims):
-        return onnx_schema.infer(node)
-    return [x.tensor.with_dims(tuple(x.tensor.dims[p] for p in _perm(node, len(x.tensor.dims))))]
+    x, perm = tensor(node), node.attrs.get("perm")
+    if x.dims is None:
+        return [x.with_dims((None,) * len(perm) if isinstance(perm, tuple) else None)]
+    return [x.with_dims(tuple(x.dims[p] for p in _perm(node, len(x.dims))))]
 
 
 def _transpose_contents(node: Node) -> list[np.ndarray | None]:
@@ -60,46 +67,46 @@ def _transpose_contents(node: Node) -> list[np.ndarray | None]:
 
 
 def _transpose(x: Any, *, perm: Any = None) -> Any:
-    return x.permute(*(perm if perm is not None else reversed(range(x.dim()))))
+    return x.permute(tuple(perm) if perm is not None else tuple(reversed(range(x.dim()))))
 
 
 def _transpose_ties(node: Node) -> list[Tie]:
     have = dims(node.inputs[0])
     return [
         Tie(have[p], (plain("in", 0, p), plain("out", 0, i)))
-        for i, p in enumerate(_perm(node, len(have)))
+        for i, p in enumerate(_perm(node, len(have)) if have else ())
     ]
 
 
-# -- Concat, Split ---------------------------------------------------------------------------------
+# -- Concat ----------------------------------------------------------------------------------------
 
 
 def _concat_infer(node: Node) -> list[ValueType]:
-    shapes = [v.tensor.dims for v in node.inputs if v is not None]
-    first = node.inputs[0]
-    assert first is not None
-    if any(s is None or len(s) != len(shapes[0] or ()) for s in shapes):
-        return onnx_schema.infer(node)
-    known_shapes = [s for s in shapes if s is not None]
-    axis = axis_of(node, len(known_shapes[0]))
-    out: list[Dim] = []
-    for i, column in enumerate(zip(*known_shapes, strict=True)):
-        if i == axis:
-            total: Dim = 0
-            for d in column:
-                total = None if total is None or d is None else total + d
-            out.append(total)
-        else:
-            numbers = [d for d in column if isinstance(d, int)]
-            out.append(numbers[0] if numbers else next((d for d in column if d is not None), None))
-    return [first.tensor.with_dims(tuple(out))]
+    types = [tensor(node, i) for i in range(len(node.inputs))]
+    ranks = {len(t.dims) for t in types if t.dims is not None}
+    if len(ranks) > 1 or len({t.dtype for t in types}) > 1:
+        refuse(node, f"{', '.join(map(str, types))} cannot be joined")
+    if not ranks:
+        return [types[0].with_dims(None)]
+    rank = ranks.pop()
+    axis = axis_of(node, rank)
+    columns = list(zip(*(t.dims or (None,) * rank for t in types), strict=True))
+    out = [_total(c) if i == axis else merge(node, *c) for i, c in enumerate(columns)]
+    return [types[0].with_dims(tuple(out))]
+
+
+def _total(parts: tuple[Dim, ...]) -> Dim:
+    total: Dim = 0
+    for d in parts:
+        total = None if total is None or d is None else total + d
+    return total
 
 
 def _concat_contents(node: Node) -> list[np.ndarray | None]:
-    parts = [contents_of(v) for v in node.inputs]
-    if any(p is None for p in parts):
+    parts = [p for v in node.inputs if (p := contents_of(v)) is not None]
+    if len(parts) < len(node.inputs):
         return [None]
-    return [np.concatenate([p for p in parts if p is not None], axis=axis_of(node, parts[0].ndim))]  # type: ignore[union-attr]
+    return [np.concatenate(parts, axis=axis_of(node, parts[0].ndim))]
 
 
 def _concat(*tensors: Any, axis: int) -> Any:
@@ -109,10 +116,13 @@ def _concat(*tensors: Any, axis: int) -> Any:
 
 
 def _concat_ties(node: Node) -> list[Tie]:
+    """Each operand owns a stretch of the joined axis; the other axes go together."""
     shapes = [dims(v) for v in node.inputs]
+    if not all(shapes):
+        return []
     axis = axis_of(node, len(shapes[0]))
     ties = []
-    for i, size in enumerate(shapes[0]):
+    for i, size in enumerate(dims(node.output)):
         if i != axis:
             members = tuple(plain("in", n, i) for n in range(len(shapes)))
             ties.append(Tie(size, (*members, plain("out", 0, i))))
@@ -122,367 +132,268 @@ def _concat_ties(node: Node) -> list[Tie]:
             break
         out = Member("out", 0, axis, offset=offset)
         ties.append(Tie(shape[axis], (plain("in", n, axis), out)))
-        offset = offset + shape[axis] if shape[axis] is not None else None
+        offset = _total((offset, shape[axis]))
     return ties
 
 
-def _split_sizes(node: Node) -> list[Dim] | None:
-    """Sizes of the parts; None where they are not known."""
-    have = dims(node.inputs[0])
-    if not have:
-        return None
-    given = known(node.input(1)) if node.input(1) is not None else None
+# -- Split -----------------------------------------------------------------------------------------
+
+
+def _split_sizes(node: Node) -> list[Dim]:
+    """Sizes of the parts, each None where it is not known."""
+    parts, have = len(node.outputs), dims(node.inputs[0])
     if node.input(1) is not None:
-        return given
-    size, parts = have[axis_of(node, len(have))], len(node.outputs)
-    if not isinstance(size, int):
+        given = known(node.input(1))
+        return [None] * parts if given is None else given
+    size = have[axis_of(node, len(have))] if have else None
+    if size is None:
         return [None] * parts
-    part = -(-size // parts)
-    return [min(part, max(size - part * i, 0)) for i in range(parts)]
+    if (equal := divide(size, parts)) is not None:
+        return [equal] * parts
+    part = ceil_div(size, parts)
+    if isinstance(size, int) and isinstance(part, int):
+        return [min(part, max(size - part * i, 0)) for i in range(parts)]
+    return [part, *[None] * (parts - 1)]  # How far the full parts reach depends on the size.
 
 
 def _split_infer(node: Node) -> list[ValueType]:
-    x, sizes = node.inputs[0], _split_sizes(node)
-    assert x is not None
-    if sizes is None or x.tensor.dims is None or len(sizes) != len(node.outputs):
-        return onnx_schema.infer(node)
-    axis = axis_of(node, len(x.tensor.dims))
-    return [
-        x.tensor.with_dims((*x.tensor.dims[:axis], s, *x.tensor.dims[axis + 1 :])) for s in sizes
-    ]
+    x, sizes = tensor(node), _split_sizes(node)
+    if x.dims is None:
+        return [x.with_dims(None)] * len(node.outputs)
+    axis = axis_of(node, len(x.dims))
+    whole, total = x.dims[axis], _total(tuple(sizes))
+    wrong = isinstance(whole, int) and isinstance(total, int) and whole != total
+    if len(sizes) != len(node.outputs) or wrong or any(map(is_negative, sizes)):
+        refuse(node, f"axis {axis} of {x} cannot be cut into {len(node.outputs)} parts {sizes}")
+    return [x.with_dims((*x.dims[:axis], s, *x.dims[axis + 1 :])) for s in sizes]
 
 
 def _split_contents(node: Node) -> list[np.ndarray | None]:
-    held, sizes = contents_of(node.inputs[0]), _split_sizes(node)
-    if held is None or sizes is None or not all(isinstance(s, int) for s in sizes):
+    held, sizes = contents_of(node.inputs[0]), [s for s in _split_sizes(node) if isinstance(s, int)]
+    if held is None or len(sizes) != len(node.outputs):
         return [None] * len(node.outputs)
-    cuts = np.cumsum([s for s in sizes if isinstance(s, int)])[:-1]
-    return list(np.split(held, cuts, axis=axis_of(node, held.ndim)))
+    return list(np.split(held, np.cumsum(sizes)[:-1], axis=axis_of(node, held.ndim)))
 
 
 def _split(x: Any, split: Any = None, *, axis: int, outputs: int, num_outputs: int = 0) -> Any:
     if split is not None:
         return tuple(x.split([int(s) for s in split], dim=axis))
     size, part = x.shape[axis], -(-x.shape[axis] // outputs)
-    sizes = [min(part, max(size - part * i, 0)) for i in range(outputs)]
-    return tuple(x.split(sizes, dim=axis))
+    return tuple(x.split([min(part, max(size - part * i, 0)) for i in range(outputs)], dim=axis))
 
 
 def _split_ties(node: Node) -> list[Tie]:
-    have, sizes = dims(node.inputs[0]), _split_sizes(node)
-    axis = axis_of(node, len(have))
-    outs = range(len(node.outputs))
+    """Each result owns a stretch of the cut axis; the other axes go together."""
+    have = dims(node.inputs[0])
+    if not have:
+        return []
+    axis, outs = axis_of(node, len(have)), range(len(node.outputs))
     ties = [
         Tie(d, (plain("in", 0, i), *(plain("out", n, i) for n in outs)))
         for i, d in enumerate(have)
         if i != axis
     ]
-    offset = 0
-    for n, size in enumerate(sizes or ()):
-        if not isinstance(size, int):
+    offset: Dim = 0
+    for n, size in enumerate(_split_sizes(node)):
+        if not isinstance(offset, int) or size is None:
             break
         ties.append(Tie(size, (Member("in", 0, axis, offset=offset), plain("out", n, axis))))
-        offset += size
+        offset = _total((offset, size))
     return ties
 
 
 # -- Slice -----------------------------------------------------------------------------------------
 
+Cut = tuple[Any, Any, Any]  # start, end, step; each an int, a Sym or None
 
-def _slices(node: Node, rank: int) -> dict[int, tuple[Any, Any, int]] | None:
-    """axis -> (start, end, step), where all of them are known; starts and ends may be symbolic."""
-    starts, ends = known(node.inputs[1]), known(node.inputs[2])
-    if starts is None or ends is None:
+
+def positions(size: int, start: int, end: int, step: int) -> range:
+    """What a slice takes, by ONNX's rules: negative positions count from the end, then start is
+    clamped to [0, size], or to [0, size-1] going backwards, and end to [0, size] or [-1, size-1]."""
+    start, end = (p + size if p < 0 else p for p in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), size), min(max(end, 0), size), step)
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
+
+
+def _cuts(node: Node, rank: int) -> dict[int, Cut] | None:
+    """axis -> its cut; None where the axes are not known."""
+    columns = [known(node.input(i)) for i in (1, 2, 4)]
+    axes = ints(node.input(3))
+    if node.input(3) is None:
+        length = next((len(c) for c in columns if c is not None), None)
+        axes = None if length is None else list(range(length))
+    if axes is None:
         return None
-    axes = ints(node.input(3)) if node.input(3) is not None else list(range(len(starts)))
-    steps = ints(node.input(4)) if node.input(4) is not None else [1] * len(starts)
-    if axes is None or steps is None:
-        return None
-    rows = zip(axes, starts, ends, steps, strict=True)
-    return {axis % rank: (start, end, step) for axis, start, end, step in rows}
+    starts, ends, steps = (c if c is not None else [None] * len(axes) for c in columns)
+    if node.input(4) is None:
+        steps = [1] * len(axes)
+    if not len(starts) == len(ends) == len(steps) == len(axes) or 0 in steps:
+        refuse(
+            node, f"starts {starts}, ends {ends}, axes {axes}, steps {steps} do not fit together"
+        )
+    cuts = zip(starts, ends, steps, strict=True)
+    return dict(zip(checked_axes(node, axes, rank), cuts, strict=True))
 
 
-def _bound(position: Any, size: Dim) -> Dim:
-    """A start or end of a forward slice as a dim between 0 and ``size``; None where unknown."""
+def _position(position: Any, size: KnownDim) -> Dim:
+    """A start or end counted from the front, not clamped; None where its sign is not known."""
     if isinstance(position, int):
-        if isinstance(size, int):
-            return min(max(position + size if position < 0 else position, 0), size)
-        if position == 0:
-            return 0
-        if position >= END:
-            return size
-        # seq - 1 for -1 is right only if seq >= 1; and 5 may lie beyond the end.
+        return size if position >= END else size + position if position < 0 else position
+    if isinstance(position, Sym):
+        if is_at_least(position, 0):
+            return position
+        if is_at_least(0, position):
+            return size + position
+    return None
+
+
+def _sliced(size: Dim, cut: Cut) -> Dim:
+    """The length that ``cut`` leaves of an axis; None where that does not follow.
+
+    A symbolic position in an axis of a fixed size (the first ``seq`` of 512 position embeddings) is
+    taken to lie within it.
+    """
+    start, end, step = cut
+    if size is None or not isinstance(step, int):
         return None
-    return position if position is not None and position == size else None
-
-
-def _sliced(size: Dim, start: Any, end: Any, step: int) -> Dim:
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(size)[slice(start, None if step < 0 and end < -size else end, step)])
-    low, high = _bound(start, size), _bound(end, size)
-    if step != 1 or low is None or high is None:
-        # The first n of a symbolic axis, n symbolic itself: what exporters write for a cut to length.
-        fits = step == 1 and start == 0 and isinstance(end, Sym) and isinstance(size, int)
-        return end if fits else None
-    span = high - low
-    return max(span, 0) if isinstance(span, int) else span
+        return len(positions(size, start, end, step))
+    if step < 0:
+        from_last = isinstance(start, int) and (start == -1 or start >= END)
+        return size if from_last and step == -1 and isinstance(end, int) and end <= -END else None
+    low, high = _position(start, size), _position(end, size)
+    if low is None or high is None:
+        return None
+    within = isinstance(size, int) and isinstance(high, Sym) and (lower_bound(high) or 0) <= size
+    high = high if within else smaller(high, size)
+    if high == size and isinstance(start, int) and start < 0:
+        return ceil_div(smaller(-start, size), step)
+    return ceil_div(larger(high - larger(low, 0), 0), step)
 
 
 def _slice_infer(node: Node) -> list[ValueType]:
-    x = node.inputs[0]
-    assert x is not None
-    if x.tensor.dims is None:
-        return [x.tensor]
-    slices = _slices(node, len(x.tensor.dims))
-    if slices is None:
-        return onnx_schema.infer(node)
-    out = [_sliced(d, *slices[i]) if i in slices else d for i, d in enumerate(x.tensor.dims)]
-    return [x.tensor.with_dims(tuple(out))]
+    x = tensor(node)
+    if x.dims is None:
+        return [x]
+    cuts = _cuts(node, len(x.dims))
+    if cuts is None:
+        return [x.with_dims((None,) * len(x.dims))]
+    out = [_sliced(d, cuts[i]) if i in cuts else d for i, d in enumerate(x.dims)]
+    return [x.with_dims(tuple(out))]
+
+
+def _taken(held: np.ndarray, cuts: dict[int, Cut]) -> np.ndarray | None:
+    """``held`` cut by numbers; None where a cut is not one of numbers."""
+    for axis, cut in cuts.items():
+        if not all(isinstance(bound, int) for bound in cut):
+            return None
+        held = np.take(held, np.array(positions(held.shape[axis], *cut), np.int64), axis=axis)
+    return held
 
 
 def _slice_contents(node: Node) -> list[np.ndarray | None]:
     held = contents_of(node.inputs[0])
-    slices = _slices(node, held.ndim) if held is not None else None
-    if held is None or slices is None:
-        return [None]
-    if not all(isinstance(b, int) for start, end, _ in slices.values() for b in (start, end)):
-        return [None]
-    cut = [slice(None)] * held.ndim
-    for axis, (start, end, step) in slices.items():
-        stop = None if step < 0 and end < -held.shape[axis] else end
-        cut[axis] = slice(start, stop, step)
-    return [held[tuple(cut)]]
+    cuts = _cuts(node, held.ndim) if held is not None else None
+    return [None if held is None or cuts is None else _taken(held, cuts)]
 
 
 def _slice(x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
     import torch
 
-    chosen = range(len(starts)) if axes is None else [int(a) for a in axes]
-    for n, axis in enumerate(chosen):
+    for n in range(len(starts)):
+        axis = n if axes is None else int(axes[n])
         step = 1 if steps is None else int(steps[n])
-        start, end, size = int(starts[n]), int(ends[n]), x.shape[axis]
-        stop = None if step < 0 and end < -size else end
-        x = x.index_select(axis, torch.tensor(range(size)[slice(start, stop, step)], dtype=torch.int64))
+        taken = positions(x.shape[axis], int(starts[n]), int(ends[n]), step)
+        x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64))
     return x
 
 
 def _slice_ties(node: Node) -> list[Tie]:
-    have = dims(node.inputs[0])
-    slices = _slices(node, len(have))
-    if slices is None:
+    """Axes that are not cut; a stretch that begins at a number is tied to its place in the operand."""
+    have, out = dims(node.inputs[0]), dims(node.output)
+    cuts = _cuts(node, len(have))
+    if cuts is None:
         return []
-    ties = same_axes(node, 0, set(slices))
-    for axis, (start, _, step) in slices.items():
-        size = dims(node.output)[axis]
-        if step == 1 and isinstance(size, int) and isinstance(have[axis], int) and isinstance(start, int):
-            offset = _bound(start, have[axis])
-            assert isinstance(offset, int)
-            ties.append(Tie(size, (Member("in", 0, axis, offset=offset), plain("out", 0, axis))))
+    ties = kept_axes(node, set(cuts))
+    for axis, (start, _, step) in cuts.items():
+        size, length = have[axis], out[axis]
+        offset = _position(start, size) if size is not None else None
+        if isinstance(offset, int) and step == 1 and length is not None:
+            offset = max(min(offset, size) if isinstance(size, int) else offset, 0)
+            taken = Member("in", 0, axis, offset=offset)
+            ties.append(Tie(length, (taken, plain("out", 0, axis))))
     return ties
 
 
-# -- Gather and kin --------------------------------------------------------------------------------
+# -- samples and rows ------------------------------------------------------------------------------
 
 
-def _gather_infer(node: Node) -> list[ValueType]:
-    x, indices = node.inputs
-    assert x is not None and indices is not None
-    if x.tensor.dims is None or indices.tensor.dims is None:
-        return [x.tensor.with_dims(None)]
-    axis = axis_of(node, len(x.tensor.dims))
+def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _i(*items: int) -> np.ndarray:
+    return np.array(items, np.int64)
+
+
+def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
+    x = _f(rng, 2, 3, 4)
+    found = [Sample([x], {"perm": perm}) for perm in ((1, 2, 0), (0, 2, 1), (2, 1, 0))]
+    return [*found, Sample([x]), Sample([np.arange(6).reshape(2, 3)]), Sample([_f(rng, 0, 3) > 0])]
+
+
+def _concat_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        x.tensor.with_dims(
-            (*x.tensor.dims[:axis], *indices.tensor.dims, *x.tensor.dims[axis + 1 :])
-        )
+        Sample([_f(rng, 2, 3), _f(rng, 2, 1), _f(rng, 2, 2)], {"axis": -1}),
+        Sample([_f(rng, 2), _f(rng, 3)], {"axis": 0}),
+        Sample([_f(rng, 2, 3)], {"axis": 1}),
+        Sample([_f(rng, 2, 0, 3), _f(rng, 2, 4, 3)], {"axis": -2}),
+        Sample([np.arange(3), np.arange(2)], {"axis": 0}),
+        Sample([np.array([[True]]), np.array([[False]])], {"axis": 1}),
     ]
 
 
-def _gather_contents(node: Node) -> list[np.ndarray | None]:
-    held, where = contents_of(node.inputs[0]), contents_of(node.inputs[1])
-    if held is None or where is None or not all(isinstance(i, int) for i in where.reshape(-1)):
-        return [None]
-    taken = np.take(held, where.astype(np.int64), axis=axis_of(node, held.ndim))
-    return [np.asarray(taken, object)]
-
-
-def _gather(x: Any, indices: Any, *, axis: int) -> Any:
-    axis %= x.dim()
-    flat = indices.reshape(-1).long()
-    rows = x.index_select(axis, flat.where(flat >= 0, flat + x.shape[axis]))
-    return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-
-
-def _gather_ties(node: Node) -> list[Tie]:
-    have, where = dims(node.inputs[0]), dims(node.inputs[1])
-    axis = axis_of(node, len(have))
-    ties = [
-        Tie(d, (plain("in", 0, i), plain("out", 0, i if i < axis else i + len(where) - 1)))
-        for i, d in enumerate(have)
-        if i != axis
-    ]
-    return ties + [
-        Tie(d, (plain("in", 1, i), plain("out", 0, axis + i))) for i, d in enumerate(where)
+def _split_samples(rng: np.random.Generator) -> list[Sample]:
+    one = frozenset({1})
+    return [
+        Sample([_f(rng, 2, 7), _i(3, 4)], {"axis": 1}, one, outputs=2),
+        Sample([_f(rng, 2, 7), _i(5, 0, 2)], {"axis": -1}, one, outputs=3),
+        Sample([_f(rng, 7, 2)], {"axis": 0, "num_outputs": 3}, outputs=3),
+        Sample([_f(rng, 6)], {"num_outputs": 2}, outputs=2),
+        Sample([np.arange(6).reshape(2, 3)], {"axis": 1, "num_outputs": 3}, outputs=3),
+        Sample([_f(rng, 2, 3) > 0, _i(1, 1)], {"axis": 0}, one, outputs=2),
     ]
 
 
-def _gather_elements(x: Any, indices: Any, *, axis: int) -> Any:
-    index = indices.long()
-    return x.gather(axis, index.where(index >= 0, index + x.shape[axis]))
-
-
-def _gather_nd(x: Any, indices: Any, *, batch_dims: int) -> Any:
-    import torch
-
-    if batch_dims:
-        inner = [_gather_nd(a, i, batch_dims=batch_dims - 1) for a, i in zip(x, indices, strict=True)]
-        return torch.stack(inner)
-    return x[tuple(indices.long().unbind(-1))]
-
-
-def _gather_nd_infer(node: Node) -> list[ValueType]:
-    x, indices = node.inputs
-    assert x is not None and indices is not None
-    have, where, batch = x.tensor.dims, indices.tensor.dims, node.attrs["batch_dims"]
-    if have is None or not where or not isinstance(where[-1], int) or not isinstance(batch, int):
-        return onnx_schema.infer(node)
-    return [x.tensor.with_dims((*where[:-1], *have[batch + where[-1] :]))]
-
-
-def _scatter_nd(x: Any, indices: Any, updates: Any, *, reduction: str) -> Any:
-    from tersor.errors import Unsupported
-
-    if reduction not in ("none", "add"):
-        raise Unsupported(f"ScatterND with reduction {reduction!r} has no torch evaluation")
-    where = tuple(indices.long().unbind(-1))
-    return x.index_put(where, updates, accumulate=reduction == "add")
-
-
-def _scatter_elements(x: Any, indices: Any, updates: Any, *, axis: int, reduction: str) -> Any:
-    index = indices.long()
-    index = index.where(index >= 0, index + x.shape[axis])
-    if reduction == "none":
-        return x.scatter(axis, index, updates)
-    modes = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    return x.scatter_reduce(axis, index, updates, modes[reduction], include_self=True)
-
-
-def _trilu(x: Any, k: Any = None, *, upper: int) -> Any:
-    diagonal = 0 if k is None else int(k)
-    return x.triu(diagonal) if upper else x.tril(diagonal)
-
-
-def _pad(x: Any, pads: Any, value: Any = None, axes: Any = None, *, mode: str) -> Any:
-    import torch
-
-    from tersor.errors import Unsupported
-
-    chosen = list(range(x.dim())) if axes is None else [int(a) % x.dim() for a in axes]
-    before = {a: int(pads[i]) for i, a in enumerate(chosen)}
-    after = {a: int(pads[i + len(chosen)]) for i, a in enumerate(chosen)}
-    if mode != "constant":
-        raise Unsupported(f"Pad with mode {mode!r} has no torch evaluation")
-    flat = [n for a in reversed(range(x.dim())) for n in (before.get(a, 0), after.get(a, 0))]
-    fill = 0 if value is None else value.item()
-    return torch.nn.functional.pad(x, flat, value=fill)
-
-
-def _pad_infer(node: Node) -> list[ValueType]:
-    x, pads = node.inputs[0], known(node.inputs[1])
-    assert x is not None
-    axes = ints(node.input(3)) if node.input(3) is not None else None
-    if x.tensor.dims is None or pads is None or (node.input(3) is not None and axes is None):
-        return onnx_schema.infer(node)
-    chosen = axes if axes is not None else list(range(len(x.tensor.dims)))
-    out = list(x.tensor.dims)
-    for i, axis in enumerate(chosen):
-        have, before, after = out[axis], pads[i], pads[i + len(chosen)]
-        out[axis] = None if None in (have, before, after) else have + before + after
-    return [x.tensor.with_dims(tuple(out))]
-
-
-def _one_hot(indices: Any, depth: Any, values: Any, *, axis: int) -> Any:
-    import torch
-
-    n = int(depth.reshape(-1)[0])
-    wrapped = indices.long() % n if n else indices.long()
-    inside = (indices >= -n) & (indices < n)
-    hot = (torch.arange(n) == wrapped.unsqueeze(-1)) & inside.unsqueeze(-1)
-    return torch.where(hot, values[1], values[0]).movedim(-1, axis)
-
-
-def _nonzero(x: Any) -> Any:
-    return x.nonzero().T.contiguous()
-
-
-def _samples(op: str) -> Any:
-    def make(rng: np.random.Generator) -> list[Sample]:
-        def f(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape).astype(np.float32)
-
-        def i(*items: Any) -> np.ndarray:
-            return np.array(items, np.int64)
-
-        def held(*operands: int) -> frozenset[int]:
-            return frozenset(operands)
-
-        table: dict[str, list[Sample]] = {
-            "Transpose": [Sample([f(2, 3, 4)]), Sample([f(2, 3, 4)], {"perm": (1, 2, 0)})],
-            "Concat": [Sample([f(2, 3), f(2, 1), f(2, 2)], {"axis": -1}), Sample([f(2), f(3)], {"axis": 0})],
-            "Split": [
-                Sample([f(2, 7), i(3, 4)], {"axis": 1}, held(1), outputs=2),
-                Sample([f(7, 2)], {"axis": 0, "num_outputs": 3}, outputs=3),
-            ],
-            "Slice": [
-                Sample([f(5, 6), i(1, -3), i(4, 2**62), i(0, 1)], constant=held(1, 2, 3)),
-                Sample([f(5, 6), i(4), i(-(2**62)), i(0), i(-2)], constant=held(1, 2, 3, 4)),
-                Sample([f(5, 6), i(0, 1), i(9, 3)], constant=held(1, 2)),
-            ],
-            "Gather": [
-                Sample([f(5, 3), i([0, 4], [-1, 2])]),
-                Sample([f(2, 5, 3), i(1, 3)], {"axis": -2}),
-                Sample([i(4, 5, 6), np.array(1)]),
-            ],
-            "GatherElements": [Sample([f(3, 4), i([0, -1, 2, 1])], {"axis": 0})],
-            "GatherND": [
-                Sample([f(3, 4, 2), i([0, 1], [2, 3])]),
-                Sample([f(2, 4, 3), i([1], [2])], {"batch_dims": 1}),
-            ],
-            "ScatterND": [Sample([f(4, 3), i([1], [3]), f(2, 3)]), Sample([f(4), i([1], [1]), f(2)], {"reduction": "add"})],
-            "ScatterElements": [Sample([f(3, 4), i([0, 2, 1, -1]), f(1, 4)], {"axis": 0})],
-            "Trilu": [Sample([f(2, 4, 4)]), Sample([f(3, 5), np.array(1)], {"upper": 0})],
-            "Pad": [
-                Sample([f(2, 3), i(0, 1, 2, 0)], constant=held(1)),
-                Sample([f(2, 3), i(1, 1), np.array(2.5, np.float32), i(-1)], constant=held(1, 3)),
-            ],
-            "OneHot": [Sample([i(0, 2, -1, 7), np.array(3), np.array([0.0, 5.0], np.float32)], constant=held(1))],
-            "NonZero": [Sample([np.array([[1, 0], [3, 4]], np.float32)])],
-        }  # fmt: skip
-        return table[op]
-
-    return make
+def _slice_samples(rng: np.random.Generator) -> list[Sample]:
+    x, last = _f(rng, 5, 6), 2**63 - 1
+    cases: list[tuple[tuple[int, ...], ...]] = [
+        ((1, -3), (4, last), (0, 1)),
+        ((4,), (-last,), (0,), (-2,)),
+        ((0, 1), (9, 3)),
+        ((-1,), (-last - 1,), (-1,), (-1,)),
+        ((-100,), (-last,), (0,), (-1,)),  # clamped to the first, going backwards
+        ((3,), (1,), (1,), (-1,)),
+        ((2,), (2,), (0,)),
+        ((0,), (last,), (1,), (4,)),
+        ((-2, 0), (last, -1), (-1, -2)),
+    ]
+    found = [
+        Sample([x, *(_i(*c) for c in case)], constant=frozenset({1, 2, 3, 4})) for case in cases
+    ]
+    short = [_i(1), _i(3)]
+    return [*found, Sample([np.arange(5), *short], constant=frozenset({1, 2})),
+            Sample([_f(rng, 4, 2) > 0, *short], constant=frozenset({1, 2}))]  # fmt: skip
 
 
 ROWS = [
     OpDef("Transpose", since=1, infer=_transpose_infer, contents=_transpose_contents,
-          torch=_transpose, cost=copy_cost, ties=_transpose_ties, samples=_samples("Transpose")),
+          torch=_transpose, cost=no_work, ties=_transpose_ties, samples=_transpose_samples),
     OpDef("Concat", since=11, infer=_concat_infer, contents=_concat_contents, torch=_concat,
-          cost=copy_cost, ties=_concat_ties, samples=_samples("Concat")),
+          cost=no_work, ties=_concat_ties, samples=_concat_samples),
     OpDef("Split", since=18, infer=_split_infer, contents=_split_contents, torch=_split,
-          cost=copy_cost, ties=_split_ties, samples=_samples("Split")),
-    OpDef("Slice", since=10, infer=_slice_infer, contents=_slice_contents, torch=_slice,
-          cost=copy_cost, ties=_slice_ties, samples=_samples("Slice")),
-    OpDef("Gather", since=11, infer=_gather_infer, contents=_gather_contents, torch=_gather,
-          cost=copy_cost, ties=_gather_ties, samples=_samples("Gather"),
-          quantizable=Quantizable(weight=0, axis=0, activation=None)),
-    OpDef("GatherElements", since=11, torch=_gather_elements, cost=copy_cost,
-          samples=_samples("GatherElements")),
-    OpDef("GatherND", since=12, infer=_gather_nd_infer, torch=_gather_nd, cost=copy_cost,
-          samples=_samples("GatherND")),
-    OpDef("ScatterND", since=16, torch=_scatter_nd, cost=copy_cost, samples=_samples("ScatterND")),
-    OpDef("ScatterElements", since=16, torch=_scatter_elements, cost=copy_cost,
-          samples=_samples("ScatterElements")),
-    OpDef("Trilu", since=14, torch=_trilu, cost=copy_cost, samples=_samples("Trilu")),
-    OpDef("Pad", since=18, infer=_pad_infer, torch=_pad, cost=copy_cost, samples=_samples("Pad")),
-    OpDef("OneHot", since=11, torch=_one_hot, cost=view_cost, samples=_samples("OneHot")),
-    OpDef("NonZero", since=9, torch=_nonzero, cost=view_cost, samples=_samples("NonZero")),
+          cost=no_work, ties=_split_ties, samples=_split_samples),
+    OpDef("Slice", since=11, infer=_slice_infer, contents=_slice_contents, torch=_slice,
+          cost=no_work, ties=_slice_ties, samples=_slice_samples),
 ]  # fmt: skip

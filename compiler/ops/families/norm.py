@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
+from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims, plain
-from tersor.ops.families.shape import broadcast_dims
 from tersor.ops.opdef import Cost, OpDef, Quantizable, Sample, Tie
 
 
@@ -60,7 +60,10 @@ def _norm_ties(node: Node, operands: int = 1, parameters: tuple[int, ...] = (1, 
     outs = [0, *([1] if node.op.startswith("tersor.Add") and len(node.outputs) > 1 else [])]
     ties = []
     for axis, size in enumerate(have):
-        members = [*(plain("in", i, axis) for i in range(operands)), *(plain("out", o, axis) for o in outs)]
+        members = [
+            *(plain("in", i, axis) for i in range(operands)),
+            *(plain("out", o, axis) for o in outs),
+        ]
         if axis < at:
             ties.append(Tie(size, tuple(members)))
             continue
@@ -86,7 +89,10 @@ def _layer_norm_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _rms_norm_samples(rng: np.random.Generator) -> list[Sample]:
-    return [Sample([_f(rng, 2, 3, 8), _f(rng, 8)]), Sample([_f(rng, 2, 8), _f(rng, 8)], {"epsilon": 1e-3})]
+    return [
+        Sample([_f(rng, 2, 3, 8), _f(rng, 8)]),
+        Sample([_f(rng, 2, 8), _f(rng, 8)], {"epsilon": 1e-3}),
+    ]
 
 
 # -- with the residual -----------------------------------------------------------------------------
@@ -201,7 +207,9 @@ def _instance_norm(x: Any, scale: Any, bias: Any, *, epsilon: float) -> Any:
     return (x - mean) * inverse * _columns(x, scale) + _columns(x, bias)
 
 
-def _group_norm(x: Any, scale: Any, bias: Any, *, num_groups: int, epsilon: float, stash_type: int) -> Any:
+def _group_norm(
+    x: Any, scale: Any, bias: Any, *, num_groups: int, epsilon: float, stash_type: int
+) -> Any:
     import torch.nn.functional as F
 
     return F.group_norm(x, num_groups, scale, bias, epsilon)

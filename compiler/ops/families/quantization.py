@@ -67,7 +67,11 @@ def _dynamic(x: Any) -> Any:
 def _dynamic_infer(node: Node) -> list[ValueType]:
     x = node.inputs[0]
     assert x is not None
-    return [TensorType(DType.U8, x.tensor.dims), TensorType(DType.F32, ()), TensorType(DType.U8, ())]
+    return [
+        TensorType(DType.U8, x.tensor.dims),
+        TensorType(DType.F32, ()),
+        TensorType(DType.U8, ()),
+    ]
 
 
 def _matmul_integer(a: Any, b: Any, a_zero: Any = None, b_zero: Any = None) -> Any:

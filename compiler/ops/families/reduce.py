@@ -9,8 +9,8 @@ import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops import onnx_schema
+from tersor.ops.families._symbolic import ints
 from tersor.ops.families._ties import broadcast, dims, plain
-from tersor.ops.families.shape import ints
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
@@ -168,7 +168,10 @@ def _arg(name: str) -> Callable[..., Any]:
 
 def _arg_samples(rng: np.random.Generator) -> list[Sample]:
     x = rng.integers(0, 3, (3, 4)).astype(np.float32)
-    return [Sample([x], {"axis": 1}), Sample([x], {"axis": -1, "keepdims": 0, "select_last_index": 1})]
+    return [
+        Sample([x], {"axis": 1}),
+        Sample([x], {"axis": -1, "keepdims": 0, "select_last_index": 1}),
+    ]
 
 
 def _top_k(x: Any, k: Any, *, axis: int, largest: int, sorted: int) -> Any:
@@ -198,7 +201,10 @@ def _cumsum(x: Any, axis: Any, *, exclusive: int, reverse: int) -> Any:
 
 def _cumsum_samples(rng: np.random.Generator) -> list[Sample]:
     x, axis, held = rng.standard_normal((3, 4)).astype(np.float32), np.array(1), frozenset({1})
-    return [Sample([x, axis], constant=held), Sample([x, axis], {"reverse": 1, "exclusive": 1}, held)]
+    return [
+        Sample([x, axis], constant=held),
+        Sample([x, axis], {"reverse": 1, "exclusive": 1}, held),
+    ]
 
 
 ROWS = [

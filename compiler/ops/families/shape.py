@@ -1,5 +1,5 @@
-"""Shapes: reading them, and views that change nothing but them. Dims are inferred exactly, symbols
-included, from the operands' contents."""
+"""Shapes read, and tensors made from shapes: Shape, Size, Expand, Tile, ConstantOfShape, Range,
+EyeLike. Dims follow from the operands' contents, symbols included."""
 
 from __future__ import annotations
 
@@ -8,65 +8,63 @@ from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, DType, Node, TensorType, Value, ValueType
-from tersor.ir.dims import divide, floordiv, product
-from tersor.ops import onnx_schema
+from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value, ValueType
+from tersor.ir.dims import KnownDim, product
+from tersor.ops.families._symbolic import (
+    broadcast_dims,
+    ceil_div,
+    element_cost,
+    ints,
+    is_negative,
+    no_work,
+    refuse,
+    scalar,
+    small,
+    tensor,
+    vector,
+    vector_or_unknown,
+)
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
+from tersor.ops.families._torch import torch_dtype
+from tersor.ops.onnx_schema import FROM_ONNX
+from tersor.ops.opdef import Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 
-def known(value: Value | None) -> list[Any] | None:
-    """Elements of a vector whose contents are known (each int, Sym or None), else None."""
-    contents = contents_of(value)
-    return None if contents is None else list(contents.reshape(-1))
-
-
-def ints(value: Value | None) -> list[int] | None:
-    """Elements of a vector that are all plain integers, else None."""
-    items = known(value)
-    return items if items is not None and all(isinstance(i, int) for i in items) else None
-
-
-def vector(items: Any) -> np.ndarray:
-    """An object array of dims."""
-    held = np.empty(len(items), object)
-    held[:] = items
-    return held
-
-
-def view_cost(node: Node) -> Cost:
-    """A view moves nothing."""
-    return Cost(0, 0)
-
-
-def _fallback(node: Node) -> list[ValueType]:
-    return onnx_schema.infer(node)
+def no_ties(node: Node) -> list[Tie]:
+    """All axes stay as they are."""
+    return []
 
 
 # -- Shape, Size -----------------------------------------------------------------------------------
 
 
+def _read(node: Node) -> tuple[Dim, ...] | None:
+    """The dims that are read; None where the rank is unknown."""
+    have, start, end = tensor(node).dims, node.attrs["start"], node.attrs.get("end")
+    assert isinstance(start, int) and isinstance(end, int | None)
+    return None if have is None else have[start:end]
+
+
+def _shape_infer(node: Node) -> list[ValueType]:
+    read = _read(node)
+    return [TensorType(DType.I64, (None if read is None else len(read),))]
+
+
 def _shape_contents(node: Node) -> list[np.ndarray | None]:
-    x = node.inputs[0]
-    assert x is not None
-    if not isinstance(x.type, TensorType) or x.type.dims is None:
-        return [None]
-    start, end = node.attrs.get("start", 0), node.attrs.get("end", None)
-    return [vector(x.type.dims[start:end])]
+    read = _read(node)
+    return [None if read is None else vector(read)]
 
 
-def _shape(x: Any, *, start: int = 0, end: int | None = None) -> Any:
+def _shape(x: Any, *, start: int, end: int | None = None) -> Any:
     import torch
 
     return torch.tensor(list(x.shape)[start:end], dtype=torch.int64)
 
 
 def _size_contents(node: Node) -> list[np.ndarray | None]:
-    x = node.inputs[0]
-    assert x is not None
     held = np.empty((), object)
-    held[()] = x.tensor.numel
+    held[()] = tensor(node).numel
     return [held]
 
 
@@ -76,398 +74,268 @@ def _size(x: Any) -> Any:
     return torch.tensor(x.numel())
 
 
-# -- Reshape ---------------------------------------------------------------------------------------
-
-
-def _reshape_infer(node: Node) -> list[ValueType]:
-    x, target = node.inputs[0], known(node.inputs[1])
-    assert x is not None
-    if target is None:
-        shape = node.inputs[1]
-        rank = shape.tensor.dims[0] if shape is not None and shape.tensor.dims else None
-        return [x.tensor.with_dims((None,) * rank if isinstance(rank, int) else None)]
-    return [x.tensor.with_dims(reshaped(x.tensor.dims, target, bool(node.attrs["allowzero"])))]
-
-
-def reshaped(have: tuple[Dim, ...] | None, target: list[Any], allow_zero: bool) -> tuple[Dim, ...]:
-    """Dims that Reshape gives: 0 copies the dim at its place, -1 takes what is left."""
-    out: list[Dim] = []
-    for i, size in enumerate(target):
-        copied = have[i] if have is not None and i < len(have) else None
-        out.append(copied if size == 0 and not allow_zero else size)
-    if -1 in out:
-        place = out.index(-1)
-        rest = product(d for i, d in enumerate(out) if i != place)
-        total = product(have) if have is not None else None
-        out[place] = _left_over(total, rest, have, out, place)
-    return tuple(None if isinstance(d, int) and d < 0 else d for d in out)
-
-
-def _left_over(
-    total: Dim, rest: Dim, have: tuple[Dim, ...] | None, out: list[Dim], place: int
-) -> Dim:
-    if total is not None and rest is not None and rest != 0:
-        exact = divide(total, rest)
-        return exact if exact is not None else floordiv(total, rest)
-    if have is None:
-        return None
-    # Unknown dims cancel where they are copied at the same place on both sides.
-    same = [i for i, d in enumerate(out) if i < len(have) and i != place and d is have[i] is None]
-    total = product(d for i, d in enumerate(have) if i not in same)
-    rest = product(d for i, d in enumerate(out) if i not in same and i != place)
-    return divide(total, rest) if total is not None and rest not in (None, 0) else None
-
-
-def _reshape_contents(node: Node) -> list[np.ndarray | None]:
-    contents = contents_of(node.inputs[0])
-    target = ints(node.inputs[1])
-    if contents is None or target is None:
-        return [None]
-    shape = reshaped(contents.shape, target, bool(node.attrs["allowzero"]))
-    return [contents.reshape(tuple(int(d) for d in shape if isinstance(d, int)))]
-
-
-def _reshape(x: Any, shape: Any, *, allowzero: int) -> Any:
-    sizes = [
-        x.shape[i] if s == 0 and not allowzero else s for i, s in enumerate(int(v) for v in shape)
-    ]
-    if -1 in sizes:
-        i = sizes.index(-1)
-        rest = math.prod(s for j, s in enumerate(sizes) if j != i)
-        sizes[i] = x.numel() // rest if rest else 0
-    return x.reshape(sizes)
-
-
-def reshape_ties(node: Node) -> list[Tie]:
-    """Walks both shapes in step: where runs of dims with equal products meet, a run of one dim that
-    becomes several (or the other way) ties each of the several to its share of the one.
-
-        [b, s, h*d] -> [b, s, h, d]    h: blocks of d;  d: lanes, one in each of h blocks
-    """
-    have, out = dims(node.inputs[0]), dims(node.output)
-    ties: list[Tie] = []
-    i = j = 0
-    while i < len(have) and j < len(out):
-        run_i, run_j = [i], [j]
-        a: Dim = have[i]
-        b: Dim = out[j]
-        while a != b:
-            if a is None or b is None:
-                return ties
-            shorter_in = isinstance(a, int) and isinstance(b, int) and a < b
-            if shorter_in or (not isinstance(a, int) and divide(b, a) is not None):
-                if run_i[-1] + 1 >= len(have):
-                    return ties
-                run_i.append(run_i[-1] + 1)
-                a = product([a, have[run_i[-1]]])
-            else:
-                if run_j[-1] + 1 >= len(out):
-                    return ties
-                run_j.append(run_j[-1] + 1)
-                b = product([b, out[run_j[-1]]])
-        ties += _run_ties(have, out, run_i, run_j)
-        i, j = run_i[-1] + 1, run_j[-1] + 1
-    return ties
-
-
-def _run_ties(
-    have: tuple[Dim, ...], out: tuple[Dim, ...], run_i: list[int], run_j: list[int]
-) -> list[Tie]:
-    if len(run_i) == len(run_j) == 1:
-        return [Tie(have[run_i[0]], (plain("in", 0, run_i[0]), plain("out", 0, run_j[0])))]
-    if len(run_i) == 1:
-        return _split_ties(out, run_j, "in", run_i[0], "out")
-    if len(run_j) == 1:
-        return _split_ties(have, run_i, "out", run_j[0], "in")
-    return []
-
-
-def _split_ties(
-    parts: tuple[Dim, ...], run: list[int], whole_side: str, whole_axis: int, part_side: str
-) -> list[Tie]:
-    sizes = [parts[axis] for axis in run]
-    if not all(isinstance(s, int) for s in sizes):
-        return []
-    numbers = [s for s in sizes if isinstance(s, int)]
-    ties = []
-    for position, axis in enumerate(run):
-        outer, inner = math.prod(numbers[:position]), math.prod(numbers[position + 1 :])
-        whole = Member(
-            "in" if whole_side == "in" else "out", 0, whole_axis, outer=outer, inner=inner
-        )
-        if numbers[position] > 1:
-            ties.append(Tie(numbers[position], (whole, plain(part_side, 0, axis))))
-    return ties
-
-
-# -- Squeeze, Unsqueeze, Flatten, Expand -----------------------------------------------------------
-
-
-def _unsqueezed(rank: int, axes: list[int]) -> list[int]:
-    """Result axes that are new, ascending."""
-    total = rank + len(axes)
-    return sorted(a % total for a in axes)
-
-
-def _unsqueeze_infer(node: Node) -> list[ValueType]:
-    x, axes = node.inputs[0], ints(node.inputs[1])
-    assert x is not None
-    if axes is None or x.tensor.dims is None:
-        return _fallback(node)
-    out: list[Dim] = list(x.tensor.dims)
-    for axis in _unsqueezed(len(out), axes):
-        out.insert(axis, 1)
-    return [x.tensor.with_dims(tuple(out))]
-
-
-def _unsqueeze_contents(node: Node) -> list[np.ndarray | None]:
-    contents, axes = contents_of(node.inputs[0]), ints(node.inputs[1])
-    if contents is None or axes is None:
-        return [None]
-    return [np.expand_dims(contents, tuple(_unsqueezed(contents.ndim, axes)))]
-
-
-def _unsqueeze(x: Any, axes: Any) -> Any:
-    for axis in _unsqueezed(x.dim(), [int(a) for a in axes]):
-        x = x.unsqueeze(axis)
-    return x
-
-
-def _unsqueeze_ties(node: Node) -> list[Tie]:
-    have, axes = dims(node.inputs[0]), ints(node.inputs[1])
-    if axes is None:
-        return []
-    new = set(_unsqueezed(len(have), axes))
-    kept = [a for a in range(len(have) + len(axes)) if a not in new]
-    return [Tie(have[i], (plain("in", 0, i), plain("out", 0, a))) for i, a in enumerate(kept)]
-
-
-def _squeezed(node: Node, shape: tuple[Any, ...]) -> list[int] | None:
-    """Operand axes that go; None where that is not known."""
-    axes = node.input(1)
-    if axes is None:
-        return None if None in shape else [i for i, d in enumerate(shape) if d == 1]
-    given = ints(axes)
-    return None if given is None else sorted(a % len(shape) for a in given)
-
-
-def _squeeze_infer(node: Node) -> list[ValueType]:
-    x = node.inputs[0]
-    assert x is not None
-    gone = _squeezed(node, x.tensor.dims) if x.tensor.dims is not None else None
-    if gone is None or x.tensor.dims is None:
-        return _fallback(node)
-    return [x.tensor.with_dims(tuple(d for i, d in enumerate(x.tensor.dims) if i not in gone))]
-
-
-def _squeeze_contents(node: Node) -> list[np.ndarray | None]:
-    contents = contents_of(node.inputs[0])
-    gone = _squeezed(node, contents.shape) if contents is not None else None
-    return [None if contents is None or gone is None else np.squeeze(contents, tuple(gone))]
-
-
-def _squeeze(x: Any, axes: Any = None) -> Any:
-    gone = [i for i, d in enumerate(x.shape) if d == 1] if axes is None else [int(a) for a in axes]
-    return x.squeeze(tuple(a % x.dim() for a in gone)) if gone else x
-
-
-def _squeeze_ties(node: Node) -> list[Tie]:
-    have = dims(node.inputs[0])
-    gone = _squeezed(node, have)
-    if gone is None:
-        return []
-    kept = [i for i in range(len(have)) if i not in gone]
-    return [Tie(have[i], (plain("in", 0, i), plain("out", 0, a))) for a, i in enumerate(kept)]
-
-
-def _flatten_infer(node: Node) -> list[ValueType]:
-    x, axis = node.inputs[0], node.attrs["axis"]
-    assert x is not None and isinstance(axis, int)
-    if x.tensor.dims is None:
-        return [x.tensor.with_dims((None, None))]
-    at = axis + len(x.tensor.dims) if axis < 0 else axis
-    return [x.tensor.with_dims((product(x.tensor.dims[:at]), product(x.tensor.dims[at:])))]
-
-
-def _flatten(x: Any, *, axis: int) -> Any:
-    at = axis + x.dim() if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:at]), math.prod(x.shape[at:]))
-
-
-def broadcast_dim(a: Dim, b: Dim) -> Dim:
-    """The dim that broadcasting gives: 1 gives way; a number above 1 decides."""
-    if a == 1 or a == b:
-        return b
-    if b == 1:
-        return a
-    if isinstance(a, int) or b is None:
-        return a
-    return b if isinstance(b, int) else None
-
-
-def broadcast_dims(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Dims that numpy's broadcasting gives."""
-    rank = max(len(a), len(b))
-    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    return tuple(broadcast_dim(x, y) for x, y in zip(a, b, strict=True))
+# -- Expand ----------------------------------------------------------------------------------------
 
 
 def _expand_infer(node: Node) -> list[ValueType]:
-    x, target = node.inputs[0], known(node.inputs[1])
-    assert x is not None
-    if target is None or x.tensor.dims is None:
-        return _fallback(node)
-    return [x.tensor.with_dims(broadcast_dims(x.tensor.dims, tuple(target)))]
+    x, target = tensor(node), vector_or_unknown(node.inputs[1])
+    if target is None or x.dims is None:
+        return [x.with_dims(None)]
+    out = broadcast_dims(x.dims, tuple(None if is_negative(d) else d for d in target))
+    for place in range(1, 1 + min(len(target), len(x.dims))):
+        have, want = x.dims[-place], target[-place]
+        if (
+            isinstance(have, int)
+            and isinstance(want, int)
+            and 1 not in (have, want)
+            and have != want
+        ):
+            refuse(node, f"{x} cannot be expanded to {target}")
+    return [x.with_dims(out)]
 
 
 def _expand_contents(node: Node) -> list[np.ndarray | None]:
-    contents, target = contents_of(node.inputs[0]), ints(node.inputs[1])
-    if contents is None or target is None or math.prod(target) > 64:
+    held, out = contents_of(node.inputs[0]), ints(node.inputs[1])
+    if held is None or out is None or min(out, default=0) < 0:
         return [None]
-    return [np.broadcast_to(contents, np.broadcast_shapes(contents.shape, tuple(target))).copy()]
+    shape = np.broadcast_shapes(held.shape, tuple(out))
+    return [np.broadcast_to(held, shape).copy() if small(shape) else None]
 
 
 def _expand(x: Any, shape: Any) -> Any:
     import torch
 
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(int(s) for s in shape)))
+    return x.expand(
+        torch.broadcast_shapes(tuple(x.shape), tuple(int(s) for s in shape.reshape(-1)))
+    )
 
 
 def _expand_ties(node: Node) -> list[Tie]:
+    """Axes that are not stretched."""
     have, out = dims(node.inputs[0]), dims(node.output)
     lead = len(out) - len(have)
     return [
         Tie(d, (plain("in", 0, i), plain("out", 0, i + lead)))
         for i, d in enumerate(have)
-        if d == out[i + lead] and d != 1
+        if d is not None and d == out[i + lead] and d != 1
     ]
 
 
-# -- ConstantOfShape, Range, Tile ------------------------------------------------------------------
+# -- Tile ------------------------------------------------------------------------------------------
+
+
+def _tile_infer(node: Node) -> list[ValueType]:
+    x, repeats = tensor(node), vector_or_unknown(node.inputs[1])
+    if x.dims is None:
+        return [x.with_dims(None if repeats is None else (None,) * len(repeats))]
+    if repeats is None:
+        return [x.with_dims((None,) * len(x.dims))]
+    if len(repeats) != len(x.dims) or any(map(is_negative, repeats)):
+        refuse(node, f"{x} cannot be repeated {repeats} times")
+    return [x.with_dims(tuple(product(pair) for pair in zip(x.dims, repeats, strict=True)))]
+
+
+def _tile_contents(node: Node) -> list[np.ndarray | None]:
+    held, repeats = contents_of(node.inputs[0]), ints(node.inputs[1])
+    if held is None or repeats is None or not small([held.size, *repeats]):
+        return [None]
+    return [np.tile(held, repeats)]
+
+
+def _tile_ties(node: Node) -> list[Tie]:
+    """A repeated axis holds its units once in each repetition."""
+    have, repeats = dims(node.inputs[0]), vector_or_unknown(node.inputs[1])
+    if not have or repeats is None:
+        return []
+    return [
+        Tie(d, (plain("in", 0, i), Member("out", 0, i, outer=repeats[i])))
+        for i, d in enumerate(have)
+        if isinstance(repeats[i], int) and repeats[i] > 0
+    ]
+
+
+# -- ConstantOfShape -------------------------------------------------------------------------------
+
+
+def _fill(value: Any) -> np.ndarray:
+    """The one element, as an array of one."""
+    if not isinstance(value, Encoding):
+        return np.zeros(1, np.float32)
+    return value.decode().reshape(-1)[:1]
 
 
 def _constant_of_shape_infer(node: Node) -> list[ValueType]:
-    value = node.attrs.get("value")
-    dtype = value.type.dtype if hasattr(value, "type") else DType.F32  # type: ignore[union-attr]
-    target = known(node.inputs[0])
-    if target is None:
-        shape = node.inputs[0]
-        rank = shape.tensor.dims[0] if shape is not None and shape.tensor.dims else None
-        return [TensorType(dtype, (None,) * rank if isinstance(rank, int) else None)]
-    return [TensorType(dtype, tuple(target))]
+    target = vector_or_unknown(node.inputs[0])
+    if target is not None and any(map(is_negative, target)):
+        refuse(node, f"{target} is no shape")
+    dtype = DType.of(_fill(node.attrs.get("value")))
+    return [TensorType(dtype, None if target is None else tuple(target))]
 
 
 def _constant_of_shape_contents(node: Node) -> list[np.ndarray | None]:
-    target, value = ints(node.inputs[0]), node.attrs.get("value")
-    if target is None or math.prod(target) > 64 or value is None:
-        return [None]
-    fill = value.decode().reshape(-1)[0]  # type: ignore[union-attr]
-    if fill.dtype.kind not in "iub":
+    target, fill = ints(node.inputs[0]), _fill(node.attrs.get("value"))
+    if target is None or not small(target) or fill.dtype.kind not in "iub":
         return [None]
     held = np.empty(tuple(target), object)
-    held[...] = int(fill)
+    held[...] = int(fill[0])
     return [held]
 
 
 def _constant_of_shape(shape: Any, *, value: Any = None) -> Any:
     import torch
 
-    sizes = [int(s) for s in shape]
-    if value is None:
-        return torch.zeros(sizes)
-    return torch.from_numpy(np.array(value.decode()).reshape(-1)[:1]).expand(sizes).clone()
+    fill = _fill(value)
+    number = fill.astype(np.float64)[0] if fill.dtype.kind == "V" else fill[0]
+    sizes = [int(s) for s in shape.reshape(-1)]
+    return torch.full(sizes, number.item(), dtype=torch_dtype(DType.of(fill)))
+
+
+# -- Range -----------------------------------------------------------------------------------------
 
 
 def _range_infer(node: Node) -> list[ValueType]:
-    start, limit, delta = (known(v) for v in node.inputs)
-    operand = node.inputs[0]
-    assert operand is not None
-    length: Dim = None
-    if start and limit and delta and None not in (start[0], limit[0]):
-        span = limit[0] - start[0]
-        if delta == [1]:
-            length = max(span, 0) if isinstance(span, int) else span
-        elif isinstance(span, int) and isinstance(delta[0], int) and delta[0]:
-            length = max(-(-span // delta[0]), 0)
-    return [TensorType(operand.tensor.dtype, (length,))]
+    return [tensor(node).with_dims((_range_length(*node.inputs),))]
+
+
+def _range_length(start: Value | None, limit: Value | None, delta: Value | None) -> Dim:
+    """max(ceil((limit - start) / delta), 0); a symbolic span is taken to be no less than 0."""
+    bounds = [_number(v) for v in (start, limit, delta)]
+    if None not in bounds and bounds[2] != 0:
+        first, last, step = (b for b in bounds if b is not None)
+        return max(math.ceil((last - first) / step), 0)
+    low, high, by = scalar(start), scalar(limit), scalar(delta)
+    if low is None or high is None or not isinstance(by, int) or by == 0:
+        return None
+    span: KnownDim = high - low if by > 0 else low - high
+    length = ceil_div(span, abs(by))
+    return max(length, 0) if isinstance(length, int) else length
+
+
+def _number(value: Value | None) -> float | None:
+    """A constant float scalar; None for others."""
+    if value is None or not value.is_constant or not value.tensor.dtype.is_float:
+        return None
+    return float(value.numpy().reshape(-1)[0])
 
 
 def _range_contents(node: Node) -> list[np.ndarray | None]:
-    bounds = [ints(v) for v in node.inputs]
-    if any(b is None for b in bounds):
+    start, delta, length = (
+        scalar(node.inputs[0]),
+        scalar(node.inputs[2]),
+        _range_length(*node.inputs),
+    )
+    if start is None or delta is None or not isinstance(length, int) or not small([length]):
         return [None]
-    start, limit, delta = (b[0] for b in bounds if b is not None)
-    items = list(range(start, limit, delta)) if delta else []
-    return [vector(items) if len(items) <= 64 else None]
+    return [vector([start + delta * i for i in range(length)])]
 
 
 def _range(start: Any, limit: Any, delta: Any, *, stash_type: int = 1) -> Any:
     import torch
 
-    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+    length = math.ceil((limit.item() - start.item()) / delta.item())
+    return start + torch.arange(max(length, 0)).to(start.dtype) * delta
 
 
-def _tile_infer(node: Node) -> list[ValueType]:
-    x, repeats = node.inputs[0], known(node.inputs[1])
-    assert x is not None
-    if repeats is None or x.tensor.dims is None:
-        return [x.tensor.with_dims(None if x.tensor.dims is None else (None,) * len(x.tensor.dims))]
-    return [x.tensor.with_dims(tuple(product(p) for p in zip(x.tensor.dims, repeats, strict=True)))]
+# -- EyeLike ---------------------------------------------------------------------------------------
 
 
-def _samples(rng: np.random.Generator) -> dict[str, list[Sample]]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    def i(*items: int) -> np.ndarray:
-        return np.array(items, np.int64)
-
-    one = frozenset({1})
-    return {
-        "Shape": [Sample([f(2, 3, 4)]), Sample([f(2, 3, 4)], {"start": 1, "end": -1})],
-        "Size": [Sample([f(2, 3)])],
-        "Reshape": [
-            Sample([f(2, 3, 8), i(2, 3, 2, 4)], constant=one),
-            Sample([f(2, 3, 8), i(0, -1)], constant=one),
-            Sample([f(2, 3, 4, 2), i(0, 0, 8)], constant=one),
-            Sample([f(2, 6), i(-1)], constant=one),
-            Sample([f(0, 3), i(3, 0)], {"allowzero": 1}, one),
-        ],
-        "Flatten": [Sample([f(2, 3, 4)]), Sample([f(2, 3, 4)], {"axis": -1}), Sample([f(2, 3)], {"axis": 0})],
-        "Squeeze": [Sample([f(1, 3, 1)]), Sample([f(1, 3, 1), i(-1)], constant=one)],
-        "Unsqueeze": [Sample([f(3, 4), i(0, -1)], constant=one), Sample([f(3), i(1)], constant=one)],
-        "Expand": [Sample([f(3, 1), i(2, 1, 4)], constant=one), Sample([f(3, 4), i(1, 1)], constant=one)],
-        "Range": [Sample([np.array(a) for a in (1, 10, 2)], constant=frozenset({0, 1, 2}))],
-        "Tile": [Sample([f(2, 3), i(2, 1)], constant=one)],
-        "ConstantOfShape": [Sample([i(2, 3)], constant=frozenset({0}))],
-    }  # fmt: skip
+def _eye_infer(node: Node) -> list[ValueType]:
+    x, dtype = tensor(node), node.attrs.get("dtype")
+    return [TensorType(FROM_ONNX[dtype] if isinstance(dtype, int) else x.dtype, x.dims)]
 
 
-def _of(op: str) -> Any:
-    return lambda rng: _samples(rng)[op]
+def _eye(x: Any, *, k: int, dtype: int | None = None) -> Any:
+    import torch
+
+    made = x.dtype if dtype is None else torch_dtype(FROM_ONNX[dtype])
+    rows, columns = x.shape
+    return (torch.arange(columns) - torch.arange(rows)[:, None] == k).to(made)
+
+
+# -- samples and rows ------------------------------------------------------------------------------
+
+
+def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _i(*items: int) -> np.ndarray:
+    return np.array(items, np.int64)
+
+
+_ZERO, _ONE, _ALL = frozenset({0}), frozenset({1}), frozenset({0, 1, 2})
+
+
+def _shape_samples(rng: np.random.Generator) -> list[Sample]:
+    bounds: list[dict[str, Any]] = [
+        {}, {"start": 1, "end": -1}, {"start": -2}, {"end": 9}, {"start": 2, "end": 1}, {"start": -9}
+    ]  # fmt: skip
+    return [*(Sample([_f(rng, 2, 0, 4)], attrs) for attrs in bounds), Sample([_f(rng)])]
+
+
+def _expand_samples(rng: np.random.Generator) -> list[Sample]:
+    cases: list[tuple[np.ndarray, tuple[int, ...]]] = [
+        (_f(rng, 3, 1), (2, 1, 4)),
+        (_f(rng, 3, 4), (1, 1)),
+        (_f(rng, 3, 4), (4,)),
+        (_f(rng), (2, 3)),
+        (_f(rng, 1, 3), (0, 3)),
+        (np.array([[True], [False]]), (2, 3)),
+        (np.arange(3), (2, 1)),
+    ]
+    return [Sample([x, _i(*shape)], constant=_ONE) for x, shape in cases]
+
+
+def _tile_samples(rng: np.random.Generator) -> list[Sample]:
+    cases: list[tuple[np.ndarray, tuple[int, ...]]] = [
+        (_f(rng, 2, 3), (2, 1)), (_f(rng, 2, 3), (3, 2)), (_f(rng, 4), (0,)), (np.arange(3), (2,)),
+        (np.array([[True, False]]), (2, 2)),
+    ]  # fmt: skip
+    return [Sample([x, _i(*repeats)], constant=_ONE) for x, repeats in cases]
+
+
+def _constant_of_shape_samples(rng: np.random.Generator) -> list[Sample]:
+    from tersor.ir import Dense
+
+    fills = [np.array([2.5], np.float32), np.array([7]), np.array([True]), np.array([-3], np.int32)]
+    shapes: list[tuple[int, ...]] = [(2, 3), (0, 2), (), (4,)]
+    filled = [
+        Sample([_i(*s)], {"value": Dense(v)}, _ZERO) for v, s in zip(fills, shapes, strict=True)
+    ]
+    return [Sample([_i(2, 3)], constant=_ZERO), *filled]
+
+
+def _range_samples(rng: np.random.Generator) -> list[Sample]:
+    whole = [(1, 10, 2), (0, 5, 1), (5, -5, -3), (3, 3, 1), (4, 0, 1), (0, 70, 1)]
+    real = [(0.0, 1.0, 0.25), (1.0, 0.0, -0.3), (0.0, 1.0, 0.1)]
+    return [
+        *(Sample([np.array(n) for n in bounds], constant=_ALL) for bounds in whole),
+        *(Sample([np.array(n, np.float32) for n in bounds], constant=_ALL) for bounds in real),
+        Sample([np.array(n, np.int32) for n in (2, 9, 3)], constant=_ALL),
+    ]
+
+
+def _eye_samples(rng: np.random.Generator) -> list[Sample]:
+    x = _f(rng, 3, 4)
+    return [Sample([x]), Sample([x], {"k": 1, "dtype": 7}), Sample([_f(rng, 4, 2)], {"k": -2})]
 
 
 ROWS = [
-    OpDef("Shape", since=15, contents=_shape_contents, torch=_shape, cost=view_cost,
-          ties=lambda node: [], samples=_of("Shape")),
-    OpDef("Size", since=1, contents=_size_contents, torch=_size, cost=view_cost,
-          ties=lambda node: [], samples=_of("Size")),
-    OpDef("Reshape", since=5, infer=_reshape_infer, contents=_reshape_contents, torch=_reshape,
-          cost=view_cost, ties=reshape_ties, samples=_of("Reshape")),
-    OpDef("Flatten", since=9, infer=_flatten_infer, torch=_flatten, cost=view_cost,
-          ties=reshape_ties, samples=_of("Flatten")),
-    OpDef("Squeeze", since=13, infer=_squeeze_infer, contents=_squeeze_contents, torch=_squeeze,
-          cost=view_cost, ties=_squeeze_ties, samples=_of("Squeeze")),
-    OpDef("Unsqueeze", since=13, infer=_unsqueeze_infer, contents=_unsqueeze_contents,
-          torch=_unsqueeze, cost=view_cost, ties=_unsqueeze_ties, samples=_of("Unsqueeze")),
+    OpDef("Shape", since=15, infer=_shape_infer, contents=_shape_contents, torch=_shape,
+          cost=no_work, ties=no_ties, samples=_shape_samples),
+    OpDef("Size", since=1, infer=lambda node: [TensorType(DType.I64, ())],
+          contents=_size_contents, torch=_size, cost=no_work, ties=no_ties,
+          samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng)]), Sample([_f(rng, 2, 0)])]),
     OpDef("Expand", since=8, infer=_expand_infer, contents=_expand_contents, torch=_expand,
-          cost=view_cost, ties=_expand_ties, samples=_of("Expand")),
+          cost=no_work, ties=_expand_ties, samples=_expand_samples),
+    OpDef("Tile", since=6, infer=_tile_infer, contents=_tile_contents,
+          torch=lambda x, repeats: x.repeat(tuple(int(r) for r in repeats)), cost=no_work,
+          ties=_tile_ties, samples=_tile_samples),
     OpDef("ConstantOfShape", since=9, infer=_constant_of_shape_infer,
-          contents=_constant_of_shape_contents, torch=_constant_of_shape, cost=view_cost,
-          ties=lambda node: [], samples=_of("ConstantOfShape")),
+          contents=_constant_of_shape_contents, torch=_constant_of_shape, cost=no_work,
+          ties=no_ties, samples=_constant_of_shape_samples),
     OpDef("Range", since=11, infer=_range_infer, contents=_range_contents, torch=_range,
-          cost=view_cost, ties=lambda node: [], samples=_of("Range")),
-    OpDef("Tile", since=6, infer=_tile_infer,
-          torch=lambda x, repeats: x.repeat(*(int(r) for r in repeats)), cost=view_cost,
-          samples=_of("Tile")),
+          cost=element_cost, ties=no_ties, samples=_range_samples),
+    OpDef("EyeLike", since=9, infer=_eye_infer, torch=_eye, cost=element_cost, ties=no_ties,
+          samples=_eye_samples),
 ]  # fmt: skip

