@@ -66,7 +66,9 @@ class Builder:
 
     def float(self, least: int = 0) -> Value:
         """A float result or input of at least ``least`` axes, the latest ones more often."""
-        found = [v for v in self.values(DType.F64) if not v.is_constant and len(v.tensor.dims) >= least]  # type: ignore[arg-type]
+        found = [
+            v for v in self.values(DType.F64) if not v.is_constant and len(v.tensor.dims) >= least
+        ]  # type: ignore[arg-type]
         if not found:
             found = [self.graph.inputs[0]]
         back = min(self.integer(0, len(found) - 1), self.integer(0, len(found) - 1))
@@ -74,7 +76,11 @@ class Builder:
 
     def bool_like(self, x: Value) -> Value:
         found = [v for v in self.values(DType.BOOL) if v.type.dims == x.type.dims]  # type: ignore[union-attr]
-        return self.pick(found) if found and self.integer(0, 1) else self.emit("Greater", x, self.number(0.1))  # type: ignore[return-value]
+        return (
+            self.pick(found)
+            if found and self.integer(0, 1)
+            else self.emit("Greater", x, self.number(0.1))
+        )  # type: ignore[return-value]
 
     # constants
 
@@ -135,7 +141,13 @@ def binary(b: Builder) -> None:
         for v in b.values(DType.F64)
         if all(
             s in (1, h) and (s == 1 or d == e)
-            for s, h, d, e in zip(b.shape_of(v)[::-1], have[::-1], v.tensor.dims[::-1], x.tensor.dims[::-1], strict=False)  # type: ignore[index]
+            for s, h, d, e in zip(
+                b.shape_of(v)[::-1],
+                have[::-1],
+                v.tensor.dims[::-1],
+                x.tensor.dims[::-1],
+                strict=False,
+            )  # type: ignore[index]
         )
         and len(v.tensor.dims) <= len(have)  # type: ignore[arg-type]
     ]
@@ -146,7 +158,11 @@ def binary(b: Builder) -> None:
 
 def scaled(b: Builder) -> None:
     x = b.float()
-    b.emit(str(b.pick(["Mul", "Div", "Add"])), x, b.number(float(b.pick([0.5, 2.0, -3.0])), b.integer(0, x.tensor.rank or 0)))  # type: ignore[arg-type]
+    b.emit(
+        str(b.pick(["Mul", "Div", "Add"])),
+        x,
+        b.number(float(b.pick([0.5, 2.0, -3.0])), b.integer(0, x.tensor.rank or 0)),
+    )  # type: ignore[arg-type]
 
 
 def casts(b: Builder) -> None:
@@ -214,7 +230,9 @@ def logic(b: Builder) -> None:
     if b.integer(0, 1):
         mask = b.emit("And", mask, b.graph.constant(np.ones((1,) * b.integer(0, 2), bool)))
     if b.integer(0, 3) == 0:
-        mask = b.graph.constant(np.full((1,) * b.integer(0, x.tensor.rank or 0), bool(b.integer(0, 1))))
+        mask = b.graph.constant(
+            np.full((1,) * b.integer(0, x.tensor.rank or 0), bool(b.integer(0, 1)))
+        )
     b.emit("Where", mask, x, b.number(-2.5) if b.integer(0, 1) else b.emit("Tanh", x))
 
 
@@ -240,7 +258,12 @@ def linear(b: Builder) -> None:
         y = b.emit("Gemm", x, w, c, transB=trans, alpha=0.5, beta=2.0)  # type: ignore[arg-type]
         if b.integer(0, 1):
             p = [b.weight(n) for _ in range(3)]
-            y = b.emit("BatchNormalization", y, *p, b.graph.constant(np.abs(b.rng.standard_normal(n)) + 0.5))
+            y = b.emit(
+                "BatchNormalization",
+                y,
+                *p,
+                b.graph.constant(np.abs(b.rng.standard_normal(n)) + 0.5),
+            )
     else:
         y = b.emit("MatMul", x, b.weight(k, n))
         bias = b.weight(*([1] * b.integer(0, 2)), n)
@@ -345,7 +368,11 @@ def embedding(b: Builder) -> None:
     """Lookups of a computed index, their sum and its normalization."""
     x = b.float(1)
     ids = b.emit("Cast", b.emit("Greater", x, b.number(0.0)), to=I64)
-    total = b.emit("Add", b.emit("Gather", b.weight(3, 4), ids, axis=0), b.emit("Gather", b.weight(2, 4), ids, axis=0))
+    total = b.emit(
+        "Add",
+        b.emit("Gather", b.weight(3, 4), ids, axis=0),
+        b.emit("Gather", b.weight(2, 4), ids, axis=0),
+    )
     if b.integer(0, 1):
         total = b.emit("Add", total, b.weight(*[1] * b.integer(0, 2), 4))
     b.emit("LayerNormalization", total, b.weight(4), b.weight(4), epsilon=0.5)
@@ -379,7 +406,15 @@ def cases(draw: Callable[..., object], steps: int = 8, branches: bool = False) -
     constants among them, one of them perhaps twice."""
     graph = TABLE.graph()
     b = Builder(draw, graph)
-    shapes = [("batch", "seq", 4), (2, 3), ("batch", 4), (1, 3, 4), (4,), ("batch", "seq"), ("batch", 2, 2)]
+    shapes = [
+        ("batch", "seq", 4),
+        (2, 3),
+        ("batch", 4),
+        (1, 3, 4),
+        (4,),
+        ("batch", "seq"),
+        ("batch", 2, 2),
+    ]
     for i in range(b.integer(1, 3)):
         dims = b.pick(shapes)
         dims = tuple(symbol(d) if isinstance(d, str) else d for d in dims)  # type: ignore[attr-defined]

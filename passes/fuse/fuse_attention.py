@@ -19,7 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, either_way, made_by, operand, rank, read_once, scalar, uniform
+from tersor.analysis.match import (
+    dims,
+    either_way,
+    made_by,
+    operand,
+    rank,
+    read_once,
+    scalar,
+    uniform,
+)
 from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
