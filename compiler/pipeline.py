@@ -368,7 +368,8 @@ def _coarseness(dtype: np.dtype) -> float:
     name = DType.of(dtype)
     if not name.is_float:
         return 1.0
-    return max(1.0, float(ml_dtypes.finfo(dtype).eps) / float(np.finfo(np.float32).eps))
+    eps = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return max(1.0, eps / float(np.finfo(np.float32).eps))
 
 
 def _verify_text(graph: Graph) -> None:
