@@ -499,7 +499,9 @@ def test_a_bias_is_not_taken_where_the_product_is_read_elsewhere() -> None:
     assert [why for _, why in skips] == ["the product has another reader than the bias"]
 
 
-@pytest.mark.parametrize("bias", ["f32[1] = dense [1.0]", "f32[2, 1, 3] = dense arange", "f32[] = dense [1.0]"])
+@pytest.mark.parametrize(
+    "bias", ["f32[1] = dense [1.0]", "f32[2, 1, 3] = dense arange", "f32[] = dense [1.0]"]
+)
 def test_what_is_no_row_stays_an_addition(bias: str) -> None:
     shape = "2, n, 3" if "2, 1" in bias else "n, 3"
     graph, _ = run(
@@ -569,6 +571,7 @@ def test_batch_normalization_in_training_or_with_variable_parameters_stays() -> 
 
 # -- SimplifyTranspose -----------------------------------------------------------------------------
 
+
 def test_a_swap_in_merged_dims_is_a_transpose() -> None:
     text = """graph main(%x: f32[b, 2, 5, 3]) -> (y = %y) {
       @a: i64[3] = dense [-1, 5, 3]
@@ -584,9 +587,13 @@ def test_a_swap_in_merged_dims_is_a_transpose() -> None:
           %transpose: f32[b, 2, 3, 5] = Transpose(%x) {perm = [0, 1, 3, 2]}
         }""",
     )
-    other_split = text.replace("[-1, 2, 3, 5]", "[-1, 2, 5, 3]").replace("%y: f32[b, 2, 3, 5]", "%y: f32[b, 2, 5, 3]")
+    other_split = text.replace("[-1, 2, 3, 5]", "[-1, 2, 5, 3]").replace(
+        "%y: f32[b, 2, 3, 5]", "%y: f32[b, 2, 5, 3]"
+    )
     expect_unchanged(SimplifyTranspose(), other_split)
-    other_swap = text.replace("[0, 2, 1]", "[1, 0, 2]").replace("%t: f32[2*b, 3, 5]", "%t: f32[5, 2*b, 3]")
+    other_swap = text.replace("[0, 2, 1]", "[1, 0, 2]").replace(
+        "%t: f32[2*b, 3, 5]", "%t: f32[5, 2*b, 3]"
+    )
     expect_unchanged(SimplifyTranspose(), other_swap)
 
 
