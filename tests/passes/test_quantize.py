@@ -216,10 +216,14 @@ def test_simulated_dynamic_quantization_is_what_the_ops_do(x: np.ndarray) -> Non
     low, high = float(x.min()), float(x.max())
     step = (max(high, 0) - min(low, 0)) / 255
     simulated = fake_quantize_dynamic(x, low, high)
-    # Ties may round the other way in f32: then by one step, and else not at all.
-    assert (np.abs(simulated - got) <= step * 1.001 + 1e-6).all()
-    assert (np.abs(simulated - x) <= step * 0.5 * 1.01 + step + 1e-6).all()
-    assert np.mean(np.abs(simulated - got) > step * 0.01 + 1e-6) <= 0.5
+    # Half a step by rounding, half a step where the rounded zero point cuts the range off; 1% for f32.
+    assert (np.abs(simulated - x) <= step * 1.01).all()
+    # f32 here and f64 there agree to well under a hundredth of a step, unless what is rounded lies as
+    # near to a tie: an element, or the zero point.
+    if step > 0:
+        near = np.abs(np.mod(np.append(x / step, low / step), 1) - 0.5) < 0.01
+        differs = np.abs(simulated - got) > step * 0.01
+        assert not differs[~near[:-1].reshape(x.shape)].any() or near[-1]
 
 
 def test_relative_error_of_known_vectors() -> None:
