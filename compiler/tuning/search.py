@@ -17,7 +17,7 @@ from tersor.ir import Graph
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 
 SEARCH_PAIRS = 12
-MIN_GAIN = 1.01  # Less than this is the weather.
+MIN_GAIN = 1.01  # A smaller gain is not worth leaving what is known to work.
 Progress = Callable[[int, int, str], None]
 
 
@@ -75,7 +75,7 @@ def search(
             continue
         results = [compare(best.worker, challenger.worker, f, SEARCH_PAIRS) for f in feeds]
         record(label, results)
-        if geometric_mean(results) > MIN_GAIN:
+        if _is_gain(results):
             best.worker.stop()
             best = challenger
         else:
@@ -83,9 +83,12 @@ def search(
     return best
 
 
-def geometric_mean(results: Sequence[Paired]) -> float:
-    """Of the speedups."""
-    return float(np.exp(np.mean([np.log(r.speedup) for r in results])))
+def _is_gain(results: Sequence[Paired]) -> bool:
+    """Whether the challenger is faster over all feeds, and so plainly that it is not the weather: by
+    the geometric mean of the lower quartiles too."""
+    gain = float(np.exp(np.mean([np.log(r.speedup) for r in results])))
+    surely = float(np.exp(np.mean([np.log(r.low) for r in results])))
+    return gain > MIN_GAIN and surely > 1.0
 
 
 def _build(
