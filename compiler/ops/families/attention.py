@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, Node, TensorType, ValueType
+from tersor.ir import Attribute, Dim, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie
 
 
 def head_counts(node: Node) -> tuple[int, int] | None:
@@ -160,6 +160,18 @@ def _ties(node: Node) -> list[Tie]:
     return [*ties, Tie(groups, hidden)]
 
 
+def _follow(node: Node, cut: Cut) -> Follow:
+    """Head counts shrink as the hidden axes do. The factor of the scores does not: it comes from the
+    size of a head."""
+    counts = head_counts(node)
+    changed: dict[str, Attribute | None] = {}
+    for index, name in enumerate(("q_num_heads", "kv_num_heads")):
+        hidden, gone = dims(node.inputs[index])[-1], cut.get(("in", index, 2), ())
+        if gone and name in node.attrs and counts is not None and isinstance(hidden, int):
+            changed[name] = counts[index] * (hidden - len(gone)) // hidden
+    return Follow(changed)
+
+
 def _samples(rng: np.random.Generator) -> list[Sample]:
     def f(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
@@ -178,7 +190,7 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _rotary(
-    x: Any, cos: Any, sin: Any, positions: Any = None, *, interleaved: int, num_heads: int,
+    x: Any, cos: Any, sin: Any, positions: Any = None, *, interleaved: int, num_heads: int = 0,
     rotary_embedding_dim: int,
 ) -> Any:  # fmt: skip
     import torch
@@ -219,6 +231,6 @@ def _rotary_cost(node: Node) -> Cost:
 
 ROWS = [
     OpDef("Attention", since=23, infer=_infer, torch=_attention, cost=_cost, ties=_ties,
-          samples=_samples),
+          follow=_follow,          samples=_samples),
     OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, samples=_rotary_samples),
 ]  # fmt: skip

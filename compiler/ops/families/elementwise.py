@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
-from tersor.ir.dims import KnownDim, floordiv, maximum, minimum
+from tersor.ir.dims import KnownDim, divide, floordiv, maximum, minimum
 from tersor.ops import onnx_schema
-from tersor.ops.families._symbolic import broadcast_dims
+from tersor.ops.families._symbolic import broadcast_dims, is_at_least
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.onnx_schema import FROM_ONNX
 from tersor.ops.opdef import Cost, OpDef, Sample
@@ -109,7 +109,10 @@ def _divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
         return None
     if isinstance(a, int) and isinstance(b, int):
         return int(a / b) if abs(a) < 2**53 else None
-    return floordiv(a, b)
+    if (exact := divide(a, b)) is not None:
+        return exact
+    # Rounding towards zero is rounding down where neither is negative.
+    return None if is_at_least(0, a) or is_at_least(0, b) else floordiv(a, b)
 
 
 def _where_contents(node: Node) -> list[np.ndarray | None]:
@@ -237,6 +240,11 @@ def _positive(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def _unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+
+
+def _holed(x: np.ndarray, hole: float) -> np.ndarray:
+    """``x`` with some elements of either sign made ``hole``."""
+    return np.where(np.abs(x) > 1, np.copysign(hole, x), x).astype(x.dtype)
 
 
 def _bools(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -375,9 +383,9 @@ ROWS = [
     OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
           cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
     OpDef("IsNaN", since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
-          ties=broadcast, samples=_one(lambda rng, *s: np.log(_f(rng, *s)))),
+          ties=broadcast, samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.nan))),
     OpDef("IsInf", since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost, ties=broadcast,
-          samples=_one(lambda rng, *s: 1 / np.round(_f(rng, *s)), {}, {"detect_positive": 0})),
+          samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.inf), {}, {"detect_positive": 0})),
     OpDef("Cast", since=13, infer=_cast_infer, contents=_cast_contents, torch=_cast,
           cost=elementwise_cost, ties=broadcast, samples=_cast_samples),
     OpDef("Clip", since=12, infer=_same_infer, torch=_clip, cost=elementwise_cost,

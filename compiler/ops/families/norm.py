@@ -166,6 +166,12 @@ def _embedding_samples(rng: np.random.Generator) -> list[Sample]:
 # -- over channels ---------------------------------------------------------------------------------
 
 
+def _same_infer(node: Node) -> list[ValueType]:
+    x = node.inputs[0]
+    assert x is not None
+    return [x.type]
+
+
 def _columns(x: Any, parameter: Any) -> Any:
     return parameter.reshape(1, -1, *([1] * (x.dim() - 2)))
 
@@ -248,10 +254,10 @@ ROWS = [
         quantizable=Quantizable(weight=3, axis=0, activation=None), samples=_embedding_samples),
     OpDef("BatchNormalization", since=14, torch=_batch_norm, cost=_norm_cost, ties=_batch_norm_ties,
           samples=_batch_norm_samples),
-    OpDef("InstanceNormalization", since=6, torch=_instance_norm, cost=_norm_cost,
+    OpDef("InstanceNormalization", since=6, infer=_same_infer, torch=_instance_norm, cost=_norm_cost,
           samples=lambda rng: [Sample([_f(rng, 2, 3, 4), _f(rng, 3), _f(rng, 3)])]),
-    OpDef("GroupNormalization", since=21, torch=_group_norm, cost=_norm_cost,
+    OpDef("GroupNormalization", since=21, infer=_same_infer, torch=_group_norm, cost=_norm_cost,
           samples=lambda rng: [Sample([_f(rng, 2, 4, 5), _f(rng, 4), _f(rng, 4)], {"num_groups": 2})]),
-    OpDef("LpNormalization", since=1, torch=_lp_norm, cost=_norm_cost,
+    OpDef("LpNormalization", since=1, infer=_same_infer, torch=_lp_norm, cost=_norm_cost,
           samples=lambda rng: [Sample([_f(rng, 3, 4)]), Sample([_f(rng, 3, 4)], {"axis": 0, "p": 1})]),
 ]  # fmt: skip

@@ -65,7 +65,8 @@ def _reducer(function: Callable[[Any, tuple[int, ...], bool], Any]) -> Callable[
     def call(x: Any, axes: Any = None, *, keepdims: int, noop_with_empty_axes: int) -> Any:
         chosen = [] if axes is None else [int(a) % x.dim() for a in axes]
         if not chosen and noop_with_empty_axes:
-            return x
+            # Nothing is summed, but a square or a logarithm is still taken.
+            return function(x.unsqueeze(0), (0,), False).to(x.dtype)
         return function(x, tuple(chosen) or tuple(range(x.dim())), bool(keepdims)).to(x.dtype)
 
     return call
