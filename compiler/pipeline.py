@@ -21,15 +21,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 from tersor.errors import InvalidGraph, InvalidOption, PassFailed
-from tersor.ir import Graph, Node, Value, parse, print_graph, print_node, verify, weights_of
+from tersor.ir import (
+    DType,
+    Graph,
+    Node,
+    TensorType,
+    UnknownType,
+    Value,
+    ValueType,
+    parse,
+    print_graph,
+    print_node,
+    verify,
+    weights_of,
+)
 from tersor.report import PassReport
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Rewrite = Value | Sequence[Value] | bool | None
+Signature = tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]
 MAX_SWEEPS = 100
 LEVELS = ("none", "types", "text", "values")
 
@@ -40,8 +55,8 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Keeps:
-    """What a pass promises. ``values``: outputs agree within ``rtol`` (of the output's largest
-    magnitude); None: lossy."""
+    """What a pass promises. ``values``: outputs agree within that, relative to the output's largest
+    magnitude, in f32; narrower dtypes are as much coarser as they are. 0: exactly; None: lossy."""
 
     signature: bool = True
     shapes: bool = True
@@ -226,13 +241,14 @@ class Pipeline:
             self.progress(i, len(self.passes), step.label)
             # Only a failure needs the graph as it was before; claims of values are checked on it.
             before = current.copy() if self.level == "values" else current
+            signature = current.signature()
             report = PassReport(step.label)
             start = time.perf_counter()
             step.run(current, self._context(report))
             report.seconds = time.perf_counter() - start
             report.nodes = sum(1 for _ in current.walk())
             report.weight_bytes = weight_bytes(current)
-            self._verify(step, before, current, report)
+            self._verify(step, signature, before, current, report)
             self.reports.append(report)
         self.progress(len(self.passes), len(self.passes), "done")
         return current
@@ -255,7 +271,9 @@ class Pipeline:
         if self.level == "values" and not (self.feeds and self.evaluate):
             raise InvalidOption("verification of values needs inputs and a way to run the graph")
 
-    def _verify(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
+    def _verify(
+        self, step: Pass, signature: Signature, before: Graph, after: Graph, report: PassReport
+    ) -> None:
         if self.level == "none":
             return
         try:
@@ -264,13 +282,14 @@ class Pipeline:
                 _verify_text(after)
         except InvalidGraph as error:
             raise PassFailed(f"after {step.label}: {error}") from error
-        if step.keeps.signature and self.level == "values":
-            _verify_signature(step, before, after)
+        if step.keeps.signature:
+            _verify_signature(step, signature, after)
         if self.level == "values" and step.keeps.values is not None:
             self._verify_values(step, before, after, report)
 
     def _verify_values(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
-        if report.rewrites == 0:
+        # A pass that does not count its rewrites is not trusted to have made none.
+        if report.rewrites == 0 and print_graph(before) == print_graph(after):
             return
         # A copy, since the evaluator may keep what it made of a graph, and this one changes later on.
         error, allowed, worst = self._difference(before, after.copy(), step)
@@ -299,6 +318,8 @@ class Pipeline:
 
     def _bisect(self, step: Pass, before: Graph, rewrites: int) -> str:
         """The first rewrite after which the outputs differ, by running the pass with fewer."""
+        if rewrites == 0:
+            return "it counts no rewrites"
         low, high = 0, rewrites
         while high - low > 1:
             middle = (low + high) // 2
@@ -339,7 +360,19 @@ def _compare(expected: np.ndarray, got: np.ndarray, rtol: float) -> tuple[float,
         return float("inf"), 0.0
     finite = np.abs(a[np.isfinite(a)])
     scale = max(1.0, float(finite.max())) if finite.size else 1.0
-    return float(difference.max(initial=0.0)), rtol * scale
+    return float(difference.max(initial=0.0)), rtol * scale * _coarseness(expected.dtype)
+
+
+def _coarseness(dtype: np.dtype) -> float:
+    """How much coarser than f32 a float dtype is; at least 1."""
+    name = DType.of(dtype)
+    if not name.is_float:
+        return 1.0
+    return max(1.0, _epsilon(dtype) / _epsilon(np.dtype(np.float32)))
+
+
+def _epsilon(dtype: np.dtype) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def _verify_text(graph: Graph) -> None:
@@ -349,10 +382,26 @@ def _verify_text(graph: Graph) -> None:
         raise InvalidGraph("the printed graph reads back as another one")
 
 
-def _verify_signature(step: Pass, before: Graph, after: Graph) -> None:
-    names = [[n for n, _ in side] for side in before.signature()]
-    if names != [[n for n, _ in side] for side in after.signature()]:
-        raise PassFailed(f"{step.label} claims to keep the signature, but changed its names")
+def _verify_signature(step: Pass, before: Signature, after: Graph) -> None:
+    for kind, old, new in zip(("inputs", "outputs"), before, after.signature(), strict=True):
+        names, now = [n for n, _ in old], [n for n, _ in new]
+        if names != now:
+            raise PassFailed(
+                f"{step.label} claims to keep the signature, but its {kind} were "
+                f"{', '.join(names)} and are {', '.join(now)}"
+            )
+        for (name, was), (_, type) in zip(old, new, strict=True):
+            if _differs(was, type, step.keeps.shapes):
+                raise PassFailed(
+                    f"{step.label} claims to keep the signature, but {name} was {was} and is {type}"
+                )
+
+
+def _differs(was: ValueType, now: ValueType, shapes: bool) -> bool:
+    """Whether two types cannot be one; without ``shapes``, whether their element types differ."""
+    if isinstance(was, TensorType) and isinstance(now, TensorType):
+        return not was.accepts(now) if shapes else was.dtype is not now.dtype
+    return type(was) is not type(now) and UnknownType() not in (was, now)
 
 
 def _changed_lines(before: Graph, after: Graph) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.ir import Node, TensorType, Value
+from tersor.ir import Dim, DType, Node, TensorType, Value
 
 
 def scalar(value: Value | None) -> float | None:
@@ -14,7 +14,7 @@ def scalar(value: Value | None) -> float | None:
     if value is None or value.encoding is None or value.encoding.type.numel != 1:
         return None
     number = value.encoding.decode().reshape(-1)[0]
-    return None if isinstance(number, str) else float(number)
+    return None if isinstance(number, (str, bytes, complex, np.complexfloating)) else float(number)
 
 
 def is_scalar(value: Value | None, number: float, rtol: float = 1e-5) -> bool:
@@ -62,6 +62,16 @@ def rank(value: Value) -> int | None:
     return value.type.rank if isinstance(value.type, TensorType) else None
 
 
+def dims(value: Value) -> tuple[Dim, ...] | None:
+    """Its dims; None where not even the rank is known, or it is no tensor."""
+    return value.type.dims if isinstance(value.type, TensorType) else None
+
+
+def dtype(value: Value) -> DType | None:
+    """Its element type; None where it is not known, or it is no tensor."""
+    return value.type.dtype if isinstance(value.type, TensorType) else None
+
+
 def same_type(a: Value, b: Value) -> bool:
     """Whether both are known to be of one type: equal dtype, and equal dims that are all known."""
     return (
@@ -81,10 +91,11 @@ def uniform(value: Value) -> float | None:
     while work is not None:
         if work.encoding is not None:
             data = work.encoding.decode()
-            if data.dtype == object or data.size == 0 or data.dtype.kind == "V":
+            if data.size == 0 or data.dtype.kind not in "biuf":
                 return None
             first = data.reshape(-1)[0]
-            return float(first) if bool((data == first).all()) else None
+            # An int stays one: not all of 64 bits are floats.
+            return first.item() if bool((data == first).all()) else None
         node = work.producer
         if node is None or node.op not in _MOVES:
             return None

@@ -39,7 +39,9 @@ def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = No
     if pair_axis is not None:
         inner = np.moveaxis(weight, (axis, pair_axis), (0, -1)).astype(np.float64)
         scale = np.maximum(scale, _pair_sums(inner).max(axis=1, initial=0.0) / PAIR_LIMIT)
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    # In the dtype it is held in: what is too small for that is nothing.
+    scale = scale.astype(weight.dtype).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     values = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
     zero = np.zeros_like(scale, dtype=np.int8)

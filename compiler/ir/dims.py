@@ -12,6 +12,7 @@ What a polynomial cannot say (a floor division that leaves a rest, a maximum) be
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Union
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Call:
 
     def __str__(self) -> str:
         if self.function == "//":
-            left, right = (f"({a})" if isinstance(a, Sym) else str(a) for a in self.arguments)
+            # A negative number too: in a sum, a + -3//(b) would be written as a - 3//(b).
+            left, right = (
+                str(a) if isinstance(a, int) and a >= 0 else f"({a})" for a in self.arguments
+            )
             return f"{left}//{right}"
         return f"{self.function}({', '.join(map(str, self.arguments))})"
 
@@ -79,10 +83,12 @@ class Sym:
 
 
 def symbol(name: str) -> Sym:
-    """The dimension called ``name``; characters that an identifier can't hold become ``_``."""
+    """The dimension called ``name``; what a (dotted) identifier cannot hold becomes ``_``, and a
+    keyword gets one before it, so that :func:`parse_dim` reads every name."""
     if not _NAME.match(name):
-        name = re.sub(r"[^A-Za-z0-9_.]", "_", name) or "_"
-        name = name if _NAME.match(name) else "_" + name
+        name = re.sub(r"[^A-Za-z0-9_]", "_", name) or "_"
+        name = "_" + name if name[0].isdigit() else name
+    name = ".".join("_" + part if keyword.iskeyword(part) else part for part in name.split("."))
     return Sym((((name,), 1),))
 
 

@@ -29,6 +29,8 @@ from tersor.ir.types import DType, OptionalType, SequenceType, TensorType, Unkno
 
 INLINE_ELEMENTS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
+# Without a mark before it: a number, a word (unless it begins like a number), else in quotes.
+_WORD = re.compile(r"(?!(?:inf|nan)\b)[A-Za-z_][A-Za-z0-9_./\-]*\Z|\d+\Z")
 
 
 # -- printing ------------------------------------------------------------------------------------
@@ -76,13 +78,13 @@ def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:
 def _node_lines(node: Node, indent: str) -> Iterator[str]:
     made = ", ".join(f"{_ref(v)}: {v.type}" for v in node.outputs)
     read = ", ".join("_" if v is None else _ref(v) for v in node.inputs)
-    line = f"{indent}{made}{' = ' if made else ''}{node.op}({read})"
+    line = f"{indent}{made}{' = ' if made else ''}{_name(node.op)}({read})"
     if node.attrs:
         line += " {"
         for i, key in enumerate(sorted(node.attrs)):
             *before, last = _attribute(node.attrs[key], indent + "  ")
             text = [*before, last]
-            line += f"{', ' if i else ''}{key} = {text[0]}"
+            line += f"{', ' if i else ''}{_name(key)} = {text[0]}"
             if len(text) > 1:
                 yield line
                 yield from text[1:-1]
@@ -139,8 +141,9 @@ def _encoding(encoding: Encoding) -> str:
     text = encoding.describe()
     if isinstance(encoding, Dense) and _inlines(encoding):
         flat = encoding.array.reshape(-1).tolist()
-        if encoding.array.dtype.kind == "V":
-            flat = encoding.array.reshape(-1).astype(np.float64).tolist()
+        if encoding.array.dtype.kind == "V":  # ml_dtypes: their items are no Python numbers
+            wide = np.int64 if encoding.type.dtype.is_integer else np.float64
+            flat = encoding.array.reshape(-1).astype(wide).tolist()
         items = (str(v).lower() if isinstance(v, bool) else _number(v) for v in flat)
         return f"{text} [{', '.join(items)}]"
     return f"{text} #{encoding.digest}"
@@ -157,11 +160,12 @@ def _inlines(encoding: Dense) -> bool:
 
 
 def _name(name: str) -> str:
-    return name if _PLAIN.match(name) else json.dumps(name)
+    return name if _WORD.match(name) else json.dumps(name)
 
 
 def _ref(value: Value) -> str:
-    return ("@" if value.is_constant else "%") + _name(value.name)
+    name = value.name if _PLAIN.match(value.name) else json.dumps(value.name)
+    return ("@" if value.is_constant else "%") + name
 
 
 # -- parsing -------------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ class _Parser:
         self.node(graph, made)
 
     def node(self, graph: Graph, made: list[tuple[str, object]]) -> None:
-        op = self.take()
+        op = self.name()
         self.take("(")
         inputs: list[Value | None] = []
         while not self.accept(")"):
@@ -331,7 +335,7 @@ class _Parser:
         attrs: dict[str, Attribute] = {}
         if self.accept("{"):
             while not self.accept("}"):
-                key = self.take()
+                key = self.name()
                 self.take("=")
                 attrs[key] = self.attribute(graph)
                 self.accept(",")

@@ -22,7 +22,9 @@ import numpy as np
 
 from tersor.errors import InvalidModel, InvalidOption
 
-PAUSE = 0.02  # Seconds after each timed run, in which thread pools that wait in loops go to sleep.
+# Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
+# Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
+PAUSE = 0.1
 Feed = Mapping[str, np.ndarray]
 
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tersor.analysis.match import is_scalar, made_by, operand, rank, same_type, uniform
-from tersor.ir import DType, Graph, Node, Value
+from tersor.analysis.match import dims, is_scalar, made_by, operand, rank, same_type, uniform
+from tersor.ir import DType, Graph, Node, TensorType, Value
 from tersor.pipeline import EXACT, Pass, Rewrite
 
 # Element types whose numbers all fit into the wider one, by what they are.
 _HOLDS = {
-    DType.BOOL: {d for d in DType if d.is_integer or d.is_float},
+    DType.BOOL: {d for d in DType if d.is_integer or d.is_float} - {DType.F8E8M0},  # it has no zero
     DType.U8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
     DType.I8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
     DType.I32: {DType.I64, DType.F64},
@@ -64,10 +64,14 @@ def _cast(graph: Graph, node: Node) -> Rewrite:
     if inner is None:
         return None
     source = operand(inner, 0)
-    if x.tensor.dtype not in _HOLDS.get(source.tensor.dtype, set()):
+    types = [v.type for v in (source, x, node.output)]
+    have, held, made = (t.dtype if isinstance(t, TensorType) else None for t in types)
+    if have is None or held not in _HOLDS.get(have, set()):
         return None
+    if made is DType.STRING or made is None:
+        return None  # 1 and 1.0 are different words.
     # To bool asks whether it is zero, which a wider type does not change.
-    return graph.emit("Cast", [source], {"to": node.attrs["to"]})
+    return graph.emit("Cast", [source], node.attrs)
 
 
 def _neutral(number: float, both: bool) -> Callable[[Graph, Node], Rewrite]:
@@ -124,7 +128,7 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
     source = operand(view, 0)
     # A 0 in the target copies a dim of what it reads: only by place, so they must agree.
     zeros = [i for i, d in enumerate(target.numpy()) if d == 0]
-    have, before = x.tensor.dims, source.tensor.dims
+    have, before = dims(x), dims(source)
     if zeros and not node.attrs["allowzero"]:
         if have is None or before is None:
             return None

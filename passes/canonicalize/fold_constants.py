@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ir import Dense, Graph, Node, TensorType, Value
 from tersor.ops import TABLE
 from tersor.ops.fold import fold_node
 from tersor.pipeline import ROUNDING, Context, Pass, Skip, replace_node
-
-_MAKES_FROM_LITTLE = {"ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "EyeLike", "Pad"}
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """Options:
 
-    byte_budget: how much larger all constants together may become by folding what makes much from
-        little (Expand, Tile, Range …); other folding is bounded by its operands' size.
+    byte_budget: how much larger all constants together may become, by what makes much from little
+        (Expand, Range, the sum of a row and a column …).
     """
 
     keeps = ROUNDING
@@ -38,11 +36,10 @@ class FoldConstants(Pass):
             if not context.may_rewrite():
                 return
             try:
-                size = _result_bytes(node)
-                if node.op in _MAKES_FROM_LITTLE:
-                    if size > left:
-                        raise Skip(f"its {size} bytes are over the budget: {left} are left")
-                    left -= size
+                growth = max(0, _result_bytes(node) - _operand_bytes(node))
+                if growth > left:
+                    raise Skip(f"its {growth} bytes more are over the budget: {left} are left")
+                left -= growth
                 arrays = fold_node(node)
             except Skip as reason:
                 context.skip(node, str(reason))
@@ -63,7 +60,12 @@ def _foldable(node: Node) -> bool:
     # A quantized constant followed by DequantizeLinear is a model that was quantized on purpose.
     if node.op == "DequantizeLinear":
         return False
-    return all(v is None or v.is_constant for v in node.inputs)
+    # What is held in fewer bits stays so.
+    return all(v is None or isinstance(v.encoding, Dense) for v in node.inputs)
+
+
+def _operand_bytes(node: Node) -> int:
+    return sum(v.encoding.nbytes for v in node.inputs if v is not None and v.encoding is not None)
 
 
 def _result_bytes(node: Node) -> int:

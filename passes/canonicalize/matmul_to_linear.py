@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand, read_once, with_constant
+from tersor.analysis.match import made_by, operand, rank, read_once, with_constant
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
@@ -44,7 +44,7 @@ def _is_weight(value: Value) -> bool:
 
 def _matmul(graph: Graph, node: Node) -> Rewrite:
     x, weight = operand(node, 0), operand(node, 1)
-    if not _is_weight(weight) or x.is_constant or x.tensor.rank in (None, 0, 1):
+    if not _is_weight(weight) or x.is_constant or rank(x) in (None, 0, 1):
         return None
     return graph.emit("tersor.Linear", [x, weight], name=node.output.name)
 

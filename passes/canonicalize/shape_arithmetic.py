@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import operand, same_type
+from tersor.analysis.match import dims, operand, same_type
 from tersor.ir import Dim, Graph, Node, TensorType, Value
 from tersor.ops import contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
@@ -44,21 +44,24 @@ def _constant(graph: Graph, value: Value) -> Value | None:
     items = list(contents.reshape(-1))
     if not all(isinstance(i, int) for i in items):
         return None
-    data = np.array(items, value.type.dtype.numpy).reshape(contents.shape)
+    wide = np.array(items, object).reshape(contents.shape)
+    try:
+        data = wide.astype(value.type.dtype.numpy)
+    except OverflowError:
+        return None  # What overflows wraps around in a way that is the runtime's to say.
     return graph.constant(data, value.name)
 
 
 def _reshape(graph: Graph, node: Node) -> Rewrite:
     x, target = operand(node, 0), operand(node, 1)
-    have, out = x.type, node.output.type
-    assert isinstance(have, TensorType) and isinstance(out, TensorType)
-    if have.dims is None or out.dims is None:
+    have, out = dims(x), dims(node.output)
+    if have is None or out is None:
         return None
     if same_type(x, node.output):
         return x
-    wanted = _target(have.dims, out.dims)
+    wanted = _target(have, out)
     if wanted is None:
-        return _unsqueezed(graph, x, out.dims)
+        return _unsqueezed(graph, x, out)
     contents = contents_of(target)
     written = list(contents) if contents is not None and target.is_constant else None
     if written == wanted and not node.attrs["allowzero"]:

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import coordinate, either_way, made_by, operand, rank, uniform
+from tersor.analysis.match import (
+    coordinate,
+    dims,
+    either_way,
+    made_by,
+    operand,
+    rank,
+    same_type,
+    uniform,
+)
 from tersor.ir import Dim, DType, Graph, Node, TensorType, Value, ValueType
 from tersor.ir.dims import product
 from tersor.ops import contents_of
@@ -50,21 +59,23 @@ class SimplifyMasks(Pass):
 
 def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
     x, indices = operand(node, 0), made_by(operand(node, 1), "Concat")
-    size, out = rank(x), node.output.tensor.dims
+    size, out = rank(x), dims(node.output)
     if indices is None or node.attrs["batch_dims"] or size != len(indices.inputs) or out is None:
+        return None
+    if indices.attrs["axis"] not in (-1, len(out)):
         return None
     axes = []
     for column in indices.inputs:
         assert column is not None
-        axis = coordinate(column)
-        if axis is None:
+        axis, shape = coordinate(column), dims(column)
+        if axis is None or shape is None or len(shape) != len(out) + 1 or shape[-1] != 1:
             return None
         axes.append(axis)
     if axes != sorted(set(axes)) or None in out:
         return None
     kept = tuple(out[a] for a in axes)
     rest = [a for a in range(len(out)) if a not in axes]
-    if kept != x.tensor.dims or any(out[a] != 1 for a in rest):
+    if kept != dims(x) or any(out[a] != 1 for a in rest):
         return None
     return graph.emit("Unsqueeze", [x, graph.constant(np.array(rest, np.int64), "axes")])
 
@@ -120,7 +131,7 @@ def _true_and(graph: Graph, node: Node) -> Rewrite:
     a, b = operand(node, 0), operand(node, 1)
     for true, other in ((a, b), (b, a)):
         if _always_true(true):
-            return other if other.type == node.output.type else _narrowed(graph, node, other)
+            return other if same_type(other, node.output) else _narrowed(graph, node, other)
     return None
 
 
@@ -140,7 +151,7 @@ def _narrowed(graph: Graph, node: Node, small: Value) -> Value | None:
     """``small`` in place of the node's result, if nobody can tell: types are inferred anew forward
     until they are what they were; what cannot change stops it, and all is put back."""
     large = node.output
-    if not isinstance(small.type, TensorType) or large.is_output:
+    if not isinstance(small.type, TensorType) or large.is_output or not same_type(large, large):
         _discard(small)
         return None
     changed: list[tuple[Node, ValueType, np.ndarray | None]] = []
@@ -179,6 +190,8 @@ def _settle(start: Value, changed: list[tuple[Node, ValueType, np.ndarray | None
             if node.output.type != before[0]:
                 changed.append((node, *before))
                 work.append(node.output)
+            elif not same_type(node.output, node.output):
+                return False  # What is not known may have changed all the same.
     return True
 
 

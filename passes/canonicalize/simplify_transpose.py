@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import made_by, operand, rank
+from tersor.analysis.match import dims, made_by, operand, rank
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite
 
@@ -29,8 +29,8 @@ class SimplifyTranspose(Pass):
         if merge is None:
             return None
         x, out = operand(merge, 0), node.output
-        size, have, made = rank(x), x.tensor.dims, out.tensor.dims
-        merged = merge.output.tensor.dims
+        size, have, made = rank(x), dims(x), dims(out)
+        merged = dims(merge.output)
         if size is None or size < 3 or have is None or made is None or merged is None:
             return None
         lead = have[:-2]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import made_by, operand, read_once
+from tersor.analysis.match import dims, made_by, operand, read_once
 from tersor.ir import Graph, Node, Value
+from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 
@@ -28,18 +29,19 @@ class AttentionToHidden(Pass):
             return None
         if len(attention.outputs) > 1 or len(attention.inputs) > 4:
             raise Skip("it has a cache or more than one result")
-        out, heads = attention.output.tensor.dims, attention.inputs
-        if out is None or not isinstance(out[1], int) or not isinstance(out[3], int):
+        out, heads = dims(attention.output), attention.inputs
+        key = dims(operand(attention, 1))
+        if out is None or key is None or len(out) != 4:
             return None
-        if node.output.tensor.dims != (out[0], out[2], out[1] * out[3]):
+        if not all(isinstance(size, int) for size in (out[1], out[3], key[1])):
+            return None
+        if dims(node.output) != (out[0], out[2], product((out[1], out[3]))):
             return None
         if not read_once(attention.output) or not read_once(merge.output):
             raise Skip("its result has another reader")
         q, k, v = (_before_split(x) for x in heads[:3] if x is not None)
         if q is None or k is None or v is None:
             raise Skip("an operand was not split from the hidden axis")
-        key = operand(attention, 1).tensor.dims
-        assert key is not None
         attrs = {**attention.attrs, "q_num_heads": out[1], "kv_num_heads": key[1]}
         scope = attention.scope
         return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)  # type: ignore[arg-type]
@@ -54,7 +56,7 @@ def _before_split(x: Value) -> Value | None:
     if reshape is None:
         return None
     hidden = operand(reshape, 0)
-    have, split = hidden.tensor.dims, reshape.output.tensor.dims
+    have, split = dims(hidden), dims(reshape.output)
     if have is None or split is None or len(have) != 3 or len(split) != 4:
         return None
     if have[:2] != split[:2] or None in (*have, *split):

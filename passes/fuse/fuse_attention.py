@@ -20,8 +20,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import either_way, made_by, operand, rank, read_once, scalar, uniform
-from tersor.ir import DType, Graph, Node, Value
+from tersor.analysis.match import (
+    dims,
+    either_way,
+    made_by,
+    operand,
+    rank,
+    read_once,
+    scalar,
+    uniform,
+)
+from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
 
@@ -47,10 +56,9 @@ class FuseAttention(Pass):
             raise Skip("the attention weights have another reader")
         a, q = _scaled_operand(operand(product, 0))
         b, kt = _scaled_operand(operand(product, 1))
-        k = _transposed(graph, kt)
-        k, v = _unrepeated(k), _unrepeated(operand(node, 1))
-        _check(q, k, v)
-        operands: list[Value | None] = [q, k, v]
+        v = operand(node, 1)
+        _check(q, kt, v, operand(softmax, 0), masks)
+        operands: list[Value | None] = [q, *_keys_and_values(graph, kt, v)]
         if masks:
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
             operands.append(mask)
@@ -104,7 +112,7 @@ def _unscaled(value: Value) -> tuple[float, Node | None]:
     while node is not None and node.op in ("Mul", "Div"):
         a, b = operand(node, 0), operand(node, 1)
         number = scalar(b) if scalar(b) is not None else scalar(a) if node.op == "Mul" else None
-        if number is None:
+        if not number:  # None, or a zero that nothing can be divided by
             return factor, None
         factor = factor * number if node.op == "Mul" else factor / number
         node = (a if scalar(b) is not None else b).producer
@@ -117,9 +125,9 @@ def _scaled_operand(value: Value) -> tuple[float, Value]:
     if node is None or node.op not in ("Mul", "Div"):
         return 1.0, value
     a, b = operand(node, 0), operand(node, 1)
-    if (number := scalar(b)) is not None and a.type == value.type:
+    if (number := scalar(b)) and a.type == value.type:
         return (number if node.op == "Mul" else 1 / number), a
-    if node.op == "Mul" and (number := scalar(a)) is not None and b.type == value.type:
+    if node.op == "Mul" and (number := scalar(a)) and b.type == value.type:
         return number, b
     return 1.0, value
 
@@ -130,54 +138,64 @@ def _grouped(graph: Graph, node: Node) -> Rewrite:
     fewer = _unrepeated(k), _unrepeated(v)
     if fewer[0] is k or fewer[1] is v or node.input(4) is not None or len(node.outputs) > 1:
         return None
-    dims = [x.tensor.dims for x in fewer]
-    if dims[0] is None or dims[1] is None or dims[0][1] != dims[1][1]:
+    few_k, few_v = dims(fewer[0]), dims(fewer[1])
+    if few_k is None or few_v is None or few_k[1] != few_v[1]:
         return None
     return graph.emit("Attention", [node.inputs[0], *fewer, *node.inputs[3:]], node.attrs)
 
 
-def _transposed(graph: Graph, kt: Value) -> Value:
-    """K[b, h, s, d] from K^T[b, h, d, s]; a Transpose that is there already takes up the swap."""
-    return graph.emit("Transpose", [kt], {"perm": (0, 1, 3, 2)})
+def _keys_and_values(graph: Graph, kt: Value, v: Value) -> tuple[Value, Value]:
+    """K[b, h, s, d] from K^T[b, h, d, s], and V; both without the repetition of their heads, where
+    both have it."""
+    swap = made_by(kt, "Transpose")
+    swapped = swap is not None and swap.attrs.get("perm") == (0, 1, 3, 2)
+    if swap is not None and swapped:
+        few_k, few_v = _unrepeated(operand(swap, 0)), _unrepeated(v)
+        if few_k is not operand(swap, 0) and few_v is not v and dims(few_k)[1] == dims(few_v)[1]:  # type: ignore[index]
+            return few_k, few_v
+    # A Transpose that is there already takes up the swap.
+    return graph.emit("Transpose", [kt], {"perm": (0, 1, 3, 2)}), v
 
 
-def _unrepeated(value: Value) -> Value:
-    """K or V before its heads were repeated: [b, g, s, d] -> [b, g, 1, s, d] -> expand -> [b, h, s, d].
-
-    The repetition may stand behind the swap of the last two axes that has just been emitted.
-    """
-    swap = made_by(value, "Transpose")
-    source = value
-    if swap is not None and swap.attrs["perm"] == (0, 1, 3, 2):
-        inner = made_by(operand(swap, 0), "Transpose")
-        if inner is not None and inner.attrs["perm"] == (0, 1, 3, 2):
-            source = operand(inner, 0)
+def _unrepeated(source: Value) -> Value:
+    """K or V before its heads were repeated: [b, g, s, d] -> [b, g, 1, s, d] -> expand -> [b, h, s, d]."""
     reshape = made_by(source, "Reshape")
     expand = made_by(operand(reshape, 0), "Expand") if reshape is not None else None
     unsqueeze = made_by(operand(expand, 0), "Unsqueeze") if expand is not None else None
     if unsqueeze is None or expand is None:
-        return value
-    before, wide = operand(unsqueeze, 0), expand.output.tensor.dims
-    axes, out = unsqueeze.inputs[1], source.tensor.dims
+        return source
+    before, wide = operand(unsqueeze, 0), dims(expand.output)
+    axes, out = unsqueeze.inputs[1], dims(source)
     if axes is None or not axes.is_constant or list(axes.numpy()) != [2]:
-        return value
-    have = before.tensor.dims
+        return source
+    have = dims(before)
     if have is None or wide is None or out is None or len(have) != 4 or len(wide) != 5:
-        return value
+        return source
     grouped = wide[:2] == have[:2] and wide[3:] == have[2:] == out[2:] and isinstance(wide[2], int)
     heads = isinstance(have[1], int) and isinstance(wide[2], int) and out[1] == have[1] * wide[2]
-    return before if grouped and heads else value
+    return before if grouped and heads else source
 
 
-def _check(q: Value, k: Value, v: Value) -> None:
-    if any(rank(x) != 4 for x in (q, k, v)):
+def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> None:
+    """What Attention asks of its operands beyond what products do, which broadcast."""
+    a, b, c, s = dims(q), dims(kt), dims(v), dims(scores)
+    if a is None or b is None or c is None or s is None or {len(a), len(b), len(c)} != {4}:
         raise Skip("its operands are not [batch, heads, length, d]")
-    if len({x.tensor.dtype for x in (q, k, v)}) > 1:
+    if len({x.tensor.dtype for x in (q, kt, v)}) > 1:
         raise Skip("its operands are of different dtypes")
-    for x in (q, k, v):
-        assert x.tensor.dims is not None
-        if not isinstance(x.tensor.dims[1], int) or not isinstance(x.tensor.dims[3], int):
+    for x, sizes in ((q, (a[1], a[3])), (kt, (b[1], b[2])), (v, (c[1], c[3]))):
+        if not all(isinstance(size, int) for size in sizes):
             raise Skip(f"heads or head size of {x!r} are not known")
+    if not _agree(a[0], b[0]) or not _agree(b[0], c[0]) or not a[1] == b[1] == c[1]:
+        raise Skip("its operands are of different batches or heads")
+    lasts = [(dims(mask) or s)[-1:] for mask in masks]
+    if masks and not any(last and _agree(last[0], s[-1]) for last in lasts):
+        raise Skip("its mask does not tell the keys apart")
+
+
+def _agree(a: Dim, b: Dim) -> bool:
+    """Whether two dims of one axis may be taken as equal: a number does not stand for a symbol."""
+    return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 
 def _boolean(mask: Value, guarded: bool) -> Value:
@@ -191,4 +209,4 @@ def _boolean(mask: Value, guarded: bool) -> Value:
         (-np.inf, lowest) if guarded else (-np.inf,)
     ):
         return mask
-    return operand(where, 0) if rank(operand(where, 0)) == rank(mask) else mask
+    return operand(where, 0) if dims(operand(where, 0)) == dims(mask) else mask

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand
+from tersor.analysis.match import dims, made_by, operand, rank
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -28,13 +28,14 @@ class FuseEmbeddingNorm(Pass):
         if node.op != "LayerNormalization" or len(node.inputs) < 3:
             return None
         lookups, rows = _terms(operand(node, 0))
-        if len(lookups) < 2 or node.attrs["axis"] not in (-1, (node.output.tensor.rank or 0) - 1):
+        if len(lookups) < 2 or node.attrs["axis"] not in (-1, (rank(node.output) or 0) - 1):
             return None
         if any(v.uses for v in node.outputs[1:]):
             raise Skip("its mean or deviation is read")
         pairs = sorted(
             ((operand(n, 1), operand(n, 0)) for n in lookups), key=lambda p: -p[1].tensor.shape[0]
         )
+        _check(node, pairs, rows)
         ids, table = pairs[-1]
         if rows:
             total = table.numpy() + sum(r.numpy().reshape(-1) for r in rows)
@@ -43,6 +44,19 @@ class FuseEmbeddingNorm(Pass):
         attrs = {"epsilon": node.attrs["epsilon"]}
         name = node.output.name
         return graph.emit("tersor.EmbeddingLayerNormalization", operands, attrs, name=name)
+
+
+def _check(node: Node, pairs: list[tuple[Value, Value]], rows: list[Value]) -> None:
+    size = pairs[0][1].tensor.shape[1]
+    if any(table.tensor.shape[1] != size for _, table in pairs):
+        raise Skip("its tables are of different widths")
+    if any(v is None or dims(v) != (size,) for v in node.inputs[1:]):
+        raise Skip("its scale or bias is not a vector of the last axis")
+    if any(row.tensor.shape[-1] not in (1, size) for row in rows):
+        raise Skip("a row is not as wide as the tables")
+    ranks = [rank(ids) for ids, _ in pairs]
+    if None in ranks or rank(node.output) != 1 + max(r or 0 for r in ranks):
+        raise Skip("the sum has more axes than the lookups")
 
 
 def _terms(value: Value) -> tuple[list[Node], list[Value]]:

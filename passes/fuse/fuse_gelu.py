@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tersor.analysis.match import either_way, is_scalar, made_by, operand, scalar
+from tersor.analysis.match import either_way, is_scalar, made_by, operand, rank, scalar
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite
 
@@ -31,6 +31,8 @@ class FuseGelu(Pass):
         if len(factors) != 2:
             return None
         for x, other in (factors, factors[::-1]):
+            if rank(x) is None or rank(x) != rank(node.output):
+                continue  # A number of more axes, [[[0.5]]], gives the product more.
             if abs(number - 0.5) < 1e-6 and (form := _one_plus(x, other)) is not None:
                 return graph.emit("Gelu", [x], {"approximate": form})
             gate = made_by(other, "Sigmoid")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import either_way, is_scalar, made_by, operand, rank, scalar
+from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -39,7 +39,7 @@ class FuseLayerNorm(Pass):
 
 
 def _check_parameters(x: Value, scale: Value, bias: Value) -> None:
-    size = x.tensor.dims[-1] if x.tensor.dims else None
+    size = (dims(x) or (None,))[-1]
     if scale.tensor.shape != (size,) or bias.tensor.shape != (size,):
         raise Skip("its scale or bias is not a vector of the last axis")
 

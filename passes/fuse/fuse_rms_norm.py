@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import either_way, is_scalar, made_by, operand, scalar
+from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -30,7 +30,7 @@ class FuseRmsNorm(Pass):
             if found is None:
                 continue
             x, epsilon = found
-            if scale.tensor.shape != (x.tensor.dims[-1] if x.tensor.dims else None,):
+            if scale.tensor.shape != (dims(x) or (None,))[-1:]:
                 raise Skip("its scale is not a vector of the last axis")
             return graph.emit("RMSNormalization", [x, scale], {"axis": -1, "epsilon": epsilon})
         return None
@@ -75,7 +75,7 @@ def _is_mean_square(value: Value, x: Value) -> bool:
     if mean is None or not mean.attrs["keepdims"]:
         return False
     axes = mean.input(1)
-    if axes is None or (not is_scalar(axes, -1) and not is_scalar(axes, (x.tensor.rank or 0) - 1)):
+    if axes is None or (not is_scalar(axes, -1) and not is_scalar(axes, (rank(x) or 0) - 1)):
         return False
     square = operand(mean, 0).producer
     if square is None or square.op not in ("Pow", "Mul") or operand(square, 0) is not x:

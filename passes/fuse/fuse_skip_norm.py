@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tersor.analysis.match import made_by, operand, same_type
 from tersor.ir import Graph, Node
-from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip, erase_dead
 
 _FUSED = {
     "LayerNormalization": "tersor.AddLayerNormalization",
@@ -50,4 +50,5 @@ class FuseSkipNorm(Pass):
         )
         if len(names) > 1:
             graph.replace(s, fused.outputs[1])
+            erase_dead([total])
         return fused.output

@@ -1,0 +1,83 @@
+"""What every lossless pass must keep, on random graphs: outputs, signature, a valid graph; and a second
+run finds nothing to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import Case, cases
+
+from tersor.ir import Graph, print_graph
+from tersor.ops.evaluate import evaluate
+from tersor.passes.canonicalize import canonicalization
+from tersor.passes.fuse import attention_layout, fusion
+from tersor.passes.fuse.merge_linears import MergeLinears
+from tersor.pipeline import Pass, Pipeline
+
+# Building a graph costs more than a draw is supposed to.
+SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+LOSSLESS = list(
+    dict.fromkeys([*canonicalization(), *fusion(), *attention_layout(), MergeLinears()])
+)
+
+
+def everything() -> list[Pass]:
+    return [
+        *canonicalization(), *fusion(), *canonicalization(), *attention_layout(), *canonicalization(),
+    ]  # fmt: skip
+
+
+def optimized(case: Case, passes: list[Pass]) -> Graph:
+    """The pipeline verifies after each pass: structure, types, text, signature, and the pass's own
+    claim to keep values."""
+    pipeline = Pipeline(passes, level="values", feeds=[case.feed], evaluate=evaluate)
+    return pipeline.run(case.graph)
+
+
+def check_same_outputs(case: Case, after: Graph) -> None:
+    expected, got = evaluate(case.graph, case.feed), evaluate(after, case.feed)
+    assert list(expected) == list(got)
+    for name in expected:
+        assert expected[name].shape == got[name].shape, name
+        assert expected[name].dtype == got[name].dtype, name
+        # f64 in another order, and exponents that attention keeps as f32: 1e-6 of the largest number.
+        scale = np.abs(expected[name], dtype=np.float64).max(initial=1.0)
+        assert np.allclose(expected[name], got[name], rtol=0, atol=1e-6 * scale), name
+
+
+@pytest.mark.parametrize("step", LOSSLESS, ids=lambda step: step.label)
+def test_a_pass_keeps_what_it_claims_and_is_idempotent(step: Pass) -> None:
+    @settings(max_examples=60, deadline=None, suppress_health_check=SLOW_DRAWS)
+    @given(cases())
+    def check(case: Case) -> None:
+        before = print_graph(case.graph)
+        once = optimized(case, [step])
+        assert print_graph(case.graph) == before, "the input graph has changed"
+        check_same_outputs(case, once)
+        assert print_graph(Pipeline([step]).run(once)) == print_graph(once)
+
+    check()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=SLOW_DRAWS)
+@given(cases(steps=10))
+def test_the_whole_pipeline_keeps_outputs(case: Case) -> None:
+    after = optimized(case, everything())
+    check_same_outputs(case, after)
+    assert len(after) <= len(case.graph)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=SLOW_DRAWS)
+@given(cases(steps=10))
+def test_a_second_run_of_the_whole_pipeline_changes_nothing(case: Case) -> None:
+    once = Pipeline(everything()).run(case.graph)
+    assert print_graph(Pipeline(everything()).run(once)) == print_graph(once)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW_DRAWS)
+@given(cases(branches=True))
+def test_the_whole_pipeline_keeps_graphs_with_branches_valid(case: Case) -> None:
+    after = Pipeline(everything(), level="text").run(case.graph)
+    assert after.signature()[0] == case.graph.signature()[0]
+    assert [n for n, _ in after.signature()[1]] == case.graph.output_names
