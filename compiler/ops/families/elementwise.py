@@ -13,7 +13,7 @@ from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import broadcast_dims, is_at_least
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.onnx_schema import FROM_ONNX
-from tersor.ops.opdef import Cost, OpDef, Sample
+from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 
@@ -223,6 +223,15 @@ def _dropout(x: Any, ratio: Any = None, training: Any = None, *, seed: int = 0) 
     return x, torch.ones_like(x, dtype=torch.bool)
 
 
+def _dropout_ties(node: Node) -> list[Tie]:
+    """The mask is shaped like the operand."""
+    masks = range(1, len(node.outputs))
+    return [
+        Tie(t.size, (*t.members, *(Member("out", i, t.members[0].axis) for i in masks)))
+        for t in broadcast(node, [0])
+    ]
+
+
 def _selu(x: Any, *, alpha: float, gamma: float) -> Any:
     return gamma * x.where(x > 0, alpha * (x.exp() - 1))
 
@@ -379,7 +388,7 @@ ROWS = [
           contents=_identity_contents, torch=lambda x: x, cost=lambda node: Cost(0, 0),
           ties=broadcast, samples=_one(_f)),
     OpDef("Dropout", since=13, infer=_same_infer, torch=_dropout, cost=lambda node: Cost(0, 0),
-          ties=broadcast, samples=_one(_f)),
+          ties=_dropout_ties, samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng, 2, 3)], outputs=2)]),
     OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
           cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
     OpDef("IsNaN", since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,

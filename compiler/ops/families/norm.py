@@ -57,16 +57,16 @@ def _norm_ties(node: Node, operands: int = 1, parameters: tuple[int, ...] = (1, 
     """Leading axes pass through; the normalized ones are tied to scale and bias by shape only, for
     the moments change when a channel goes."""
     have, at = dims(node.inputs[0]), _axis(node)
-    outs = [0, *([1] if node.op.startswith("tersor.Add") and len(node.outputs) > 1 else [])]
+    outs = range(len(node.outputs))
+    # The second result of Add & Norm is the sum; those of a plain one are moments, an element a row.
+    whole = outs if node.op.startswith("tersor.Add") else outs[:1]
     ties = []
     for axis, size in enumerate(have):
-        members = [
-            *(plain("in", i, axis) for i in range(operands)),
-            *(plain("out", o, axis) for o in outs),
-        ]
+        operand = [plain("in", i, axis) for i in range(operands)]
         if axis < at:
-            ties.append(Tie(size, tuple(members)))
+            ties.append(Tie(size, (*operand, *(plain("out", o, axis) for o in outs))))
             continue
+        members = [*operand, *(plain("out", o, axis) for o in whole)]
         for index in parameters:
             own = dims(node.input(index))
             place = axis - (len(have) - len(own))
@@ -85,6 +85,7 @@ def _layer_norm_samples(rng: np.random.Generator) -> list[Sample]:
         Sample([_f(rng, 2, 3, 8), _f(rng, 8), _f(rng, 8)], {"epsilon": 1e-6}),
         Sample([_f(rng, 2, 3, 8), _f(rng, 8)]),
         Sample([_f(rng, 2, 3, 4), _f(rng, 3, 4), _f(rng, 3, 4)], {"axis": 1}),
+        Sample([_f(rng, 2, 3, 4), _f(rng, 4)], outputs=3),
     ]
 
 
