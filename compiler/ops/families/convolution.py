@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, Node, TensorType, ValueType
+from tersor.ir import Dim, Node, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
