@@ -35,6 +35,7 @@ from tersor.ops.samples import Case, Dims, cases, feeds, one_node
 
 # Rows without torch, cost or samples, and why.
 SEQUENCES = "its operands or results are sequences or optionals: tests/ops/test_sequence.py"
+BODIES = "its attributes are graphs: tests/ops/test_control.py"
 RANDOM = "it draws other numbers than a runtime does: tests/ops/test_random.py"
 EXCEPTIONS: dict[str, tuple[frozenset[str], str]] = {
     "Unique": (frozenset({"cost"}), "sorting takes no fixed number of operations an element"),
@@ -44,6 +45,7 @@ EXCEPTIONS: dict[str, tuple[frozenset[str], str]] = {
          "OptionalGetElement", "OptionalHasElement"),
         (frozenset({"samples"}), SEQUENCES),
     ),
+    **dict.fromkeys(("If", "Loop", "Scan"), (frozenset({"samples"}), BODIES)),
     **dict.fromkeys(
         ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
          "Multinomial"),

@@ -11,7 +11,17 @@ import pytest
 
 from tersor.errors import InvalidGraph
 from tersor.frontends.onnx.exporter import export_model
-from tersor.ir import DType, Graph, TensorType, Value, parse, print_graph, symbol, verify, weights_of
+from tersor.ir import (
+    DType,
+    Graph,
+    TensorType,
+    Value,
+    parse,
+    print_graph,
+    symbol,
+    verify,
+    weights_of,
+)
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 
@@ -30,9 +40,7 @@ def branch(outer: Graph, name: str, op: str, *captured: Value) -> Graph:
 
 def choosing() -> Graph:
     graph = TABLE.graph()
-    condition, a, b = (
-        graph.add_input(n, t) for n, t in (("c", FLAG), ("a", ROW), ("b", ROW))
-    )
+    condition, a, b = (graph.add_input(n, t) for n, t in (("c", FLAG), ("a", ROW), ("b", ROW)))
     branches = {
         "then_branch": branch(graph, "yes", "Add", a, b),
         "else_branch": branch(graph, "no", "Mul", a, b),

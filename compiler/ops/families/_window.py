@@ -70,9 +70,7 @@ class Window:
             for n, stride, span in zip(counts, self.strides, self.span, strict=True)
         ]
         pads = self.padding(have)
-        return [
-            max(e - (size + sum(p)), 0) for e, size, p in zip(ends, have, pads, strict=True)
-        ]
+        return [max(e - (size + sum(p)), 0) for e, size, p in zip(ends, have, pads, strict=True)]
 
 
 def halves(total: int, auto_pad: str) -> tuple[int, int]:

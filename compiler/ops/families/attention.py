@@ -169,7 +169,10 @@ def _group_members(node: Node, heads: int, groups: int) -> list[Member] | None:
     if not flat:
         kept = [Member("in", 0, 1, inner=each), plain("in", 1, 1), plain("in", 2, 1)]
         return [*kept, Member("out", 0, 1, inner=each), *members]
-    for side, index, value in (*(("in", i, node.inputs[i]) for i in range(3)), ("out", 0, node.output)):
+    for side, index, value in (
+        *(("in", i, node.inputs[i]) for i in range(3)),
+        ("out", 0, node.output),
+    ):
         hidden = dims(value)[-1] if dims(value) else None
         if not isinstance(hidden, int):
             return None
@@ -241,7 +244,24 @@ def _rotary_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample([f(2, 2, 3, 8), f(2, 3, 4), f(2, 3, 4)]),
         Sample([f(2, 2, 3, 8), f(9, 4), f(9, 4), places], {"interleaved": 1}),
+        Sample([f(2, 3, 16), f(9, 4), f(9, 4), places], {"num_heads": 2}),
     ]
+
+
+def _rotary_ties(node: Node) -> list[Tie]:
+    """Batch, positions, and heads where they have an axis of their own; a table of all positions that
+    ``position_ids`` look up stays."""
+    have, looked_up = dims(node.inputs[0]), node.input(3) is not None
+    if len(have) not in (3, 4):
+        return []
+    at = len(have) - 2  # positions
+    tables = [plain("in", 3, 0)] if looked_up else [plain("in", 1, 0), plain("in", 2, 0)]
+    steps = [plain("in", 3, 1)] if looked_up else [plain("in", 1, 1), plain("in", 2, 1)]
+    ties = [
+        Tie(have[0], (plain("in", 0, 0), *tables, plain("out", 0, 0))),
+        Tie(have[at], (plain("in", 0, at), *steps, plain("out", 0, at))),
+    ]
+    return [*ties, *([Tie(have[1], (plain("in", 0, 1), plain("out", 0, 1)))] if at == 2 else [])]
 
 
 def _rotary_cost(node: Node) -> Cost:
@@ -252,5 +272,6 @@ def _rotary_cost(node: Node) -> Cost:
 ROWS = [
     OpDef("Attention", since=23, infer=_infer, torch=_attention, cost=_cost, ties=_ties,
           follow=_follow,          samples=_samples),
-    OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, samples=_rotary_samples),
+    OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, ties=_rotary_ties,
+          samples=_rotary_samples),
 ]  # fmt: skip

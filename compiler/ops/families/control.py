@@ -129,7 +129,9 @@ def _scan_infer(node: Node) -> list[ValueType]:
     assert isinstance(scans, int)
     carried, returned = len(node.inputs) - scans, [v.type for v in _body(node, "body").outputs]
     if carried < 0 or len(returned) != len(node.outputs):
-        refuse(node, f"{len(node.inputs)} operands and {len(returned)} values of the body do not fit")
+        refuse(
+            node, f"{len(node.inputs)} operands and {len(returned)} values of the body do not fit"
+        )
     axes = _entries(node, "scan_input_axes", scans)
     steps = _steps(node.inputs[carried:], axes)
     at = _entries(node, "scan_output_axes", len(returned) - carried)

@@ -156,7 +156,9 @@ def _max_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _global(op: str, since: int, torch: Callable[..., Any], *attrs: dict[str, Any]) -> OpDef:
     def samples(rng: np.random.Generator) -> list[Sample]:
-        return [Sample([_f(rng, *s)], a) for s in ((2, 3, 5), (2, 3, 4, 5)) for a in (attrs or ({},))]
+        return [
+            Sample([_f(rng, *s)], a) for s in ((2, 3, 5), (2, 3, 4, 5)) for a in (attrs or ({},))
+        ]
 
     return OpDef(op, since=since, infer=_global_infer, torch=_globally(torch), cost=_global_cost,
                  ties=_outer_ties, samples=samples)  # fmt: skip

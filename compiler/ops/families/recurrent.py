@@ -128,7 +128,9 @@ def _functions(op: str, attrs: dict[str, Any], direction: int) -> list[Callable[
 def _recurrence(op: str, step: Step) -> Callable[..., Any]:
     """torch evaluation of ``op`` from what it does in one step of one direction."""
 
-    def call(x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, *rest: Any, **attrs: Any) -> Any:
+    def call(
+        x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, *rest: Any, **attrs: Any
+    ) -> Any:
         import torch
 
         if attrs.get("layout"):
@@ -171,7 +173,9 @@ def _order(x: Any, lengths: Any, backward: bool) -> Any:
     return torch.where(at < ends, ends - 1 - at, at)
 
 
-def _run(step: Any, reads: Any, states: tuple[Any, ...], lengths: Any) -> tuple[Any, tuple[Any, ...]]:
+def _run(
+    step: Any, reads: Any, states: tuple[Any, ...], lengths: Any
+) -> tuple[Any, tuple[Any, ...]]:
     """All steps. Behind the end of a sequence states stay and results are zero."""
     import torch
 
