@@ -282,6 +282,23 @@ def _known(contents: np.ndarray | None) -> Sequence[Dim]:
     return list(contents.reshape(-1))
 
 
+# -- cost ------------------------------------------------------------------------------------------
+
+
+@over([c for c in CASES if c.row.cost is not None])
+def test_costs_are_numbers_and_those_of_symbolic_sizes(case: Case) -> None:
+    static = TABLE.cost(next(one_node(case.row.op, case.sample).nodes))
+    if case.row.op not in DATA_DEPENDENT:
+        assert isinstance(static.macs, int) and isinstance(static.elementwise, int)
+    graph = one_node(case.row.op, case.sample, _by_size)
+    symbolic, sizes = TABLE.cost(next(graph.nodes)), _sizes(graph)
+    for dim, number in (
+        (symbolic.macs, static.macs),
+        (symbolic.elementwise, static.elementwise),
+    ):
+        assert dim is None or number is None or dim_at(dim, sizes) == number
+
+
 # -- text ------------------------------------------------------------------------------------------
 
 

@@ -145,7 +145,8 @@ def _window_samples(*more: dict[str, Any]) -> Callable[[np.random.Generator], li
 
 
 def _max_samples(rng: np.random.Generator) -> list[Sample]:
-    x, two = _f(rng, 2, 3, 7, 8), {"kernel_shape": (2, 3), "strides": (2, 2), "pads": (1, 1, 0, 1)}
+    x = _f(rng, 2, 3, 7, 8)
+    two: dict[str, Any] = {"kernel_shape": (2, 3), "strides": (2, 2), "pads": (1, 1, 0, 1)}
     return [
         *_window_samples()(rng),
         Sample([x], two, outputs=2),

@@ -168,7 +168,7 @@ def _qlinear_samples(rng: np.random.Generator) -> list[Sample]:
 
     def case(b_scale: Any, b_zero: Any) -> Sample:
         scale, zero = np.array(0.02, np.float32), np.array(120, np.uint8)
-        last = [np.array(0.3, np.float32), np.array(110, np.uint8)]
+        last: list[np.ndarray] = [np.array(0.3, np.float32), np.array(110, np.uint8)]
         return Sample(
             [a, scale, zero, b, np.array(b_scale, np.float32), np.array(b_zero, np.int8), *last]
         )

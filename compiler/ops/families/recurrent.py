@@ -121,7 +121,7 @@ def _functions(op: str, attrs: dict[str, Any], direction: int) -> list[Callable[
     bound = attrs.get("clip")
     if bound is None:
         return chosen
-    bounded = [lambda x, f=f: f(x.clamp(-bound, bound)) for f in chosen]  # type: ignore[misc]
+    bounded = [lambda x, f=f: f(x.clamp(-bound, bound)) for f in chosen]
     return [*bounded[:2], *chosen[2:]]
 
 
