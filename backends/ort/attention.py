@@ -5,7 +5,7 @@
 ``unfused``   Reshape and Transpose to [batch, heads, length, d], two MatMuls around a Softmax.  ONNX
               Runtime folds the transpose of K and the scale into FusedMatMul.
 ``mha``       com.microsoft.MultiHeadAttention.
-``standard``  ONNX's own op; also what everything falls back to that the others do not cover.
+standard      ONNX's own op: what everything falls back to that the others do not cover.
 
 The IR gives zeros where all keys of a row are masked.  A softmax over a row of lowest floats gives
 equal weights there instead, so the result is multiplied by "some key is allowed": one small product
@@ -35,7 +35,7 @@ class AttentionLowering:
 
     def lower(self, graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value] | None:
         """See the module; None keeps the standard op."""
-        if options.portable or options.attention == "standard" or not _is_plain(node):
+        if not _is_plain(node):
             return None
         q, k, v = node.inputs[:3]
         assert q is not None and k is not None and v is not None
@@ -45,8 +45,9 @@ class AttentionLowering:
         d = int(q.tensor.dims[2]) // heads  # type: ignore[arg-type]
         scale = float(node.attrs.get("scale", d**-0.5))
         mask = node.input(3)
-        padding = _padding(graph, mask) if options.attention == "mha" else None
-        if options.attention == "mha" and (mask is None or padding is not None):
+        mha = options.attention == "mha" and not options.portable
+        padding = _padding(graph, mask) if mha else None
+        if mha and (mask is None or padding is not None):
             attrs = {"num_heads": heads, "scale": scale}
             operands = [q, k, v, None, padding]
             type = node.output.type

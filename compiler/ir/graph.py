@@ -246,6 +246,23 @@ class Graph:
 
     # -- building --------------------------------------------------------------------------------
 
+    def rename_inputs(self, names: Sequence[str]) -> None:
+        """New names for the inputs, in order; an inner value that has one of them gets another."""
+        inner = [
+            v for g in self.all_graphs() for v in g.values() if g is not self or not v.is_input
+        ]
+        for value, name in zip(self.inputs, names, strict=True):
+            value.name = name
+            self._names.setdefault(name, 0)
+        for value in inner:
+            if value.name in names:
+                new = self.fresh(value.name)
+                if value.is_constant:
+                    value.graph.constants = {
+                        (new if v is value else k): v for k, v in value.graph.constants.items()
+                    }
+                value.name = new
+
     def fresh(self, base: str) -> str:
         """``base``, or ``base_1`` … where a value of this or an outer or inner graph has that name."""
         names = self._names

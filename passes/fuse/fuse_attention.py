@@ -2,9 +2,10 @@
 
     softmax(c (a Q)(b K)^T + mask) V   =   Attention(Q, K, V, mask) {scale = a b c}
 
-Covered: scores scaled before or after the product, by Mul or Div; the mask added either way round; a
-guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups of
-query heads (Unsqueeze, Expand, Reshape).  A mask ``where(m, 0, -inf)`` becomes the boolean m.
+Covered: scores scaled before or after the product, by Mul or Div; masks added either way round, one
+after the other too (a position bias and padding); a guard against NaN after the softmax
+(``where(isnan(p), 0, p)``); keys and values repeated for groups of query heads (Unsqueeze, Expand,
+Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)`` becomes the boolean m.
 
 **Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are
 NaN, which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the
@@ -31,14 +32,16 @@ class FuseAttention(Pass):
     keeps = Keeps(values=1e-4)  # The softmax amplifies the rounding of its scores.
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "Attention":
+            return _grouped(graph, node)
         if node.op != "MatMul":
             return None
         softmax, guarded = _softmax(operand(node, 0))
         if softmax is None or rank(softmax.output) != 4:
             return None
-        scores, mask = _split_mask(operand(softmax, 0))
+        scores, masks = _split_masks(operand(softmax, 0))
         scale, product = _unscaled(scores)
-        if product is None or product.op != "MatMul":
+        if product is None:
             return None
         if not read_once(operand(node, 0)):
             raise Skip("the attention weights have another reader")
@@ -48,8 +51,9 @@ class FuseAttention(Pass):
         k, v = _unrepeated(k), _unrepeated(operand(node, 1))
         _check(q, k, v)
         operands: list[Value | None] = [q, k, v]
-        if mask is not None:
-            operands.append(_boolean(mask, guarded))
+        if masks:
+            mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
+            operands.append(mask)
         return graph.emit("Attention", operands, {"scale": scale * a * b})
 
 
@@ -69,15 +73,28 @@ def _softmax(weights: Value) -> tuple[Node | None, bool]:
     return softmax, guard is not None
 
 
-def _split_mask(value: Value) -> tuple[Value, Value | None]:
-    """(scores, additive mask or None): the addend that comes from a product is the scores."""
-    total = made_by(value, "Add")
-    if total is None:
-        return value, None
-    for scores, mask in either_way(total):
-        if _unscaled(scores)[1] is not None and scores.type == value.type:
-            return scores, mask
-    return value, None
+def _split_masks(value: Value) -> tuple[Value, list[Value]]:
+    """(scores, additive masks): the addend that comes from a product is the scores."""
+    masks: list[Value] = []
+    scores = value
+    while (total := made_by(scores, "Add")) is not None:
+        for inner, mask in either_way(total):
+            sums = made_by(inner, "Add") is not None and read_once(inner)
+            if inner.type == value.type and (sums or _unscaled(inner)[1] is not None):
+                masks.append(mask)
+                scores = inner
+                break
+        else:
+            return value, []
+    return (scores, masks) if _unscaled(scores)[1] is not None else (value, [])
+
+
+def _sum(graph: Graph, masks: list[Value]) -> Value:
+    """All masks in one, equal for every layer that adds the same ones."""
+    total = masks[-1]
+    for mask in reversed(masks[:-1]):
+        total = graph.emit("Add", [total, mask])
+    return total
 
 
 def _unscaled(value: Value) -> tuple[float, Node | None]:
@@ -105,6 +122,18 @@ def _scaled_operand(value: Value) -> tuple[float, Value]:
     if node.op == "Mul" and (number := scalar(a)) is not None and b.type == value.type:
         return number, b
     return 1.0, value
+
+
+def _grouped(graph: Graph, node: Node) -> Rewrite:
+    """An Attention whose keys and values were repeated for it: it repeats them itself."""
+    k, v = operand(node, 1), operand(node, 2)
+    fewer = _unrepeated(k), _unrepeated(v)
+    if fewer[0] is k or fewer[1] is v or node.input(4) is not None or len(node.outputs) > 1:
+        return None
+    dims = [x.tensor.dims for x in fewer]
+    if dims[0] is None or dims[1] is None or dims[0][1] != dims[1][1]:
+        return None
+    return graph.emit("Attention", [node.inputs[0], *fewer, *node.inputs[3:]], node.attrs)
 
 
 def _transposed(graph: Graph, kt: Value) -> Value:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from tersor.analysis.match import made_by, operand, read_once
 from tersor.ir import Graph, Node
-from tersor.pipeline import EXACT, Pass, Rewrite, Skip
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 
 @dataclass(frozen=True)
 class FuseBiasActivation(Pass):
     """No options."""
 
-    keeps = EXACT
+    keeps = ROUNDING  # The fused activation may be computed in another form.
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         activation = _activation(node)

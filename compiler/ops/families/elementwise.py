@@ -93,11 +93,16 @@ def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | No
 
 
 def _compare(op: Callable[[Any, Any], bool]) -> Callable[[Any, Any], int | None]:
-    """1 or 0 for numbers; unknown for symbols, unless the difference is a number."""
+    """1 or 0 for numbers, and for symbols whose difference is a number or has a certain sign (a size
+    is never -1); else unknown."""
 
     def decide(a: KnownDim, b: KnownDim) -> int | None:
         span = a - b
-        return int(op(span, 0)) if isinstance(span, int) else None
+        if isinstance(span, int):
+            return int(op(span, 0))
+        if is_at_least(span, 1):
+            return int(op(1, 0))
+        return int(op(-1, 0)) if is_at_least(-1, span) else None
 
     return decide
 
