@@ -35,6 +35,7 @@ from tersor.ops.samples import Case, Dims, cases, feeds, one_node
 
 # Rows without torch, cost or samples, and why.
 SEQUENCES = "its operands or results are sequences or optionals: tests/ops/test_sequence.py"
+BODIES = "its attributes are graphs: tests/ops/test_control.py"
 RANDOM = "it draws other numbers than a runtime does: tests/ops/test_random.py"
 EXCEPTIONS: dict[str, tuple[frozenset[str], str]] = {
     "Unique": (frozenset({"cost"}), "sorting takes no fixed number of operations an element"),
@@ -44,6 +45,7 @@ EXCEPTIONS: dict[str, tuple[frozenset[str], str]] = {
          "OptionalGetElement", "OptionalHasElement"),
         (frozenset({"samples"}), SEQUENCES),
     ),
+    **dict.fromkeys(("If", "Loop", "Scan"), (frozenset({"samples"}), BODIES)),
     **dict.fromkeys(
         ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
          "Multinomial"),
@@ -278,6 +280,23 @@ def test_contents_are_tracked_for_shape_arithmetic() -> None:
 def _known(contents: np.ndarray | None) -> Sequence[Dim]:
     assert contents is not None
     return list(contents.reshape(-1))
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+@over([c for c in CASES if c.row.cost is not None])
+def test_costs_are_numbers_and_those_of_symbolic_sizes(case: Case) -> None:
+    static = TABLE.cost(next(one_node(case.row.op, case.sample).nodes))
+    if case.row.op not in DATA_DEPENDENT:
+        assert isinstance(static.macs, int) and isinstance(static.elementwise, int)
+    graph = one_node(case.row.op, case.sample, _by_size)
+    symbolic, sizes = TABLE.cost(next(graph.nodes)), _sizes(graph)
+    for dim, number in (
+        (symbolic.macs, static.macs),
+        (symbolic.elementwise, static.elementwise),
+    ):
+        assert dim is None or number is None or dim_at(dim, sizes) == number
 
 
 # -- text ------------------------------------------------------------------------------------------
