@@ -404,6 +404,8 @@ class Graph:
             new.uses[Use(user, index)] = None
         changed = (*operands[:index], new, *operands[index + 1 :])
         if isinstance(user, Node):
+            while changed and changed[-1] is None:  # Left out at the end is not there at all.
+                changed = changed[:-1]
             user.inputs = changed
         else:
             assert new is not None, "a graph output cannot be left out"

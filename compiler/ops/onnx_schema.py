@@ -77,10 +77,20 @@ def defaults(op: str) -> dict[str, Attribute]:
     if found is None:
         return {}
     return {
-        name: _plain(onnx.helper.get_attribute_value(attr.default_value))
+        name: as_written(_plain(onnx.helper.get_attribute_value(attr.default_value)))
         for name, attr in found.attributes.items()
         if attr.default_value.name
     }
+
+
+def as_written(attribute: Attribute) -> Attribute:
+    """ONNX holds numbers of attributes in single precision: the shortest decimal that they are there,
+    so that an epsilon of 1e-12 is the same one whether it comes from a file or from Python."""
+    if isinstance(attribute, float) and abs(attribute) < float(np.finfo(np.float32).max):
+        return float(str(np.float32(attribute)))
+    if isinstance(attribute, tuple) and attribute and isinstance(attribute[0], float):
+        return tuple(float(str(np.float32(a))) for a in attribute)  # type: ignore[arg-type]
+    return attribute
 
 
 def _plain(value: object) -> Attribute:

@@ -199,6 +199,8 @@ def _tolerates(node: Node, operand_index: int) -> bool:
     if len(node.outputs) != 1:
         return False
     if node.op == "Attention":
-        return operand_index == 3
+        # All axes of a mask broadcast but the last: keys that it does not reach are masked.
+        dims, keys = operand(node, 3).tensor.dims, operand(node, 1).tensor.dims
+        return operand_index == 3 and bool(dims) and bool(keys) and dims[-1] == keys[-2]  # type: ignore[index]
     # A lookup of fewer indices gives fewer rows, which its readers must broadcast in turn.
     return node.op in _BROADCASTS or (node.op == "Gather" and operand_index == 1)

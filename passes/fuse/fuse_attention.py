@@ -16,6 +16,7 @@ a mask of lowest floats is kept as it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,13 @@ class FuseAttention(Pass):
         if masks:
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
             operands.append(mask)
-        return graph.emit("Attention", operands, {"scale": scale * a * b})
+        return graph.emit("Attention", operands, {"scale": _exact(scale * a * b, q)})
+
+
+def _exact(scale: float, q: Value) -> float:
+    """1 / sqrt(d) where ``scale`` is that but for the rounding of its factors."""
+    usual = float(q.tensor.dims[3]) ** -0.5  # type: ignore[index, arg-type]
+    return usual if math.isclose(scale, usual, rel_tol=1e-6) else scale
 
 
 def _softmax(weights: Value) -> tuple[Node | None, bool]:

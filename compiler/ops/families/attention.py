@@ -110,7 +110,7 @@ def _bias(mask: Any, scores: Any, before: int, causal: bool) -> Any:
         if mask.dtype is torch.bool:
             bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
         missing = scores.shape[-1] - bias.shape[-1]
-        if missing > 0 and bias.shape[-1] != 1:
+        if missing > 0:
             bias = torch.nn.functional.pad(bias, (0, missing), value=float("-inf"))
     if causal:
         rows, columns = scores.shape[-2:]
