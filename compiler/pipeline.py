@@ -199,9 +199,10 @@ def _reads(node: Node) -> list[Value | None]:
     """Operands of a node and of everything in its subgraphs."""
     found = list(node.inputs)
     for sub in node.subgraphs:
-        found += sub.outputs
-        for inner in sub.walk():
-            found += inner.inputs
+        for inner in sub.all_graphs():
+            found += inner.outputs
+            for reader in inner.nodes:
+                found += reader.inputs
     return found
 
 

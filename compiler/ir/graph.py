@@ -149,8 +149,9 @@ class Node:
 
     @property
     def subgraphs(self) -> list[Graph]:
+        """Graphs among the attributes, in the order that the text form has them in."""
         found: list[Graph] = []
-        for attr in self.attrs.values():
+        for _, attr in sorted(self.attrs.items()):
             if isinstance(attr, Graph):
                 found.append(attr)
             elif isinstance(attr, tuple):

@@ -52,6 +52,7 @@ class _Frame:
     nodes: Iterator[Node]
     own: list[Value]
     entered: bool = False
+    walked: int = 0
     waiting: Node | None = None
 
 
@@ -70,9 +71,12 @@ def _verify_scope(top: Graph, reads: dict[Use, Value]) -> None:
             frame.own.extend(frame.waiting.outputs)
         frame.waiting = next(frame.nodes, None)
         if frame.waiting is not None:
-            _verify_node(frame.graph, frame.waiting, made, reads)
+            frame.walked += 1
+            _verify_node(frame.waiting, made, reads)
             stack.extend(_enter(sub) for sub in frame.waiting.subgraphs)
             continue
+        if frame.walked != len(frame.graph):  # The walk passes over nodes that name another graph.
+            raise InvalidGraph(f"{frame.graph!r}, but {frame.walked} of them belong to it")
         for i, value in enumerate(frame.graph.outputs):
             reads[Use(frame.graph, i)] = value
             if value not in made:
@@ -85,9 +89,7 @@ def _enter(graph: Graph) -> _Frame:
     return _Frame(graph, graph.nodes, [*graph.inputs, *graph.constants.values()])
 
 
-def _verify_node(graph: Graph, node: Node, made: set[Value], reads: dict[Use, Value]) -> None:
-    if node.graph is not graph:
-        raise InvalidGraph(f"{node.label} is linked into a graph it does not belong to")
+def _verify_node(node: Node, made: set[Value], reads: dict[Use, Value]) -> None:
     for i, value in enumerate(node.inputs):
         if value is None:
             continue

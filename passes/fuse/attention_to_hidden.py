@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from tersor.analysis.match import dims, made_by, operand, read_once
 from tersor.ir import Graph, Node, Value
-from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 
@@ -33,16 +32,21 @@ class AttentionToHidden(Pass):
         key = dims(operand(attention, 1))
         if out is None or key is None or len(out) != 4:
             return None
-        if not all(isinstance(size, int) for size in (out[1], out[3], key[1])):
+        heads_out, size = out[1], out[3]
+        if (
+            not isinstance(heads_out, int)
+            or not isinstance(size, int)
+            or not isinstance(key[1], int)
+        ):
             return None
-        if dims(node.output) != (out[0], out[2], product((out[1], out[3]))):
+        if dims(node.output) != (out[0], out[2], heads_out * size):
             return None
         if not read_once(attention.output) or not read_once(merge.output):
             raise Skip("its result has another reader")
         q, k, v = (_before_split(x) for x in heads[:3] if x is not None)
         if q is None or k is None or v is None:
             raise Skip("an operand was not split from the hidden axis")
-        attrs = {**attention.attrs, "q_num_heads": out[1], "kv_num_heads": key[1]}
+        attrs = {**attention.attrs, "q_num_heads": heads_out, "kv_num_heads": key[1]}
         scope = attention.scope
         return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)  # type: ignore[arg-type]
 
