@@ -11,7 +11,7 @@ if __name__ != "tersor":
 __version__ = _version("tersor")
 
 from tersor.artifact import Artifact, load
-from tersor.driver import compile, convert
+from tersor.driver import compile, convert, inspect
 from tersor.errors import TersorError
 from tersor.recipe import Recipe
 from tersor.report import Report
@@ -19,5 +19,5 @@ from tersor.target import Target
 
 __all__ = [
     "Artifact", "Recipe", "Report", "Target", "TersorError", "__version__", "compile", "convert",
-    "load",
+    "inspect", "load",
 ]  # fmt: skip

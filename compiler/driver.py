@@ -11,6 +11,7 @@ import numpy as np
 
 from tersor import registry
 from tersor.analysis.fidelity import fidelity
+from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact, sha256, versions
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
@@ -132,6 +133,15 @@ def convert(
     report.size_before, report.size_after = _size(before), len(built)
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
     return Artifact(built, runtime, choice.to_json(), _manifest(before, plan, chosen), report)
+
+
+def inspect(model: Any, **options: Any) -> Summary:
+    """What is in ``model``, as plain data; ``options`` as :func:`compile` has them for torch modules.
+
+    Raises:
+        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
+    """
+    return summarize(load_model(model, **options).graph)
 
 
 @dataclass
