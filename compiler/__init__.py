@@ -10,4 +10,14 @@ if __name__ != "tersor":
 
 __version__ = _version("tersor")
 
-__all__ = ["__version__"]
+from tersor.artifact import Artifact, load
+from tersor.driver import compile, convert, inspect
+from tersor.errors import TersorError
+from tersor.recipe import Recipe
+from tersor.report import Report
+from tersor.target import Target
+
+__all__ = [
+    "Artifact", "Recipe", "Report", "Target", "TersorError", "__version__", "compile", "convert",
+    "inspect", "load",
+]  # fmt: skip

@@ -32,6 +32,7 @@ class Artifact:
         choice: how the backend built it and runs it best, as plain data.
         manifest: versions, target, recipe, hash of the input.
         report: what was done and what it cost.
+        files: what goes beside the model in a saved directory (a tokenizer), by file name.
     """
 
     model: bytes
@@ -39,6 +40,7 @@ class Artifact:
     choice: dict[str, Any]
     manifest: dict[str, Any]
     report: Report = field(default_factory=Report)
+    files: dict[str, bytes] = field(default_factory=dict)
     _session: Any = None
 
     def session(self) -> Any:
@@ -83,11 +85,14 @@ class Artifact:
         # The model has its hash in its name: until the manifest names it, the old pair stays whole.
         name = f"model-{digest[:16]}.onnx"
         _write(path / name, self.model)
+        for extra, data in self.files.items():
+            _write(path / extra, data)
         manifest = {
             "format": FORMAT,
             "runtime": self.runtime,
             "choice": self.choice,
-            "files": {name: digest},
+            "model": name,
+            "files": {name: digest, **{k: sha256(v) for k, v in self.files.items()}},
             **self.manifest,
             "report": self.report.to_json(),
         }
@@ -106,8 +111,9 @@ def load(path: str | Path) -> Artifact:
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        (name, digest), *_ = manifest["files"].items()
-        model = (path / name).read_bytes()
+        name, digests = manifest["model"], manifest["files"]
+        held = {n: (path / n).read_bytes() for n in map(_plain_name, digests)}
+        model = held.pop(name)
         runtime, choice, report = manifest["runtime"], manifest["choice"], manifest["report"]
     except OSError as error:
         raise InvalidModel(
@@ -119,17 +125,24 @@ def load(path: str | Path) -> Artifact:
         raise InvalidModel(
             f"{path}: artifact format {manifest.get('format')}, this tersor reads {FORMAT}"
         )
-    if sha256(model) != digest:
-        raise InvalidModel(
-            f"{path / name}: its hash is not the manifest's; compile the model again"
-        )
+    for n, data in [(name, model), *held.items()]:
+        if sha256(data) != digests[n]:
+            raise InvalidModel(
+                f"{path / n}: its hash is not the manifest's; compile the model again"
+            )
     rest = {
         k: v
         for k, v in manifest.items()
-        if k not in ("format", "runtime", "choice", "files", "report")
+        if k not in ("format", "runtime", "choice", "model", "files", "report")
     }
     passes = [PassReport(**p) for p in report.pop("passes")]
-    return Artifact(model, runtime, choice, rest, Report(passes=passes, **report))
+    return Artifact(model, runtime, choice, rest, Report(passes=passes, **report), held)
+
+
+def _plain_name(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError(f"file name {name!r} leads out of the folder")
+    return name
 
 
 def sha256(data: bytes) -> str:

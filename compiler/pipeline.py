@@ -292,7 +292,8 @@ class Pipeline:
         # A pass that does not count its rewrites is not trusted to have made none.
         if report.rewrites == 0 and print_graph(before) == print_graph(after):
             return
-        error, allowed, worst = self._difference(before, after, step)
+        # A copy, since the evaluator may keep what it made of a graph, and this one changes later on.
+        error, allowed, worst = self._difference(before, after.copy(), step)
         report.max_error = worst
         if error <= allowed:
             return
@@ -368,8 +369,11 @@ def _coarseness(dtype: np.dtype) -> float:
     name = DType.of(dtype)
     if not name.is_float:
         return 1.0
-    eps = float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
-    return max(1.0, eps / float(np.finfo(np.float32).eps))
+    return max(1.0, _epsilon(dtype) / _epsilon(np.dtype(np.float32)))
+
+
+def _epsilon(dtype: np.dtype) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def _verify_text(graph: Graph) -> None:

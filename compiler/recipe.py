@@ -13,7 +13,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -112,7 +112,8 @@ def option_names(pass_name: str) -> list[str]:
 
 
 def build_pass(name: str, options: Mapping[str, Any]) -> Pass:
-    """A pass by name with validated options; text is converted (``"7"`` for an int).
+    """A pass by name with validated options; text is converted (``"7"`` for an int,
+    ``"a:b"`` for a list).
 
     Raises:
         InvalidOption: no such pass or option, or a value of the wrong type.
@@ -124,9 +125,20 @@ def build_pass(name: str, options: Mapping[str, Any]) -> Pass:
             there = f"it has: {', '.join(known)}" if known else "it has none"
             raise InvalidOption(f"pass {name} has no option {key!r}{suggest(key, known)}; {there}")
     try:
-        return TypeAdapter(kind).validate_python(dict(options))
+        return TypeAdapter(kind).validate_python(_lists(kind, options))
     except ValidationError as error:
         raise InvalidOption(f"pass {name}: {_first_problem(error)}") from None
+
+
+def _lists(kind: type[Pass], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Text for an option that is a list, ``a:b``, taken apart; empty text is the empty list."""
+    hints = get_type_hints(kind)
+    return {
+        name: tuple(v for v in value.split(":") if v)
+        if isinstance(value, str) and get_origin(hints[name]) is tuple
+        else value
+        for name, value in options.items()
+    }
 
 
 def _from_file(path: Path) -> Recipe:

@@ -49,6 +49,12 @@ def find_pass(name: str) -> type[Pass]:
     return known[name]
 
 
+def optimization() -> list[Pass]:
+    """The lossless passes that every compilation begins with, in order."""
+    steps: list[Pass] = importlib.import_module("tersor.passes").optimization()
+    return steps
+
+
 def backend(runtime: str) -> ModuleType:
     """The backend package of a runtime.
 

@@ -407,7 +407,7 @@ def test_erasing_a_node_erases_what_fed_only_it_also_from_its_subgraphs() -> Non
 
 def test_what_is_still_read_is_not_erased() -> None:
     nested = parse(NESTED, TABLE)
-    nested.set_outputs([next(nested.nodes).output], ["y"])
+    nested.set_outputs([next(iter(nested.nodes)).output], ["y"])
     assert erase_dead([list(nested.nodes)[-1]]) == 4
     assert [n.op for n in nested.nodes] == ["Add"]
     assert weight_bytes(nested) == 8

@@ -1,11 +1,16 @@
-"""Attention for ONNX Runtime, from ONNX's Attention in its 3-D form (heads inside the hidden axis).
+"""Attention for ONNX Runtime, from ONNX's Attention in all its forms.
 
-    scores = scale * Q K^T + mask;   Y = softmax(scores) V,   a head at a time
+    scores = scale * Q K^T;   Y = softmax(softcap(scores) + mask) V,   a head at a time
 
 ``unfused``   Reshape and Transpose to [batch, heads, length, d], two MatMuls around a Softmax.  ONNX
               Runtime folds the transpose of K and the scale into FusedMatMul.
-``mha``       com.microsoft.MultiHeadAttention.
-``standard``  ONNX's own op; also what everything falls back to that the others do not cover.
+``mha``       com.microsoft.MultiHeadAttention, where the operands are [batch, length, heads*d] and the
+              mask is one of padding.
+standard      ONNX's own op stays where neither can say it: lengths of padded caches, sliding windows,
+              a fourth result, other element types than float and double, sizes that are not known.
+
+Groups of query heads that share keys become an axis of their own, over which the keys broadcast:
+[batch, kv_heads, group, length, d].
 
 The IR gives zeros where all keys of a row are masked.  A softmax over a row of lowest floats gives
 equal weights there instead, so the result is multiplied by "some key is allowed": one small product
@@ -19,146 +24,223 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.backends.ort.attention_mask import Mask, is_padding, prepared, some_allowed
 from tersor.backends.ort.options import LowerOptions
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
-# Ops whose result is finite where their float operands are (sums may overflow, so Add is not here).
-_KEEPS_FINITE = {"Unsqueeze", "Squeeze", "Expand", "Reshape", "Slice", "Mul", "Sub", "Where"}
+
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of an Attention: query heads, key heads, and whether operands are [batch, length, hidden]."""
+
+    query: int
+    key: int
+    flat: bool
+
+    @property
+    def group(self) -> int:
+        return self.query // self.key
 
 
 @dataclass
 class AttentionLowering:
     """The rule, with the masks it has prepared: made once, before their first reader."""
 
-    masks: dict[Value, tuple[Value, Value | None]] = field(default_factory=dict)
+    masks: dict[object, Mask] = field(default_factory=dict)
+    rows: dict[object, Value] = field(default_factory=dict)
 
     def lower(self, graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value] | None:
         """See the module; None keeps the standard op."""
-        if options.portable or options.attention == "standard" or not _is_plain(node):
+        heads = _heads(node)
+        if heads is None:
             return None
-        q, k, v = node.inputs[:3]
-        assert q is not None and k is not None and v is not None
-        bias, allowed = self._mask(graph, node.input(3), q)
-        heads = node.attrs["q_num_heads"]
-        assert isinstance(heads, int) and q.tensor.dims is not None
-        d = int(q.tensor.dims[2]) // heads  # type: ignore[arg-type]
+        q, k, v = (_operand(node, i) for i in range(3))
+        width = q.tensor.dims[-1]  # type: ignore[index]
+        assert isinstance(width, int)
+        d = width // heads.query if heads.flat else width
         scale = float(node.attrs.get("scale", d**-0.5))
-        mask = node.input(3)
-        padding = _padding(graph, mask) if options.attention == "mha" else None
-        if options.attention == "mha" and (mask is None or padding is not None):
-            attrs = {"num_heads": heads, "scale": scale}
-            operands = [q, k, v, None, padding]
-            type = node.output.type
-            y = graph.emit_node(
-                "com.microsoft.MultiHeadAttention", operands, attrs, types=[type]
-            ).output
-        else:
-            y = _unfused(graph, (q, k, v), bias, heads, scale)
-        return [y if allowed is None else graph.emit("Mul", [y, allowed])]
+        if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
+            return [self._mha(graph, node, heads, scale)]
+        k, v = (_by_heads(graph, x, heads) for x in (k, v))
+        past_k, past_v = node.input(4), node.input(5)
+        if past_k is not None and past_v is not None:
+            k = graph.emit("Concat", [past_k, k], {"axis": 2})
+            v = graph.emit("Concat", [past_v, v], {"axis": 2})
+        mask = self._mask(graph, node, q, k)
+        y = _product(graph, node, (q, k, v), mask, heads, scale)
+        return [y, k, v][: len(node.outputs)]
 
-    def _mask(
-        self, graph: Graph, mask: Value | None, q: Value
-    ) -> tuple[Value | None, Value | None]:
-        """(additive mask [batch, heads, q, k], factor of the result [batch, q, 1]), broadcasting."""
-        if mask is None:
-            return None, None
-        if mask not in self.masks:
-            self.masks[mask] = _prepare(graph, mask, q.tensor.dtype)
-        return self.masks[mask]
+    def _mha(self, graph: Graph, node: Node, heads: Heads, scale: float) -> Value:
+        padding = node.input(3)
+        operands = [*node.inputs[:3], None, _as_integers(graph, padding)]
+        attrs = {"num_heads": heads.query, "scale": scale}
+        y = graph.emit_node(
+            "com.microsoft.MultiHeadAttention", operands, attrs, types=[node.output.type]
+        ).output
+        if padding is None:
+            return y
+        key = (graph, padding)
+        if key not in self.rows:
+            some = some_allowed(graph, padding, node.output.tensor.dtype)
+            axes = graph.constant(np.array([1]), "axes")
+            self.rows[key] = graph.emit("Squeeze", [some, axes])
+        return graph.emit("Mul", [y, self.rows[key]])
+
+    def _mask(self, graph: Graph, node: Node, q: Value, k: Value) -> Mask | None:
+        mask, causal = node.input(3), bool(node.attrs.get("is_causal"))
+        if mask is None and not causal:
+            return None
+        past = node.input(4) if causal else None
+        key = (graph, mask, causal and _length_of(q), _length_of(k), past)
+        if key not in self.masks:
+            self.masks[key] = prepared(graph, mask, q, k, past, causal)
+        return self.masks[key]
 
 
-def _is_plain(node: Node) -> bool:
-    """3-D operands with as many key heads as query heads, no cache, no softcap, one output, no causal
-    flag, a mask of one head for all: what the rules here write out."""
-    q, k, v, mask = node.inputs[0], node.inputs[1], node.inputs[2], node.input(3)
-    shapes = [x.tensor.dims for x in (q, k, v) if x is not None]
-    mask_dims = mask.tensor.dims if mask is not None else ()
-    return (
-        len(node.inputs) <= 4
-        and len(node.outputs) == 1
-        and node.attrs.get("q_num_heads") == node.attrs.get("kv_num_heads") is not None
-        and all(s is not None and len(s) == 3 and isinstance(s[2], int) for s in shapes)
-        and not node.attrs.get("is_causal")
-        and not node.attrs.get("softcap")
-        and node.output.tensor.dtype is DType.F32
-        and mask_dims is not None
-        and (len(mask_dims) in (0, 2) or (len(mask_dims) == 4 and mask_dims[1] == 1))
+def _length_of(x: Value) -> object:
+    """What tells lengths apart: the dim, or the value itself where the dim is not known."""
+    dim = x.tensor.dims[-2] if x.tensor.dims else None
+    return x if dim is None else dim
+
+
+def _operand(node: Node, index: int) -> Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _heads(node: Node) -> Heads | None:
+    """Head counts of an Attention that the rules here write out, else None."""
+    q, k, v = (_operand(node, i).tensor.dims for i in range(3))
+    mask = node.input(3)
+    if q is None or k is None or v is None or len(q) not in (3, 4):
+        return None
+    odd = node.input(6) is not None or (len(node.outputs) > 3 and node.outputs[3].uses)
+    windows = {node.attrs.get("left_window_size", -1), node.attrs.get("right_window_size", -1)}
+    if odd or windows != {-1} or node.output.tensor.dtype not in (DType.F32, DType.F64):
+        return None
+    if mask is not None and mask.tensor.rank not in (2, 3, 4):
+        return None
+    flat = len(q) == 3
+    counts = (
+        (node.attrs.get("q_num_heads"), node.attrs.get("kv_num_heads")) if flat else (q[1], k[1])
     )
+    sizes = (*counts, q[-1], k[-1], v[-1])
+    if not all(isinstance(s, int) for s in sizes):
+        return None
+    many, few = counts
+    assert isinstance(many, int) and isinstance(few, int)
+    return Heads(many, few, flat)
 
 
-def _padding(graph: Graph, mask: Value | None) -> Value | None:
+def _suits_mha(node: Node, heads: Heads) -> bool:
+    plain = heads.flat and heads.group == 1 and len(node.outputs) == 1 and node.input(4) is None
+    plain = plain and not node.attrs.get("softcap") and not node.attrs.get("is_causal")
+    mask = node.input(3)
+    f32 = node.output.tensor.dtype is DType.F32
+    return plain and f32 and (mask is None or is_padding(mask, _operand(node, 1)))
+
+
+def _as_integers(graph: Graph, padding: Value | None) -> Value | None:
     """A boolean mask [batch, 1, 1, keys] as MultiHeadAttention takes it: i32[batch, keys]."""
-    dims = mask.tensor.dims if mask is not None else None
-    if mask is None or mask.tensor.dtype is not DType.BOOL or dims is None:
+    if padding is None:
         return None
-    if len(dims) != 4 or dims[1] != 1 or dims[2] != 1:
-        return None
-    flat = graph.emit("Squeeze", [mask, graph.constant(np.array([1, 2]), "axes")])
+    flat = graph.emit("Squeeze", [padding, graph.constant(np.array([1, 2]), "axes")])
     return graph.emit("Cast", [flat], {"to": TO_ONNX[DType.I32]})
 
 
-def _prepare(graph: Graph, mask: Value, dtype: DType) -> tuple[Value, Value | None]:
-    if mask.tensor.rank == 2:
-        mask = graph.emit("Unsqueeze", [mask, graph.constant(np.array([0, 1]), "axes")])
-    if mask.tensor.dtype is DType.BOOL:
-        zero = graph.constant(np.zeros((), dtype.numpy), "zero")
-        lowest = graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
-        return graph.emit("Where", [mask, zero, lowest]), _some_allowed(graph, mask, dtype)
-    if _is_finite(mask):
-        return mask, None
-    lowest = graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
-    bias = graph.emit("Max", [mask, lowest])
-    unmasked = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
-    return bias, _some_allowed(graph, unmasked, dtype)
+# -- written out -----------------------------------------------------------------------------------
 
 
-def _some_allowed(graph: Graph, allowed: Value, dtype: DType) -> Value:
-    """[batch, 1, q, k] bool -> [batch, q, 1] float: 1 where some key is allowed, else 0."""
-    real = graph.emit("Cast", [allowed], {"to": TO_ONNX[dtype]})
-    last = graph.constant(np.array([-1]), "axes")
-    some = graph.emit("ReduceMax", [real, last], {"keepdims": 1})
-    return graph.emit("Squeeze", [some, graph.constant(np.array([1]), "axes")])
-
-
-def _is_finite(value: Value) -> bool:
-    """Whether a float mask is provably free of infinities: made from finite constants and integers."""
-    work, seen = [value], set()
-    while work:
-        item = work.pop()
-        if item in seen or not item.tensor.dtype.is_float:
-            continue
-        seen.add(item)
-        if item.encoding is not None:
-            if not np.isfinite(item.numpy().astype(np.float64)).all():
-                return False
-        elif item.producer is None:
-            return False
-        elif item.producer.op in _KEEPS_FINITE:
-            work.extend(v for v in item.producer.inputs if v is not None)
-        elif item.producer.op != "Cast" or item.producer.inputs[0].tensor.dtype.is_float:  # type: ignore[union-attr]
-            return False
-    return True
-
-
-def _unfused(
-    graph: Graph, qkv: tuple[Value, Value, Value], bias: Value | None, heads: int, scale: float
+def _product(
+    graph: Graph,
+    node: Node,
+    qkv: tuple[Value, Value, Value],
+    mask: Mask | None,
+    heads: Heads,
+    scale: float,
 ) -> Value:
-    q, k, v = (_split_heads(graph, x, heads, transpose=i == 1) for i, x in enumerate(qkv))
-    scores = graph.emit("MatMul", [q, k])
-    factor = graph.constant(np.asarray(scale, q.tensor.dtype.numpy), "scale")
-    scores = graph.emit("Mul", [scores, factor])
-    if bias is not None:
-        scores = graph.emit("Add", [scores, bias])
-    mixed = graph.emit("MatMul", [graph.emit("Softmax", [scores], {"axis": -1}), v])
-    merged = graph.emit("Transpose", [mixed], {"perm": (0, 2, 1, 3)})
-    hidden = qkv[2].tensor.dims[2]  # type: ignore[index]
-    return graph.emit("Reshape", [merged, graph.constant(np.array([0, 0, hidden]), "shape")])
+    """``qkv``: the query as the node has it; keys and values [batch, kv_heads, length, d]."""
+    q, k, v = qkv
+    kt = graph.emit("Transpose", [k], {"perm": (0, 1, 3, 2)})
+    q, kt, v = _grouped_query(graph, q, heads), _shared(graph, kt, heads), _shared(graph, v, heads)
+    scores = graph.emit("MatMul", [q, kt])
+    scores = graph.emit("Mul", [scores, _number(graph, scale, q, "scale")])
+    if softcap := float(node.attrs.get("softcap", 0.0)):  # type: ignore[arg-type]
+        cap = _number(graph, softcap, q, "softcap")
+        scores = graph.emit("Mul", [graph.emit("Tanh", [graph.emit("Div", [scores, cap])]), cap])
+    if mask is not None:
+        scores = graph.emit("Add", [scores, _over_groups(graph, mask.bias, heads)])
+    y = graph.emit("MatMul", [graph.emit("Softmax", [scores], {"axis": -1}), v])
+    if mask is not None and mask.allowed is not None:
+        y = graph.emit("Mul", [y, _over_groups(graph, mask.allowed, heads)])
+    return _merged(graph, y, heads)
 
 
-def _split_heads(graph: Graph, x: Value, heads: int, transpose: bool) -> Value:
-    """[batch, length, heads*d] -> [batch, heads, length, d], or [batch, heads, d, length]."""
-    d = x.tensor.dims[2] // heads  # type: ignore[index, operator]
-    shape = graph.constant(np.array([0, 0, heads, d]), "shape")
-    perm = (0, 2, 3, 1) if transpose else (0, 2, 1, 3)
-    return graph.emit("Transpose", [graph.emit("Reshape", [x, shape])], {"perm": perm})
+def _number(graph: Graph, number: float, like: Value, name: str) -> Value:
+    return graph.constant(np.asarray(number, like.tensor.dtype.numpy), name)
+
+
+def _target(graph: Graph, *dims: int) -> Value:
+    return graph.constant(np.array(dims, np.int64), "shape")
+
+
+def _by_heads(graph: Graph, x: Value, heads: Heads) -> Value:
+    """Keys or values as [batch, kv_heads, length, d]."""
+    if not heads.flat:
+        return x
+    split = graph.emit("Reshape", [x, _target(graph, 0, 0, heads.key, _last(x) // heads.key)])
+    return graph.emit("Transpose", [split], {"perm": (0, 2, 1, 3)})
+
+
+def _last(x: Value) -> int:
+    size = x.tensor.dims[-1] if x.tensor.dims else None
+    assert isinstance(size, int)
+    return size
+
+
+def _grouped_query(graph: Graph, q: Value, heads: Heads) -> Value:
+    """[batch, heads, length, d], or with groups [batch, kv_heads, group, length, d]."""
+    grouped = (heads.key, heads.group) if heads.group > 1 else (heads.key,)
+    if heads.flat:
+        split = graph.emit("Reshape", [q, _target(graph, 0, 0, *grouped, _last(q) // heads.query)])
+        perm = (0, 2, 3, 1, 4) if heads.group > 1 else (0, 2, 1, 3)
+        return graph.emit("Transpose", [split], {"perm": perm})
+    if heads.group == 1:
+        return q
+    return graph.emit("Reshape", [q, _target(graph, 0, *grouped, -1, _last(q))])
+
+
+def _shared(graph: Graph, x: Value, heads: Heads) -> Value:
+    """Keys or values with an axis of 1 for the group that shares them."""
+    if heads.group == 1:
+        return x
+    return graph.emit("Unsqueeze", [x, graph.constant(np.array([2]), "axes")])
+
+
+def _over_groups(graph: Graph, x: Value, heads: Heads) -> Value:
+    """A mask or factor [batch, heads or 1, …] that broadcasts against grouped scores."""
+    dims = x.tensor.dims
+    if heads.group == 1 or dims is None:
+        return x
+    if dims[1] == 1:
+        return graph.emit("Unsqueeze", [x, graph.constant(np.array([2]), "axes")])
+    first = graph.emit("Shape", [x], {"start": 0, "end": 1})
+    rest = graph.emit("Shape", [x], {"start": 2, "end": 4})
+    target = graph.emit(
+        "Concat", [first, _target(graph, heads.key, heads.group), rest], {"axis": 0}
+    )
+    return graph.emit("Reshape", [x, target])
+
+
+def _merged(graph: Graph, y: Value, heads: Heads) -> Value:
+    """Heads back to where the result has them."""
+    width = _last(y)
+    if heads.flat:
+        perm = (0, 3, 1, 2, 4) if heads.group > 1 else (0, 2, 1, 3)
+        turned = graph.emit("Transpose", [y], {"perm": perm})
+        return graph.emit("Reshape", [turned, _target(graph, 0, 0, heads.query * width)])
+    if heads.group == 1:
+        return y
+    return graph.emit("Reshape", [y, _target(graph, 0, heads.query, -1, width)])

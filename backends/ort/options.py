@@ -13,8 +13,7 @@ class LowerOptions:
     """How fused ops and encodings are written for ONNX Runtime.
 
     Attributes:
-        attention: ``unfused``: MatMul, Softmax, MatMul; ``mha``: com.microsoft.MultiHeadAttention;
-            ``standard``: ONNX's own Attention op.
+        attention: ``unfused``: MatMul, Softmax, MatMul; ``mha``: com.microsoft.MultiHeadAttention.
         skip_norm: ``fused``: com.microsoft.SkipLayerNormalization; ``plain``: Add, then the norm.
         linear: ``matmul``: MatMul and Add; ``gemm``: Gemm on a two-dimensional view, bias inside.
         portable: standard ONNX ops only, so that every runtime can load the file.
@@ -35,7 +34,7 @@ class LowerOptions:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "attention": ("unfused", "mha", "standard"),
+    "attention": ("unfused", "mha"),
     "skip_norm": ("plain", "fused"),
     "linear": ("matmul", "gemm"),
 }

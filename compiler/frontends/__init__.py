@@ -1,1 +1,109 @@
-"""What reads a model into the IR: one folder a format."""
+"""Models of any kind to IR. The frontends themselves are imported when a model needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.ir import Graph
+
+
+@dataclass
+class Imported:
+    """An imported model.
+
+    Attributes:
+        graph: its IR.
+        original: the ONNX file that it came from, or its bytes; None where its interface is another
+            (new names), and for models from torch.
+        files: what belongs beside the compiled model (a tokenizer), by file name.
+    """
+
+    graph: Graph
+    original: Path | bytes | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def load_model(
+    model: Any,
+    *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Imported:
+    """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
+    ``fx.GraphModule``, a Hugging Face model directory, or a graph of the IR.
+
+    Raises:
+        InvalidModel, Unsupported: what the frontends say.
+        InvalidOption: a kind of model that is none of these.
+    """
+    names = {"input_names": input_names, "output_names": output_names}
+    if isinstance(model, Graph):
+        return Imported(_renamed(model, input_names, output_names))
+    if isinstance(model, (str, Path)) and Path(model).is_dir():
+        return _pretrained(Path(model), example_inputs, dynamic_shapes, names)
+    if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
+        from tersor.frontends.onnx import import_model, model_bytes
+
+        graph = _renamed(import_model(model), input_names, output_names)
+        if input_names is not None or output_names is not None:
+            return Imported(graph)
+        return Imported(
+            graph, Path(model) if isinstance(model, (str, Path)) else model_bytes(model)
+        )
+    if not _is_from(model, "torch"):
+        raise InvalidOption(
+            f"a {type(model).__name__} is no model: give an ONNX file, a torch module or a model directory"
+        )
+    from tersor.frontends import torch as frontend
+
+    if type(model).__name__ == "ExportedProgram":
+        return Imported(frontend.import_exported(model, **names))
+    return Imported(
+        frontend.import_module(model, example_inputs, dynamic_shapes=dynamic_shapes, **names)
+    )
+
+
+def _pretrained(directory: Path, examples: Any, shapes: Any, names: dict[str, Any]) -> Imported:
+    if not (directory / "config.json").is_file():
+        raise InvalidModel(
+            f"{directory}: a folder without config.json; give an ONNX file or a model folder"
+        )
+    try:
+        from tersor.frontends import torch as frontend
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"{directory}: model folders need the package {error.name!r}: pip install 'tersor[torch]'"
+        ) from None
+    module, tokenizer = frontend.load_pretrained(directory)
+    if examples is None:
+        examples, shapes = frontend.text_inputs(module)
+    graph = frontend.import_module(module, examples, dynamic_shapes=shapes, **names)
+    files = {tokenizer.name: tokenizer.read_bytes()} if tokenizer is not None else {}
+    return Imported(graph, files=files)
+
+
+def _is_from(model: Any, package: str) -> bool:
+    """Whether the model's class or a base of it comes from ``package``, without importing that."""
+    bases = type(model).__mro__
+    return package in sys.modules and any(b.__module__.split(".")[0] == package for b in bases)
+
+
+def _renamed(graph: Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Graph:
+    """With the interface under the names that the user chose."""
+    for kind, names, have in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
+        if names is not None and (len(names) != len(have) or len(set(names)) < len(names)):
+            raise InvalidOption(
+                f"{len(names)} {kind} names for {len(have)} {kind}s; they must differ and be as many"
+            )
+    if inputs is not None:
+        graph.rename_inputs(inputs)
+    if outputs is not None:
+        graph.set_outputs(list(graph.outputs), outputs)
+    return graph

@@ -247,6 +247,23 @@ class Graph:
 
     # -- building --------------------------------------------------------------------------------
 
+    def rename_inputs(self, names: Sequence[str]) -> None:
+        """New names for the inputs, in order; an inner value that has one of them gets another."""
+        inner = [
+            v for g in self.all_graphs() for v in g.values() if g is not self or not v.is_input
+        ]
+        for value, name in zip(self.inputs, names, strict=True):
+            value.name = name
+            self._names.setdefault(name, 0)
+        for value in inner:
+            if value.name in names:
+                new = self.fresh(value.name)
+                if value.is_constant:
+                    value.graph.constants = {
+                        (new if v is value else k): v for k, v in value.graph.constants.items()
+                    }
+                value.name = new
+
     def fresh(self, base: str) -> str:
         """``base``, or ``base_1`` … where a value of this or an outer or inner graph has that name."""
         names = self._names
@@ -388,6 +405,8 @@ class Graph:
             new.uses[Use(user, index)] = None
         changed = (*operands[:index], new, *operands[index + 1 :])
         if isinstance(user, Node):
+            while changed and changed[-1] is None:  # Left out at the end is not there at all.
+                changed = changed[:-1]
             user.inputs = changed
         else:
             assert new is not None, "a graph output cannot be left out"

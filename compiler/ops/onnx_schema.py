@@ -77,10 +77,20 @@ def defaults(op: str) -> dict[str, Attribute]:
     if found is None:
         return {}
     return {
-        name: _plain(onnx.helper.get_attribute_value(attr.default_value))
+        name: as_written(_plain(onnx.helper.get_attribute_value(attr.default_value)))
         for name, attr in found.attributes.items()
         if attr.default_value.name
     }
+
+
+def as_written(attribute: Attribute) -> Attribute:
+    """ONNX holds numbers of attributes in single precision: the shortest decimal that they are there,
+    so that an epsilon of 1e-12 is the same one whether it comes from a file or from Python."""
+    if isinstance(attribute, float) and abs(attribute) < float(np.finfo(np.float32).max):
+        return float(str(np.float32(attribute)))
+    if isinstance(attribute, tuple) and attribute and isinstance(attribute[0], float):
+        return tuple(float(str(np.float32(a))) for a in attribute)
+    return attribute
 
 
 def _plain(value: object) -> Attribute:
@@ -164,7 +174,7 @@ def _dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
 def infer(node: Node) -> list[ValueType]:
     """Types of the outputs by onnx's own inference for this one node.
 
-    Ops without a schema and nodes with subgraphs whose types are not known give unknown types.
+    Ops without a schema and nodes with subgraphs give unknown types.
 
     Raises:
         InvalidGraph: onnx refuses the operands.
@@ -177,7 +187,7 @@ def infer(node: Node) -> list[ValueType]:
     proto.output.extend(f"{v.name}!out" for v in node.outputs)
     for key, attr in node.attrs.items():
         if _has_graph(attr):
-            return [_subgraph_type(node, i) for i in range(len(node.outputs))]
+            return [UnknownType() for _ in node.outputs]  # Control flow is typed by its row.
         proto.attribute.append(attribute_to_proto(key, attr, found))
     operands = [v for v in node.inputs if v is not None]
     types = {v.name: type_to_proto(v.type) for v in operands if v.type != UnknownType()}
@@ -200,16 +210,6 @@ def infer(node: Node) -> list[ValueType]:
 def _has_graph(attr: Attribute) -> bool:
     return isinstance(attr, Graph) or (
         isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr)
-    )
-
-
-def _subgraph_type(node: Node, index: int) -> ValueType:
-    """If: the type both branches agree on; other control flow is typed by its row."""
-    types = [g.outputs[index].type for g in node.subgraphs if index < len(g.outputs)]
-    return (
-        types[0]
-        if types and node.op == "If" and all(t == types[0] for t in types)
-        else UnknownType()
     )
 
 

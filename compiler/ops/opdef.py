@@ -7,7 +7,7 @@ tests find it there and hold its evaluation, types and ties against ONNX Runtime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,6 +100,20 @@ class Sample:
     tolerance: float = 1e-5
 
 
+Cut = Mapping[tuple[str, int, int], Collection[int]]
+"""Positions that go, by (side, index, axis): what ties say of an operand's and a result's axes."""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """What else of a node states the sizes of its operands, and so changes when they are cut:
+    attributes (head counts, a hidden size; None: leave it out) and operands that are constants (a
+    shape, split sizes)."""
+
+    attrs: Mapping[str, Attribute | None] = field(default_factory=dict)
+    operands: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+
 Infer = Callable[[Node], Sequence[ValueType]]
 Contents = Callable[[Node], Sequence[np.ndarray | None]]
 
@@ -122,6 +136,8 @@ class OpDef:
             None. Imports torch inside.
         cost: None: unknown.
         ties: axes tied together; None: nothing is known, all axes are pinned.
+        follow: what else changes when positions are cut by the ties; None: nothing states a size.
+            Raises Unsupported where a size is stated by an operand that is no constant.
         quantizable: where quantizers go.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
@@ -139,6 +155,7 @@ class OpDef:
     torch: Callable[..., Any] | None = None
     cost: Callable[[Node], Cost] | None = None
     ties: Callable[[Node], list[Tie]] | None = None
+    follow: Callable[[Node, Cut], Follow] | None = None
     quantizable: Quantizable | None = None
     deterministic: bool = True
     commutative: bool = False

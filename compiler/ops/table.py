@@ -41,12 +41,13 @@ class Table:
     # -- what ir.Graph asks ------------------------------------------------------------------------
 
     def complete(self, op: str, attrs: Mapping[str, Attribute]) -> dict[str, Attribute]:
-        """``attrs`` with defaults filled in.
+        """``attrs`` with defaults filled in, numbers as :func:`onnx_schema.as_written`.
 
         Raises:
             InvalidGraph: an attribute that the op does not have, or one that it lacks.
         """
         row = self._rows.get(op)
+        attrs = {k: onnx_schema.as_written(v) for k, v in attrs.items()}
         if row is None or not op.startswith("tersor."):
             onnx_schema.check_attributes(op, attrs)
             return {**onnx_schema.defaults(op), **attrs}

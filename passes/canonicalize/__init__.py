@@ -6,6 +6,7 @@ from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
+from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
@@ -17,6 +18,7 @@ def canonicalization() -> list[Pass]:
     round_ = [
         ShapeArithmetic(),
         FoldConstants(),
+        NormalizeAxes(),
         EliminateIdentity(),
         SimplifyTranspose(),
         SimplifyMasks(),

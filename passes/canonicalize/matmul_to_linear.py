@@ -3,6 +3,7 @@
 MatMul(x, @W)                      -> Linear(x, W)
 Add(Linear(x, W), @b[n])           -> Linear(x, W, b)
 Gemm(x, @W, @b), transA = 0        -> Linear(x, alpha W or alpha W^T, beta b)
+Reshape(Linear(Reshape(x)))        -> Linear(x)      where rows were only merged and split again
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from tersor.analysis.match import made_by, operand, rank, read_once, with_constant
 from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 
@@ -29,6 +31,8 @@ class MatMulToLinear(Pass):
             return _gemm(graph, node)
         if node.op == "Add":
             return _bias(graph, node)
+        if node.op == "Reshape":
+            return _rows(graph, node)
         return None
 
 
@@ -95,3 +99,28 @@ def _bias(graph: Graph, node: Node) -> Rewrite:
     operands = [operand(linear, 0), operand(linear, 1), bias]
     with_scope = linear.scope
     return graph.emit("tersor.Linear", operands, name=node.output.name, scope=with_scope)
+
+
+def _rows(graph: Graph, node: Node) -> Rewrite:
+    """x[a, b, k] -> [a*b, k] -> Linear -> [a*b, n] -> [a, b, n]"""
+    linear = made_by(operand(node, 0), "tersor.Linear")
+    merge = made_by(operand(linear, 0), "Reshape") if linear is not None else None
+    if linear is None or merge is None:
+        return None
+    x, columns = operand(merge, 0), linear.output.tensor.dims
+    have, merged, out = x.tensor.dims, merge.output.tensor.dims, node.output.tensor.dims
+    if have is None or merged is None or out is None or columns is None or None in (*have, *out):
+        return None
+    lead = out[:-1]
+    kept = have[: len(lead)] == lead and product(have[len(lead) :]) == merged[-1]
+    if not kept or out[-1] != columns[-1] or len(have) < len(out):
+        return None
+    if not read_once(linear.output):
+        raise Skip("the merged rows have another reader")
+    if len(have) > len(out):  # The last axis was merged by the same Reshape.
+        target = np.array([*[0] * len(lead), merged[-1]], np.int64)
+        x = graph.emit("Reshape", [x, graph.constant(target, "shape")])
+    operands = [x, *linear.inputs[1:]]
+    return graph.emit(
+        "tersor.Linear", operands, linear.attrs, name=node.output.name, scope=linear.scope
+    )

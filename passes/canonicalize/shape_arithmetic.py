@@ -4,6 +4,8 @@
 2. A Reshape's target is written as a constant wherever its dims are numbers, equal to the operand's
    dim at the same place (0), or the only one left (-1):
        x: [batch, seq, 384],  Reshape(x, [batch, seq, 12, 32])  ->  Reshape(x, [0, 0, 12, 32])
+   Where several dims are symbols, a Reshape that only inserts dims of 1, perhaps after other views
+   of the same, is an Unsqueeze.
 3. An Expand to the operand's own shape is the operand.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, operand, same_type
-from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ir import Dim, Graph, Node, TensorType, Value
 from tersor.ops import contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
 
@@ -59,12 +61,26 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
         return x
     wanted = _target(have, out)
     if wanted is None:
-        return None
+        return _unsqueezed(graph, x, out)
     contents = contents_of(target)
     written = list(contents) if contents is not None and target.is_constant else None
     if written == wanted and not node.attrs["allowzero"]:
         return None
     return graph.emit("Reshape", [x, graph.constant(np.array(wanted, np.int64), "shape")])
+
+
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def _unsqueezed(graph: Graph, x: Value, out: tuple[Dim, ...]) -> Value | None:
+    """Rule 2 by an Unsqueeze of ``x`` or of what it is a view of."""
+    while x.producer is not None and x.producer.op in _VIEWS:
+        x = operand(x.producer, 0)
+    have = x.tensor.dims
+    if have is None or None in have or 1 in have or have != tuple(d for d in out if d != 1):
+        return None
+    axes = np.array([i for i, d in enumerate(out) if d == 1], np.int64)
+    return graph.emit("Unsqueeze", [x, graph.constant(axes, "axes")]) if axes.size else x
 
 
 def _target(have: tuple[object, ...], out: tuple[object, ...]) -> list[int] | None:

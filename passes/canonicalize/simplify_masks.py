@@ -3,6 +3,7 @@
 1. ``range >= 0`` is always true, and ``true & m`` is m (broadcast to the other's shape).
 2. An element lookup at its own coordinates is a view:
        GatherND(m[batch, seq], [range(batch) broadcast, range(seq) broadcast])  =  m as [batch, 1, 1, seq]
+       Gather(m as [batch*seq, 1], range(batch) * seq + range(seq))             =  m as [batch, 1, 1, seq, 1]
 3. Looking up elements that are all the same number gives that number, whatever the indices.
 4. A value that was broadcast for readers that broadcast anyway is left as it was: where the readers'
    own results, followed forward, keep the types they had wherever it could be seen.
@@ -14,8 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import coordinate, dims, made_by, operand, rank, same_type, uniform
-from tersor.ir import DType, Graph, Node, TensorType, Value, ValueType
+from tersor.analysis.match import (
+    coordinate,
+    dims,
+    either_way,
+    made_by,
+    operand,
+    rank,
+    same_type,
+    uniform,
+)
+from tersor.ir import Dim, DType, Graph, Node, TensorType, Value, ValueType
+from tersor.ir.dims import product
+from tersor.ops import contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
 
 # Ops that broadcast their operands, or pass a broadcast on to their result unchanged.
@@ -38,6 +50,8 @@ class SimplifyMasks(Pass):
             return _true_and(graph, node)
         if node.op == "Expand":
             return _narrowed(graph, node, operand(node, 0))
+        if node.op == "Gather" and (view := _flat_coordinates(graph, node)) is not None:
+            return view
         if node.op in ("Gather", "GatherElements", "Slice"):
             return _uniform_lookup(graph, node)
         return None
@@ -64,6 +78,42 @@ def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
     if kept != dims(x) or any(out[a] != 1 for a in rest):
         return None
     return graph.emit("Unsqueeze", [x, graph.constant(np.array(rest, np.int64), "axes")])
+
+
+def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
+    """Rule 2 in a flattened matrix."""
+    flat, index = operand(node, 0), made_by(operand(node, 1), "Add")
+    view = flat.producer
+    if index is None or view is None or view.op not in ("Flatten", "Reshape") or node.attrs["axis"]:
+        return None
+    matrix, out = operand(view, 0), node.output.tensor.dims
+    have, flat_dims = matrix.tensor.dims, flat.tensor.dims
+    if have is None or len(have) != 2 or None in have or out is None or flat_dims is None:
+        return None
+    if flat_dims[0] != product(have) or any(d != 1 for d in flat_dims[1:]):
+        return None
+    for column, scaled in either_way(index):
+        row = _times(scaled, have[1])
+        axes = (None if row is None else coordinate(row), coordinate(column))
+        if axes[0] is None or axes[1] is None or axes[0] >= axes[1]:
+            continue
+        rest = [a for a in range(len(out)) if a not in axes]
+        if tuple(out[a] for a in axes if a is not None) == have and all(out[a] == 1 for a in rest):
+            axes_value = graph.constant(np.array(rest, np.int64), "axes")
+            return graph.emit("Unsqueeze", [matrix, axes_value])
+    return None
+
+
+def _times(value: Value, size: Dim) -> Value | None:
+    """x of x * size."""
+    node = made_by(value, "Mul")
+    if node is None:
+        return None
+    for x, factor in either_way(node):
+        contents = contents_of(factor)
+        if contents is not None and list(contents.reshape(-1)) == [size]:
+            return x
+    return None
 
 
 def _always_true(value: Value) -> bool:
@@ -149,6 +199,8 @@ def _tolerates(node: Node, operand_index: int) -> bool:
     if len(node.outputs) != 1:
         return False
     if node.op == "Attention":
-        return operand_index == 3
+        # All axes of a mask broadcast but the last: keys that it does not reach are masked.
+        dims, keys = operand(node, 3).tensor.dims, operand(node, 1).tensor.dims
+        return operand_index == 3 and bool(dims) and bool(keys) and dims[-1] == keys[-2]  # type: ignore[index]
     # A lookup of fewer indices gives fewer rows, which its readers must broadcast in turn.
     return node.op in _BROADCASTS or (node.op == "Gather" and operand_index == 1)

@@ -2,9 +2,10 @@
 
     softmax(c (a Q)(b K)^T + mask) V   =   Attention(Q, K, V, mask) {scale = a b c}
 
-Covered: scores scaled before or after the product, by Mul or Div; the mask added either way round; a
-guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups of
-query heads (Unsqueeze, Expand, Reshape).  A mask ``where(m, 0, -inf)`` becomes the boolean m.
+Covered: scores scaled before or after the product, by Mul or Div; masks added either way round, one
+after the other too (a position bias and padding); a guard against NaN after the softmax
+(``where(isnan(p), 0, p)``); keys and values repeated for groups of query heads (Unsqueeze, Expand,
+Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)`` becomes the boolean m.
 
 **Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are
 NaN, which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the
@@ -15,6 +16,7 @@ a mask of lowest floats is kept as it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,25 +42,34 @@ class FuseAttention(Pass):
     keeps = Keeps(values=1e-4)  # The softmax amplifies the rounding of its scores.
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "Attention":
+            return _grouped(graph, node)
         if node.op != "MatMul":
             return None
         softmax, guarded = _softmax(operand(node, 0))
         if softmax is None or rank(softmax.output) != 4:
             return None
-        scores, mask = _split_mask(operand(softmax, 0))
+        scores, masks = _split_masks(operand(softmax, 0))
         scale, product = _unscaled(scores)
-        if product is None or product.op != "MatMul":
+        if product is None:
             return None
         if not read_once(operand(node, 0)):
             raise Skip("the attention weights have another reader")
         a, q = _scaled_operand(operand(product, 0))
         b, kt = _scaled_operand(operand(product, 1))
         v = operand(node, 1)
-        _check(q, kt, v, operand(softmax, 0), mask)
+        _check(q, kt, v, operand(softmax, 0), masks)
         operands: list[Value | None] = [q, *_keys_and_values(graph, kt, v)]
-        if mask is not None:
-            operands.append(_boolean(mask, guarded))
-        return graph.emit("Attention", operands, {"scale": scale * a * b})
+        if masks:
+            mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
+            operands.append(mask)
+        return graph.emit("Attention", operands, {"scale": _exact(scale * a * b, q)})
+
+
+def _exact(scale: float, q: Value) -> float:
+    """1 / sqrt(d) where ``scale`` is that but for the rounding of its factors."""
+    usual = float(q.tensor.dims[3]) ** -0.5  # type: ignore[index, arg-type]
+    return usual if math.isclose(scale, usual, rel_tol=1e-6) else scale
 
 
 def _softmax(weights: Value) -> tuple[Node | None, bool]:
@@ -77,15 +88,28 @@ def _softmax(weights: Value) -> tuple[Node | None, bool]:
     return softmax, guard is not None
 
 
-def _split_mask(value: Value) -> tuple[Value, Value | None]:
-    """(scores, additive mask or None): the addend that comes from a product is the scores."""
-    total = made_by(value, "Add")
-    if total is None:
-        return value, None
-    for scores, mask in either_way(total):
-        if _unscaled(scores)[1] is not None and scores.type == value.type:
-            return scores, mask
-    return value, None
+def _split_masks(value: Value) -> tuple[Value, list[Value]]:
+    """(scores, additive masks): the addend that comes from a product is the scores."""
+    masks: list[Value] = []
+    scores = value
+    while (total := made_by(scores, "Add")) is not None:
+        for inner, mask in either_way(total):
+            sums = made_by(inner, "Add") is not None and read_once(inner)
+            if inner.type == value.type and (sums or _unscaled(inner)[1] is not None):
+                masks.append(mask)
+                scores = inner
+                break
+        else:
+            return value, []
+    return (scores, masks) if _unscaled(scores)[1] is not None else (value, [])
+
+
+def _sum(graph: Graph, masks: list[Value]) -> Value:
+    """All masks in one, equal for every layer that adds the same ones."""
+    total = masks[-1]
+    for mask in reversed(masks[:-1]):
+        total = graph.emit("Add", [total, mask])
+    return total
 
 
 def _unscaled(value: Value) -> tuple[float, Node | None]:
@@ -113,6 +137,18 @@ def _scaled_operand(value: Value) -> tuple[float, Value]:
     if node.op == "Mul" and (number := scalar(a)) and b.type == value.type:
         return number, b
     return 1.0, value
+
+
+def _grouped(graph: Graph, node: Node) -> Rewrite:
+    """An Attention whose keys and values were repeated for it: it repeats them itself."""
+    k, v = operand(node, 1), operand(node, 2)
+    fewer = _unrepeated(k), _unrepeated(v)
+    if fewer[0] is k or fewer[1] is v or node.input(4) is not None or len(node.outputs) > 1:
+        return None
+    few_k, few_v = dims(fewer[0]), dims(fewer[1])
+    if few_k is None or few_v is None or few_k[1] != few_v[1]:
+        return None
+    return graph.emit("Attention", [node.inputs[0], *fewer, *node.inputs[3:]], node.attrs)
 
 
 def _keys_and_values(graph: Graph, kt: Value, v: Value) -> tuple[Value, Value]:
@@ -147,7 +183,7 @@ def _unrepeated(source: Value) -> Value:
     return before if grouped and heads else source
 
 
-def _check(q: Value, kt: Value, v: Value, scores: Value, mask: Value | None) -> None:
+def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> None:
     """What Attention asks of its operands beyond what products do, which broadcast."""
     a, b, c, s = dims(q), dims(kt), dims(v), dims(scores)
     if a is None or b is None or c is None or s is None or {len(a), len(b), len(c)} != {4}:
@@ -159,8 +195,8 @@ def _check(q: Value, kt: Value, v: Value, scores: Value, mask: Value | None) -> 
             raise Skip(f"heads or head size of {x!r} are not known")
     if not _agree(a[0], b[0]) or not _agree(b[0], c[0]) or not a[1] == b[1] == c[1]:
         raise Skip("its operands are of different batches or heads")
-    last = dims(mask)[-1:] if mask is not None and dims(mask) is not None else s[-1:]  # type: ignore[index]
-    if not last or not _agree(last[0], s[-1]):
+    lasts = [(dims(mask) or s)[-1:] for mask in masks]
+    if masks and not any(last and _agree(last[0], s[-1]) for last in lasts):
         raise Skip("its mask does not tell the keys apart")
 
 

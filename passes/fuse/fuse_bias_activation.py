@@ -16,7 +16,7 @@ from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 class FuseBiasActivation(Pass):
     """No options."""
 
-    keeps = ROUNDING  # x sigmoid(x) is computed by another formula in one op than in two.
+    keeps = ROUNDING  # The fused activation may be computed in another form.
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         activation = _activation(node)

@@ -2,7 +2,7 @@
 
     y = x * rsqrt(mean(x^2) + eps) * scale
 
-rsqrt is Reciprocal(Sqrt(v)), Pow(v, -0.5), or a Div by Sqrt(v).
+rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v).
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ def _under_root(value: Value, op: str) -> Value | None:
         power = made_by(value, "Pow")
         if power is not None and is_scalar(operand(power, 1), -0.5):
             return operand(power, 0)
-        inverse = made_by(value, "Reciprocal")
-        value = operand(inverse, 0) if inverse is not None else value
-        if inverse is None:
+        if (inverse := made_by(value, "Reciprocal")) is not None:
+            value = operand(inverse, 0)
+        elif (inverse := made_by(value, "Div")) is not None and is_scalar(inverse.inputs[0], 1):
+            value = operand(inverse, 1)
+        else:
             return None
     root = made_by(value, "Sqrt")
     return operand(root, 0) if root is not None else None

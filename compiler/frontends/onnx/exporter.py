@@ -14,6 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tersor.errors import Unsupported
+from tersor.frontends.onnx.scopes import NAMESPACE
 from tersor.ir import Attribute, Dense, DType, Graph, Node, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import (
@@ -29,7 +30,6 @@ from tersor.ops.onnx_schema import (
 
 MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
 IR_VERSION = 10
-SCOPE_KEY = "tersor.scope"
 
 
 def export_model(
@@ -213,7 +213,7 @@ class _Exporter:
             proto.attribute.append(self._attribute(key, attr, at))
         proto.name = self._node_name(node)
         if node.scope:
-            proto.metadata_props.add(key=SCOPE_KEY, value=node.scope)
+            proto.metadata_props.add(key=NAMESPACE, value=node.scope)
         return proto
 
     def _trim(self, node: Node, proto: NodeProto) -> None:

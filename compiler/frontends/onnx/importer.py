@@ -24,7 +24,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from tersor.errors import InvalidGraph, InvalidModel, Unsupported
-from tersor.frontends.onnx.control import body_input_types, result_types
+from tersor.frontends.onnx.control import body_input_types
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.normalize import Old, normalize
@@ -190,7 +190,6 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         inputs = [scope.value(t.name, label) for t in surgeon.inputs]
         old = Old(graph, op, inputs, {}, len(names), module_path(proto))
         old.attrs = _attributes(surgeon, proto, scope, inputs)
-        bodies = [a for a in old.attrs.values() if isinstance(a, Graph)]
         if not domain:
             normalize(old, scope.opsets[""])
         while old.inputs and old.inputs[-1] is None:
@@ -209,9 +208,8 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         raise InvalidModel(f"{label}: {error}") from None
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
-    known = result_types(op, old.inputs, bodies, len(names))
-    for name, value, type in zip(names, node.outputs, known, strict=True):
-        value.type = _merged(_merged(value.type, type), scope.written.get(name))
+    for name, value in zip(names, node.outputs, strict=True):
+        value.type = _merged(value.type, scope.written.get(name))
         if name:
             scope.values[name] = value
 

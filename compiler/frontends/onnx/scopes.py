@@ -20,15 +20,20 @@ def module_path(proto: NodeProto) -> str:
     """
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if TORCH_SCOPES in metadata and (scopes := _list(metadata[TORCH_SCOPES])):
-        return scopes[-2] if len(scopes) > 1 else ""
+        return _known(scopes[-2]) if len(scopes) > 1 else ""
     if namespace := metadata.get(NAMESPACE):
         if ": " not in namespace:
             return str(namespace)
         parts = [part.split(":")[0].strip() for part in namespace.split("/")]
-        return parts[-2] if len(parts) > 1 else ""
+        return _known(parts[-2]) if len(parts) > 1 else ""
     if not proto.name.startswith("/"):
         return ""
     return ".".join(part for part in proto.name.split("/")[1:-1] if part)
+
+
+def _known(path: str) -> str:
+    """What torch writes in place of a path that it does not know is none."""
+    return "" if path.startswith("_empty_nn_module_stack") else path
 
 
 def _list(text: str) -> list[str]:

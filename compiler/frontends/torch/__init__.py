@@ -1,6 +1,12 @@
 """torch modules into the IR, from the graph of torch.export."""
 
 from tersor.frontends.torch.importer import import_exported, import_graph_module, import_module
-from tersor.frontends.torch.pretrained import load_pretrained
+from tersor.frontends.torch.pretrained import load_pretrained, text_inputs
 
-__all__ = ["import_exported", "import_graph_module", "import_module", "load_pretrained"]
+__all__ = [
+    "import_exported",
+    "import_graph_module",
+    "import_module",
+    "load_pretrained",
+    "text_inputs",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,24 @@ def load_pretrained(directory: str | Path) -> tuple[Any, Path | None]:
     )
     tokenizer = next((directory / n for n in TOKENIZERS if (directory / n).is_file()), None)
     return model.eval(), tokenizer
+
+
+def text_inputs(model: Any) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    """Example inputs and dynamic shapes for a model of token ids: ``input_ids`` and, where its forward
+    takes one, ``attention_mask``, both i64[batch, sequence].
+
+    Raises:
+        Unsupported: its forward takes no ``input_ids``.
+    """
+    import torch
+
+    taken = inspect.signature(model.forward).parameters
+    if "input_ids" not in taken:
+        raise Unsupported(f"{type(model).__name__} takes no input_ids: give example_inputs")
+    names = [n for n in ("input_ids", "attention_mask") if n in taken]
+    # Sizes that no model has as a constant of its own, so that tracing does not take them for one.
+    examples = {n: torch.ones((3, 17), dtype=torch.long) for n in names}
+    return examples, {n: {0: "batch", 1: "sequence"} for n in names}
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, TensorType, Value
-from tersor.ops.opdef import Member, Tie
+from tersor.ops.opdef import Cut, Follow, Member, Tie
 
 
 def dims(value: Value | None) -> tuple[Dim, ...]:
@@ -36,3 +39,28 @@ def broadcast(
         if len(members) > 1:
             ties.append(Tie(size, tuple(members)))
     return ties
+
+
+# -- what follows a cut ----------------------------------------------------------------------------
+
+
+def constant(node: Node, index: int) -> np.ndarray:
+    """Numbers of operand ``index``, which states sizes.
+
+    Raises:
+        Unsupported: it is left out or computed while the model runs.
+    """
+    value = node.input(index)
+    if value is None or not value.is_constant:
+        raise Unsupported(f"{node.label}: operand {index} states sizes and is no constant")
+    return value.numpy()
+
+
+def stated_shape(node: Node, cut: Cut) -> Follow:
+    """Operand 1 is the result's shape, aligned at its end; 0, 1 and -1 in it hold of any size."""
+    shape = constant(node, 1).copy()
+    first = len(dims(node.output)) - len(shape)
+    for i, entry in enumerate(shape):
+        if entry > 1:
+            shape[i] = entry - len(cut.get(("out", 0, first + i), ()))
+    return Follow(operands={1: shape})

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, Node, TensorType, ValueType
+from tersor.ir import Attribute, Dim, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie
 
 
 def head_counts(node: Node) -> tuple[int, int] | None:
@@ -110,7 +110,7 @@ def _bias(mask: Any, scores: Any, before: int, causal: bool) -> Any:
         if mask.dtype is torch.bool:
             bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
         missing = scores.shape[-1] - bias.shape[-1]
-        if missing > 0 and bias.shape[-1] != 1:
+        if missing > 0:
             bias = torch.nn.functional.pad(bias, (0, missing), value=float("-inf"))
     if causal:
         rows, columns = scores.shape[-2:]
@@ -136,28 +136,60 @@ def _cost(node: Node) -> Cost:
 def _ties(node: Node) -> list[Tie]:
     """Batch; and groups of heads that share keys: slicing whole groups leaves the others unchanged
     (with the head counts that shrink alike)."""
-    q, k, v = (dims(x) for x in node.inputs[:3])
-    counts = head_counts(node)
-    if counts is None or (len(node.inputs) > 3 and node.input(4) is not None):
+    counts, q = head_counts(node), dims(node.inputs[0])
+    if counts is None:
         return []
-    heads, groups = counts
-    ties = [Tie(q[0], (*(plain("in", i, 0) for i in range(3)), plain("out", 0, 0)))]
-    if dims(node.input(3)) and len(dims(node.input(3))) > 2:
-        ties = []
-    if len(q) == 4:
-        each = heads // groups
-        members = (Member("in", 0, 1, inner=each), plain("in", 1, 1), plain("in", 2, 1),
-                   Member("out", 0, 1, inner=each))  # fmt: skip
-        return [*ties, Tie(groups, members)]
-    sizes = [s[-1] for s in (q, k, v)] + [dims(node.output)[-1]]
-    if not all(isinstance(s, int) for s in sizes):
-        return ties
-    inner = [int(s) // groups for s in sizes if isinstance(s, int)]
-    hidden: tuple[Member, ...] = (
-        *(Member("in", i, 2, inner=inner[i]) for i in range(3)),
-        Member("out", 0, 2, inner=inner[3]),
-    )
-    return [*ties, Tie(groups, hidden)]
+    states = [plain("in", i, 0) for i in (4, 5, 6) if node.input(i) is not None]
+    results = (plain("out", i, 0) for i in range(len(node.outputs)))
+    members = [*(plain("in", i, 0) for i in range(3)), *states, *results]
+    found = [(q[0], members, _mask_members(node, 4, q[0]))]
+    if (grouped := _group_members(node, *counts)) is not None:
+        each = counts[0] // counts[1]
+        found.append((counts[1], grouped, _mask_members(node, 3, counts[0], each)))
+    return [Tie(size, (*held, *mask)) for size, held, mask in found if mask is not None]
+
+
+def _mask_members(node: Node, place: int, size: Dim, inner: int = 1) -> list[Member] | None:
+    """The mask's axis at ``place`` from its end: nothing where it is left out or stretched, None where
+    that is not known."""
+    shape = dims(node.input(3))
+    if node.input(3) is None or (shape and (len(shape) < place or shape[-place] == 1)):
+        return []
+    if not shape or shape[-place] != size:
+        return None
+    return [Member("in", 3, len(shape) - place, inner=inner)]
+
+
+def _group_members(node: Node, heads: int, groups: int) -> list[Member] | None:
+    """Where a group of heads lies, but for the mask; None where the size of a head is not known."""
+    each, flat = heads // groups, len(dims(node.inputs[0])) == 3
+    members = [plain("in", i, 1) for i in (4, 5) if node.input(i) is not None]
+    members += [plain("out", i, 1) for i in (1, 2) if i < len(node.outputs)]
+    members += [Member("out", 3, 1, inner=each)] if len(node.outputs) > 3 else []
+    if not flat:
+        kept = [Member("in", 0, 1, inner=each), plain("in", 1, 1), plain("in", 2, 1)]
+        return [*kept, Member("out", 0, 1, inner=each), *members]
+    for side, index, value in (
+        *(("in", i, node.inputs[i]) for i in range(3)),
+        ("out", 0, node.output),
+    ):
+        hidden = dims(value)[-1] if dims(value) else None
+        if not isinstance(hidden, int):
+            return None
+        members.append(Member("in" if side == "in" else "out", index, 2, inner=hidden // groups))
+    return members
+
+
+def _follow(node: Node, cut: Cut) -> Follow:
+    """Head counts shrink as the hidden axes do. The factor of the scores does not: it comes from the
+    size of a head."""
+    counts = head_counts(node)
+    changed: dict[str, Attribute | None] = {}
+    for index, name in enumerate(("q_num_heads", "kv_num_heads")):
+        hidden, gone = dims(node.inputs[index])[-1], cut.get(("in", index, 2), ())
+        if gone and name in node.attrs and counts is not None and isinstance(hidden, int):
+            changed[name] = counts[index] * (hidden - len(gone)) // hidden
+    return Follow(changed)
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
@@ -174,11 +206,14 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
         Sample([f(2, 2, 3, 4), f(2, 2, 5, 4), f(2, 2, 5, 4), f(3, 5)], {"softcap": 2.0}),
         Sample([f(2, 2, 1, 4), f(2, 2, 1, 4), f(2, 2, 1, 4), None, f(2, 2, 6, 4), f(2, 2, 6, 4)],
                {"is_causal": 1}, outputs=3),
+        Sample([f(2, 3, 8), f(2, 5, 8), f(2, 5, 8)], {**heads, "qk_matmul_output_mode": 3}, outputs=4),
+        Sample([f(2, 4, 3, 4), f(2, 2, 5, 4), f(2, 2, 5, 4), f(2, 4, 3, 5)], outputs=3),
+        Sample([f(2, 3, 8), f(2, 5, 8), f(2, 5, 8), f(4, 3, 5)], {"q_num_heads": 4, "kv_num_heads": 4}),
     ]  # fmt: skip
 
 
 def _rotary(
-    x: Any, cos: Any, sin: Any, positions: Any = None, *, interleaved: int, num_heads: int,
+    x: Any, cos: Any, sin: Any, positions: Any = None, *, interleaved: int, num_heads: int = 0,
     rotary_embedding_dim: int,
 ) -> Any:  # fmt: skip
     import torch
@@ -209,7 +244,24 @@ def _rotary_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample([f(2, 2, 3, 8), f(2, 3, 4), f(2, 3, 4)]),
         Sample([f(2, 2, 3, 8), f(9, 4), f(9, 4), places], {"interleaved": 1}),
+        Sample([f(2, 3, 16), f(9, 4), f(9, 4), places], {"num_heads": 2}),
     ]
+
+
+def _rotary_ties(node: Node) -> list[Tie]:
+    """Batch, positions, and heads where they have an axis of their own; a table of all positions that
+    ``position_ids`` look up stays."""
+    have, looked_up = dims(node.inputs[0]), node.input(3) is not None
+    if len(have) not in (3, 4):
+        return []
+    at = len(have) - 2  # positions
+    tables = [plain("in", 3, 0)] if looked_up else [plain("in", 1, 0), plain("in", 2, 0)]
+    steps = [plain("in", 3, 1)] if looked_up else [plain("in", 1, 1), plain("in", 2, 1)]
+    ties = [
+        Tie(have[0], (plain("in", 0, 0), *tables, plain("out", 0, 0))),
+        Tie(have[at], (plain("in", 0, at), *steps, plain("out", 0, at))),
+    ]
+    return [*ties, *([Tie(have[1], (plain("in", 0, 1), plain("out", 0, 1)))] if at == 2 else [])]
 
 
 def _rotary_cost(node: Node) -> Cost:
@@ -219,6 +271,7 @@ def _rotary_cost(node: Node) -> Cost:
 
 ROWS = [
     OpDef("Attention", since=23, infer=_infer, torch=_attention, cost=_cost, ties=_ties,
-          samples=_samples),
-    OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, samples=_rotary_samples),
+          follow=_follow,          samples=_samples),
+    OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, ties=_rotary_ties,
+          samples=_rotary_samples),
 ]  # fmt: skip

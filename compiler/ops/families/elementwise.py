@@ -1,4 +1,4 @@
-"""Ops that work an element at a time: unary, binary with broadcasting, selection, casting."""
+"""Ops that work an element at a time: unary, binary with broadcasting, selection."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
-from tersor.ir.dims import KnownDim, floordiv, maximum, minimum
+from tersor.ir.dims import KnownDim, divide, floordiv, maximum, minimum
 from tersor.ops import onnx_schema
-from tersor.ops.families._symbolic import broadcast_dims
+from tersor.ops.families._symbolic import broadcast_dims, is_at_least
 from tersor.ops.families._ties import broadcast, dims
-from tersor.ops.onnx_schema import FROM_ONNX
-from tersor.ops.opdef import Cost, OpDef, Sample
+from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 
@@ -22,7 +21,7 @@ def elementwise_cost(node: Node) -> Cost:
     return Cost(0, node.output.tensor.numel if isinstance(node.output.type, TensorType) else None)
 
 
-def _broadcast_infer(
+def broadcast_infer(
     dtype: DType | None = None, source: int = 0
 ) -> Callable[[Node], list[ValueType]]:
     """Result of broadcasting; of ``dtype``, or of operand ``source``'s."""
@@ -94,11 +93,16 @@ def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | No
 
 
 def _compare(op: Callable[[Any, Any], bool]) -> Callable[[Any, Any], int | None]:
-    """1 or 0 for numbers; unknown for symbols, unless the difference is a number."""
+    """1 or 0 for numbers, and for symbols whose difference is a number or has a certain sign (a size
+    is never -1); else unknown."""
 
     def decide(a: KnownDim, b: KnownDim) -> int | None:
         span = a - b
-        return int(op(span, 0)) if isinstance(span, int) else None
+        if isinstance(span, int):
+            return int(op(span, 0))
+        if is_at_least(span, 1):
+            return int(op(1, 0))
+        return int(op(-1, 0)) if is_at_least(-1, span) else None
 
     return decide
 
@@ -109,7 +113,10 @@ def _divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
         return None
     if isinstance(a, int) and isinstance(b, int):
         return int(a / b) if abs(a) < 2**53 else None
-    return floordiv(a, b)
+    if (exact := divide(a, b)) is not None:
+        return exact
+    # Rounding towards zero is rounding down where neither is negative.
+    return None if is_at_least(0, a) or is_at_least(0, b) else floordiv(a, b)
 
 
 def _where_contents(node: Node) -> list[np.ndarray | None]:
@@ -121,19 +128,6 @@ def _where_contents(node: Node) -> list[np.ndarray | None]:
 def _identity_contents(node: Node) -> list[np.ndarray | None]:
     held = contents_of(node.inputs[0])
     return [held] + [None] * (len(node.outputs) - 1)
-
-
-def _cast_contents(node: Node) -> list[np.ndarray | None]:
-    """Integers stay what they are; to bool, whether they are zero, where that is known."""
-    to = FROM_ONNX[int(node.attrs["to"])]  # type: ignore[arg-type]
-    held = contents_of(node.inputs[0])
-    if held is None or not (to.is_integer or to is DType.BOOL):
-        return [None]
-    if to is DType.BOOL:
-        return _lift(lambda a: int(a != 0) if isinstance(a, int) else None)(node)
-    if to.bits < 32:
-        return [None]
-    return [held]
 
 
 # -- torch -----------------------------------------------------------------------------------------
@@ -195,20 +189,6 @@ def _clip(x: Any, low: Any = None, high: Any = None) -> Any:
     return x if high is None else x.minimum(high)
 
 
-def _cast(x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
-    import torch
-
-    return x.to(_TORCH_DTYPES(torch)[FROM_ONNX[to]])
-
-
-def _TORCH_DTYPES(torch: Any) -> dict[DType, Any]:
-    return {
-        DType.F32: torch.float32, DType.F64: torch.float64, DType.F16: torch.float16,
-        DType.BF16: torch.bfloat16, DType.I64: torch.int64, DType.I32: torch.int32,
-        DType.I16: torch.int16, DType.I8: torch.int8, DType.U8: torch.uint8, DType.BOOL: torch.bool,
-    }  # fmt: skip
-
-
 def _isinf(x: Any, *, detect_negative: int, detect_positive: int) -> Any:
     inf = float("inf")
     return ((x == inf) & bool(detect_positive)) | ((x == -inf) & bool(detect_negative))
@@ -218,6 +198,15 @@ def _dropout(x: Any, ratio: Any = None, training: Any = None, *, seed: int = 0) 
     import torch
 
     return x, torch.ones_like(x, dtype=torch.bool)
+
+
+def _dropout_ties(node: Node) -> list[Tie]:
+    """The mask is shaped like the operand."""
+    masks = range(1, len(node.outputs))
+    return [
+        Tie(t.size, (*t.members, *(Member("out", i, t.members[0].axis) for i in masks)))
+        for t in broadcast(node, [0])
+    ]
 
 
 def _selu(x: Any, *, alpha: float, gamma: float) -> Any:
@@ -237,6 +226,11 @@ def _positive(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def _unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+
+
+def _holed(x: np.ndarray, hole: float) -> np.ndarray:
+    """``x`` with some elements of either sign made ``hole``."""
+    return np.where(np.abs(x) > 1, np.copysign(hole, x), x).astype(x.dtype)
 
 
 def _bools(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -272,14 +266,14 @@ def _unary(
 
 def _binary(op: str, since: int, torch: Callable[..., Any], **more: Any) -> OpDef:
     """A row of an op on broadcast operands of one type."""
-    row: dict[str, Any] = {"infer": _broadcast_infer(), "samples": _pairs(_f)}
+    row: dict[str, Any] = {"infer": broadcast_infer(), "samples": _pairs(_f)}
     return OpDef(
         op, since=since, torch=torch, cost=elementwise_cost, ties=broadcast, **(row | more)
     )
 
 
 def _compares(op: str, since: int, torch: str, decide: Callable[[Any, Any], bool]) -> OpDef:
-    return _binary(op, since, _torch(torch), infer=_broadcast_infer(DType.BOOL),
+    return _binary(op, since, _torch(torch), infer=broadcast_infer(DType.BOOL),
                    contents=_lift(_compare(decide)), commutative=op == "Equal")  # fmt: skip
 
 
@@ -308,18 +302,6 @@ def _clip_samples(rng: np.random.Generator) -> list[Sample]:
         Sample([_f(rng, 3, 4), None, high]),
         Sample([_f(rng, 3), low]),
     ]
-
-
-def _cast_samples(rng: np.random.Generator) -> list[Sample]:
-    bools, whole = _bools(rng, 3, 4), rng.integers(-5, 5, (3, 4)).astype(np.int64)
-    return [Sample([bools], {"to": 1}), Sample([whole], {"to": 9}), Sample([whole], {"to": 6}),
-            Sample([_f(rng, 3, 4) * 4], {"to": 7}), Sample([whole], {"to": 10})]  # fmt: skip
-
-
-def _cast_infer(node: Node) -> list[ValueType]:
-    x = node.inputs[0]
-    assert x is not None
-    return [TensorType(FROM_ONNX[int(node.attrs["to"])], x.tensor.dims)]  # type: ignore[arg-type]
 
 
 def _bool_like(node: Node) -> list[ValueType]:
@@ -371,18 +353,17 @@ ROWS = [
           contents=_identity_contents, torch=lambda x: x, cost=lambda node: Cost(0, 0),
           ties=broadcast, samples=_one(_f)),
     OpDef("Dropout", since=13, infer=_same_infer, torch=_dropout, cost=lambda node: Cost(0, 0),
-          ties=broadcast, samples=_one(_f)),
+          ties=_dropout_ties,
+          samples=lambda rng: [Sample([_f(rng, 2, 3)], outputs=n) for n in (1, 2)]),
     OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
           cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
     OpDef("IsNaN", since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
-          ties=broadcast, samples=_one(lambda rng, *s: np.log(_f(rng, *s)))),
+          ties=broadcast, samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.nan))),
     OpDef("IsInf", since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost, ties=broadcast,
-          samples=_one(lambda rng, *s: 1 / np.round(_f(rng, *s)), {}, {"detect_positive": 0})),
-    OpDef("Cast", since=13, infer=_cast_infer, contents=_cast_contents, torch=_cast,
-          cost=elementwise_cost, ties=broadcast, samples=_cast_samples),
+          samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.inf), {}, {"detect_positive": 0})),
     OpDef("Clip", since=12, infer=_same_infer, torch=_clip, cost=elementwise_cost,
           ties=lambda node: broadcast(node, [0]), samples=_clip_samples),
-    OpDef("Where", since=9, infer=_broadcast_infer(source=1), contents=_where_contents,
+    OpDef("Where", since=9, infer=broadcast_infer(source=1), contents=_where_contents,
           torch=_torch("where"), cost=elementwise_cost, ties=broadcast, samples=_where_samples),
     _binary("Add", 7, _torch("add"), contents=_lift(lambda a, b: a + b), commutative=True),
     _binary("Sub", 7, _torch("sub"), contents=_lift(lambda a, b: a - b)),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
 from tersor.ir.dims import KnownDim, divide
 from tersor.ops.families._symbolic import (
@@ -24,8 +25,8 @@ from tersor.ops.families._symbolic import (
     smaller,
     tensor,
 )
-from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Member, OpDef, Sample, Tie
+from tersor.ops.families._ties import constant, dims, plain
+from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 END = 2**31 - 1  # Ends and starts from here on mean "to the end", as INT64_MAX does.
@@ -202,9 +203,21 @@ def _split_ties(node: Node) -> list[Tie]:
     return ties
 
 
+def _split_follow(node: Node, cut: Cut) -> Follow:
+    """Sizes as operand 1, also where equal parts were asked for: they may differ now."""
+    have = dims(node.inputs[0])
+    axis, sizes = axis_of(node, len(have)), _split_sizes(node)
+    if not any(key[2] == axis for key, gone in cut.items() if gone):
+        return Follow()
+    if not all(isinstance(s, int) for s in sizes):
+        raise Unsupported(f"{node.label}: the sizes of the parts are not known")
+    left = [int(s) - len(cut.get(("out", n, axis), ())) for n, s in enumerate(sizes)]  # type: ignore[arg-type]
+    return Follow({"num_outputs": None}, {1: np.array(left, np.int64)})
+
+
 # -- Slice -----------------------------------------------------------------------------------------
 
-Cut = tuple[Any, Any, Any]  # start, end, step; each an int, a Sym or None
+Stretch = tuple[Any, Any, Any]  # start, end, step; each an int, a Sym or None
 
 
 def positions(size: int, start: int, end: int, step: int) -> range:
@@ -216,7 +229,7 @@ def positions(size: int, start: int, end: int, step: int) -> range:
     return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
 
 
-def _cuts(node: Node, rank: int) -> dict[int, Cut] | None:
+def _cuts(node: Node, rank: int) -> dict[int, Stretch] | None:
     """axis -> its cut; None where the axes are not known."""
     columns = [known(node.input(i)) for i in (1, 2, 4)]
     axes = ints(node.input(3))
@@ -248,7 +261,7 @@ def _position(position: Any, size: KnownDim) -> Dim:
     return None
 
 
-def _sliced(size: Dim, cut: Cut) -> Dim:
+def _sliced(size: Dim, cut: Stretch) -> Dim:
     """The length that ``cut`` leaves of an axis; None where that does not follow.
 
     A symbolic position in an axis of a fixed size (the first ``seq`` of 512 position embeddings) is
@@ -283,7 +296,7 @@ def _slice_infer(node: Node) -> list[ValueType]:
     return [x.with_dims(tuple(out))]
 
 
-def _taken(held: np.ndarray, cuts: dict[int, Cut]) -> np.ndarray | None:
+def _taken(held: np.ndarray, cuts: dict[int, Stretch]) -> np.ndarray | None:
     """``held`` cut by numbers; None where a cut is not one of numbers."""
     for axis, cut in cuts.items():
         if not all(isinstance(bound, int) for bound in cut):
@@ -324,6 +337,24 @@ def _slice_ties(node: Node) -> list[Tie]:
             taken = Member("in", 0, axis, offset=offset)
             ties.append(Tie(length, (taken, plain("out", 0, axis))))
     return ties
+
+
+def _slice_follow(node: Node, cut: Cut) -> Follow:
+    """Starts and ends move with the positions that go before them."""
+    have = dims(node.inputs[0])
+    gone = {axis: places for (side, _, axis), places in cut.items() if side == "in" and places}
+    cuts = _cuts(node, len(have)) or {}
+    starts, ends = constant(node, 1).copy(), constant(node, 2).copy()
+    for n, axis in enumerate(cuts):
+        if axis not in gone:
+            continue
+        size, (start, end, step) = have[axis], cuts[axis]
+        if not isinstance(size, int) or step != 1:
+            raise Unsupported(f"{node.label}: where the slice of axis {axis} lies is not known")
+        taken = positions(size, start, end, step)
+        starts[n] = taken.start - sum(p < taken.start for p in gone[axis])
+        ends[n] = taken.stop - sum(p < taken.stop for p in gone[axis])
+    return Follow(operands={1: starts, 2: ends})
 
 
 # -- samples and rows ------------------------------------------------------------------------------
@@ -393,7 +424,7 @@ ROWS = [
     OpDef("Concat", since=11, infer=_concat_infer, contents=_concat_contents, torch=_concat,
           cost=no_work, ties=_concat_ties, samples=_concat_samples),
     OpDef("Split", since=18, infer=_split_infer, contents=_split_contents, torch=_split,
-          cost=no_work, ties=_split_ties, samples=_split_samples),
+          cost=no_work, ties=_split_ties, follow=_split_follow, samples=_split_samples),
     OpDef("Slice", since=11, infer=_slice_infer, contents=_slice_contents, torch=_slice,
-          cost=no_work, ties=_slice_ties, samples=_slice_samples),
+          cost=no_work, ties=_slice_ties, follow=_slice_follow, samples=_slice_samples),
 ]  # fmt: skip

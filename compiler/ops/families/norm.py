@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims, plain
-from tersor.ops.opdef import Cost, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Quantizable, Sample, Tie
 
 
 def _norm_cost(node: Node) -> Cost:
@@ -57,16 +57,16 @@ def _norm_ties(node: Node, operands: int = 1, parameters: tuple[int, ...] = (1, 
     """Leading axes pass through; the normalized ones are tied to scale and bias by shape only, for
     the moments change when a channel goes."""
     have, at = dims(node.inputs[0]), _axis(node)
-    outs = [0, *([1] if node.op.startswith("tersor.Add") and len(node.outputs) > 1 else [])]
+    outs = range(len(node.outputs))
+    # The second result of Add & Norm is the sum; those of a plain one are moments, an element a row.
+    whole = outs if node.op.startswith("tersor.Add") else outs[:1]
     ties = []
     for axis, size in enumerate(have):
-        members = [
-            *(plain("in", i, axis) for i in range(operands)),
-            *(plain("out", o, axis) for o in outs),
-        ]
+        operand = [plain("in", i, axis) for i in range(operands)]
         if axis < at:
-            ties.append(Tie(size, tuple(members)))
+            ties.append(Tie(size, (*operand, *(plain("out", o, axis) for o in outs))))
             continue
+        members = [*operand, *(plain("out", o, axis) for o in whole)]
         for index in parameters:
             own = dims(node.input(index))
             place = axis - (len(have) - len(own))
@@ -85,6 +85,7 @@ def _layer_norm_samples(rng: np.random.Generator) -> list[Sample]:
         Sample([_f(rng, 2, 3, 8), _f(rng, 8), _f(rng, 8)], {"epsilon": 1e-6}),
         Sample([_f(rng, 2, 3, 8), _f(rng, 8)]),
         Sample([_f(rng, 2, 3, 4), _f(rng, 3, 4), _f(rng, 3, 4)], {"axis": 1}),
+        Sample([_f(rng, 2, 3, 4), _f(rng, 4)], outputs=3),
     ]
 
 
@@ -166,6 +167,12 @@ def _embedding_samples(rng: np.random.Generator) -> list[Sample]:
 # -- over channels ---------------------------------------------------------------------------------
 
 
+def _same_infer(node: Node) -> list[ValueType]:
+    x = node.inputs[0]
+    assert x is not None
+    return [x.type]
+
+
 def _columns(x: Any, parameter: Any) -> Any:
     return parameter.reshape(1, -1, *([1] * (x.dim() - 2)))
 
@@ -200,6 +207,34 @@ def _batch_norm_samples(rng: np.random.Generator) -> list[Sample]:
     ]
 
 
+def _group_size(node: Node) -> int | None:
+    """Channels that share their moments: InstanceNormalization's each have their own."""
+    channels, groups = dims(node.inputs[0])[1:2], node.attrs.get("num_groups")
+    if groups is None:
+        return 1
+    known = channels and isinstance(channels[0], int) and isinstance(groups, int)
+    return channels[0] // groups if known else None  # type: ignore[operator, return-value]
+
+
+def _group_norm_ties(node: Node) -> list[Tie]:
+    """Batch, and whole groups of channels; within a group moments change when a channel goes."""
+    have, each = dims(node.inputs[0]), _group_size(node)
+    if not have:
+        return []
+    ties = [Tie(have[0], (plain("in", 0, 0), plain("out", 0, 0)))]
+    if each is not None and have[1] is not None:
+        members = (Member("in", 0, 1, inner=each), Member("in", 1, 0, inner=each),
+                   Member("in", 2, 0, inner=each), Member("out", 0, 1, inner=each))  # fmt: skip
+        ties.append(Tie(have[1] // each, members))
+    return ties
+
+
+def _group_norm_follow(node: Node, cut: Cut) -> Follow:
+    groups, each, gone = node.attrs["num_groups"], _group_size(node), cut.get(("in", 0, 1), ())
+    assert isinstance(groups, int)
+    return Follow({"num_groups": groups - len(gone) // each} if each and gone else {})
+
+
 def _instance_norm(x: Any, scale: Any, bias: Any, *, epsilon: float) -> Any:
     axes = tuple(range(2, x.dim()))
     mean = x.mean(axes, keepdim=True)
@@ -218,6 +253,10 @@ def _group_norm(
 def _lp_norm(x: Any, *, axis: int, p: int) -> Any:
     norm = x.norm(p=p, dim=axis, keepdim=True)
     return x / norm.where(norm != 0, norm.new_ones(()))
+
+
+def _lp_norm_ties(node: Node) -> list[Tie]:
+    return broadcast(node, skip=(_axis(node),))
 
 
 ROWS = [
@@ -248,10 +287,13 @@ ROWS = [
         quantizable=Quantizable(weight=3, axis=0, activation=None), samples=_embedding_samples),
     OpDef("BatchNormalization", since=14, torch=_batch_norm, cost=_norm_cost, ties=_batch_norm_ties,
           samples=_batch_norm_samples),
-    OpDef("InstanceNormalization", since=6, torch=_instance_norm, cost=_norm_cost,
+    OpDef("InstanceNormalization", since=6, infer=_same_infer, torch=_instance_norm, cost=_norm_cost,
+          ties=_group_norm_ties,
           samples=lambda rng: [Sample([_f(rng, 2, 3, 4), _f(rng, 3), _f(rng, 3)])]),
-    OpDef("GroupNormalization", since=21, torch=_group_norm, cost=_norm_cost,
+    OpDef("GroupNormalization", since=21, infer=_same_infer, torch=_group_norm, cost=_norm_cost,
+          ties=_group_norm_ties, follow=_group_norm_follow,
           samples=lambda rng: [Sample([_f(rng, 2, 4, 5), _f(rng, 4), _f(rng, 4)], {"num_groups": 2})]),
-    OpDef("LpNormalization", since=1, torch=_lp_norm, cost=_norm_cost,
+    OpDef("LpNormalization", since=1, infer=_same_infer, torch=_lp_norm, cost=_norm_cost,
+          ties=_lp_norm_ties,
           samples=lambda rng: [Sample([_f(rng, 3, 4)]), Sample([_f(rng, 3, 4)], {"axis": 0, "p": 1})]),
 ]  # fmt: skip

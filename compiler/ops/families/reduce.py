@@ -65,7 +65,8 @@ def _reducer(function: Callable[[Any, tuple[int, ...], bool], Any]) -> Callable[
     def call(x: Any, axes: Any = None, *, keepdims: int, noop_with_empty_axes: int) -> Any:
         chosen = [] if axes is None else [int(a) % x.dim() for a in axes]
         if not chosen and noop_with_empty_axes:
-            return x
+            # Nothing is summed, but a square or a logarithm is still taken.
+            return function(x.unsqueeze(0), (0,), False).to(x.dtype)
         return function(x, tuple(chosen) or tuple(range(x.dim())), bool(keepdims)).to(x.dtype)
 
     return call
@@ -157,6 +158,42 @@ def _arg_infer(node: Node) -> list[ValueType]:
     return [TensorType(DType.I64, tuple(out))]
 
 
+def _arg_ties(node: Node) -> list[Tie]:
+    have, axis = dims(node.inputs[0]), node.attrs["axis"]
+    assert isinstance(axis, int)
+    if not have:
+        return []
+    at, gone = axis % len(have), not node.attrs["keepdims"]
+    return [
+        Tie(d, (plain("in", 0, i), plain("out", 0, i - (gone and i > at))))
+        for i, d in enumerate(have)
+        if i != at
+    ]
+
+
+def _other_axes_ties(node: Node, axis: int | None) -> list[Tie]:
+    """All axes but ``axis``, of the operand and all results."""
+    have = dims(node.inputs[0])
+    if axis is None or not have:
+        return []
+    results = range(len(node.outputs))
+    return [
+        Tie(d, (plain("in", 0, i), *(plain("out", n, i) for n in results)))
+        for i, d in enumerate(have)
+        if i != axis % len(have)
+    ]
+
+
+def _top_k_ties(node: Node) -> list[Tie]:
+    axis = node.attrs["axis"]
+    return _other_axes_ties(node, axis if isinstance(axis, int) else None)
+
+
+def _cumsum_ties(node: Node) -> list[Tie]:
+    axis = ints(node.inputs[1])
+    return _other_axes_ties(node, axis[0] if axis else None)
+
+
 def _arg(name: str) -> Callable[..., Any]:
     def call(x: Any, *, axis: int, keepdims: int, select_last_index: int) -> Any:
         if not select_last_index:
@@ -226,11 +263,12 @@ ROWS = [
     OpDef("Hardmax", since=13, infer=_same, torch=_hardmax, cost=_read_cost, ties=_along_axis_ties,
           samples=_softmax_samples),
     OpDef("ArgMax", since=13, infer=_arg_infer, torch=_arg("argmax"), cost=_read_cost,
-          samples=_arg_samples),
+          ties=_arg_ties, samples=_arg_samples),
     OpDef("ArgMin", since=13, infer=_arg_infer, torch=_arg("argmin"), cost=_read_cost,
-          samples=_arg_samples),
-    OpDef("TopK", since=11, infer=_top_k_infer, torch=_top_k, cost=_read_cost,
+          ties=_arg_ties, samples=_arg_samples),
+    OpDef("TopK", since=11, infer=_top_k_infer, torch=_top_k, cost=_read_cost, ties=_top_k_ties,
           samples=lambda rng: [Sample([rng.permutation(12).reshape(3, 4).astype(np.float32),
                                        np.array([2])], constant=frozenset({1}), outputs=2)]),
-    OpDef("CumSum", since=14, infer=_same, torch=_cumsum, cost=_read_cost, samples=_cumsum_samples),
+    OpDef("CumSum", since=14, infer=_same, torch=_cumsum, cost=_read_cost, ties=_cumsum_ties,
+          samples=_cumsum_samples),
 ]  # fmt: skip

@@ -21,8 +21,8 @@ from tersor.ops.families._symbolic import (
     tensor,
     vector_or_unknown,
 )
-from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Member, OpDef, Sample, Tie
+from tersor.ops.families._ties import dims, plain, stated_shape
+from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 # -- Reshape ---------------------------------------------------------------------------------------
@@ -294,6 +294,14 @@ def _squeeze_ties(node: Node) -> list[Tie]:
     return [Tie(have[i], (plain("in", 0, i), plain("out", 0, a))) for a, i in enumerate(kept)]
 
 
+def _squeeze_follow(node: Node, cut: Cut) -> Follow:
+    """Which axes go is stated: without axes, one cut down to a single position would go as well."""
+    gone = _squeezed(node, dims(node.inputs[0]))
+    if node.input(1) is not None or gone is None or not any(cut.values()):
+        return Follow()
+    return Follow(operands={1: np.array(gone, np.int64)})
+
+
 # -- samples and rows ------------------------------------------------------------------------------
 
 
@@ -350,11 +358,12 @@ def _unsqueeze_samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = [
     OpDef("Reshape", since=5, infer=_reshape_infer, contents=_reshape_contents, torch=_reshape,
-          cost=no_work, ties=reshape_ties, samples=_reshape_samples),
+          cost=no_work, ties=reshape_ties,
+          follow=stated_shape, samples=_reshape_samples),
     OpDef("Flatten", since=9, infer=_flatten_infer, torch=_flatten, cost=no_work,
           ties=reshape_ties, samples=_flatten_samples),
     OpDef("Squeeze", since=13, infer=_squeeze_infer, contents=_squeeze_contents, torch=_squeeze,
-          cost=no_work, ties=_squeeze_ties, samples=_squeeze_samples),
+          cost=no_work, ties=_squeeze_ties, follow=_squeeze_follow, samples=_squeeze_samples),
     OpDef("Unsqueeze", since=13, infer=_unsqueeze_infer, contents=_unsqueeze_contents,
           torch=_unsqueeze, cost=no_work, ties=_unsqueeze_ties, samples=_unsqueeze_samples),
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from tersor.ops.families._symbolic import (
     vector,
     vector_or_unknown,
 )
-from tersor.ops.families._ties import dims, plain
+from tersor.ops.families._ties import dims, plain, stated_shape
 from tersor.ops.families._torch import torch_dtype
 from tersor.ops.onnx_schema import FROM_ONNX
 from tersor.ops.opdef import Member, OpDef, Sample, Tie
@@ -327,7 +327,7 @@ ROWS = [
           contents=_size_contents, torch=_size, cost=no_work, ties=no_ties,
           samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng)]), Sample([_f(rng, 2, 0)])]),
     OpDef("Expand", since=8, infer=_expand_infer, contents=_expand_contents, torch=_expand,
-          cost=no_work, ties=_expand_ties, samples=_expand_samples),
+          cost=no_work, ties=_expand_ties, follow=stated_shape, samples=_expand_samples),
     OpDef("Tile", since=6, infer=_tile_infer, contents=_tile_contents,
           torch=lambda x, repeats: x.repeat(tuple(int(r) for r in repeats)), cost=no_work,
           ties=_tile_ties, samples=_tile_samples),

@@ -1,0 +1,153 @@
+"""Masks of attention, as scores take them: finite numbers to add, and which rows have a key at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.ir import DType, Graph, Value
+from tersor.ops.onnx_schema import TO_ONNX
+
+# Ops whose result is finite where their float operands are (sums may overflow, so Add is not here).
+_KEEPS_FINITE = {
+    "Unsqueeze", "Squeeze", "Expand", "Reshape", "Slice", "Mul", "Sub", "Where", "Gather", "Transpose",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask ready to be added.
+
+    Attributes:
+        bias: float [batch or 1, heads or 1, q or 1, keys], finite.
+        allowed: float [batch or 1, heads or 1, q or 1, 1], 1 where a row has some key and 0 where it
+            has none; None: every row has one.
+    """
+
+    bias: Value
+    allowed: Value | None
+
+
+def is_padding(mask: Value, k: Value) -> bool:
+    """Whether a mask is boolean [batch, 1, 1, keys], for all keys in k[batch, keys, hidden]."""
+    dims, keys = mask.tensor.dims, k.tensor.dims
+    if mask.tensor.dtype is not DType.BOOL or dims is None or keys is None or len(dims) != 4:
+        return False
+    return dims[1] == dims[2] == 1 and dims[0] == keys[0] and dims[3] == keys[1]
+
+
+def prepared(
+    graph: Graph, mask: Value | None, q: Value, k: Value, past: Value | None, causal: bool
+) -> Mask:
+    """The mask of an Attention.
+
+    Args:
+        mask: as the op takes it: boolean or additive, of rank 2 to 4, perhaps shorter than the keys.
+        q: [batch, length, hidden] or [batch, heads, length, d].
+        k: all keys, those of the cache too; the axis before the last is their length.
+        past: keys of the cache, which a causal row sees all of.
+        causal: a row sees no key after its own position.
+    """
+    dtype = q.tensor.dtype
+    lower = _causal(graph, q, k, past) if causal else None
+    if mask is None:
+        assert lower is not None
+        return Mask(_bias(graph, lower, dtype), None)
+    mask = _filled(graph, _rank4(graph, mask), k)
+    if mask.tensor.dtype is DType.BOOL:
+        both = mask if lower is None else graph.emit("And", [mask, lower])
+        return Mask(_bias(graph, both, dtype), some_allowed(graph, both, dtype))
+    lowest = _lowest(graph, dtype)
+    if is_finite(mask):
+        bias = mask if lower is None else graph.emit("Where", [lower, mask, lowest])
+        return Mask(bias, None)
+    bias = graph.emit("Max", [mask, lowest])
+    open_ = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
+    if lower is not None:
+        bias = graph.emit("Where", [lower, bias, lowest])
+        open_ = graph.emit("And", [open_, lower])
+    return Mask(bias, some_allowed(graph, open_, dtype))
+
+
+def _lowest(graph: Graph, dtype: DType) -> Value:
+    return graph.constant(np.asarray(np.finfo(dtype.numpy).min), "lowest")
+
+
+def _rank4(graph: Graph, mask: Value) -> Value:
+    missing = 4 - (mask.tensor.rank or 4)
+    if not missing:
+        return mask
+    return graph.emit("Unsqueeze", [mask, graph.constant(np.arange(missing), "axes")])
+
+
+def _length(graph: Graph, x: Value, axis: int) -> Value:
+    """The size of an axis, counted from the end, as i64[1]."""
+    place = (x.tensor.rank or 4) + axis
+    return graph.emit("Shape", [x], {"start": place, "end": place + 1})
+
+
+def _filled(graph: Graph, mask: Value, k: Value) -> Value:
+    """The mask for all keys: what is missing at its end is masked."""
+    dims, keys = mask.tensor.dims, k.tensor.dims
+    assert dims is not None and keys is not None
+    if dims[-1] is not None and dims[-1] == keys[-2]:
+        return mask
+    missing = graph.emit("Sub", [_length(graph, k, -2), _length(graph, mask, -1)])
+    before = graph.constant(np.zeros(7, np.int64), "pads")
+    pads = graph.emit("Concat", [before, missing], {"axis": 0})
+    boolean = mask.tensor.dtype is DType.BOOL
+    # ONNX Runtime pads booleans only by way of numbers.
+    kind = DType.I32 if boolean else mask.tensor.dtype
+    padded = graph.emit("Cast", [mask], {"to": TO_ONNX[kind]}) if boolean else mask
+    fill = np.asarray(0 if boolean else -np.inf, kind.numpy)
+    padded = graph.emit("Pad", [padded, pads, graph.constant(fill, "fill")])
+    return graph.emit("Cast", [padded], {"to": TO_ONNX[DType.BOOL]}) if boolean else padded
+
+
+def _causal(graph: Graph, q: Value, k: Value, past: Value | None) -> Value:
+    """bool[1, 1, q, keys]: row i sees keys up to i, and all of the cache before it."""
+    zero, one = (graph.constant(np.array(n, np.int64), "position") for n in (0, 1))
+    flat = graph.constant(np.zeros(0, np.int64), "shape")
+
+    def count(x: Value) -> Value:
+        return graph.emit("Reshape", [_length(graph, x, -2), flat])
+
+    rows = graph.emit("Range", [zero, count(q), one])
+    if past is not None:
+        rows = graph.emit("Add", [rows, count(past)])
+    columns = graph.emit("Range", [zero, count(k), one])
+    down = graph.emit("Unsqueeze", [rows, graph.constant(np.array([0, 1, 3]), "axes")])
+    return graph.emit("LessOrEqual", [columns, down])
+
+
+def _bias(graph: Graph, allowed: Value, dtype: DType) -> Value:
+    zero = graph.constant(np.zeros((), dtype.numpy), "zero")
+    return graph.emit("Where", [allowed, zero, _lowest(graph, dtype)])
+
+
+def some_allowed(graph: Graph, allowed: Value, dtype: DType) -> Value:
+    """[…, q, k] bool -> [batch, heads, q, 1] float: 1 where some key is allowed, else 0."""
+    real = graph.emit("Cast", [allowed], {"to": TO_ONNX[dtype]})
+    last = graph.constant(np.array([-1]), "axes")
+    return graph.emit("ReduceMax", [real, last], {"keepdims": 1})
+
+
+def is_finite(value: Value) -> bool:
+    """Whether a float mask is provably free of infinities: made from finite constants and integers."""
+    work, seen = [value], set()
+    while work:
+        item = work.pop()
+        if item in seen or not item.tensor.dtype.is_float:
+            continue
+        seen.add(item)
+        if item.encoding is not None:
+            if not np.isfinite(item.numpy().astype(np.float64)).all():
+                return False
+        elif item.producer is None:
+            return False
+        elif item.producer.op in _KEEPS_FINITE:
+            work.extend(v for v in item.producer.inputs if v is not None)
+        elif item.producer.op != "Cast" or item.producer.inputs[0].tensor.dtype.is_float:  # type: ignore[union-attr]
+            return False
+    return True

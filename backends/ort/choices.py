@@ -1,0 +1,31 @@
+"""Which settings are worth measuring for a graph, given what is in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tersor.ir import Affine, Graph
+
+# What ONNX Runtime does by itself and what does not always pay.
+_SKIP_NORM_FUSION = ("SkipLayerNormFusion",)
+
+
+def axes(graph: Graph, portable: bool = False) -> list[tuple[str, tuple[Any, ...]]]:
+    """(setting of a Choice, its values to try besides the default), the most promising first."""
+    ops = {n.op for n in graph.walk()}
+    float_linear = any(
+        n.op == "tersor.Linear" and not isinstance(n.inputs[1].encoding, Affine)  # type: ignore[union-attr]
+        for n in graph.walk()
+    )
+    found: list[tuple[str, tuple[Any, ...]]] = []
+    norms = "tersor.AddLayerNormalization" in ops or "tersor.AddRMSNormalization" in ops
+    if norms:
+        found.append(("disabled_optimizers", (_SKIP_NORM_FUSION,)))
+    if "Attention" in ops and not portable:
+        found.append(("attention", ("mha",)))
+    if float_linear:
+        found.append(("linear", ("gemm",)))
+    if norms and not portable:
+        found.append(("skip_norm", ("fused",)))
+    found.append(("spinning", (False,)))
+    return found

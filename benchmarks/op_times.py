@@ -1,0 +1,65 @@
+"""Where the time of MiniLM at 8x128 goes, op by op, before and after: ONNX Runtime's own profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from minilm import systems
+
+from tersor.models.minilm import data
+
+RUNS = 30
+SHAPE = (8, 128)
+RESULTS = Path(__file__).parent / "results" / "profile.json"
+# Weights of the model and of attention, multiplied and added once a token; see the README.
+WEIGHT_MACS = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+INTEGER = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+
+
+def profile(path: Path, choice: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Milliseconds a run by op type; the first runs are left out."""
+    settings = ort.SessionOptions()
+    settings.enable_profiling = True
+    settings.profile_file_prefix = str(folder / "profile")
+    disabled = list(choice["session"]["disabled_optimizers"]) or None
+    session = ort.InferenceSession(
+        path, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    )
+    feed = data.full(*SHAPE)
+    for _ in range(RUNS + 3):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [e for e in events if e["name"].endswith("_kernel_time")]
+    per_run = len(kernels) // (RUNS + 3)
+    spent: defaultdict[str, float] = defaultdict(float)
+    for event in kernels[3 * per_run :]:
+        spent[event["args"]["op_name"]] += event["dur"] / 1000 / RUNS
+    return {k: round(v, 3) for k, v in sorted(spent.items(), key=lambda i: -i[1])}
+
+
+def main() -> int:
+    """Profiles all systems and writes JSON."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (path, choice) in systems(Path(folder)).items():
+            ops = profile(path, choice, Path(folder))
+            found[name] = {"ops": ops}
+            if integer := sum(ops.get(k, 0.0) for k in INTEGER):
+                operations = 2 * WEIGHT_MACS * SHAPE[0] * SHAPE[1]
+                found[name]["int8_gops"] = round(operations / integer / 1e6, 1)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(
+        json.dumps({"shape": SHAPE, "runs": RUNS, "systems": found}, indent=1) + "\n"
+    )
+    print(f"written: {RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

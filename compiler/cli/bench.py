@@ -1,0 +1,176 @@
+"""``tersor bench``: two models in pairs, and how far apart their outputs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from tersor.cli.console import Teller, clean, say, show, table
+from tersor.cli.guard import Debug
+from tersor.errors import InvalidModel, InvalidOption, suggest
+
+if TYPE_CHECKING:
+    from tersor.cli.models import Runnable
+    from tersor.ir import Graph, Value
+    from tersor.tuning.measure import Paired
+
+Feed = dict[str, np.ndarray]
+_MODEL = "An ONNX file, an artifact or a model folder."
+
+
+def bench(
+    a: Annotated[Path, typer.Argument(metavar="A", help=_MODEL)],
+    b: Annotated[Path, typer.Argument(metavar="B", help=_MODEL)],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="An array for each input by its name, run as it is."),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=8x128",
+            help="An input's shape; its contents are made up, and inputs that share its open dims "
+            "follow. Repeatable.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(metavar="N", min=2, help="How often both run in turn.")
+    ] = 30,
+    debug: Debug = False,
+) -> None:
+    """Time two models and compare their outputs.
+
+    They run in turn, each in a process of its own.
+    """
+    from tersor.cli import report
+    from tersor.cli.inputs import check_arrays, read_arrays, shapes
+    from tersor.cli.models import read_runnable
+
+    if inputs is not None and shape:
+        raise typer.BadParameter("--inputs brings its own shapes", param_hint="'--shape'")
+    arrays = read_arrays(inputs) if inputs is not None else None
+    wanted = shapes(shape or ())
+    first, second = read_runnable(a), read_runnable(b)
+    _check_interfaces(first, second, a, b)
+    if arrays is not None and inputs is not None:
+        check_arrays(arrays, first.graph, inputs)
+    feeds = _feeds(first.graph, arrays, wanted)
+    with Teller() as tell:
+        results, fidelity, missing = _measure(
+            first, second, list(feeds.values()), pairs, tell, (a, b)
+        )
+    made = table("inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs")
+    for label, result in zip(feeds, results, strict=True):
+        made.add_row(clean(label), *report.time_cells(result.to_json()))
+    show(made)
+    say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
+    if fidelity:
+        report.show_fidelity(fidelity)
+    else:
+        say("fidelity: unknown, for there is no float output that both have")
+    for name in missing:
+        say(f"output {name!r} is not in both, and was not compared")
+    if inputs is None:
+        say(
+            "the inputs were made up: give real ones by --inputs for a fidelity that means something"
+        )
+
+
+def _check_interfaces(first: Runnable, second: Runnable, a: Path, b: Path) -> None:
+    names = [{v.name for v in model.graph.inputs} for model in (first, second)]
+    if names[0] != names[1]:
+        told = [", ".join(sorted(n)) or "nothing" for n in names]
+        raise InvalidModel(f"{a} takes {told[0]}, {b} takes {told[1]}: they have to take the same")
+
+
+def _feeds(
+    graph: Graph, arrays: Feed | None, wanted: dict[str, tuple[int, ...]]
+) -> dict[str, Feed]:
+    """What both run on, by what it is called."""
+    from tersor.feeds import default_sizes, make_feed
+
+    if arrays is None and not wanted:
+        return {
+            " ".join(f"{k}={v}" for k, v in sizes.items()) or "fixed": make_feed(graph, sizes)
+            for sizes in default_sizes(graph)
+        }
+    feed = arrays if arrays is not None else make_feed(graph, bind(graph, wanted))
+    return {" ".join(f"{k}={'x'.join(map(str, v.shape))}" for k, v in feed.items()): feed}
+
+
+def bind(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the open dims under which the inputs have ``shapes``. An input of the graph whose own
+    dims are unknown or sums takes on its shape.
+
+    Raises:
+        InvalidOption: no such input, another rank, a dim that is another number, or a dim that is
+            left open.
+    """
+    from tersor.feeds import dim_names
+
+    inputs = {v.name: v for v in graph.inputs}
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        where = f"--shape {name}={'x'.join(map(str, shape))}"
+        if name not in inputs:
+            raise InvalidOption(
+                f"{where}: no input {name!r}{suggest(name, inputs)}; there are {', '.join(inputs)}"
+            )
+        _bind_one(inputs[name], shape, sizes, where)
+    for name in dim_names(graph):
+        if name not in sizes:
+            raise InvalidOption(
+                f"--shape leaves the size of dim {name!r} open: give the shape of an input that has it"
+            )
+    return sizes
+
+
+def _bind_one(value: Value, shape: tuple[int, ...], sizes: dict[str, int], where: str) -> None:
+    from tersor.ir import TensorType
+    from tersor.ir.dims import symbols
+
+    type = value.type
+    if not isinstance(type, TensorType) or (type.rank is not None and type.rank != len(shape)):
+        raise InvalidOption(f"{where}: the input is {type}")
+    for dim, size in zip(type.dims or (), shape, strict=False):
+        if isinstance(dim, int) and dim != size:
+            raise InvalidOption(f"{where}: {size} does not fit, the input is {type}")
+        name = str(dim)
+        if symbols(dim) == {name} and sizes.setdefault(name, size) != size:
+            raise InvalidOption(f"{where}: {size} does not fit, {name} is {sizes[name]} already")
+    value.type = TensorType(type.dtype, shape)
+
+
+def _measure(
+    first: Runnable,
+    second: Runnable,
+    feeds: list[Feed],
+    pairs: int,
+    tell: Teller,
+    paths: tuple[Path, Path],
+) -> tuple[list[Paired], dict[str, float], list[str]]:
+    """Paired times on each feed, fidelity of the second to the first, outputs that only one has."""
+    from tersor.analysis.fidelity import fidelity
+    from tersor.cli.models import naming
+    from tersor.tuning.measure import Bench, compare
+
+    tell(0, len(feeds), "loading")
+    with Bench(feeds) as runs:
+        workers = []
+        for path, model in zip(paths, (first, second), strict=True):
+            with naming(path):
+                workers.append(runs.start(model.runtime, model.model, model.choice))
+        outputs = []
+        for path, worker in zip(paths, workers, strict=True):
+            with naming(path):
+                outputs.append([worker.outputs(i) for i in range(len(feeds))])
+        results = []
+        for i in range(len(feeds)):
+            tell(i, len(feeds), "measuring")
+            results.append(compare(workers[0], workers[1], i, pairs))
+    both = set(outputs[0][0]) & set(outputs[1][0])
+    kept = [[{k: v for k, v in one.items() if k in both} for one in side] for side in outputs]
+    return results, fidelity(kept[0], kept[1]), sorted(set(outputs[0][0]) ^ set(outputs[1][0]))

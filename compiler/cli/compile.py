@@ -1,0 +1,151 @@
+"""``tersor compile`` and ``tersor convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.console import Teller
+from tersor.cli.guard import Debug
+
+In = Annotated[
+    Path, typer.Argument(metavar="IN", help="An ONNX file or a Hugging Face model folder.")
+]
+Target = Annotated[
+    str, typer.Option(metavar="TARGET", help="cpu (this machine) or what 'tersor targets' lists.")
+]
+Runtime = Annotated[str, typer.Option(metavar="RUNTIME", help="What runs the result: ort.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz",
+        help="Real inputs: an array for each input by its name, samples stacked along axis 0. "
+        "They run in batches of 8.",
+    ),
+]
+Portable = Annotated[
+    bool, typer.Option("--portable", help="Only standard ONNX ops, for other runtimes to load.")
+]
+Skips = Annotated[bool, typer.Option("--skips", help="List where rules did not apply, and why.")]
+
+
+def compile(
+    model: In,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="A path that ends in .onnx: the model alone. Any other: a folder with the model, "
+            "its settings and the report.",
+        ),
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(metavar="RECIPE", help="A name that 'tersor recipes' lists, or a .toml file."),
+    ] = "int8",
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05; "
+            "a:b for a list. Repeatable.",
+        ),
+    ] = None,
+    target: Target = "cpu",
+    runtime: Runtime = "ort",
+    calibration: Calibration = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIM=N,…",
+            help="Sizes of the open dims to measure at, as in batch=8,sequence=128. Repeatable.",
+        ),
+    ] = None,
+    portable: Portable = False,
+    no_measure: Annotated[
+        bool,
+        typer.Option(
+            "--no-measure", help="Build the defaults; whether they are faster is unknown."
+        ),
+    ] = False,
+    skips: Skips = False,
+    debug: Debug = False,
+) -> None:
+    """Compress a model and build it for a target.
+
+    What measures slower than the input is not kept.
+    """
+    import tersor
+    from tersor.cli import inputs, report
+    from tersor.cli.models import naming
+
+    inputs.check_output(out, model)
+    settings = inputs.pairs(set or (), "--set")
+    sizes = inputs.sizes(size or ())
+    tersor.Recipe.of(recipe).override(settings)
+    tersor.Target.parse(target)
+    batches = inputs.calibration(calibration, model) if calibration is not None else None
+    with Teller() as tell, naming(model):
+        artifact = tersor.compile(
+            model,
+            target,
+            recipe,
+            runtime=runtime,
+            calibration=batches,
+            settings=settings,
+            sizes=sizes,
+            portable=portable,
+            measure=not no_measure,
+            progress=tell,
+        )
+    artifact.save(out)
+    report.show_report(artifact.report, skips=skips)
+    report.show_written(out)
+
+
+def convert(
+    model: In,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            "-p",
+            "--passes",
+            metavar="LIST",
+            help="Passes to run, in order: name{option=1,other=a:b},name. Without it: all that "
+            "keep the model's numbers (canonicalization and fusion).",
+        ),
+    ] = None,
+    target: Target = "cpu",
+    runtime: Runtime = "ort",
+    calibration: Calibration = None,
+    portable: Portable = False,
+    skips: Skips = False,
+    debug: Debug = False,
+) -> None:
+    """Run just the passes that you name; nothing is measured."""
+    import tersor
+    from tersor.cli import inputs, passlist, report
+    from tersor.cli.models import naming
+
+    if out.suffix != ".onnx":
+        raise typer.BadParameter(f"{out} does not end in .onnx", param_hint="'OUT.onnx'")
+    inputs.check_output(out, model)
+    steps = passlist.build_passes(passes) if passes is not None else None
+    tersor.Target.parse(target)
+    batches = inputs.calibration(calibration, model) if calibration is not None else None
+    with Teller() as tell, naming(model):
+        artifact = tersor.convert(
+            model,
+            steps,
+            target=target,
+            runtime=runtime,
+            calibration=batches,
+            portable=portable,
+            progress=tell,
+        )
+    artifact.save(out)
+    report.show_report(artifact.report, skips=skips)
+    report.show_written(out)

@@ -1,0 +1,138 @@
+"""Where the command line writes: results to stdout, errors and progress to stderr.
+
+Names in a model are anyone's text: markup is off on every console, and control characters (with
+which a name could rewrite what the terminal shows) are replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+WIDTH_IN_FILES = 160  # Columns where output goes to a file or a pipe, which have no width.
+QUIET_SECONDS = 1.0  # Without a terminal, what takes less says nothing.
+SECONDS_A_LINE = 5.0
+_HIDDEN = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Zl",
+    "Zp",
+}  # Unicode's classes of what is not a visible character.
+
+
+def clean(text: object) -> str:
+    """``text`` on one line, without control characters and invisible ones."""
+    return "".join(
+        " "
+        if c in "\n\t"
+        else "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(c) in _HIDDEN
+        else c
+        for c in str(text)
+    )
+
+
+def output(stderr: bool = False) -> Console:
+    """A console on what ``sys.stdout`` (or ``sys.stderr``) is now."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_IN_FILES
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def say(line: str = "") -> None:
+    """A line to stdout, never wrapped by us."""
+    output().print(clean(line), soft_wrap=True)
+
+
+def complain(line: str) -> None:
+    """A line to stderr."""
+    output(stderr=True).print(clean(line), soft_wrap=True)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; columns whose name starts with ``>`` are aligned to the right."""
+    made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        made.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+        )
+    return made
+
+
+def show(made: Table) -> None:
+    """Prints a table; cells are strings that :func:`clean` has been over."""
+    output().print(made)
+
+
+class Teller:
+    """Progress of one command, as a context: call it with (done, total, what).
+
+    On a terminal a bar that goes away when it is done; elsewhere a line now and then.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._told = time.monotonic()
+        self._last = ""
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=output(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("")
+
+    def __enter__(self) -> Teller:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=clean(what), completed=done, total=total)
+            return
+        now = time.monotonic()
+        waited = now - self._start > QUIET_SECONDS
+        due = not self._last or now - self._told > SECONDS_A_LINE
+        if waited and due and what != self._last:
+            complain(f"[{now - self._start:.0f} s] {what}")
+            self._told, self._last = now, what
+
+
+def size(count: int | None) -> str:
+    """Bytes for people: ``22.7 MB``; an unknown size is said to be unknown."""
+    if count is None:
+        return "unknown"
+    amount: float = count
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}" if unit != "B" else f"{count} B"
+        amount /= 1000
+    return f"{amount:.2f} GB"
+
+
+def number(count: Any) -> str:
+    """An integer with thousands apart."""
+    return f"{count:,}" if isinstance(count, int) else clean(count)

@@ -1,0 +1,103 @@
+"""Errors of every command in one line: ``error: what is wrong, and what to do``.
+
+Exit codes: 1 bad input or failure, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tersor.cli.console import complain
+from tersor.errors import TersorError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_DEBUG = "tersor.debug"
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    context.meta[_DEBUG] = value
+    return value
+
+
+# Read here, before the command runs; commands only declare it.
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show the traceback of an error.", callback=_remember, is_eager=True
+    ),
+]
+
+
+class Guarded(TyperGroup):
+    """A group of commands whose errors are one line on stderr."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """As typer's; always ends in SystemExit."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except typer.Abort:
+            complain("interrupted")
+            code = INTERRUPTED
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            code = _usage(error)
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's, but what a command raises becomes a line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            # typer's own, and a reader of our output that went away, are typer's to handle.
+            typers = isinstance(error, typer.Exit | typer.Abort | BrokenPipeError)
+            if typers or hasattr(error, "format_message"):
+                raise
+            raise _failed(error, ctx) from None
+
+
+def explain(error: BaseException) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, TersorError):
+        first, *rest = str(error).splitlines() or [type(error).__name__]
+        return f"{first} (more with --debug)" if rest else first
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name!r} is not installed; 'tersor doctor' lists what is needed"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    told = " ".join(str(error).split())
+    return (
+        f"unexpected {type(error).__name__}{f': {told}' if told else ''}; "
+        "this is a bug in tersor: run it with --debug and report what that shows"
+    )
+
+
+def _failed(error: BaseException, context: Any) -> typer.Exit:
+    if context.meta.get(_DEBUG):
+        complain_trace(error)
+    complain(f"error: {explain(error)}")
+    return typer.Exit(FAILED)
+
+
+def complain_trace(error: BaseException) -> None:
+    """The traceback, and the lines of an error that has several."""
+    for line in traceback.format_exception(error):
+        for part in line.rstrip().splitlines():
+            complain(part)
+
+
+def _usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    told = " ".join(error.format_message().split())
+    path = context.command_path if context is not None else "tersor"
+    complain(f"error: {told.rstrip('.')} (see '{path} --help')")
+    return int(getattr(error, "exit_code", USAGE))

@@ -1,0 +1,218 @@
+"""What commands take: paths, ``key=value`` pairs, shapes, arrays. All of it is checked before work."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tersor.cli.models import naming
+from tersor.errors import InvalidOption, suggest
+
+if TYPE_CHECKING:
+    from tersor.ir import Graph
+
+Arrays = dict[str, np.ndarray]
+BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
+
+
+def check_output(path: Path, model: Path) -> None:
+    """That ``path`` can be written, and that this does not write over the input.
+
+    Raises:
+        InvalidOption: why it cannot.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "does not exist; make it first"
+        raise InvalidOption(f"cannot write {path}: {folder} {state}")
+    written = path if path.is_dir() else folder
+    if not os.access(written, os.W_OK | os.X_OK):
+        raise InvalidOption(f"cannot write {path}: no permission to write in {written}")
+    if path.exists() and model.exists() and path.samefile(model):
+        raise InvalidOption(f"cannot write {path}: it is the input; choose another path")
+    if path.suffix == ".onnx":
+        if path.is_dir():
+            raise InvalidOption(f"cannot write {path}: it is a folder; choose another path")
+    elif path.exists() and not (path / "manifest.json").exists():
+        raise InvalidOption(
+            f"cannot write {path}: it exists and is not an artifact; choose another path, "
+            "or one that ends in .onnx"
+        )
+
+
+def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    """``key=value`` texts as a mapping.
+
+    Raises:
+        InvalidOption: one without ``=``, or a key given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InvalidOption(f"{option} {text!r}: write key=value")
+        if key.strip() in found:
+            raise InvalidOption(f"{option} {text!r}: {key.strip()} is given twice")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def sizes(texts: Sequence[str]) -> list[dict[str, int]] | None:
+    """``batch=8,sequence=128`` texts, one a case to measure at; None for none at all.
+
+    Raises:
+        InvalidOption: not a list of name=integer.
+    """
+    found = []
+    for text in texts:
+        given = pairs(text.split(","), "--size")
+        if not all(re.fullmatch(r"\d{1,9}", v) for v in given.values()):
+            raise InvalidOption(f"--size {text!r}: write name=integer, as in batch=8,sequence=128")
+        found.append({k: int(v) for k, v in given.items()})
+    return found or None
+
+
+def shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """``name=8x128`` texts.
+
+    Raises:
+        InvalidOption: not of that form.
+    """
+    found = {}
+    for name, text in pairs(texts, "--shape").items():
+        if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", text):
+            raise InvalidOption(f"--shape {name}={text}: write the dims as in {name}=8x128")
+        found[name] = tuple(map(int, text.split("x")))
+    return found
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        InvalidOption: not such a file; or it holds pickled objects, which could run code.
+    """
+    if not path.is_file():
+        state = "not a regular file" if path.exists() else "no such file; check the path"
+        raise InvalidOption(f"{path}: {state}")
+    try:
+        held = np.load(path, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            raise InvalidOption(
+                f"{path}: a single array; save it as np.savez(path, input_name=array)"
+            )
+        with held:
+            found = {name: held[name] for name in held.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError):
+        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise InvalidOption(
+                f"{path}: holds pickled objects, which are not loaded because they can run code, "
+                "or is not an .npz file; save plain arrays by np.savez"
+            ) from None
+        raise InvalidOption(f"{path}: damaged: {error}") from None
+    if not found:
+        raise InvalidOption(f"{path}: holds no arrays")
+    return found
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], graph: Graph, where: Path, *, stacked: bool = False
+) -> None:
+    """That ``arrays`` are what the graph takes; ``stacked``: along axis 0, all batches together.
+
+    Raises:
+        InvalidOption: a name, dtype or rank that does not fit; says which and what would.
+    """
+    from tersor.ir import DType, TensorType
+
+    names = [v.name for v in graph.inputs]
+    for name in arrays:
+        if name not in names:
+            raise InvalidOption(
+                f"{where}: the model has no input {name!r}{suggest(name, names)}; "
+                f"it takes {', '.join(names)}"
+            )
+    for value in graph.inputs:
+        if value.name not in arrays:
+            raise InvalidOption(f"{where}: no array for input {value.name!r}")
+        array, type = arrays[value.name], value.type
+        if not isinstance(type, TensorType):
+            raise InvalidOption(f"{where}: input {value.name!r} is {type}, not a tensor")
+        try:
+            dtype = DType.of(array)
+        except TypeError:
+            raise InvalidOption(f"{where}: array {value.name!r} is {array.dtype}") from None
+        wanted = type
+        if stacked and type.dims and array.ndim:
+            wanted = type.with_dims((array.shape[0], *type.dims[1:]))
+        if not wanted.accepts(TensorType(dtype, array.shape)):
+            raise InvalidOption(
+                f"{where}: array {value.name!r} is {TensorType(dtype, array.shape)}, "
+                f"the model takes {type}"
+            )
+
+
+def batches(
+    arrays: Mapping[str, np.ndarray], where: Path, fixed: int | None = None
+) -> list[Arrays]:
+    """Samples, stacked along axis 0 of each array, in batches of BATCH (the last may be smaller), or
+    of ``fixed`` where the model takes just so many.
+
+    Raises:
+        InvalidOption: the arrays hold different numbers of samples, none, or no whole batches.
+    """
+    counts = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+    for name, count in counts.items():
+        if not count:
+            raise InvalidOption(f"{where}: array {name!r} holds no samples along axis 0")
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InvalidOption(f"{where}: arrays hold different numbers of samples (axis 0): {told}")
+    total = next(iter(counts.values()))
+    if fixed is not None and total % fixed:
+        raise InvalidOption(
+            f"{where}: {total} samples (axis 0) are no whole batches of {fixed}, "
+            "which is what the model takes at once"
+        )
+    step = fixed or BATCH
+    return [{k: v[i : i + step] for k, v in arrays.items()} for i in range(0, total, step)]
+
+
+def calibration(path: Path, model: Path) -> list[Arrays]:
+    """The batches in an .npz file for a model.
+
+    Names, dtypes and shapes are checked here for ONNX files; what else is a model has to be traced
+    first, and ``compile`` checks the names after that.
+
+    Raises:
+        InvalidOption, InvalidModel: what is wrong with the file or the model.
+    """
+    arrays = read_arrays(path)
+    if not model.is_file():
+        return batches(arrays, path)
+    from tersor.frontends import load_model
+
+    with naming(model):
+        graph = load_model(model).graph
+    check_arrays(arrays, graph, path, stacked=True)
+    return batches(arrays, path, _fixed_batch(graph))
+
+
+def _fixed_batch(graph: Graph) -> int | None:
+    """The first dim of all inputs where that is one and the same number."""
+    from tersor.ir import TensorType
+
+    firsts = {
+        v.type.dims[0] for v in graph.inputs if isinstance(v.type, TensorType) and v.type.dims
+    }
+    only = firsts.pop() if len(firsts) == 1 else None
+    return only if isinstance(only, int) else None

@@ -1,0 +1,52 @@
+"""The ``tersor`` command. Commands import what they work with when they run, so that help is quick."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated
+
+import typer
+
+from tersor.cli.bench import bench
+from tersor.cli.compile import compile, convert
+from tersor.cli.console import say
+from tersor.cli.doctor import doctor
+from tersor.cli.guard import Guarded
+from tersor.cli.inspect import inspect
+from tersor.cli.lists import passes, recipes, targets
+
+app = typer.Typer(
+    name="tersor",
+    cls=Guarded,
+    help="Tersor: a graph compiler for model compression.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for command in (compile, convert, inspect, bench, passes, recipes, targets, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tersor import __version__
+
+        say(f"tersor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Tersor: a graph compiler for model compression."""
+
+
+def main() -> None:
+    """The console script."""
+    # Warnings of the libraries below say nothing that a user of this command could act on.
+    warnings.simplefilter("ignore")
+    app()

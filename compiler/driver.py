@@ -1,0 +1,332 @@
+"""``compile``: import, optimize, the recipe, lower, measure, keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor import registry
+from tersor.analysis.fidelity import fidelity
+from tersor.analysis.summary import Summary, summarize
+from tersor.artifact import Artifact, sha256, versions
+from tersor.errors import InvalidModel, InvalidOption
+from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
+from tersor.frontends import Imported, load_model
+from tersor.ir import Graph
+from tersor.pipeline import Pass, Pipeline
+from tersor.recipe import Recipe
+from tersor.report import Report
+from tersor.target import Target
+from tersor.tuning.measure import Bench, Paired, Worker, compare
+from tersor.tuning.search import Candidate, search
+
+Feed = Mapping[str, np.ndarray]
+Progress = Callable[[int, int, str], None]
+FINAL_PAIRS = 20
+FIDELITY_FEEDS = 8  # Batches of the calibration inputs that fidelity is told on.
+
+
+def compile(
+    model: Any,
+    target: str | Target = "cpu",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
+    *,
+    runtime: str = "ort",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    calibration: Iterable[Feed] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    sizes: Sequence[Sizes] | None = None,
+    portable: bool = False,
+    measure: bool = True,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compresses ``model`` and builds it for ``target``; never slower than the input where measured.
+
+    Args:
+        model: an ONNX file (path, bytes, ModelProto), an ``nn.Module``, an ``ExportedProgram``, an
+            ``fx.GraphModule`` or a Hugging Face model directory.
+        target: ``cpu`` (this machine), ``cpu:<isa>``, or a :class:`Target`.
+        recipe: a shipped recipe's name, a ``.toml`` file, or plain data.
+        runtime: ``ort``.
+        example_inputs: what a torch module is traced with: a mapping by name or a sequence.
+        dynamic_shapes: as torch.export takes them, or names: ``{"input_ids": {0: "batch"}}``.
+        input_names, output_names: the compiled model's, in order; by default the input model's.
+        calibration: batches of inputs by name, from data like what the model will see.
+        settings: options of the recipe's passes: ``{"quantize-dynamic.max_error": 0.05}``.
+        sizes: sizes of the open dims to measure at: ``[{"batch": 8, "sequence": 128}]``; by default
+            1x32, 1x128 and 8x128.
+        portable: only standard ONNX ops, so that any runtime loads the result.
+        measure: False skips all measuring: defaults are built, and that it pays is unknown.
+        progress: called with (done, total, what).
+
+    Raises:
+        InvalidModel, Unsupported: what is wrong with the model, and where.
+        InvalidOption: what is wrong with an argument.
+    """
+    tell: Progress = progress or (lambda done, total, what: None)
+    chosen = Target.parse(target) if isinstance(target, str) else target
+    plan = Recipe.of(recipe).override(settings or {})
+    backend = registry.backend(runtime)
+    tell(0, 1, "importing")
+    imported = load_model(
+        model,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names,
+        output_names=output_names,
+    )
+    shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
+    batches = _checked(imported.graph, calibration)
+    report = Report()
+    job = _Job(backend, runtime, chosen, portable, report, tell)
+    fused = job.run_passes(registry.optimization(), imported.graph)
+    compressed = job.run_passes(plan.build(), fused, batches)
+    levels = [(plan.name, compressed)]
+    if any(step.keeps.values is None for step in plan.build()):
+        levels.append(("fp32", fused))
+    before = _input_model(job, imported)
+    if measure and chosen.is_host:
+        built, choice = job.best(before, levels, shapes or default_sizes(imported.graph), batches)
+    else:
+        why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
+        report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
+        choice = backend.Choice().but(portable=portable)
+        built = backend.build(compressed, choice)
+    report.size_before, report.size_after = _size(before), len(built)
+    manifest = _manifest(before, plan, chosen)
+    return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
+
+
+def convert(
+    model: Any,
+    passes: Sequence[Pass] | None = None,
+    *,
+    target: str | Target = "cpu",
+    runtime: str = "ort",
+    calibration: Iterable[Feed] | None = None,
+    portable: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Runs just these passes (None: the lossless ones) and lowers the result; nothing is measured.
+
+    Raises:
+        As :func:`compile`.
+    """
+    tell: Progress = progress or (lambda done, total, what: None)
+    chosen = Target.parse(target) if isinstance(target, str) else target
+    backend = registry.backend(runtime)
+    imported = load_model(model)
+    report = Report(decisions=["not measured: whether it is faster is unknown"])
+    job = _Job(backend, runtime, chosen, portable, report, tell)
+    steps = registry.optimization() if passes is None else list(passes)
+    graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
+    choice = backend.Choice().but(portable=portable)
+    before = _input_model(job, imported)
+    built = backend.build(graph, choice)
+    report.size_before, report.size_after = _size(before), len(built)
+    plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
+    return Artifact(built, runtime, choice.to_json(), _manifest(before, plan, chosen), report)
+
+
+def inspect(model: Any, **options: Any) -> Summary:
+    """What is in ``model``, as plain data; ``options`` as :func:`compile` has them for torch modules.
+
+    Raises:
+        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
+    """
+    return summarize(load_model(model, **options).graph)
+
+
+@dataclass
+class _Job:
+    """What the steps of one compilation share."""
+
+    backend: Any
+    runtime: str
+    target: Target
+    portable: bool
+    report: Report
+    tell: Progress
+    evaluator: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.evaluator = self.backend.Evaluator()
+
+    def run_passes(
+        self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
+    ) -> Graph:
+        pipeline = Pipeline(
+            passes,
+            target=self.target,
+            calibration=calibration,
+            evaluate=self.evaluator,
+            progress=self.tell,
+        )
+        result = pipeline.run(graph)
+        self.report.passes += pipeline.reports
+        return result
+
+    def best(
+        self,
+        before: Path | bytes,
+        levels: Sequence[tuple[str, Graph]],
+        sizes: Sequence[Sizes],
+        calibration: Sequence[Feed],
+    ) -> tuple[bytes, Any]:
+        """The first of ``levels`` that is not slower than the input, at its best choice; else the
+        input itself. Returns the model and the choice."""
+        timed = [make_feed(levels[0][1], s) for s in sizes]
+        told = list(calibration[:FIDELITY_FEEDS]) or timed
+        with Bench([*timed, *told]) as bench:
+            default = self.backend.Choice()
+            original = bench.start(self.runtime, before, default.to_json())
+            for name, graph in levels:
+                candidate = self._search(name, graph, bench, range(len(timed)))
+                results = self._final(name, original, candidate, sizes)
+                if not any(r.slower for r in results):
+                    self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)
+                    self.report.decisions.append(f"kept {candidate.label}")
+                    return candidate.model, candidate.choice
+                candidate.worker.stop()
+                self.report.decisions.append(_slower(name, results, sizes))
+        self.report.decisions.append("kept the input: nothing that was tried is faster")
+        model = before if isinstance(before, bytes) else before.read_bytes()
+        return model, default
+
+    def _search(self, name: str, graph: Graph, bench: Bench, feeds: Sequence[int]) -> Candidate:
+        merged = Pipeline([registry.find_pass("merge-linears")()])
+        variants = {name: graph, f"{name}+merged": merged.run(graph)}
+        if not merged.reports[0].rewrites:
+            del variants[f"{name}+merged"]
+
+        def record(label: str, results: list[Paired] | str) -> None:
+            row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
+            if isinstance(results, str):
+                self.report.measured.append({**row, "refused": results})
+                return
+            self.report.measured += [
+                {**row, "feed": i, **r.to_json()} for i, r in enumerate(results)
+            ]
+
+        return search(
+            self.backend,
+            self.runtime,
+            variants,
+            bench,
+            feeds,
+            portable=self.portable,
+            progress=self.tell,
+            record=record,
+        )
+
+    def _final(
+        self, name: str, original: Worker, candidate: Candidate, sizes: Sequence[Sizes]
+    ) -> list[Paired]:
+        results = []
+        for i, size in enumerate(sizes):
+            self.tell(i, len(sizes), f"measuring {name} against the input at {_text(size)}")
+            results.append(compare(original, candidate.worker, i, FINAL_PAIRS))
+            self.report.measured.append(
+                {
+                    "candidate": candidate.label,
+                    "against": "the input",
+                    "sizes": _text(size),
+                    **results[-1].to_json(),
+                }
+            )
+        return results
+
+    def _tell_fidelity(
+        self,
+        original: Worker,
+        result: Worker,
+        start: int,
+        told: Sequence[Feed],
+        calibration: Sequence[Feed],
+    ) -> None:
+        feeds = range(start, start + len(told))
+        self.tell(0, 1, "comparing outputs")
+        self.report.fidelity = fidelity(
+            [original.outputs(i) for i in feeds], [result.outputs(i) for i in feeds]
+        )
+        source = (
+            "calibration inputs"
+            if calibration
+            else "made-up inputs: give calibration for real ones"
+        )
+        self.report.decisions.append(f"fidelity is told on {source}")
+
+
+def _input_model(job: _Job, imported: Imported) -> Path | bytes:
+    """What the result is compared with: the file itself where the runtime takes it, else the imported
+    graph as it came."""
+    if imported.original is not None:
+        try:
+            job.backend.open_session(imported.original)
+        except InvalidModel as error:
+            job.report.decisions.append(f"compared with the input as imported: {error}")
+        else:
+            return imported.original
+    built: bytes = job.backend.build(imported.graph, job.backend.Choice().but(portable=True))
+    return built
+
+
+def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:
+    """The calibration batches as arrays, each with all of the inputs.
+
+    Raises:
+        InvalidOption: a batch that is no mapping, or whose names are not the inputs'.
+    """
+    names = [v.name for v in graph.inputs]
+    found = []
+    for i, batch in enumerate(calibration or ()):
+        if not isinstance(batch, Mapping):
+            raise InvalidOption(
+                f"calibration batch {i} is a {type(batch).__name__}, not arrays by name"
+            )
+        if set(batch) != set(names):
+            raise InvalidOption(
+                f"calibration batch {i} has {', '.join(map(str, batch)) or 'nothing'}; "
+                f"the model takes {', '.join(names)}"
+            )
+        found.append({k: np.asarray(v) for k, v in batch.items()})
+    if calibration is not None and not found:
+        raise InvalidOption("calibration holds no batches")
+    return found
+
+
+def _size(model: Path | bytes) -> int:
+    """Bytes of a model, external data included."""
+    if isinstance(model, bytes):
+        return len(model)
+    from tersor.frontends.onnx import file_size
+
+    return file_size(model)
+
+
+def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
+    worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
+    return (
+        f"{name} is slower than the input at {_text(size)} ({worst.speedup:.2f}x) and was not kept"
+    )
+
+
+def _text(sizes: Sizes) -> str:
+    return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
+
+
+def _manifest(before: Path | bytes, recipe: Recipe, target: Target) -> dict[str, Any]:
+    data = before if isinstance(before, bytes) else before.read_bytes()
+    return {
+        "input": {"sha256": sha256(data)},
+        "recipe": recipe.model_dump(mode="json"),
+        "target": {"name": target.name, "cpu": target.cpu, "features": sorted(target.features)},
+        "versions": versions(),
+    }

@@ -1,0 +1,103 @@
+"""Geometry of sliding windows: strides, dilations, padding and the sizes that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tersor.ir import Dim
+from tersor.ir.dims import floordiv
+from tersor.ops.families._symbolic import ceil_div
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window over positions; every field has an entry for each axis.
+
+    ``span`` is how far a dilated window reaches. ``pads`` are the positions (before, after) that are
+    stated; with ``auto_pad`` SAME they follow from the operand's size.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    auto_pad: str
+    ceil: bool = False
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    def sizes(self, have: Sequence[Dim]) -> list[Dim]:
+        """How many windows fit along each axis of the sizes ``have``."""
+        return [self._fitting(i, size) for i, size in enumerate(have)]
+
+    def _fitting(self, axis: int, size: Dim) -> Dim:
+        stride, span, (before, after) = self.strides[axis], self.span[axis], self.pads[axis]
+        if size is None:
+            return None
+        if self.auto_pad.startswith("SAME"):
+            return ceil_div(size, stride)
+        if self.auto_pad == "VALID":
+            before = after = 0
+        room = size + (before + after - span)
+        if not self.ceil or stride == 1:
+            return floordiv(room, stride) + 1
+        count = ceil_div(room, stride) + 1
+        if isinstance(size, int) and isinstance(count, int):
+            # A window that would begin in the padding after the operand is left out.
+            return count - 1 if (count - 1) * stride >= size + before else count
+        return None
+
+    def padding(self, have: Sequence[int]) -> list[tuple[int, int]]:
+        """Positions before and after each axis of the sizes ``have``."""
+        return [self._padding(i, size) for i, size in enumerate(have)]
+
+    def _padding(self, axis: int, size: int) -> tuple[int, int]:
+        if not self.auto_pad.startswith("SAME"):
+            return (0, 0) if self.auto_pad == "VALID" else self.pads[axis]
+        stride = self.strides[axis]
+        total = max((-(-size // stride) - 1) * stride + self.span[axis] - size, 0)
+        return halves(total, self.auto_pad)
+
+    def extra(self, have: Sequence[int]) -> list[int]:
+        """Positions behind the padding that the last window of ``ceil`` reaches."""
+        counts = self.sizes(have)
+        ends = [
+            (int(n) - 1) * stride + span  # type: ignore[arg-type]
+            for n, stride, span in zip(counts, self.strides, self.span, strict=True)
+        ]
+        pads = self.padding(have)
+        return [max(e - (size + sum(p)), 0) for e, size, p in zip(ends, have, pads, strict=True)]
+
+
+def halves(total: int, auto_pad: str) -> tuple[int, int]:
+    """Padding shared out to both ends; the odd one goes after (SAME_UPPER) or before (SAME_LOWER)."""
+    small, large = total // 2, total - total // 2
+    return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+
+
+def window(kernel: Sequence[Any], attrs: Any) -> Window:
+    """The window of a Conv or pooling node's attributes; ``kernel`` are its sizes."""
+    axes = len(kernel)
+    pads = tuple(attrs.get("pads") or (0,) * (2 * axes))
+    return Window(
+        tuple(int(k) for k in kernel),
+        tuple(attrs.get("strides") or (1,) * axes),
+        tuple(attrs.get("dilations") or (1,) * axes),
+        tuple(zip(pads[:axes], pads[axes:], strict=True)),
+        str(attrs.get("auto_pad", "NOTSET")),
+        bool(attrs.get("ceil_mode", 0)),
+    )
+
+
+def is_too_small(size: Dim) -> bool:
+    """Whether no window fits: the size that is left is certainly below zero."""
+    return isinstance(size, int) and size < 0
+
+
+def torch_pads(pads: Sequence[tuple[int, int]]) -> list[int]:
+    """As torch.nn.functional.pad takes them: the last axis first."""
+    return [n for pair in reversed(pads) for n in pair]

@@ -1,0 +1,181 @@
+"""If, Loop and Scan. Their bodies are graphs that may read outer values; torch evaluation gets a
+callable ``run(body, *operands)`` for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tersor.ir import Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ops.families._symbolic import refuse
+from tersor.ops.opdef import Cost, OpDef
+
+Run = Callable[..., list[Any]]
+
+
+def _common(a: ValueType, b: ValueType) -> ValueType:
+    """What holds of both."""
+    if a == b:
+        return a
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType) or a.dtype is not b.dtype:
+        return UnknownType()
+    if a.dims is None or b.dims is None or len(a.dims) != len(b.dims):
+        return a.with_dims(None)
+    return a.with_dims(tuple(x if x == y else None for x, y in zip(a.dims, b.dims, strict=True)))
+
+
+def _stacked(type: ValueType, steps: Dim = None, axis: int = 0) -> ValueType:
+    """Type of what a body returns, gathered over its turns."""
+    if not isinstance(type, TensorType):
+        return UnknownType()
+    if type.dims is None:
+        return type
+    at = axis % (len(type.dims) + 1)
+    return type.with_dims((*type.dims[:at], steps, *type.dims[at:]))
+
+
+def _body(node: Node, name: str) -> Graph:
+    body = node.attrs[name]
+    assert isinstance(body, Graph)
+    return body
+
+
+def _carried(operands: Sequence[Value | None], returned: Sequence[ValueType]) -> list[ValueType]:
+    """Types of carried values: what the operand and every turn's result have in common."""
+    pairs = zip(operands, returned, strict=False)
+    return [_common(v.type, t) if v is not None else t for v, t in pairs]
+
+
+def _unknown_cost(node: Node) -> Cost:
+    """How often a body runs, and which, is told when the model runs."""
+    return Cost(None, None)
+
+
+# -- If --------------------------------------------------------------------------------------------
+
+
+def _if_infer(node: Node) -> list[ValueType]:
+    branches = _body(node, "then_branch"), _body(node, "else_branch")
+    counts = {len(b.outputs) for b in branches}
+    if counts != {len(node.outputs)}:
+        refuse(node, f"branches return {sorted(counts)} values for {len(node.outputs)} results")
+    return [
+        _common(a.type, b.type)
+        for a, b in zip(branches[0].outputs, branches[1].outputs, strict=True)
+    ]
+
+
+def _if(condition: Any, *, then_branch: Graph, else_branch: Graph, run: Run) -> tuple[Any, ...]:
+    return tuple(run(then_branch if bool(condition.reshape(-1)[0]) else else_branch))
+
+
+# -- Loop ------------------------------------------------------------------------------------------
+
+
+def _loop_infer(node: Node) -> list[ValueType]:
+    returned = [v.type for v in _body(node, "body").outputs[1:]]
+    carried = max(len(node.inputs) - 2, 0)
+    if len(returned) != len(node.outputs):
+        refuse(node, f"the body returns {len(returned)} values for {len(node.outputs)} results")
+    return [*_carried(node.inputs[2:], returned), *map(_stacked, returned[carried:])]
+
+
+def _loop(most: Any, condition: Any, *carried: Any, body: Graph, run: Run) -> tuple[Any, ...]:
+    import torch
+
+    held, rows, turn = list(carried), [], 0
+    going = condition is None or bool(condition.reshape(-1)[0])
+    last = None if most is None else int(most.reshape(-1)[0])
+    while going and (last is None or turn < last):
+        flag, *values = run(body, torch.tensor(turn), torch.tensor(going), *held)
+        held, row = values[: len(held)], values[len(held) :]
+        rows.append(row)
+        going, turn = bool(flag.reshape(-1)[0]), turn + 1
+    return *held, *_gathered(rows, body.outputs[1 + len(held) :], [])
+
+
+def _gathered(rows: list[list[Any]], results: Sequence[Value], axes: Sequence[int]) -> list[Any]:
+    """Scan results of all turns, joined along a new axis; without turns they are empty."""
+    import torch
+
+    from tersor.ops.families._torch import torch_dtype
+
+    if rows:
+        columns = zip(*rows, strict=True)
+        return [torch.stack(c, axes[i] if axes else 0) for i, c in enumerate(columns)]
+    empty = []
+    for i, value in enumerate(results):
+        shape = [d if isinstance(d, int) else 0 for d in value.tensor.dims or ()]
+        at = axes[i] % (len(shape) + 1) if axes else 0
+        shape.insert(at, 0)
+        empty.append(torch.empty(shape, dtype=torch_dtype(value.tensor.dtype)))
+    return empty
+
+
+# -- Scan ------------------------------------------------------------------------------------------
+
+
+def _entries(node: Node, name: str, count: int) -> list[int]:
+    """An attribute with an entry for each of ``count`` values, 0 where it is left out."""
+    return _filled(node.attrs.get(name), count)
+
+
+def _filled(stated: Any, count: int) -> list[int]:
+    return list(stated) if stated else [0] * count
+
+
+def _scan_infer(node: Node) -> list[ValueType]:
+    scans = node.attrs["num_scan_inputs"]
+    assert isinstance(scans, int)
+    carried, returned = len(node.inputs) - scans, [v.type for v in _body(node, "body").outputs]
+    if carried < 0 or len(returned) != len(node.outputs):
+        refuse(
+            node, f"{len(node.inputs)} operands and {len(returned)} values of the body do not fit"
+        )
+    axes = _entries(node, "scan_input_axes", scans)
+    steps = _steps(node.inputs[carried:], axes)
+    at = _entries(node, "scan_output_axes", len(returned) - carried)
+    rows = [_stacked(t, steps, a) for t, a in zip(returned[carried:], at, strict=True)]
+    return [*_carried(node.inputs[:carried], returned), *rows]
+
+
+def _steps(operands: Sequence[Value | None], axes: Sequence[int]) -> Dim:
+    """Length of the scanned axes; a number where one of them is."""
+    found: list[Dim] = []
+    for value, axis in zip(operands, axes, strict=True):
+        have = value.tensor.dims if value is not None else None
+        found.append(have[axis] if have else None)
+    numbers = [d for d in found if isinstance(d, int)]
+    return numbers[0] if numbers else next((d for d in found if d is not None), None)
+
+
+def _scan(
+    *operands: Any, body: Graph, num_scan_inputs: int, run: Run, scan_input_axes: Any = None,
+    scan_input_directions: Any = None, scan_output_axes: Any = None, scan_output_directions: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    count = len(operands) - num_scan_inputs
+    held, scanned = list(operands[:count]), operands[count:]
+    axes = _filled(scan_input_axes, num_scan_inputs)
+    backwards = _filled(scan_input_directions, num_scan_inputs)
+    steps = scanned[0].shape[axes[0]]
+    rows: list[list[Any]] = []
+    for turn in range(steps):
+        slices = [
+            x.select(axis, steps - 1 - turn if back else turn)
+            for x, axis, back in zip(scanned, axes, backwards, strict=True)
+        ]
+        values = run(body, *held, *slices)
+        held = values[:count]
+        rows.append(values[count:])
+    results = body.outputs[count:]
+    made = _gathered(rows, results, _filled(scan_output_axes, len(results)))
+    turned = _filled(scan_output_directions, len(results))
+    at = _filled(scan_output_axes, len(results))
+    return *held, *(y.flip(a) if back else y for y, a, back in zip(made, at, turned, strict=True))
+
+
+ROWS = [
+    OpDef("If", since=11, infer=_if_infer, torch=_if, cost=_unknown_cost),
+    OpDef("Loop", since=11, infer=_loop_infer, torch=_loop, cost=_unknown_cost),
+    OpDef("Scan", since=11, infer=_scan_infer, torch=_scan, cost=_unknown_cost),
+]

@@ -1,0 +1,238 @@
+"""Conv and ConvTranspose over [batch, channels, positions…].
+
+With ``group`` g the channels are g blocks that do not meet: weights are [out, in/g, kernel…] for Conv
+and [in, out/g, kernel…] for ConvTranspose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tersor.ir import Dim, Node, ValueType
+from tersor.ir.dims import product
+from tersor.ops import onnx_schema
+from tersor.ops.families._symbolic import refuse, tensor
+from tersor.ops.families._ties import dims, plain
+from tersor.ops.families._window import Window, halves, is_too_small, torch_pads, window
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Quantizable, Sample, Tie
+
+
+def _group(node: Node) -> int:
+    group = node.attrs["group"]
+    assert isinstance(group, int)
+    return group
+
+
+def _kernel(node: Node) -> list[int] | None:
+    """Kernel sizes: as stated, else the weight's; None where they are not numbers."""
+    stated = node.attrs.get("kernel_shape")
+    sizes = stated if isinstance(stated, tuple) and stated else dims(node.inputs[1])[2:]
+    return [s for s in sizes if isinstance(s, int)] if all_ints(sizes) else None
+
+
+def all_ints(sizes: Any) -> bool:
+    return bool(sizes) and all(isinstance(s, int) for s in sizes)
+
+
+def _functional(name: str, spatial: int) -> Any:
+    import torch.nn.functional as F
+
+    from tersor.errors import Unsupported
+
+    if not 1 <= spatial <= 3:
+        raise Unsupported(f"{name} over {spatial} axes has no torch evaluation")
+    return getattr(F, f"{name}{spatial}d")
+
+
+# -- Conv ------------------------------------------------------------------------------------------
+
+
+def _conv_infer(node: Node) -> list[ValueType]:
+    x, weight, kernel = tensor(node), tensor(node, 1), _kernel(node)
+    if x.dims is None or weight.dims is None or kernel is None:
+        return onnx_schema.infer(node)
+    channels, inner = x.dims[1], weight.dims[1]
+    if len(x.dims) != len(weight.dims) or len(x.dims) != len(kernel) + 2:
+        refuse(node, f"{x} and weight {weight} differ in rank, or from kernel {kernel}")
+    if isinstance(channels, int) and isinstance(inner, int) and channels != inner * _group(node):
+        refuse(node, f"{x} has not the {inner} x {_group(node)} channels of weight {weight}")
+    sizes = window(kernel, node.attrs).sizes(x.dims[2:])
+    if any(map(is_too_small, sizes)):
+        refuse(node, f"no window of {kernel} fits {x}")
+    return [x.with_dims((x.dims[0], weight.dims[0], *sizes))]
+
+
+def _conv(x: Any, weight: Any, bias: Any = None, *, group: int, **attrs: Any) -> Any:
+    import torch.nn.functional as F
+
+    over = window(weight.shape[2:], attrs)
+    x = F.pad(x, torch_pads(over.padding(x.shape[2:])))
+    run = _functional("conv", len(over.kernel))
+    return run(x, weight, bias, over.strides, 0, over.dilations, group)
+
+
+def _conv_cost(node: Node) -> Cost:
+    """Every result is a sum over its group's channels and the kernel."""
+    return Cost(product([*dims(node.output), *dims(node.inputs[1])[1:]]))
+
+
+def _conv_ties(node: Node) -> list[Tie]:
+    """Lanes of each group's operand channels are summed; lanes of its result channels, and whole
+    groups, are kept. With one group the last two are one channel and all of them."""
+    x, weight, group = dims(node.inputs[0]), dims(node.inputs[1]), _group(node)
+    if not x or not weight or not isinstance(weight[0], int) or not isinstance(weight[1], int):
+        return []
+    made, read = weight[0] // group, weight[1]
+    bias = [Member("in", 2, 0, outer=group)] if node.input(2) is not None else []
+    ties = [
+        Tie(x[0], (plain("in", 0, 0), plain("out", 0, 0))),
+        Tie(read, (Member("in", 0, 1, outer=group), plain("in", 1, 1)), "sum"),
+        Tie(made, (Member("in", 1, 0, outer=group), *bias, Member("out", 0, 1, outer=group))),
+    ]
+    if group > 1:
+        whole = [Member("in", 1, 0, inner=made), Member("out", 0, 1, inner=made)]
+        whole += [Member("in", 2, 0, inner=made)] if bias else []
+        ties.append(Tie(group, (Member("in", 0, 1, inner=read), *whole)))
+    return ties
+
+
+def _conv_follow(node: Node, cut: Cut) -> Follow:
+    """A group is gone when all of its operand channels are."""
+    group, channels = _group(node), dims(node.inputs[0])[1]
+    gone = set(cut.get(("in", 0, 1), ()))
+    if group == 1 or not gone or not isinstance(channels, int):
+        return Follow()
+    each = channels // group
+    left = [g for g in range(group) if not set(range(g * each, (g + 1) * each)) <= gone]
+    return Follow({"group": len(left)})
+
+
+# -- ConvTranspose ---------------------------------------------------------------------------------
+
+
+def _full(over: Window, have: Any, more: Any) -> list[Dim]:
+    """Sizes before anything is cropped."""
+    return [
+        None if size is None else (size - 1) * stride + span + extra
+        for size, stride, span, extra in zip(have, over.strides, over.span, more, strict=True)
+    ]
+
+
+def _transposed_sizes(over: Window, have: Any, attrs: Any) -> list[Dim]:
+    stated = attrs.get("output_shape")
+    if stated:
+        return list(stated)
+    if over.auto_pad.startswith("SAME"):
+        return [None if h is None else h * s for h, s in zip(have, over.strides, strict=True)]
+    full = _full(over, have, _output_padding(over, attrs))
+    pads = over.padding([0] * len(full))
+    return [None if f is None else f - sum(p) for f, p in zip(full, pads, strict=True)]
+
+
+def _output_padding(over: Window, attrs: Any) -> tuple[int, ...]:
+    return tuple(attrs.get("output_padding") or (0,) * len(over.kernel))
+
+
+def _transpose_infer(node: Node) -> list[ValueType]:
+    x, weight, kernel = tensor(node), tensor(node, 1), _kernel(node)
+    if x.dims is None or weight.dims is None or kernel is None:
+        return onnx_schema.infer(node)
+    if len(x.dims) != len(weight.dims) or len(x.dims) != len(kernel) + 2:
+        refuse(node, f"{x} and weight {weight} differ in rank, or from kernel {kernel}")
+    sizes = _transposed_sizes(window(kernel, node.attrs), x.dims[2:], node.attrs)
+    channels = None if weight.dims[1] is None else weight.dims[1] * _group(node)
+    return [x.with_dims((x.dims[0], channels, *sizes))]
+
+
+def _conv_transpose(x: Any, weight: Any, bias: Any = None, *, group: int, **attrs: Any) -> Any:
+    import torch.nn.functional as F
+
+    over = window(weight.shape[2:], attrs)
+    run = _functional("conv_transpose", len(over.kernel))
+    y = run(x, weight, None, over.strides, 0, 0, group, over.dilations)
+    more = _output_padding(over, attrs)
+    wanted = _transposed_sizes(over, x.shape[2:], attrs)
+    pads = over.padding([0] * len(more))
+    if attrs.get("output_shape") or over.auto_pad.startswith("SAME"):
+        surplus = [int(f) - int(w) for f, w in zip(_full(over, x.shape[2:], more), wanted, strict=True)]  # type: ignore[arg-type]  # fmt: skip
+        pads = [halves(s, over.auto_pad) for s in surplus]
+    # What output_padding adds lies behind the result, where only the bias is.
+    crop = [(-before, extra - after) for (before, after), extra in zip(pads, more, strict=True)]
+    y = F.pad(y, torch_pads(crop))
+    return y if bias is None else y + bias.reshape(1, -1, *[1] * len(more))
+
+
+def _transpose_cost(node: Node) -> Cost:
+    """Every operand element meets its group's result channels and the kernel."""
+    return Cost(product([*dims(node.inputs[0]), *dims(node.inputs[1])[1:]]))
+
+
+def _transpose_ties(node: Node) -> list[Tie]:
+    x, weight, group = dims(node.inputs[0]), dims(node.inputs[1]), _group(node)
+    if not x or not weight or not isinstance(weight[0], int) or not isinstance(weight[1], int):
+        return []
+    read, made = weight[0] // group, weight[1]
+    bias = [Member("in", 2, 0, outer=group)] if node.input(2) is not None else []
+    lanes = (Member("in", 0, 1, outer=group), Member("in", 1, 0, outer=group))
+    ties = [
+        Tie(x[0], (plain("in", 0, 0), plain("out", 0, 0))),
+        Tie(read, lanes, "sum"),
+        Tie(made, (plain("in", 1, 1), *bias, Member("out", 0, 1, outer=group))),
+    ]
+    if group > 1:
+        whole = [Member("in", 0, 1, inner=read), Member("in", 1, 0, inner=read)]
+        whole += [Member("in", 2, 0, inner=made)] if bias else []
+        ties.append(Tie(group, (*whole, Member("out", 0, 1, inner=made))))
+    return ties
+
+
+# -- samples and rows ------------------------------------------------------------------------------
+
+
+def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+_HELD = frozenset({1, 2})
+
+
+def _conv_samples(rng: np.random.Generator) -> list[Sample]:
+    def case(*shapes: tuple[int, ...], **attrs: Any) -> Sample:
+        return Sample([_f(rng, *s) for s in shapes], attrs, _HELD)
+
+    same = {"strides": (2, 3), "auto_pad": "SAME_UPPER"}
+    return [
+        case((2, 3, 9), (4, 3, 3), (4,), pads=(1, 1)),  # text: [batch, embedding, length]
+        case((2, 3, 9), (4, 3, 2), strides=(2,), dilations=(3,), pads=(2, 0)),
+        case((2, 4, 7, 8), (6, 2, 3, 2), (6,), group=2, kernel_shape=(3, 2)),
+        case((1, 4, 5, 6), (8, 1, 3, 3), (8,), group=4, pads=(1, 1, 1, 1)),  # depthwise, doubled
+        case((2, 2, 7, 8), (3, 2, 3, 4), **same),
+        case((2, 2, 7, 8), (3, 2, 3, 4), strides=(2, 3), auto_pad="SAME_LOWER"),
+        case((2, 2, 7, 8), (3, 2, 3, 4), auto_pad="VALID"),
+        case((1, 2, 4, 5, 6), (3, 2, 2, 2, 2), (3,)),
+    ]
+
+
+def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
+    def case(*shapes: tuple[int, ...], **attrs: Any) -> Sample:
+        return Sample([_f(rng, *s) for s in shapes], attrs, _HELD)
+
+    return [
+        case((2, 3, 5), (3, 4, 3), (4,)),
+        case((2, 3, 5), (3, 4, 3), (4,), strides=(2,), pads=(1, 0), output_padding=(1,)),
+        case((2, 4, 4, 5), (4, 3, 3, 2), (6,), group=2, strides=(2, 1), dilations=(1, 2)),
+        case((1, 2, 4, 5), (2, 3, 3, 3), strides=(2, 3), auto_pad="SAME_UPPER"),
+        case((1, 2, 4, 5), (2, 3, 3, 3), strides=(2, 2), output_shape=(8, 10)),
+        case((1, 3, 4, 4), (3, 1, 3, 3), (3,), group=3),
+    ]
+
+
+ROWS = [
+    OpDef("Conv", since=11, infer=_conv_infer, torch=_conv, cost=_conv_cost, ties=_conv_ties,
+          follow=_conv_follow, quantizable=Quantizable(weight=1, axis=0), samples=_conv_samples),
+    OpDef("ConvTranspose", since=11, infer=_transpose_infer, torch=_conv_transpose,
+          cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
+          samples=_transpose_samples),
+]  # fmt: skip

@@ -1,0 +1,138 @@
+"""Einsum: products and sums along labelled axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tersor.ir import Dim, Node, ValueType
+from tersor.ir.dims import product
+from tersor.ops.families._symbolic import broadcast_dim, refuse, tensor
+from tersor.ops.families._ties import dims, plain
+from tersor.ops.opdef import Cost, OpDef, Sample, Tie
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Labels of each operand's axes and of the result's. An ellipsis is spelled out: its axes are
+    ``.0``, ``.1`` … counted from the last."""
+
+    operands: tuple[Labels, ...]
+    result: Labels
+
+    def size(self, label: str, shapes: list[tuple[Dim, ...]]) -> Dim:
+        """What the label's axes have in common; 1 gives way."""
+        size: Dim = 1
+        for labels, shape in zip(self.operands, shapes, strict=True):
+            for own, dim in zip(labels, shape, strict=True):
+                size = broadcast_dim(size, dim) if own == label else size
+        return size
+
+
+def _equation(node: Node) -> Equation | None:
+    """The equation over the operands' axes; None where a rank is not known.
+
+    Raises:
+        InvalidGraph: it does not fit the operands.
+    """
+    text = str(node.attrs["equation"]).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(node.inputs):
+        refuse(
+            node, f"the equation {text!r} has {len(terms)} terms for {len(node.inputs)} operands"
+        )
+    operands = []
+    for i, term in enumerate(terms):
+        have = tensor(node, i).dims
+        if have is None:
+            return None
+        operands.append(_spelled(node, term, len(have) - len(term.replace("...", ""))))
+        if len(operands[-1]) != len(have):
+            refuse(node, f"{term!r} does not fit {tensor(node, i)}")
+    free = max((sum(label[0] == "." for label in o) for o in operands), default=0)
+    if not arrow:
+        joined = left.replace(",", "").replace("...", "")
+        right = "..." + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
+    return Equation(tuple(operands), _spelled(node, right, free))
+
+
+def _spelled(node: Node, term: str, free: int) -> Labels:
+    before, dots, after = term.partition("...")
+    if not dots:
+        return tuple(before)
+    if free < 0:
+        refuse(node, f"{term!r} has more labels than its operand has axes")
+    return (*before, *(f".{i}" for i in reversed(range(free))), *after)
+
+
+def _infer(node: Node) -> list[ValueType]:
+    found, x = _equation(node), tensor(node)
+    if found is None:
+        return [x.with_dims(None)]
+    shapes = [dims(v) for v in node.inputs]
+    return [x.with_dims(tuple(found.size(label, shapes) for label in found.result))]
+
+
+def _cost(node: Node) -> Cost:
+    """One multiply-add for each combination of all labels, as if it were computed in one go."""
+    found = _equation(node)
+    if found is None:
+        return Cost(None, None)
+    shapes = [dims(v) for v in node.inputs]
+    labels = dict.fromkeys(label for operand in found.operands for label in operand)
+    return Cost(product(found.size(label, shapes) for label in labels))
+
+
+def _ties(node: Node) -> list[Tie]:
+    """All axes of a label, where they are not stretched; a label that the result lacks is summed."""
+    found = _equation(node)
+    if found is None:
+        return []
+    shapes = [dims(v) for v in node.inputs]
+    ties = []
+    for label in dict.fromkeys(label for operand in found.operands for label in operand):
+        size = found.size(label, shapes)
+        members = [
+            plain("in", i, axis)
+            for i, labels in enumerate(found.operands)
+            for axis, own in enumerate(labels)
+            if own == label and shapes[i][axis] == size
+        ]
+        if label in found.result:
+            members.append(plain("out", 0, found.result.index(label)))
+        if size is not None and size != 1:
+            ties.append(Tie(size, tuple(members), "same" if label in found.result else "sum"))
+    return ties
+
+
+def _einsum(*operands: Any, equation: str) -> Any:
+    import torch
+
+    return torch.einsum(equation, *operands)
+
+
+def _samples(rng: np.random.Generator) -> list[Sample]:
+    def case(equation: str, *shapes: tuple[int, ...]) -> Sample:
+        held = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+        return Sample(held, {"equation": equation})
+
+    return [
+        case("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+        case("ij, jk", (2, 3), (3, 4)),
+        case("...ij,...jk->...ik", (1, 5, 2, 3), (4, 1, 3, 2)),
+        case("ii->i", (3, 3)),
+        case("ij->j", (2, 3)),
+        case("i,j,k->ikj", (2,), (3,), (4,)),
+        case("blk,ko->blo", (2, 3, 4), (4, 5)),
+    ]
+
+
+ROWS = [
+    OpDef("Einsum", since=12, infer=_infer, torch=_einsum, cost=_cost, ties=_ties,
+          samples=_samples),
+]  # fmt: skip

@@ -1,0 +1,66 @@
+"""Graphs of one node made from rows' samples: what contract tests of the table and of backends run."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.ir import Dim, DType, Graph, TensorType, Value
+from tersor.ops import TABLE
+from tersor.ops.opdef import OpDef, Sample
+
+Dims = Callable[[int, tuple[int, ...]], tuple[Dim, ...]]
+"""From an operand's index and shape to the dims that its graph input is to have."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample of a row; ``name`` is the op and the sample's number."""
+
+    name: str
+    row: OpDef
+    sample: Sample
+
+
+def cases() -> list[Case]:
+    """Every sample of every row. A row's numbers depend on nothing but its op's name."""
+    return [
+        Case(f"{row.op}-{i}", row, sample)
+        for row in TABLE
+        if row.samples is not None
+        for i, sample in enumerate(row.samples(np.random.default_rng(zlib.crc32(row.op.encode()))))
+    ]
+
+
+def one_node(op: str, sample: Sample, dims: Dims = lambda _, shape: shape) -> Graph:
+    """A graph of the one node on operands ``x0``, ``x1`` … with results ``y0``, ``y1`` …
+
+    Raises:
+        InvalidGraph: the op refuses the operands.
+    """
+    graph = TABLE.graph()
+    operands: list[Value | None] = []
+    for i, array in enumerate(sample.inputs):
+        if array is None:
+            operands.append(None)
+        elif i in sample.constant:
+            operands.append(graph.constant(array, f"x{i}"))
+        else:
+            type = TensorType(DType.of(array), dims(i, array.shape))
+            operands.append(graph.add_input(f"x{i}", type))
+    names = [f"y{i}" for i in range(sample.outputs)]
+    node = graph.emit_node(op, operands, sample.attrs, names=names)
+    graph.set_outputs(node.outputs, names)
+    return graph
+
+
+def feeds(sample: Sample) -> dict[str, np.ndarray]:
+    """The sample's numbers for the inputs of :func:`one_node`."""
+    return {
+        f"x{i}": array
+        for i, array in enumerate(sample.inputs)
+        if array is not None and i not in sample.constant
+    }

@@ -1,0 +1,172 @@
+"""Measuring in pairs: two systems in processes of their own, in turn, on the same inputs.
+
+On a shared machine an absolute time means little, but the two runs of a pair meet the same weather:
+what is quoted is the median of the ratios of the pairs, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import InvalidModel, InvalidOption
+
+# Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
+# Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
+PAUSE = 0.1
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two systems compare on one input: ``speedup`` of b over a is the median of the pairwise
+    ratios a / b, ``low`` and ``high`` their quartiles; ``a_ms``, ``b_ms`` are medians."""
+
+    a_ms: float
+    b_ms: float
+    speedup: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def slower(self) -> bool:
+        """Whether b is slower beyond doubt: three quarters of the pairs say so, by 1% and more."""
+        return self.high < 0.99
+
+    def to_json(self) -> dict[str, float]:
+        """Plain data for reports."""
+        return {
+            "before_ms": round(self.a_ms, 3),
+            "after_ms": round(self.b_ms, 3),
+            "speedup": round(self.speedup, 4),
+            "speedup_q1": round(self.low, 4),
+            "speedup_q3": round(self.high, 4),
+            "pairs": self.pairs,
+        }
+
+
+class Bench:
+    """A folder with feeds, and the worker processes that were started on them."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="tersor-")
+        self.folder = Path(self._folder.name)
+        self._workers: list[Worker] = []
+        self.feeds = [self.folder / f"feed-{i}.npz" for i in range(len(feeds))]
+        for path, feed in zip(self.feeds, feeds, strict=True):
+            held = {k: np.asarray(v) for k, v in feed.items()}
+            if any(v.dtype == object for v in held.values()):
+                raise InvalidOption("inputs that hold strings cannot be measured")
+            np.savez(path, **held)  # type: ignore[arg-type]
+
+    def start(self, runtime: str, model: bytes | Path, choice: Mapping[str, Any]) -> Worker:
+        """A worker for a model.
+
+        Raises:
+            InvalidModel: the runtime refuses the model.
+        """
+        if isinstance(model, bytes):
+            path = self.folder / f"model-{len(self._workers)}.bin"
+            path.write_bytes(model)
+        else:
+            path = model.resolve()
+        worker = Worker(runtime, path, choice, self.feeds, self.folder)
+        self._workers.append(worker)
+        worker.ready()
+        return worker
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._folder.cleanup()
+
+
+class Worker:
+    """A process that runs one model; made by :meth:`Bench.start`."""
+
+    def __init__(
+        self,
+        runtime: str,
+        model: Path,
+        choice: Mapping[str, Any],
+        feeds: Sequence[Path],
+        folder: Path,
+    ) -> None:
+        command = [sys.executable, "-m", "tersor.tuning.worker", runtime, str(model)]
+        command += [json.dumps(choice), *map(str, feeds)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+        )
+        self._folder = folder
+
+    def ready(self) -> None:
+        """Waits until the model is loaded."""
+        self._answer()
+
+    def milliseconds(self, feed: int) -> float:
+        """One timed run of a feed, after an untimed one."""
+        return float(self._ask(f"time {feed}"))
+
+    def outputs(self, feed: int) -> dict[str, np.ndarray]:
+        """The outputs of a feed, by name."""
+        path = self._folder / "outputs.npz"
+        self._ask(f"run {feed} {path}")
+        with np.load(path) as held:
+            return dict(held)
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, command: str) -> str:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # The answer, or its absence, tells.
+            print(command, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if line.startswith("error "):
+            raise InvalidModel(line.removeprefix("error "))
+        if not line:
+            code = self._process.wait()
+            raise InvalidModel(f"the process that measures it ended with code {code}")
+        return line
+
+
+def compare(a: Worker, b: Worker, feed: int, pairs: int) -> Paired:
+    """``pairs`` interleaved runs of both on one feed."""
+    times = np.empty((pairs, 2))
+    for i in range(pairs):
+        # Who goes first changes from pair to pair: neither profits from its place.
+        order = (0, 1) if i % 2 == 0 else (1, 0)
+        for side in order:
+            times[i, side] = (a, b)[side].milliseconds(feed)
+            time.sleep(PAUSE)
+    ratios = times[:, 0] / times[:, 1]
+    low, middle, high = np.percentile(ratios, (25, 50, 75))
+    a_ms, b_ms = np.median(times, axis=0)
+    return Paired(float(a_ms), float(b_ms), float(middle), float(low), float(high), pairs)

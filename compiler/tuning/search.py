@@ -1,0 +1,103 @@
+"""Chooses among the ways to build and run a graph, by measuring each against the best so far.
+
+One setting at a time (coordinate descent): settings of a runtime interact little, and a pass over
+the axes costs their sum where all combinations would cost their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import TersorError
+from tersor.ir import Graph
+from tersor.tuning.measure import Bench, Paired, Worker, compare
+
+SEARCH_PAIRS = 12
+MIN_GAIN = 1.01  # A smaller gain is not worth leaving what is known to work.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Candidate:
+    """A way to build and run the model, and the process that runs it."""
+
+    label: str
+    graph: Graph
+    choice: Any
+    model: bytes
+    worker: Worker
+
+
+def search(
+    backend: Any,
+    runtime: str,
+    variants: Mapping[str, Graph],
+    bench: Bench,
+    feeds: Sequence[int],
+    *,
+    portable: bool,
+    progress: Progress,
+    record: Callable[[str, list[Paired] | str], None],
+) -> Candidate:
+    """The best found.
+
+    Args:
+        backend: a module of ``tersor.backends``.
+        runtime: its name.
+        variants: graphs that mean the same, by name; the first is where the search starts.
+        bench: where workers run.
+        feeds: which of the bench's feeds count, each as much as the others.
+        portable: held to every choice.
+        progress: called with (done, total, what).
+        record: called for each measured challenger with its results against the best so far, in the
+            order of ``feeds``, or with why there are none.
+    """
+    (first, start), *others = variants.items()
+    choice = backend.Choice().but(portable=portable)
+    best = _build(backend, runtime, bench, first, start, choice)
+    steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
+    steps += [(name, graph, {}) for name, graph in others]
+    steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, portable) for v in vs]
+    for i, (name, graph, change) in enumerate(steps):
+        choice = best.choice.but(**change)
+        label = _label(name or best.label.split(" ")[0], choice)
+        progress(i, len(steps), f"measuring {label}")
+        try:
+            challenger = _build(
+                backend, runtime, bench, label.split(" ")[0], graph or best.graph, choice
+            )
+        except TersorError as error:
+            record(label, str(error))
+            continue
+        results = [compare(best.worker, challenger.worker, f, SEARCH_PAIRS) for f in feeds]
+        record(label, results)
+        if _is_gain(results):
+            best.worker.stop()
+            best = challenger
+        else:
+            challenger.worker.stop()
+    return best
+
+
+def _is_gain(results: Sequence[Paired]) -> bool:
+    """Whether the challenger is faster over all feeds, and so plainly that it is not the weather: by
+    the geometric mean of the lower quartiles too."""
+    gain = float(np.exp(np.mean([np.log(r.speedup) for r in results])))
+    surely = float(np.exp(np.mean([np.log(r.low) for r in results])))
+    return gain > MIN_GAIN and surely > 1.0
+
+
+def _build(
+    backend: Any, runtime: str, bench: Bench, name: str, graph: Graph, choice: Any
+) -> Candidate:
+    model = backend.build(graph, choice)
+    worker = bench.start(runtime, model, choice.to_json())
+    return Candidate(_label(name, choice), graph, choice, model, worker)
+
+
+def _label(variant: str, choice: Any) -> str:
+    return variant if choice.label == "default" else f"{variant} {choice.label}"

@@ -1,0 +1,102 @@
+"""One way to name an axis, a stride, a size.
+
+1. Axes that are operands count from the front:   Unsqueeze(x[b, s], -1)  =  Unsqueeze(x, 2)
+2. Steps of 1 are left out:                       Slice(x, 0, n, 0, 1)    =  Slice(x, 0, n, 0)
+3. Sizes are asked of the first input of the graph that has them, however they were come by:
+       Slice(Shape(h[batch, seq, 384]), 0, 2)  =  Shape(ids[batch, seq])
+       Gather(Shape(h[batch, seq, 384]), 1)    =  Squeeze(Shape(ids[batch, seq]) {start = 1, end = 2})
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import made_by, operand, rank
+from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+# Op -> the operand that holds axes; they count the axes of operand 0, those of Unsqueeze the result's.
+_AXES = {
+    "Unsqueeze": 1, "Squeeze": 1, "Slice": 3, "Pad": 3, "ReduceSum": 1, "ReduceMean": 1,
+    "ReduceMax": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceL1": 1, "ReduceL2": 1,
+    "ReduceLogSum": 1, "ReduceLogSumExp": 1, "ReduceSumSquare": 1,
+}  # fmt: skip
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class NormalizeAxes(Pass):
+    """No options; the rules are numbered in the module."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        sizes = _asked(node)
+        if sizes is not None:
+            return _of_input(graph, node, sizes)
+        changed = node.op in _AXES and _axes(graph, node)
+        if node.op == "Slice":
+            changed = _steps(graph, node) or changed
+        return bool(changed)
+
+
+def _axes(graph: Graph, node: Node) -> bool:
+    index = _AXES[node.op]
+    axes = node.input(index)
+    size = rank(node.output if node.op == "Unsqueeze" else operand(node, 0))
+    if axes is None or not axes.is_constant or size is None:
+        return False
+    data = axes.numpy()
+    if not (data < 0).any():
+        return False
+    counted = np.where(data < 0, data + size, data).astype(data.dtype)
+    graph.set_input(node, index, graph.constant(counted, "axes"))
+    return True
+
+
+def _steps(graph: Graph, node: Node) -> bool:
+    steps = node.input(_STEPS)
+    if steps is None or not steps.is_constant or not (steps.numpy() == 1).all():
+        return False
+    graph.set_input(node, _STEPS, None)
+    return True
+
+
+def _asked(node: Node) -> tuple[Dim, ...] | None:
+    """The sizes that an i64 vector or scalar is made of, with a symbol among them."""
+    if len(node.outputs) != 1 or node.output.contents is None or node.output.contents.ndim > 1:
+        return None
+    sizes = tuple(node.output.contents.reshape(-1))
+    symbolic = any(isinstance(s, Sym) for s in sizes) and None not in sizes
+    return sizes if symbolic and node.output.tensor.dtype is DType.I64 else None
+
+
+def _of_input(graph: Graph, node: Node, sizes: tuple[Dim, ...]) -> Value | None:
+    found = _place(graph, sizes)
+    if found is None:
+        return None
+    value, start = found
+    attrs = {"start": start, "end": start + len(sizes)}
+    is_scalar = node.output.tensor.rank == 0
+    shape = made_by(operand(node, 0), "Shape") if is_scalar and node.op == "Squeeze" else node
+    if shape is not None and shape.op == "Shape" and operand(shape, 0) is value:
+        have = {k: shape.attrs.get(k) for k in attrs}
+        if have == attrs:
+            return None
+    # A size of an input belongs to no module.
+    made = graph.emit("Shape", [value], attrs, scope="")
+    return graph.emit("Squeeze", [made], scope="") if is_scalar else made
+
+
+def _place(graph: Graph, sizes: tuple[Dim, ...]) -> tuple[Value, int] | None:
+    """The first input of the outermost graph, and the first axis, from which its dims are ``sizes``."""
+    while graph.outer is not None:
+        graph = graph.outer
+    for value in graph.inputs:
+        dims = value.type.dims if isinstance(value.type, TensorType) else None
+        for start in range(len(dims or ()) - len(sizes) + 1):
+            if dims is not None and dims[start : start + len(sizes)] == sizes:
+                return value, start
+    return None

@@ -1,0 +1,199 @@
+"""Each form of ONNX's Attention, lowered, gives in ONNX Runtime what the op table says it means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tersor.backends.ort.lower import lower
+from tersor.backends.ort.options import LowerOptions
+from tersor.frontends.onnx.exporter import export_model
+from tersor.ir import DType, Graph, TensorType, symbol, verify
+from tersor.ir.dims import evaluate as evaluate_dim
+from tersor.ops import TABLE
+from tersor.ops.evaluate import evaluate
+
+BATCH, Q, K, PAST = symbol("batch"), symbol("queries"), symbol("keys"), symbol("past")
+SIZES = {"batch": 3, "queries": 5, "keys": 7, "past": 4}
+HEADS, D, DV = 4, 8, 6
+
+
+def numbers(rng: np.random.Generator, type: TensorType, sizes: dict[str, int]) -> np.ndarray:
+    assert type.dims is not None
+    shape = [evaluate_dim(d, sizes) for d in type.dims if d is not None]
+    if type.dtype is DType.BOOL:
+        return rng.random(shape) < 0.6
+    return rng.standard_normal(shape).astype(type.dtype.numpy)
+
+
+def attention(
+    flat: bool = True,
+    groups: int = HEADS,
+    mask: TensorType | None = None,
+    past: bool = False,
+    results: int = 1,
+    dtype: DType = DType.F32,
+    **attrs: Any,
+) -> Graph:
+    graph = TABLE.graph()
+
+    def operand(name: str, heads: int, length: Any, d: int) -> Any:
+        dims = (BATCH, length, heads * d) if flat else (BATCH, heads, length, d)
+        return graph.add_input(name, TensorType(dtype, dims))
+
+    inputs = [operand("q", HEADS, Q, D), operand("k", groups, K, D), operand("v", groups, K, DV)]
+    inputs.append(graph.add_input("mask", mask) if mask is not None else None)
+    if past:
+        for name, d in (("past_k", D), ("past_v", DV)):
+            inputs.append(graph.add_input(name, TensorType(dtype, (BATCH, groups, PAST, d))))
+    if flat:
+        attrs |= {"q_num_heads": HEADS, "kv_num_heads": groups}
+    while inputs[-1] is None:
+        inputs.pop()
+    node = graph.emit_node("Attention", inputs, attrs, names=["y", "new_k", "new_v"][:results])
+    graph.set_outputs(node.outputs)
+    return graph
+
+
+def run(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        export_model(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return dict(zip(graph.output_names, session.run(None, feeds), strict=True))
+
+
+def check(graph: Graph, feeds: dict[str, np.ndarray], options: LowerOptions | None = None) -> Graph:
+    lowered = lower(graph, options)
+    verify(lowered)
+    expected, got = evaluate(graph, feeds), run(lowered, feeds)
+    for name in expected:
+        assert np.isfinite(expected[name]).all()
+        assert got[name].shape == expected[name].shape
+        # Sums of up to 11 products of magnitude 1 in another order: some ulps of a few units.
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=1e-5)
+    return lowered
+
+
+def feeds_of(graph: Graph, sizes: dict[str, int] = SIZES) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {v.name: numbers(rng, v.tensor, sizes) for v in graph.inputs}
+
+
+def boolean(*dims: Any) -> TensorType:
+    return TensorType(DType.BOOL, dims)
+
+
+def real(*dims: Any) -> TensorType:
+    return TensorType(DType.F32, dims)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "softcap": {"softcap": 2.0},
+    "softcap and mask": {"softcap": 0.5, "mask": boolean(BATCH, 1, Q, K)},
+    "causal": {"is_causal": 1},
+    "causal and padding": {"is_causal": 1, "mask": boolean(BATCH, 1, 1, K)},
+    "causal and additive": {"is_causal": 1, "mask": real(BATCH, 1, 1, K)},
+    "padding": {"mask": boolean(BATCH, 1, 1, K)},
+    "mask of rank 2": {"mask": boolean(Q, K)},
+    "mask of rank 3": {"mask": boolean(HEADS, Q, K)},
+    "mask for each head": {"mask": boolean(BATCH, HEADS, Q, K)},
+    "additive": {"mask": real(BATCH, 1, Q, K)},
+    "additive for each head": {"mask": real(1, HEADS, Q, K)},
+    "additive of rank 2": {"mask": real(Q, K)},
+    "short mask": {"mask": boolean(BATCH, 1, 1, 3)},
+    "short additive mask": {"mask": real(BATCH, 1, Q, 3)},
+    "mask of one key": {"mask": boolean(BATCH, 1, Q, 1)},
+}
+
+
+@pytest.mark.parametrize("groups", [HEADS, 2, 1], ids=["each", "grouped", "one"])
+@pytest.mark.parametrize("flat", [True, False], ids=["hidden", "heads"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_written_out_and_means_the_same(form: str, flat: bool, groups: int) -> None:
+    graph = attention(flat, groups, **FORMS[form])
+    lowered = check(graph, feeds_of(graph))
+    assert "Attention" not in Counter(n.op for n in lowered.walk())
+
+
+@pytest.mark.parametrize("groups", [HEADS, 2])
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize(
+    "mask", [None, boolean(BATCH, 1, 1, PAST + K), real(BATCH, 1, Q, PAST + K)]
+)
+def test_a_cache_is_read_and_returned(
+    flat: bool, groups: int, causal: int, mask: TensorType | None
+) -> None:
+    graph = attention(flat, groups, mask, past=True, results=3, is_causal=causal)
+    feeds = feeds_of(graph)
+    lowered = check(graph, feeds)
+    assert "Attention" not in Counter(n.op for n in lowered.walk())
+
+
+@pytest.mark.parametrize("attention_option", ["unfused", "mha"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_row_whose_keys_are_all_masked_gives_zeros(flat: bool, attention_option: str) -> None:
+    graph = attention(flat, mask=boolean(BATCH, 1, 1, K))
+    feeds = feeds_of(graph)
+    feeds["mask"][1] = False
+    check(graph, feeds, LowerOptions(attention=attention_option))
+    assert not evaluate(graph, feeds)["y"][1].any()
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_a_row_of_minus_infinity_gives_zeros(groups: int, causal: int) -> None:
+    graph = attention(False, groups, mask=real(BATCH, HEADS, Q, K), is_causal=causal)
+    feeds = feeds_of(graph)
+    feeds["mask"][1, 2] = -np.inf
+    feeds["mask"][2, :, :, 0] = -np.inf  # The first row's only key, where it is causal.
+    check(graph, feeds)
+    assert not evaluate(graph, feeds)["y"][1, 2].any()
+
+
+def test_portable_lowering_uses_standard_ops_only() -> None:
+    graph = attention(mask=boolean(BATCH, 1, 1, K))
+    lowered = check(graph, feeds_of(graph), LowerOptions(attention="mha", portable=True))
+    assert not [n.op for n in lowered.walk() if "." in n.op]
+
+
+def test_multi_head_attention_takes_padding_and_nothing_else() -> None:
+    padded = attention(mask=boolean(BATCH, 1, 1, K))
+    lowered = check(padded, feeds_of(padded), LowerOptions(attention="mha"))
+    assert Counter(n.op for n in lowered.walk())["com.microsoft.MultiHeadAttention"] == 1
+    causal = attention(is_causal=1)
+    lowered = check(causal, feeds_of(causal), LowerOptions(attention="mha"))
+    assert "com.microsoft.MultiHeadAttention" not in Counter(n.op for n in lowered.walk())
+
+
+def test_double_precision_is_written_out_too() -> None:
+    graph = attention(dtype=DType.F64, is_causal=1)
+    assert "Attention" not in Counter(n.op for n in check(graph, feeds_of(graph)).walk())
+
+
+def test_a_fourth_result_keeps_the_standard_op() -> None:
+    graph = attention()
+    q, k, v = graph.inputs
+    attrs = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
+    node = graph.emit_node("Attention", [q, k, v], attrs, names=["z", "a", "b", "scores"])
+    graph.set_outputs([node.outputs[3]], ["scores"])
+    lowered = check(graph, feeds_of(graph))
+    assert Counter(n.op for n in lowered.walk())["Attention"] == 1
+
+
+def test_layers_share_one_prepared_mask() -> None:
+    graph = attention(mask=boolean(BATCH, 1, 1, K))
+    q, k, v, mask = graph.inputs
+    attrs = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
+    again = graph.emit("Attention", [q, k, v, mask], {**attrs, "scale": 0.1})
+    graph.set_outputs([graph.outputs[0], again], ["y", "again"])
+    lowered = check(graph, feeds_of(graph))
+    assert Counter(n.op for n in lowered.walk())["Where"] == 1
