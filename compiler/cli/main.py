@@ -49,4 +49,4 @@ def main() -> None:
     """The console script."""
     # Warnings of the libraries below say nothing that a user of this command could act on.
     warnings.simplefilter("ignore")
-    app()
+    app(prog_name="tersor")
