@@ -59,7 +59,7 @@ class AttentionLowering:
         width = q.tensor.dims[-1]  # type: ignore[index]
         assert isinstance(width, int)
         d = width // heads.query if heads.flat else width
-        scale = float(node.attrs.get("scale", d**-0.5))  # type: ignore[arg-type]
+        scale = float(node.attrs.get("scale", d**-0.5))
         if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
             return [self._mha(graph, node, heads, scale)]
         k, v = (_by_heads(graph, x, heads) for x in (k, v))
@@ -129,7 +129,9 @@ def _heads(node: Node) -> Heads | None:
     sizes = (*counts, q[-1], k[-1], v[-1])
     if not all(isinstance(s, int) for s in sizes):
         return None
-    return Heads(int(counts[0]), int(counts[1]), flat)  # type: ignore[call-overload]
+    many, few = counts
+    assert isinstance(many, int) and isinstance(few, int)
+    return Heads(many, few, flat)
 
 
 def _suits_mha(node: Node, heads: Heads) -> bool:

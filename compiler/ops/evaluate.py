@@ -75,7 +75,9 @@ def _to_torch(array: np.ndarray) -> Any:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if name.bits < 8:
         return torch.from_numpy(array.astype(np.int8 if name.value[0] == "i" else np.uint8))
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # numpy calls an array of one element contiguous whatever its stride; torch wants it positive.
+    plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if plain else array.copy())
 
 
 def _to_numpy(tensor: Any, value: Value) -> np.ndarray:

@@ -89,7 +89,7 @@ def as_written(attribute: Attribute) -> Attribute:
     if isinstance(attribute, float) and abs(attribute) < float(np.finfo(np.float32).max):
         return float(str(np.float32(attribute)))
     if isinstance(attribute, tuple) and attribute and isinstance(attribute[0], float):
-        return tuple(float(str(np.float32(a))) for a in attribute)  # type: ignore[arg-type]
+        return tuple(float(str(np.float32(a))) for a in attribute)
     return attribute
 
 

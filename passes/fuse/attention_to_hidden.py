@@ -48,7 +48,7 @@ class AttentionToHidden(Pass):
             raise Skip("an operand was not split from the hidden axis")
         attrs = {**attention.attrs, "q_num_heads": heads_out, "kv_num_heads": key[1]}
         scope = attention.scope
-        return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)  # type: ignore[arg-type]
+        return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)
 
 
 def _before_split(x: Value) -> Value | None:
