@@ -80,6 +80,16 @@ def test_an_opaque_op_is_unknown_and_not_zero() -> None:
     assert summary.macs == symbol("batch") * 24
 
 
+def test_work_on_what_an_opaque_op_makes_is_unknown() -> None:
+    graph = linear()
+    node = graph.emit_node("example.Twist", [graph.outputs[0]])
+    scale = graph.constant(np.ones(6, np.float32), "scale")
+    y = graph.emit("LayerNormalization", [node.output, scale])
+    graph.set_outputs([graph.emit("Identity", [y])], ["z"])
+    # Identity does nothing whatever it is given.
+    assert summarize(graph).unknown_macs == {"LayerNormalization": 1, "example.Twist": 1}
+
+
 def test_the_work_of_a_loop_is_unknown() -> None:
     summary = summarize(loop())
     assert summary.ops == {"Loop": 1, "MatMul": 1}
