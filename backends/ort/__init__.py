@@ -14,6 +14,6 @@ SUFFIX = ".onnx"
 KINDS = ("cpu",)  # of targets
 
 __all__ = [
-    "KINDS", "SUFFIX", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes", "build", "check", "lower",
-    "open_session", "run", "supports",
+    "KINDS", "SUFFIX", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes", "build",
+    "check", "lower", "open_session", "run", "supports",
 ]  # fmt: skip
