@@ -57,7 +57,7 @@ class AttentionLowering:
             return None
         q, k, v = (_operand(node, i) for i in range(3))
         d = _last(q) // heads.query if heads.flat else _last(q)
-        scale = float(node.attrs.get("scale", d**-0.5))  # type: ignore[arg-type]
+        scale = float(node.attrs.get("scale", d**-0.5))
         if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
             return [self._mha(graph, node, heads, scale)]
         k, v = (_by_heads(graph, x, heads) for x in (k, v))
