@@ -13,7 +13,7 @@ from tersor import registry
 from tersor.analysis.fidelity import fidelity
 from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact, sha256, versions
-from tersor.errors import InvalidModel, InvalidOption
+from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph
@@ -73,7 +73,7 @@ def compile(
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
     plan = Recipe.of(recipe).override(settings or {})
-    backend = registry.backend(runtime)
+    backend = _backend(runtime, chosen)
     tell(0, 1, "importing")
     imported = load_model(
         model,
@@ -121,7 +121,7 @@ def convert(
     """
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
-    backend = registry.backend(runtime)
+    backend = _backend(runtime, chosen)
     imported = load_model(model)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
     job = _Job(backend, runtime, chosen, portable, report, tell)
@@ -262,6 +262,14 @@ class _Job:
             else "made-up inputs: give calibration for real ones"
         )
         self.report.decisions.append(f"fidelity is told on {source}")
+
+
+def _backend(runtime: str, target: Target) -> Any:
+    backend = registry.backend(runtime)
+    if target.kind not in backend.KINDS:
+        kinds = ", ".join(backend.KINDS)
+        raise Unsupported(f"runtime {runtime} builds for {kinds}, not for {target.name}")
+    return backend
 
 
 def _input_model(job: _Job, imported: Imported) -> Path | bytes:

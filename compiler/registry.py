@@ -63,7 +63,10 @@ def backend(runtime: str) -> ModuleType:
         Unsupported: it is not installed.
     """
     if runtime not in RUNTIMES:
-        raise InvalidOption(f"no runtime {runtime!r}{suggest(runtime, RUNTIMES)}")
+        known = ", ".join(RUNTIMES)
+        raise InvalidOption(
+            f"no runtime {runtime!r}{suggest(runtime, RUNTIMES)}; there are {known}"
+        )
     try:
         return importlib.import_module(f"tersor.backends.{runtime}")
     except ModuleNotFoundError as error:

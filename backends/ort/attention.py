@@ -56,9 +56,7 @@ class AttentionLowering:
         if heads is None:
             return None
         q, k, v = (_operand(node, i) for i in range(3))
-        width = q.tensor.dims[-1]  # type: ignore[index]
-        assert isinstance(width, int)
-        d = width // heads.query if heads.flat else width
+        d = _last(q) // heads.query if heads.flat else _last(q)
         scale = float(node.attrs.get("scale", d**-0.5))
         if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
             return [self._mha(graph, node, heads, scale)]
@@ -126,12 +124,12 @@ def _heads(node: Node) -> Heads | None:
     counts = (
         (node.attrs.get("q_num_heads"), node.attrs.get("kv_num_heads")) if flat else (q[1], k[1])
     )
-    sizes = (*counts, q[-1], k[-1], v[-1])
-    if not all(isinstance(s, int) for s in sizes):
+    query, key = counts
+    if not isinstance(query, int) or not isinstance(key, int):
         return None
-    many, few = counts
-    assert isinstance(many, int) and isinstance(few, int)
-    return Heads(many, few, flat)
+    if not all(isinstance(s, int) for s in (q[-1], k[-1], v[-1])):
+        return None
+    return Heads(query, key, flat)
 
 
 def _suits_mha(node: Node, heads: Heads) -> bool:

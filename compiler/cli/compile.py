@@ -78,6 +78,7 @@ def compile(
     What measures slower than the input is not kept.
     """
     import tersor
+    from tersor import registry
     from tersor.cli import inputs, report
     from tersor.cli.models import naming
 
@@ -86,6 +87,7 @@ def compile(
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
     tersor.Target.parse(target)
+    registry.backend(runtime)
     batches = inputs.calibration(calibration, model) if calibration is not None else None
     with Teller() as tell, naming(model):
         artifact = tersor.compile(
@@ -127,6 +129,7 @@ def convert(
 ) -> None:
     """Run just the passes that you name; nothing is measured."""
     import tersor
+    from tersor import registry
     from tersor.cli import inputs, passlist, report
     from tersor.cli.models import naming
 
@@ -135,6 +138,7 @@ def convert(
     inputs.check_output(out, model)
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
+    registry.backend(runtime)
     batches = inputs.calibration(calibration, model) if calibration is not None else None
     with Teller() as tell, naming(model):
         artifact = tersor.convert(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tersor.ir import Graph
 
 Arrays = dict[str, np.ndarray]
+_NPY = b"\x93NUMPY"
 BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
 
 
@@ -103,20 +104,22 @@ def read_arrays(path: Path) -> Arrays:
         state = "not a regular file" if path.exists() else "no such file; check the path"
         raise InvalidOption(f"{path}: {state}")
     try:
-        held = np.load(path, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            raise InvalidOption(
-                f"{path}: a single array; save it as np.savez(path, input_name=array)"
-            )
-        with held:
+        with path.open("rb") as file:
+            if file.read(len(_NPY)) == _NPY:
+                raise InvalidOption(
+                    f"{path}: a single array; save it as np.savez(path, input_name=array)"
+                )
+        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle.
+            raise zipfile.BadZipFile
+        with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError):
         raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise InvalidOption(
-                f"{path}: holds pickled objects, which are not loaded because they can run code, "
-                "or is not an .npz file; save plain arrays by np.savez"
+                f"{path}: holds pickled objects, which are not loaded because they can run code; "
+                "save plain arrays by np.savez"
             ) from None
         raise InvalidOption(f"{path}: damaged: {error}") from None
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Annotated
 
@@ -49,4 +50,6 @@ def main() -> None:
     """The console script."""
     # Warnings of the libraries below say nothing that a user of this command could act on.
     warnings.simplefilter("ignore")
-    app()
+    # Their progress bars would run through ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    app(prog_name="tersor")

@@ -135,10 +135,10 @@ class _Reader:
             return PassText(name, (), column)
         options: dict[str, tuple[str, ...]] = {}
         while not self._take("}"):
-            if options and not self._take(","):
-                self._fail(f"expected ',' or '}}' in the options of {name}, found {self._shown()}")
             if not self._peek():
                 self._fail("this '{' is not closed", opened)
+            if options and not self._take(","):
+                self._fail(f"expected ',' or '}}' in the options of {name}, found {self._shown()}")
             place = self._column()
             option = self._name(f"the name of an option of {name}")
             if not self._take("="):

@@ -145,7 +145,7 @@ def _macs(summary: Summary, at: dict[str, int]) -> str:
         told += f" = {evaluate(summary.macs, at):,} at {where}"
     if summary.unknown_macs:
         ops = ", ".join(f"{count} {op}" for op, count in summary.unknown_macs.items())
-        told += f", and those of {ops}, which are unknown"
+        told += f", without those of {ops}, which are unknown"
     return clean(told)
 
 

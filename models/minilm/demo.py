@@ -49,7 +49,7 @@ def _fidelity(original: Path, artifact: tersor.Artifact) -> dict[str, float]:
 def _table(report: tersor.Report, fidelity: dict[str, float]) -> Table:
     table = Table(title="all-MiniLM-L6-v2 on this machine, in ONNX Runtime")
     for column in ("", "before (fp32)", "after (int8)", ""):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     before, after = report.size_before or 0, report.size_after or 1
     table.add_row("size", _mib(before), _mib(after), f"{before / after:.2f}x smaller")
     for row in report.measured:

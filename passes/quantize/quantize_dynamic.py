@@ -65,7 +65,7 @@ class QuantizeDynamic(Pass):
                 f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
                 f"worst {max(errors):.4f}"
             )
-        elif nodes:
+        elif nodes and not seen:
             context.report.notes.append("no calibration inputs: the layers' errors are unknown")
 
     def _wanted(self, node: Node, context: Context) -> bool:

@@ -25,12 +25,13 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from tersor.errors import InvalidGraph, InvalidModel, Unsupported
 from tersor.frontends.onnx.control import body_input_types
+from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.normalize import Old, normalize
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
-from tersor.frontends.onnx.tensors import densify, tensor_array
+from tersor.frontends.onnx.tensors import densify, element_type, tensor_array
 from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import schema, type_from_proto
@@ -48,34 +49,27 @@ def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
     model, folder = read_model(source)
-    model = _inlined(model)
+    model = inlined(model)
     opsets = {_domain(o.domain): int(o.version) for o in model.opset_import}
     _check_opset(opsets.get(""))
     scope = _Scope(TABLE.graph(model.graph.name or "main"), folder, opsets)
     scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
     for domain in sorted(opsets.keys() - {""}):
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
-    with G_LOGGER.suppress():
-        surgeon = gs.import_onnx(_carried(model))
+    surgeon = _surgeon(model)
     _import_graph(surgeon, model.graph, scope)
     return scope.graph
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its functions' bodies in place of their calls."""
-    if not model.functions:
-        return model
-    import onnx.inliner
-
+def _surgeon(model: onnx.ModelProto) -> gs.Graph:
+    for tensor in model.graph.initializer:
+        element_type(tensor)
     try:
-        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+        with G_LOGGER.suppress():
+            return gs.import_onnx(_carried(model))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidModel(f"the model's functions cannot be inlined: {reason}") from None
-    if model.functions:
-        left = model.functions[0]
-        raise Unsupported(f"function {left.domain}.{left.name} cannot be inlined: it calls itself")
-    return model
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InvalidModel(f"the model cannot be read ({reason}): run onnx.checker on it") from None
 
 
 def _domain(domain: str) -> str:

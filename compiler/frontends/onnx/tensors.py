@@ -14,6 +14,15 @@ from tersor.ir import DType
 from tersor.ops.onnx_schema import FROM_ONNX
 
 
+def element_type(tensor: TensorProto) -> DType:
+    """Raises:
+    InvalidModel: the tensor names a type that is none.
+    """
+    if tensor.data_type not in FROM_ONNX:
+        raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
+    return FROM_ONNX[tensor.data_type]
+
+
 def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     """The numbers of a TensorProto; a memory map where they are in another file under ``folder``.
 
@@ -21,9 +30,7 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
         InvalidModel: a dtype that is none, data of another length than the dims say, or external data
             that is not a readable part of a file inside the model's folder.
     """
-    if tensor.data_type not in FROM_ONNX:
-        raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
-    dtype = FROM_ONNX[tensor.data_type]
+    dtype = element_type(tensor)
     shape = tuple(int(d) for d in tensor.dims)
     if any(d < 0 for d in shape):
         raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {list(shape)}")
@@ -56,13 +63,15 @@ def densify(sparse: SparseTensorProto, folder: Path | None) -> np.ndarray:
     name = sparse.values.name
     values, indices = tensor_array(sparse.values, folder), tensor_array(sparse.indices, folder)
     shape = tuple(int(d) for d in sparse.dims)
-    dense = np.zeros(shape, values.dtype)
     try:
+        dense = np.zeros(shape, values.dtype)
+        if (indices < 0).any():
+            raise IndexError("an index is negative")
         if indices.ndim == 1:
             dense.reshape(-1)[indices] = values
         else:
             dense[tuple(indices.T)] = values
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, MemoryError) as error:
         raise InvalidModel(f"sparse tensor {name!r} of {list(shape)}: {error}") from None
     return dense
 

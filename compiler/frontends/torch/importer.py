@@ -136,10 +136,11 @@ def _inputs(
 def _name_symbols(lowering: Lowering, val: Any, own: str, chosen: str, names: DimNames) -> None:
     """The user's names of dims; else an input's dim is called by the input and its position."""
     for axis, size in enumerate(val.shape):
-        dim = None if isinstance(size, int) else str(size.node.expr)
+        # A size that tracing found to be fixed may still be a SymInt, whose expression is the number.
+        dim = str(size if isinstance(size, int) else size.node.expr)
         given = names.name(own, axis)
-        if dim is None:
-            names.check_free(own, axis, size)
+        if dim.isdecimal():
+            names.check_free(own, axis, int(dim))
         elif dim.isidentifier():
             lowering.sizes.rename(dim, given or f"{chosen}_dim{axis}")
 

@@ -1,0 +1,92 @@
+"""A model's own functions, put in place of their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+from onnx import AttributeProto, FunctionProto, NodeProto
+
+from tersor.errors import InvalidModel, Unsupported
+
+MAX_NODES = 1_000_000  # Functions that call each other twice double at every step.
+_Key = tuple[str, str, str]
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions' bodies in place of their calls; itself where it has none.
+
+    Raises:
+        InvalidModel: onnx cannot inline them.
+        Unsupported: a function that calls itself, or bodies that grow out of bounds.
+    """
+    if not model.functions:
+        return model
+    _check_growth(model)
+    import onnx.inliner
+
+    try:
+        return onnx.inliner.inline_local_functions(model, convert_version=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidModel(f"the model's functions cannot be inlined: {reason}") from None
+
+
+def _check_growth(model: onnx.ModelProto) -> None:
+    """Counts the nodes that inlining would make, without making them."""
+    functions = {_function_key(f): f for f in model.functions}
+    calls = {key: _calls(f.node, functions) for key, f in functions.items()}
+    sizes: dict[_Key, int] = {}
+    for key in _innermost_first(functions, calls):
+        own = sum(1 for _ in _all_nodes(functions[key].node))
+        sizes[key] = min(own + sum(sizes[k] for k in calls[key]), MAX_NODES + 1)
+    total = sum(sizes[k] for k in _calls(model.graph.node, functions))
+    if total > MAX_NODES:
+        raise Unsupported(
+            f"the model's functions make more than {MAX_NODES} nodes when inlined: "
+            "simplify the model first"
+        )
+
+
+def _innermost_first(
+    functions: dict[_Key, FunctionProto], calls: dict[_Key, list[_Key]]
+) -> list[_Key]:
+    order: dict[_Key, None] = {}
+    for start in functions:
+        path: dict[_Key, Iterator[_Key]] = {start: iter(calls[start])}
+        while path and start not in order:
+            key = next(reversed(path))
+            callee = next((k for k in path[key] if k not in order), None)
+            if callee is None:
+                order[key] = None
+                del path[key]
+            elif callee in path:
+                raise Unsupported(
+                    f"function {callee[0]}.{callee[1]} cannot be inlined: it calls itself"
+                )
+            else:
+                path[callee] = iter(calls[callee])
+    return list(order)
+
+
+def _function_key(function: FunctionProto) -> _Key:
+    return function.domain, function.name, function.overload
+
+
+def _calls(nodes: Iterable[NodeProto], functions: dict[_Key, FunctionProto]) -> list[_Key]:
+    keys = ((n.domain, n.op_type, n.overload) for n in _all_nodes(nodes))
+    return [key for key in keys if key in functions]
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    work = [iter(nodes)]
+    while work:
+        node = next(work[-1], None)
+        if node is None:
+            work.pop()
+            continue
+        yield node
+        for attribute in node.attribute:
+            graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+            work.extend(iter(g.node) for g in graphs)
