@@ -285,7 +285,11 @@ def layer_norm(b: Builder) -> None:
         return
     rms = b.integer(0, 1)
     d = x if rms else b.emit("Sub", x, b.emit("ReduceMean", x, b.ints(-1)))
-    square = b.emit("Pow", d, b.number(2.0)) if b.integer(0, 1) else b.emit("Mul", d, d)
+    kind = b.integer(0, 3)  # Two squares, and two that only look like one.
+    if kind < 2:
+        square = b.emit("Pow", d, b.number(2.0)) if kind else b.emit("Mul", d, d)
+    else:
+        square = b.emit("Pow", d, b.number(4.0)) if kind == 2 else b.emit("Abs", d)
     root = b.emit("Sqrt", b.emit("Add", b.emit("ReduceMean", square, b.ints(-1)), epsilon))
     y = b.emit("Div", d, root) if b.integer(0, 1) else b.emit("Mul", d, b.emit("Reciprocal", root))
     y = b.emit("Mul", y, b.weight(*([1] * b.integer(0, 1)), n))
@@ -295,7 +299,7 @@ def layer_norm(b: Builder) -> None:
 
 def gelu(b: Builder) -> None:
     x = b.float()
-    axes = b.integer(0, 1) * b.integer(0, 4)
+    axes = int(b.pick([0, 1, 4]))  # type: ignore[call-overload]
     kind = b.integer(0, 2)
     if kind == 2:
         b.emit("Mul", x, b.emit("Sigmoid", x))
@@ -400,9 +404,14 @@ def _branches(b: Builder) -> None:
 
 
 @st.composite
-def cases(draw: Callable[..., object], steps: int = 8, branches: bool = False) -> Case:
+def cases(
+    draw: Callable[..., object],
+    steps: int = 8,
+    branches: bool = False,
+    focus: tuple[Callable[[Builder], None], ...] = (),
+) -> Case:
     """Graphs of up to ``steps`` steps, with static and symbolic dims; ``branches`` adds an If, which the
-    reference evaluation does not run. Outputs are the last value and others at random: inputs and
+    reference evaluation does not run; of ``focus``'s steps half of all are. Outputs are the last value and others at random: inputs and
     constants among them, one of them perhaps twice."""
     graph = TABLE.graph()
     b = Builder(draw, graph)
@@ -420,7 +429,7 @@ def cases(draw: Callable[..., object], steps: int = 8, branches: bool = False) -
         dims = tuple(symbol(d) if isinstance(d, str) else d for d in dims)  # type: ignore[attr-defined]
         graph.add_input(f"x{i}", TensorType(DType.F64, dims))
     for _ in range(b.integer(1, steps)):
-        b.pick(STEPS)(b)  # type: ignore[operator]
+        b.pick(list(focus) if focus and b.integer(0, 1) else STEPS)(b)  # type: ignore[operator]
     if branches:
         _branches(b)
     values = list(graph.values())

@@ -195,8 +195,8 @@ def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> 
             raise Skip(f"heads or head size of {x!r} are not known")
     if not _agree(a[0], b[0]) or not _agree(b[0], c[0]) or not a[1] == b[1] == c[1]:
         raise Skip("its operands are of different batches or heads")
-    masked = [dims(mask) for mask in masks]
-    lasts = [(s if m is None else m)[-1:] for m in masked]
+    shapes = [dims(mask) for mask in masks]
+    lasts = [s[-1:] if shape is None else shape[-1:] for shape in shapes]  # () is a number's
     if masks and not any(last and _agree(last[0], s[-1]) for last in lasts):
         raise Skip("its mask does not tell the keys apart")
 

@@ -259,6 +259,7 @@ def chain(ops: list[str]) -> Graph:
     return graph
 
 
+@pytest.mark.slow
 def test_a_chain_of_thousands_of_nodes_goes_through_everything() -> None:
     graph = chain(["Relu", "Tanh"])
     text = print_graph(graph)
