@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import op_times
 from onnxruntime.quantization import quantize_dynamic
 
 import tersor
@@ -27,7 +28,7 @@ from tersor.target import Target
 from tersor.tuning.measure import PAUSE, Bench, Worker
 
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
-RESULTS = Path(__file__).parent / "results" / "minilm.json"
+RESULTS = Path(__file__).parent / "results"
 PEERS = ("ort-fp32", "ort-quantize-dynamic")
 
 
@@ -109,6 +110,11 @@ def fidelities(models: dict[str, tuple[Path, dict[str, Any]]]) -> dict[str, dict
     }
 
 
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {path}")
+
+
 def main() -> int:
     """Measures everything and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,9 +135,9 @@ def main() -> int:
             "speed": measured,
             "fidelity": fidelities(models),
         }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {arguments.out}")
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        _write(arguments.out / "minilm.json", result)
+        _write(arguments.out / "profile.json", op_times.profiles(models, Path(folder)))
     return 0
 
 
