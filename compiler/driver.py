@@ -188,7 +188,11 @@ class _Job:
             default = self.backend.Choice()
             original = bench.start(self.runtime, before, default.to_json())
             for name, graph in levels:
-                candidate = self._search(name, graph, bench, range(len(timed)))
+                try:
+                    candidate = self._search(name, graph, bench, range(len(timed)))
+                except InvalidModel as error:
+                    self.report.decisions.append(f"{name} was not kept: {error}")
+                    continue
                 results = self._final(name, original, candidate, sizes)
                 if not any(r.slower for r in results):
                     self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)

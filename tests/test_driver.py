@@ -1,0 +1,267 @@
+"""compile(), convert() and artifacts on small models: what is kept, what is refused, what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import tersor
+from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.feeds import check_sizes, default_sizes, make_feed
+from tersor.frontends.onnx import import_model
+from tersor.tuning import measure, search
+from tersor.tuning.measure import Bench, Paired, compare
+
+RNG = np.random.default_rng(7)
+TABLE = RNG.standard_normal((500, 160)).astype(np.float32)
+WEIGHT = RNG.standard_normal((160, 96)).astype(np.float32)
+BIAS = RNG.standard_normal(96).astype(np.float32)
+
+
+def model() -> onnx.ModelProto:
+    """ids i64[batch, length] -> Gelu(Embedding(ids) W + b): y f32[batch, length, 96]."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"], name="embed"),
+        helper.make_node("MatMul", ["x", "weight"], ["p"], name="product"),
+        helper.make_node("Add", ["p", "bias"], ["s"], name="sum"),
+        helper.make_node("Gelu", ["s"], ["y"], name="gelu"),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", 96])
+    held = {"table": TABLE, "weight": WEIGHT, "bias": BIAS}
+    constants = [numpy_helper.from_array(v, k) for k, v in held.items()]
+    graph = helper.make_graph(nodes, "small", [ids], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "small.onnx"
+    onnx.save(model(), found)
+    return found
+
+
+def batches(count: int = 3) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(3)
+    return [{"ids": rng.integers(0, 500, (2, 9))} for _ in range(count)]
+
+
+def reference(feed: dict[str, np.ndarray]) -> np.ndarray:
+    session = ort.InferenceSession(model().SerializeToString())
+    return np.asarray(session.run(None, feed)[0])
+
+
+def test_fp32_gives_the_models_numbers_and_int8_nearly() -> None:
+    feed = batches(1)[0]
+    exact = tersor.compile(model(), recipe="fp32", measure=False)
+    # Sums of 160 products in another order.
+    np.testing.assert_allclose(exact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
+    small = tersor.compile(model(), recipe="int8", calibration=batches(), measure=False)
+    got, expected = small.run(feed)["y"].ravel(), reference(feed).ravel()
+    cosine = got @ expected / np.linalg.norm(got) / np.linalg.norm(expected)
+    assert 0.999 < cosine < 1  # 8 bits of weights, activations and embeddings: about 1e-4 lost
+    # int8 and its scales in place of f32.
+    assert len(small.model) < 0.3 * len(model().SerializeToString())
+    assert small.report.size_before == len(model().SerializeToString())
+    assert small.report.size_after == len(small.model)
+
+
+def test_what_was_not_measured_is_said_to_be_unknown() -> None:
+    report = tersor.compile(model(), measure=False).report
+    assert report.measured == [] and report.fidelity is None
+    assert report.decisions == [
+        "not measured: measuring was turned off; whether it is faster is unknown"
+    ]
+    other = tersor.compile(model(), target="cpu:neon").report
+    assert other.decisions[0] == (
+        "not measured: cpu:neon is not this machine; whether it is faster is unknown"
+    )
+
+
+def speedup(value: float) -> Paired:
+    return Paired(1.0, 1.0 / value, value, value, value, 5)
+
+
+def test_what_is_slower_than_the_input_is_not_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(0.9))
+    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
+    assert artifact.model == path.read_bytes()
+    slower = "is slower than the input at batch=1 length=4 (0.90x) and was not kept"
+    assert artifact.report.decisions == [
+        f"int8 {slower}",
+        f"fp32 {slower}",
+        "kept the input: nothing that was tried is faster",
+    ]
+
+
+def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = iter([speedup(0.8), speedup(1.2)])
+    monkeypatch.setattr("tersor.driver.compare", lambda *_: next(results))
+    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
+    assert artifact.report.decisions[-1] == "kept fp32"
+    feed = batches(1)[0]
+    np.testing.assert_allclose(artifact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
+
+
+def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
+    monkeypatch.setattr("tersor.driver.FINAL_PAIRS", 3)
+    report = tersor.compile(path, "cpu", "fp32", sizes=[{"batch": 2, "length": 8}]).report
+    last = [row for row in report.measured if row["against"] == "the input"]
+    assert [row["sizes"] for row in last] == ["batch=2 length=8"]
+    assert last[0]["before_ms"] > 0 and last[0]["pairs"] == 3
+    if report.decisions[-1].startswith("kept fp32"):
+        assert report.fidelity is not None and report.fidelity["min_cosine"] > 0.999999
+
+
+def test_a_challenger_with_other_outputs_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.tuning.search.AGREEMENT", 1.1)  # which no two outputs reach
+    monkeypatch.setattr("tersor.driver.FINAL_PAIRS", 3)
+    report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
+    refused = [row for row in report.measured if "refused" in row]
+    assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
+
+
+def test_portable_files_hold_standard_ops_only() -> None:
+    artifact = tersor.compile(model(), recipe="int8", portable=True, measure=False)
+    built = onnx.load_from_string(artifact.model)
+    assert {n.domain for n in built.graph.node} <= {""}
+    assert {o.domain for o in built.opset_import} == {""}
+
+
+def test_names_of_the_users_choosing_even_those_of_inner_values() -> None:
+    artifact = tersor.compile(
+        model(), recipe="fp32", measure=False, input_names=["weight"], output_names=["p"]
+    )
+    feed = batches(1)[0]
+    got = artifact.run({"weight": feed["ids"]})
+    np.testing.assert_allclose(got["p"], reference(feed), rtol=0, atol=2e-5)
+
+
+def test_an_artifact_survives_its_folder(tmp_path: Path) -> None:
+    artifact = tersor.compile(model(), recipe="int8", measure=False)
+    artifact.files["tokenizer.json"] = b"{}"
+    saved = artifact.save(tmp_path / "out")
+    again = tersor.load(saved)
+    feed = batches(1)[0]
+    np.testing.assert_array_equal(again.run(feed)["y"], artifact.run(feed)["y"])
+    assert again.report == artifact.report and again.files == {"tokenizer.json": b"{}"}
+    assert again.manifest == json.loads(json.dumps(artifact.manifest))
+
+
+def test_equal_inputs_give_equal_bytes() -> None:
+    one, two = (tersor.compile(model(), measure=False, calibration=batches()) for _ in range(2))
+    assert one.model == two.model
+
+
+@pytest.mark.parametrize("victim", ["model-*.onnx", "tokenizer.json"])
+def test_a_damaged_artifact_is_refused(tmp_path: Path, victim: str) -> None:
+    artifact = tersor.compile(model(), recipe="fp32", measure=False)
+    artifact.files["tokenizer.json"] = b"{}"
+    artifact.save(tmp_path / "out")
+    (file,) = (tmp_path / "out").glob(victim)
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(
+        InvalidModel, match=r"its hash is not the manifest's; compile the model again"
+    ):
+        tersor.load(tmp_path / "out")
+
+
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    tersor.compile(model(), recipe="fp32", measure=False).save(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["files"]["../secret"] = "0"
+    manifest.write_text(json.dumps(data))
+    with pytest.raises(InvalidModel, match="leads out of the folder"):
+        tersor.load(tmp_path / "out")
+
+
+def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    artifact = tersor.compile(model(), recipe="fp32", measure=False)
+    with pytest.raises(InvalidOption, match="exists and is not an artifact"):
+        artifact.save(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"target": "cuda:sm_90"}, Unsupported, "runtime ort builds for cpu, not for cuda:sm_90"),
+        ({"target": "gpu"}, InvalidOption, "no target 'gpu', did you mean 'cpu'?"),
+        ({"recipe": "int9"}, InvalidOption, "no recipe 'int9', did you mean 'int8'?"),
+        ({"runtime": "tf"}, InvalidOption, "no runtime 'tf'"),
+        ({"calibration": []}, InvalidOption, "calibration holds no batches"),
+        ({"calibration": [[1]]}, InvalidOption, "calibration batch 0 is a list"),
+        ({"calibration": [{"x": 1}]}, InvalidOption, "calibration batch 0 has x; the model takes ids"),
+        ({"sizes": [{"batch": 1}]}, InvalidOption, "leave out dim 'length'"),
+        ({"sizes": [{"batch": 1, "lenght": 2}]}, InvalidOption, "did you mean 'length'?"),
+        ({"sizes": [{"batch": 0, "length": 2}]}, InvalidOption, "dim 'batch' cannot be 0"),
+        ({"input_names": ["a", "b"]}, InvalidOption, "2 input names for 1 inputs"),
+        ({"settings": {"max_eror": 1}}, InvalidOption, "has no option 'max_eror'"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(
+    arguments: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        tersor.compile(model(), **arguments)  # type: ignore[arg-type]
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [3, None, object()])
+def test_what_is_no_model_is_refused(model: object) -> None:
+    with pytest.raises(InvalidOption, match="is no model: give an ONNX file, a torch module"):
+        tersor.compile(model)
+
+
+def test_wrong_inputs_at_run_time_are_named() -> None:
+    artifact = tersor.compile(model(), recipe="fp32", measure=False)
+    with pytest.raises(InvalidOption, match="input 'ids' is missing"):
+        artifact.run({})
+    with pytest.raises(InvalidOption, match="no input 'mask'; the model takes ids"):
+        artifact.run({"ids": np.zeros((1, 2), np.int64), "mask": np.zeros(1)})
+
+
+def test_made_up_inputs_lie_in_the_table_they_index() -> None:
+    graph = import_model(model())
+    assert default_sizes(graph) == [
+        {"batch": 1, "length": 32}, {"batch": 1, "length": 128}, {"batch": 8, "length": 128},
+    ]  # fmt: skip
+    (size,) = check_sizes(graph, [{"batch": 4, "length": 1000}])
+    ids = make_feed(graph, size)["ids"]
+    assert ids.shape == (4, 1000) and ids.dtype == np.int64
+    assert ids.min() >= 0 and 400 < ids.max() < 500
+
+
+def test_a_model_compared_with_itself_is_as_fast(path: Path) -> None:
+    feed = {"ids": np.zeros((2, 8), np.int64)}
+    with Bench([feed]) as bench:
+        a, b = (bench.start("ort", path, {}) for _ in range(2))
+        result = compare(a, b, 0, 5)
+        np.testing.assert_array_equal(a.outputs(0)["y"], b.outputs(0)["y"])
+    assert result.low <= result.speedup <= result.high
+    assert 0.05 < result.speedup < 20  # the same work; the machine may stutter
+    assert not speedup(0.995).slower and speedup(0.9).slower
+
+
+def test_a_worker_that_cannot_load_its_model_says_why(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with Bench([]) as bench, pytest.raises(InvalidModel, match="ONNX Runtime refuses the model"):
+        bench.start("ort", broken, {})
