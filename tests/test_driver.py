@@ -135,6 +135,26 @@ def test_a_challenger_with_other_outputs_is_refused(
     assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
 
 
+def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def interrupted(*arguments: object) -> Paired:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return speedup(1.5)
+
+    monkeypatch.setattr("tersor.tuning.search.compare", interrupted)
+    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(1.2))
+    artifact = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}])
+    assert artifact.report.decisions[-1] == "kept fp32 linear=gemm"  # the first challenger
+    assert artifact.report.measured[1]["refused"] == "interrupted: the best so far is kept"
+    feed = batches(1)[0]
+    np.testing.assert_allclose(artifact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
+
+
 def test_portable_files_hold_standard_ops_only() -> None:
     artifact = tersor.compile(model(), recipe="int8", portable=True, measure=False)
     built = onnx.load_from_string(artifact.model)

@@ -1,7 +1,8 @@
 """Chooses among the ways to build and run a graph, by measuring each against the best so far.
 
 One setting at a time (coordinate descent): settings of a runtime interact little, and a pass over
-the axes costs their sum where all combinations would cost their product.
+the axes costs their sum where all combinations would cost their product.  Ctrl-C ends the search and
+keeps the best so far.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ Progress = Callable[[int, int, str], None]
 class Candidate:
     """A way to build and run the model, and the process that runs it."""
 
-    label: str
+    variant: str
     graph: Graph
     choice: Any
     model: bytes
     worker: Worker
+
+    @property
+    def label(self) -> str:
+        """The variant, and what of its choice differs from the defaults."""
+        return _label(self.variant, self.choice)
 
 
 def search(
@@ -68,27 +74,48 @@ def search(
     steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, portable) for v in vs]
     for i, (name, graph, change) in enumerate(steps):
         choice = best.choice.but(**change)
-        label = _label(name or best.label.split(" ")[0], choice)
+        label = _label(name or best.variant, choice)
         progress(i, len(steps), f"measuring {label}")
         try:
-            challenger = _build(
-                backend, runtime, bench, label.split(" ")[0], graph or best.graph, choice
-            )
-        except TersorError as error:
-            record(label, str(error))
-            continue
-        if (agreement := _agreement(best.worker, challenger.worker, feeds[0])) < AGREEMENT:
-            record(label, f"its outputs are others: worst cosine {agreement:.3f}")
-            challenger.worker.stop()
-            continue
-        results = [compare(best.worker, challenger.worker, f, SEARCH_PAIRS) for f in feeds]
-        record(label, results)
-        if _is_gain(results):
+            best = _duel(backend, runtime, bench, feeds, best, (name, graph, choice), record)
+        except KeyboardInterrupt:
+            record(label, "interrupted: the best so far is kept")
+            # Its pipe may hold the answer to a question that nobody waits for any more.
             best.worker.stop()
-            best = challenger
-        else:
-            challenger.worker.stop()
+            best.worker = bench.start(runtime, best.model, best.choice.to_json())
+            break
     return best
+
+
+def _duel(
+    backend: Any,
+    runtime: str,
+    bench: Bench,
+    feeds: Sequence[int],
+    best: Candidate,
+    step: tuple[str, Graph | None, Any],
+    record: Callable[[str, list[Paired] | str], None],
+) -> Candidate:
+    """The better of the best so far and of the challenger that ``step`` (variant, its graph, choice)
+    describes; where the step names no variant, the best's."""
+    name, graph, choice = step
+    label = _label(name or best.variant, choice)
+    try:
+        challenger = _build(
+            backend, runtime, bench, name or best.variant, graph or best.graph, choice
+        )
+    except TersorError as error:
+        record(label, str(error))
+        return best
+    if (agreement := _agreement(best.worker, challenger.worker, feeds[0])) < AGREEMENT:
+        record(label, f"its outputs are others: worst cosine {agreement:.3f}")
+        challenger.worker.stop()
+        return best
+    results = [compare(best.worker, challenger.worker, f, SEARCH_PAIRS) for f in feeds]
+    record(label, results)
+    winner, loser = (challenger, best) if _is_gain(results) else (best, challenger)
+    loser.worker.stop()
+    return winner
 
 
 def _agreement(a: Worker, b: Worker, feed: int) -> float:
@@ -109,7 +136,7 @@ def _build(
 ) -> Candidate:
     model = backend.build(graph, choice)
     worker = bench.start(runtime, model, choice.to_json())
-    return Candidate(_label(name, choice), graph, choice, model, worker)
+    return Candidate(name, graph, choice, model, worker)
 
 
 def _label(variant: str, choice: Any) -> str:

@@ -48,7 +48,7 @@ def _fidelity(original: Path, artifact: tersor.Artifact) -> dict[str, float]:
 
 def _table(report: tersor.Report, fidelity: dict[str, float]) -> Table:
     table = Table(title="all-MiniLM-L6-v2 on this machine, in ONNX Runtime")
-    for column in ("", "before (fp32)", "after (int8)", ""):
+    for column in ("", "fp32", "int8", ""):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     before, after = report.size_before or 0, report.size_after or 1
     table.add_row("size", _mib(before), _mib(after), f"{before / after:.2f}x smaller")
@@ -57,7 +57,7 @@ def _table(report: tersor.Report, fidelity: dict[str, float]) -> Table:
             continue
         quartiles = f"{row['speedup_q1']:.2f}-{row['speedup_q3']:.2f}"
         table.add_row(
-            f"latency, {row['sizes']}",
+            f"latency, {_shape(row['sizes'])}",
             f"{row['before_ms']:.1f} ms",
             f"{row['after_ms']:.1f} ms",
             f"{row['speedup']:.2f}x ({quartiles})",
@@ -66,6 +66,11 @@ def _table(report: tersor.Report, fidelity: dict[str, float]) -> Table:
     table.add_row("worst cosine", "1", f"{fidelity['min_cosine']:.4f}", "")
     table.add_row("same nearest neighbour", "100%", f"{fidelity['nn1']:.1%}", "")
     return table
+
+
+def _shape(sizes: str) -> str:
+    """``batch=8 sequence=128`` as ``8x128``."""
+    return "x".join(item.partition("=")[2] for item in sizes.split())
 
 
 def _mib(size: int) -> str:
