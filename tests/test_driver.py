@@ -135,6 +135,19 @@ def test_a_challenger_with_other_outputs_is_refused(
     assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
 
 
+def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(0.5))
+    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(1.2))
+    sizes = [{"batch": 1, "length": 4}, {"batch": 2, "length": 4}]
+    report = tersor.compile(path, recipe="fp32", sizes=sizes).report
+    assert report.decisions[-1] == "kept fp32"
+    tried = [row for row in report.measured if row["against"] == "the best so far"]
+    assert {row["feed"] for row in tried} == {0}
+    assert "fp32 spinning=False" in [row["candidate"] for row in tried]
+
+
 def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,3 +241,20 @@ def test_no_file_names_the_place_where_it_was_written() -> None:
     ]
     assert not found
     assert ROOT / "Makefile" in set(text_files())
+
+
+def test_every_recipe_is_in_the_wheel() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    folders = {name: ROOT / path for name, path in setup["package-dir"].items()}
+    packed: set[Path] = set()
+    for package in setup["packages"]:
+        top = max((n for n in folders if within(package, n)), key=len)
+        folder = folders[top].joinpath(*package.removeprefix(top).strip(".").split("."))
+        for name, patterns in setup["package-data"].items():
+            if name in ("*", package):
+                packed.update(file for pattern in patterns for file in folder.glob(pattern))
+    recipes = [f for folder in FOLDERS for f in (ROOT / folder).rglob("*.toml")]
+    assert len(recipes) >= 3
+    assert not [str(f) for f in recipes if f not in packed]

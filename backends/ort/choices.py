@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tersor.ir import Affine, Graph
+from tersor.target import Target
 
 # What ONNX Runtime does by itself and what does not always pay.
 _SKIP_NORM_FUSION = ("SkipLayerNormFusion",)
@@ -28,4 +29,7 @@ def axes(graph: Graph, portable: bool = False) -> list[tuple[str, tuple[Any, ...
     if norms and not portable:
         found.append(("skip_norm", ("fused",)))
     found.append(("spinning", (False,)))
+    # Where cores come as pairs of hardware threads, half as many can be faster.
+    if (cores := Target.host().cores) > 1:
+        found.append(("threads", (cores // 2,)))
     return found

@@ -22,6 +22,7 @@ SEARCH_PAIRS = 12
 # Ways to build one graph differ by rounding, which int8 amplifies; below this cosine a runtime's kernel
 # does something else.
 AGREEMENT = 0.99
+HOPELESS = 0.9  # So slow on one feed by three quarters of the pairs: the other feeds are not asked.
 MIN_GAIN = 1.01  # A smaller gain is not worth leaving what is known to work.
 Progress = Callable[[int, int, str], None]
 
@@ -111,9 +112,14 @@ def _duel(
         record(label, f"its outputs are others: worst cosine {agreement:.3f}")
         challenger.worker.stop()
         return best
-    results = [compare(best.worker, challenger.worker, f, SEARCH_PAIRS) for f in feeds]
+    results: list[Paired] = []
+    for feed in feeds:
+        results.append(compare(best.worker, challenger.worker, feed, SEARCH_PAIRS))
+        if results[-1].high < HOPELESS:
+            break
     record(label, results)
-    winner, loser = (challenger, best) if _is_gain(results) else (best, challenger)
+    won = len(results) == len(feeds) and results[-1].high >= HOPELESS and _is_gain(results)
+    winner, loser = (challenger, best) if won else (best, challenger)
     loser.worker.stop()
     return winner
 
