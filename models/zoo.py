@@ -1,0 +1,68 @@
+"""What every workload under this folder offers, and how to find one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tersor import models
+
+if TYPE_CHECKING:
+    import torch
+
+Feed = dict[str, np.ndarray]
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with something to do.
+
+    Attributes:
+        name: of its folder.
+        build: the module in evaluation mode; the same numbers every time.
+        example_inputs: what it is traced with, by input name, in the order of the module's arguments.
+        dynamic_shapes: names of open dims: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+        outputs: names of its outputs.
+        export_onnx: writes the same model as an ONNX file, by torch's own exporter, open dims kept.
+        calibration: batches of inputs from data like that of ``test``, but not the same.
+        test: batches of real inputs that calibration has not seen; what fidelity is told on.
+        metric: what the task says of a way to run the model, by name; more is better.
+        sizes: of the open dims, to measure speed at.
+    """
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+    example_inputs: Callable[[], dict[str, torch.Tensor]]
+    dynamic_shapes: Mapping[str, Mapping[int, str]]
+    outputs: Sequence[str]
+    export_onnx: Callable[[Path], Path]
+    calibration: Callable[[], list[Feed]]
+    test: Callable[[], list[Feed]]
+    metric: Callable[[Run], dict[str, float]]
+    sizes: Sequence[Mapping[str, int]]
+
+    def torch_arguments(self) -> dict[str, Any]:
+        """What :func:`tersor.compile` takes beside the module."""
+        return {
+            "example_inputs": self.example_inputs(),
+            "dynamic_shapes": self.dynamic_shapes,
+            "output_names": list(self.outputs),
+        }
+
+
+def names() -> list[str]:
+    """Names of all workloads, sorted."""
+    return sorted(info.name for info in pkgutil.iter_modules(models.__path__) if info.ispkg)
+
+
+def find(name: str) -> Workload:
+    """The workload called ``name``: the WORKLOAD of its ``workload`` module."""
+    workload: Workload = importlib.import_module(f"tersor.models.{name}.workload").WORKLOAD
+    return workload
