@@ -16,8 +16,9 @@ from tersor.errors import TersorError
 from tersor.recipe import Recipe
 from tersor.report import Report
 from tersor.target import Target
+from tersor.verification import Verified, verify
 
 __all__ = [
-    "Artifact", "Recipe", "Report", "Target", "TersorError", "__version__", "compile", "convert",
-    "inspect", "load",
+    "Artifact", "Recipe", "Report", "Target", "TersorError", "Verified", "__version__", "compile",
+    "convert", "inspect", "load", "verify",
 ]  # fmt: skip
