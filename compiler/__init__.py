@@ -13,10 +13,10 @@ __version__ = _version("tersor")
 from tersor.artifact import Artifact, load
 from tersor.driver import compile, convert, inspect
 from tersor.errors import TersorError
+from tersor.intact import Verified, verify
 from tersor.recipe import Recipe
 from tersor.report import Report
 from tersor.target import Target
-from tersor.verification import Verified, verify
 
 __all__ = [
     "Artifact", "Recipe", "Report", "Target", "TersorError", "Verified", "__version__", "compile",

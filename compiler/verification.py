@@ -1,154 +1,180 @@
-"""Whether what is on disk is what was built."""
+"""Whether a pass kept what it claims to keep; checked by the pipeline after each one."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from tersor import manifest as manifests
-from tersor import registry
-from tersor.errors import InvalidModel, TersorError
-from tersor.ir import TensorType, UnknownType
-from tersor.ir.types import parse_type
-from tersor.manifest import Manifest, check_file, read_manifest
-from tersor.storage import locked, stored
+import ml_dtypes
+import numpy as np
 
-_WEIGHTS = re.compile(r"weights-([0-9a-f]{16})\.bin\Z")
+from tersor.errors import InvalidGraph, PassFailed
+from tersor.ir import (
+    DType,
+    Graph,
+    TensorType,
+    UnknownType,
+    ValueType,
+    parse,
+    print_graph,
+    print_node,
+    verify,
+    weights_of,
+)
+from tersor.report import PassReport
+from tersor.rewriting import Context, Evaluate, Feeds, Pass
+
+Signature = tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]
+LEVELS = ("none", "types", "text", "values")
 
 
-@dataclass(frozen=True)
-class Verified:
-    """What was found to be as it should.
+@dataclass
+class Verification:
+    """Checks one pass after another.
 
     Attributes:
-        files: bytes by name.
-        notes: what is worth knowing and not wrong, a line each.
+        level: one of ``LEVELS``; each checks what those before it do.
+        feeds: inputs for the ``values`` level.
+        evaluate: runs a graph on one of them.
+        context: what a pass is given, with so many rewrites left; to run it again with fewer.
     """
 
-    files: dict[str, int]
-    notes: list[str] = field(default_factory=list)
+    level: str
+    feeds: Feeds
+    evaluate: Evaluate | None
+    context: Callable[[PassReport, int], Context]
 
+    def check(
+        self, step: Pass, signature: Signature, before: Graph, after: Graph, report: PassReport
+    ) -> None:
+        """Checks ``after``, which ``step`` made of ``before``, whose signature was ``signature``.
 
-def verify(path: str | Path, *, model: Any = None) -> Verified:
-    """Checks an artifact, or a model file alone.
-
-    Of an artifact: its manifest, every file's size and SHA-256, that the model opens in its runtime and
-    has the interface that the manifest tells, and where ``model`` is given (as :func:`tersor.compile`
-    takes it), that the artifact was made of that. A file alone carries no manifest: that it opens, and
-    that its weights, if they lie beside it, are those that it names.
-
-    Raises:
-        InvalidModel: what is wrong, in one line.
-        InvalidOption: ``model`` is given for a file alone.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return _verify_file(path, model)
-    with locked(path, shared=True):
-        manifest = read_manifest(path)
-        for name, expected in manifest.files.items():
-            check_file(path / name, expected)
-        _check_beside(path / manifest.model, {manifest.weights} - {None})
-        _check_interface(manifest, path)
-        notes = [*_unlisted(manifest, path), *_other_versions(manifest)]
-    if model is not None:
-        _check_input(manifest, path, model)
-    return Verified({name: file.size for name, file in manifest.files.items()}, notes)
-
-
-def _verify_file(path: Path, model: Any) -> Verified:
-    from tersor.errors import InvalidOption
-    from tersor.frontends.onnx import external_files, read_model
-
-    if model is not None:
-        raise InvalidOption(f"{path} carries no manifest, so what it was made of is not known")
-    names = external_files(read_model(path)[0])
-    sizes = {path.name: path.stat().st_size}
-    for name in names:
+        Raises:
+            PassFailed: a claim that does not hold.
+        """
+        if self.level == "none":
+            return
         try:
-            found = stored((path.parent / name).resolve())
-        except OSError as error:
-            raise InvalidModel(f"{path}: {name}: {error.strerror}") from None
-        named = _WEIGHTS.match(name)
-        if named and not found.sha256.startswith(named[1]):
-            raise InvalidModel(
-                f"{path.parent / name}: its hash is not the one in its name; compile the model again"
+            verify(after)
+            if self.level in ("text", "values"):
+                _verify_text(after)
+        except InvalidGraph as error:
+            raise PassFailed(f"after {step.label}: {error}") from error
+        if step.keeps.signature:
+            _verify_signature(step, signature, after)
+        if self.level == "values" and step.keeps.values is not None:
+            self._verify_values(step, before, after, report)
+
+    def _verify_values(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
+        # A pass that does not count its rewrites is not trusted to have made none.
+        if report.rewrites == 0 and print_graph(before) == print_graph(after):
+            return
+        # A copy, since the evaluator may keep what it made of a graph, and this one changes later on.
+        error, allowed, worst = self._difference(before, after.copy(), step)
+        report.max_error = worst
+        if error <= allowed:
+            return
+        guilty = self._bisect(step, before, report.rewrites)
+        raise PassFailed(
+            f"{step.label} claims to keep values, but the outputs differ by {error:.3g} "
+            f"(allowed {allowed:.3g}); {guilty}"
+        )
+
+    def _difference(self, before: Graph, after: Graph, step: Pass) -> tuple[float, float, float]:
+        """(Absolute difference, what is allowed there) of the output that is worst by its allowance,
+        then the largest difference of all."""
+        assert self.evaluate is not None
+        worst, largest = (0.0, 0.0), 0.0
+        for feed in self.feeds:
+            expected, got = self.evaluate(before, feed), self.evaluate(after, feed)
+            for name in expected:
+                error, allowed = _compare(expected[name], got[name], step.keeps.values or 0.0)
+                largest = max(largest, error)
+                if error - allowed > worst[0] - worst[1]:
+                    worst = (error, allowed)
+        return *worst, largest
+
+    def _bisect(self, step: Pass, before: Graph, rewrites: int) -> str:
+        """The first rewrite after which the outputs differ, by running the pass with fewer."""
+        if rewrites == 0:
+            return "it counts no rewrites"
+        low, high = 0, rewrites
+        while high - low > 1:
+            middle = (low + high) // 2
+            error, allowed, _ = self._difference(before, self._partial(step, before, middle), step)
+            low, high = (low, middle) if error > allowed else (middle, high)
+        good, bad = self._partial(step, before, high - 1), self._partial(step, before, high)
+        return f"rewrite {high} of {rewrites} is the first that does:\n{_changed_lines(good, bad)}"
+
+    def _partial(self, step: Pass, before: Graph, rewrites: int) -> Graph:
+        graph = before.copy()
+        step.run(graph, self.context(PassReport(step.label), rewrites))
+        return graph
+
+
+def _compare(expected: np.ndarray, got: np.ndarray, rtol: float) -> tuple[float, float]:
+    """(Largest absolute difference, allowed). A NaN must stay one; what was not one may not become
+    one. Where the reference is NaN, a number is accepted: fusions may define what was undefined."""
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return float("inf"), 0.0
+    if expected.dtype.kind not in "fcV":
+        return (0.0 if np.array_equal(expected, got) else float("inf")), 0.0
+    a, b = (
+        np.asarray(x, np.complex128 if x.dtype.kind == "c" else np.float64) for x in (expected, got)
+    )
+    with np.errstate(invalid="ignore"):
+        difference = np.where((a == b) | np.isnan(a), 0.0, np.abs(a - b))
+    if np.isnan(difference).any():
+        return float("inf"), 0.0
+    finite = np.abs(a[np.isfinite(a)])
+    scale = max(1.0, float(finite.max())) if finite.size else 1.0
+    return float(difference.max(initial=0.0)), rtol * scale * _coarseness(expected.dtype)
+
+
+def _coarseness(dtype: np.dtype) -> float:
+    """How much coarser than f32 a float dtype is; at least 1."""
+    name = DType.of(dtype)
+    if not name.is_float:
+        return 1.0
+    return max(1.0, _epsilon(dtype) / _epsilon(np.dtype(np.float32)))
+
+
+def _epsilon(dtype: np.dtype) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+def _verify_text(graph: Graph) -> None:
+    text = print_graph(graph)
+    again = print_graph(parse(text, graph.table, weights_of(graph)))
+    if again != text:
+        raise InvalidGraph("the printed graph reads back as another one")
+
+
+def _verify_signature(step: Pass, before: Signature, after: Graph) -> None:
+    for kind, old, new in zip(("inputs", "outputs"), before, after.signature(), strict=True):
+        names, now = [n for n, _ in old], [n for n, _ in new]
+        if names != now:
+            raise PassFailed(
+                f"{step.label} claims to keep the signature, but its {kind} were "
+                f"{', '.join(names)} and are {', '.join(now)}"
             )
-        sizes[name] = found.size
-    _open(registry.RUNTIMES[0], path, {}, path)
-    return Verified(sizes, ["it carries no manifest: that it opens is all that can be checked"])
-
-
-def _check_beside(path: Path, listed: set[str | None]) -> None:
-    from tersor.frontends.onnx import external_files, read_model
-
-    for name in external_files(read_model(path)[0]):
-        if name not in listed:
-            raise InvalidModel(f"{path} refers to {name!r}, which the manifest does not list")
-
-
-def _check_interface(manifest: Manifest, path: Path) -> None:
-    session = _open(manifest.runtime, path / manifest.model, manifest.choice, path)
-    found = registry.backend(manifest.runtime).interface(session)
-    for kind, values in zip(("inputs", "outputs"), found, strict=True):
-        try:
-            told = [(name, parse_type(type)) for name, type in manifest.about["interface"][kind]]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InvalidModel(f"{path}: the manifest does not tell the {kind}") from None
-        names, have = [n for n, _ in told], [n for n, _ in values]
-        if names != have:
-            raise InvalidModel(
-                f"{path}: the manifest tells the {kind} {', '.join(names)}, "
-                f"the model has {', '.join(have)}"
-            )
-        for (name, wanted), (_, type) in zip(told, values, strict=True):
-            if _differ(wanted, type):
-                raise InvalidModel(
-                    f"{path}: the manifest tells {name} as {wanted}, the model has {type}"
+        for (name, was), (_, type) in zip(old, new, strict=True):
+            if _differs(was, type, step.keeps.shapes):
+                raise PassFailed(
+                    f"{step.label} claims to keep the signature, but {name} was {was} and is {type}"
                 )
 
 
-def _differ(told: Any, found: Any) -> bool:
-    if isinstance(told, TensorType) and isinstance(found, TensorType):
-        return not told.accepts(found)
-    return isinstance(told, TensorType) and found != UnknownType()
+def _differs(was: ValueType, now: ValueType, shapes: bool) -> bool:
+    """Whether two types cannot be one; without ``shapes``, whether their element types differ."""
+    if isinstance(was, TensorType) and isinstance(now, TensorType):
+        return not was.accepts(now) if shapes else was.dtype is not now.dtype
+    return type(was) is not type(now) and UnknownType() not in (was, now)
 
 
-def _open(runtime: str, model: Path, choice: dict[str, Any], path: Path) -> Any:
-    try:
-        return registry.backend(runtime).open_session(model, choice)
-    except TersorError as error:
-        raise InvalidModel(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidModel(f"{path}: the manifest's choice is damaged: {error!r}") from None
-
-
-def _check_input(manifest: Manifest, path: Path, model: Any) -> None:
-    from tersor.driver import input_identity
-
-    told = manifest.about.get("input")
-    if not isinstance(told, dict) or input_identity(model, manifest.runtime) != told:
-        raise InvalidModel(f"{path} was not made of {_shown(model)}")
-
-
-def _shown(model: Any) -> str:
-    return str(model) if isinstance(model, (str, Path)) else f"this {type(model).__name__}"
-
-
-def _unlisted(manifest: Manifest, path: Path) -> list[str]:
-    known = {manifests.NAME, *manifest.files}
-    others = sorted(p.name for p in path.iterdir() if p.name not in known)
-    return [f"{name} is in the folder, but not in the manifest" for name in others]
-
-
-def _other_versions(manifest: Manifest) -> list[str]:
-    told, here = manifest.about.get("versions"), manifests.versions()
-    if not isinstance(told, dict):
-        return ["the manifest does not tell what versions made it"]
-    return [
-        f"made with {package} {told[package]}, here is {here.get(package, 'none')}"
-        for package in sorted(told)
-        if told[package] != here.get(package)
-    ]
+def _changed_lines(before: Graph, after: Graph) -> str:
+    """Lines of text that only one of the graphs has, as a diff."""
+    old, new = ([print_node(n) for n in g.walk()] for g in (before, after))
+    gone = [f"- {line}" for line in old if line not in set(new)]
+    come = [f"+ {line}" for line in new if line not in set(old)]
+    return "\n".join([*gone, *come])
