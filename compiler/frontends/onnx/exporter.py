@@ -158,7 +158,8 @@ class _Exporter:
         for node in graph.nodes:
             proto.node.append(self._node(node))
         for name, value in copies:
-            proto.node.add(op_type="Identity", input=[self.names[value]], output=[name])
+            label = self._fresh_node_name("Identity")
+            proto.node.add(op_type="Identity", name=label, input=[self.names[value]], output=[name])
         outputs = graph.output_names if outermost else self._inner_outputs(graph, copies)
         for name, value in zip(outputs, graph.outputs, strict=True):
             proto.output.add(name=name).type.CopyFrom(type_to_proto(value.type))
@@ -256,7 +257,11 @@ class _Exporter:
         return attribute_to_proto(key, attr, at)
 
     def _node_name(self, node: Node) -> str:
-        base = node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
+        return self._fresh_node_name(
+            node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
+        )
+
+    def _fresh_node_name(self, base: str) -> str:
         name, i = base, 0
         while name in self.node_names:
             i += 1
