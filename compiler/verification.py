@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,7 @@ from tersor.ir import (
     verify,
     weights_of,
 )
+from tersor.ir.verify import Checked
 from tersor.report import PassReport
 from tersor.rewriting import Context, Evaluate, Feeds, Pass
 
@@ -43,6 +44,7 @@ class Verification:
     feeds: Feeds
     evaluate: Evaluate | None
     context: Callable[[PassReport, int], Context]
+    _checked: Checked = field(default_factory=Checked, init=False)
 
     def check(
         self, step: Pass, signature: Signature, before: Graph, after: Graph, report: PassReport
@@ -55,7 +57,7 @@ class Verification:
         if self.level == "none":
             return
         try:
-            verify(after)
+            verify(after, checked=self._checked)
             if self.level in ("text", "values"):
                 _verify_text(after)
         except InvalidGraph as error:

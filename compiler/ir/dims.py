@@ -21,6 +21,8 @@ from typing import Union
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
 
+MAX_SIZE = 128  # What is larger is no longer reckoned with; real models stay below a tenth of it.
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
@@ -142,13 +144,43 @@ def minimum(a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    """The product of ``dims``; None if one is unknown (and none of them is zero)."""
+    """The product of ``dims``; None if one is unknown, or it grows too large (and none is zero)."""
     result: Dim = 1
     for dim in dims:
         if dim == 0:
             return 0
-        result = None if dim is None or result is None else result * dim
+        result = None if dim is None or result is None else bounded(result * dim)
     return result
+
+
+def total(dims: Iterable[KnownDim]) -> KnownDim:
+    """The sum of ``dims``, however many they are."""
+    return _canonical(term for dim in dims for term in _terms(dim))
+
+
+def bounded(dim: Dim) -> Dim:
+    """``dim``; None where it has grown past what is worth knowing: beyond 64 bits, or an expression of
+    more than ``MAX_SIZE`` parts. So the work on dims stays bounded, whatever a graph piles up."""
+    if isinstance(dim, int):
+        return dim if -(2**63) <= dim < 2**63 else None
+    return None if dim is None or _size(dim) > MAX_SIZE else dim
+
+
+def _size(dim: KnownDim) -> int:
+    """Symbols and calls in ``dim``, counted up to the first that is too many."""
+    size, work = 0, [dim]
+    while work and size <= MAX_SIZE:
+        item = work.pop()
+        if isinstance(item, int):
+            continue
+        for monomial, coefficient in item.terms:
+            size += max(1, len(monomial))
+            if not -(2**63) <= coefficient < 2**63:
+                return MAX_SIZE + 1
+            work.extend(x for a in monomial if isinstance(a, Call) for x in a.arguments)
+            if size > MAX_SIZE:
+                break
+    return size
 
 
 def evaluate(dim: KnownDim, sizes: Mapping[str, int]) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from tersor.errors import InvalidGraph, suggest
-from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ir import Attribute, DType, Graph, Node, Sym, TensorType, UnknownType, Value, ValueType
+from tersor.ir.dims import bounded
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, OpDef, Tie
 
@@ -79,7 +80,7 @@ class Table:
         if row is not None and row.contents is not None:
             contents = list(row.contents(node))
         pairs = zip(types, contents, strict=True)
-        return [(_sharpen(type, known), known) for type, known in pairs]
+        return [_bounded(_sharpen(type, known), known) for type, known in pairs]
 
     # -- what passes and analyses ask --------------------------------------------------------------
 
@@ -122,6 +123,19 @@ def contents_of(value: Value | None) -> np.ndarray | None:
             held[:] = flat
             value.contents = held.reshape(numbers.shape)
     return value.contents
+
+
+def _bounded(type: ValueType, contents: np.ndarray | None) -> tuple[ValueType, np.ndarray | None]:
+    """Both, without dims that have grown too large."""
+    if isinstance(type, TensorType) and type.dims is not None:
+        dims = tuple(map(bounded, type.dims))
+        if dims != type.dims:
+            type = type.with_dims(dims)
+    if contents is not None and any(isinstance(d, Sym) for d in contents.reshape(-1)):
+        held = np.empty(contents.size, object)
+        held[:] = [bounded(d) if isinstance(d, Sym) else d for d in contents.reshape(-1)]
+        contents = held.reshape(contents.shape)
+    return type, contents
 
 
 def _sharpen(type: ValueType, contents: np.ndarray | None) -> ValueType:
