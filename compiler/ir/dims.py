@@ -21,7 +21,7 @@ from typing import Union
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
 
-MAX_SIZE = 128  # What is larger is no longer reckoned with; real models stay below a tenth of it.
+MAX_SIZE = 128  # Dims of more parts are not reckoned with; those of ordinary models have a few.
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
@@ -167,11 +167,12 @@ def bounded(dim: Dim) -> Dim:
 
 
 def _size(dim: KnownDim) -> int:
-    """Symbols and calls in ``dim``, counted up to the first that is too many."""
+    """Symbols, numbers and calls in ``dim``, counted up to the first that is too many."""
     size, work = 0, [dim]
     while work and size <= MAX_SIZE:
         item = work.pop()
         if isinstance(item, int):
+            size += 1
             continue
         for monomial, coefficient in item.terms:
             size += max(1, len(monomial))

@@ -54,6 +54,7 @@ class Graph(NodeList):
         self.metadata: dict[str, str] = {}
         self.parent: Node | None = None
         self._names: dict[str, int] = outer._names if outer is not None else {}
+        self._changes: list[int] = outer._changes if outer is not None else [0]
         self._cursor: Node | None = None
 
     # -- reading ---------------------------------------------------------------------------------
@@ -81,6 +82,11 @@ class Graph(NodeList):
         """The graph whose node holds this one; None for an outermost graph."""
         return self.parent.graph if self.parent is not None else None
 
+    @property
+    def changes(self) -> int:
+        """How often this graph, the outer ones and the inner ones were changed: grows with each."""
+        return self._changes[0]
+
     def values(self) -> Iterator[Value]:
         """Inputs, constants and results of this graph, without those of subgraphs."""
         yield from self.inputs
@@ -97,6 +103,7 @@ class Graph(NodeList):
 
     def rename_inputs(self, names: Sequence[str]) -> None:
         """New names for the inputs, in order; an inner value that has one of them gets another."""
+        self._changes[0] += 1
         taken = set(names)
         for value, name in zip(self.inputs, names, strict=True):
             value.name = name
@@ -124,6 +131,7 @@ class Graph(NodeList):
 
     def add_input(self, name: str, type: ValueType) -> Value:
         value = Value(self.fresh(name), type, self)
+        self._changes[0] += 1
         self.inputs.append(value)
         return value
 
@@ -132,6 +140,7 @@ class Graph(NodeList):
         encoding = data if isinstance(data, Encoding) else Dense(np.asarray(data))
         value = Value(self.fresh(name), encoding.type, self)
         value.encoding = encoding
+        self._changes[0] += 1
         self.constants[value.name] = value
         return value
 
@@ -139,6 +148,7 @@ class Graph(NodeList):
         """Holds a constant's numbers in another form; the decoded type must stay."""
         if encoding.type != constant.type:
             raise ValueError(f"{constant!r} cannot be held as {encoding.type}")
+        self._changes[0] += 1
         constant.encoding = encoding
         constant.contents = None
 
@@ -200,6 +210,7 @@ class Graph(NodeList):
         return node
 
     def _type(self, node: Node, types: Sequence[ValueType] | None) -> None:
+        self._changes[0] += 1
         if types is not None:
             for value, type in zip(node.outputs, types, strict=True):
                 value.type = type
@@ -217,6 +228,7 @@ class Graph(NodeList):
 
     def set_outputs(self, values: Iterable[Value], names: Iterable[str] | None = None) -> None:
         """Makes ``values`` the outputs, called ``names`` (else as the values are)."""
+        self._changes[0] += 1
         for i, old in enumerate(self.outputs):
             old._drop_use(Use(self, i))
         self.outputs = list(values)
@@ -237,6 +249,7 @@ class Graph(NodeList):
 
     def set_input(self, user: Node | Graph, index: int, new: Value | None) -> None:
         """Makes operand (or graph output) ``index`` of ``user`` read ``new``."""
+        self._changes[0] += 1
         # In place: among thousands of operands (of a Concat, a Sum), each may be replaced in turn.
         operands = _operands(user)
         old = operands[index]
@@ -267,11 +280,13 @@ class Graph(NodeList):
         """Removes an unread constant."""
         if constant.uses:
             raise ValueError(f"{constant!r} is still read")
+        self._changes[0] += 1
         del self.constants[constant.name]
 
     def move_before(self, node: Node, other: Node) -> None:
         """Moves ``node`` to just before ``other``."""
         if node is not other:
+            self._changes[0] += 1
             self._unlink(node)
             self._link(node, other)
 
@@ -284,6 +299,7 @@ class Graph(NodeList):
     # -- inner -----------------------------------------------------------------------------------
 
     def _set_inputs(self, node: Node, inputs: Sequence[Value | None]) -> None:
+        self._changes[0] += 1
         for i, old in enumerate(node.inputs):
             if old is not None:
                 old._drop_use(Use(node, i))
