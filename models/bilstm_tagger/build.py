@@ -64,7 +64,8 @@ def example_inputs() -> dict[str, torch.Tensor]:
 
 
 def export_onnx(path: Path, model: torch.nn.Module | None = None) -> Path:
-    """The trained module, or ``model``, as the older of torch's exporters writes it: the newer one unrolls the LSTM."""
+    """The trained module, or ``model``, as the older of torch's exporters writes it: the newer one
+    unrolls the LSTM."""
     return export(
         model or build(),
         example_inputs(),

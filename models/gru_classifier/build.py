@@ -62,7 +62,8 @@ def example_inputs() -> dict[str, torch.Tensor]:
 
 
 def export_onnx(path: Path, model: torch.nn.Module | None = None) -> Path:
-    """The trained module, or ``model``, as the older of torch's exporters writes it: the newer one unrolls the GRU."""
+    """The trained module, or ``model``, as the older of torch's exporters writes it: the newer one
+    unrolls the GRU."""
     return export(
         model or build(),
         example_inputs(),
