@@ -16,7 +16,7 @@ from tersor.models.exporting import export_onnx as export
 OUTPUT = "logits"
 DYNAMIC_SHAPES = {"input_ids": {0: "batch", 1: "sequence"}}
 OUTPUT_SHAPES = {OUTPUT: {0: "batch", 1: "sequence"}}
-STEPS, BATCH = 200, 32
+STEPS, BATCH = 280, 32
 
 
 class Tagger(torch.nn.Module):

@@ -12,7 +12,7 @@ Feed = dict[str, np.ndarray]
 
 @cache
 def digits(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """(f32[n, 1, 8, 8] within 0 .. 1, i64[n]) of a part. Other people wrote the last ones."""
+    """(f32[n, 1, 8, 8] within 0 .. 1, i64[n]) of a part."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
