@@ -10,7 +10,8 @@ from functools import cache
 
 import numpy as np
 
-from tersor.models import stdlib
+from tersor.models import corpus
+from tersor.models.padding import padded
 
 TAGS = ("none", "name", "keyword", "number", "string", "comment", "operator")
 SYMBOLS = 97  # 0 pads; 1 to 95 are ASCII's printable characters; 96 is everything else.
@@ -35,8 +36,8 @@ def lines(part: str) -> tuple[Line, ...]:
     Lines that touch a string of several lines are left out: nothing in them tells that they do.
     """
     found: dict[str, Line] = {}
-    for module in MODULES[part]:
-        for text, tags in _tagged(stdlib.source(module)):
+    for source in (s for module in MODULES[part] for s in corpus.sources(module)):
+        for text, tags in _tagged(source):
             start = len(text) - len(text.lstrip())
             text, tags = text.strip(), tags[start : len(text.rstrip())]
             if SHORTEST <= len(text) <= LONGEST:
@@ -73,7 +74,7 @@ def _tag(token: tokenize.TokenInfo) -> str:
 
 def encode(texts: Sequence[str]) -> Feed:
     """``input_ids``, i64[len(texts), longest], padded with zeros."""
-    return {"input_ids": stdlib.padded([[_symbol(c) for c in text] for text in texts])}
+    return {"input_ids": padded([[_symbol(c) for c in text] for text in texts])}
 
 
 def _symbol(character: str) -> int:
@@ -82,7 +83,7 @@ def _symbol(character: str) -> int:
 
 def labels(found: Sequence[Line]) -> np.ndarray:
     """i64[len(found), longest] of tags; 0, which is also a blank's, where it is padded."""
-    return stdlib.padded([tags for _, tags in found])
+    return padded([tags for _, tags in found])
 
 
 def batches(found: Sequence[Line], size: int = 32) -> list[Feed]:

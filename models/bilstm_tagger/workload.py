@@ -22,6 +22,7 @@ def metric(run: Run) -> dict[str, float]:
 
 WORKLOAD = Workload(
     name="bilstm_tagger",
+    module=build.module,
     build=build.build,
     example_inputs=build.example_inputs,
     dynamic_shapes=build.DYNAMIC_SHAPES,
@@ -30,6 +31,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
+    floor={"accuracy": 0.95},
     sizes=(
         {"batch": 1, "sequence": 32},
         {"batch": 1, "sequence": 96},

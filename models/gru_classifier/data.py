@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from tersor.models import stdlib
+from tersor.models.padding import padded
 
 SYMBOLS = 27  # 0 pads; 1 to 26 are the letters.
 SHARES = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "calibration": (8,), "test": (9,)}
@@ -31,7 +31,7 @@ def encode(texts: Sequence[str]) -> Feed:
     """``input_ids``, i64[len(texts), longest], padded with zeros on the left: the last state that the
     GRU reaches is that after the last letter."""
     rows = [[ord(letter) - ord("a") + 1 for letter in text] for text in texts]
-    return {"input_ids": stdlib.padded(rows, left=True)}
+    return {"input_ids": padded(rows, left=True)}
 
 
 def batches(part: str, size: int = 64) -> list[Feed]:

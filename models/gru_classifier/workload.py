@@ -16,6 +16,7 @@ def metric(run: Run) -> dict[str, float]:
 
 WORKLOAD = Workload(
     name="gru_classifier",
+    module=build.module,
     build=build.build,
     example_inputs=build.example_inputs,
     dynamic_shapes=build.DYNAMIC_SHAPES,
@@ -24,6 +25,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
+    floor={"accuracy": 0.8},
     sizes=(
         {"batch": 1, "sequence": 8},
         {"batch": 1, "sequence": 16},

@@ -16,6 +16,7 @@ def metric(run: Run) -> dict[str, float]:
 
 WORKLOAD = Workload(
     name="mobilenet_digits",
+    module=build.module,
     build=build.build,
     example_inputs=build.example_inputs,
     dynamic_shapes=build.DYNAMIC_SHAPES,
@@ -24,5 +25,6 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
+    floor={"accuracy": 0.9},
     sizes=({"batch": 1}, {"batch": 8}, {"batch": 64}),
 )

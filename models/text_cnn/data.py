@@ -9,7 +9,8 @@ from functools import cache
 
 import numpy as np
 
-from tersor.models import stdlib
+from tersor.models import corpus
+from tersor.models.padding import padded
 
 MODULES = (
     "_pydecimal", "argparse", "doctest", "inspect", "ipaddress", "mailbox", "pickletools", "tarfile",
@@ -30,7 +31,7 @@ def passages(part: str) -> tuple[Passage, ...]:
     one calibrates, two test."""
     found: list[Passage] = []
     for label, module in enumerate(MODULES):
-        text = [line for line in stdlib.source(module).splitlines() if line.strip()]
+        text = [line for line in "\n".join(corpus.sources(module)).splitlines() if line.strip()]
         for start in range(0, len(text), PASSAGE):
             if start // STRETCH % 10 in SHARES[part]:
                 words = _words("\n".join(text[start : start + PASSAGE]))[:LONGEST]
@@ -56,7 +57,7 @@ def encode(found: Sequence[Passage]) -> Feed:
     """``input_ids``, i64[len(found), longest], padded with zeros."""
     known = _vocabulary()
     rows = [[known.get(word, 1) for word in words] for words, _ in found]
-    return {"input_ids": stdlib.padded(rows, shortest=SHORTEST)}
+    return {"input_ids": padded(rows, shortest=SHORTEST)}
 
 
 def batches(found: Sequence[Passage], size: int = 32) -> list[Feed]:

@@ -16,6 +16,7 @@ def metric(run: Run) -> dict[str, float]:
 
 WORKLOAD = Workload(
     name="text_cnn",
+    module=build.module,
     build=build.build,
     example_inputs=build.example_inputs,
     dynamic_shapes=build.DYNAMIC_SHAPES,
@@ -24,6 +25,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
+    floor={"accuracy": 0.7},
     sizes=(
         {"batch": 1, "sequence": 32},
         {"batch": 1, "sequence": 64},
