@@ -11,6 +11,7 @@ graphs and tensors, byte strings, metadata.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,14 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from tersor.errors import InvalidGraph, InvalidModel, Unsupported
+from tersor.frontends.onnx.check import (
+    check_depth,
+    check_interface,
+    check_node,
+    check_versions,
+    domain_of,
+    graphs_in,
+)
 from tersor.frontends.onnx.control import body_input_types
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
@@ -31,7 +40,7 @@ from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.normalize import Old, normalize
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
-from tersor.frontends.onnx.tensors import densify, element_type, tensor_array
+from tersor.frontends.onnx.tensors import Tensors, element_type
 from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import schema, type_from_proto
@@ -41,18 +50,23 @@ MIN_OPSET = 11
 DOMAIN_KEY = "opset_import."
 
 
-def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
+def import_model(
+    source: str | Path | bytes | onnx.ModelProto, *, allow_hf_cache: bool = False
+) -> Graph:
     """The graph of an ONNX model: a path, its bytes, or the protobuf.
+
+    ``allow_hf_cache``: follow the links of the Hugging Face cache to external data.
 
     Raises:
         InvalidModel: not a model, or one that contradicts itself; names the tensor or node.
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
-    model, folder = read_model(source)
+    model, files = read_model(source, allow_hf_cache=allow_hf_cache)
+    check_depth(model)
+    opsets = check_versions(model)
     model = inlined(model)
-    opsets = {_domain(o.domain): int(o.version) for o in model.opset_import}
     _check_opset(opsets.get(""))
-    scope = _Scope(TABLE.graph(model.graph.name or "main"), folder, opsets)
+    scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
     scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
     for domain in sorted(opsets.keys() - {""}):
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
@@ -72,18 +86,10 @@ def _surgeon(model: onnx.ModelProto) -> gs.Graph:
         raise InvalidModel(f"the model cannot be read ({reason}): run onnx.checker on it") from None
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
 def _check_opset(opset: int | None) -> None:
     if opset is not None and opset < MIN_OPSET:
         raise Unsupported(
             f"opset {opset} is older than {MIN_OPSET}: convert the model with onnx.version_converter"
-        )
-    if opset is not None and opset > IR_OPSET:
-        raise Unsupported(
-            f"opset {opset} is newer than {IR_OPSET}: export the model at that or below"
         )
 
 
@@ -93,7 +99,7 @@ def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
     while graphs and not found:
         for node in graphs.pop().node:
             found = found or any(_is_binary(a) for a in node.attribute)
-            graphs += [g for a in node.attribute for g in _graphs(a)]
+            graphs += [g for a in node.attribute for g in graphs_in(a)]
     if not found:
         return model
     copy = onnx.ModelProto()
@@ -104,7 +110,7 @@ def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
             kept = [a for a in node.attribute if not _is_binary(a)]
             del node.attribute[:]
             node.attribute.extend(kept)
-            graphs += [g for a in node.attribute for g in _graphs(a)]
+            graphs += [g for a in node.attribute for g in graphs_in(a)]
     return copy
 
 
@@ -112,18 +118,12 @@ def _is_binary(attribute: AttributeProto) -> bool:
     return any(isinstance(_text(s), bytes) for s in (attribute.s, *attribute.strings))
 
 
-def _graphs(attribute: AttributeProto) -> list[GraphProto]:
-    if attribute.type == AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == AttributeProto.GRAPHS else []
-
-
 @dataclass
 class _Scope:
     """A graph under construction, and its values by their names in the file."""
 
     graph: Graph
-    folder: Path | None
+    tensors: Tensors
     opsets: dict[str, int]
     outer: _Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
@@ -146,6 +146,7 @@ def _import_graph(
 ) -> None:
     """``inputs``: types of the graph's inputs, where the file does not write them."""
     graph = scope.graph
+    check_interface(proto, inner=scope.outer is not None)
     check_names(proto)
     initializers = {t.name for t in proto.initializer}
     initializers |= {s.values.name for s in proto.sparse_initializer}
@@ -157,12 +158,18 @@ def _import_graph(
             type = _merged(type, inputs[i])
         scope.values[info.name] = graph.add_input(info.name, type)
     for tensor in proto.initializer:
-        array = tensor_array(tensor, scope.folder)
+        array = scope.tensors.array(tensor)
         scope.values[tensor.name] = graph.constant(Dense(array), tensor.name)
     for sparse in proto.sparse_initializer:
         name = sparse.values.name
-        scope.values[name] = graph.constant(densify(sparse, scope.folder), name)
+        scope.values[name] = graph.constant(scope.tensors.dense(sparse), name)
     scope.written = {i.name: type_from_proto(i.type) for i in (*proto.value_info, *proto.output)}
+    for name, value in scope.values.items():
+        _check_written("graph", name, value.type, scope.written.get(name))
+    for info in proto.input:
+        if info.name in initializers:
+            held = scope.values[info.name].type
+            _check_written("initializer", info.name, held, type_from_proto(info.type))
     for i in sorted_nodes(proto.node):
         _import_node(surgeon.nodes[i], proto.node[i], scope)
     outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
@@ -171,9 +178,8 @@ def _import_graph(
 
 def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
     graph, label = scope.graph, node_label(proto)
-    domain = _domain(surgeon.domain or "")
-    if not domain and "" not in scope.opsets:
-        raise InvalidModel(f"{label}: the model imports no opset of ONNX's own ops")
+    check_node(proto, scope.opsets)
+    domain = domain_of(surgeon.domain or "")
     if not domain and surgeon.op == "Constant":
         made = graph.constant(_constant(proto, scope), proto.output[0])
         scope.values[proto.output[0]] = made
@@ -203,9 +209,24 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
     for name, value in zip(names, node.outputs, strict=True):
+        _check_written(label, name, value.type, scope.written.get(name))
         value.type = _merged(value.type, scope.written.get(name))
         if name:
             scope.values[name] = value
+
+
+def _check_written(label: str, name: str, type: ValueType, written: ValueType | None) -> None:
+    """Raises:
+    InvalidModel: the file writes another type than ``type``, which is what the value has.
+    """
+    if written is None or UnknownType() in (type, written):
+        return
+    if isinstance(type, TensorType) and isinstance(written, TensorType):
+        if type.accepts(written):
+            return
+    elif builtins.type(type) is builtins.type(written):
+        return
+    raise InvalidModel(f"{label}: {name!r} is {type}, but the model writes {written}")
 
 
 def _output_names(op: str, names: list[str]) -> list[str]:
@@ -244,9 +265,9 @@ def _constant(proto: NodeProto, scope: _Scope) -> np.ndarray:
     attribute = proto.attribute[0]
     match attribute.name:
         case "value":
-            return tensor_array(attribute.t, scope.folder)
+            return scope.tensors.array(attribute.t)
         case "sparse_value":
-            return densify(attribute.sparse_tensor, scope.folder)
+            return scope.tensors.dense(attribute.sparse_tensor)
         case "value_int" | "value_ints":
             return np.array(onnx.helper.get_attribute_value(attribute), np.int64)
         case "value_float" | "value_floats":
@@ -266,7 +287,7 @@ def _attributes(
     numbers = {a.name: a for a in proto.attribute}
     scans, axes = numbers.get("num_scan_inputs"), numbers.get("scan_input_axes")
     types = body_input_types(
-        proto.op_type if not _domain(proto.domain) else "",
+        proto.op_type if not domain_of(proto.domain) else "",
         inputs,
         int(scans.i) if scans is not None else 0,
         tuple(axes.ints) if axes is not None else (),
@@ -294,9 +315,9 @@ def _attribute(proto: AttributeProto, scope: _Scope) -> Attribute:
             pairs = zip(carried, proto.graphs, strict=True)
             return tuple(_subgraph(g, p, scope, ()) for g, p in pairs)
         case AttributeProto.TENSOR:
-            return Dense(tensor_array(proto.t, scope.folder))
+            return Dense(scope.tensors.array(proto.t))
         case AttributeProto.TENSORS:
-            return tuple(Dense(tensor_array(t, scope.folder)) for t in proto.tensors)
+            return tuple(Dense(scope.tensors.array(t)) for t in proto.tensors)
         case AttributeProto.TYPE_PROTO:
             return type_from_proto(proto.tp)
         case AttributeProto.STRING:
@@ -318,5 +339,5 @@ def _subgraph(
     surgeon: gs.Graph, proto: GraphProto, outer: _Scope, types: Sequence[ValueType]
 ) -> Graph:
     graph = Graph(proto.name or "body", None, outer.graph)
-    _import_graph(surgeon, proto, _Scope(graph, outer.folder, outer.opsets, outer), types)
+    _import_graph(surgeon, proto, _Scope(graph, outer.tensors, outer.opsets, outer), types)
     return graph
