@@ -134,8 +134,10 @@ def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
     except TooComplex:
         return onnx_schema.infer(node)
     except _MISFITS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InvalidGraph(f"{node.label}: its operands do not fit: {reason}") from error
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InvalidGraph(
+            f"{node.label}: its operands or attributes do not fit ({told})"
+        ) from error
     return types + [UnknownType() for _ in node.outputs[len(types) :]]
 
 

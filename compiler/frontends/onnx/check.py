@@ -150,7 +150,11 @@ def check_node(node: NodeProto, opsets: Mapping[str, int]) -> None:
         if not least <= have <= most:
             takes = f"{least}" if least == most else f"{least} to {most}"
             takes = f"{least} or more" if most > have and most > 1000 else takes
-            raise InvalidModel(f"{label}: {have} {kind}, {node.op_type} takes {takes}")
+            raise InvalidModel(f"{label}: has {have} {kind}, and {node.op_type} {takes}")
+    formal = list(found.inputs)
+    for i, (name, given) in enumerate(zip(node.input, formal, strict=False)):
+        if not name and given.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            raise InvalidModel(f"{label}: lacks operand {i}, {given.name!r}")
     _check_against(node, label, found)
 
 
@@ -261,8 +265,8 @@ def check_call(node: NodeProto, function: FunctionProto) -> None:
     ):
         if have > most:
             raise InvalidModel(
-                f"{node_label(node)}: {have} {kind}, the function {function.domain}.{function.name} "
-                f"has {most}"
+                f"{node_label(node)}: has {have} {kind}, and the function {function.domain}."
+                f"{function.name} {most}"
             )
 
 

@@ -76,7 +76,7 @@ class Files:
 
     def _check_sum(self, location: str, data: np.ndarray, wanted: str, where: str) -> None:
         if location not in self._summed:
-            self._summed[location] = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+            self._summed[location] = hashlib.sha1(data.data, usedforsecurity=False).hexdigest()
         if self._summed[location] != wanted.lower():
             raise InvalidModel(f"{where}: its SHA-1 is not the checksum that the model names")
 
@@ -88,12 +88,17 @@ class Files:
             if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
                 raise _unreadable(error, self.folder, where) from None
             descriptor = self._through_link(parts, where)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             found = os.fstat(descriptor)
             self._check_kind(found, where)
-            if found.st_size < _MAPPED:
-                return np.frombuffer(file.read(), np.uint8)
-            return np.memmap(file, np.uint8, "r")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                if found.st_size < _MAPPED:
+                    return np.frombuffer(file.read(), np.uint8)
+                return np.memmap(file, np.uint8, "r")
+        except OSError as error:
+            raise _unreadable(error, self.folder, where) from None
+        finally:
+            os.close(descriptor)
 
     def _through_link(self, parts: list[str], where: str) -> int:
         """The blob behind a link of the Hugging Face cache."""

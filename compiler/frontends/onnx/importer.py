@@ -12,7 +12,7 @@ graphs and tensors, byte strings, metadata.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,14 @@ from onnx import AttributeProto, GraphProto, NodeProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from tersor.errors import InvalidGraph, InvalidModel, Unsupported
+from tersor.errors import (
+    LONGEST,
+    InvalidGraph,
+    InvalidModel,
+    TersorError,
+    Unsupported,
+    one_line,
+)
 from tersor.frontends.onnx.check import (
     check_depth,
     check_interface,
@@ -34,6 +41,7 @@ from tersor.frontends.onnx.check import (
     graphs_in,
 )
 from tersor.frontends.onnx.control import body_input_types
+from tersor.frontends.onnx.external import Files
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
@@ -61,10 +69,26 @@ def import_model(
         InvalidModel: not a model, or one that contradicts itself; names the tensor or node.
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
-    model, files = read_model(source, allow_hf_cache=allow_hf_cache)
+    try:
+        return _import(*read_model(source, allow_hf_cache=allow_hf_cache))
+    except TersorError as error:
+        # Names are anyone's text, and may be as long as the file.
+        told = one_line(error, LONGEST)
+        kind = InvalidModel if isinstance(error, InvalidGraph) else type(error)
+        if kind is type(error) and told == str(error):
+            raise
+        raise kind(told) from None
+    except RecursionError:
+        raise InvalidModel("the model nests deeper than Python can follow: flatten it") from None
+    except MemoryError:
+        raise InvalidModel("the model takes more memory than there is") from None
+
+
+def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
     check_depth(model)
-    opsets = check_versions(model)
+    check_versions(model)
     model = inlined(model)
+    opsets = check_versions(model)
     _check_opset(opsets.get(""))
     scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
     scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -76,7 +100,7 @@ def import_model(
 
 
 def _surgeon(model: onnx.ModelProto) -> gs.Graph:
-    for tensor in model.graph.initializer:
+    for tensor in _tensors(model.graph):
         element_type(tensor)
     try:
         with G_LOGGER.suppress():
@@ -84,6 +108,20 @@ def _surgeon(model: onnx.ModelProto) -> gs.Graph:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidModel(f"the model cannot be read ({reason}): run onnx.checker on it") from None
+
+
+def _tensors(graph: GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors that graphsurgeon will look at, subgraphs' too."""
+    graphs = [graph]
+    while graphs:
+        at = graphs.pop()
+        yield from at.initializer
+        for node in at.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    yield attribute.t
+                yield from attribute.tensors
+                graphs += graphs_in(attribute)
 
 
 def _check_opset(opset: int | None) -> None:

@@ -18,6 +18,7 @@ from tersor.ops.onnx_schema import FROM_ONNX
 MAX_DENSIFIED = 1 << 28  # Bytes that all sparse tensors of a model may take when dense.
 _MAX_RANK = 64  # numpy's
 _LARGEST = 2**63 - 1
+_SHOWN = 100  # Characters of a file's name that a message shows.
 
 # Where a tensor of a type holds its numbers when not in raw_data, and how many of them an element.
 _TYPED: dict[DType, tuple[str, float]] = {
@@ -29,8 +30,10 @@ _FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data
 
 
 def element_type(tensor: TensorProto) -> DType:
-    """Raises:
-    InvalidModel: the tensor names a type that is none.
+    """The element type of a tensor.
+
+    Raises:
+        InvalidModel: it names a type that is none.
     """
     if tensor.data_type not in FROM_ONNX:
         raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
@@ -76,7 +79,7 @@ class Tensors:
         values, indices = self.array(sparse.values), self.array(sparse.indices)
         shape = tuple(int(d) for d in sparse.dims)
         if any(d < 0 for d in shape) or len(shape) > _MAX_RANK:
-            raise InvalidModel(f"{where}: no array has these dims")
+            raise InvalidModel(f"{where}: no array can be that")
         self.densified += math.prod(shape) * values.dtype.itemsize
         if self.densified > MAX_DENSIFIED:
             raise Unsupported(
@@ -104,7 +107,8 @@ class Tensors:
 
     def _external(self, tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        where = f"tensor {tensor.name!r}: external data {location!r}"
+        shown = location if len(location) <= _SHOWN else f"{location[:_SHOWN]}…"
+        where = f"tensor {tensor.name!r}: external data {shown!r}"
         if self.files is None:
             raise InvalidModel(
                 f"{where} is beside a file, but the model was not given as one: give its path"
@@ -135,7 +139,7 @@ def _shape(tensor: TensorProto) -> tuple[int, ...]:
     if any(d < 0 for d in shape):
         raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {_listed(shape)}")
     if len(shape) > _MAX_RANK or math.prod(d for d in shape if d) * 16 > _LARGEST:
-        raise InvalidModel(f"tensor {tensor.name!r}: no array has the dims {_listed(shape)}")
+        raise InvalidModel(f"tensor {tensor.name!r}: no array can be {_listed(shape)}")
     return shape
 
 

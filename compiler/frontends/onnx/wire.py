@@ -107,15 +107,16 @@ def _walk(data: bytes, where: str) -> None:
                     f"{where}: messages nest deeper than {MAX_DEPTH}, which protobuf does not read: "
                     "flatten the model's subgraphs"
                 )
-            stack.append((stop, field.message))
-            end, fields = stop, _fields(field.message)
+            if stop > at:
+                stack.append((stop, field.message))
+                end, fields = stop, _fields(field.message)
             continue
         if field.text and stop > at:
             try:
                 data[at:stop].decode()
             except UnicodeDecodeError:
                 raise InvalidModel(
-                    f"{where}: a {field.name} at byte {at} is not UTF-8 text; export the model again"
+                    f"{where}: {field.name} at byte {at} is not UTF-8 text; export the model again"
                 ) from None
         at = stop
 
