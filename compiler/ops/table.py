@@ -13,7 +13,8 @@ from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, OpDef, Tie
 
-# What a row's rules raise on operands that nobody foresaw: numpy and Python refuse them.
+# What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
+# says, which is less than what operands must be.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 CONTENTS_ELEMENTS = 64  # Integer tensors up to this size have their elements tracked as dims.
 
@@ -70,6 +71,16 @@ class Table:
         Raises:
             InvalidGraph: the op refuses its operands.
         """
+        onnx_schema.check_operands(node)
+        try:
+            return self._infer(node)
+        except _MISFITS as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InvalidGraph(
+                f"{node.label}: {node.op} does not take these operands and attributes ({reason})"
+            ) from error
+
+    def _infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:
         row = self._rows.get(node.op)
         types = _infer(node, row)
         contents = _contents(node, row, len(types))
@@ -133,11 +144,6 @@ def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
         types = list(row.infer(node))
     except TooComplex:
         return onnx_schema.infer(node)
-    except _MISFITS as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InvalidGraph(
-            f"{node.label}: its operands or attributes do not fit ({told})"
-        ) from error
     return types + [UnknownType() for _ in node.outputs[len(types) :]]
 
 

@@ -1,200 +1,124 @@
-"""External data: files beside a model, named by it. A model is anyone's text, so a name may not reach
-what its giver could not read: no way out of the folder, no link, no pipe, no device.
+"""Models that are too large for one protobuf: weights go to a file beside it.
 
-Everything is checked on the descriptor that is then read from, so that nothing can be exchanged
-between the check and the use; folders on the way are opened one in another for the same reason.
+Protobuf holds 2 GB at most. Above ``INLINE_BYTES`` of weights, all but the small ones are written to
+one file, mapped by the runtime, and streamed there: nothing here holds all of them in memory.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-import stat
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from onnx import StringStringEntryProto
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
-from tersor.errors import InvalidModel
+from tersor.built import Built, Split, Weights
+from tersor.frontends.onnx.exporter import Outside, export_model, refer
+from tersor.frontends.onnx.load import read_model
+from tersor.frontends.onnx.tensors import Tensors
+from tersor.ir import Dense, DType, Encoding, Graph
+from tersor.ops.onnx_schema import array_to_proto
 
-KEYS = ("location", "offset", "length", "checksum")
-_LARGEST = 2**63 - 1
-_MAPPED = 1 << 16  # Bytes; smaller files are read, for each map keeps a descriptor open.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_KINDS = {
-    stat.S_ISDIR: "a folder",
-    stat.S_ISFIFO: "a pipe",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-    stat.S_ISSOCK: "a socket",
-}
+INLINE_BYTES = 3 << 29  # 1.5 GiB: serializing takes the double of it for a moment.
+SMALL_BYTES = 4096  # Runtimes read shapes and the like while they load the protobuf.
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of an external file, whose bytes are all in ``data`` (a map of them)."""
-
-    data: np.ndarray
-    offset: int
-    length: int | None
-
-
-@dataclass
-class Files:
-    """The files beside one model.
-
-    Attributes:
-        folder: where they lie.
-        model: (device, inode) of the model file, which is no data of its own.
-        hf_cache: whether links as the Hugging Face cache has them are followed.
-    """
-
-    folder: Path
-    model: tuple[int, int]
-    hf_cache: bool = False
-    _data: dict[str, np.ndarray] = field(default_factory=dict)
-    _summed: dict[str, str] = field(default_factory=dict)
-
-    def part(self, entries: Iterable[StringStringEntryProto], where: str) -> Part:
-        """The part of a file that a tensor's ``entries`` name.
-
-        Raises:
-            InvalidModel: a key that is none, numbers that are none, or a file that may not be read.
-        """
-        held = _checked_entries(entries, where)
-        location = held.get("location", "")
-        if location not in self._data:
-            self._data[location] = self._opened(location, where)
-        data = self._data[location]
-        if "checksum" in held:
-            self._check_sum(location, data, held["checksum"], where)
-        length = _integer(held["length"], where) if "length" in held else None
-        return Part(data, _integer(held.get("offset", "0"), where), length)
-
-    def _check_sum(self, location: str, data: np.ndarray, wanted: str, where: str) -> None:
-        if location not in self._summed:
-            self._summed[location] = hashlib.sha1(data.data, usedforsecurity=False).hexdigest()
-        if self._summed[location] != wanted.lower():
-            raise InvalidModel(f"{where}: its SHA-1 is not the checksum that the model names")
-
-    def _opened(self, location: str, where: str) -> np.ndarray:
-        parts = _parts(location, where)
-        try:
-            descriptor = _open_below(self.folder, parts)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK):
-                raise _unreadable(error, self.folder, where) from None
-            descriptor = self._through_link(parts, where)
-        try:
-            found = os.fstat(descriptor)
-            self._check_kind(found, where)
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                if found.st_size < _MAPPED:
-                    return np.frombuffer(file.read(), np.uint8)
-                return np.memmap(file, np.uint8, "r")
-        except OSError as error:
-            raise _unreadable(error, self.folder, where) from None
-        finally:
-            os.close(descriptor)
-
-    def _through_link(self, parts: list[str], where: str) -> int:
-        """The blob behind a link of the Hugging Face cache."""
-        path = self.folder.joinpath(*parts)
-        blob = cached_blob(path)
-        if blob is None or path.parent.resolve() != self.folder.resolve().joinpath(*parts[:-1]):
-            raise InvalidModel(f"{where} is a link, or behind one: put the file itself there")
-        if not self.hf_cache:
-            raise InvalidModel(
-                f"{where} is a link of the Hugging Face cache: allow those by --allow-hf-cache "
-                "(allow_hf_cache=True)"
-            )
-        try:
-            return os.open(blob, _FLAGS)
-        except OSError as error:
-            raise _unreadable(error, blob.parent, where) from None
-
-    def _check_kind(self, found: os.stat_result, where: str) -> None:
-        for test, kind in _KINDS.items():
-            if test(found.st_mode):
-                raise InvalidModel(f"{where} is {kind}, not a regular file")
-        if (found.st_dev, found.st_ino) == self.model:
-            raise InvalidModel(f"{where} is the model file itself")
-        if found.st_nlink > 1:
-            raise InvalidModel(
-                f"{where} is a hard link, with another name elsewhere: put a copy of the file there"
-            )
-
-
-def cached_blob(link: Path) -> Path | None:
-    """What ``link`` points to where it is one of a Hugging Face cache:
-    ``models--org--name/snapshots/revision/file`` -> ``models--org--name/blobs/hash``. Else None."""
-    try:
-        target = Path(os.readlink(link))
-        folder = link.parent.resolve(strict=True)
-        blobs = (folder / target.parent).resolve(strict=True)
-    except (OSError, ValueError):
-        return None
-    repository = blobs.parent
-    snapshots = repository / "snapshots"
-    inside = folder != snapshots and folder.is_relative_to(snapshots)
-    kinds = ("models--", "datasets--", "spaces--")
-    if blobs.name != "blobs" or not repository.name.startswith(kinds) or not inside:
-        return None
-    return blobs / target.name
-
-
-def _checked_entries(entries: Iterable[StringStringEntryProto], where: str) -> dict[str, str]:
-    held: dict[str, str] = {}
-    for entry in entries:
-        if entry.key not in KEYS:
-            raise InvalidModel(f"{where} has the key {entry.key!r}; there are {', '.join(KEYS)}")
-        if entry.key in held:
-            raise InvalidModel(f"{where} has the key {entry.key!r} twice")
-        held[entry.key] = entry.value
-    return held
-
-
-def _integer(text: str, where: str) -> int:
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(text) <= _LARGEST):
-        raise InvalidModel(f"{where}: offset and length must be integers, not {text[:40]!r}")
-    return int(text)
-
-
-def _parts(location: str, where: str) -> list[str]:
-    """The names on the way from the model's folder.
+def export_built(graph: Graph) -> Built:
+    """The file of ``graph``, and its weights beside it where they are many; equal graphs give equal
+    bytes.
 
     Raises:
-        InvalidModel: the way is absolute on some system, leads up, or is none.
+        Unsupported: as for :func:`export_model`.
     """
-    if "\0" in location:
-        raise InvalidModel(f"{where} has a null byte in its name")
-    drive = len(location) > 1 and location[1] == ":"
-    parts = [p for p in location.split("/") if p not in ("", ".")]
-    if location.startswith("/") or "\\" in location or drive or ".." in parts or not parts:
-        raise InvalidModel(f"{where} must lie in the model's folder, as a relative path")
-    return parts
+    large = _large(graph)
+    if sum(e.nbytes for e in large) <= INLINE_BYTES:
+        return _serialized(export_model(graph))
+    weights = Weights(tuple(_bytes_as_stored(e.array) for e in large))
+    outside: dict[Encoding, Outside] = dict(zip(large, _places(weights), strict=True))
+    return Split(_serialized(export_model(graph, outside=outside)), weights)
 
 
-def _open_below(folder: Path, parts: list[str]) -> int:
-    """A descriptor of the file, no link on the way. Raises OSError."""
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def read_built(path: Path) -> Built:
+    """A model as it is in a file; what it has in other files is laid out as :func:`export_built` does.
+
+    Raises:
+        InvalidModel: not a model, or its external data is not what it says.
+    """
+    model, files = read_model(path, allow_hf_cache=True)
+    tensors = [t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL]
+    if not tensors:
+        return path.read_bytes()
+    held = Tensors(files)
+    weights = Weights(tuple(_bytes_as_stored(held.array(t)) for t in tensors))
+    for tensor, place in zip(tensors, _places(weights), strict=True):
+        refer(tensor, place)
+    return Split(_serialized(model), weights)
+
+
+def external_files(model: ModelProto) -> list[str]:
+    """Names of the files beside it that a model refers to, sorted."""
+    return sorted(
+        {
+            entry.value
+            for tensor in tensors_of(model)
+            if tensor.data_location == TensorProto.EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """All tensors: initializers, sparse ones, those in attributes; of subgraphs and functions too."""
+    graphs: list[GraphProto] = [model.graph]
+    nodes = [n for function in model.functions for n in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes += graph.node
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                yield from _tensors_of(attribute)
+                graphs += [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def _tensors_of(attribute: AttributeProto) -> Iterator[TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    for tensor in (*sparse, *attribute.sparse_tensors):
+        yield from (tensor.values, tensor.indices)
+
+
+def _large(graph: Graph) -> list[Dense]:
+    """Constants that could lie outside, each encoding once, in the order of the graph."""
+    constants = (v.encoding for g in graph.all_graphs() for v in g.constants.values())
+    large = (e for e in constants if isinstance(e, Dense) and e.nbytes >= SMALL_BYTES)
+    return list(dict.fromkeys(e for e in large if e.type.dtype is not DType.STRING))
+
+
+def _places(weights: Weights) -> list[Outside]:
+    pairs = zip(weights.offsets, weights.arrays, strict=True)
+    return [Outside(weights.name, start, array.nbytes) for start, array in pairs]
+
+
+def _bytes_as_stored(array: np.ndarray) -> np.ndarray:
+    """The array itself; packed, where several elements share a byte."""
+    if DType.of(array).bits >= 8:
+        return array
+    return np.frombuffer(array_to_proto(array).raw_data, np.uint8)
+
+
+def _serialized(model: ModelProto) -> bytes:
     try:
-        for part in parts[:-1]:
-            inner = os.open(part, _FLAGS | os.O_DIRECTORY, dir_fd=at)
-            os.close(at)
-            at = inner
-        return os.open(parts[-1], _FLAGS, dir_fd=at)
-    finally:
-        os.close(at)
+        return bytes(model.SerializeToString(deterministic=True))
+    except ValueError:  # Past 2 GB, which only names and small constants could have done.
+        from tersor.errors import Unsupported
 
-
-def _unreadable(error: OSError, folder: Path, where: str) -> InvalidModel:
-    if error.errno == errno.ENOENT:
-        return InvalidModel(f"{where}: no such file beside the model; it belongs in {folder}")
-    if error.errno == errno.ENXIO:  # as a socket answers
-        return InvalidModel(f"{where} is a socket, not a regular file")
-    return InvalidModel(f"{where}: {error.strerror}")
+        raise Unsupported(
+            "the model is over 2 GB without its large weights: no file holds it"
+        ) from None

@@ -32,6 +32,7 @@ from tersor.errors import (
     Unsupported,
     one_line,
 )
+from tersor.frontends.onnx.beside import Files
 from tersor.frontends.onnx.check import (
     check_depth,
     check_interface,
@@ -41,7 +42,6 @@ from tersor.frontends.onnx.check import (
     graphs_in,
 )
 from tersor.frontends.onnx.control import body_input_types
-from tersor.frontends.onnx.external import Files
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
@@ -56,6 +56,7 @@ from tersor.ops.onnx_schema import schema, type_from_proto
 MIN_OPSET = 11
 # Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
 DOMAIN_KEY = "opset_import."
+OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
 def import_model(
@@ -211,7 +212,20 @@ def _import_graph(
     for i in sorted_nodes(proto.node):
         _import_node(surgeon.nodes[i], proto.node[i], scope)
     outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
-    graph.set_outputs([v for v in outputs if v is not None], [o.name for o in proto.output])
+    graph.set_outputs([v for v in outputs if v is not None], _names_of_outputs(proto))
+
+
+def _names_of_outputs(proto: GraphProto) -> list[str]:
+    """Names of a graph's outputs. An inner one may return a value twice, and nobody asks for its
+    names, so they need only differ."""
+    names: dict[str, None] = {}
+    for name in (o.name for o in proto.output):
+        unique, i = name, 0
+        while unique in names:
+            i += 1
+            unique = f"{name}_{i}"
+        names[unique] = None
+    return list(names)
 
 
 def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
@@ -222,6 +236,10 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         made = graph.constant(_constant(proto, scope), proto.output[0])
         scope.values[proto.output[0]] = made
         return
+    if "." in proto.op_type or domain == OWN_DOMAIN:
+        raise InvalidModel(
+            f"{label}: {f'{domain}.' if domain else ''}{proto.op_type} is no op of an ONNX model"
+        )
     op = f"{domain}.{surgeon.op}" if domain else str(surgeon.op)
     names = _output_names(op, [t.name for t in surgeon.outputs])
     try:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import external_data_helper
 
 from tersor.errors import InvalidModel
-from tersor.frontends.onnx.external import Files, cached_blob
+from tersor.frontends.onnx.beside import Files, cached_blob
 from tersor.frontends.onnx.wire import MAX_BYTES, check_structure
 
 _PICKLE = (
@@ -60,21 +59,6 @@ def read_model(
 def model_bytes(model: bytes | onnx.ModelProto) -> bytes:
     """The serialized form of a model in memory."""
     return model if isinstance(model, bytes) else bytes(model.SerializeToString())
-
-
-def file_size(path: Path) -> int:
-    """Bytes of an ONNX file and of the external data that it names."""
-    model, files = read_model(path)
-    assert files is not None
-    tensors = external_data_helper._get_all_tensors(model)
-    names = {
-        entry.value
-        for tensor in tensors
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(p.stat().st_size for p in (path, *(files.folder / n for n in names)))
 
 
 def _is_cached(path: Path) -> bool:

@@ -11,7 +11,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from tersor.errors import InvalidModel, Unsupported
-from tersor.frontends.onnx.external import Files
+from tersor.frontends.onnx.beside import Files
 from tersor.ir import DType
 from tersor.ops.onnx_schema import FROM_ONNX
 
