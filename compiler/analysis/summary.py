@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tersor.ir import DType, Encoding, Graph, Node, Value
-from tersor.ir.dims import KnownDim, total
+from tersor.ir.dims import KnownDim, TooComplex
 
 MAX_SCOPE_DEPTH = 8  # Modules below this count in the one they lie in.
 # Integers of these widths are shapes, indices and ids, not learned numbers.
@@ -108,16 +108,19 @@ def _macs(graph: Graph) -> tuple[KnownDim, Counter[str]]:
     """Multiply-adds that are known, and the ops of nodes where they are not."""
     from tersor.ops import TABLE  # Loads onnx's schemas, which `import tersor` does without.
 
-    known: list[KnownDim] = []
+    known: KnownDim = 0
     unknown: Counter[str] = Counter()
     for node in graph.walk():
         macs = TABLE.cost(node).macs
         # A loop's body runs as often as only the run itself tells.
         if macs is None or (_repeats(node) and macs != 0):
             unknown[node.op] += 1
-        else:
-            known.append(macs)
-    return total(known), unknown
+            continue
+        try:
+            known = known + macs
+        except TooComplex:
+            unknown[node.op] += 1
+    return known, unknown
 
 
 def _repeats(node: Node) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
-from tersor.ir.dims import KnownDim, divide, total
+from tersor.ir.dims import KnownDim, divide
 from tersor.ops.families._symbolic import (
     axis_of,
     ceil_div,
@@ -97,8 +97,10 @@ def _concat_infer(node: Node) -> list[ValueType]:
 
 
 def _total(parts: tuple[Dim, ...]) -> Dim:
-    known = [d for d in parts if d is not None]
-    return total(known) if len(known) == len(parts) else None
+    total: Dim = 0
+    for d in parts:
+        total = None if total is None or d is None else total + d
+    return total
 
 
 def _concat_contents(node: Node) -> list[np.ndarray | None]:
