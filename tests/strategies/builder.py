@@ -133,6 +133,8 @@ class Builder:
             for v in self.values(self.dtype)
             if not v.is_constant and len(v.tensor.dims or ()) >= least
         ]
+        if not found and len(self.root.graph.inputs[0].tensor.dims or ()) < least:
+            raise Rejected("nothing has so many axes")
         return self.latest(found or [self.root.graph.inputs[0]])
 
     def bool_like(self, x: Value) -> Value:

@@ -34,7 +34,7 @@ def cases(
     b = Builder(draw, graph)
     _inputs(b, SHAPES, b.integer(1, 3))
     for _ in range(b.integer(1, steps)):
-        b.pick(list(focus) if focus and b.integer(0, 1) else layers.STEPS)(b)  # type: ignore[operator]
+        b.attempt(b.pick(list(focus) if focus and b.integer(0, 1) else layers.STEPS))  # type: ignore[arg-type]
     _outputs(b)
     return Case(graph, [_feed(b, SIZES)])
 
