@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.ir import Dim, DType, Node, TensorType, Value
+from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value
 
 
 def scalar(value: Value | None) -> float | None:
@@ -97,6 +97,11 @@ def uniform(value: Value) -> float | None:
             # An int stays one: not all of 64 bits are floats.
             return first.item() if bool((data == first).all()) else None
         node = work.producer
+        if node is not None and node.op == "ConstantOfShape":
+            filled = node.attrs["value"]
+            assert isinstance(filled, Encoding)
+            number: float = filled.decode().reshape(-1)[0].item()
+            return number
         if node is None or node.op not in _MOVES:
             return None
         work = node.inputs[0]
