@@ -104,7 +104,7 @@ def compile(
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)
-    report.show_written(out)
+    report.show_written(out, artifact.model)
 
 
 def convert(
@@ -152,4 +152,4 @@ def convert(
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)
-    report.show_written(out)
+    report.show_written(out, artifact.model)
