@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tersor import manifest as manifests
 from tersor import registry
 from tersor.analysis.fidelity import fidelity
 from tersor.analysis.summary import Summary, summarize
-from tersor.artifact import Artifact, sha256, versions
+from tersor.artifact import Artifact
+from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
 from tersor.frontends import Imported, load_model
@@ -45,6 +47,7 @@ def compile(
     sizes: Sequence[Sizes] | None = None,
     portable: bool = False,
     measure: bool = True,
+    allow_hf_cache: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compresses ``model`` and builds it for ``target``; never slower than the input where measured.
@@ -64,6 +67,7 @@ def compile(
             1x32, 1x128 and 8x128.
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
+        allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
         progress: called with (done, total, what).
 
     Raises:
@@ -81,6 +85,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
+        allow_hf_cache=allow_hf_cache,
     )
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
@@ -91,16 +96,21 @@ def compile(
     levels = [(plan.name, compressed)]
     if any(step.keeps.values is None for step in plan.build()):
         levels.append(("fp32", fused))
-    before = _input_model(job, imported)
+    given = _identity(backend, imported)
     if measure and chosen.is_host:
+        before = _input_model(job, imported)
         built, choice = job.best(before, levels, shapes or default_sizes(imported.graph), batches)
     else:
         why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
         choice = backend.Choice().but(portable=portable)
         built = backend.build(compressed, choice)
-    report.size_before, report.size_after = _size(before), len(built)
-    manifest = _manifest(before, plan, chosen)
+    report.size_before = manifests.identity_size(given)
+    report.size_after = built_size(built)
+    manifest = {
+        **_manifest(given, plan, chosen, compressed),
+        "calibration": manifests.calibration_identity(batches),
+    }
     return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
 
 
@@ -112,6 +122,7 @@ def convert(
     runtime: str = "ort",
     calibration: Iterable[Feed] | None = None,
     portable: bool = False,
+    allow_hf_cache: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Runs just these passes (None: the lossless ones) and lowers the result; nothing is measured.
@@ -122,17 +133,19 @@ def convert(
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
     backend = _backend(runtime, chosen)
-    imported = load_model(model)
+    imported = load_model(model, allow_hf_cache=allow_hf_cache)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
     job = _Job(backend, runtime, chosen, portable, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
     graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
     choice = backend.Choice().but(portable=portable)
-    before = _input_model(job, imported)
+    given = _identity(backend, imported)
     built = backend.build(graph, choice)
-    report.size_before, report.size_after = _size(before), len(built)
+    report.size_before = manifests.identity_size(given)
+    report.size_after = built_size(built)
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
-    return Artifact(built, runtime, choice.to_json(), _manifest(before, plan, chosen), report)
+    manifest = _manifest(given, plan, chosen, graph)
+    return Artifact(built, runtime, choice.to_json(), manifest, report)
 
 
 def inspect(model: Any, **options: Any) -> Summary:
@@ -142,6 +155,15 @@ def inspect(model: Any, **options: Any) -> Summary:
         InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
     """
     return summarize(load_model(model, **options).graph)
+
+
+def input_identity(model: Any, runtime: str) -> dict[str, Any]:
+    """What the manifest of a compilation of ``model`` says of its input.
+
+    Raises:
+        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
+    """
+    return _identity(registry.backend(runtime), load_model(model))
 
 
 @dataclass
@@ -175,11 +197,11 @@ class _Job:
 
     def best(
         self,
-        before: Path | bytes,
+        before: Path | Built,
         levels: Sequence[tuple[str, Graph]],
         sizes: Sequence[Sizes],
         calibration: Sequence[Feed],
-    ) -> tuple[bytes, Any]:
+    ) -> tuple[Built, Any]:
         """The first of ``levels`` that is not slower than the input, at its best choice; else the
         input itself. Returns the model and the choice."""
         timed = [make_feed(levels[0][1], s) for s in sizes]
@@ -201,7 +223,7 @@ class _Job:
                 candidate.worker.stop()
                 self.report.decisions.append(_slower(name, results, sizes))
         self.report.decisions.append("kept the input: nothing that was tried is faster")
-        model = before if isinstance(before, bytes) else before.read_bytes()
+        model = self.backend.read_built(before) if isinstance(before, Path) else before
         return model, default
 
     def _search(self, name: str, graph: Graph, bench: Bench, feeds: Sequence[int]) -> Candidate:
@@ -276,7 +298,7 @@ def _backend(runtime: str, target: Target) -> Any:
     return backend
 
 
-def _input_model(job: _Job, imported: Imported) -> Path | bytes:
+def _input_model(job: _Job, imported: Imported) -> Path | Built:
     """What the result is compared with: the file itself where the runtime takes it, else the imported
     graph as it came."""
     if imported.original is not None:
@@ -286,8 +308,19 @@ def _input_model(job: _Job, imported: Imported) -> Path | bytes:
             job.report.decisions.append(f"compared with the input as imported: {error}")
         else:
             return imported.original
-    built: bytes = job.backend.build(imported.graph, job.backend.Choice().but(portable=True))
+    return _as_imported(job.backend, imported)
+
+
+def _as_imported(backend: Any, imported: Imported) -> Built:
+    built: Built = backend.build(imported.graph, backend.Choice().but(portable=True))
     return built
+
+
+def _identity(backend: Any, imported: Imported) -> dict[str, Any]:
+    """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
+    if imported.original is not None:
+        return manifests.identity(imported.original)
+    return manifests.identity(_as_imported(backend, imported), made_from="graph")
 
 
 def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:
@@ -314,15 +347,6 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
     return found
 
 
-def _size(model: Path | bytes) -> int:
-    """Bytes of a model, external data included."""
-    if isinstance(model, bytes):
-        return len(model)
-    from tersor.frontends.onnx import file_size
-
-    return file_size(model)
-
-
 def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
     worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
     return (
@@ -334,11 +358,13 @@ def _text(sizes: Sizes) -> str:
     return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
 
 
-def _manifest(before: Path | bytes, recipe: Recipe, target: Target) -> dict[str, Any]:
-    data = before if isinstance(before, bytes) else before.read_bytes()
+def _manifest(
+    given: dict[str, Any], recipe: Recipe, target: Target, graph: Graph
+) -> dict[str, Any]:
     return {
-        "input": {"sha256": sha256(data)},
+        "input": given,
+        "interface": manifests.interface(graph),
         "recipe": recipe.model_dump(mode="json"),
         "target": {"name": target.name, "cpu": target.cpu, "features": sorted(target.features)},
-        "versions": versions(),
+        "versions": manifests.versions(),
     }

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor import registry
-from tersor.artifact import MANIFEST, load
+from tersor import manifest, registry
+from tersor.artifact import load
+from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ class Runnable:
 
     graph: Graph
     runtime: str
-    model: Path | bytes
+    model: Path | Built
     choice: dict[str, Any]
 
 
 def is_artifact(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    return (path / manifest.NAME).is_file()
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, allow_hf_cache: bool = False) -> Graph:
     """The IR of a model.
 
     Raises:
@@ -38,18 +39,21 @@ def read_graph(path: Path) -> Graph:
     """
     from tersor.frontends import load_model
 
-    source = load(path).model if is_artifact(path) else path
+    file = path
+    if is_artifact(path):
+        load(path)  # which checks it
+        file = path / manifest.read_manifest(path).model
     with naming(path):
-        return load_model(source).graph
+        return load_model(file, allow_hf_cache=allow_hf_cache).graph
 
 
-def read_runnable(path: Path) -> Runnable:
+def read_runnable(path: Path, allow_hf_cache: bool = False) -> Runnable:
     """A model that can be run: artifacts by their own runtime and settings, others by ONNX Runtime.
 
     Raises:
         TersorError: what is wrong with it; names the path.
     """
-    graph = read_graph(path)
+    graph = read_graph(path, allow_hf_cache)
     if is_artifact(path):
         artifact = load(path)
         return Runnable(graph, artifact.runtime, artifact.model, artifact.choice)

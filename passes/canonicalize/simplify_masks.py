@@ -146,7 +146,7 @@ def _uniform_lookup(graph: Graph, node: Node) -> Rewrite:
 
 def _one_element(graph: Graph, node: Node, number: float | None) -> Rewrite:
     size = rank(node.output)
-    if number is None or not size:
+    if number is None or size is None:
         return None
     one = np.full((1,) * size, number, node.output.tensor.dtype.numpy)
     return _narrowed(graph, node, graph.constant(one, node.output.name))

@@ -6,7 +6,9 @@ runtimes as possible take the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tersor.errors import Unsupported
 from tersor.frontends.onnx.scopes import NAMESPACE
-from tersor.ir import Attribute, Dense, DType, Graph, Node, TensorType, Value
+from tersor.ir import Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import (
     ML_OPSET,
@@ -32,8 +34,21 @@ MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
 IR_VERSION = 10
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Where a constant lies that is not in the model's own file: a name beside it, and bytes there."""
+
+    location: str
+    offset: int
+    length: int
+
+
 def export_model(
-    graph: Graph, *, opset: int | None = None, ir_version: int = IR_VERSION
+    graph: Graph,
+    *,
+    opset: int | None = None,
+    ir_version: int = IR_VERSION,
+    outside: Mapping[Encoding, Outside] | None = None,
 ) -> ModelProto:
     """An ONNX model of ``graph``: standard and foreign ops with dense constants.
 
@@ -41,6 +56,7 @@ def export_model(
         graph: what to export.
         opset: to stamp; None: the lowest that fits.
         ir_version: to stamp.
+        outside: where some of the constants are written; the others are in the protobuf itself.
 
     Raises:
         Unsupported: a ``tersor.*`` op or an encoded constant, which a backend must lower first, or an
@@ -55,7 +71,7 @@ def export_model(
     for domain in sorted({split_domain(n.op)[0] for n in graph.walk()} - {""}):
         version = ML_OPSET if domain == "ai.onnx.ml" else 1
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    model.graph.CopyFrom(_Exporter(graph, opset).export())
+    model.graph.CopyFrom(_Exporter(graph, opset, outside or {}).export())
     for key in sorted(graph.metadata):
         model.metadata_props.add(key=key, value=graph.metadata[key])
     return model
@@ -121,12 +137,15 @@ def _onnx_type(dtype: DType) -> str:
 class _Exporter:
     """One export: names of values, chosen so that the interface's come first."""
 
-    def __init__(self, graph: Graph, opset: int) -> None:
+    def __init__(self, graph: Graph, opset: int, outside: Mapping[Encoding, Outside]) -> None:
         self.graph = graph
         self.opset = opset
+        self.outside = outside
         self.names: dict[Value, str] = {}
         self.taken: set[str] = {v.name for v in graph.inputs} | set(graph.output_names)
+        self.tried: dict[str, int] = {}
         self.node_names: set[str] = set()
+        self.tried_nodes: dict[str, int] = {}
 
     def export(self) -> GraphProto:
         return self._graph(self.graph, outermost=True)
@@ -152,24 +171,28 @@ class _Exporter:
         """Names results that the graph returns; what cannot carry the name itself (an input, a
         constant, an outer value, something returned twice) is copied under it at the end."""
         copies = []
+        first: dict[Value, int] = {}
         for i, (name, value) in enumerate(zip(graph.output_names, graph.outputs, strict=True)):
+            first.setdefault(value, i)
             own = value.producer is not None and value.producer.graph is graph
             wanted = name if outermost else self._fresh(value.name)
             if own and value not in self.names:
                 self.names[value] = wanted
-            elif self.names.get(value) != wanted or graph.outputs.index(value) != i:
+            elif self.names.get(value) != wanted or first[value] != i:
                 copies.append((wanted, value))
         return copies
 
     def _inner_outputs(self, graph: Graph, copies: Sequence[tuple[str, Value]]) -> list[str]:
-        left = list(copies)
+        waiting: dict[Value, deque[str]] = {}
+        for name, value in copies:
+            waiting.setdefault(value, deque()).append(name)
+        seen: set[Value] = set()
         names = []
-        for i, value in enumerate(graph.outputs):
-            mine = next((c for c in left if c[1] is value), None)
-            first = graph.outputs.index(value) == i
-            if mine is not None and not (first and self._is_named_output(graph, value)):
-                left.remove(mine)
-                names.append(mine[0])
+        for value in graph.outputs:
+            first = value not in seen
+            seen.add(value)
+            if waiting.get(value) and not (first and self._is_named_output(graph, value)):
+                names.append(waiting[value].popleft())
             else:
                 names.append(self.names[value])
         return names
@@ -178,12 +201,7 @@ class _Exporter:
         return value.producer is not None and value.producer.graph is graph
 
     def _fresh(self, base: str) -> str:
-        name, i = base, 0
-        while name in self.taken:
-            i += 1
-            name = f"{base}_{i}"
-        self.taken.add(name)
-        return name
+        return _unlike(base, self.taken, self.tried)
 
     def _name(self, value: Value | None) -> str:
         if value is None:
@@ -196,6 +214,8 @@ class _Exporter:
         if not isinstance(value.encoding, Dense):
             described = value.encoding.describe() if value.encoding else "nothing"
             raise Unsupported(f"{value!r} is held as {described}; a backend must lower it first")
+        if (place := self.outside.get(value.encoding)) is not None:
+            return _reference(value.encoding.type, place, self._name(value))
         return _tensor(value.encoding.array, self._name(value))
 
     def _node(self, node: Node) -> NodeProto:
@@ -239,12 +259,19 @@ class _Exporter:
 
     def _node_name(self, node: Node) -> str:
         base = node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
-        name, i = base, 0
-        while name in self.node_names:
-            i += 1
-            name = f"{base}_{i}"
-        self.node_names.add(name)
-        return name
+        return _unlike(base, self.node_names, self.tried_nodes)
+
+
+def _unlike(base: str, taken: set[str], tried: dict[str, int]) -> str:
+    """``base``, or ``base_1`` … that is not in ``taken``, to which it is added. ``tried`` keeps how
+    far each base has come, since thousands may have the same."""
+    name, i = base, tried.get(base, 0)
+    while name in taken:
+        i += 1
+        name = f"{base}_{i}"
+    tried[base] = i
+    taken.add(name)
+    return name
 
 
 def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
@@ -256,3 +283,18 @@ def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
 
 def _tensor(array: np.ndarray, name: str) -> TensorProto:
     return array_to_proto(array, name)
+
+
+def _reference(type: TensorType, place: Outside, name: str) -> TensorProto:
+    """A tensor whose numbers are in another file."""
+    proto = TensorProto(name=name, data_type=TO_ONNX[type.dtype], dims=type.shape)
+    refer(proto, place)
+    return proto
+
+
+def refer(proto: TensorProto, place: Outside) -> None:
+    """Makes ``proto`` refer to numbers in another file."""
+    del proto.external_data[:]
+    proto.data_location = TensorProto.EXTERNAL
+    for key in ("location", "offset", "length"):
+        proto.external_data.add(key=key, value=str(getattr(place, key)))
