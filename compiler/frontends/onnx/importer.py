@@ -28,15 +28,16 @@ from tersor.frontends.onnx.control import body_input_types
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
-from tersor.frontends.onnx.normalize import Old, normalize
+from tersor.frontends.onnx.normalize import normalize
+from tersor.frontends.onnx.old import Old
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
 from tersor.frontends.onnx.tensors import densify, element_type, tensor_array
 from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
-from tersor.ops.onnx_schema import schema, type_from_proto
+from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 
-MIN_OPSET = 11
+MIN_OPSET = 1
 # Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
 DOMAIN_KEY = "opset_import."
 
@@ -79,7 +80,7 @@ def _domain(domain: str) -> str:
 def _check_opset(opset: int | None) -> None:
     if opset is not None and opset < MIN_OPSET:
         raise Unsupported(
-            f"opset {opset} is older than {MIN_OPSET}: convert the model with onnx.version_converter"
+            f"opset {opset}: there are {MIN_OPSET} to {IR_OPSET}; export the model again"
         )
     if opset is not None and opset > IR_OPSET:
         raise Unsupported(
@@ -202,7 +203,11 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         raise InvalidModel(f"{label}: {error}") from None
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
-    for name, value in zip(names, node.outputs, strict=True):
+    made = [
+        graph.emit("Cast", [v], {"to": TO_ONNX[old.casts[i]]}) if i in old.casts else v
+        for i, v in enumerate(node.outputs)
+    ]
+    for name, value in zip(names, made, strict=True):
         value.type = _merged(value.type, scope.written.get(name))
         if name:
             scope.values[name] = value
@@ -265,8 +270,11 @@ def _attributes(
     """All attributes of a node: those that graphsurgeon carries, and the rest from the protobuf."""
     numbers = {a.name: a for a in proto.attribute}
     scans, axes = numbers.get("num_scan_inputs"), numbers.get("scan_input_axes")
+    standard = proto.op_type if not _domain(proto.domain) else ""
+    if scope.opsets.get("", IR_OPSET) < 9:
+        standard = ""  # Scan-8 had other operands.
     types = body_input_types(
-        proto.op_type if not _domain(proto.domain) else "",
+        standard,
         inputs,
         int(scans.i) if scans is not None else 0,
         tuple(axes.ints) if axes is not None else (),
