@@ -6,12 +6,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := torch,models,bench,dev
+EXTRAS := torch,models,bench,dev,fuzz
 JOBS ?= 2
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test conformance lint format bench clean
+.PHONY: help venv demo test conformance lint fuzz format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,9 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@.ci/typecheck
+
+fuzz: $(STAMP) ## fuzz the loaders for FUZZ_SECONDS
+	@$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 format: $(STAMP) ## rewrite the sources as ruff formats them
 	@$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tersor.errors import InvalidOption, suggest
-from tersor.ir import Dim, DType, Graph, TensorType, Value
+from tersor.ir import Dim, DType, Graph, Node, TensorType, Value
 from tersor.ir.dims import evaluate, symbols
 
 # Sizes of (batch, every other open dim) that language models are measured at.
@@ -43,12 +43,13 @@ def default_sizes(graph: Graph) -> list[dict[str, int]]:
 
 
 def check_sizes(graph: Graph, sizes: Sequence[Sizes]) -> list[dict[str, int]]:
-    """``sizes`` as they are.
+    """``sizes`` as they are. A cache's past may be empty, which is what a prefill has; nothing else may.
 
     Raises:
-        InvalidOption: a dim that the inputs do not have, one left out, or a size below 1.
+        InvalidOption: a dim that the inputs do not have, one left out, or a size that it cannot have.
     """
     names = dim_names(graph)
+    may_be_empty = _cache_dims(graph)
     for given in sizes:
         for name, size in given.items():
             if name not in names:
@@ -56,12 +57,34 @@ def check_sizes(graph: Graph, sizes: Sequence[Sizes]) -> list[dict[str, int]]:
                 raise InvalidOption(
                     f"no open dim {name!r}{suggest(name, names)}; the inputs have {there}"
                 )
-            if size < 1:
+            if size < (0 if name in may_be_empty else 1):
                 raise InvalidOption(f"dim {name!r} cannot be {size}")
         for name in names:
             if name not in given:
                 raise InvalidOption(f"sizes {dict(given)} leave out dim {name!r}")
     return [dict(s) for s in sizes]
+
+
+def _cache_dims(graph: Graph) -> set[str]:
+    """Open dims of float inputs along which other rows are joined to them: the past of a cache."""
+    return {
+        name
+        for value in graph.inputs
+        if isinstance(value.type, TensorType) and value.type.dtype.is_float
+        for axis, dim in enumerate(_dims(value))
+        if any(_joins(use.user, use.operand, axis) for use in value.uses)
+        for name in symbols(dim)
+    }
+
+
+def _joins(user: Node | Graph, place: int, axis: int) -> bool:
+    """Whether ``user`` puts other rows beside those of operand ``place``, along ``axis``."""
+    if isinstance(user, Graph):
+        return False
+    if user.op == "Concat":
+        rank = user.output.tensor.rank or 0
+        return user.attrs["axis"] in (axis, axis - rank)
+    return user.op == "Attention" and place in (4, 5) and axis == 2
 
 
 def make_feed(graph: Graph, sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:

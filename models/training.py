@@ -27,8 +27,9 @@ import safetensors.torch
 import torch
 
 Progress = Callable[[int, int, str], None]
-# Sums over differing numbers of threads differ in their last bits, and training amplifies them.
-THREADS = 2
+# Sums over differing numbers of threads differ in their last bits, and training amplifies them. One
+# thread also keeps its pace where several processes share few cores, as tests do.
+THREADS = 1
 # What data and architectures come from, beside Python itself (its documentation and its sources).
 LIBRARIES = ("torch", "transformers", "tokenizers", "scikit-learn", "vaderSentiment")
 _WARMUP = 0.1  # The share of steps in which the learning rate rises.

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,32 +20,44 @@ Feed = dict[str, np.ndarray]
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
+class ExportOnnx(Protocol):
+    """Writes an ONNX file and gives its path."""
+
+    def __call__(self, path: Path, model: torch.nn.Module | None = None) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Workload:
     """A model with something to do.
 
     Attributes:
         name: of its folder.
-        build: the module in evaluation mode; the same numbers every time.
+        module: the model with seeded weights, for all that needs no trained ones; quick.
+        build: the trained model in evaluation mode; the same numbers every time on a machine. Where it
+            has to learn, this takes a while the first time (:mod:`tersor.models.training`).
         example_inputs: what it is traced with, by input name, in the order of the module's arguments.
         dynamic_shapes: names of open dims: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
         outputs: names of its outputs.
-        export_onnx: writes the same model as an ONNX file, by torch's own exporter, open dims kept.
+        export_onnx: writes what ``build`` gives, or the module given (of the same kind), as an ONNX
+            file by torch's own exporter, open dims kept.
         calibration: batches of inputs from data like that of ``test``, but not the same.
         test: batches of real inputs that calibration has not seen; what fidelity is told on.
         metric: what the task says of a way to run the model, by name; more is better.
+        floor: what each number of ``metric`` reaches at least before compression, well above guessing.
         sizes: of the open dims, to measure speed at.
     """
 
     name: str
+    module: Callable[[], torch.nn.Module]
     build: Callable[[], torch.nn.Module]
     example_inputs: Callable[[], dict[str, torch.Tensor]]
     dynamic_shapes: Mapping[str, Mapping[int, str]]
     outputs: Sequence[str]
-    export_onnx: Callable[[Path], Path]
+    export_onnx: ExportOnnx
     calibration: Callable[[], list[Feed]]
     test: Callable[[], list[Feed]]
     metric: Callable[[Run], dict[str, float]]
+    floor: Mapping[str, float]
     sizes: Sequence[Mapping[str, int]]
 
     def torch_arguments(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from tersor.ir.dims import Dim, Sym, symbol
 from tersor.ir.encodings import Affine, Dense, Encoding
-from tersor.ir.graph import Attribute, Graph, Node, OpTable, Use, Value
+from tersor.ir.graph import Graph, OpTable
+from tersor.ir.node import Attribute, Node, Use, Value
 from tersor.ir.text import parse, print_graph, print_node, weights_of
 from tersor.ir.types import (
     DType,

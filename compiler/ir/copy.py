@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tersor.ir.graph import Attribute, Graph, Node, Value
+from tersor.ir.graph import Graph
+from tersor.ir.node import Attribute, Node, Value
 
 
 def copy_graph(graph: Graph) -> Graph:

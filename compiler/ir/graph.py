@@ -14,17 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, Union
+from typing import Protocol
 
 import numpy as np
 
 from tersor.ir.encodings import Dense, Encoding
-from tersor.ir.types import TensorType, UnknownType, ValueType
-
-Attribute = Union[
-    int, float, str, bytes, Encoding, "Graph", tuple[int, ...], tuple[float, ...], tuple[str, ...],
-    tuple["Graph", ...], tuple[Encoding, ...], ValueType,
-]  # fmt: skip
+from tersor.ir.node import Attribute, Node, NodeList, Use, Value
+from tersor.ir.types import UnknownType, ValueType
 
 
 class OpTable(Protocol):
@@ -37,139 +33,7 @@ class OpTable(Protocol):
         """Type and symbolic contents (or None) of each output of ``node``."""
 
 
-class Use(NamedTuple):
-    """One read of a value: operand ``index`` of a node, or output ``index`` of a graph."""
-
-    user: Node | Graph
-    operand: int
-
-
-class Value:
-    """A tensor (or sequence, optional) in a graph.
-
-    Attributes:
-        name: unique in the outermost graph.
-        type: what is known of its type.
-        producer: the node that makes it, None for inputs and constants.
-        encoding: its numbers, for constants.
-        uses: its readers, in the order they began to read (a dict used as an ordered set).
-        contents: for small integer tensors, their elements as dims where they follow from the shapes
-            of inputs (an object array of int, Sym or None); None where nothing is known.
-    """
-
-    __slots__ = ("contents", "encoding", "graph", "index", "name", "producer", "type", "uses")
-
-    def __init__(self, name: str, type: ValueType, graph: Graph) -> None:
-        self.name = name
-        self.type = type
-        self.graph = graph
-        self.producer: Node | None = None
-        self.index = 0
-        self.encoding: Encoding | None = None
-        self.contents: np.ndarray | None = None
-        self.uses: dict[Use, None] = {}
-
-    @property
-    def is_constant(self) -> bool:
-        return self.encoding is not None
-
-    @property
-    def is_input(self) -> bool:
-        return self.producer is None and self.encoding is None
-
-    @property
-    def users(self) -> list[Node]:
-        """Nodes that read it, each once, in order."""
-        return list(dict.fromkeys(u.user for u in self.uses if isinstance(u.user, Node)))
-
-    @property
-    def is_output(self) -> bool:
-        """Whether some graph returns it."""
-        return any(isinstance(use.user, Graph) for use in self.uses)
-
-    def only_user(self) -> Node | None:
-        """The node that alone reads it (perhaps at several operands), else None."""
-        users = {use.user for use in self.uses}
-        user = users.pop() if len(users) == 1 else None
-        return user if isinstance(user, Node) else None
-
-    @property
-    def tensor(self) -> TensorType:
-        """Its type, where that is a tensor.
-
-        Raises:
-            TypeError: it is a sequence, an optional, or unknown.
-        """
-        if not isinstance(self.type, TensorType):
-            raise TypeError(f"%{self.name} is {self.type}, not a tensor")
-        return self.type
-
-    def numpy(self) -> np.ndarray:
-        """The decoded numbers of a constant.
-
-        Raises:
-            ValueError: not a constant.
-        """
-        if self.encoding is None:
-            raise ValueError(f"%{self.name} is not a constant")
-        return self.encoding.decode()
-
-    def __repr__(self) -> str:
-        return f"{'@' if self.is_constant else '%'}{self.name}: {self.type}"
-
-
-class Node:
-    """An op applied to values. ``op`` is ONNX's name; ops of other domains are ``domain.Name``.
-
-    ``scope`` is the module path it came from (``encoder.layer.0.attention.self.key``), ``name`` the
-    node's own name in the source file where it had one.
-    """
-
-    __slots__ = ("_next", "_prev", "attrs", "graph", "inputs", "name", "op", "outputs", "scope")
-
-    def __init__(self, op: str, attrs: dict[str, Attribute], scope: str, name: str) -> None:
-        self.op = op
-        self.attrs = attrs
-        self.scope = scope
-        self.name = name
-        self.inputs: tuple[Value | None, ...] = ()
-        self.outputs: tuple[Value, ...] = ()
-        self.graph: Graph | None = None
-        self._prev: Node | None = None
-        self._next: Node | None = None
-
-    @property
-    def output(self) -> Value:
-        """The first output."""
-        return self.outputs[0]
-
-    def input(self, index: int) -> Value | None:
-        """Operand ``index``; None where it is left out."""
-        return self.inputs[index] if index < len(self.inputs) else None
-
-    @property
-    def subgraphs(self) -> list[Graph]:
-        """Graphs among the attributes, in the order that the text form has them in."""
-        found: list[Graph] = []
-        for _, attr in sorted(self.attrs.items()):
-            if isinstance(attr, Graph):
-                found.append(attr)
-            elif isinstance(attr, tuple):
-                found.extend(a for a in attr if isinstance(a, Graph))
-        return found
-
-    @property
-    def label(self) -> str:
-        """How messages call it: op, then scope or name, then what it makes."""
-        where = self.scope or self.name
-        made = f"%{self.outputs[0].name}" if self.outputs else "nothing"
-        return f"{self.op}{f' ({where})' if where else ''} making {made}"
-
-    def __repr__(self) -> str:
-        return f"<{self.label}>"
-
-
-class Graph:
+class Graph(NodeList):
     """Inputs, constants, nodes in execution order, outputs.
 
     ``output_names`` are the graph's interface and independent of the values' own names, so that an
@@ -180,6 +44,7 @@ class Graph:
         self, name: str = "main", table: OpTable | None = None, outer: Graph | None = None
     ) -> None:
         """``outer`` is the graph that a subgraph will be part of: they share one space of names."""
+        super().__init__()
         self.name = name
         self.table: OpTable | None = table if table or outer is None else outer.table
         self.inputs: list[Value] = []
@@ -189,27 +54,9 @@ class Graph:
         self.metadata: dict[str, str] = {}
         self.parent: Node | None = None
         self._names: dict[str, int] = outer._names if outer is not None else {}
-        self._first: Node | None = None
-        self._last: Node | None = None
-        self._count = 0
         self._cursor: Node | None = None
 
     # -- reading ---------------------------------------------------------------------------------
-
-    @property
-    def nodes(self) -> Iterator[Node]:
-        """Nodes in order. Nodes may be erased and inserted meanwhile; those inserted before the
-        current one are not visited."""
-        node = self._first
-        while node is not None:
-            following = node._next
-            if node.graph is self:
-                yield node
-            # An erased node keeps its link, so the walk finds its way back to the living.
-            node = following if node._next is following or node.graph is not self else node._next
-
-    def __len__(self) -> int:
-        return self._count
 
     def walk(self) -> Iterator[Node]:
         """All nodes, those of subgraphs before the node that holds them is passed."""
@@ -463,36 +310,6 @@ class Graph:
         for graph in list(self.all_graphs()):
             for i, value in enumerate(graph.outputs):
                 value.uses.pop(Use(graph, i), None)
-
-    def _link(self, node: Node, before: Node | None) -> None:
-        if before is not None and before.graph is not self:
-            raise ValueError(f"{before.label} is not a node of this graph")
-        previous = before._prev if before is not None else self._last
-        node._prev, node._next = previous, before
-        if previous is None:
-            self._first = node
-        else:
-            previous._next = node
-        if before is None:
-            self._last = node
-        else:
-            before._prev = node
-        node.graph = self
-        self._count += 1
-
-    def _unlink(self, node: Node) -> None:
-        if node.graph is not self:
-            raise ValueError(f"{node.label} is not a node of this graph")
-        if node._prev is None:
-            self._first = node._next
-        else:
-            node._prev._next = node._next
-        if node._next is None:
-            self._last = node._prev
-        else:
-            node._next._prev = node._prev
-        node.graph = None
-        self._count -= 1
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.inputs)} inputs, {self._count} nodes>"

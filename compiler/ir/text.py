@@ -24,7 +24,8 @@ import numpy as np
 
 from tersor.errors import InvalidGraph
 from tersor.ir.encodings import Dense, Encoding
-from tersor.ir.graph import Attribute, Graph, Node, OpTable, Value
+from tersor.ir.graph import Graph, OpTable
+from tersor.ir.node import Attribute, Node, Value
 from tersor.ir.types import DType, OptionalType, SequenceType, TensorType, UnknownType, parse_type
 
 INLINE_ELEMENTS = 8

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tersor.errors import InvalidGraph
-from tersor.ir.graph import Graph, Node, Use, Value
+from tersor.ir.graph import Graph
+from tersor.ir.node import Node, Use, Value
 from tersor.ir.text import print_node
 from tersor.ir.types import TensorType, UnknownType
 

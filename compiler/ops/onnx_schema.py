@@ -117,6 +117,66 @@ def check_attributes(op: str, attrs: Mapping[str, Attribute]) -> None:
     for name, attr in found.attributes.items():
         if attr.required and name not in attrs:
             raise InvalidGraph(f"{op} needs the attribute {name!r}")
+    for name, given in attrs.items():
+        kind = found.attributes[name].type.name  # type: ignore[attr-defined]
+        if not _is_of_kind(given, kind):
+            raise InvalidGraph(f"{op} takes {kind} as its attribute {name!r}, not {_told(given)}")
+
+
+# What an attribute of each of ONNX's kinds is here. Whole numbers pass for floats.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "INT": (int,), "FLOAT": (float, int), "STRING": (str, bytes), "GRAPH": (Graph,),
+    "TENSOR": (Encoding,), "TYPE_PROTO": (TensorType, SequenceType, OptionalType, UnknownType),
+}  # fmt: skip
+
+
+def _is_of_kind(attr: Attribute, kind: str) -> bool:
+    single = _KINDS.get(kind.removesuffix("S"))
+    if single is None:
+        return True
+    if not kind.endswith("S"):
+        return isinstance(attr, single)
+    return isinstance(attr, tuple) and all(isinstance(a, single) for a in attr)
+
+
+def _told(attr: Attribute) -> str:
+    """An attribute in an error message, in short."""
+    if isinstance(attr, Graph):
+        return "a graph"
+    text = repr(attr)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_operands(node: Node) -> None:
+    """Refuses what the op's schema has no place for. ONNX's ops only.
+
+    Raises:
+        InvalidGraph: too few or too many operands or results, or one left out that must be there.
+    """
+    found = schema(node.op)
+    if found is None:
+        return
+    least, most, fewest, results, required = _arity(node.op)
+    if not least <= len(node.inputs) <= most:
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        raise InvalidGraph(f"{node.label}: {len(node.inputs)} operands, {node.op} takes {wanted}")
+    if not fewest <= len(node.outputs) <= results:
+        wanted = f"{fewest}" if fewest == results else f"{fewest} to {results}"
+        raise InvalidGraph(f"{node.label}: {len(node.outputs)} results, {node.op} makes {wanted}")
+    for i in required:
+        if i < len(node.inputs) and node.inputs[i] is None:
+            raise InvalidGraph(f"{node.label}: {node.op} needs operand {i}, which is left out")
+
+
+@cache
+def _arity(op: str) -> tuple[int, int, int, int, list[int]]:
+    """Fewest and most operands, fewest and most results, and the operands that must be there."""
+    found = schema(op)
+    assert found is not None
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    required = [i for i, formal in enumerate(found.inputs) if formal.option == single]
+    # A node without results cannot be read, and some schemas let all of them go.
+    return found.min_input, found.max_input, max(found.min_output, 1), found.max_output, required
 
 
 # -- types ---------------------------------------------------------------------------------------

@@ -66,6 +66,24 @@ class Table:
         Raises:
             InvalidGraph: the op refuses its operands.
         """
+        onnx_schema.check_operands(node)
+        try:
+            return self._infer(node)
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # Rows take for granted what the schema says, which is less than what operands must be.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InvalidGraph(
+                f"{node.label}: {node.op} does not take these operands and attributes ({reason})"
+            ) from error
+
+    def _infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:
         row = self._rows.get(node.op)
         if row is not None and row.infer is not None:
             if any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs):

@@ -69,12 +69,8 @@ def example_inputs() -> dict[str, torch.Tensor]:
     }
 
 
-def export_onnx(path: Path, attention: str = "sdpa") -> Path:
-    """The module as torch's own exporter writes it, with dynamic batch and sequence."""
+def export_onnx(path: Path, model: torch.nn.Module | None = None) -> Path:
+    """The module, or ``model``, as torch's own exporter writes it, with dynamic batch and sequence."""
     return exporting.export_onnx(
-        build(attention),
-        example_inputs(),
-        path,
-        dynamic_shapes=DYNAMIC_SHAPES,
-        outputs=(OUTPUT,),
+        model or build(), example_inputs(), path, dynamic_shapes=DYNAMIC_SHAPES, outputs=(OUTPUT,)
     )

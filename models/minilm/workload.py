@@ -18,6 +18,7 @@ def metric(run: Run) -> dict[str, float]:
 
 WORKLOAD = Workload(
     name="minilm",
+    module=build.build,
     build=build.build,
     example_inputs=build.example_inputs,
     dynamic_shapes=build.DYNAMIC_SHAPES,
@@ -26,6 +27,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
+    floor={"valence": 0.9},
     sizes=(
         {"batch": 1, "sequence": 32},
         {"batch": 1, "sequence": 128},

@@ -334,3 +334,58 @@ def test_external_data_of_another_length(
 def test_a_location_that_no_file_can_have(tmp_path: Path) -> None:
     path = saved(tmp_path, external(location="a\0b"))
     assert refusal(path) == f"{WHERE} 'a\\x00b': embedded null byte"
+
+
+# -- what fuzzing found ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('(float[2] x) => (float[2] y) { y = Loop <body = ["a"]> (x) }',
+         "node Loop making 'y': Loop takes GRAPH as its attribute 'body', not ('a',)"),
+        ("(float[3, 4] x) => (int64[4] y) { y = ArgMin <axis = -9> (x) }",
+         "node ArgMin making 'y': ArgMin making %y: ArgMin does not take these operands and attributes "
+         "(list assignment index out of range)"),
+        ("(float[2, 3, 7, 8] x) => (float[N] y) { y = LpPool <kernel_shape = [3, 2], pads = [1, 0, 2, 1, 2]> (x) }",
+         "node LpPool making 'y': LpPool making %y: LpPool does not take these operands and attributes "
+         "(zip() argument 2 is longer than argument 1)"),
+        ("(float[2] x) => (float[2] y) { y = Relu (x, x) }",
+         "node Relu making 'y': Relu making %y: 2 operands, Relu takes 1"),
+        ("(float[2] x) => (float[2] y) { y = Clip (, x) }",
+         "node Clip making 'y': Clip making %y: Clip needs operand 0, which is left out"),
+        ("(float[2] x) => (float[2] y) { y, z = Relu (x) }",
+         "node Relu making 'y': Relu making %y: 2 results, Relu makes 1"),
+        ("(float[2] x) => (float[2] y) { y = tersor.Linear (x) }",
+         "node Linear making 'y': tersor.Linear is no op of an ONNX model"),
+    ],
+)  # fmt: skip
+def test_an_op_that_does_not_take_what_it_is_given(body: str, message: str) -> None:
+    model = text(body, '"": 17, "tersor": 1')
+    assert refusal(model) == message
+
+
+def test_a_node_without_results() -> None:
+    model = text()
+    model.graph.node.add(op_type="Relu", input=["x"])
+    assert refusal(model).endswith("0 results, Relu makes 1")
+
+
+def test_an_output_without_a_name() -> None:
+    model = text()
+    model.graph.output.add()
+    assert refusal(model) == "output 1 of graph 'g' has no name"
+
+
+def test_an_output_that_is_listed_twice() -> None:
+    model = text()
+    model.graph.output.append(model.graph.output[0])
+    assert refusal(model) == "output 'y' of graph 'g' is listed twice"
+
+
+def test_strings_in_raw_data() -> None:
+    model = text()
+    model.graph.initializer.add(
+        name="s", data_type=TensorProto.STRING, dims=[1], raw_data=b"12345678"
+    )
+    assert refusal(model) == "tensor 's': strings cannot be held in raw_data"

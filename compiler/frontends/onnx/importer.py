@@ -40,6 +40,7 @@ from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 MIN_OPSET = 1
 # Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
 DOMAIN_KEY = "opset_import."
+OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
 def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
@@ -166,8 +167,27 @@ def _import_graph(
     scope.written = {i.name: type_from_proto(i.type) for i in (*proto.value_info, *proto.output)}
     for i in sorted_nodes(proto.node):
         _import_node(surgeon.nodes[i], proto.node[i], scope)
-    outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
-    graph.set_outputs([v for v in outputs if v is not None], [o.name for o in proto.output])
+    outputs = []
+    for i, info in enumerate(proto.output):
+        value = scope.value(info.name, f"graph output {info.name!r}")
+        if value is None:
+            raise InvalidModel(f"output {i} of graph {proto.name!r} has no name")
+        outputs.append(value)
+    graph.set_outputs(outputs, _names_of_outputs(proto, inner=scope.outer is not None))
+
+
+def _names_of_outputs(proto: GraphProto, inner: bool) -> list[str]:
+    """Names of a graph's outputs; nobody asks for those of an inner one, so they need only differ."""
+    names: list[str] = []
+    for name in (o.name for o in proto.output):
+        if name in names and not inner:
+            raise InvalidModel(f"output {name!r} of graph {proto.name!r} is listed twice")
+        unique, i = name, 0
+        while unique in names:
+            i += 1
+            unique = f"{name}_{i}"
+        names.append(unique)
+    return names
 
 
 def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
@@ -179,6 +199,10 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         made = graph.constant(_constant(proto, scope), proto.output[0])
         scope.values[proto.output[0]] = made
         return
+    if "." in proto.op_type or domain == OWN_DOMAIN:
+        raise InvalidModel(
+            f"{label}: {f'{domain}.' if domain else ''}{proto.op_type} is no op of an ONNX model"
+        )
     op = f"{domain}.{surgeon.op}" if domain else str(surgeon.op)
     names = _output_names(op, [t.name for t in surgeon.outputs])
     try:
@@ -203,11 +227,11 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         raise InvalidModel(f"{label}: {error}") from None
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
-    made = [
+    results = [
         graph.emit("Cast", [v], {"to": TO_ONNX[old.casts[i]]}) if i in old.casts else v
         for i, v in enumerate(node.outputs)
     ]
-    for name, value in zip(names, made, strict=True):
+    for name, value in zip(names, results, strict=True):
         value.type = _merged(value.type, scope.written.get(name))
         if name:
             scope.values[name] = value

@@ -37,6 +37,8 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, dtype, shape, folder)
     if tensor.HasField("raw_data"):
+        if dtype is DType.STRING:
+            raise InvalidModel(f"tensor {tensor.name!r}: strings cannot be held in raw_data")
         needed = _bytes(dtype, shape)
         if len(tensor.raw_data) != needed:
             raise InvalidModel(

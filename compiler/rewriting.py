@@ -1,0 +1,189 @@
+"""Passes: what rewrites a graph, what it promises, and how it is swept over all nodes.
+
+A pass is a frozen dataclass whose fields are its options.  Most only write ``visit``:
+
+    @dataclass(frozen=True)
+    class EliminateIdentity(Pass):
+        '''Identity(x) = x'''
+
+        keeps = EXACT
+
+        def visit(self, graph: Graph, node: Node) -> Rewrite:
+            return node.inputs[0] if node.op == "Identity" else None
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tersor.errors import PassFailed
+from tersor.ir import Graph, Node, Value
+from tersor.report import PassReport
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Rewrite = Value | Sequence[Value] | bool | None
+MAX_SWEEPS = 100
+
+
+class Skip(Exception):
+    """Raised in ``visit`` where the pattern is met but the rule does not apply; says why."""
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What a pass promises. ``values``: outputs agree within that, relative to the output's largest
+    magnitude, in f32; narrower dtypes are as much coarser as they are. 0: exactly; None: lossy."""
+
+    signature: bool = True
+    shapes: bool = True
+    values: float | None = None
+
+
+EXACT = Keeps(values=0.0)
+ROUNDING = Keeps(values=1e-5)  # Reordered float arithmetic: some ulps of the largest output.
+LOSSY = Keeps(values=None)
+
+
+@dataclass
+class Context:
+    """What the pipeline gives a pass.
+
+    Attributes:
+        report: where the pass notes its skips and costs.
+        target: hardware facts (see ``tersor.target``), None where no target is known yet.
+        calibration: batches of inputs by name; empty where none were given.
+        evaluate: runs a graph on one batch.
+        progress: called with (done, total, what).
+        rewrites_left: rewrites the pass may still make; for bisection.
+    """
+
+    report: PassReport
+    target: Any = None
+    calibration: Feeds = ()
+    evaluate: Evaluate | None = None
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    rewrites_left: int | None = None
+
+    def may_rewrite(self) -> bool:
+        return self.rewrites_left is None or self.rewrites_left > 0
+
+    def rewrote(self) -> None:
+        """Counts one rewrite."""
+        self.report.rewrites += 1
+        if self.rewrites_left is not None:
+            self.rewrites_left -= 1
+
+    def skip(self, node: Node, reason: str) -> None:
+        entry = (node.label, reason)
+        if entry not in self.report.skips:
+            self.report.skips.append(entry)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes."""
+
+    keeps: ClassVar[Keeps] = EXACT
+    needs: ClassVar[frozenset[str]] = frozenset()  # "calibration", "evaluate", "target"
+
+    @classmethod
+    def pass_name(cls) -> str:
+        """``FuseLayerNorm`` -> ``fuse-layer-norm``."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+    @property
+    def label(self) -> str:
+        """Name, with the options that differ from their defaults."""
+        given = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return self.pass_name() + (f"{{{','.join(given)}}}" if given else "")
+
+    def run(self, graph: Graph, context: Context) -> None:
+        """Sweeps ``visit`` over all nodes, subgraphs included, until nothing changes."""
+        for _ in range(MAX_SWEEPS):
+            if not self._sweep(graph, context):
+                return
+        raise PassFailed(f"{self.label} still changes the graph after {MAX_SWEEPS} sweeps")
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        """Rewrites at ``node``, a node of ``graph``. Nodes that it emits go before ``node``.
+
+        Returns:
+            What replaces the outputs (the node, and what fed only it, are then erased), True for a
+            change in place, None or False where the rule does not match.
+
+        Raises:
+            Skip: the pattern is met but the rule does not apply.
+        """
+        raise TypeError(f"{type(self).__name__} defines neither run nor visit")
+
+    def _sweep(self, graph: Graph, context: Context) -> bool:
+        changed = False
+        for node in graph.walk():
+            owner = node.graph
+            if owner is None:
+                continue
+            if not context.may_rewrite():
+                return False
+            try:
+                with owner.at(node):
+                    result = self.visit(owner, node)
+            except Skip as reason:
+                context.skip(node, str(reason))
+                continue
+            if result is None or result is False:
+                continue
+            context.rewrote()
+            changed = True
+            if result is not True:
+                replace_node(node, [result] if isinstance(result, Value) else result)
+        return changed
+
+
+def replace_node(node: Node, values: Sequence[Value]) -> None:
+    """Readers of the node's outputs read ``values`` (as many, or fewer if the rest is unread); the
+    node is erased, and what fed only it."""
+    graph = node.graph
+    assert graph is not None
+    for old, new in zip(node.outputs, values, strict=False):
+        graph.replace(old, new)
+    erase_dead([node])
+
+
+def erase_dead(nodes: Iterable[Node]) -> int:
+    """Erases those of ``nodes`` that nothing reads, then what fed only them; how many went."""
+    work, erased = list(nodes), 0
+    while work:
+        node = work.pop()
+        if node.graph is None or any(v.uses for v in node.outputs):
+            continue
+        feeding = [v for v in _reads(node) if v is not None]
+        node.graph.erase(node)
+        erased += 1
+        for value in feeding:
+            if value.producer is not None:
+                work.append(value.producer)
+            elif value.is_constant and not value.uses and value.name in value.graph.constants:
+                value.graph.erase_constant(value)
+    return erased
+
+
+def _reads(node: Node) -> list[Value | None]:
+    """Operands of a node and of everything in its subgraphs."""
+    found = list(node.inputs)
+    for sub in node.subgraphs:
+        for inner in sub.all_graphs():
+            found += inner.outputs
+            for reader in inner.nodes:
+                found += reader.inputs
+    return found

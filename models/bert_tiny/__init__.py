@@ -1,0 +1,1 @@
+"""BERT-tiny: which subject a paragraph of documentation is about."""

@@ -1,0 +1,1 @@
+"""GPT-2-like decoder with past keys and values: the next byte of English."""

@@ -1,0 +1,1 @@
+"""T5-like encoder-decoder: puts the underscores back into names."""

@@ -1,0 +1,162 @@
+"""What is fuzzed: functions from bytes that return, or raise what is a finding.
+
+A file that somebody gives us has two outcomes: a result, or a :class:`TersorError` with one line. Any
+other exception is a finding, and so is a result that does not hold what it promises: a graph must
+verify, print, read back as itself, pass the optimization and come out as a model again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from tersor import artifact
+from tersor.backends.ort.lower import lower
+from tersor.cli.inputs import read_arrays
+from tersor.errors import InvalidGraph, PassFailed, TersorError
+from tersor.frontends.onnx import export_model, import_model
+from tersor.ir import Graph, parse, print_graph, verify, weights_of
+from tersor.ops import TABLE
+from tersor.pipeline import Pipeline
+from tersor.recipe import Recipe
+from tersor.registry import optimization
+
+# A file beside the fuzzed model, for what its external data may name.
+NEIGHBOUR = "weights.bin"
+
+
+def onnx_model(data: bytes) -> None:
+    """An ONNX file: import, and for what imports, optimization and export."""
+    try:
+        graph = import_model(data) if b"location" not in data else _import_file(data)
+    except TersorError as error:
+        _one_line(error)
+        return
+    _whole(graph)
+    # Optimizing takes ten times as long as importing, which is what most inputs are for.
+    if zlib.crc32(data) % 4 == 0:
+        _optimized(graph)
+
+
+def ir_text(data: bytes) -> None:
+    """The text form of a graph, which has no weights with it."""
+    try:
+        graph = parse(data.decode("utf-8", "replace"), TABLE)
+    except TersorError:
+        return
+    _whole(graph)
+
+
+def arrays(data: bytes) -> None:
+    """A file of arrays, as calibration takes it."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        path = Path(folder, "arrays.npz")
+        path.write_bytes(data)
+        try:
+            read_arrays(path)
+        except TersorError as error:
+            _one_line(error)
+
+
+def manifest(data: bytes) -> None:
+    """The manifest of a saved artifact, beside an empty model."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        Path(folder, artifact.MANIFEST).write_bytes(data)
+        Path(folder, "model-e3b0c44298fc1c14.onnx").write_bytes(b"")
+        try:
+            artifact.load(folder)
+        except TersorError as error:
+            _one_line(error)
+
+
+def recipe(data: bytes) -> None:
+    """A recipe file."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        path = Path(folder, "recipe.toml")
+        path.write_bytes(data)
+        try:
+            Recipe.of(path).build()
+        except TersorError as error:
+            _one_line(error)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "onnx": onnx_model,
+    "text": ir_text,
+    "npz": arrays,
+    "manifest": manifest,
+    "recipe": recipe,
+}
+
+
+class Finding(AssertionError):
+    """Something was let in that does not hold what it promises."""
+
+
+def run(target: str, data: bytes) -> str:
+    """Gives ``data`` to a target; the finding's key (what was raised, and where in our code), or an
+    empty string where there is none."""
+    try:
+        TARGETS[target](data)
+    except Exception as error:
+        return key_of(error)
+    return ""
+
+
+def key_of(error: BaseException) -> str:
+    """Findings of one key are one bug, most of the time."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "/tersor/" in f.filename or _is_ours(f.filename)]
+    where = ours[-1] if ours else frames[-1]
+    return f"{type(error).__name__}-{Path(where.filename).stem}-{where.name}"
+
+
+def _is_ours(filename: str) -> bool:
+    root = Path(__file__).resolve().parents[2]
+    return any(filename.startswith(f"{root}/{p}/") for p in ("compiler", "passes", "backends"))
+
+
+def _import_file(data: bytes) -> Graph:
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        Path(folder, NEIGHBOUR).write_bytes(bytes(range(64)))
+        os.symlink("/etc/hostname", Path(folder, "link"))
+        path = Path(folder, "model")
+        path.write_bytes(data)
+        return import_model(path)
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def _one_line(error: TersorError) -> None:
+    text = str(error)
+    if not text.strip() or any(not (c.isprintable() or c == "\t") for c in text):
+        raise Finding(f"a message that is not one printable line: {text!r}") from error
+
+
+def _whole(graph: Graph) -> None:
+    """The graph is valid, and reads back from its text as itself."""
+    verify(graph)
+    text = print_graph(graph)
+    again = print_graph(parse(text, TABLE, weights_of(graph)))
+    if again != text:
+        raise Finding("the printed graph reads back as another one")
+
+
+def _optimized(graph: Graph) -> None:
+    """Optimization keeps it valid, and what it exports is taken in again."""
+    try:
+        # Verifying once, and not after each of fifty passes, is what leaves time to fuzz.
+        after = Pipeline(optimization(), level="none").run(graph)
+        _whole(after)
+        data = export_model(lower(after)).SerializeToString()
+    except (InvalidGraph, PassFailed):
+        raise
+    except TersorError:
+        return
+    import_model(data)

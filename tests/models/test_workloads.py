@@ -1,0 +1,147 @@
+"""Every workload, from torch and from its ONNX file: open dims kept, the same numbers at any size, int8
+and its own recipe built, and a metric that says that it has learned something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tersor
+from tersor import registry
+from tersor.backends import ort
+from tersor.feeds import dim_names, make_feed
+from tersor.frontends import load_model
+from tersor.ir import Graph
+from tersor.models import zoo
+from tersor.pipeline import Pipeline
+
+NAMES = zoo.names()
+# Sums of some hundred float32 terms of magnitude 1, through some layers, in another order: errors are
+# near 1e-6 of the largest number.
+TOLERANCE = 1e-4
+Feed = Mapping[str, np.ndarray]
+
+
+@cache
+def untrained(name: str) -> torch.nn.Module:
+    return zoo.find(name).module()
+
+
+def run_torch(name: str, module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        made = module(**{k: torch.from_numpy(v) for k, v in feed.items()})
+    tensors = made if isinstance(made, tuple | list) else (made,)
+    return dict(zip(zoo.find(name).outputs, (t.numpy() for t in tensors), strict=True))
+
+
+@cache
+def from_torch(name: str) -> Graph:
+    return load_model(untrained(name), **zoo.find(name).torch_arguments()).graph
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workloads")
+
+
+def from_onnx(name: str, files: Path) -> Graph:
+    path = files / f"{name}.onnx"
+    if not path.exists():
+        zoo.find(name).export_onnx(path, untrained(name))
+    return load_model(path).graph
+
+
+def graph_of(name: str, source: str, files: Path) -> Graph:
+    return from_torch(name) if source == "torch" else from_onnx(name, files)
+
+
+def odd_feed(name: str, graph: Graph) -> dict[str, np.ndarray]:
+    """Inputs at sizes that the example does not have."""
+    sizes = {dim: 2 + 3 * i for i, dim in enumerate(dim_names(graph))}
+    example = zoo.find(name).example_inputs()
+    feed = make_feed(graph, sizes, seed=7)
+    assert any(feed[k].shape != tuple(v.shape) for k, v in example.items())
+    return feed
+
+
+def check_equal(got: Feed, expected: Feed) -> None:
+    assert list(got) == list(expected)
+    for key, value in expected.items():
+        assert got[key].shape == value.shape
+        assert got[key].dtype == value.dtype
+        error = np.abs(got[key].astype(np.float64) - value).max(initial=0)
+        assert error <= TOLERANCE * max(1, np.abs(value).max(initial=0)), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["torch", "onnx"])
+@pytest.mark.parametrize("name", NAMES)
+def test_open_dims_keep_their_names(name: str, source: str, files: Path) -> None:
+    workload = zoo.find(name)
+    graph = graph_of(name, source, files)
+    assert [v.name for v in graph.inputs] == list(workload.example_inputs())
+    assert graph.output_names == list(workload.outputs)
+    for value in graph.inputs:
+        dims = value.tensor.dims
+        named = workload.dynamic_shapes.get(value.name, {})
+        assert dims is not None
+        assert {i: str(d) for i, d in enumerate(dims) if not isinstance(d, int)} == dict(named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["torch", "onnx"])
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_it_computes_what_torch_does_at_other_sizes(
+    name: str, source: str, files: Path
+) -> None:
+    graph = Pipeline(registry.optimization()).run(graph_of(name, source, files))
+    session = ort.open_session(ort.build(graph))
+    feeds = [odd_feed(name, graph), zoo.find(name).test()[0]]
+    for feed in feeds:
+        check_equal(ort.run(session, feed), run_torch(name, untrained(name), feed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_has_learned_its_task_and_int8_keeps_it(name: str) -> None:
+    workload = zoo.find(name)
+    module = workload.build()
+    before = workload.metric(lambda feed: run_torch(name, module, feed))
+    assert before.keys() == workload.floor.keys()
+    for key, floor in workload.floor.items():
+        assert before[key] >= floor
+    recipe = Path(zoo.__file__).parent / name / "recipe.toml"
+    for chosen in ("int8", recipe):
+        artifact = tersor.compile(
+            module, recipe=chosen, calibration=workload.calibration(), measure=False,
+            **workload.torch_arguments(),
+        )  # fmt: skip
+        assert artifact.report.size_after is not None and artifact.report.size_before is not None
+        assert artifact.report.size_after < 0.95 * artifact.report.size_before
+        after = workload.metric(artifact.run)
+        for key in before:
+            # Of a thousand decisions, int8 turns a few that were close to even.
+            assert after[key] >= before[key] - 0.03, (key, before, after)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_recipe_says_what_it_is(name: str) -> None:
+    recipe = tersor.Recipe.of(Path(zoo.__file__).parent / name / "recipe.toml")
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.build()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calibration_and_test_inputs_differ(name: str) -> None:
+    workload = zoo.find(name)
+    inputs = list(workload.example_inputs())
+    used, held_out = workload.calibration(), workload.test()
+    assert all(list(feed) == inputs for feed in (*used, *held_out))
+    seen = {feed[inputs[0]].tobytes() for feed in used}
+    assert all(feed[inputs[0]].tobytes() not in seen for feed in held_out)
