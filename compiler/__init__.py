@@ -13,11 +13,12 @@ __version__ = _version("tersor")
 from tersor.artifact import Artifact, load
 from tersor.driver import compile, convert, inspect
 from tersor.errors import TersorError
+from tersor.intact import Verified, verify
 from tersor.recipe import Recipe
 from tersor.report import Report
 from tersor.target import Target
 
 __all__ = [
-    "Artifact", "Recipe", "Report", "Target", "TersorError", "__version__", "compile", "convert",
-    "inspect", "load",
+    "Artifact", "Recipe", "Report", "Target", "TersorError", "Verified", "__version__", "compile",
+    "convert", "inspect", "load", "verify",
 ]  # fmt: skip

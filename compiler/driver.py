@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tersor import manifest as manifests
 from tersor import registry
 from tersor.analysis.fidelity import fidelity
 from tersor.analysis.summary import Summary, summarize
-from tersor.artifact import Artifact, sha256, versions
+from tersor.artifact import Artifact
+from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
 from tersor.frontends import Imported, load_model
@@ -91,16 +93,21 @@ def compile(
     levels = [(plan.name, compressed)]
     if any(step.keeps.values is None for step in plan.build()):
         levels.append(("fp32", fused))
-    before = _input_model(job, imported)
+    given = _identity(backend, imported)
     if measure and chosen.is_host:
+        before = _input_model(job, imported)
         built, choice = job.best(before, levels, shapes or default_sizes(imported.graph), batches)
     else:
         why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
         choice = backend.Choice().but(portable=portable)
         built = backend.build(compressed, choice)
-    report.size_before, report.size_after = _size(before), len(built)
-    manifest = _manifest(before, plan, chosen)
+    report.size_before = manifests.identity_size(given)
+    report.size_after = built_size(built)
+    manifest = {
+        **_manifest(given, plan, chosen, compressed),
+        "calibration": manifests.calibration_identity(batches),
+    }
     return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
 
 
@@ -128,11 +135,13 @@ def convert(
     steps = registry.optimization() if passes is None else list(passes)
     graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
     choice = backend.Choice().but(portable=portable)
-    before = _input_model(job, imported)
+    given = _identity(backend, imported)
     built = backend.build(graph, choice)
-    report.size_before, report.size_after = _size(before), len(built)
+    report.size_before = manifests.identity_size(given)
+    report.size_after = built_size(built)
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
-    return Artifact(built, runtime, choice.to_json(), _manifest(before, plan, chosen), report)
+    manifest = _manifest(given, plan, chosen, graph)
+    return Artifact(built, runtime, choice.to_json(), manifest, report)
 
 
 def inspect(model: Any, **options: Any) -> Summary:
@@ -142,6 +151,15 @@ def inspect(model: Any, **options: Any) -> Summary:
         InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
     """
     return summarize(load_model(model, **options).graph)
+
+
+def input_identity(model: Any, runtime: str) -> dict[str, Any]:
+    """What the manifest of a compilation of ``model`` says of its input.
+
+    Raises:
+        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
+    """
+    return _identity(registry.backend(runtime), load_model(model))
 
 
 @dataclass
@@ -175,11 +193,11 @@ class _Job:
 
     def best(
         self,
-        before: Path | bytes,
+        before: Path | Built,
         levels: Sequence[tuple[str, Graph]],
         sizes: Sequence[Sizes],
         calibration: Sequence[Feed],
-    ) -> tuple[bytes, Any]:
+    ) -> tuple[Built, Any]:
         """The first of ``levels`` that is not slower than the input, at its best choice; else the
         input itself. Returns the model and the choice."""
         timed = [make_feed(levels[0][1], s) for s in sizes]
@@ -201,7 +219,7 @@ class _Job:
                 candidate.worker.stop()
                 self.report.decisions.append(_slower(name, results, sizes))
         self.report.decisions.append("kept the input: nothing that was tried is faster")
-        model = before if isinstance(before, bytes) else before.read_bytes()
+        model = self.backend.read_built(before) if isinstance(before, Path) else before
         return model, default
 
     def _search(self, name: str, graph: Graph, bench: Bench, feeds: Sequence[int]) -> Candidate:
@@ -276,7 +294,7 @@ def _backend(runtime: str, target: Target) -> Any:
     return backend
 
 
-def _input_model(job: _Job, imported: Imported) -> Path | bytes:
+def _input_model(job: _Job, imported: Imported) -> Path | Built:
     """What the result is compared with: the file itself where the runtime takes it, else the imported
     graph as it came."""
     if imported.original is not None:
@@ -286,8 +304,19 @@ def _input_model(job: _Job, imported: Imported) -> Path | bytes:
             job.report.decisions.append(f"compared with the input as imported: {error}")
         else:
             return imported.original
-    built: bytes = job.backend.build(imported.graph, job.backend.Choice().but(portable=True))
+    return _as_imported(job.backend, imported)
+
+
+def _as_imported(backend: Any, imported: Imported) -> Built:
+    built: Built = backend.build(imported.graph, backend.Choice().but(portable=True))
     return built
+
+
+def _identity(backend: Any, imported: Imported) -> dict[str, Any]:
+    """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
+    if imported.original is not None:
+        return manifests.identity(imported.original)
+    return manifests.identity(_as_imported(backend, imported), made_from="graph")
 
 
 def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:
@@ -314,15 +343,6 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
     return found
 
 
-def _size(model: Path | bytes) -> int:
-    """Bytes of a model, external data included."""
-    if isinstance(model, bytes):
-        return len(model)
-    from tersor.frontends.onnx import file_size
-
-    return file_size(model)
-
-
 def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
     worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
     return (
@@ -334,11 +354,13 @@ def _text(sizes: Sizes) -> str:
     return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
 
 
-def _manifest(before: Path | bytes, recipe: Recipe, target: Target) -> dict[str, Any]:
-    data = before if isinstance(before, bytes) else before.read_bytes()
+def _manifest(
+    given: dict[str, Any], recipe: Recipe, target: Target, graph: Graph
+) -> dict[str, Any]:
     return {
-        "input": {"sha256": sha256(data)},
+        "input": given,
+        "interface": manifests.interface(graph),
         "recipe": recipe.model_dump(mode="json"),
         "target": {"name": target.name, "cpu": target.cpu, "features": sorted(target.features)},
-        "versions": versions(),
+        "versions": manifests.versions(),
     }

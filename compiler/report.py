@@ -12,7 +12,7 @@ class PassReport:
 
     Attributes:
         name: the pass, with its options as ``name{key=value}``.
-        seconds: wall time of the pass, verification apart.
+        seconds: wall time of the pass, verification apart; not saved, and no part of comparisons.
         rewrites: how often it changed something.
         skips: (node, reason) where a rule met its pattern but did not apply.
         notes: lossy steps' costs and other remarks, a line each.
@@ -23,7 +23,7 @@ class PassReport:
     """
 
     name: str
-    seconds: float = 0.0
+    seconds: float | None = field(default=None, compare=False)
     rewrites: int = 0
     skips: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -48,5 +48,8 @@ class Report:
     decisions: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
+        """Plain data for the manifest: the same for the same compilation, so without times of passes."""
+        data = asdict(self)
+        for step in data["passes"]:
+            del step["seconds"]
+        return data

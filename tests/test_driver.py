@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -184,52 +183,9 @@ def test_names_of_the_users_choosing_even_those_of_inner_values() -> None:
     np.testing.assert_allclose(got["p"], reference(feed), rtol=0, atol=2e-5)
 
 
-def test_an_artifact_survives_its_folder(tmp_path: Path) -> None:
-    artifact = tersor.compile(model(), recipe="int8", measure=False)
-    artifact.files["tokenizer.json"] = b"{}"
-    saved = artifact.save(tmp_path / "out")
-    again = tersor.load(saved)
-    feed = batches(1)[0]
-    np.testing.assert_array_equal(again.run(feed)["y"], artifact.run(feed)["y"])
-    assert again.report == artifact.report and again.files == {"tokenizer.json": b"{}"}
-    assert again.manifest == json.loads(json.dumps(artifact.manifest))
-
-
 def test_equal_inputs_give_equal_bytes() -> None:
     one, two = (tersor.compile(model(), measure=False, calibration=batches()) for _ in range(2))
     assert one.model == two.model
-
-
-@pytest.mark.parametrize("victim", ["model-*.onnx", "tokenizer.json"])
-def test_a_damaged_artifact_is_refused(tmp_path: Path, victim: str) -> None:
-    artifact = tersor.compile(model(), recipe="fp32", measure=False)
-    artifact.files["tokenizer.json"] = b"{}"
-    artifact.save(tmp_path / "out")
-    (file,) = (tmp_path / "out").glob(victim)
-    file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(
-        InvalidModel, match=r"its hash is not the manifest's; compile the model again"
-    ):
-        tersor.load(tmp_path / "out")
-
-
-def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
-    tersor.compile(model(), recipe="fp32", measure=False).save(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    data = json.loads(manifest.read_text())
-    data["files"]["../secret"] = "0"
-    manifest.write_text(json.dumps(data))
-    with pytest.raises(InvalidModel, match="leads out of the folder"):
-        tersor.load(tmp_path / "out")
-
-
-def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    artifact = tersor.compile(model(), recipe="fp32", measure=False)
-    with pytest.raises(InvalidOption, match="exists and is not an artifact"):
-        artifact.save(tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto
 
 from tersor.backends.ort.lower import lower
 from tersor.backends.ort.options import Choice, LowerOptions
+from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.frontends.onnx.exporter import export_model
-from tersor.ir import Graph
+from tersor.frontends.onnx import export_built
+from tersor.ir import Graph, TensorType, UnknownType, ValueType
+from tersor.ops.onnx_schema import FROM_ONNX
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def build(graph: Graph, choice: Choice | None = None) -> bytes:
-    """The ONNX file of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes."""
-    options = (choice or Choice()).lower
-    return bytes(export_model(lower(graph, options)).SerializeToString(deterministic=True))
+def build(graph: Graph, choice: Choice | None = None) -> Built:
+    """The ONNX model of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes. Its file
+    alone, or, where protobuf cannot hold it, that and its weights."""
+    return export_built(lower(graph, (choice or Choice()).lower))
 
 
-def open_session(model: bytes | Path, choice: Choice | Mapping[str, Any] | None = None) -> Any:
+def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU.
 
     Raises:
@@ -37,16 +44,44 @@ def open_session(model: bytes | Path, choice: Choice | Mapping[str, Any] | None 
         "session.intra_op.allow_spinning", "1" if choice.session.spinning else "0"
     )
     disabled = list(choice.session.disabled_optimizers)
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        return ort.InferenceSession(
-            source,
-            settings,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=disabled or None,
-        )
-    except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
-        raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
+    with ExitStack() as stack:
+        if isinstance(model, Path):
+            source: bytes | str = str(model)
+        else:
+            # All that the model may find beside it; without it, what it names would be looked for in
+            # the working folder. When the session is open the weights are read or mapped.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tersor-"))
+            settings.add_session_config_entry(_WEIGHTS_FOLDER, folder)
+            if isinstance(model, Split):
+                model.weights.place(Path(folder))
+            source = main_file(model)
+        try:
+            return ort.InferenceSession(
+                source,
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=disabled or None,
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
+            raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
+
+
+def interface(session: Any) -> tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]:
+    """Names and types of a session's inputs and of its outputs; of dims, only those that are fixed."""
+    return _types(session.get_inputs()), _types(session.get_outputs())
+
+
+def _types(listed: Sequence[Any]) -> list[tuple[str, ValueType]]:
+    return [(entry.name, _type(entry.type, entry.shape)) for entry in listed]
+
+
+def _type(text: str, shape: Sequence[int | str | None] | None) -> ValueType:
+    """``tensor(float)`` and ``[None, 'batch', 8]`` as a type; what is no tensor is unknown."""
+    name = text.removeprefix("tensor(").removesuffix(")").upper()
+    if not text.startswith("tensor(") or name not in TensorProto.DataType.keys():  # noqa: SIM118
+        return UnknownType()
+    dims = tuple(d if isinstance(d, int) else None for d in shape or ())
+    return TensorType(FROM_ONNX[TensorProto.DataType.Value(name)], dims if shape else None)
 
 
 def run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

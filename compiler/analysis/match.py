@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.ir import Dim, DType, Node, TensorType, Value
+from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value
 
 
 def scalar(value: Value | None) -> float | None:
@@ -85,7 +85,7 @@ def same_type(a: Value, b: Value) -> bool:
 def uniform(value: Value) -> float | None:
     """The one number that all elements of ``value`` are, whatever its shape; None if not known.
 
-    Sees through whatever only moves or repeats elements.
+    Sees through whatever only moves or repeats elements; of a size that is not known, there may be none.
     """
     work: Value | None = value
     while work is not None:
@@ -97,10 +97,21 @@ def uniform(value: Value) -> float | None:
             # An int stays one: not all of 64 bits are floats.
             return first.item() if bool((data == first).all()) else None
         node = work.producer
+        if node is not None and node.op == "ConstantOfShape":
+            return _filling(node)
         if node is None or node.op not in _MOVES:
             return None
         work = node.inputs[0]
     return None
+
+
+def _filling(node: Node) -> float | None:
+    """What a ConstantOfShape fills with; zeros by default."""
+    value = node.attrs.get("value")
+    if not isinstance(value, Encoding):
+        return 0.0
+    number = value.decode().reshape(-1)[0]
+    return number.item() if number.dtype.kind in "biuf" else None
 
 
 _MOVES = {

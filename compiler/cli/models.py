@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor import registry
-from tersor.artifact import MANIFEST, load
+from tersor import manifest, registry
+from tersor.artifact import load
+from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ class Runnable:
 
     graph: Graph
     runtime: str
-    model: Path | bytes
+    model: Path | Built
     choice: dict[str, Any]
 
 
 def is_artifact(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    return (path / manifest.NAME).is_file()
 
 
 def read_graph(path: Path) -> Graph:
@@ -38,9 +39,12 @@ def read_graph(path: Path) -> Graph:
     """
     from tersor.frontends import load_model
 
-    source = load(path).model if is_artifact(path) else path
+    file = path
+    if is_artifact(path):
+        load(path)  # which checks it
+        file = path / manifest.read_manifest(path).model
     with naming(path):
-        return load_model(source).graph
+        return load_model(file).graph
 
 
 def read_runnable(path: Path) -> Runnable:

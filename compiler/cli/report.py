@@ -47,7 +47,7 @@ def _show_passes(passes: list[PassReport]) -> None:
             number(step.rewrites),
             number(step.nodes) if step.nodes is not None else "unknown",
             size(step.weight_bytes),
-            f"{step.seconds:.2f}",
+            f"{step.seconds:.2f}" if step.seconds is not None else "unknown",
         )
     show(made)
     for step in changed:

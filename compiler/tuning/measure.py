@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.built import Built
 from tersor.errors import InvalidModel, InvalidOption
 
 # Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
@@ -71,17 +72,20 @@ class Bench:
                 raise InvalidOption("inputs that hold strings cannot be measured")
             np.savez(path, **held)  # type: ignore[arg-type]
 
-    def start(self, runtime: str, model: bytes | Path, choice: Mapping[str, Any]) -> Worker:
+    def start(self, runtime: str, model: Built | Path, choice: Mapping[str, Any]) -> Worker:
         """A worker for a model.
 
         Raises:
             InvalidModel: the runtime refuses the model.
         """
-        if isinstance(model, bytes):
-            path = self.folder / f"model-{len(self._workers)}.bin"
+        name = f"model-{len(self._workers)}.bin"
+        if isinstance(model, Path):
+            path = model.resolve()
+        elif isinstance(model, bytes):
+            path = self.folder / name
             path.write_bytes(model)
         else:
-            path = model.resolve()
+            path = model.place(self.folder, name)
         worker = Worker(runtime, path, choice, self.feeds, self.folder)
         self._workers.append(worker)
         worker.ready()

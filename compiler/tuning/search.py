@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.fidelity import fidelity
+from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.tuning.measure import Bench, Paired, Worker, compare
@@ -34,7 +35,7 @@ class Candidate:
     variant: str
     graph: Graph
     choice: Any
-    model: bytes
+    model: Built
     worker: Worker
 
     @property

@@ -2,6 +2,7 @@
 
 from tersor.passes.canonicalize.common_subexpressions import CommonSubexpressions
 from tersor.passes.canonicalize.dead_code import DeadCode
+from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
@@ -10,6 +11,7 @@ from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
+from tersor.passes.canonicalize.zero_states import ZeroStates
 from tersor.pipeline import Pass
 
 
@@ -22,6 +24,8 @@ def canonicalization() -> list[Pass]:
         EliminateIdentity(),
         SimplifyTranspose(),
         SimplifyMasks(),
+        ZeroStates(),
+        DropKeptDims(),
         CommonSubexpressions(),
         DeadCode(),
     ]

@@ -60,7 +60,10 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
     alpha, beta = node.attrs["alpha"], node.attrs["beta"]
     data = weight.numpy().T if node.attrs["transB"] else weight.numpy()
     if node.attrs["transB"] or alpha != 1.0:
-        scaled = np.ascontiguousarray(data * np.asarray(alpha, data.dtype))
+        # A view where it can be one: weights may be mapped, and all of them more than memory holds.
+        scaled = (
+            data if alpha == 1.0 else np.ascontiguousarray(data * np.asarray(alpha, data.dtype))
+        )
         weight = graph.constant(scaled, weight.name)
     operands: list[Value | None] = [x, weight]
     if bias is not None and beta != 0.0:

@@ -5,6 +5,7 @@
 3. Sizes are asked of the first input of the graph that has them, however they were come by:
        Slice(Shape(h[batch, seq, 384]), 0, 2)  =  Shape(ids[batch, seq])
        Gather(Shape(h[batch, seq, 384]), 1)    =  Squeeze(Shape(ids[batch, seq]) {start = 1, end = 2})
+4. An index that picks the only one of an axis:   Gather(h[1, b, 8], -1)  =  Squeeze(h, 0)
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand, rank
-from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
+from tersor.analysis.match import dims, made_by, operand, rank, scalar
+from tersor.ir import Dim, DType, Graph, Node, Sym, Value
 from tersor.pipeline import EXACT, Pass, Rewrite
 
 # Op -> the operand that holds axes; they count the axes of operand 0, those of Unsqueeze the result's.
@@ -36,6 +37,8 @@ class NormalizeAxes(Pass):
         sizes = _asked(node)
         if sizes is not None:
             return _of_input(graph, node, sizes)
+        if node.op == "Gather":
+            return _only_one(graph, node)
         changed = node.op in _AXES and _axes(graph, node)
         if node.op == "Slice":
             changed = _steps(graph, node) or changed
@@ -62,6 +65,16 @@ def _steps(graph: Graph, node: Node) -> bool:
         return False
     graph.set_input(node, _STEPS, None)
     return True
+
+
+def _only_one(graph: Graph, node: Node) -> Rewrite:
+    x, index, axis = operand(node, 0), operand(node, 1), node.attrs["axis"]
+    have = dims(x)
+    if have is None or not isinstance(axis, int) or x.is_constant:
+        return None
+    if have[axis] != 1 or rank(index) != 0 or scalar(index) not in (0, -1):
+        return None
+    return graph.emit("Squeeze", [x, graph.constant(np.array([axis % len(have)]), "axes")])
 
 
 def _asked(node: Node) -> tuple[Dim, ...] | None:
@@ -95,8 +108,8 @@ def _place(graph: Graph, sizes: tuple[Dim, ...]) -> tuple[Value, int] | None:
     while graph.outer is not None:
         graph = graph.outer
     for value in graph.inputs:
-        dims = value.type.dims if isinstance(value.type, TensorType) else None
-        for start in range(len(dims or ()) - len(sizes) + 1):
-            if dims is not None and dims[start : start + len(sizes)] == sizes:
+        have = dims(value) or ()
+        for start in range(len(have) - len(sizes) + 1):
+            if have[start : start + len(sizes)] == sizes:
                 return value, start
     return None

@@ -22,6 +22,8 @@ from tersor.analysis.quantization import (
 from tersor.ir import Affine, Dense, Graph, Node, TensorType, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
+_FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers with weights that stay in float.
+
 
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
@@ -40,6 +42,9 @@ class QuantizeDynamic(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         nodes = [n for n in graph.walk() if n.op == "tersor.Linear" and self._wanted(n, context)]
+        for node in graph.walk():
+            if node.op in _FLOAT:
+                context.skip(node, f"{node.op} has no int8 form yet")
         seen = _observe(graph, nodes, context)
         quantized: dict[Value, Value] = {}
         errors: list[float] = []

@@ -15,7 +15,17 @@ from tersor import registry
 from tersor.cli import doctor
 
 Run = Callable[..., Result]
-COMMANDS = ["compile", "convert", "inspect", "bench", "passes", "recipes", "targets", "doctor"]
+COMMANDS = [
+    "compile",
+    "convert",
+    "inspect",
+    "bench",
+    "verify",
+    "passes",
+    "recipes",
+    "targets",
+    "doctor",
+]
 
 
 def ok(result: Result) -> list[str]:

@@ -7,9 +7,11 @@ import pytest
 
 from tersor.ir import Affine, Graph, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
+from tersor.ops.evaluate import evaluate
 from tersor.passes.canonicalize import canonicalization
 from tersor.passes.canonicalize.common_subexpressions import CommonSubexpressions
 from tersor.passes.canonicalize.dead_code import DeadCode
+from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
@@ -17,6 +19,7 @@ from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
+from tersor.passes.canonicalize.zero_states import ZeroStates
 from tersor.pipeline import Pass, Pipeline
 
 
@@ -595,6 +598,106 @@ def test_a_swap_in_merged_dims_is_a_transpose() -> None:
         "%t: f32[2*b, 3, 5]", "%t: f32[5, 2*b, 3]"
     )
     expect_unchanged(SimplifyTranspose(), other_swap)
+
+
+BEHIND_A_RECURRENT_LAYER = """graph main(%x: f32[s, 2, b, 8]) -> (y = %y) {
+  @a: i64[3] = dense [0, 0, -1]
+  %t: f32[s, b, 2, 8] = Transpose(%x) {perm = [0, 2, 1, 3]}
+  %r: f32[s, b, 16] = Reshape(%t, @a)
+  %y: f32[b, s, 16] = Transpose(%r) {perm = [1, 0, 2]}
+}"""
+
+
+def test_dims_merged_between_transposes_are_merged_behind_both() -> None:
+    merged_behind = """graph main(%x: f32[s, 2, b, 8]) -> (y = %reshape) {
+      @shape: i64[3] = dense [0, 0, 16]
+      %t: f32[s, b, 2, 8] = Transpose(%x) {perm = [0, 2, 1, 3]}
+      %transpose: f32[b, s, 2, 8] = Transpose(%t) {perm = [1, 0, 2, 3]}
+      %reshape: f32[b, s, 16] = Reshape(%transpose, @shape) {allowzero = 0}
+    }"""
+    expect(SimplifyTranspose(), BEHIND_A_RECURRENT_LAYER, merged_behind)
+
+
+def test_merged_dims_that_move_to_the_front_stay_together() -> None:
+    moved = BEHIND_A_RECURRENT_LAYER.replace("[1, 0, 2]", "[2, 1, 0]").replace(
+        "f32[b, s, 16]", "f32[16, b, s]"
+    )
+    # Behind the merged dims only one size may be open: a Reshape tells one, by -1.
+    expect_unchanged(SimplifyTranspose(), moved)
+    known = moved.replace("f32[s, ", "f32[3, ").replace("[16, b, s]", "[16, b, 3]")
+    graph, _ = run(SimplifyTranspose(), known)
+    feed = {"x": np.arange(3 * 2 * 5 * 8, dtype=np.float32).reshape(3, 2, 5, 8)}
+    (got,), (want,) = (evaluate(g, feed).values() for g in (graph, parse(known, TABLE)))
+    assert np.array_equal(got, want)
+    assert [n.op for n in graph.nodes] == ["Transpose", "Transpose", "Reshape"]
+
+
+def test_dims_that_are_merged_for_another_reader_too_stay() -> None:
+    text = BEHIND_A_RECURRENT_LAYER.replace("(y = %y)", "(y = %y, r = %r)")
+    expect_unchanged(SimplifyTranspose(), text)
+
+
+# -- ZeroStates ------------------------------------------------------------------------------------
+
+LSTM_WITH_STATES = """graph main(%x: f32[s, b, 2]) -> (y = %y) {
+  @w: f32[1, 4, 2] = dense [1, 2, 3, 4, 5, 6, 7, 8]
+  @r: f32[1, 4, 1] = dense [1, 2, 3, 4]
+  @one: i64[1] = dense [1]
+  @fill: i64[1] = dense [1]
+  %batch: i64[1] = Shape(%x) {start = 1, end = 2}
+  %shape: i64[3] = Concat(@one, %batch, @one) {axis = 0}
+  %h: f32[1, b, 1] = ConstantOfShape(%shape) {value = tensor f32[1] dense [0.0]}
+  %y: f32[s, 1, b, 1] = LSTM(%x, @w, @r, _, _, %h, %h) {hidden_size = 1}
+}"""
+
+
+def test_states_that_begin_with_zeros_are_left_out() -> None:
+    graph, _ = run(ZeroStates(), LSTM_WITH_STATES)
+    (lstm,) = graph.nodes
+    assert [v.name for v in lstm.inputs if v is not None] == ["x", "w", "r"]
+    default = LSTM_WITH_STATES.replace(" {value = tensor f32[1] dense [0.0]}", "")
+    assert [n.op for n in run(ZeroStates(), default)[0].nodes] == ["LSTM"]
+
+
+def test_states_that_begin_with_anything_else_stay() -> None:
+    ones = LSTM_WITH_STATES.replace("f32[1] dense [0.0]", "f32[1] dense [1.0]")
+    expect_unchanged(ZeroStates(), ones)
+    given = """graph main(%x: f32[s, b, 2], %h: f32[1, b, 1]) -> (y = %y) {
+      @w: f32[1, 3, 2] = dense [1, 2, 3, 4, 5, 6]
+      @r: f32[1, 3, 1] = dense [1, 2, 3]
+      %y: f32[s, 1, b, 1] = GRU(%x, @w, @r, _, _, %h) {hidden_size = 1}
+    }"""
+    expect_unchanged(ZeroStates(), given)
+
+
+# -- DropKeptDims ----------------------------------------------------------------------------------
+
+POOLED = """graph main(%x: f32[b, 4, 2, 2]) -> (y = %y) {
+  @axes: i64[2] = dense [-1, 2]
+  @flat: i64[2] = dense [0, 4]
+  %m: f32[b, 4, 1, 1] = ReduceMean(%x, @axes) {keepdims = 1}
+  %y: f32[b, 4] = Reshape(%m, @flat)
+}"""
+
+
+@pytest.mark.parametrize("view", ["Reshape(%m, @flat)", "Squeeze(%m, @axes)", "Flatten(%m)"])
+def test_dims_that_are_kept_to_be_dropped_are_not_kept(view: str) -> None:
+    expect(
+        DropKeptDims(),
+        POOLED.replace("Reshape(%m, @flat)", view),
+        """graph main(%x: f32[b, 4, 2, 2]) -> (y = %reducemean) {
+          @axes: i64[2] = dense [-1, 2]
+          %reducemean: f32[b, 4] = ReduceMean(%x, @axes) {keepdims = 0, noop_with_empty_axes = 0}
+        }""",
+    )
+
+
+def test_kept_dims_that_are_read_stay() -> None:
+    expect_unchanged(DropKeptDims(), POOLED.replace("(y = %y)", "(y = %y, m = %m)"))
+    elsewhere = POOLED.replace("dense [0, 4]", "dense [-1, 2]").replace(
+        "y: f32[b, 4]", "y: f32[2*b, 2]"
+    )
+    expect_unchanged(DropKeptDims(), elsewhere)
 
 
 # -- SimplifyMasks ---------------------------------------------------------------------------------

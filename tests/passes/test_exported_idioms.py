@@ -79,6 +79,17 @@ def test_one_size_is_asked_of_the_first_input() -> None:
     assert squeeze.split(" = ")[1].startswith("Squeeze(%shape")
 
 
+def test_an_index_of_the_only_one_drops_its_axis() -> None:
+    text = """graph g(%h: f32[1, b, 4]) -> (y = %y) {
+        @last: i64[] = dense [-1]
+        %y: f32[b, 4] = Gather(%h, @last)
+    }"""
+    (line,) = after(text, NormalizeAxes())
+    assert line.startswith("%squeeze: f32[b, 4] = Squeeze(%h, @axes)")
+    (line,) = after(text.replace("h: f32[1,", "h: f32[2,"), NormalizeAxes())
+    assert "= Gather(%h" in line
+
+
 ROWS = """graph g(%x: f32[b, s, 2, 4]) -> (y = %y) {
     @w: f32[8, 2] = dense [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
     @rows: i64[2] = dense [-1, 8]

@@ -2,14 +2,18 @@
 
 from tersor.frontends.onnx.bridge import export_graphsurgeon, import_graphsurgeon
 from tersor.frontends.onnx.exporter import export_model
+from tersor.frontends.onnx.external import export_built, external_files, read_built
 from tersor.frontends.onnx.importer import import_model
-from tersor.frontends.onnx.load import file_size, model_bytes
+from tersor.frontends.onnx.load import model_bytes, read_model
 
 __all__ = [
+    "export_built",
     "export_graphsurgeon",
     "export_model",
-    "file_size",
+    "external_files",
     "import_graphsurgeon",
     "import_model",
     "model_bytes",
+    "read_built",
+    "read_model",
 ]

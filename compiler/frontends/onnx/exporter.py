@@ -6,7 +6,8 @@ runtimes as possible take the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tersor.errors import Unsupported
 from tersor.frontends.onnx.scopes import NAMESPACE
-from tersor.ir import Attribute, Dense, DType, Graph, Node, TensorType, Value
+from tersor.ir import Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import (
     ML_OPSET,
@@ -32,8 +33,21 @@ MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
 IR_VERSION = 10
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Where a constant lies that is not in the model's own file: a name beside it, and bytes there."""
+
+    location: str
+    offset: int
+    length: int
+
+
 def export_model(
-    graph: Graph, *, opset: int | None = None, ir_version: int = IR_VERSION
+    graph: Graph,
+    *,
+    opset: int | None = None,
+    ir_version: int = IR_VERSION,
+    outside: Mapping[Encoding, Outside] | None = None,
 ) -> ModelProto:
     """An ONNX model of ``graph``: standard and foreign ops with dense constants.
 
@@ -41,6 +55,7 @@ def export_model(
         graph: what to export.
         opset: to stamp; None: the lowest that fits.
         ir_version: to stamp.
+        outside: where some of the constants are written; the others are in the protobuf itself.
 
     Raises:
         Unsupported: a ``tersor.*`` op or an encoded constant, which a backend must lower first, or an
@@ -55,7 +70,7 @@ def export_model(
     for domain in sorted({split_domain(n.op)[0] for n in graph.walk()} - {""}):
         version = ML_OPSET if domain == "ai.onnx.ml" else 1
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    model.graph.CopyFrom(_Exporter(graph, opset).export())
+    model.graph.CopyFrom(_Exporter(graph, opset, outside or {}).export())
     for key in sorted(graph.metadata):
         model.metadata_props.add(key=key, value=graph.metadata[key])
     return model
@@ -124,9 +139,10 @@ def _onnx_type(dtype: DType) -> str:
 class _Exporter:
     """One export: names of values, chosen so that the interface's come first."""
 
-    def __init__(self, graph: Graph, opset: int) -> None:
+    def __init__(self, graph: Graph, opset: int, outside: Mapping[Encoding, Outside]) -> None:
         self.graph = graph
         self.opset = opset
+        self.outside = outside
         self.names: dict[Value, str] = {}
         self.taken: set[str] = {v.name for v in graph.inputs} | set(graph.output_names)
         self.node_names: set[str] = set()
@@ -199,6 +215,8 @@ class _Exporter:
         if not isinstance(value.encoding, Dense):
             described = value.encoding.describe() if value.encoding else "nothing"
             raise Unsupported(f"{value!r} is held as {described}; a backend must lower it first")
+        if (place := self.outside.get(value.encoding)) is not None:
+            return _reference(value.encoding.type, place, self._name(value))
         return _tensor(value.encoding.array, self._name(value))
 
     def _node(self, node: Node) -> NodeProto:
@@ -259,3 +277,18 @@ def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
 
 def _tensor(array: np.ndarray, name: str) -> TensorProto:
     return array_to_proto(array, name)
+
+
+def _reference(type: TensorType, place: Outside, name: str) -> TensorProto:
+    """A tensor whose numbers are in another file."""
+    proto = TensorProto(name=name, data_type=TO_ONNX[type.dtype], dims=type.shape)
+    refer(proto, place)
+    return proto
+
+
+def refer(proto: TensorProto, place: Outside) -> None:
+    """Makes ``proto`` refer to numbers in another file."""
+    del proto.external_data[:]
+    proto.data_location = TensorProto.EXTERNAL
+    for key in ("location", "offset", "length"):
+        proto.external_data.add(key=key, value=str(getattr(place, key)))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import external_data_helper
 
 from tersor.errors import InvalidModel
 
@@ -37,20 +36,6 @@ def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
 def model_bytes(model: bytes | onnx.ModelProto) -> bytes:
     """The serialized form of a model in memory."""
     return model if isinstance(model, bytes) else bytes(model.SerializeToString())
-
-
-def file_size(path: Path) -> int:
-    """Bytes of an ONNX file and of the external data that it names."""
-    model, _ = read_model(path)
-    tensors = external_data_helper._get_all_tensors(model)
-    names = {
-        entry.value
-        for tensor in tensors
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return sum(p.stat().st_size for p in (path, *(path.parent / n for n in names)))
 
 
 def _read(path: Path) -> bytes:

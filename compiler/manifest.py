@@ -1,0 +1,261 @@
+"""What an artifact says of itself: which files it has, what it was made of, and how.
+
+A manifest holds no times, paths or names of machines: the same compilation gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.built import Built, Split, main_file
+from tersor.errors import InvalidModel
+from tersor.ir import Graph
+from tersor.report import PassReport, Report
+from tersor.storage import Stored, open_plain, stored
+
+NAME = "manifest.json"
+FORMAT = 2
+MAX_BYTES = 64 << 20  # Of a manifest; that of a model of 20,000 nodes takes about 1 MB.
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_OWN = ("format", "runtime", "choice", "model", "weights", "extras", "files", "report")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of one artifact folder.
+
+    Attributes:
+        runtime: what runs the model.
+        choice: how it was built and is run best, as the backend writes it.
+        model: name of the model's file in the folder.
+        weights: name of the file of its weights, where they are not in the model's.
+        extras: files that belong to it (a tokenizer), names in the folder by their own names.
+        files: all files, by name in the folder.
+        about: the rest, as plain data: input, interface, recipe, target, versions.
+        report: what was done.
+    """
+
+    runtime: str
+    choice: dict[str, Any]
+    model: str
+    weights: str | None
+    extras: dict[str, str]
+    files: dict[str, Stored]
+    about: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    def to_bytes(self) -> bytes:
+        """The text of the manifest."""
+        data = {
+            "format": FORMAT,
+            "runtime": self.runtime,
+            "choice": self.choice,
+            "model": self.model,
+            "weights": self.weights,
+            "extras": self.extras,
+            "files": {name: file.to_json() for name, file in self.files.items()},
+            "report": self.report.to_json(),
+            **self.about,
+        }
+        return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in ``folder``, which may be anyone's: everything in it is checked.
+
+    Raises:
+        InvalidModel: there is none, or it is damaged; says how.
+    """
+    path = folder / NAME
+    try:
+        with open_plain(path) as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidModel(
+            f"{folder} is not an artifact: {error.strerror} ({error.filename})"
+        ) from None
+    if len(text) > MAX_BYTES:
+        raise InvalidModel(f"{path} is damaged: over {MAX_BYTES >> 20} MB")
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("it is no object")
+        if data.get("format") != FORMAT:
+            raise InvalidModel(
+                f"{folder}: artifact format {data.get('format')!r}, this tersor reads {FORMAT}; "
+                "compile the model again"
+            )
+        return _manifest(data)
+    except KeyError as error:
+        raise InvalidModel(f"{path} is damaged: it has no {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidModel(f"{path} is damaged: {error}") from None
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    files = {_plain_name(name): _stored(name, entry) for name, entry in data["files"].items()}
+    extras = {_plain_name(k): v for k, v in data["extras"].items()}
+    for name in (data["model"], data["weights"], *extras.values()):
+        if name not in files and not (name is None and data["weights"] is None):
+            raise ValueError(f"it does not list the file {name!r}")
+    report = dict(data["report"])
+    passes = [
+        PassReport(**{**p, "skips": [(n, w) for n, w in p["skips"]]}) for p in report.pop("passes")
+    ]
+    return Manifest(
+        runtime=_of(str, data, "runtime"),
+        choice=_of(dict, data, "choice"),
+        model=_of(str, data, "model"),
+        weights=data["weights"],
+        extras=extras,
+        files=files,
+        about={k: v for k, v in data.items() if k not in _OWN},
+        report=Report(passes=passes, **report),
+    )
+
+
+def _of(kind: type, data: dict[str, Any], key: str) -> Any:
+    if not isinstance(data[key], kind):
+        raise ValueError(f"{key} is a {type(data[key]).__name__}")
+    return data[key]
+
+
+def _plain_name(name: str) -> str:
+    if Path(name).name != name or "\0" in name or "\\" in name or name == NAME:
+        raise ValueError(f"file name {name!r} leads out of the folder")
+    return name
+
+
+def _stored(name: str, entry: Any) -> Stored:
+    sha, size = entry["sha256"], entry["bytes"]
+    if not (isinstance(sha, str) and _SHA256.match(sha)):
+        raise ValueError(f"the hash of {name!r} is none")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError(f"the size of {name!r} is none")
+    return Stored(sha, size)
+
+
+def check_file(path: Path, expected: Stored, found: Stored | None = None) -> None:
+    """That a file is what the manifest says; read piece by piece, where ``found`` does not tell.
+
+    Raises:
+        InvalidModel: it is missing, no regular file, or another one.
+    """
+    try:
+        size = path.lstat().st_size if found is None else found.size
+        # A file of another size is not read: it may be endless.
+        same_size = found or (stored(path) if size == expected.size else Stored("", size))
+    except OSError as error:
+        raise InvalidModel(f"{path}: {error.strerror}; compile the model again") from None
+    if same_size.size != expected.size:
+        raise InvalidModel(
+            f"{path}: {same_size.size} bytes, the manifest says {expected.size}; "
+            "compile the model again"
+        )
+    if same_size.sha256 != expected.sha256:
+        raise InvalidModel(f"{path}: its hash is not the manifest's; compile the model again")
+
+
+def read_file(path: Path, expected: Stored) -> bytes:
+    """The bytes of a file that is what the manifest says.
+
+    Raises:
+        InvalidModel: as :func:`check_file`.
+    """
+    try:
+        with open_plain(path) as file:
+            data = file.read(expected.size + 1)
+    except OSError as error:
+        raise InvalidModel(f"{path}: {error.strerror}; compile the model again") from None
+    except MemoryError:
+        raise InvalidModel(f"{path}: not enough memory for {expected.size} bytes") from None
+    found = Stored(hashlib.sha256(data).hexdigest(), len(data))
+    size = path.stat().st_size if len(data) > expected.size else len(data)
+    check_file(path, expected, Stored(found.sha256, size))
+    return data
+
+
+# -- what a result depends on --------------------------------------------------------------------
+
+
+def identity(model: Path | Built, *, made_from: str = "onnx") -> dict[str, Any]:
+    """Hashes and sizes of a model: of its file, and of those beside it that it refers to.
+
+    Args:
+        model: an ONNX file, or a model in memory.
+        made_from: ``onnx`` for a model as it was given; ``graph`` for what was written of the graph
+            that was imported from elsewhere.
+
+    Raises:
+        InvalidModel: it cannot be read.
+    """
+    if not isinstance(model, Path):
+        data = main_file(model)
+        beside = {} if isinstance(model, bytes) else {model.weights.name: _weights(model)}
+        return _identity(made_from, Stored(hashlib.sha256(data).hexdigest(), len(data)), beside)
+    from tersor.frontends.onnx import external_files, read_model
+
+    path = model.resolve()
+    names = external_files(read_model(path)[0])
+    try:
+        # Links were followed when the model was read, or refused there.
+        files = {name: stored((path.parent / name).resolve()) for name in names}
+        return _identity(made_from, stored(path), files)
+    except OSError as error:
+        raise InvalidModel(f"{model}: {error.strerror} ({error.filename})") from None
+
+
+def _weights(model: Split) -> Stored:
+    return Stored(model.weights.sha256, model.weights.size)
+
+
+def _identity(made_from: str, main: Stored, beside: Mapping[str, Stored]) -> dict[str, Any]:
+    files = {name: beside[name].to_json() for name in sorted(beside)}
+    return {"made_from": made_from, **main.to_json(), "external": files}
+
+
+def identity_size(identity: Mapping[str, Any]) -> int:
+    """Bytes of a model by its :func:`identity`, all files together."""
+    return int(identity["bytes"] + sum(f["bytes"] for f in identity["external"].values()))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, for manifests; only what is installed."""
+    found = {}
+    for package in ("tersor", "numpy", "onnx", "onnxruntime", "torch", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def interface(graph: Graph) -> dict[str, list[list[str]]]:
+    """Names and types of what a model takes and gives, in order."""
+    inputs, outputs = graph.signature()
+    return {
+        "inputs": [[name, str(type)] for name, type in inputs],
+        "outputs": [[name, str(type)] for name, type in outputs],
+    }
+
+
+def calibration_identity(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any] | None:
+    """How many batches, and a hash over all of them; None for none."""
+    sha, count = hashlib.sha256(), 0
+    for batch in batches:
+        count += 1
+        for name in sorted(batch):
+            array = batch[name]
+            sha.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+            plain = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+            sha.update(plain)
+    return {"batches": count, "sha256": sha.hexdigest()} if count else None

@@ -1,0 +1,1 @@
+"""A MobileNet, small as its pictures, that reads handwritten digits."""

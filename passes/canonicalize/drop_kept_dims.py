@@ -1,0 +1,46 @@
+"""Dims that a reduction keeps as 1, and that a view then drops, are not kept.
+
+Reshape(ReduceMean(x[b, 64, 2, 2], [2, 3]) {keepdims = 1} -> [b, 64])
+  = ReduceMean(x, [2, 3]) {keepdims = 0}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.analysis.match import dims, operand, rank, read_once
+from tersor.ir import Graph, Node
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+_VIEWS = ("Reshape", "Squeeze", "Flatten")
+# Axes are an operand of all of these since opset 18.
+_REDUCTIONS = (
+    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
+    "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DropKeptDims(Pass):
+    """No options."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op not in _VIEWS:
+            return None
+        x = operand(node, 0)
+        reduction = x.producer
+        if reduction is None or reduction.op not in _REDUCTIONS or not reduction.attrs["keepdims"]:
+            return None
+        axes, size, have = reduction.input(1), rank(x), dims(x)
+        if axes is None or not axes.is_constant or axes.numpy().size == 0 or size is None:
+            return None
+        gone = {int(a) % size for a in axes.numpy()}
+        if have is None or not read_once(x):
+            return None
+        left = tuple(d for i, d in enumerate(have) if i not in gone)
+        if None in left or dims(node.output) != left:
+            return None
+        attrs = {**reduction.attrs, "keepdims": 0}
+        return graph.emit(reduction.op, reduction.inputs, attrs, scope=reduction.scope)
