@@ -15,6 +15,7 @@ from conformance.cases import Case, Data, feed_names
 from onnx import ModelProto, TensorProto
 
 from tersor.backends import ort as backend
+from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import DType
@@ -116,7 +117,7 @@ def _check_array(made: np.ndarray, expected: np.ndarray, case: Case) -> None:
 # -- ONNX Runtime, fed with any type ---------------------------------------------------------------
 
 
-def _ort(model: bytes) -> Runnable:
+def _ort(model: Built) -> Runnable:
     session = backend.open_session(model, _SESSION)
     names = [o.name for o in session.get_outputs()]
 
