@@ -47,6 +47,7 @@ def compile(
     sizes: Sequence[Sizes] | None = None,
     portable: bool = False,
     measure: bool = True,
+    allow_hf_cache: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compresses ``model`` and builds it for ``target``; never slower than the input where measured.
@@ -66,6 +67,7 @@ def compile(
             1x32, 1x128 and 8x128.
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
+        allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
         progress: called with (done, total, what).
 
     Raises:
@@ -83,6 +85,7 @@ def compile(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
+        allow_hf_cache=allow_hf_cache,
     )
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
@@ -119,6 +122,7 @@ def convert(
     runtime: str = "ort",
     calibration: Iterable[Feed] | None = None,
     portable: bool = False,
+    allow_hf_cache: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Runs just these passes (None: the lossless ones) and lowers the result; nothing is measured.
@@ -129,7 +133,7 @@ def convert(
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
     backend = _backend(runtime, chosen)
-    imported = load_model(model)
+    imported = load_model(model, allow_hf_cache=allow_hf_cache)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
     job = _Job(backend, runtime, chosen, portable, report, tell)
     steps = registry.optimization() if passes is None else list(passes)

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+LONGEST = 600  # Characters of a message: names in a file may have a million.
+_HIDDEN = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Zl",
+    "Zp",
+}  # Unicode's classes of what is not a visible character.
+
 
 class TersorError(Exception):
     """Base of all errors that tersor raises on purpose; the command line prints it as one line."""
@@ -33,3 +45,19 @@ def suggest(word: str, choices: object) -> str:
 
     close = difflib.get_close_matches(word, [str(c) for c in choices], n=1)  # type: ignore[attr-defined]
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """``text`` on one line, without control characters and invisible ones, and its middle left out
+    where it is longer than ``limit``: names in a model are anyone's text."""
+    told = str(text)
+    if limit is not None and len(told) > limit:
+        told = f"{told[: limit // 2]} … {told[-limit // 4 :]}"
+    return "".join(
+        " "
+        if c in "\n\t"
+        else "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(c) in _HIDDEN
+        else c
+        for c in told
+    )

@@ -64,11 +64,12 @@ def _verify_file(path: Path, model: Any) -> Verified:
 
     if model is not None:
         raise InvalidOption(f"{path} carries no manifest, so what it was made of is not known")
-    names = external_files(read_model(path)[0])
+    proto, beside = read_model(path)
+    assert beside is not None
     sizes = {path.name: path.stat().st_size}
-    for name in names:
+    for name in external_files(proto):
         try:
-            found = stored((path.parent / name).resolve())
+            found = stored(beside.path(name))
         except OSError as error:
             raise InvalidModel(f"{path}: {name}: {error.strerror}") from None
         named = _WEIGHTS.match(name)

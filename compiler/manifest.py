@@ -204,12 +204,12 @@ def identity(model: Path | Built, *, made_from: str = "onnx") -> dict[str, Any]:
         return _identity(made_from, Stored(hashlib.sha256(data).hexdigest(), len(data)), beside)
     from tersor.frontends.onnx import external_files, read_model
 
-    path = model.resolve()
-    names = external_files(read_model(path)[0])
+    # Links of the Hugging Face cache were followed when the model was imported, or refused there.
+    proto, beside_it = read_model(model, allow_hf_cache=True)
+    assert beside_it is not None
     try:
-        # Links were followed when the model was read, or refused there.
-        files = {name: stored((path.parent / name).resolve()) for name in names}
-        return _identity(made_from, stored(path), files)
+        files = {name: stored(beside_it.path(name)) for name in external_files(proto)}
+        return _identity(made_from, stored(model.resolve()), files)
     except OSError as error:
         raise InvalidModel(f"{model}: {error.strerror} ({error.filename})") from None
 

@@ -22,7 +22,7 @@ import tersor
 from tersor import storage
 from tersor.built import ALIGNMENT, Split, Weights
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.frontends.onnx import external, import_model, read_built
+from tersor.frontends.onnx import beside, external, import_model, read_built
 from tersor.tuning.measure import Bench
 
 FEED = {"x": np.random.default_rng(9).standard_normal((2, 64)).astype(np.float32)}
@@ -192,8 +192,9 @@ def test_an_input_with_weights_beside_it_is_read_and_kept(split: None, tmp_path:
 
 
 def test_weights_that_change_while_they_are_written_are_noticed(
-    split: None, tmp_path: Path
+    split: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(beside, "_MAPPED", 0)  # As if they were large.
     given = tmp_path / "given.onnx"
     onnx.save(model(), given, save_as_external_data=True, location="given.data", size_threshold=64)
     made = tersor.convert(given)

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from tersor.cli.console import Teller, clean, say, show, table
-from tersor.cli.guard import Debug
+from tersor.cli.guard import Debug, HfCache
 from tersor.errors import InvalidModel, InvalidOption, suggest
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def bench(
     pairs: Annotated[
         int, typer.Option(metavar="N", min=2, help="How often both run in turn.")
     ] = 30,
+    allow_hf_cache: HfCache = False,
     debug: Debug = False,
 ) -> None:
     """Time two models and compare their outputs.
@@ -53,7 +54,7 @@ def bench(
         raise typer.BadParameter("--inputs brings its own shapes", param_hint="'--shape'")
     arrays = read_arrays(inputs) if inputs is not None else None
     wanted = shapes(shape or ())
-    first, second = read_runnable(a), read_runnable(b)
+    first, second = (read_runnable(path, allow_hf_cache) for path in (a, b))
     _check_interfaces(first, second, a, b)
     if arrays is not None and inputs is not None:
         check_arrays(arrays, first.graph, inputs)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.console import Teller
-from tersor.cli.guard import Debug
+from tersor.cli.guard import Debug, HfCache
 
 In = Annotated[
     Path, typer.Argument(metavar="IN", help="An ONNX file or a Hugging Face model folder.")
@@ -71,6 +71,7 @@ def compile(
         ),
     ] = False,
     skips: Skips = False,
+    allow_hf_cache: HfCache = False,
     debug: Debug = False,
 ) -> None:
     """Compress a model and build it for a target.
@@ -88,7 +89,9 @@ def compile(
     tersor.Recipe.of(recipe).override(settings)
     tersor.Target.parse(target)
     registry.backend(runtime)
-    batches = inputs.calibration(calibration, model) if calibration is not None else None
+    batches = (
+        inputs.calibration(calibration, model, allow_hf_cache) if calibration is not None else None
+    )
     with Teller() as tell, naming(model):
         artifact = tersor.compile(
             model,
@@ -100,6 +103,7 @@ def compile(
             sizes=sizes,
             portable=portable,
             measure=not no_measure,
+            allow_hf_cache=allow_hf_cache,
             progress=tell,
         )
     artifact.save(out)
@@ -125,6 +129,7 @@ def convert(
     calibration: Calibration = None,
     portable: Portable = False,
     skips: Skips = False,
+    allow_hf_cache: HfCache = False,
     debug: Debug = False,
 ) -> None:
     """Run just the passes that you name; nothing is measured."""
@@ -139,7 +144,9 @@ def convert(
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
     registry.backend(runtime)
-    batches = inputs.calibration(calibration, model) if calibration is not None else None
+    batches = (
+        inputs.calibration(calibration, model, allow_hf_cache) if calibration is not None else None
+    )
     with Teller() as tell, naming(model):
         artifact = tersor.convert(
             model,
@@ -148,6 +155,7 @@ def convert(
             runtime=runtime,
             calibration=batches,
             portable=portable,
+            allow_hf_cache=allow_hf_cache,
             progress=tell,
         )
     artifact.save(out)

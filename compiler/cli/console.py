@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-import unicodedata
 from types import TracebackType
 from typing import Any
 
@@ -16,29 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tersor.errors import one_line
+
 WIDTH_IN_FILES = 160  # Columns where output goes to a file or a pipe, which have no width.
 QUIET_SECONDS = 1.0  # Without a terminal, what takes less says nothing.
 SECONDS_A_LINE = 5.0
-_HIDDEN = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Zl",
-    "Zp",
-}  # Unicode's classes of what is not a visible character.
+LONGEST = 4000  # Characters of a line or cell.
 
 
 def clean(text: object) -> str:
-    """``text`` on one line, without control characters and invisible ones."""
-    return "".join(
-        " "
-        if c in "\n\t"
-        else "\N{REPLACEMENT CHARACTER}"
-        if unicodedata.category(c) in _HIDDEN
-        else c
-        for c in str(text)
-    )
+    """``text`` on one line of bounded length, without control characters and invisible ones."""
+    return one_line(text, LONGEST)
 
 
 def output(stderr: bool = False) -> Console:

@@ -31,6 +31,15 @@ Debug = Annotated[
     ),
 ]
 
+# An option of all commands that read ONNX files.
+HfCache = Annotated[
+    bool,
+    typer.Option(
+        "--allow-hf-cache",
+        help="Follow links of the Hugging Face cache to a model's external data.",
+    ),
+]
+
 
 class Guarded(TyperGroup):
     """A group of commands whose errors are one line on stderr."""

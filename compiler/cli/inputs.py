@@ -190,7 +190,7 @@ def batches(
     return [{k: v[i : i + step] for k, v in arrays.items()} for i in range(0, total, step)]
 
 
-def calibration(path: Path, model: Path) -> list[Arrays]:
+def calibration(path: Path, model: Path, allow_hf_cache: bool = False) -> list[Arrays]:
     """The batches in an .npz file for a model.
 
     Names, dtypes and shapes are checked here for ONNX files; what else is a model has to be traced
@@ -205,7 +205,7 @@ def calibration(path: Path, model: Path) -> list[Arrays]:
     from tersor.frontends import load_model
 
     with naming(model):
-        graph = load_model(model).graph
+        graph = load_model(model, allow_hf_cache=allow_hf_cache).graph
     check_arrays(arrays, graph, path, stacked=True)
     return batches(arrays, path, _fixed_batch(graph))
 

@@ -31,7 +31,7 @@ def is_artifact(path: Path) -> bool:
     return (path / manifest.NAME).is_file()
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, allow_hf_cache: bool = False) -> Graph:
     """The IR of a model.
 
     Raises:
@@ -44,16 +44,16 @@ def read_graph(path: Path) -> Graph:
         load(path)  # which checks it
         file = path / manifest.read_manifest(path).model
     with naming(path):
-        return load_model(file).graph
+        return load_model(file, allow_hf_cache=allow_hf_cache).graph
 
 
-def read_runnable(path: Path) -> Runnable:
+def read_runnable(path: Path, allow_hf_cache: bool = False) -> Runnable:
     """A model that can be run: artifacts by their own runtime and settings, others by ONNX Runtime.
 
     Raises:
         TersorError: what is wrong with it; names the path.
     """
-    graph = read_graph(path)
+    graph = read_graph(path, allow_hf_cache)
     if is_artifact(path):
         artifact = load(path)
         return Runnable(graph, artifact.runtime, artifact.model, artifact.choice)

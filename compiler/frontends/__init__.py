@@ -35,9 +35,12 @@ def load_model(
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    allow_hf_cache: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
     ``fx.GraphModule``, a Hugging Face model directory, or a graph of the IR.
+
+    ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
 
     Raises:
         InvalidModel, Unsupported: what the frontends say.
@@ -51,7 +54,8 @@ def load_model(
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
         from tersor.frontends.onnx import import_model, model_bytes
 
-        graph = _renamed(import_model(model), input_names, output_names)
+        imported = import_model(model, allow_hf_cache=allow_hf_cache)
+        graph = _renamed(imported, input_names, output_names)
         if input_names is not None or output_names is not None:
             return Imported(graph)
         return Imported(

@@ -21,7 +21,17 @@ from typing import Union
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
 
+# Beyond these a dim is taken to be unknown: products of sums double what they are made of each time.
+MAX_TERMS = 64
+MAX_DEGREE = 32
+MAX_TEXT = 2000  # Characters of an expression, which also bounds how deep it nests.
+LARGEST = 2**63 - 1
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
+
+
+class TooComplex(ValueError):
+    """A dim that is too large an expression to compute with."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,10 @@ def product(dims: Iterable[Dim]) -> Dim:
     for dim in dims:
         if dim == 0:
             return 0
-        result = None if dim is None or result is None else result * dim
+        try:
+            result = None if dim is None or result is None else result * dim
+        except TooComplex:
+            result = None
     return result
 
 
@@ -195,14 +208,19 @@ def parse_dim(text: str) -> Dim:
     """Reads what ``str(dim)`` writes, and the expressions of torch's symbolic shapes.
 
     Raises:
-        ValueError: ``text`` is not an expression of names, integers, ``+ - * // ** max min``.
+        ValueError: ``text`` is not an expression of names, integers, ``+ - * // ** max min``, or one
+            that is too large.
     """
     if text.strip() == "?":
         return None
+    if len(text) > MAX_TEXT:
+        raise TooComplex(f"not a dimension: {text[:20]!r} and {len(text) - 20} characters more")
     try:
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, TypeError, KeyError) as error:
+    except (SyntaxError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"not a dimension: {text!r}") from error
+    except (RecursionError, MemoryError):
+        raise TooComplex(f"not a dimension: {text!r} nests too deep") from None
 
 
 def _from_ast(node: ast.expr) -> KnownDim:
@@ -214,6 +232,8 @@ def _from_ast(node: ast.expr) -> KnownDim:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return _from_ast(operand) * -1
         case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if power >= 0:
+            if power > MAX_DEGREE:
+                raise TooComplex(f"the power of {power} is over {MAX_DEGREE}")
             result: KnownDim = 1
             for _ in range(power):
                 result = result * _from_ast(left)
@@ -245,8 +265,12 @@ def _terms(dim: KnownDim) -> tuple[tuple[Monomial, int], ...]:
 def _canonical(terms: Iterable[tuple[Monomial, int]]) -> KnownDim:
     gathered: dict[Monomial, int] = {}
     for monomial, coefficient in terms:
+        if len(monomial) > MAX_DEGREE:
+            raise TooComplex(f"a product of {len(monomial)} sizes")
         key = tuple(sorted(monomial, key=str))
         gathered[key] = gathered.get(key, 0) + coefficient
+        if len(gathered) > MAX_TERMS:
+            raise TooComplex(f"a sum of more than {MAX_TERMS} products")
     kept = sorted(
         ((m, c) for m, c in gathered.items() if c), key=lambda t: (not t[0], tuple(map(str, t[0])))
     )
@@ -258,7 +282,10 @@ def _canonical(terms: Iterable[tuple[Monomial, int]]) -> KnownDim:
 
 
 def _atom(function: str, arguments: tuple[KnownDim, ...]) -> Sym:
-    return Sym((((Call(function, arguments),), 1),))
+    atom = Call(function, arguments)
+    if len(str(atom)) > MAX_TEXT:
+        raise TooComplex(f"{function} of expressions of more than {MAX_TEXT} characters")
+    return Sym((((atom,), 1),))
 
 
 def _extreme(function: str, a: KnownDim, b: KnownDim) -> KnownDim:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, OpDef, Tie
 
+# What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
+# says, which is less than what operands must be.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 CONTENTS_ELEMENTS = 64  # Integer tensors up to this size have their elements tracked as dims.
 
 
@@ -69,15 +74,7 @@ class Table:
         onnx_schema.check_operands(node)
         try:
             return self._infer(node)
-        except (
-            ArithmeticError,
-            AssertionError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
-            # Rows take for granted what the schema says, which is less than what operands must be.
+        except _MISFITS as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InvalidGraph(
                 f"{node.label}: {node.op} does not take these operands and attributes ({reason})"
@@ -85,19 +82,13 @@ class Table:
 
     def _infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:
         row = self._rows.get(node.op)
-        if row is not None and row.infer is not None:
-            if any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs):
-                types: list[ValueType] = [UnknownType() for _ in node.outputs]
-            else:
-                types = list(row.infer(node))
-                types += [UnknownType() for _ in node.outputs[len(types) :]]
-        else:
-            types = onnx_schema.infer(node)
-        contents: list[np.ndarray | None] = [None] * len(types)
-        if row is not None and row.contents is not None:
-            contents = list(row.contents(node))
+        types = _infer(node, row)
+        contents = _contents(node, row, len(types))
         pairs = zip(types, contents, strict=True)
-        return [(_sharpen(type, known), known) for type, known in pairs]
+        found = [(_sharpen(type, known), known) for type, known in pairs]
+        for type, _ in found:
+            _check_dims(node, type)
+        return found
 
     # -- what passes and analyses ask --------------------------------------------------------------
 
@@ -109,10 +100,12 @@ class Table:
             return Cost(None, None)
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if all(isinstance(v.type, TensorType) for v in values):
-            return row.cost(node)
+            with suppress(TooComplex):
+                return row.cost(node)
+            return Cost(None, None)
         try:
             return row.cost(node)
-        except TypeError:  # as Value.tensor raises
+        except (TypeError, TooComplex):  # TypeError: as Value.tensor raises
             return Cost(None, None)
 
     def ties(self, node: Node) -> list[Tie] | None:
@@ -140,6 +133,48 @@ def contents_of(value: Value | None) -> np.ndarray | None:
             held[:] = flat
             value.contents = held.reshape(numbers.shape)
     return value.contents
+
+
+def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
+    if row is None or row.infer is None:
+        return onnx_schema.infer(node)
+    if any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs):
+        return [UnknownType() for _ in node.outputs]
+    try:
+        types = list(row.infer(node))
+    except TooComplex:
+        return onnx_schema.infer(node)
+    return types + [UnknownType() for _ in node.outputs[len(types) :]]
+
+
+def _contents(node: Node, row: OpDef | None, count: int) -> list[np.ndarray | None]:
+    """As the row tells; unknown where that fails, for nothing needs them."""
+    if row is None or row.contents is None:
+        return [None] * count
+    try:
+        return [_bounded(held) for held in row.contents(node)]
+    except _MISFITS:
+        return [None] * count
+
+
+def _bounded(contents: np.ndarray | None) -> np.ndarray | None:
+    """Integers of more than 64 bits are unknown: what the runtime makes of them is its to say, and a
+    chain of products would double their length at every step."""
+    if contents is None:
+        return None
+    items = list(contents.reshape(-1))
+    wide = [isinstance(i, int) and not -LARGEST - 1 <= i <= LARGEST for i in items]
+    if not any(wide):
+        return contents
+    held = np.empty(len(items), object)
+    held[:] = [None if over else i for i, over in zip(items, wide, strict=True)]
+    return held.reshape(contents.shape)
+
+
+def _check_dims(node: Node, type: ValueType) -> None:
+    dims = type.dims if isinstance(type, TensorType) else None
+    if any(isinstance(d, int) and d > LARGEST for d in dims or ()):
+        raise InvalidGraph(f"{node.label}: a dim of its result is over {LARGEST}")
 
 
 def _sharpen(type: ValueType, contents: np.ndarray | None) -> ValueType:

@@ -121,16 +121,13 @@ def test_the_newest_opset_is_read() -> None:
     assert [n.op for n in graph.nodes] == ["Relu"]
 
 
-@pytest.mark.parametrize("opset", [0, IR_OPSET + 1])
-def test_opsets_out_of_range_are_refused(opset: int) -> None:
+def test_an_opset_from_the_future_is_refused() -> None:
     model = text("(float[3] x) => (float[3] y) { y = Relu (x) }")
-    model.opset_import[0].version = opset
+    model.opset_import[0].version = IR_OPSET + 1
     with pytest.raises(Unsupported) as error:
         import_model(model)
     assert str(error.value) == (
-        f"opset 0: there are 1 to {IR_OPSET}; export the model again"
-        if opset == 0
-        else f"opset {IR_OPSET + 1} is newer than {IR_OPSET}: export the model at that or below"
+        f"opset {IR_OPSET + 1} is newer than {IR_OPSET}: export the model at that or below"
     )
 
 

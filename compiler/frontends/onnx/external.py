@@ -15,7 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 from tersor.built import Built, Split, Weights
 from tersor.frontends.onnx.exporter import Outside, export_model, refer
 from tersor.frontends.onnx.load import read_model
-from tersor.frontends.onnx.tensors import tensor_array
+from tersor.frontends.onnx.tensors import Tensors
 from tersor.ir import Dense, DType, Encoding, Graph
 from tersor.ops.onnx_schema import array_to_proto
 
@@ -44,11 +44,12 @@ def read_built(path: Path) -> Built:
     Raises:
         InvalidModel: not a model, or its external data is not what it says.
     """
-    model, folder = read_model(path)
+    model, files = read_model(path, allow_hf_cache=True)
     tensors = [t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL]
     if not tensors:
         return path.read_bytes()
-    weights = Weights(tuple(_bytes_as_stored(tensor_array(t, folder)) for t in tensors))
+    held = Tensors(files)
+    weights = Weights(tuple(_bytes_as_stored(held.array(t)) for t in tensors))
     for tensor, place in zip(tensors, _places(weights), strict=True):
         refer(tensor, place)
     return Split(_serialized(model), weights)

@@ -8,6 +8,8 @@ import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto
 
 from tersor.errors import InvalidModel, Unsupported
+from tersor.frontends.onnx.check import check_call, check_functions
+from tersor.frontends.onnx.order import sorted_nodes
 
 MAX_NODES = 1_000_000  # Functions that call each other twice double at every step.
 _Key = tuple[str, str, str]
@@ -22,7 +24,10 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not model.functions:
         return model
+    check_functions(model.functions)
+    _check_calls(model)
     _check_growth(model)
+    model = _with_sorted_bodies(model)
     import onnx.inliner
 
     try:
@@ -30,6 +35,28 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidModel(f"the model's functions cannot be inlined: {reason}") from None
+
+
+def _with_sorted_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Onnx renames what a body makes as it goes, and so has to meet it before it is read."""
+    orders = [sorted_nodes(f.node) for f in model.functions]
+    if all(order == sorted(order) for order in orders):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for function, held, order in zip(copy.functions, model.functions, orders, strict=True):
+        del function.node[:]
+        function.node.extend(held.node[i] for i in order)
+    return copy
+
+
+def _check_calls(model: onnx.ModelProto) -> None:
+    functions = {_function_key(f): f for f in model.functions}
+    for body in (model.graph.node, *(f.node for f in model.functions)):
+        for node in _all_nodes(body):
+            called = functions.get((node.domain, node.op_type, node.overload))
+            if called is not None:
+                check_call(node, called)
 
 
 def _check_growth(model: onnx.ModelProto) -> None:

@@ -11,7 +11,8 @@ graphs and tensors, byte strings, metadata.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import builtins
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,23 @@ from onnx import AttributeProto, GraphProto, NodeProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from tersor.errors import InvalidGraph, InvalidModel, Unsupported
+from tersor.errors import (
+    LONGEST,
+    InvalidGraph,
+    InvalidModel,
+    TersorError,
+    Unsupported,
+    one_line,
+)
+from tersor.frontends.onnx.beside import Files
+from tersor.frontends.onnx.check import (
+    check_depth,
+    check_interface,
+    check_node,
+    check_versions,
+    domain_of,
+    graphs_in,
+)
 from tersor.frontends.onnx.control import body_input_types
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
@@ -32,29 +49,48 @@ from tersor.frontends.onnx.normalize import normalize
 from tersor.frontends.onnx.old import Old
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
-from tersor.frontends.onnx.tensors import densify, element_type, tensor_array
+from tersor.frontends.onnx.tensors import Tensors, element_type
 from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 
-MIN_OPSET = 1
 # Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
 DOMAIN_KEY = "opset_import."
 OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
-def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
+def import_model(
+    source: str | Path | bytes | onnx.ModelProto, *, allow_hf_cache: bool = False
+) -> Graph:
     """The graph of an ONNX model: a path, its bytes, or the protobuf.
+
+    ``allow_hf_cache``: follow the links of the Hugging Face cache to external data.
 
     Raises:
         InvalidModel: not a model, or one that contradicts itself; names the tensor or node.
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
-    model, folder = read_model(source)
+    try:
+        return _import(*read_model(source, allow_hf_cache=allow_hf_cache))
+    except TersorError as error:
+        # Names are anyone's text, and may be as long as the file.
+        told = one_line(error, LONGEST)
+        kind = InvalidModel if isinstance(error, InvalidGraph) else type(error)
+        if kind is type(error) and told == str(error):
+            raise
+        raise kind(told) from None
+    except RecursionError:
+        raise InvalidModel("the model nests deeper than Python can follow: flatten it") from None
+    except MemoryError:
+        raise InvalidModel("the model takes more memory than there is") from None
+
+
+def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
+    check_depth(model)
+    check_versions(model)
     model = inlined(model)
-    opsets = {_domain(o.domain): int(o.version) for o in model.opset_import}
-    _check_opset(opsets.get(""))
-    scope = _Scope(TABLE.graph(model.graph.name or "main"), folder, opsets)
+    opsets = check_versions(model)
+    scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
     scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
     for domain in sorted(opsets.keys() - {""}):
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
@@ -64,7 +100,7 @@ def import_model(source: str | Path | bytes | onnx.ModelProto) -> Graph:
 
 
 def _surgeon(model: onnx.ModelProto) -> gs.Graph:
-    for tensor in model.graph.initializer:
+    for tensor in _tensors(model.graph):
         element_type(tensor)
     try:
         with G_LOGGER.suppress():
@@ -74,19 +110,18 @@ def _surgeon(model: onnx.ModelProto) -> gs.Graph:
         raise InvalidModel(f"the model cannot be read ({reason}): run onnx.checker on it") from None
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-def _check_opset(opset: int | None) -> None:
-    if opset is not None and opset < MIN_OPSET:
-        raise Unsupported(
-            f"opset {opset}: there are {MIN_OPSET} to {IR_OPSET}; export the model again"
-        )
-    if opset is not None and opset > IR_OPSET:
-        raise Unsupported(
-            f"opset {opset} is newer than {IR_OPSET}: export the model at that or below"
-        )
+def _tensors(graph: GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors that graphsurgeon will look at, subgraphs' too."""
+    graphs = [graph]
+    while graphs:
+        at = graphs.pop()
+        yield from at.initializer
+        for node in at.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    yield attribute.t
+                yield from attribute.tensors
+                graphs += graphs_in(attribute)
 
 
 def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -95,7 +130,7 @@ def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
     while graphs and not found:
         for node in graphs.pop().node:
             found = found or any(_is_binary(a) for a in node.attribute)
-            graphs += [g for a in node.attribute for g in _graphs(a)]
+            graphs += [g for a in node.attribute for g in graphs_in(a)]
     if not found:
         return model
     copy = onnx.ModelProto()
@@ -106,7 +141,7 @@ def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
             kept = [a for a in node.attribute if not _is_binary(a)]
             del node.attribute[:]
             node.attribute.extend(kept)
-            graphs += [g for a in node.attribute for g in _graphs(a)]
+            graphs += [g for a in node.attribute for g in graphs_in(a)]
     return copy
 
 
@@ -114,18 +149,12 @@ def _is_binary(attribute: AttributeProto) -> bool:
     return any(isinstance(_text(s), bytes) for s in (attribute.s, *attribute.strings))
 
 
-def _graphs(attribute: AttributeProto) -> list[GraphProto]:
-    if attribute.type == AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == AttributeProto.GRAPHS else []
-
-
 @dataclass
 class _Scope:
     """A graph under construction, and its values by their names in the file."""
 
     graph: Graph
-    folder: Path | None
+    tensors: Tensors
     opsets: dict[str, int]
     outer: _Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
@@ -148,6 +177,7 @@ def _import_graph(
 ) -> None:
     """``inputs``: types of the graph's inputs, where the file does not write them."""
     graph = scope.graph
+    check_interface(proto, inner=scope.outer is not None)
     check_names(proto)
     initializers = {t.name for t in proto.initializer}
     initializers |= {s.values.name for s in proto.sparse_initializer}
@@ -159,42 +189,41 @@ def _import_graph(
             type = _merged(type, inputs[i])
         scope.values[info.name] = graph.add_input(info.name, type)
     for tensor in proto.initializer:
-        array = tensor_array(tensor, scope.folder)
+        array = scope.tensors.array(tensor)
         scope.values[tensor.name] = graph.constant(Dense(array), tensor.name)
     for sparse in proto.sparse_initializer:
         name = sparse.values.name
-        scope.values[name] = graph.constant(densify(sparse, scope.folder), name)
+        scope.values[name] = graph.constant(scope.tensors.dense(sparse), name)
     scope.written = {i.name: type_from_proto(i.type) for i in (*proto.value_info, *proto.output)}
+    for name, value in scope.values.items():
+        _check_written("graph", name, value.type, scope.written.get(name))
+    for info in proto.input:
+        if info.name in initializers:
+            held = scope.values[info.name].type
+            _check_written("initializer", info.name, held, type_from_proto(info.type))
     for i in sorted_nodes(proto.node):
         _import_node(surgeon.nodes[i], proto.node[i], scope)
-    outputs = []
-    for i, info in enumerate(proto.output):
-        value = scope.value(info.name, f"graph output {info.name!r}")
-        if value is None:
-            raise InvalidModel(f"output {i} of graph {proto.name!r} has no name")
-        outputs.append(value)
-    graph.set_outputs(outputs, _names_of_outputs(proto, inner=scope.outer is not None))
+    outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
+    graph.set_outputs([v for v in outputs if v is not None], _names_of_outputs(proto))
 
 
-def _names_of_outputs(proto: GraphProto, inner: bool) -> list[str]:
-    """Names of a graph's outputs; nobody asks for those of an inner one, so they need only differ."""
-    names: list[str] = []
+def _names_of_outputs(proto: GraphProto) -> list[str]:
+    """Names of a graph's outputs. An inner one may return a value twice, and nobody asks for its
+    names, so they need only differ."""
+    names: dict[str, None] = {}
     for name in (o.name for o in proto.output):
-        if name in names and not inner:
-            raise InvalidModel(f"output {name!r} of graph {proto.name!r} is listed twice")
         unique, i = name, 0
         while unique in names:
             i += 1
             unique = f"{name}_{i}"
-        names.append(unique)
-    return names
+        names[unique] = None
+    return list(names)
 
 
 def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
     graph, label = scope.graph, node_label(proto)
-    domain = _domain(surgeon.domain or "")
-    if not domain and "" not in scope.opsets:
-        raise InvalidModel(f"{label}: the model imports no opset of ONNX's own ops")
+    check_node(proto, scope.opsets)
+    domain = domain_of(surgeon.domain or "")
     if not domain and surgeon.op == "Constant":
         made = graph.constant(_constant(proto, scope), proto.output[0])
         scope.values[proto.output[0]] = made
@@ -232,9 +261,24 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         for i, v in enumerate(node.outputs)
     ]
     for name, value in zip(names, results, strict=True):
+        _check_written(label, name, value.type, scope.written.get(name))
         value.type = _merged(value.type, scope.written.get(name))
         if name:
             scope.values[name] = value
+
+
+def _check_written(label: str, name: str, type: ValueType, written: ValueType | None) -> None:
+    """Raises:
+    InvalidModel: the file writes another type than ``type``, which is what the value has.
+    """
+    if written is None or UnknownType() in (type, written):
+        return
+    if isinstance(type, TensorType) and isinstance(written, TensorType):
+        if type.accepts(written):
+            return
+    elif builtins.type(type) is builtins.type(written):
+        return
+    raise InvalidModel(f"{label}: {name!r} is {type}, but the model writes {written}")
 
 
 def _output_names(op: str, names: list[str]) -> list[str]:
@@ -273,9 +317,9 @@ def _constant(proto: NodeProto, scope: _Scope) -> np.ndarray:
     attribute = proto.attribute[0]
     match attribute.name:
         case "value":
-            return tensor_array(attribute.t, scope.folder)
+            return scope.tensors.array(attribute.t)
         case "sparse_value":
-            return densify(attribute.sparse_tensor, scope.folder)
+            return scope.tensors.dense(attribute.sparse_tensor)
         case "value_int" | "value_ints":
             return np.array(onnx.helper.get_attribute_value(attribute), np.int64)
         case "value_float" | "value_floats":
@@ -294,7 +338,7 @@ def _attributes(
     """All attributes of a node: those that graphsurgeon carries, and the rest from the protobuf."""
     numbers = {a.name: a for a in proto.attribute}
     scans, axes = numbers.get("num_scan_inputs"), numbers.get("scan_input_axes")
-    standard = proto.op_type if not _domain(proto.domain) else ""
+    standard = proto.op_type if not domain_of(proto.domain) else ""
     if scope.opsets.get("", IR_OPSET) < 9:
         standard = ""  # Scan-8 had other operands.
     types = body_input_types(
@@ -326,9 +370,9 @@ def _attribute(proto: AttributeProto, scope: _Scope) -> Attribute:
             pairs = zip(carried, proto.graphs, strict=True)
             return tuple(_subgraph(g, p, scope, ()) for g, p in pairs)
         case AttributeProto.TENSOR:
-            return Dense(tensor_array(proto.t, scope.folder))
+            return Dense(scope.tensors.array(proto.t))
         case AttributeProto.TENSORS:
-            return tuple(Dense(tensor_array(t, scope.folder)) for t in proto.tensors)
+            return tuple(Dense(scope.tensors.array(t)) for t in proto.tensors)
         case AttributeProto.TYPE_PROTO:
             return type_from_proto(proto.tp)
         case AttributeProto.STRING:
@@ -350,5 +394,5 @@ def _subgraph(
     surgeon: gs.Graph, proto: GraphProto, outer: _Scope, types: Sequence[ValueType]
 ) -> Graph:
     graph = Graph(proto.name or "body", None, outer.graph)
-    _import_graph(surgeon, proto, _Scope(graph, outer.folder, outer.opsets, outer), types)
+    _import_graph(surgeon, proto, _Scope(graph, outer.tensors, outer.opsets, outer), types)
     return graph

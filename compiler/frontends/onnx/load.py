@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -9,18 +10,37 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tersor.errors import InvalidModel
+from tersor.frontends.onnx.beside import Files, cached_blob
+from tersor.frontends.onnx.wire import MAX_BYTES, check_structure
 
-# What people give in place of a model, by its first bytes.
-_OTHER_FILES = {
-    b"version https://git-lfs": "a Git LFS pointer, not the model: run 'git lfs pull'",
-    b"PK\x03\x04": "a zip archive, perhaps a torch checkpoint: load it and give the module itself",
-    b"\x80\x02": "a Python pickle, perhaps a torch checkpoint: load it and give the module itself",
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
-}
+_PICKLE = (
+    "pickles can run code and are not read: give the torch module itself, or a model folder with "
+    "safetensors"
+)
+_UNPACK = "unpack it first"
+# What people give in place of a model: where its mark stands, the mark, what it is.
+_OTHER_FILES = (
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the model: run 'git lfs pull'"),
+    (0, b"PK\x03\x04", f"a zip archive, perhaps a torch checkpoint: {_PICKLE}"),
+    *((0, bytes([0x80, n]), f"a Python pickle: {_PICKLE}") for n in range(2, 6)),
+    (0, b"\x1f\x8b", f"compressed with gzip: {_UNPACK}"),
+    (0, b"BZh", f"compressed with bzip2: {_UNPACK}"),
+    (0, b"\xfd7zXZ", f"compressed with xz: {_UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd: {_UNPACK}"),
+    (0, b"<", "a web page or XML, not the model: a download that failed? get the file itself"),
+    (8, b'{"', "safetensors: weights without a graph; give the model folder that they belong to"),
+    (0, b"{", "JSON or other text, not an ONNX model"),
+    (0, b"\x89HDF", "HDF5, perhaps of Keras: export the model to ONNX"),
+    (0, b"GGUF", "GGUF: export the model to ONNX"),
+    (4, b"TFL3", "a TensorFlow Lite model: export the model to ONNX"),
+    (4, b"ORTM", "in ONNX Runtime's own format: give the .onnx file that it was made from"),
+)
 
 
-def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
-    """The model and the folder that its external data is relative to (None for bytes and protos).
+def read_model(
+    source: str | Path | bytes | onnx.ModelProto, *, allow_hf_cache: bool = False
+) -> tuple[onnx.ModelProto, Files | None]:
+    """The model and the files beside it (None for bytes and protos).
 
     Raises:
         InvalidModel: no such file, not a file, not an ONNX model.
@@ -30,7 +50,10 @@ def read_model(source: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.Model
     if isinstance(source, bytes):
         return _parse(source, "the given bytes"), None
     path = Path(source)
-    return _parse(_read(path), str(path)), path.resolve().parent
+    data, identity = _read(path)
+    # The Hugging Face cache keeps the data beside the link, others beside the file.
+    folder = path.parent if _is_cached(path) else path.resolve().parent
+    return _parse(data, str(path)), Files(folder, identity, allow_hf_cache)
 
 
 def model_bytes(model: bytes | onnx.ModelProto) -> bytes:
@@ -38,27 +61,45 @@ def model_bytes(model: bytes | onnx.ModelProto) -> bytes:
     return model if isinstance(model, bytes) else bytes(model.SerializeToString())
 
 
-def _read(path: Path) -> bytes:
+def _is_cached(path: Path) -> bool:
+    return cached_blob(path) is not None
+
+
+def _read(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of a file, and which one it is."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise InvalidModel(f"{path}: a folder; give the .onnx file in it")
-        # A pipe or device would keep its reader waiting.
-        if not stat.S_ISREG(mode):
-            raise InvalidModel(f"{path}: not a regular file; copy it to one first")
-        return path.read_bytes()
+        # A pipe would keep its opener waiting.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; check the path") from None
     except ValueError as error:  # a null byte in the path
         raise InvalidModel(f"{str(path)!r}: {error}") from None
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise InvalidModel(f"{path}: a folder; give the .onnx file in it")
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidModel(f"{path}: not a regular file; copy it to one first")
+        if found.st_size > MAX_BYTES:
+            raise InvalidModel(
+                f"{path}: {found.st_size} bytes, and protobuf holds at most {MAX_BYTES}: save the "
+                "weights as external data"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(), (found.st_dev, found.st_ino)
+    except OSError as error:
+        raise InvalidModel(f"{path}: {error.strerror}; check the path") from None
+    finally:
+        os.close(descriptor)
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if not data:
         raise InvalidModel(f"{where}: empty; export or download the model again")
-    for start, meaning in _OTHER_FILES.items():
-        if data.startswith(start):
+    for offset, mark, meaning in _OTHER_FILES:
+        if data.startswith(mark, offset):
             raise InvalidModel(f"{where}: {meaning}")
+    check_structure(data, where)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

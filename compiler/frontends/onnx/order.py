@@ -10,13 +10,16 @@ from onnx import AttributeProto, GraphProto, NodeProto
 
 from tersor.errors import InvalidModel
 
+SHOWN = 6  # Nodes of a cycle that a message names.
+
 
 def node_label(proto: NodeProto) -> str:
     """How messages call a node of the file."""
     name = repr(proto.name) if proto.name else ""
     if not name and proto.output:
         name = f"making {proto.output[0]!r}"
-    return f"node {proto.op_type} {name}".rstrip()
+    op = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
+    return f"node {op} {name}".rstrip()
 
 
 def check_names(proto: GraphProto) -> None:
@@ -58,9 +61,25 @@ def sorted_nodes(nodes: Sequence[NodeProto]) -> list[int]:
             if not waits[j]:
                 heapq.heappush(ready, j)
     if len(order) < len(nodes):
-        stuck = next(nodes[i] for i, needs in enumerate(waits) if needs)
-        raise InvalidModel(f"{node_label(stuck)} is part of a cycle, or reads from one")
+        raise InvalidModel(_cycle(nodes, waits))
     return order
+
+
+def _cycle(nodes: Sequence[NodeProto], waits: Sequence[set[int]]) -> str:
+    """The cycle among nodes that each wait for another: following that leads into it."""
+    at = next(i for i, needs in enumerate(waits) if needs)
+    way: dict[int, None] = {}
+    while at not in way:
+        way[at] = None
+        at = min(waits[at])
+    ring = [*way][[*way].index(at) :]
+    # What each waits for comes before it.
+    ring.reverse()
+    first = ring.index(min(ring))
+    ring = ring[first:] + ring[:first]
+    shown = [node_label(nodes[i]).removeprefix("node ") for i in ring[:SHOWN]]
+    more = f"{len(ring) - SHOWN} more -> " if len(ring) > SHOWN else ""
+    return f"a cycle of {len(ring)} nodes: {' -> '.join(shown)} -> {more}{shown[0]}"
 
 
 def _reads(node: NodeProto) -> set[str]:

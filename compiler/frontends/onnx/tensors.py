@@ -3,126 +3,203 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto
 
-from tersor.errors import InvalidModel
+from tersor.errors import InvalidModel, Unsupported
+from tersor.frontends.onnx.beside import Files
 from tersor.ir import DType
 from tersor.ops.onnx_schema import FROM_ONNX
 
+MAX_DENSIFIED = 1 << 28  # Bytes that all sparse tensors of a model may take when dense.
+_MAX_RANK = 64  # numpy's
+_LARGEST = 2**63 - 1
+_SHOWN = 100  # Characters of a file's name that a message shows.
+
+# Where a tensor of a type holds its numbers when not in raw_data, and how many of them an element.
+_TYPED: dict[DType, tuple[str, float]] = {
+    DType.F32: ("float_data", 1), DType.C64: ("float_data", 2), DType.F64: ("double_data", 1),
+    DType.C128: ("double_data", 2), DType.I64: ("int64_data", 1), DType.U32: ("uint64_data", 1),
+    DType.U64: ("uint64_data", 1), DType.STRING: ("string_data", 1),
+}  # fmt: skip
+_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
+
 
 def element_type(tensor: TensorProto) -> DType:
-    """Raises:
-    InvalidModel: the tensor names a type that is none.
+    """The element type of a tensor.
+
+    Raises:
+        InvalidModel: it names a type that is none.
     """
     if tensor.data_type not in FROM_ONNX:
         raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
     return FROM_ONNX[tensor.data_type]
 
 
-def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
-    """The numbers of a TensorProto; a memory map where they are in another file under ``folder``.
+@dataclass
+class Tensors:
+    """Reads the tensors of one model.
 
-    Raises:
-        InvalidModel: a dtype that is none, data of another length than the dims say, or external data
-            that is not a readable part of a file inside the model's folder.
+    Attributes:
+        files: what lies beside the model; None where it was not given as a file.
+        densified: bytes that sparse tensors took so far.
     """
-    dtype = element_type(tensor)
+
+    files: Files | None = None
+    densified: int = 0
+
+    def array(self, tensor: TensorProto) -> np.ndarray:
+        """The numbers of a tensor; a map of a file where they are in another.
+
+        Raises:
+            InvalidModel: a dtype that is none, dims that no array has, data of another length than the
+                dims say, or external data that is not a readable part of a file beside the model.
+        """
+        dtype, shape = element_type(tensor), _shape(tensor)
+        if tensor.HasField("segment"):
+            raise InvalidModel(f"tensor {tensor.name!r}: a segment of a tensor, which ONNX gave up")
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return self._external(tensor, dtype, shape)
+        if len(tensor.raw_data):
+            return _raw(tensor, dtype, shape)
+        return _typed(tensor, dtype, shape)
+
+    def dense(self, sparse: SparseTensorProto) -> np.ndarray:
+        """The dense form of COO indices, linear [n] or by axis [n, rank], with values [n].
+
+        Raises:
+            InvalidModel: indices that are not of that form, or outside of the dims.
+            Unsupported: the model's sparse tensors are too large to be held dense.
+        """
+        where = f"sparse tensor {sparse.values.name!r} of {_listed(sparse.dims)}"
+        values, indices = self.array(sparse.values), self.array(sparse.indices)
+        shape = tuple(int(d) for d in sparse.dims)
+        if any(d < 0 for d in shape) or len(shape) > _MAX_RANK:
+            raise InvalidModel(f"{where}: no array can be that")
+        self.densified += math.prod(shape) * values.dtype.itemsize
+        if self.densified > MAX_DENSIFIED:
+            raise Unsupported(
+                f"{where}: the model's sparse tensors take more than {MAX_DENSIFIED} bytes when dense, "
+                "and they are held so here"
+            )
+        count = values.size
+        if values.ndim != 1 or indices.shape not in ((count,), (count, len(shape))):
+            raise InvalidModel(
+                f"{where}: values of shape {list(values.shape)} with indices of {list(indices.shape)}"
+            )
+        if indices.dtype != np.int64:
+            raise InvalidModel(f"{where}: indices are {indices.dtype}, not int64")
+        dense = np.zeros(shape, values.dtype)
+        try:
+            if (indices < 0).any():
+                raise IndexError("an index is negative")
+            if indices.ndim == 1:
+                dense.reshape(-1)[indices] = values
+            else:
+                dense[tuple(indices.T)] = values
+        except (IndexError, ValueError) as error:
+            raise InvalidModel(f"{where}: {error}") from None
+        return dense
+
+    def _external(self, tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        shown = location if len(location) <= _SHOWN else f"{location[:_SHOWN]}…"
+        where = f"tensor {tensor.name!r}: external data {shown!r}"
+        if self.files is None:
+            raise InvalidModel(
+                f"{where} is beside a file, but the model was not given as one: give its path"
+            )
+        if dtype is DType.STRING:
+            raise InvalidModel(f"{where}: strings cannot be external")
+        if _filled(tensor):
+            raise InvalidModel(f"{where}: the model holds data of it too, in {_filled(tensor)[0]}")
+        part = self.files.part(tensor.external_data, where)
+        needed, size = _bytes(dtype, shape), part.data.size
+        length = needed if part.length is None else part.length
+        if part.offset < 0 or length != needed or part.offset + needed > size:
+            raise InvalidModel(
+                f"{where}: bytes {part.offset} to {part.offset + length} do not hold {list(shape)} of "
+                f"{dtype.value} ({needed} bytes) in a file of {size}"
+            )
+        if dtype.bits < 8:
+            packed = part.data[part.offset : part.offset + needed]
+            inline = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=packed.tobytes())
+            return self.array(inline) if needed else np.zeros(shape, dtype.numpy)
+        stored = dtype.numpy.newbyteorder("<")
+        array: np.ndarray = np.ndarray(shape, stored, part.data.data if size else b"", part.offset)
+        return array.astype(dtype.numpy, copy=False)
+
+
+def _shape(tensor: TensorProto) -> tuple[int, ...]:
     shape = tuple(int(d) for d in tensor.dims)
     if any(d < 0 for d in shape):
-        raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {list(shape)}")
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return _external(tensor, dtype, shape, folder)
-    if tensor.HasField("raw_data"):
-        if dtype is DType.STRING:
-            raise InvalidModel(f"tensor {tensor.name!r}: strings cannot be held in raw_data")
-        needed = _bytes(dtype, shape)
-        if len(tensor.raw_data) != needed:
-            raise InvalidModel(
-                f"tensor {tensor.name!r}: {list(shape)} of {dtype.value} takes {needed} bytes, "
-                f"its raw_data has {len(tensor.raw_data)}"
-            )
-        if dtype.bits >= 8:
-            stored = np.frombuffer(tensor.raw_data, dtype.numpy.newbyteorder("<"))
-            return stored.astype(dtype.numpy, copy=False).reshape(shape)
-    try:
-        array = onnx.numpy_helper.to_array(tensor)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidModel(f"tensor {tensor.name!r}: {reason}") from None
+        raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {_listed(shape)}")
+    if len(shape) > _MAX_RANK or math.prod(d for d in shape if d) * 16 > _LARGEST:
+        raise InvalidModel(f"tensor {tensor.name!r}: no array can be {_listed(shape)}")
+    return shape
+
+
+def _raw(tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype is DType.STRING:
+        raise InvalidModel(f"tensor {tensor.name!r}: strings cannot be in raw_data")
+    if filled := [f for f in _filled(tensor) if f != "raw_data"]:
+        raise InvalidModel(f"tensor {tensor.name!r}: data both in raw_data and in {filled[0]}")
+    needed = _bytes(dtype, shape)
+    if len(tensor.raw_data) != needed:
+        raise _another_length(
+            tensor, dtype, f"{needed} bytes", f"raw_data has {len(tensor.raw_data)}"
+        )
+    if dtype.bits < 8:
+        return _converted(tensor)
+    if dtype is DType.BOOL:  # A byte other than 0 and 1 would be neither to numpy.
+        return np.frombuffer(tensor.raw_data, np.uint8).astype(bool).reshape(shape)
+    stored = np.frombuffer(tensor.raw_data, dtype.numpy.newbyteorder("<"))
+    return stored.astype(dtype.numpy, copy=False).reshape(shape)
+
+
+def _typed(tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+    field, each = _TYPED.get(dtype, ("int32_data", 1.0))
+    if dtype.bits < 8:
+        each = dtype.bits / 8  # packed
+    if other := [f for f in _filled(tensor) if f != field]:
+        raise InvalidModel(
+            f"tensor {tensor.name!r}: {dtype.value} belongs in {field}, not in {other[0]}"
+        )
+    needed, have = math.ceil(math.prod(shape) * each), len(getattr(tensor, field))
+    if have != needed:
+        raise _another_length(tensor, dtype, f"{needed} numbers", f"{field} has {have}")
+    if not needed:
+        return np.zeros(shape, dtype.numpy)
+    array = _converted(tensor)
     return array.astype(object) if dtype is DType.STRING else array
 
 
-def densify(sparse: SparseTensorProto, folder: Path | None) -> np.ndarray:
-    """The dense form of COO indices, linear [n] or by axis [n, rank], with values [n].
-
-    Raises:
-        InvalidModel: indices that are not of that form, or outside of the dims.
-    """
-    name = sparse.values.name
-    values, indices = tensor_array(sparse.values, folder), tensor_array(sparse.indices, folder)
-    shape = tuple(int(d) for d in sparse.dims)
+def _converted(tensor: TensorProto) -> np.ndarray:
     try:
-        dense = np.zeros(shape, values.dtype)
-        if (indices < 0).any():
-            raise IndexError("an index is negative")
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-    except (IndexError, ValueError, MemoryError) as error:
-        raise InvalidModel(f"sparse tensor {name!r} of {list(shape)}: {error}") from None
-    return dense
+        return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidModel(f"tensor {tensor.name!r}: {reason}") from None
+
+
+def _filled(tensor: TensorProto) -> list[str]:
+    return [f for f in ("raw_data", *_FIELDS) if len(getattr(tensor, f))]
+
+
+def _another_length(tensor: TensorProto, dtype: DType, takes: str, has: str) -> InvalidModel:
+    return InvalidModel(
+        f"tensor {tensor.name!r}: {_listed(tensor.dims)} of {dtype.value} takes {takes}, its {has}"
+    )
+
+
+def _listed(dims: Iterable[int]) -> str:
+    shown = list(dims)
+    return str(shown) if len(shown) <= _MAX_RANK else f"{len(shown)} dims"
 
 
 def _bytes(dtype: DType, shape: tuple[int, ...]) -> int:
     return -(-math.prod(shape) * dtype.bits // 8)
-
-
-def _external(
-    tensor: TensorProto, dtype: DType, shape: tuple[int, ...], folder: Path | None
-) -> np.ndarray:
-    entries = {e.key: e.value for e in tensor.external_data}
-    location = entries.get("location", "")
-    where = f"tensor {tensor.name!r}: external data {location!r}"
-    if folder is None:
-        raise InvalidModel(
-            f"{where} is beside a file, but the model was not given as one: give its path"
-        )
-    if dtype is DType.STRING:
-        raise InvalidModel(f"{where}: strings cannot be external")
-    path = _inside(folder, location, where)
-    needed, size = _bytes(dtype, shape), path.stat().st_size
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError:
-        raise InvalidModel(f"{where}: offset and length must be integers") from None
-    if offset < 0 or length != needed or offset + needed > size:
-        raise InvalidModel(
-            f"{where}: bytes {offset} to {offset + length} do not hold {list(shape)} of {dtype.value} "
-            f"({needed} bytes) in a file of {size}"
-        )
-    if needed == 0:
-        return np.zeros(shape, dtype.numpy)
-    if dtype.bits < 8:
-        packed = np.memmap(path, np.uint8, "r", offset, (needed,))
-        inline = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=packed.tobytes())
-        return tensor_array(inline, None)
-    return np.memmap(path, dtype.numpy, "r", offset, shape)
-
-
-def _inside(folder: Path, location: str, where: str) -> Path:
-    """The file that ``location`` names, which must lie in the model's folder and be a plain file."""
-    try:
-        path = (folder / location).resolve()
-        plain = path.is_file()
-    except (OSError, ValueError) as error:
-        raise InvalidModel(f"{where}: {error}") from None
-    if not location or Path(location).is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise InvalidModel(f"{where} must lie in the model's folder, as a relative path")
-    if not plain:
-        raise InvalidModel(f"{where}: no such file beside the model; it belongs in {folder}")
-    return path

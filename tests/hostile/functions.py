@@ -1,0 +1,68 @@
+"""Functions that cannot be put in place of their calls."""
+
+from __future__ import annotations
+
+from hostile.table import Refused, given
+from onnx import ModelProto, parser
+
+from tersor.errors import Unsupported
+
+
+def calling(*bodies: str, opsets: str = '"": 17, "local": 1') -> ModelProto:
+    functions = "\n".join(f'<domain: "local", opset_import: [{opsets}]> {body}' for body in bodies)
+    return parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[2] x) => (float[2] y) {{ y = local.f0 (x) }}
+        {functions}"""
+    )
+
+
+def chain(length: int, calls: int, last: str) -> ModelProto:
+    """f0 calls f1, which calls f2 …; each ``calls`` times."""
+    bodies = []
+    for i in range(length):
+        steps = "  ".join(f"v{j + 1} = local.f{i + 1} (v{j})" for j in range(calls))
+        bodies.append(f"f{i} (v0) => (v{calls}) {{ {steps} }}")
+    return calling(*bodies, f"f{length} (a) => (b) {{ b = {last} (a) }}")
+
+
+def doubled() -> ModelProto:
+    model = calling("f0 (a) => (b) { b = Relu (a) }")
+    model.functions.append(model.functions[0])
+    return model
+
+
+def many_operands() -> ModelProto:
+    model = calling("f0 (a) => (b) { b = Relu (a) }")
+    model.graph.node[0].input.append("x")
+    return model
+
+
+def many_results() -> ModelProto:
+    model = calling("f0 (a) => (b) { b = Relu (a) }")
+    model.graph.node[0].output.append("z")
+    return model
+
+
+def without_opset() -> ModelProto:
+    model = calling("f0 (a) => (b) { b = Relu (a) }")
+    del model.functions[0].opset_import[:]
+    return model
+
+
+FUNCTIONS = [
+    Refused("calls itself", given(calling("f0 (a) => (b) { b = local.f0 (a) }")), "function local.f0 cannot be inlined: it calls itself", Unsupported),
+    Refused("call each other", given(calling("f0 (a) => (b) { b = local.f1 (a) }", "f1 (a) => (b) { b = local.f0 (a) }")), "function local.f0 cannot be inlined: it calls itself", Unsupported),
+    Refused("a ring of a thousand", given(chain(1000, 1, "local.f0")), "function local.f0 cannot be inlined: it calls itself", Unsupported),
+    Refused("doubles sixty times", given(chain(60, 2, "Relu")), "the model's functions make more than 1000000 nodes when inlined: simplify the model first", Unsupported),
+    Refused("nests too deep", given(chain(1000, 1, "Relu")), "the model's functions cannot be inlined: Function call chain depth exceeds limit (100). The model may be malformed or malicious."),
+    Refused("there twice", given(doubled()), "function local.f0 is there twice"),
+    Refused("too many operands", given(many_operands()), "node f0 making 'y': has 2 inputs, and the function local.f0 1"),
+    Refused("too many results", given(many_results()), "node f0 making 'y': has 2 outputs, and the function local.f0 1"),
+    Refused("no opset", given(without_opset()), "function local.f0: node Relu making 'b': the function imports no opset of 'ai.onnx'"),
+    Refused("reads what nothing makes", given(calling("f0 (a) => (b) { b = Add (a, gone) }")), "function local.f0: node Add making 'b' reads 'gone', which nothing makes"),
+    Refused("returns what nothing makes", given(calling("f0 (a) => (gone) { b = Relu (a) }")), "function local.f0 returns 'gone', which nothing makes"),
+    Refused("makes a value twice", given(calling("f0 (a) => (b) { b = Relu (a)  b = Neg (a) }")), "function local.f0: node Neg making 'b' makes 'b', which is made before"),
+    Refused("two inputs of one name", given(calling("f0 (a, a) => (b) { b = Relu (a) }")), "function local.f0: 'a' is there twice in its inputs or outputs"),
+    Refused("a cycle in it", given(calling("f0 (a) => (b) { c = Add (a, d)  d = Neg (c)  b = Relu (d) }")), "a cycle of 2 nodes: Add making 'c' -> Neg making 'd' -> Add making 'c'"),
+]  # fmt: skip

@@ -1,0 +1,180 @@
+"""Graphs that contradict themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+from hostile.table import Refused, given, text
+from onnx import AttributeProto, ModelProto, helper, numpy_helper
+
+from tersor.errors import Unsupported
+
+
+def node(*fields: object, opsets: str = '"": 17', **attributes: object) -> ModelProto:
+    """y = op(inputs) on x: float[2, 3]."""
+    op, inputs, outputs = fields
+    model = text("(float[2,3] x) => (float[2,3] y) { y = Relu (x) }", opsets)
+    made = helper.make_node(str(op), inputs, outputs, name="n", **attributes)  # type: ignore[arg-type]
+    model.graph.node[0].CopyFrom(made)
+    return model
+
+
+def ring(count: int) -> ModelProto:
+    """A cycle of this many nodes, with one that leads to it and one that comes from it."""
+    model = text("(float[2] x) => (float[2] y) { y = Relu (v0) }")
+    for i in range(count):
+        reads = [f"v{(i - 1) % count}", "x"]
+        model.graph.node.append(helper.make_node("Add", reads, [f"v{i}"], name=f"n{i}"))
+    model.graph.node.append(helper.make_node("Neg", ["x"], ["z"]))
+    return model
+
+
+def listed(kind: str) -> ModelProto:
+    """An interface that names something twice."""
+    model = text("(float[2] x) => (float[2] y) { y = Add (x, w) }")
+    w = numpy_helper.from_array(np.ones(2, np.float32), "w")
+    model.graph.initializer.append(w)
+    field = getattr(model.graph, kind)
+    field.append(field[0])
+    return model
+
+
+def unnamed(kind: str) -> ModelProto:
+    model = listed("initializer")
+    del model.graph.initializer[1]
+    getattr(model.graph, kind)[0].name = ""
+    return model
+
+
+def written(name: str, dims: list[int], elem_type: int = 1) -> ModelProto:
+    """value_info of another type than the value has."""
+    model = text("(float[2] x) => (float[2] y) { h = Relu (x)  y = Neg (h) }")
+    model.graph.value_info.append(helper.make_tensor_value_info(name, elem_type, dims))
+    return model
+
+
+def initializer_and_input() -> ModelProto:
+    model = listed("initializer")
+    del model.graph.initializer[1]
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, [5]))
+    return model
+
+
+def without_outputs() -> ModelProto:
+    model = text()
+    del model.graph.output[:]
+    return model
+
+
+def attribute(**fields: object) -> ModelProto:
+    model = node("Softmax", ["x"], ["y"])
+    model.graph.node[0].attribute.add(**fields)
+    return model
+
+
+def doubled_attribute() -> ModelProto:
+    model = node("Softmax", ["x"], ["y"], axis=0)
+    model.graph.node[0].attribute.add(name="axis", type=2, i=1)
+    return model
+
+
+def foreign_attribute() -> ModelProto:
+    model = text(opsets='"": 17, "other": 1')
+    model.graph.node[0].domain = "other"
+    model.graph.node[0].attribute.add(name="odd", type=AttributeProto.SPARSE_TENSOR)
+    return model
+
+
+def nested(levels: int) -> ModelProto:
+    """Ifs in Ifs, in memory, where nothing bounds them."""
+    model = text("(bool c, float[2] x) => (float[2] y) { y = Identity (x) }")
+    graph = model.graph
+    for i in range(levels):
+        del graph.node[:]
+        made = graph.node.add(op_type="If", input=["c"], output=[graph.output[0].name])
+        for name in ("then_branch", "else_branch"):
+            graph = made.attribute.add(name=name, type=AttributeProto.GRAPH).g
+            graph.name = f"g{i}"
+            graph.output.add(name=f"{name[0]}{i}").type.CopyFrom(model.graph.output[0].type)
+            graph.node.add(op_type="Identity", input=["x"], output=[graph.output[0].name])
+    return model
+
+
+def nested_type(levels: int) -> ModelProto:
+    model = text()
+    model.graph.input[0].type.Clear()
+    inner = model.graph.input[0].type
+    for _ in range(levels):
+        inner = inner.sequence_type.elem_type
+    inner.tensor_type.elem_type = 1
+    return model
+
+
+LONG = "n" * 1_000_000
+
+GRAPHS = [
+    Refused("a value made twice", given(text("(float[2] x) => (float[2] y) { y = Relu (x)  y = Neg (x) }")), "node Neg making 'y' makes 'y', which is made before"),
+    Refused("a value made over an input", given(text("(float[2] x) => (float[2] x) { x = Relu (x) }")), "node Relu making 'x' makes 'x', which is made before"),
+    Refused("a value read and not made", given(text("(float[2] x) => (float[2] y) { y = Add (x, gone) }")), "node Add making 'y' reads 'gone', which nothing makes"),
+    Refused("a value returned and not made", given(text("(float[2] x) => (float[2] gone) { y = Relu (x) }")), "graph output 'gone' reads 'gone', which nothing makes"),
+    Refused("a cycle of one", given(ring(1)), "a cycle of 1 nodes: Add 'n0' -> Add 'n0'"),
+    Refused("a cycle of three", given(ring(3)), "a cycle of 3 nodes: Add 'n0' -> Add 'n1' -> Add 'n2' -> Add 'n0'"),
+    Refused("a cycle of a thousand", given(ring(1000)), "a cycle of 1000 nodes: Add 'n0' -> Add 'n1' -> Add 'n2' -> Add 'n3' -> Add 'n4' -> Add 'n5' -> 994 more -> Add 'n0'"),
+    Refused("an input twice", given(listed("input")), "graph input 'x' is there twice"),
+    Refused("an output twice", given(listed("output")), "graph output 'y' is there twice"),
+    Refused("an initializer twice", given(listed("initializer")), "initializer 'w' is there twice"),
+    Refused("an input without a name", given(unnamed("input")), "graph input 0 has no name"),
+    Refused("an output without a name", given(unnamed("output")), "graph output 0 has no name"),
+    Refused("an initializer without a name", given(unnamed("initializer")), "initializer 0 has no name"),
+    Refused("no outputs", given(without_outputs()), "the graph has no outputs: nothing of it would be left"),
+    Refused("value_info of another shape", given(written("h", [3])), "node Relu making 'h': 'h' is f32[2], but the model writes f32[3]"),
+    Refused("value_info of another rank", given(written("h", [2, 1])), "node Relu making 'h': 'h' is f32[2], but the model writes f32[2, 1]"),
+    Refused("value_info of another dtype", given(written("h", [2], 7)), "node Relu making 'h': 'h' is f32[2], but the model writes i64[2]"),
+    Refused("an output of another shape", given(text("(float[2] x) => (float[3] y) { y = Relu (x) }")), "node Relu making 'y': 'y' is f32[2], but the model writes f32[3]"),
+    Refused("an output of another dtype", given(text("(float[2] x) => (int64[2] y) { y = Relu (x) }")), "node Relu making 'y': 'y' is f32[2], but the model writes i64[2]"),
+    Refused("an input returned as another type", given(text("(float[2] x) => (float[3] x, float[2] y) { y = Relu (x) }")), "graph: 'x' is f32[2], but the model writes f32[3]"),
+    Refused("an initializer and an input of two shapes", given(initializer_and_input()), "initializer: 'w' is f32[2], but the model writes f32[5]"),
+    Refused("an op that is none", given(node("Rellu", ["x"], ["y"])), "node Rellu 'n': ONNX has no op 'Rellu', did you mean 'Relu'?"),
+    Refused("an op of a later opset", given(node("Gelu", ["x"], ["y"])), "node Gelu 'n': Gelu exists since opset 20, the model imports 17"),
+    Refused("an op of a domain without an opset", given(node("Op", ["x"], ["y"], domain="other")), "node Op 'n': the model imports no opset of 'other'"),
+    Refused("a standard op without an opset", given(text(opsets='"other": 1')), "node Relu making 'y': the model imports no opset of ONNX's own ops"),
+    Refused("an op of the IR's own", given(node("Linear", ["x"], ["y"], domain="tersor")), "node Linear 'n': the model imports no opset of 'tersor'"),
+    Refused("too few operands", given(node("Add", ["x"], ["y"])), "node Add 'n': has 1 inputs, and Add 2"),
+    Refused("too many operands", given(node("Relu", ["x", "x"], ["y"])), "node Relu 'n': has 2 inputs, and Relu 1"),
+    Refused("no operands of a variadic op", given(node("Concat", [], ["y"], axis=0)), "node Concat 'n': has 0 inputs, and Concat 1 or more"),
+    Refused("an operand left out that is needed", given(node("Add", ["x", ""], ["y"])), "node Add 'n': lacks operand 1, 'B'"),
+    Refused("too many results", given(node("Relu", ["x"], ["y", "z"])), "node Relu 'n': has 2 outputs, and Relu 1"),
+    Refused("no results", given(node("Relu", ["x"], [])), "node Relu 'n': has 0 outputs, and Relu 1"),
+    Refused("operands that do not fit", given(node("MatMul", ["x", "x"], ["y"])), "node MatMul 'n': MatMul (n) making %y: [ShapeInferenceError] Incompatible dimensions for matrix multiplication"),
+    Refused("dtypes that do not fit", given(text("(float[2] x, int64[2] z) => (float[2] y) { y = Add (x, z) }")), "node Add making 'y': Add making %y: B has inconsistent type tensor(int64)"),
+    Refused("an axis out of the rank", given(node("Concat", ["x", "x"], ["y"], axis=7)), "node Concat 'n': Concat (n) making %y: axis 7 is outside of rank 2"),
+    Refused("a permutation that is none", given(node("Transpose", ["x"], ["y"], perm=[0, 0])), "node Transpose 'n': Transpose (n) making %y: perm [0, 0] is no permutation of 2 axes"),
+    Refused("an unknown attribute", given(node("Softmax", ["x"], ["y"], axes=1)), "node Softmax 'n': Softmax has no attribute 'axes', did you mean 'axis'? (it has: axis)"),
+    Refused("an attribute that is missing", given(node("Concat", ["x", "x"], ["y"])), "node Concat 'n': Concat needs the attribute 'axis'"),
+    Refused("an attribute of another type", given(node("Transpose", ["x"], ["y"], perm=1)), "node Transpose 'n': its attribute 'perm' is of type int, not ints"),
+    Refused("an attribute twice", given(doubled_attribute()), "node Softmax 'n': has the attribute 'axis' twice"),
+    Refused("an attribute without a type", given(attribute(name="axis", i=1)), "node Softmax 'n': its attribute 'axis' has no type"),
+    Refused("an attribute of a function outside of one", given(attribute(name="axis", type=2, ref_attr_name="a")), "node Softmax 'n': its attribute 'axis' refers to 'a' of a function, and is in none"),
+    Refused("an attribute of a kind that is not carried", given(foreign_attribute()), "node Relu making 'y': its attribute 'odd' is of kind SPARSE_TENSOR, which is not carried here", Unsupported),
+    Refused("a Constant of two values", given(text("(float[2] x) => (float[2] y) { c = Constant <value_int = 1, value_float = 2.0> () y = Relu (x) }")), "node Constant making 'c': needs exactly one attribute, the value"),
+    Refused("a Constant of no value", given(text("(float[2] x) => (float[2] y) { c = Constant () y = Relu (x) }")), "node Constant making 'c': needs exactly one attribute, the value"),
+    Refused("a Constant of an attribute that is none", given(text("(float[2] x) => (float[2] y) { c = Constant <number = 1> () y = Relu (x) }")), "node Constant making 'c': Constant has no attribute 'number' (it has: sparse_value, value, value_float, value_floats, value_int, value_ints, value_string, value_strings)"),
+    Refused("a Cast to a type that is none", given(node("Cast", ["x"], ["y"], to=99)), "node Cast 'n': Cast (n) making %y: Cast does not take these operands and attributes (99)"),
+    Refused("dims past 64 bits", given(text("(float[4611686018427387904] x) => (float[N] y) { a = Concat <axis = 0> (x, x)  y = Concat <axis = 0> (a, a) }")), "node Concat making 'a': Concat making %a: a dim of its result is over 9223372036854775807"),
+    Refused("an If whose branches return other numbers of values", given(text("(bool c, float[2] x) => (float[2] y) { y = If (c) <then_branch = t () => (float[2] a) { a = Identity (x) }, else_branch = e () => (float[2] b, float[2] d) { b = Neg (x)  d = Relu (x) }> }")), "node If making 'y': If making %y: branches return [1, 2] values for 1 results"),
+    Refused("a value of one branch read in the other", given(text("(bool c, float[2] x) => (float[2] y) { y = If (c) <then_branch = t () => (float[2] a) { a = Identity (x) }, else_branch = e () => (float[2] b) { b = Neg (a) }> }")), "node Neg making 'b' reads 'a', which nothing makes"),
+    Refused("a cycle by way of a subgraph", given(text("(bool c, float[2] x) => (float[2] y) { y = If (c) <then_branch = t () => (float[2] a) { a = Identity (z) }, else_branch = e () => (float[2] b) { b = Neg (x) }>  z = Relu (y) }")), "a cycle of 2 nodes: If making 'y' -> Relu making 'z' -> If making 'y'"),
+    Refused("subgraphs too deep in memory", given(nested(500)), "subgraphs nest deeper than 33, which no file can hold: flatten them"),
+    Refused("a type too deep in memory", given(nested_type(500)), "a type nests deeper than 32"),
+    Refused("a list of words for a body", given(text('(float[2] x) => (float[2] y) { y = Loop <body = ["a"]> (, , x) }')), "node Loop making 'y': its attribute 'body' is of type strings, not graph"),
+    Refused("a reduction over no axis of it", given(text("(float[3, 4] x) => (int64[4] y) { y = ArgMin <axis = -9> (x) }")), "node ArgMin making 'y': ArgMin making %y: ArgMin does not take these operands and attributes (list assignment index out of range)"),
+    Refused("pads that are an odd number", given(text("(float[2, 3, 7, 8] x) => (float[N] y) { y = LpPool <kernel_shape = [3, 2], pads = [1, 0, 2, 1, 2]> (x) }", '"": 18')), "node LpPool making 'y': LpPool making %y: LpPool does not take these operands and attributes (zip() argument 2 is longer than argument 1)"),
+    Refused("the first operand left out", given(text("(float[2] x) => (float[2] y) { y = Clip (, x) }")), "node Clip making 'y': lacks operand 0, 'input'"),
+    Refused("an op that only passes make", given(text("(float[2] x) => (float[2] y) { y = tersor.Linear (x) }", '"": 17, "tersor": 1')), "node Linear making 'y': tersor.Linear is no op of an ONNX model"),
+    Refused("an op with a dot in its name", given(node("com.microsoft.Gelu", ["x"], ["y"])), "node 'com.microsoft.Gelu' 'n': ONNX has no op 'com.microsoft.Gelu'"),
+    Refused("a form that has no equal today", given(text('(float[1,1,2,2] x, float[0] r, float[4] s) => (float[1,1,4,4] y) { y = Resize <coordinate_transformation_mode = "tf_half_pixel_for_nn"> (x, r, s) }', '"": 11')), "node Resize making 'y': Resize with coordinate_transformation_mode 'tf_half_pixel_for_nn', which ONNX dropped at opset 13: export the model at a newer opset", Unsupported),
+    Refused("a name of a million characters", given(node("Add", ["x", LONG], ["y"])), "node Add 'n' reads '" + "n" * 280 + " … " + "n" * 128 + "', which nothing makes"),
+    Refused("a name with markup, an escape and a newline", given(node("Add", ["x", "[/red]\x1b[2J\n<script>"], ["y"])), "node Add 'n' reads '[/red]\\x1b[2J\\n<script>', which nothing makes"),
+    Refused("a name that turns the text around", given(node("Add", ["x", "\u202egpj.exe"], ["y"])), "node Add 'n' reads '\\u202egpj.exe', which nothing makes"),
+    Refused("an op with an escape in its name", given(node("\x1b[2JAdd", ["x"], ["y"])), "node '\\x1b[2JAdd' 'n': ONNX has no op '\\x1b[2JAdd', did you mean 'Add'?"),
+    Refused("a domain with an escape in its name", given(node("Add", ["x"], ["y"], domain="\x1b]0;a\x07")), "node Add 'n': the model imports no opset of '\\x1b]0;a\\x07'"),
+]  # fmt: skip

@@ -1,0 +1,90 @@
+"""Tensors that hold something else than they say."""
+
+from __future__ import annotations
+
+import numpy as np
+from hostile.table import Refused, given, holding, text
+from onnx import ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+
+from tersor.errors import Unsupported
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def tensor(data_type: int = FLOAT, **fields: object) -> TensorProto:
+    return TensorProto(data_type=data_type, **fields)  # type: ignore[arg-type]
+
+
+def constant(held: TensorProto) -> ModelProto:
+    """The tensor as the value of a Constant node."""
+    model = text("(float[2] x) => (float[2] y) { y = Relu (x) }")
+    held.name = "c"
+    node = helper.make_node("Constant", [], ["c"])
+    node.attribute.add(name="value", type=4).t.CopyFrom(held)
+    model.graph.node.insert(0, node)
+    return model
+
+
+def pair(indices: object, dims: list[int], values: object = (1.0, 1.0)) -> SparseTensorProto:
+    return helper.make_sparse_tensor(
+        numpy_helper.from_array(np.array(values, np.float32), "w"),
+        numpy_helper.from_array(np.array(indices), ""),
+        dims,
+    )
+
+
+def sparse(held: SparseTensorProto, count: int = 1) -> ModelProto:
+    model = text("(float[2] x) => (float[2] y) { y = Relu (x) }")
+    for i in range(count):
+        held.values.name = f"w{i}"
+        model.graph.sparse_initializer.append(held)
+    return model
+
+
+def sparse_constant(held: SparseTensorProto) -> ModelProto:
+    model = text("(float[2] x) => (float[2] y) { y = Relu (x) }")
+    node = helper.make_node("Constant", [], ["c"])
+    node.attribute.add(name="sparse_value", type=11).sparse_tensor.CopyFrom(held)
+    model.graph.node.insert(0, node)
+    return model
+
+
+LARGE = 1 << 62
+
+TENSORS = [
+    Refused("no type", given(holding(tensor(99, dims=[2]))), "tensor 'w': no element type 99"),
+    Refused("the undefined type", given(holding(tensor(0, dims=[2]))), "tensor 'w': no element type 0"),
+    Refused("a type in a Constant that is none", given(constant(tensor(99, dims=[2]))), "tensor 'c': no element type 99"),
+    Refused("a negative dim", given(holding(tensor(dims=[-2]))), "tensor 'w': negative dim in [-2]"),
+    Refused("a dim of 2^62", given(holding(tensor(dims=[LARGE]))), "tensor 'w': no array can be [4611686018427387904]"),
+    Refused("dims whose product overflows", given(holding(tensor(dims=[1 << 32, 1 << 32]))), "tensor 'w': no array can be [4294967296, 4294967296]"),
+    Refused("an empty array beyond all bounds", given(holding(tensor(dims=[0, LARGE]))), "tensor 'w': no array can be [0, 4611686018427387904]"),
+    Refused("a rank that no array has", given(holding(tensor(dims=[1] * 5000))), "tensor 'w': no array can be 5000 dims"),
+    Refused("gigabytes that are not there", given(holding(tensor(dims=[1 << 30]))), "tensor 'w': [1073741824] of f32 takes 1073741824 numbers, its float_data has 0"),
+    Refused("raw data too short", given(holding(tensor(dims=[2], raw_data=b"1234"))), "tensor 'w': [2] of f32 takes 8 bytes, its raw_data has 4"),
+    Refused("raw data too long", given(holding(tensor(dims=[1], raw_data=b"12345678"))), "tensor 'w': [1] of f32 takes 4 bytes, its raw_data has 8"),
+    Refused("packed raw data too short", given(holding(tensor(TensorProto.INT4, dims=[3], raw_data=b"1"))), "tensor 'w': [3] of i4 takes 2 bytes, its raw_data has 1"),
+    Refused("raw data of strings", given(holding(tensor(TensorProto.STRING, dims=[1], raw_data=b"1"))), "tensor 'w': strings cannot be in raw_data"),
+    Refused("raw data of a Constant too short", given(constant(tensor(dims=[2], raw_data=b"1234"))), "tensor 'c': [2] of f32 takes 8 bytes, its raw_data has 4"),
+    Refused("floats too few", given(holding(tensor(dims=[3], float_data=[1.0]))), "tensor 'w': [3] of f32 takes 3 numbers, its float_data has 1"),
+    Refused("floats too many", given(holding(tensor(dims=[1], float_data=[1.0, 2.0]))), "tensor 'w': [1] of f32 takes 1 numbers, its float_data has 2"),
+    Refused("floats of a Constant too few", given(constant(tensor(dims=[3], float_data=[1.0]))), "tensor 'c': [3] of f32 takes 3 numbers, its float_data has 1"),
+    Refused("integers too few", given(holding(tensor(INT64, dims=[2], int64_data=[1]))), "tensor 'w': [2] of i64 takes 2 numbers, its int64_data has 1"),
+    Refused("halves of complex numbers", given(holding(tensor(TensorProto.COMPLEX64, dims=[2], float_data=[1, 2, 3]))), "tensor 'w': [2] of c64 takes 4 numbers, its float_data has 3"),
+    Refused("packed integers too many", given(holding(tensor(TensorProto.UINT4, dims=[2], int32_data=[1, 2]))), "tensor 'w': [2] of u4 takes 1 numbers, its int32_data has 2"),
+    Refused("strings too few", given(holding(tensor(TensorProto.STRING, dims=[2], string_data=[b"a"]))), "tensor 'w': [2] of string takes 2 numbers, its string_data has 1"),
+    Refused("floats in place of integers", given(holding(tensor(INT64, dims=[1], float_data=[1.0]))), "tensor 'w': i64 belongs in int64_data, not in float_data"),
+    Refused("data twice", given(holding(tensor(dims=[1], raw_data=b"1234", float_data=[1.0]))), "tensor 'w': data both in raw_data and in float_data"),
+    Refused("a segment", given(holding(tensor(dims=[1], float_data=[1.0], segment=TensorProto.Segment(begin=0, end=1)))), "tensor 'w': a segment of a tensor, which ONNX gave up"),
+    Refused("a sparse index past the end", given(sparse(pair([1, 9], [2, 3]))), "sparse tensor 'w0' of [2, 3]: index 9 is out of bounds for axis 0 with size 6"),
+    Refused("a negative sparse index", given(sparse(pair([-1, 2], [2, 3]))), "sparse tensor 'w0' of [2, 3]: an index is negative"),
+    Refused("a sparse index by axis past the end", given(sparse(pair([[0, 1], [5, 0]], [2, 3]))), "sparse tensor 'w0' of [2, 3]: index 5 is out of bounds for axis 0 with size 2"),
+    Refused("a negative sparse dim", given(sparse(pair([1, 2], [-2, 3]))), "sparse tensor 'w0' of [-2, 3]: no array can be that"),
+    Refused("sparse indices too few", given(sparse(pair([1], [2, 3]))), "sparse tensor 'w0' of [2, 3]: values of shape [2] with indices of [1]"),
+    Refused("sparse indices that are floats", given(sparse(pair([1.0, 2.0], [2, 3]))), "sparse tensor 'w0' of [2, 3]: indices are float64, not int64"),
+    Refused("sparse values that are a matrix", given(sparse(pair([0, 1], [2, 3], [[1.0, 2.0]]))), "sparse tensor 'w0' of [2, 3]: values of shape [1, 2] with indices of [2]"),
+    Refused("a sparse bomb", given(sparse(pair([0, 1], [1 << 20, 1 << 20]))), "sparse tensor 'w0' of [1048576, 1048576]: the model's sparse tensors take more than 268435456 bytes when dense, and they are held so here", Unsupported),
+    Refused("a sparse bomb past 64 bits", given(sparse(pair([0, 1], [LARGE, LARGE]))), "sparse tensor 'w0' of [4611686018427387904, 4611686018427387904]: the model's sparse tensors take more than 268435456 bytes when dense, and they are held so here", Unsupported),
+    Refused("a sparse bomb in a Constant", given(sparse_constant(pair([0, 1], [1 << 40]))), "sparse tensor 'w' of [1099511627776]: the model's sparse tensors take more than 268435456 bytes when dense, and they are held so here", Unsupported),
+    Refused("a thousand sparse tensors that are a bomb together", given(sparse(pair([0, 1], [1 << 20]), 1000)), "sparse tensor 'w64' of [1048576]: the model's sparse tensors take more than 268435456 bytes when dense, and they are held so here", Unsupported),
+]  # fmt: skip
