@@ -52,6 +52,7 @@ format: $(STAMP) ## rewrite the sources as ruff formats them
 
 bench: $(STAMP) ## measure against ONNX Runtime
 	@$(BIN)/python benchmarks/minilm.py
+	@$(BIN)/python benchmarks/zoo.py
 	@$(BIN)/python benchmarks/table.py
 
 clean: ## remove .venv, caches and build outputs
