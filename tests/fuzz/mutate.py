@@ -25,7 +25,6 @@ WORDS = [
     "ai.onnx", "ai.onnx.ml", "com.microsoft", "tersor", "then_branch", "else_branch", "body", "axis",
     "perm", "value", "to", "shape", "keepdims",
 ]  # fmt: skip
-_INTEGERS = (Kind.CPPTYPE_INT32, Kind.CPPTYPE_INT64, Kind.CPPTYPE_UINT32, Kind.CPPTYPE_UINT64)
 _RANGES = {
     Kind.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     Kind.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -146,6 +145,8 @@ def _alike(field: Any, messages: list[Message]) -> list[Message]:
 
 
 def _scalar(field: Any, old: Any, messages: list[Message], rng: random.Random) -> Any:
+    if field.type == Kind.TYPE_BYTES:  # of the same type as text in C++
+        return _raw(old or b"", rng)
     match field.cpp_type:
         case Kind.CPPTYPE_STRING:
             return _word(old or "", messages, rng)
@@ -155,8 +156,6 @@ def _scalar(field: Any, old: Any, messages: list[Message], rng: random.Random) -
             return rng.random() < 0.5
         case Kind.CPPTYPE_ENUM:
             return rng.choice(field.enum_type.values).number
-    if field.cpp_type not in _INTEGERS:
-        return _raw(old or b"", rng)
     low, high = _RANGES[field.cpp_type]
     number = rng.choice(
         [rng.choice(NUMBERS), (old or 0) + rng.choice([-1, 1]), rng.randrange(0, 30)]
@@ -186,7 +185,7 @@ def _word(old: str, messages: list[Message], rng: random.Random) -> str:
             value
             for message in messages
             for field, held in message.ListFields()
-            if field.cpp_type == Kind.CPPTYPE_STRING
+            if field.type == Kind.TYPE_STRING
             for value in (held if field.is_repeated else [held])
         ]
         return rng.choice(names or WORDS)

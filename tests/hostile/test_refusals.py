@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_refusing_takes_little_memory_and_time(group: str) -> None:
     assert told["seconds"] < MOST_SECONDS
 
 
+def peak_megabytes() -> int:
+    """Of this process alone: what getrusage tells begins with the peak of the one that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
 def main(group: str) -> None:
     slowest = 0.0
     for row in GROUPS[group]:
@@ -83,7 +94,7 @@ def main(group: str) -> None:
                 slowest = max(slowest, time.perf_counter() - start)
             else:
                 raise SystemExit(f"{row.name} was accepted")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = peak_megabytes()
     print(json.dumps({"rows": len(GROUPS[group]), "megabytes": peak, "seconds": slowest}))
 
 

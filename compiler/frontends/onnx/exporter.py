@@ -226,6 +226,9 @@ class _Exporter:
         domain, op = split_domain(node.op)
         proto = NodeProto(op_type=op, domain=domain)
         proto.input.extend(self._name(v) for v in node.inputs)
+        # An empty name at the end says nothing, and ONNX Runtime's fusions read what it stands for.
+        while proto.input and not proto.input[-1]:
+            proto.input.pop()
         proto.output.extend(self._name(v) for v in node.outputs)
         self._trim(node, proto)
         at = schema(node.op, self.opset)
