@@ -6,7 +6,7 @@ A message is walked by its descriptor, whatever it is: no field is left out, tod
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -33,8 +33,25 @@ _RANGES = {
 }
 
 
+def models(inputs: Iterable[bytes]) -> list[onnx.ModelProto]:
+    """Those of ``inputs`` that are models, for parts to be taken from."""
+    found = []
+    for data in inputs:
+        model = onnx.ModelProto()
+        try:
+            model.ParseFromString(data)
+        except DecodeError:
+            continue
+        found.append(model)
+    return found
+
+
 def mutated(
-    data: bytes, size: int, seed: int, raw: Callable[[bytes, int], bytes], donors: list[bytes]
+    data: bytes,
+    size: int,
+    seed: int,
+    raw: Callable[[bytes, int], bytes],
+    donors: list[onnx.ModelProto],
 ) -> bytes:
     """A neighbour of ``data``, of at most ``size`` bytes.
 
@@ -53,9 +70,7 @@ def mutated(
         return raw(data, size)
     if not data or rng.random() < 0.1:
         return raw(data, size)
-    donor = onnx.ModelProto()
-    if donors and rng.random() < 0.3:
-        donor.ParseFromString(rng.choice(donors))
+    donor = rng.choice(donors) if donors and rng.random() < 0.3 else onnx.ModelProto()
     for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
         _change(model, donor, rng)
     try:
