@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor as Kind
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 NUMBERS = [
     0, 1, 2, 3, 4, 7, 8, 16, 64, 255, 1024, 65536, -1, -2, 2**31 - 1, 2**31, -(2**31), 2**32, 2**40,
@@ -71,11 +71,11 @@ def mutated(
     if not data or rng.random() < 0.1:
         return raw(data, size)
     donor = rng.choice(donors) if donors and rng.random() < 0.3 else onnx.ModelProto()
-    for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
-        _change(model, donor, rng)
     try:
+        for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
+            _change(model, donor, rng)
         made = model.SerializeToString()
-    except Exception:  # a text that is no UTF-8, a message beyond 2 GB
+    except (ValueError, EncodeError):  # text that is no UTF-8, which parses but cannot be read
         return raw(data, size)
     return made if len(made) <= size else raw(data, size)
 
