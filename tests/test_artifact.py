@@ -269,6 +269,10 @@ def test_an_artifact_in_two_files_survives_its_folder(tmp_path: Path) -> None:
     assert listing(tmp_path / "again") == listing(tmp_path / "out")
     again.save(tmp_path / "out")  # over the files that its weights are mapped from
     assert listing(tmp_path / "again") == listing(tmp_path / "out")
+    held = tersor.load(tmp_path / "out")
+    artifact(2).save(tmp_path / "out")  # which removes what is mapped
+    (y,) = held.run(FEED).values()
+    np.testing.assert_array_equal(y, expected)
 
 
 def test_a_folder_keeps_what_is_not_ours(tmp_path: Path) -> None:
