@@ -168,7 +168,8 @@ class _Exporter:
         for node in graph.nodes:
             proto.node.append(self._node(node))
         for name, value in copies:
-            proto.node.add(op_type="Identity", input=[self.names[value]], output=[name])
+            label = _unlike("Identity", self.node_names, self.tried_nodes)
+            proto.node.add(op_type="Identity", name=label, input=[self.names[value]], output=[name])
         outputs = graph.output_names if outermost else self._inner_outputs(graph, copies)
         for name, value in zip(outputs, graph.outputs, strict=True):
             proto.output.add(name=name).type.CopyFrom(type_to_proto(value.type))
