@@ -1,9 +1,25 @@
 """Settings that all tests share."""
 
+import pytest
 from hypothesis import Phase, settings
 
 # The same examples in every run, so that a change is judged by what it changes. To look for new
 # ones: pytest --hypothesis-profile=search.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None, phases=[Phase.reuse, Phase.generate])
+# 50 times as many examples where a test asks for its number in proportion (``scaled``).
+settings.register_profile("long", settings.get_profile("search"), max_examples=5000, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-big", action="store_true", help="also run tests that take gigabytes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-big"):
+        return
+    big = [item for item in items if item.get_closest_marker("big")]
+    if big:
+        items[:] = [item for item in items if item not in big]
+        config.hook.pytest_deselected(items=big)
