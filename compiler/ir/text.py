@@ -26,7 +26,15 @@ from tersor.errors import InvalidGraph
 from tersor.ir.encodings import Dense, Encoding
 from tersor.ir.graph import Graph, OpTable
 from tersor.ir.node import Attribute, Node, Value
-from tersor.ir.types import DType, OptionalType, SequenceType, TensorType, UnknownType, parse_type
+from tersor.ir.types import (
+    DType,
+    MapType,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    UnknownType,
+    parse_type,
+)
 
 INLINE_ELEMENTS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
@@ -118,7 +126,7 @@ def _attribute(attr: Attribute, indent: str) -> list[str]:
 def _scalar(attr: object) -> str:
     if isinstance(attr, Encoding):
         return f"tensor {attr.type} {_encoding(attr)}"
-    if isinstance(attr, (TensorType, SequenceType, OptionalType, UnknownType)):
+    if isinstance(attr, (TensorType, SequenceType, OptionalType, MapType, UnknownType)):
         return f"type {json.dumps(str(attr))}"
     if isinstance(attr, bytes):
         return f"bytes {json.dumps(attr.hex())}"
@@ -205,7 +213,7 @@ _TOKEN = re.compile(
       | (?P<mark>[(){}\[\],=:])""",
     re.VERBOSE,
 )
-_TYPE = re.compile(r"(?:seq<|optional<)*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
+_TYPE = re.compile(r"(?:seq<|optional<|map<[a-z0-9]+, )*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
 
 
 class _Parser:
