@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tersor.analysis.match import dims
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Dim, DType, Graph, Node, TensorType, Value
 from tersor.ir.dims import evaluate, symbols
@@ -29,7 +30,7 @@ def dim_names(graph: Graph) -> list[str]:
     """The open dims of the inputs, in order."""
     found: dict[str, None] = {}
     for value in graph.inputs:
-        for dim in _dims(value):
+        for dim in dims(value) or ():
             found.update(dict.fromkeys(sorted(symbols(dim))))
     return list(found)
 
@@ -37,7 +38,7 @@ def dim_names(graph: Graph) -> list[str]:
 def default_sizes(graph: Graph) -> list[dict[str, int]]:
     """SIZES for the graph's open dims: the first dim of the first input that has it open is the batch."""
     names = dim_names(graph)
-    batches = {n for v in graph.inputs for d in _dims(v)[:1] for n in symbols(d)}
+    batches = {n for v in graph.inputs for d in (dims(v) or ())[:1] for n in symbols(d)}
     chosen = [{n: batch if n in batches else length for n in names} for batch, length in SIZES]
     return [s for i, s in enumerate(chosen) if s not in chosen[:i]]
 
@@ -71,7 +72,7 @@ def _cache_dims(graph: Graph) -> set[str]:
         name
         for value in graph.inputs
         if isinstance(value.type, TensorType) and value.type.dtype.is_float
-        for axis, dim in enumerate(_dims(value))
+        for axis, dim in enumerate(dims(value) or ())
         if any(_joins(use.user, use.operand, axis) for use in value.uses)
         for name in symbols(dim)
     }
@@ -147,9 +148,5 @@ def _table_rows(value: Value) -> int:
 
 
 def _first_dim(table: Value | None) -> int:
-    dims = _dims(table) if table is not None else ()
-    return dims[0] if dims and isinstance(dims[0], int) else 0
-
-
-def _dims(value: Value) -> tuple[Dim, ...]:
-    return (value.type.dims or ()) if isinstance(value.type, TensorType) else ()
+    have = dims(table) if table is not None else None
+    return have[0] if have and isinstance(have[0], int) else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def _of(kind: type, data: dict[str, Any], key: str) -> Any:
 
 
 def _plain_name(name: str) -> str:
-    if Path(name).name != name or "\0" in name or "\\" in name or name == NAME:
+    if name in ("", ".", "..", NAME) or any(c in name for c in "/\\\0"):
         raise ValueError(f"file name {name!r} leads out of the folder")
     return name
 
@@ -144,25 +145,20 @@ def _stored(name: str, entry: Any) -> Stored:
     return Stored(sha, size)
 
 
-def check_file(path: Path, expected: Stored, found: Stored | None = None) -> None:
-    """That a file is what the manifest says; read piece by piece, where ``found`` does not tell.
+def check_file(path: Path, expected: Stored) -> None:
+    """That a file is what the manifest says; read piece by piece.
 
     Raises:
         InvalidModel: it is missing, no regular file, or another one.
     """
     try:
-        size = path.lstat().st_size if found is None else found.size
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
         # A file of another size is not read: it may be endless.
-        same_size = found or (stored(path) if size == expected.size else Stored("", size))
+        found = stored(path) if size == expected.size else Stored("", size)
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; compile the model again") from None
-    if same_size.size != expected.size:
-        raise InvalidModel(
-            f"{path}: {same_size.size} bytes, the manifest says {expected.size}; "
-            "compile the model again"
-        )
-    if same_size.sha256 != expected.sha256:
-        raise InvalidModel(f"{path}: its hash is not the manifest's; compile the model again")
+    _compare(path, found, expected)
 
 
 def read_file(path: Path, expected: Stored) -> bytes:
@@ -173,15 +169,21 @@ def read_file(path: Path, expected: Stored) -> bytes:
     """
     try:
         with open_plain(path) as file:
-            data = file.read(expected.size + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read() if size == expected.size else b""
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; compile the model again") from None
-    except MemoryError:
-        raise InvalidModel(f"{path}: not enough memory for {expected.size} bytes") from None
-    found = Stored(hashlib.sha256(data).hexdigest(), len(data))
-    size = path.stat().st_size if len(data) > expected.size else len(data)
-    check_file(path, expected, Stored(found.sha256, size))
+    _compare(path, Stored(hashlib.sha256(data).hexdigest(), size), expected)
     return data
+
+
+def _compare(path: Path, found: Stored, expected: Stored) -> None:
+    if found.size != expected.size:
+        raise InvalidModel(
+            f"{path}: {found.size} bytes, the manifest says {expected.size}; compile the model again"
+        )
+    if found.sha256 != expected.sha256:
+        raise InvalidModel(f"{path}: its hash is not the manifest's; compile the model again")
 
 
 # -- what a result depends on --------------------------------------------------------------------

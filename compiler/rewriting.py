@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Rewrite = Value | Sequence[Value] | bool | None
 MAX_SWEEPS = 100
+BESIDE = 8  # Operands and readers that are looked at again when a node has changed.
 
 
 class Skip(Exception):
@@ -70,6 +72,7 @@ class Context:
     evaluate: Evaluate | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     rewrites_left: int | None = None
+    _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def may_rewrite(self) -> bool:
         return self.rewrites_left is None or self.rewrites_left > 0
@@ -82,7 +85,8 @@ class Context:
 
     def skip(self, node: Node, reason: str) -> None:
         entry = (node.label, reason)
-        if entry not in self.report.skips:
+        if entry not in self._skipped:
+            self._skipped.add(entry)
             self.report.skips.append(entry)
 
 
@@ -109,10 +113,20 @@ class Pass:
         return self.pass_name() + (f"{{{','.join(given)}}}" if given else "")
 
     def run(self, graph: Graph, context: Context) -> None:
-        """Sweeps ``visit`` over all nodes, subgraphs included, until nothing changes."""
+        """Sweeps ``visit`` over all nodes, subgraphs included, until nothing changes.
+
+        After a sweep, what stands beside its changes is visited first, and beside the changes of
+        that, so that a rule that works its way back through a long chain needs no sweep for each node.
+        """
+        limit = MAX_SWEEPS * (sum(1 for _ in graph.walk()) + 1)
+        visits = 0
         for _ in range(MAX_SWEEPS):
-            if not self._sweep(graph, context):
+            beside = self._sweep(graph.walk(), context)
+            if not beside:
                 return
+            while beside and visits < limit:
+                visits += len(beside)
+                beside = self._sweep(beside, context)
         raise PassFailed(f"{self.label} still changes the graph after {MAX_SWEEPS} sweeps")
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
@@ -127,14 +141,15 @@ class Pass:
         """
         raise TypeError(f"{type(self).__name__} defines neither run nor visit")
 
-    def _sweep(self, graph: Graph, context: Context) -> bool:
-        changed = False
-        for node in graph.walk():
+    def _sweep(self, nodes: Iterable[Node], context: Context) -> list[Node]:
+        """Visits ``nodes``; those beside what was changed, each once."""
+        beside: dict[Node, None] = {}
+        for node in nodes:
             owner = node.graph
             if owner is None:
                 continue
             if not context.may_rewrite():
-                return False
+                return []
             try:
                 with owner.at(node):
                     result = self.visit(owner, node)
@@ -144,10 +159,27 @@ class Pass:
             if result is None or result is False:
                 continue
             context.rewrote()
-            changed = True
-            if result is not True:
-                replace_node(node, [result] if isinstance(result, Value) else result)
-        return changed
+            if result is True:
+                beside.update(dict.fromkeys(_beside(node.outputs)))
+                continue
+            values = [result] if isinstance(result, Value) else list(result)
+            replace_node(node, values)
+            beside.update(dict.fromkeys(_beside(values)))
+        return list(beside)
+
+
+def _beside(values: Iterable[Value]) -> Iterator[Node]:
+    """What makes ``values``, what makes the operands of that, and what reads them. Of many operands or
+    readers only the first: the next sweep comes to the others."""
+    for value in values:
+        for use in islice(value.uses, BESIDE):
+            if isinstance(use.user, Node):
+                yield use.user
+        if value.producer is not None:
+            yield value.producer
+            for operand in value.producer.inputs[:BESIDE]:
+                if operand is not None and operand.producer is not None:
+                    yield operand.producer
 
 
 def replace_node(node: Node, values: Sequence[Value]) -> None:

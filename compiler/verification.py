@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,7 @@ from tersor.ir import (
     verify,
     weights_of,
 )
+from tersor.ir.verify import Checked
 from tersor.report import PassReport
 from tersor.rewriting import Context, Evaluate, Feeds, Pass
 
@@ -43,6 +44,8 @@ class Verification:
     feeds: Feeds
     evaluate: Evaluate | None
     context: Callable[[PassReport, int], Context]
+    _checked: Checked = field(default_factory=Checked, init=False)
+    _verified: int = field(default=-1, init=False)  # Changes that the graph had seen by then.
 
     def check(
         self, step: Pass, signature: Signature, before: Graph, after: Graph, report: PassReport
@@ -54,16 +57,22 @@ class Verification:
         """
         if self.level == "none":
             return
-        try:
-            verify(after)
-            if self.level in ("text", "values"):
-                _verify_text(after)
-        except InvalidGraph as error:
-            raise PassFailed(f"after {step.label}: {error}") from error
+        self._check_rules(step, after)
         if step.keeps.signature:
             _verify_signature(step, signature, after)
         if self.level == "values" and step.keeps.values is not None:
             self._verify_values(step, before, after, report)
+
+    def _check_rules(self, step: Pass, after: Graph) -> None:
+        if self.level == "types" and after.changes == self._verified:
+            return
+        try:
+            verify(after, checked=self._checked)
+            if self.level in ("text", "values"):
+                _verify_text(after)
+        except InvalidGraph as error:
+            raise PassFailed(f"after {step.label}: {error}") from error
+        self._verified = after.changes
 
     def _verify_values(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
         # A pass that does not count its rewrites is not trusted to have made none.

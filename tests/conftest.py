@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import pytest
 from hypothesis import Phase, settings
 
 # The same examples in every run, so that a change is judged by what it changes. To look for new
@@ -7,3 +8,16 @@ from hypothesis import Phase, settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None, phases=[Phase.reuse, Phase.generate])
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-big", action="store_true", help="also run tests that take gigabytes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-big"):
+        return
+    big = [item for item in items if item.get_closest_marker("big")]
+    if big:
+        items[:] = [item for item in items if item not in big]
+        config.hook.pytest_deselected(items=big)

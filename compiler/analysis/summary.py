@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tersor.ir import DType, Encoding, Graph, Node, Value
-from tersor.ir.dims import KnownDim
+from tersor.ir.dims import KnownDim, TooComplex
 
 MAX_SCOPE_DEPTH = 8  # Modules below this count in the one they lie in.
 # Integers of these widths are shapes, indices and ids, not learned numbers.
@@ -115,8 +115,11 @@ def _macs(graph: Graph) -> tuple[KnownDim, Counter[str]]:
         # A loop's body runs as often as only the run itself tells.
         if macs is None or (_repeats(node) and macs != 0):
             unknown[node.op] += 1
-        else:
+            continue
+        try:
             known = known + macs
+        except TooComplex:
+            unknown[node.op] += 1
     return known, unknown
 
 

@@ -108,7 +108,7 @@ def compile(
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)
-    report.show_written(out)
+    report.show_written(out, artifact.model)
 
 
 def convert(
@@ -160,4 +160,4 @@ def convert(
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)
-    report.show_written(out)
+    report.show_written(out, artifact.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tersor.built import Built, Split
 from tersor.cli.console import clean, number, say, show, size, table
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def show_report(report: Report, *, skips: bool) -> None:
         say(line)
 
 
-def show_written(path: Path) -> None:
+def show_written(path: Path, model: Built) -> None:
     what = "the model alone" if path.suffix == ".onnx" else "an artifact: tersor.load reads it"
+    if path.suffix == ".onnx" and isinstance(model, Split):
+        what = f"its weights are in {model.weights.name} beside it, and belong to it"
     say(f"wrote {path} ({what})")
 
 

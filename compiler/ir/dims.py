@@ -24,7 +24,8 @@ KnownDim = Union[int, "Sym"]
 # Beyond these a dim is taken to be unknown: products of sums double what they are made of each time.
 MAX_TERMS = 64
 MAX_DEGREE = 32
-MAX_TEXT = 2000  # Characters of an expression, which also bounds how deep it nests.
+MAX_TEXT = 2000  # Characters of an expression.
+MAX_DEPTH = 32  # Calls in calls: hashing, comparing and printing them recurse.
 LARGEST = 2**63 - 1
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -271,6 +272,8 @@ def _canonical(terms: Iterable[tuple[Monomial, int]]) -> KnownDim:
         gathered[key] = gathered.get(key, 0) + coefficient
         if len(gathered) > MAX_TERMS:
             raise TooComplex(f"a sum of more than {MAX_TERMS} products")
+    if any(m and abs(c) > LARGEST for m, c in gathered.items()):
+        raise TooComplex("a coefficient of more than 64 bits")
     kept = sorted(
         ((m, c) for m, c in gathered.items() if c), key=lambda t: (not t[0], tuple(map(str, t[0])))
     )
@@ -285,7 +288,15 @@ def _atom(function: str, arguments: tuple[KnownDim, ...]) -> Sym:
     atom = Call(function, arguments)
     if len(str(atom)) > MAX_TEXT:
         raise TooComplex(f"{function} of expressions of more than {MAX_TEXT} characters")
+    if max(map(_depth, arguments)) >= MAX_DEPTH:
+        raise TooComplex(f"{function} of expressions that nest more than {MAX_DEPTH} deep")
     return Sym((((atom,), 1),))
+
+
+def _depth(dim: KnownDim) -> int:
+    """How many calls stand in each other."""
+    calls = [a for m, _ in _terms(dim) for a in m if isinstance(a, Call)]
+    return max((1 + max(map(_depth, call.arguments)) for call in calls), default=0)
 
 
 def _extreme(function: str, a: KnownDim, b: KnownDim) -> KnownDim:

@@ -13,8 +13,8 @@ returns it counts as a user.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Graph(NodeList):
         self.metadata: dict[str, str] = {}
         self.parent: Node | None = None
         self._names: dict[str, int] = outer._names if outer is not None else {}
+        self._changes: list[int] = outer._changes if outer is not None else [0]
         self._cursor: Node | None = None
 
     # -- reading ---------------------------------------------------------------------------------
@@ -62,12 +63,13 @@ class Graph(NodeList):
         """All nodes, those of subgraphs before the node that holds them is passed."""
         stack: list[Iterator[Node]] = [self.nodes]
         while stack:
-            node = next(stack[-1], None)
-            if node is None:
+            for node in stack[-1]:
+                yield node
+                if node.subgraphs:
+                    stack.extend(g.nodes for g in node.subgraphs)
+                    break
+            else:
                 stack.pop()
-                continue
-            yield node
-            stack.extend(g.nodes for g in node.subgraphs)
 
     def all_graphs(self) -> Iterator[Graph]:
         """This graph, then its subgraphs at any depth."""
@@ -79,6 +81,11 @@ class Graph(NodeList):
     def outer(self) -> Graph | None:
         """The graph whose node holds this one; None for an outermost graph."""
         return self.parent.graph if self.parent is not None else None
+
+    @property
+    def changes(self) -> int:
+        """How often this graph, the outer ones and the inner ones were changed: grows with each."""
+        return self._changes[0]
 
     def values(self) -> Iterator[Value]:
         """Inputs, constants and results of this graph, without those of subgraphs."""
@@ -96,20 +103,18 @@ class Graph(NodeList):
 
     def rename_inputs(self, names: Sequence[str]) -> None:
         """New names for the inputs, in order; an inner value that has one of them gets another."""
-        inner = [
-            v for g in self.all_graphs() for v in g.values() if g is not self or not v.is_input
-        ]
+        self._changes[0] += 1
+        taken = set(names)
         for value, name in zip(self.inputs, names, strict=True):
             value.name = name
             self._names.setdefault(name, 0)
-        for value in inner:
-            if value.name in names:
-                new = self.fresh(value.name)
-                if value.is_constant:
-                    value.graph.constants = {
-                        (new if v is value else k): v for k, v in value.graph.constants.items()
-                    }
-                value.name = new
+        for graph in self.all_graphs():
+            inner = [v for v in graph.values() if graph is not self or not v.is_input]
+            clashing = [v for v in inner if v.name in taken]
+            for value in clashing:
+                value.name = self.fresh(value.name)
+            if any(v.is_constant for v in clashing):
+                graph.constants = {v.name: v for v in graph.constants.values()}
 
     def fresh(self, base: str) -> str:
         """``base``, or ``base_1`` … where a value of this or an outer or inner graph has that name."""
@@ -126,6 +131,7 @@ class Graph(NodeList):
 
     def add_input(self, name: str, type: ValueType) -> Value:
         value = Value(self.fresh(name), type, self)
+        self._changes[0] += 1
         self.inputs.append(value)
         return value
 
@@ -134,6 +140,7 @@ class Graph(NodeList):
         encoding = data if isinstance(data, Encoding) else Dense(np.asarray(data))
         value = Value(self.fresh(name), encoding.type, self)
         value.encoding = encoding
+        self._changes[0] += 1
         self.constants[value.name] = value
         return value
 
@@ -141,6 +148,7 @@ class Graph(NodeList):
         """Holds a constant's numbers in another form; the decoded type must stay."""
         if encoding.type != constant.type:
             raise ValueError(f"{constant!r} cannot be held as {encoding.type}")
+        self._changes[0] += 1
         constant.encoding = encoding
         constant.contents = None
 
@@ -202,6 +210,7 @@ class Graph(NodeList):
         return node
 
     def _type(self, node: Node, types: Sequence[ValueType] | None) -> None:
+        self._changes[0] += 1
         if types is not None:
             for value, type in zip(node.outputs, types, strict=True):
                 value.type = type
@@ -213,25 +222,21 @@ class Graph(NodeList):
         """Types ``node`` anew, after its operands' types have become sharper."""
         self._type(node, None)
 
-    @contextmanager
-    def at(self, node: Node | None) -> Iterator[None]:
+    def at(self, node: Node | None) -> AbstractContextManager[None]:
         """Within it, emitted nodes go before ``node`` and take its scope."""
-        previous, self._cursor = self._cursor, node
-        try:
-            yield
-        finally:
-            self._cursor = previous
+        return _Cursor(self, node)
 
     def set_outputs(self, values: Iterable[Value], names: Iterable[str] | None = None) -> None:
         """Makes ``values`` the outputs, called ``names`` (else as the values are)."""
+        self._changes[0] += 1
         for i, old in enumerate(self.outputs):
-            old.uses.pop(Use(self, i), None)
+            old._drop_use(Use(self, i))
         self.outputs = list(values)
         self.output_names = list(names) if names is not None else [v.name for v in self.outputs]
         if len(self.output_names) != len(self.outputs):
             raise ValueError(f"{len(self.outputs)} outputs, {len(self.output_names)} names")
         for i, value in enumerate(self.outputs):
-            value.uses[Use(self, i)] = None
+            value._add_use(Use(self, i))
 
     # -- rewriting -------------------------------------------------------------------------------
 
@@ -244,20 +249,18 @@ class Graph(NodeList):
 
     def set_input(self, user: Node | Graph, index: int, new: Value | None) -> None:
         """Makes operand (or graph output) ``index`` of ``user`` read ``new``."""
-        operands = user.inputs if isinstance(user, Node) else tuple(user.outputs)
+        self._changes[0] += 1
+        # In place: among thousands of operands (of a Concat, a Sum), each may be replaced in turn.
+        operands = _operands(user)
         old = operands[index]
+        assert new is not None or isinstance(user, Node), "a graph output cannot be left out"
         if old is not None:
-            old.uses.pop(Use(user, index), None)
+            old._drop_use(Use(user, index))
         if new is not None:
-            new.uses[Use(user, index)] = None
-        changed = (*operands[:index], new, *operands[index + 1 :])
-        if isinstance(user, Node):
-            while changed and changed[-1] is None:  # Left out at the end is not there at all.
-                changed = changed[:-1]
-            user.inputs = changed
-        else:
-            assert new is not None, "a graph output cannot be left out"
-            user.outputs = [v for v in changed if v is not None]
+            new._add_use(Use(user, index))
+        operands[index] = new
+        while operands and operands[-1] is None:  # Left out at the end is not there at all.
+            operands.pop()
 
     def erase(self, node: Node) -> None:
         """Removes an unread node, and its subgraphs' reads with it.
@@ -277,11 +280,13 @@ class Graph(NodeList):
         """Removes an unread constant."""
         if constant.uses:
             raise ValueError(f"{constant!r} is still read")
+        self._changes[0] += 1
         del self.constants[constant.name]
 
     def move_before(self, node: Node, other: Node) -> None:
         """Moves ``node`` to just before ``other``."""
         if node is not other:
+            self._changes[0] += 1
             self._unlink(node)
             self._link(node, other)
 
@@ -294,13 +299,14 @@ class Graph(NodeList):
     # -- inner -----------------------------------------------------------------------------------
 
     def _set_inputs(self, node: Node, inputs: Sequence[Value | None]) -> None:
+        self._changes[0] += 1
         for i, old in enumerate(node.inputs):
             if old is not None:
-                old.uses.pop(Use(node, i), None)
-        node.inputs = tuple(inputs)
+                old._drop_use(Use(node, i))
+        node.inputs = list(inputs)
         for i, new in enumerate(node.inputs):
             if new is not None:
-                new.uses[Use(node, i)] = None
+                new._add_use(Use(node, i))
 
     def _release(self) -> None:
         """Drops all reads made by this graph's nodes and outputs (it is going away)."""
@@ -309,7 +315,28 @@ class Graph(NodeList):
                 node.graph._set_inputs(node, ())
         for graph in list(self.all_graphs()):
             for i, value in enumerate(graph.outputs):
-                value.uses.pop(Use(graph, i), None)
+                value._drop_use(Use(graph, i))
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.inputs)} inputs, {self._count} nodes>"
+
+
+class _Cursor:
+    """Where a graph puts what is emitted, while it is entered."""
+
+    __slots__ = ("before", "graph", "node")
+
+    def __init__(self, graph: Graph, node: Node | None) -> None:
+        self.graph = graph
+        self.node = node
+        self.before: Node | None = None
+
+    def __enter__(self) -> None:
+        self.before, self.graph._cursor = self.graph._cursor, self.node
+
+    def __exit__(self, *error: object) -> None:
+        self.graph._cursor = self.before
+
+
+def _operands(user: Node | Graph) -> list[Value | None]:
+    return cast("list[Value | None]", user.inputs if isinstance(user, Node) else user.outputs)

@@ -5,7 +5,7 @@ They are plain data: a :class:`tersor.ir.graph.Graph` alone changes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Union, cast
 
 import numpy as np
@@ -42,7 +42,9 @@ class Value:
             of inputs (an object array of int, Sym or None); None where nothing is known.
     """
 
-    __slots__ = ("contents", "encoding", "graph", "index", "name", "producer", "type", "uses")
+    __slots__ = (
+        "_returned", "contents", "encoding", "graph", "index", "name", "producer", "type", "uses",
+    )  # fmt: skip
 
     def __init__(self, name: str, type: ValueType, graph: Graph) -> None:
         self.name = name
@@ -53,6 +55,7 @@ class Value:
         self.encoding: Encoding | None = None
         self.contents: np.ndarray | None = None
         self.uses: dict[Use, None] = {}
+        self._returned = 0  # How many of the uses are graphs' outputs.
 
     @property
     def is_constant(self) -> bool:
@@ -70,13 +73,14 @@ class Value:
     @property
     def is_output(self) -> bool:
         """Whether some graph returns it."""
-        return any(not isinstance(use.user, Node) for use in self.uses)
+        return self._returned > 0
 
     def only_user(self) -> Node | None:
         """The node that alone reads it (perhaps at several operands), else None."""
-        users = {use.user for use in self.uses}
-        user = users.pop() if len(users) == 1 else None
-        return user if isinstance(user, Node) else None
+        user = next(iter(self.uses)).user if self.uses else None
+        if not isinstance(user, Node) or any(use.user is not user for use in self.uses):
+            return None
+        return user
 
     @property
     def tensor(self) -> TensorType:
@@ -99,6 +103,15 @@ class Value:
             raise ValueError(f"%{self.name} is not a constant")
         return self.encoding.decode()
 
+    def _add_use(self, use: Use) -> None:
+        self.uses[use] = None
+        self._returned += not isinstance(use.user, Node)
+
+    def _drop_use(self, use: Use) -> None:
+        if use in self.uses:
+            del self.uses[use]
+            self._returned -= not isinstance(use.user, Node)
+
     def __repr__(self) -> str:
         return f"{'@' if self.is_constant else '%'}{self.name}: {self.type}"
 
@@ -107,17 +120,21 @@ class Node:
     """An op applied to values. ``op`` is ONNX's name; ops of other domains are ``domain.Name``.
 
     ``scope`` is the module path it came from (``encoder.layer.0.attention.self.key``), ``name`` the
-    node's own name in the source file where it had one.
+    node's own name in the source file where it had one. ``subgraphs`` are the graphs among the
+    attributes, in the order that the text form has them in; they stay as long as the node does.
     """
 
-    __slots__ = ("_next", "_prev", "attrs", "graph", "inputs", "name", "op", "outputs", "scope")
+    __slots__ = (
+        "_next", "_prev", "attrs", "graph", "inputs", "name", "op", "outputs", "scope", "subgraphs",
+    )  # fmt: skip
 
     def __init__(self, op: str, attrs: dict[str, Attribute], scope: str, name: str) -> None:
         self.op = op
         self.attrs = attrs
         self.scope = scope
         self.name = name
-        self.inputs: tuple[Value | None, ...] = ()
+        self.subgraphs = _subgraphs(attrs)
+        self.inputs: Sequence[Value | None] = []
         self.outputs: tuple[Value, ...] = ()
         self.graph: Graph | None = None
         self._prev: Node | None = None
@@ -133,17 +150,6 @@ class Node:
         return self.inputs[index] if index < len(self.inputs) else None
 
     @property
-    def subgraphs(self) -> list[Graph]:
-        """Graphs among the attributes, in the order that the text form has them in."""
-        found: list[Graph] = []
-        for _, attr in sorted(self.attrs.items()):
-            if isinstance(attr, NodeList):
-                found.append(attr)
-            elif isinstance(attr, tuple):
-                found.extend(a for a in attr if isinstance(a, NodeList))
-        return found
-
-    @property
     def label(self) -> str:
         """How messages call it: op, then scope or name, then what it makes."""
         where = self.scope or self.name
@@ -152,6 +158,16 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
+
+
+def _subgraphs(attrs: dict[str, Attribute]) -> list[Graph]:
+    found: dict[str, list[Graph]] = {}
+    for key, attr in attrs.items():
+        if isinstance(attr, NodeList):
+            found[key] = [attr]
+        elif isinstance(attr, tuple) and attr and isinstance(attr[0], NodeList):
+            found[key] = list(attr)
+    return [graph for key in sorted(found) for graph in found[key]]
 
 
 class NodeList:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 
 from tersor.errors import InvalidGraph
 from tersor.ir.graph import Graph
@@ -19,8 +20,38 @@ from tersor.ir.text import print_node
 from tersor.ir.types import TensorType, UnknownType
 
 
-def verify(graph: Graph, *, types: bool = True) -> None:
-    """Checks all rules; ``types=False`` leaves out rule 5, which infers every node anew.
+class Checked:
+    """Nodes whose types were checked, by all that the check depends on, so that a graph that is
+    verified again and again is only inferred where it has changed."""
+
+    def __init__(self) -> None:
+        self._before: dict[Node, list[object]] = {}
+        self._now: dict[Node, list[object]] = {}
+
+    def start(self) -> None:
+        """Begins another round over the graph; nodes that the last one has not seen are forgotten."""
+        self._before, self._now = self._now, {}
+
+    def is_known(self, node: Node) -> bool:
+        """Whether ``node`` was checked as it is now; notes that it is, or will be."""
+        if node.subgraphs:  # Their results' types are part of it.
+            return False
+        facts: list[object] = [node.op, *node.attrs, *node.attrs.values(), node.graph]
+        for value in node.inputs:
+            if value is not None:
+                facts += (value.type, value.encoding, value.contents, value.producer)
+            else:
+                facts.append(None)
+        facts += [value.type for value in node.outputs]
+        before = self._before.get(node)
+        self._now[node] = facts
+        # By identity: types and contents are never changed in place, and comparing them takes longer.
+        return before is not None and len(before) == len(facts) and all(map(is_, before, facts))
+
+
+def verify(graph: Graph, *, types: bool = True, checked: Checked | None = None) -> None:
+    """Checks all rules; ``types=False`` leaves out rule 5, which infers every node anew, but for
+    those that are in ``checked``.
 
     Raises:
         InvalidGraph: the first broken rule, with the node and its line of text.
@@ -36,8 +67,11 @@ def verify(graph: Graph, *, types: bool = True) -> None:
             raise InvalidGraph(f"{use.user!r} reads {value!r}, which does not list it")
     _verify_names(graph)
     if types:
+        checked = checked or Checked()
+        checked.start()
         for node in graph.walk():
-            _verify_types(node)
+            if not checked.is_known(node):
+                _verify_types(node)
 
 
 def _all_values(graph: Graph) -> Iterator[Value]:

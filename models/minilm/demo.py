@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import tersor
 from tersor import registry
+from tersor.cli.console import Teller
 from tersor.models.minilm import build, data, metrics
 
 OUT = Path("out")
@@ -22,7 +21,7 @@ def main() -> int:
     """Writes ``out/minilm-int8.onnx`` and prints what became better and what it cost."""
     console = Console()
     OUT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, _progress(console) as tell:
+    with tempfile.TemporaryDirectory() as folder, Teller() as tell:
         tell(0, 1, "exporting MiniLM to ONNX, as a user would")
         original = build.export_onnx(Path(folder) / "minilm.onnx")
         artifact = tersor.compile(
@@ -75,25 +74,6 @@ def _shape(sizes: str) -> str:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
-
-
-class _progress:
-    """A progress line while it is entered: gives the function that compile calls."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, transient=True)
-        self._task = self._bar.add_task("starting", total=None)
-
-    def __enter__(self) -> Callable[[int, int, str], None]:
-        self._bar.start()
-        return self._tell
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def _tell(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from tersor.ir import Encoding, Graph, Node
+from tersor.ir import Dense, Encoding, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Context, Pass, replace_node
+
+SAMPLE = 16  # Numbers of a constant that are compared before all of it is read.
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,25 @@ class CommonSubexpressions(Pass):
 
     def _constants(self, graph: Graph, context: Context) -> None:
         seen: dict[tuple[object, ...], str] = {}
+        samples = Counter(_sample(c) for c in graph.constants.values())
         for constant in list(graph.constants.values()):
             encoding = constant.encoding
             assert encoding is not None
+            if samples[_sample(constant)] < 2:  # Not equal to any: not worth reading all of it.
+                continue
             key = (str(constant.type), encoding.digest)
             first = seen.setdefault(key, constant.name)
             if first != constant.name and context.may_rewrite():
                 graph.replace(constant, graph.constants[first])
                 graph.erase_constant(constant)
                 context.rewrote()
+
+
+def _sample(constant: Value) -> tuple[str, str]:
+    """What equal constants have in common and few others do: the type and a few of the numbers."""
+    encoding = constant.encoding
+    few = encoding.array.flat[:SAMPLE].tolist() if isinstance(encoding, Dense) else []
+    return str(constant.type), repr(few)
 
 
 def _key(node: Node) -> tuple[object, ...] | None:

@@ -21,8 +21,7 @@ from tersor.frontends.onnx.exporter import export_model
 from tersor.frontends.onnx.importer import import_model
 from tersor.frontends.torch import import_module
 from tersor.ir import Graph
-from tersor.passes.canonicalize import canonicalization
-from tersor.passes.fuse import attention_layout, fusion
+from tersor.passes import optimization
 from tersor.pipeline import Pipeline
 
 # Two layers of float32 of magnitude 1, a few hundred terms a sum: errors are near 1e-6.
@@ -155,10 +154,7 @@ def dynamic(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def optimized(graph: Graph) -> Graph:
-    passes = [
-        *canonicalization(), *fusion(), *canonicalization(), *attention_layout(), *canonicalization(),
-    ]  # fmt: skip
-    return Pipeline(passes, level="text").run(graph)
+    return Pipeline(optimization(), level="text").run(graph)
 
 
 def check(graph: Graph, case: Case, module: torch.nn.Module) -> None:

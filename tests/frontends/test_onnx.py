@@ -24,8 +24,7 @@ from tersor.frontends.onnx import (
 from tersor.ir import Graph, print_graph
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.passes.canonicalize import canonicalization
-from tersor.passes.fuse import attention_layout, fusion
+from tersor.passes import optimization
 from tersor.pipeline import Pipeline
 
 ORT_OPSET = (
@@ -73,10 +72,7 @@ def check(model: ModelProto) -> Graph:
 
 
 def optimized(graph: Graph) -> Graph:
-    passes = [
-        *canonicalization(), *fusion(), *canonicalization(), *attention_layout(), *canonicalization(),
-    ]  # fmt: skip
-    return Pipeline(passes, level="text").run(graph)
+    return Pipeline(optimization(), level="text").run(graph)
 
 
 # -- opsets ----------------------------------------------------------------------------------------

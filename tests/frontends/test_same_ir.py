@@ -10,8 +10,7 @@ from tersor.frontends.onnx.importer import import_model
 from tersor.frontends.torch import import_module
 from tersor.ir import Encoding, Graph, Value
 from tersor.models.minilm import build
-from tersor.passes.canonicalize import canonicalization
-from tersor.passes.fuse import attention_layout, fusion
+from tersor.passes import optimization
 from tersor.pipeline import Pipeline
 
 
@@ -46,10 +45,7 @@ def canonical(graph: Graph) -> list[str]:
 
 
 def optimized(graph: Graph) -> list[str]:
-    passes = [
-        *canonicalization(), *fusion(), *canonicalization(), *attention_layout(), *canonicalization(),
-    ]  # fmt: skip
-    return canonical(Pipeline(passes).run(graph))
+    return canonical(Pipeline(optimization()).run(graph))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ runtimes as possible take the file.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -142,7 +143,9 @@ class _Exporter:
         self.outside = outside
         self.names: dict[Value, str] = {}
         self.taken: set[str] = {v.name for v in graph.inputs} | set(graph.output_names)
+        self.tried: dict[str, int] = {}
         self.node_names: set[str] = set()
+        self.tried_nodes: dict[str, int] = {}
 
     def export(self) -> GraphProto:
         return self._graph(self.graph, outermost=True)
@@ -168,24 +171,28 @@ class _Exporter:
         """Names results that the graph returns; what cannot carry the name itself (an input, a
         constant, an outer value, something returned twice) is copied under it at the end."""
         copies = []
+        first: dict[Value, int] = {}
         for i, (name, value) in enumerate(zip(graph.output_names, graph.outputs, strict=True)):
+            first.setdefault(value, i)
             own = value.producer is not None and value.producer.graph is graph
             wanted = name if outermost else self._fresh(value.name)
             if own and value not in self.names:
                 self.names[value] = wanted
-            elif self.names.get(value) != wanted or graph.outputs.index(value) != i:
+            elif self.names.get(value) != wanted or first[value] != i:
                 copies.append((wanted, value))
         return copies
 
     def _inner_outputs(self, graph: Graph, copies: Sequence[tuple[str, Value]]) -> list[str]:
-        left = list(copies)
+        waiting: dict[Value, deque[str]] = {}
+        for name, value in copies:
+            waiting.setdefault(value, deque()).append(name)
+        seen: set[Value] = set()
         names = []
-        for i, value in enumerate(graph.outputs):
-            mine = next((c for c in left if c[1] is value), None)
-            first = graph.outputs.index(value) == i
-            if mine is not None and not (first and self._is_named_output(graph, value)):
-                left.remove(mine)
-                names.append(mine[0])
+        for value in graph.outputs:
+            first = value not in seen
+            seen.add(value)
+            if waiting.get(value) and not (first and self._is_named_output(graph, value)):
+                names.append(waiting[value].popleft())
             else:
                 names.append(self.names[value])
         return names
@@ -194,12 +201,7 @@ class _Exporter:
         return value.producer is not None and value.producer.graph is graph
 
     def _fresh(self, base: str) -> str:
-        name, i = base, 0
-        while name in self.taken:
-            i += 1
-            name = f"{base}_{i}"
-        self.taken.add(name)
-        return name
+        return _unlike(base, self.taken, self.tried)
 
     def _name(self, value: Value | None) -> str:
         if value is None:
@@ -257,12 +259,19 @@ class _Exporter:
 
     def _node_name(self, node: Node) -> str:
         base = node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
-        name, i = base, 0
-        while name in self.node_names:
-            i += 1
-            name = f"{base}_{i}"
-        self.node_names.add(name)
-        return name
+        return _unlike(base, self.node_names, self.tried_nodes)
+
+
+def _unlike(base: str, taken: set[str], tried: dict[str, int]) -> str:
+    """``base``, or ``base_1`` … that is not in ``taken``, to which it is added. ``tried`` keeps how
+    far each base has come, since thousands may have the same."""
+    name, i = base, tried.get(base, 0)
+    while name in taken:
+        i += 1
+        name = f"{base}_{i}"
+    tried[base] = i
+    taken.add(name)
+    return name
 
 
 def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:

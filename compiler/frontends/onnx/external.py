@@ -1,6 +1,6 @@
 """Models that are too large for one protobuf: weights go to a file beside it.
 
-Protobuf holds 2 GB at most. Above ``INLINE_BYTES`` of weights, all but the small ones are written to
+Protobuf holds 2 GB at most. From ``INLINE_BYTES`` of weights, all but the small ones are written to
 one file, mapped by the runtime, and streamed there: nothing here holds all of them in memory.
 """
 
@@ -19,7 +19,7 @@ from tersor.frontends.onnx.tensors import Tensors
 from tersor.ir import Dense, DType, Encoding, Graph
 from tersor.ops.onnx_schema import array_to_proto
 
-INLINE_BYTES = 3 << 29  # 1.5 GiB: serializing takes the double of it for a moment.
+INLINE_BYTES = 1 << 30  # Protobuf makes up to three copies in memory of what it writes.
 SMALL_BYTES = 4096  # Runtimes read shapes and the like while they load the protobuf.
 
 
