@@ -89,6 +89,8 @@ def _node_opset(node: Node) -> int:
     if newest is None:
         raise Unsupported(f"{node.label}: {node.op} is no ONNX op; a backend must lower it first")
     start = row.since if row is not None and row.since else newest.since_version
+    if row is not None and row.needs is not None:
+        start = max(start, row.needs(node))
     for version in _versions(node.op):
         if version >= start and _fits(node, version):
             return version
@@ -119,13 +121,14 @@ def _fits(node: Node, version: int) -> bool:
     if len(node.inputs) > at.max_input or len(node.outputs) > at.max_output:
         return False
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in at.type_constraints}
-    formal = list(at.inputs)
-    for i, value in enumerate(node.inputs):
-        if value is None or not isinstance(value.type, TensorType) or not formal:
-            continue
-        types = allowed.get(formal[min(i, len(formal) - 1)].type_str)
-        if types is not None and _onnx_type(value.type.dtype) not in types:
-            return False
+    for values, formal in ((node.inputs, list(at.inputs)), (node.outputs, list(at.outputs))):
+        for i, value in enumerate(values):
+            if value is None or not isinstance(value.type, TensorType) or not formal:
+                continue
+            written = formal[min(i, len(formal) - 1)].type_str
+            # A type in place of a parameter's name is the only one allowed.
+            if _onnx_type(value.type.dtype) not in allowed.get(written, {written}):
+                return False
     return True
 
 
