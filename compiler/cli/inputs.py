@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,15 +112,17 @@ def read_arrays(path: Path) -> Arrays:
             raise zipfile.BadZipFile
         with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError):
-        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
-    except ValueError as error:
+    except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
+        if isinstance(error, InvalidOption):
+            raise
         if "allow_pickle" in str(error):
             raise InvalidOption(
                 f"{path}: holds pickled objects, which are not loaded because they can run code; "
                 "save plain arrays by np.savez"
             ) from None
-        raise InvalidOption(f"{path}: damaged: {error}") from None
+        if isinstance(error, MemoryError):
+            raise InvalidOption(f"{path}: its arrays do not fit into memory") from None
+        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
     if not found:
         raise InvalidOption(f"{path}: holds no arrays")
     return found

@@ -423,6 +423,16 @@ def test_masks_are_taken_as_what_they_say(parts: dict[str, str], reads: list[str
     assert attention_of(attention_text(**parts))[1] == reads
 
 
+def test_a_mask_of_keys_alone_gets_the_axes_that_attention_takes() -> None:
+    """Found by random graphs: the runtime refuses a mask of one axis."""
+    text = attention_text(between=ADD.format(mask="%mask"), scores="%t")
+    after, _ = run(
+        FuseAttention(), text.replace("%mask: f32[batch, 1, 1, keys]", "%mask: f32[keys]")
+    )
+    node = next(n for n in after.walk() if n.op == "Attention")
+    assert str(node.inputs[3].type) == "f32[1, keys]"  # type: ignore[union-attr]
+
+
 def test_a_scaled_and_masked_attention_in_text() -> None:
     parts = {
         "before": "%p: f32[batch, 2, seq, 4] = Mul(%q, @c)",

@@ -42,6 +42,7 @@ from tersor.frontends.onnx.check import (
     graphs_in,
 )
 from tersor.frontends.onnx.control import body_input_types
+from tersor.frontends.onnx.exporter import DOMAIN_KEY
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
@@ -54,8 +55,6 @@ from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, V
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 
-# Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
-DOMAIN_KEY = "opset_import."
 OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
@@ -91,7 +90,11 @@ def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
     model = inlined(model)
     opsets = check_versions(model)
     scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
-    scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    scope.graph.metadata = {
+        entry.key: entry.value
+        for entry in model.metadata_props
+        if not entry.key.startswith(DOMAIN_KEY)
+    }
     for domain in sorted(opsets.keys() - {""}):
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
     surgeon = _surgeon(model)
