@@ -64,13 +64,13 @@ def measure(kind: str, size: int) -> dict[str, float]:
 def main() -> int:
     """Measures the kinds that are named, or the most telling ones."""
     measure("transformer", 200)  # What is loaded and cached once is no part of it.
-    results = {}
+    results = json.loads(OUT.read_text()) if OUT.exists() else {}
     for kind in sys.argv[1:] or MOST:
         small, large = (measure(kind, size) for size in SIZES)
         grown = {s: round(large[s] / small[s], 2) for s in small if small[s] > 0}
         results[kind] = {str(SIZES[0]): small, str(SIZES[1]): large, "ratio": grown}
+        OUT.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{kind}: canonicalize {large['canonicalize']} s, {grown['canonicalize']} times")
-    OUT.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
