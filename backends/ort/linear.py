@@ -16,7 +16,7 @@ import numpy as np
 
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
-from tersor.ir import Affine, DType, Graph, Node, Value
+from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
 _PLAIN_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
@@ -33,7 +33,7 @@ def lower_linear(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Va
         and quantizer is not None
         and _per_column(weight.encoding)
     ):
-        y = _integer(graph, quantizer, weight, bias, options)
+        y = _integer(graph, node, quantizer, weight, options)
     elif options.linear == "gemm" and bias is not None and x.tensor.rank != 1:
         y = _gemm(graph, x, weight, bias)
     else:
@@ -80,9 +80,9 @@ def _per_column(encoding: Affine) -> bool:
 
 
 def _integer(
-    graph: Graph, quantizer: Node, weight: Value, bias: Value | None, options: LowerOptions
+    graph: Graph, node: Node, quantizer: Node, weight: Value, options: LowerOptions
 ) -> Value:
-    encoding = weight.encoding
+    encoding, bias = weight.encoding, node.input(2)
     assert isinstance(encoding, Affine)
     values = _shared(graph, weight, encoding.values, "quantized")
     scale = _shared(graph, weight, encoding.scale, "scale")
@@ -96,13 +96,24 @@ def _integer(
     if options.portable:
         product = graph.emit("MatMulInteger", [q, values, x_zero, zero])
         real = graph.emit("Cast", [product], {"to": TO_ONNX[x.tensor.dtype]})
-        y = graph.emit("Mul", [real, graph.emit("Mul", [x_scale, scale])])
+        if any(_widens(user, node.output) for user in node.output.users):
+            y = graph.emit("Mul", [graph.emit("Mul", [real, x_scale]), scale])
+        else:
+            y = graph.emit("Mul", [real, graph.emit("Mul", [x_scale, scale])])
         return y if bias is None else graph.emit("Add", [y, bias])
     if _readers(quantizer) == 1:
         operands = [x, values, scale, zero, bias]
         return graph.emit_node("com.microsoft.DynamicQuantizeMatMul", operands, types=[made]).output
     operands = [q, values, x_scale, scale, x_zero, zero, bias]
     return graph.emit_node("com.microsoft.MatMulIntegerToFloat", operands, types=[made]).output
+
+
+def _widens(user: Node, y: Value) -> bool:
+    """An Add with something of more axes: ONNX Runtime takes that for a bias of the product that it
+    fuses, and loses the axes. It does not look at scales that are multiplied one after the other."""
+    return user.op == "Add" and (
+        not isinstance(user.output.type, TensorType) or user.output.tensor.rank != y.tensor.rank
+    )
 
 
 def _readers(quantizer: Node) -> int:

@@ -78,7 +78,12 @@ def fake_quantize_dynamic(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def relative_error(expected: np.ndarray, got: np.ndarray) -> float:
-    """Root of the mean square difference, relative to that of ``expected``."""
-    reference = float(np.square(expected, dtype=np.float64).mean())
-    error = float(np.square(np.subtract(expected, got, dtype=np.float64)).mean())
-    return (error / reference) ** 0.5 if reference > 0 else float(error > 0)
+    """Root of the mean square difference, relative to that of ``expected``; infinite where either holds
+    NaN or infinity, which nothing can be told of."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        reference = float(np.square(expected, dtype=np.float64).mean()) if expected.size else 0.0
+        difference = np.subtract(expected, got, dtype=np.float64)
+        error = float(np.square(difference).mean()) if expected.size else 0.0
+    if not (np.isfinite(reference) and np.isfinite(error)):
+        return float("inf")
+    return float((error / reference) ** 0.5) if reference > 0 else float(error > 0)

@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from differential import Runner
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import Case
 from strategies.lossy import lossy_cases
@@ -35,6 +36,23 @@ def scaled(examples: int) -> settings:
     )
 
 
+def originals(
+    case: Case,
+) -> list[tuple[dict[str, np.ndarray], dict[str, tuple[np.dtype, tuple[int, ...]]]]]:
+    """The inputs that the graph itself runs on (a Reshape may not take a batch of none), and dtypes and
+    shapes of what it gives for them."""
+    runner = Runner(case.graph, None)
+    found = []
+    for feed in case.feeds:
+        try:
+            made = runner(feed)
+        except Exception:  # ONNX Runtime's exceptions share no base of theirs.
+            continue
+        found.append((feed, {k: (v.dtype, v.shape) for k, v in made.items()}))
+    assume(found)
+    return found
+
+
 def compressed(
     case: Case, target: Target, calibrated: bool
 ) -> tuple[Graph, list[tuple[Graph, Graph, PassReport]]]:
@@ -55,7 +73,7 @@ def compressed(
             [step],
             level="text",
             target=target,
-            calibration=case.feeds if calibrated else (),
+            calibration=case.feeds[:1] if calibrated else (),  # one range, as in one run
             evaluate=evaluate,
         )
         after = pipeline.run(graph)
@@ -70,17 +88,16 @@ def compressed(
 def test_int8_builds_runs_and_states_its_errors(
     case: Case, target: Target, calibrated: bool
 ) -> None:
+    wanted = originals(case)
+    case = Case(case.graph, [feed for feed, _ in wanted])
     after, steps = compressed(case, target, calibrated)
     verify(after)
     for portable in (False, True):
         choice = ort.Choice(ort.LowerOptions(portable=portable))
         session = ort.open_session(ort.build(after, choice), choice)
-        for feed in case.feeds:
+        for feed, kinds in wanted:
             made = ort.run(session, feed)
-            wanted = ort.Evaluator()(case.graph, feed)
-            assert {k: (v.dtype, v.shape) for k, v in made.items()} == {
-                k: (v.dtype, v.shape) for k, v in wanted.items()
-            }
+            assert {k: (v.dtype, v.shape) for k, v in made.items()} == kinds
     for before, result, report in steps:
         if report.name.startswith("quantize-dynamic"):
             check_layers(case, before, result, report, calibrated)
@@ -109,7 +126,7 @@ def check_layers(
         worst = re.search(r"worst ([\d.]+)", told[0])
         assert worst is not None
         # Four decimals; float sums in another order, and f32 scales on the edge of a rounding.
-        assert max(errors) <= float(worst[1]) * 1.02 + 1e-3
+        assert max(errors) <= float(worst[1]) * 1.02 + 1e-3, (errors, told)
         assert max(errors) <= LIMIT * 1.02 + 1e-3
 
 
@@ -128,7 +145,7 @@ def _error(case: Case, before: Graph, node: Node, quantized: Node) -> float:
     named = {v.name: v for v in tapped.values()}
     tapped.set_outputs([named[node.inputs[0].name]], ["x"])
     wanted, got = [], []
-    for feed in case.feeds:
+    for feed in case.feeds[:1]:
         x = evaluate(tapped, feed)["x"]
         wanted.append((x.astype(np.float64) @ weight).reshape(-1, weight.shape[1]))
         got.append((_quantized(x) @ integers).reshape(-1, weight.shape[1]))

@@ -17,6 +17,7 @@ from tersor.analysis.quantization import (
     quantize_weight,
     relative_error,
 )
+from tersor.backends import ort
 from tersor.ir import Affine, Graph, Node, parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -613,3 +614,42 @@ def test_small_tables_are_taken_on_request() -> None:
     after, report = run(QuantizeEmbedding(min_elements=1), tables(FUSED))
     assert report.rewrites == 2
     assert isinstance(after.constants["places"].encoding, Affine)
+
+
+def test_a_layer_and_a_constant_of_more_axes_keep_them() -> None:
+    """Found by random graphs: ONNX Runtime took the constant for the bias of the product it fuses."""
+    graph = parse(
+        """
+        graph main(%x: f32[2, 8]) -> (y = %y) {
+          @w: f32[8, 4] = dense normal(1)
+          @b: f32[1, 1, 4] = dense normal(2)
+          %m: f32[2, 4] = tersor.Linear(%x, @w)
+          %y: f32[1, 2, 4] = Add(@b, %m)
+        }
+        """,
+        TABLE,
+    )
+    after = Pipeline([QuantizeDynamic(min_elements=0)], target=AVX2).run(graph)
+    feed = {"x": np.ones((2, 8), np.float32)}
+    for portable in (False, True):
+        choice = ort.Choice(ort.LowerOptions(portable=portable))
+        made = ort.run(ort.open_session(ort.build(after, choice)), feed)["y"]
+        assert made.shape == (1, 2, 4)
+        # int8 of a few normal numbers: a hundredth of the largest, at most.
+        np.testing.assert_allclose(made, evaluate(graph, feed)["y"], atol=0.1)
+
+
+def test_a_layer_whose_input_is_no_number_is_not_quantized() -> None:
+    """Found by random graphs: an error that is NaN passed for none."""
+    graph = parse(
+        "graph main(%x: f32[2, 8]) -> (y = %y) {\n @w: f32[8, 4] = dense normal(1)\n"
+        " %y: f32[2, 4] = tersor.Linear(%x, @w)\n}",
+        TABLE,
+    )
+    calibration = [{"x": np.full((2, 8), np.nan, np.float32)}]
+    pipeline = Pipeline(
+        [QuantizeDynamic(min_elements=0)], calibration=calibration, evaluate=evaluate
+    )
+    after = pipeline.run(graph)
+    assert [n.op for n in after.nodes] == ["tersor.Linear"]
+    assert pipeline.reports[0].skips[0][1] == "error inf is above max_error 0.1"
