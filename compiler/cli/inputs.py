@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,15 @@ from tersor.errors import InvalidOption, suggest
 if TYPE_CHECKING:
     from tersor.ir import Graph
 
+MAX_UNPACKED = (
+    1 << 29
+)  # Bytes; arrays that are larger must not have been packed by more than the next.
+MAX_RATIO = 100
+# What zipfile and numpy raise on a damaged file; its headers are read as Python literals.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, OSError, KeyError,
+    RuntimeError, ValueError, ArithmeticError, MemoryError, TypeError,
+)  # fmt: skip
 Arrays = dict[str, np.ndarray]
 _NPY = b"\x93NUMPY"
 BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
@@ -111,20 +121,32 @@ def read_arrays(path: Path) -> Arrays:
                 )
         if not zipfile.is_zipfile(path):  # numpy would take it for a pickle.
             raise zipfile.BadZipFile
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError):
-        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
-    except ValueError as error:
-        if "allow_pickle" in str(error):
+    except _UNREADABLE as error:
+        if isinstance(error, ValueError) and "allow_pickle" in str(error):
             raise InvalidOption(
                 f"{path}: holds pickled objects, which are not loaded because they can run code; "
                 "save plain arrays by np.savez"
             ) from None
-        raise InvalidOption(f"{path}: damaged: {error}") from None
+        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
     if not found:
         raise InvalidOption(f"{path}: holds no arrays")
     return found
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises:
+    InvalidOption: little data that says it becomes very much.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_UNPACKED and size > MAX_RATIO * path.stat().st_size:
+        raise InvalidOption(
+            f"{path}: {path.stat().st_size} bytes that unpack to {size}; save it by np.savez, which does "
+            "not compress"
+        )
 
 
 def check_arrays(
