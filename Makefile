@@ -12,10 +12,10 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint fuzz format bench clean
+.PHONY: help venv demo test conformance lint fuzz format bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create or update .venv with everything the other targets need
 
@@ -34,6 +34,9 @@ demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
 
 test: lint ## lint, then run the tests
 	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
+
+conformance: $(STAMP) ## record anew what ONNX Runtime passes of ONNX's backend suite
+	@PYTHONPATH=tests $(BIN)/python -m conformance.record
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -15,13 +15,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 import tersor
 from tersor import driver, registry
@@ -76,18 +73,6 @@ def save(path: Path, results: Json) -> None:
     os.replace(staged, path)
 
 
-def by_torch(workload: zoo.Workload, module: torch.nn.Module) -> zoo.Run:
-    """The module as a function of arrays by name."""
-
-    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            made = module(**{name: torch.from_numpy(feed[name]) for name in feed})
-        tensors = made if isinstance(made, tuple | list) else (made,)
-        return {k: t.numpy() for k, t in zip(workload.outputs, tensors, strict=True)}
-
-    return run
-
-
 def by_runtime(path: Path) -> zoo.Run:
     """The ONNX file in ONNX Runtime's default session."""
     backend = registry.backend("ort")
@@ -98,7 +83,7 @@ def by_runtime(path: Path) -> zoo.Run:
 def workload_row(workload: zoo.Workload, original: Path) -> Json:
     """What all recipes of a workload are compared with."""
     return {
-        "metric_torch": workload.metric(by_torch(workload, workload.build())),
+        "metric_torch": workload.metric(zoo.runner(workload, workload.build())),
         "metric_input": workload.metric(by_runtime(original)),
         "bytes_input": original.stat().st_size,
         "recipes": {},

@@ -12,7 +12,7 @@ import numpy as np
 from tersor import registry
 from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.manifest import check_file, read_file, read_manifest
+from tersor.manifest import MAX_EXTRA, MAX_MODEL, check_file, read_file, read_manifest
 from tersor.report import Report
 from tersor.saving import save_file, save_folder
 from tersor.storage import locked
@@ -115,7 +115,7 @@ def _load(path: Path) -> Artifact:
     manifest = read_manifest(path)
     own = {manifest.model, *([manifest.weights] if manifest.weights else [])}
     held = {
-        name: read_file(path / name, expected)
+        name: read_file(path / name, expected, MAX_MODEL if name == manifest.model else MAX_EXTRA)
         for name, expected in manifest.files.items()
         if name != manifest.weights
     }

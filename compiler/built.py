@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,15 +78,16 @@ class Weights:
         target = folder / self.name
         if target.exists():
             return
-        if self.file is not None:
-            try:
-                os.link(self.file, target)
-                return
-            except OSError:  # Gone by now, on another disk, or links are not to be had.
-                pass
         with target.open("wb") as file:
             for chunk in self.chunks():
                 file.write(chunk)
+
+    def is_in_place(self) -> bool:
+        """Whether there is still a file of the name and size that the model looks for."""
+        file = self.file
+        if file is None or file.name != self.name:
+            return False
+        return file.is_file() and file.stat().st_size == self.size
 
 
 @dataclass(frozen=True, eq=False)

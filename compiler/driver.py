@@ -163,6 +163,8 @@ def input_identity(model: Any, runtime: str) -> dict[str, Any]:
     Raises:
         InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
     """
+    if isinstance(model, (str, Path)) and not Path(model).is_dir():
+        return manifests.identity(Path(model))
     return _identity(registry.backend(runtime), load_model(model))
 
 

@@ -35,8 +35,8 @@ def verify(path: str | Path, *, model: Any = None) -> Verified:
     """Checks an artifact, or a model file alone.
 
     Of an artifact: its manifest, every file's size and SHA-256, that the model opens in its runtime and
-    has the interface that the manifest tells, and where ``model`` is given (as :func:`tersor.compile`
-    takes it), that the artifact was made of that. A file alone carries no manifest: that it opens, and
+    has the interface that the manifest tells, and where ``model`` is given (an ONNX model or a model
+    folder), that the artifact was made of that. A file alone carries no manifest: that it opens, and
     that its weights, if they lie beside it, are those that it names.
 
     Raises:

@@ -26,6 +26,8 @@ from tersor.storage import Stored, open_plain, stored
 NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 64 << 20  # Of a manifest; that of a model of 20,000 nodes takes about 1 MB.
+MAX_MODEL = 1 << 31  # What protobuf holds.
+MAX_EXTRA = 1 << 28  # Tokenizers take some MB.
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OWN = ("format", "runtime", "choice", "model", "weights", "extras", "files", "report")
 
@@ -161,12 +163,14 @@ def check_file(path: Path, expected: Stored) -> None:
     _compare(path, found, expected)
 
 
-def read_file(path: Path, expected: Stored) -> bytes:
-    """The bytes of a file that is what the manifest says.
+def read_file(path: Path, expected: Stored, limit: int) -> bytes:
+    """The bytes of a file that is what the manifest says, and at most ``limit`` of them.
 
     Raises:
-        InvalidModel: as :func:`check_file`.
+        InvalidModel: as :func:`check_file`; it is too large.
     """
+    if expected.size > limit:
+        raise InvalidModel(f"{path}: {expected.size} bytes, and no more than {limit} are read")
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size

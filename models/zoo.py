@@ -78,3 +78,21 @@ def find(name: str) -> Workload:
     """The workload called ``name``: the WORKLOAD of its ``workload`` module."""
     workload: Workload = importlib.import_module(f"tersor.models.{name}.workload").WORKLOAD
     return workload
+
+
+def description(name: str) -> str:
+    """What the workload is, in one line: its package's docstring."""
+    return (importlib.import_module(f"tersor.models.{name}").__doc__ or "").strip()
+
+
+def runner(workload: Workload, module: torch.nn.Module) -> Run:
+    """Runs the module itself: what compiled models are compared with."""
+    import torch
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            made = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+        tensors = made if isinstance(made, tuple | list) else (made,)
+        return dict(zip(workload.outputs, (t.numpy() for t in tensors), strict=True))
+
+    return run

@@ -7,6 +7,8 @@ from hypothesis import Phase, settings
 # ones: pytest --hypothesis-profile=search.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None, phases=[Phase.reuse, Phase.generate])
+# 50 times as many examples where a test asks for its number in proportion (``scaled``).
+settings.register_profile("long", settings.get_profile("search"), max_examples=5000, database=None)
 settings.load_profile("fixed")
 
 

@@ -14,6 +14,8 @@ import tersor
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import check_sizes, default_sizes, make_feed
 from tersor.frontends.onnx import import_model
+from tersor.ir import parse
+from tersor.ops import TABLE as OPS
 from tersor.tuning import measure, search
 from tersor.tuning.measure import Bench, Paired, compare
 
@@ -236,6 +238,20 @@ def test_made_up_inputs_lie_in_the_table_they_index() -> None:
     ids = make_feed(graph, size)["ids"]
     assert ids.shape == (4, 1000) and ids.dtype == np.int64
     assert ids.min() >= 0 and 400 < ids.max() < 500
+
+
+def test_a_past_may_be_empty_and_nothing_else() -> None:
+    text = """graph main(%past: f32[batch, past, 4], %x: f32[batch, new, 4]) -> (y = %y) {
+      %y: f32[batch, past + new, 4] = Concat(%past, %x) {axis = 1}
+    }"""
+    graph = parse(text, OPS)
+    (size,) = check_sizes(graph, [{"batch": 1, "past": 0, "new": 3}])
+    assert make_feed(graph, size)["past"].shape == (1, 0, 4)
+    lone = parse(text.replace("Concat(%past, %x) {axis = 1}", "Add(%past, %x)"), OPS)
+    for dims in (("batch", graph), ("past", lone)):
+        sizes = {"batch": 1, "past": 1, "new": 1, dims[0]: 0}
+        with pytest.raises(InvalidOption, match=f"dim '{dims[0]}' cannot be 0"):
+            check_sizes(dims[1], [sizes])
 
 
 def test_a_model_compared_with_itself_is_as_fast(path: Path) -> None:

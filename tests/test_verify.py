@@ -227,6 +227,15 @@ def test_weights_that_the_manifest_does_not_list_are_refused(out: Path) -> None:
         tersor.load(out).session()
 
 
+@pytest.mark.parametrize("pattern", ["model-*.onnx", "tokenizer-*.json"])
+def test_a_file_of_absurd_size_is_not_read(out: Path, pattern: str) -> None:
+    path = only(out, pattern)
+    os.truncate(path, 1 << 36)  # sparse: it takes no disk
+    edit(lambda d: d["files"][path.name].update(bytes=1 << 36))(out)
+    with pytest.raises(InvalidModel, match=f"{path}: {1 << 36} bytes, and no more than"):
+        tersor.load(out)
+
+
 def test_another_input_is_told_apart(out: Path) -> None:
     onnx.save(model(2.0), "other.onnx")
     with pytest.raises(InvalidModel, match=r"out was not made of other\.onnx"):

@@ -50,10 +50,12 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
         else:
             # All that the model may find beside it; without it, what it names would be looked for in
             # the working folder. When the session is open the weights are read or mapped.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tersor-"))
-            settings.add_session_config_entry(_WEIGHTS_FOLDER, folder)
-            if isinstance(model, Split):
-                model.weights.place(Path(folder))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tersor-")))
+            if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
+                folder = model.weights.file.parent.resolve()
+            elif isinstance(model, Split):
+                model.weights.place(folder)
+            settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
             source = main_file(model)
         try:
             return ort.InferenceSession(

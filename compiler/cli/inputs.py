@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +21,6 @@ MAX_UNPACKED = (
     1 << 29
 )  # Bytes; arrays that are larger must not have been packed by more than the next.
 MAX_RATIO = 100
-# What zipfile and numpy raise on a damaged file; its headers are read as Python literals.
-_UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, OSError, KeyError,
-    RuntimeError, ValueError, ArithmeticError, MemoryError, TypeError,
-)  # fmt: skip
 Arrays = dict[str, np.ndarray]
 _NPY = b"\x93NUMPY"
 BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
@@ -124,12 +117,16 @@ def read_arrays(path: Path) -> Arrays:
         _check_unpacked(path)
         with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
-    except _UNREADABLE as error:
-        if isinstance(error, ValueError) and "allow_pickle" in str(error):
+    except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
+        if isinstance(error, InvalidOption):
+            raise
+        if "allow_pickle" in str(error):
             raise InvalidOption(
                 f"{path}: holds pickled objects, which are not loaded because they can run code; "
                 "save plain arrays by np.savez"
             ) from None
+        if isinstance(error, MemoryError):
+            raise InvalidOption(f"{path}: its arrays do not fit into memory") from None
         raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
     if not found:
         raise InvalidOption(f"{path}: holds no arrays")

@@ -7,6 +7,7 @@ from tersor.ir.node import Attribute, Node, Use, Value
 from tersor.ir.text import parse, print_graph, print_node, weights_of
 from tersor.ir.types import (
     DType,
+    MapType,
     OptionalType,
     SequenceType,
     TensorType,
@@ -17,7 +18,8 @@ from tersor.ir.types import (
 from tersor.ir.verify import verify
 
 __all__ = [
-    "Affine", "Attribute", "DType", "Dense", "Dim", "Encoding", "Graph", "Node", "OpTable",
-    "OptionalType", "SequenceType", "Sym", "TensorType", "UnknownType", "Use", "Value", "ValueType",
+    "Affine", "Attribute", "DType", "Dense", "Dim", "Encoding", "Graph", "MapType", "Node",
+    "OpTable", "OptionalType", "SequenceType", "Sym", "TensorType", "UnknownType", "Use", "Value",
+    "ValueType",
     "parse", "parse_type", "print_graph", "print_node", "symbol", "verify", "weights_of",
 ]  # fmt: skip

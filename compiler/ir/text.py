@@ -26,7 +26,15 @@ from tersor.errors import InvalidGraph
 from tersor.ir.encodings import Dense, Encoding
 from tersor.ir.graph import Graph, OpTable
 from tersor.ir.node import Attribute, Node, Value
-from tersor.ir.types import DType, OptionalType, SequenceType, TensorType, UnknownType, parse_type
+from tersor.ir.types import (
+    DType,
+    MapType,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    UnknownType,
+    parse_type,
+)
 
 INLINE_ELEMENTS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
@@ -118,7 +126,7 @@ def _attribute(attr: Attribute, indent: str) -> list[str]:
 def _scalar(attr: object) -> str:
     if isinstance(attr, Encoding):
         return f"tensor {attr.type} {_encoding(attr)}"
-    if isinstance(attr, (TensorType, SequenceType, OptionalType, UnknownType)):
+    if isinstance(attr, (TensorType, SequenceType, OptionalType, MapType, UnknownType)):
         return f"type {json.dumps(str(attr))}"
     if isinstance(attr, bytes):
         return f"bytes {json.dumps(attr.hex())}"
@@ -183,8 +191,16 @@ def parse(
         InvalidGraph: a syntax error (with its line), an undefined name, or a digest that ``weights``
             does not have.
     """
-    return _Parser(text, table, weights or {}).parse()
+    parser = _Parser(text, table, weights or {})
+    try:
+        return parser.parse()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise parser.error(str(error).splitlines()[0] if str(error) else repr(error)) from None
+    except RecursionError:
+        raise parser.error("graphs or lists nest too deep") from None
 
+
+MAX_NUMBERS = 1 << 24  # elements of a constant that the text tells how to make
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+|//[^\n]*)
@@ -197,7 +213,7 @@ _TOKEN = re.compile(
       | (?P<mark>[(){}\[\],=:])""",
     re.VERBOSE,
 )
-_TYPE = re.compile(r"(?:seq<|optional<)*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
+_TYPE = re.compile(r"(?:seq<|optional<|map<[a-z0-9]+, )*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
 
 
 class _Parser:
@@ -216,9 +232,11 @@ class _Parser:
 
     # tokens
 
+    def error(self, message: str) -> InvalidGraph:
+        return InvalidGraph(f"line {self.text.count(chr(10), 0, self.position) + 1}: {message}")
+
     def fail(self, message: str) -> InvalidGraph:
-        line = self.text.count("\n", 0, self.position) + 1
-        raise InvalidGraph(f"line {line}: {message}")
+        raise self.error(message)
 
     def peek(self) -> tuple[str, str, int]:
         """Kind, text and end of the next token; ``("end", "", n)`` at the end."""
@@ -234,7 +252,9 @@ class _Parser:
         return "end", "", start
 
     def take(self, expected: str = "") -> str:
-        _, text, end = self.peek()
+        kind, text, end = self.peek()
+        if kind == "end":
+            self.fail(f"the text ends here{f', {expected!r} is missing' if expected else ''}")
         if expected and text != expected:
             self.fail(f"expected {expected!r}, found {text!r}")
         self.position = end
@@ -410,6 +430,8 @@ class _Parser:
 
     def numbers(self, type: TensorType) -> np.ndarray:
         shape, dtype = type.shape, type.dtype.numpy
+        if not 0 <= math.prod(shape) <= MAX_NUMBERS:
+            self.fail(f"{type} is too large for numbers in the text")
         if self.accept("normal"):
             self.take("(")
             seed = int(self.take())

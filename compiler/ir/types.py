@@ -193,6 +193,17 @@ class OptionalType:
 
 
 @dataclass(frozen=True)
+class MapType:
+    """A map, as classical models make them: from ``key`` (integers or strings) to ``element``."""
+
+    key: DType
+    element: ValueType
+
+    def __str__(self) -> str:
+        return f"map<{self.key.value}, {self.element}>"
+
+
+@dataclass(frozen=True)
 class UnknownType:
     """The type of what an opaque op makes."""
 
@@ -200,7 +211,7 @@ class UnknownType:
         return "unknown"
 
 
-ValueType = TensorType | SequenceType | OptionalType | UnknownType
+ValueType = TensorType | SequenceType | OptionalType | MapType | UnknownType
 
 
 def parse_type(text: str) -> ValueType:
@@ -215,16 +226,23 @@ def parse_type(text: str) -> ValueType:
     for prefix, wrapper in (("seq<", SequenceType), ("optional<", OptionalType)):
         if text.startswith(prefix) and text.endswith(">"):
             return wrapper(parse_type(text[len(prefix) : -1]))
+    if text.startswith("map<") and text.endswith(">"):
+        key, _, element = text[4:-1].partition(", ")
+        return MapType(_element_type(key, text), parse_type(element))
     name, bracket, rest = text.partition("[")
-    try:
-        dtype = DType(name)
-    except ValueError:
-        raise ValueError(f"unknown element type {name!r} in {text!r}") from None
+    dtype = _element_type(name, text)
     if not bracket or not rest.endswith("]"):
         raise ValueError(f"not a type: {text!r}")
     if rest == "*]":
         return TensorType(dtype, None)
     return TensorType(dtype, tuple(parse_dim(d) for d in _split_dims(rest[:-1])))
+
+
+def _element_type(name: str, text: str) -> DType:
+    try:
+        return DType(name)
+    except ValueError:
+        raise ValueError(f"unknown element type {name!r} in {text!r}") from None
 
 
 def _split_dims(text: str) -> list[str]:

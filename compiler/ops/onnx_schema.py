@@ -22,6 +22,7 @@ from tersor.ir import (
     DType,
     Encoding,
     Graph,
+    MapType,
     Node,
     OptionalType,
     SequenceType,
@@ -72,9 +73,10 @@ def schema(op: str, opset: int = IR_OPSET) -> onnx.defs.OpSchema | None:
 
 @cache
 def defaults(op: str) -> dict[str, Attribute]:
-    """Defaults of a standard op's attributes that have one."""
+    """Defaults of a standard op's attributes that have one. Ops of ``ai.onnx.ml`` stay as written, at
+    the version of the domain that the graph's metadata names."""
     found = schema(op)
-    if found is None:
+    if found is None or found.domain:
         return {}
     return {
         name: as_written(_plain(onnx.helper.get_attribute_value(attr.default_value)))
@@ -108,7 +110,7 @@ def check_attributes(op: str, attrs: Mapping[str, Attribute]) -> None:
         InvalidGraph: an unknown or missing attribute.
     """
     found = schema(op)
-    if found is None:
+    if found is None or found.domain:
         return
     for name in attrs:
         if name not in found.attributes:
@@ -126,7 +128,7 @@ def check_attributes(op: str, attrs: Mapping[str, Attribute]) -> None:
 # What an attribute of each of ONNX's kinds is here. Whole numbers pass for floats.
 _KINDS: dict[str, tuple[type, ...]] = {
     "INT": (int,), "FLOAT": (float, int), "STRING": (str, bytes), "GRAPH": (Graph,),
-    "TENSOR": (Encoding,), "TYPE_PROTO": (TensorType, SequenceType, OptionalType, UnknownType),
+    "TENSOR": (Encoding,), "TYPE_PROTO": (TensorType, SequenceType, OptionalType, MapType, UnknownType),
 }  # fmt: skip
 
 
@@ -199,16 +201,22 @@ def type_to_proto(type: ValueType) -> TypeProto:
         proto.sequence_type.elem_type.CopyFrom(type_to_proto(type.element))
     elif isinstance(type, OptionalType):
         proto.optional_type.elem_type.CopyFrom(type_to_proto(type.element))
+    elif isinstance(type, MapType):
+        proto.map_type.key_type = TO_ONNX[type.key]
+        proto.map_type.value_type.CopyFrom(type_to_proto(type.element))
     return proto
 
 
 def type_from_proto(proto: TypeProto) -> ValueType:
-    """The type that a protobuf tells; maps and sparse tensors are unknown."""
+    """The type that a protobuf tells; sparse tensors are unknown."""
     kind = proto.WhichOneof("value")
     if kind == "sequence_type":
         return SequenceType(type_from_proto(proto.sequence_type.elem_type))
     if kind == "optional_type":
         return OptionalType(type_from_proto(proto.optional_type.elem_type))
+    if kind == "map_type" and proto.map_type.key_type in FROM_ONNX:
+        key = FROM_ONNX[proto.map_type.key_type]
+        return MapType(key, type_from_proto(proto.map_type.value_type))
     if kind != "tensor_type" or proto.tensor_type.elem_type not in FROM_ONNX:
         return UnknownType()
     dtype = FROM_ONNX[proto.tensor_type.elem_type]
@@ -240,7 +248,11 @@ def infer(node: Node) -> list[ValueType]:
         InvalidGraph: onnx refuses the operands.
     """
     found = schema(node.op)
-    if found is None:
+    if (
+        found is None
+        or found.deprecated
+        or any(name not in found.attributes for name in node.attrs)
+    ):
         return [UnknownType() for _ in node.outputs]
     proto = onnx.NodeProto(op_type=found.name, domain=found.domain)
     proto.input.extend("" if v is None else v.name for v in node.inputs)
@@ -298,7 +310,7 @@ def attribute_to_proto(
     """An attribute (no graphs) as protobuf; the schema settles the type of empty lists."""
     if isinstance(attr, Encoding):
         return onnx.helper.make_attribute(name, array_to_proto(attr.decode()))
-    if isinstance(attr, (TensorType, SequenceType, OptionalType)):
+    if isinstance(attr, (TensorType, SequenceType, OptionalType, MapType)):
         return onnx.helper.make_attribute(name, type_to_proto(attr))
     if isinstance(attr, tuple) and attr and isinstance(attr[0], Encoding):
         return onnx.helper.make_attribute(

@@ -126,6 +126,8 @@ class OpDef:
         op: ONNX's name; ops that we define ourselves are ``tersor.Name``.
         doc: for our own ops: operands, attributes, result and the formula.
         since: the lowest ONNX opset at which the op means what this row says (our own ops: 0).
+        needs: a later opset that some nodes call for by the values of their attributes, which schemas
+            do not tell; 0 for the others.
         inputs: for our own ops: operand names, a trailing ``?`` marks an optional one, ``*`` a
             variadic one. ONNX's ops take theirs from the schema.
         attrs: for our own ops: attributes with defaults (a type in place of a default: required).
@@ -147,6 +149,7 @@ class OpDef:
     op: str
     doc: str = ""
     since: int = 0
+    needs: Callable[[Node], int] | None = None
     inputs: tuple[str, ...] = ()
     attrs: dict[str, Any] = field(default_factory=dict)
     outputs: int = 1

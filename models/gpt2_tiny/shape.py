@@ -1,6 +1,6 @@
 """The decoder's sizes and the names of its inputs and outputs."""
 
-LAYERS, HEADS, HEAD_DIM = 3, 4, 32
+LAYERS, HEADS, HEAD_DIM = 2, 4, 32
 WIDTH = HEADS * HEAD_DIM
 POSITIONS = 256
 BYTES = 256

@@ -28,7 +28,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
-    floor={"next_byte": 0.4},
+    floor={"next_byte": 0.38},
     sizes=(
         {"batch": 1, "sequence": 128, "past": 0},
         {"batch": 8, "sequence": 128, "past": 0},

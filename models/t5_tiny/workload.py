@@ -35,7 +35,7 @@ WORKLOAD = Workload(
     calibration=data.calibration,
     test=data.test_feeds,
     metric=metric,
-    floor={"letters": 0.85, "names": 0.2},
+    floor={"letters": 0.85, "names": 0.4},
     sizes=(
         {"batch": 1, "source": 32, "target": 1},
         {"batch": 1, "source": 32, "target": 32},

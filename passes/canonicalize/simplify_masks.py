@@ -4,7 +4,8 @@
 2. An element lookup at its own coordinates is a view:
        GatherND(m[batch, seq], [range(batch) broadcast, range(seq) broadcast])  =  m as [batch, 1, 1, seq]
        Gather(m as [batch*seq, 1], range(batch) * seq + range(seq))             =  m as [batch, 1, 1, seq, 1]
-3. Looking up elements that are all the same number gives that number, whatever the indices.
+3. Looking up elements that are all the same number gives that number, whatever the indices; and a
+   ConstantOfShape is that number, whatever the shape, where its readers broadcast (rule 4).
 4. A value that was broadcast for readers that broadcast anyway is left as it was: where the readers'
    own results, followed forward, keep the types they had wherever it could be seen.
 """
@@ -54,6 +55,8 @@ class SimplifyMasks(Pass):
             return view
         if node.op in ("Gather", "GatherElements", "Slice"):
             return _uniform_lookup(graph, node)
+        if node.op == "ConstantOfShape":
+            return _one_element(graph, node, uniform(node.output))
         return None
 
 
@@ -137,13 +140,15 @@ def _true_and(graph: Graph, node: Node) -> Rewrite:
 
 def _uniform_lookup(graph: Graph, node: Node) -> Rewrite:
     """Rule 3, with rule 4: one element in place of all, where the readers broadcast."""
-    x, size = operand(node, 0), rank(node.output)
-    if not x.is_constant:
-        return None
-    number = uniform(x)
+    x = operand(node, 0)
+    return _one_element(graph, node, uniform(x)) if x.is_constant else None
+
+
+def _one_element(graph: Graph, node: Node, number: float | None) -> Rewrite:
+    size = rank(node.output)
     if number is None or size is None:
         return None
-    one = np.full((1,) * size, number, x.tensor.dtype.numpy)
+    one = np.full((1,) * size, number, node.output.tensor.dtype.numpy)
     return _narrowed(graph, node, graph.constant(one, node.output.name))
 
 

@@ -62,7 +62,7 @@ class FuseAttention(Pass):
         operands: list[Value | None] = [q, *_keys_and_values(graph, kt, v)]
         if masks:
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
-            operands.append(mask)
+            operands.append(_of_two_axes(graph, mask))
         return graph.emit("Attention", operands, {"scale": _exact(scale * a * b, q)})
 
 
@@ -110,6 +110,14 @@ def _sum(graph: Graph, masks: list[Value]) -> Value:
     for mask in reversed(masks[:-1]):
         total = graph.emit("Add", [total, mask])
     return total
+
+
+def _of_two_axes(graph: Graph, mask: Value) -> Value:
+    """The mask as Attention takes it, for queries and keys at least."""
+    missing = 2 - (2 if mask.tensor.rank is None else mask.tensor.rank)
+    if missing <= 0:
+        return mask
+    return graph.emit("Unsqueeze", [mask, graph.constant(np.arange(missing), "axes")])
 
 
 def _unscaled(value: Value) -> tuple[float, Node | None]:

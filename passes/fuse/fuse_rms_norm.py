@@ -2,16 +2,19 @@
 
     y = x * rsqrt(mean(x^2) + eps) * scale
 
-rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v).
+rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v). Without a scale (or with
+one of ones, which has been folded away) it is 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
 from tersor.ir import Graph, Node, Value
-from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+from tersor.pipeline import ROUNDING, Pass, Rewrite
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class FuseRmsNorm(Pass):
     keeps = ROUNDING
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if (plain := _normalized(node.output)) is not None:
+            return _unscaled(graph, node, *plain)
         if node.op != "Mul":
             return None
         for normal, scale in either_way(node):
@@ -31,9 +36,29 @@ class FuseRmsNorm(Pass):
                 continue
             x, epsilon = found
             if scale.tensor.shape != (dims(x) or (None,))[-1:]:
-                raise Skip("its scale is not a vector of the last axis")
+                continue  # A norm by itself, and a product after it.
             return graph.emit("RMSNormalization", [x, scale], {"axis": -1, "epsilon": epsilon})
         return None
+
+
+def _unscaled(graph: Graph, node: Node, x: Value, epsilon: float) -> Rewrite:
+    width = (dims(x) or (None,))[-1]
+    if not isinstance(width, int) or any(
+        _scales(use.user, node.output) for use in node.output.uses
+    ):
+        return None
+    ones = graph.constant(np.ones(width, x.tensor.dtype.numpy), "scale")
+    return graph.emit("RMSNormalization", [x, ones], {"axis": -1, "epsilon": epsilon})
+
+
+def _scales(user: Node | Graph, normal: Value) -> bool:
+    """Whether ``user`` multiplies by a constant vector of the last axis, and so will be fused whole."""
+    if isinstance(user, Graph) or user.op != "Mul":
+        return False
+    last = (dims(normal) or (None,))[-1:]
+    return any(
+        a is normal and b.is_constant and b.tensor.shape == last for a, b in either_way(user)
+    )
 
 
 def _normalized(value: Value) -> tuple[Value, float] | None:

@@ -117,16 +117,13 @@ def test_the_newest_opset_is_read() -> None:
     assert [n.op for n in graph.nodes] == ["Relu"]
 
 
-@pytest.mark.parametrize("opset", [10, IR_OPSET + 1])
-def test_opsets_out_of_range_are_refused(opset: int) -> None:
+def test_an_opset_from_the_future_is_refused() -> None:
     model = text("(float[3] x) => (float[3] y) { y = Relu (x) }")
-    model.opset_import[0].version = opset
+    model.opset_import[0].version = IR_OPSET + 1
     with pytest.raises(Unsupported) as error:
         import_model(model)
     assert str(error.value) == (
-        "opset 10 is older than 11: convert the model with onnx.version_converter"
-        if opset == 10
-        else f"opset {IR_OPSET + 1} is newer than {IR_OPSET}: export the model at that or below"
+        f"opset {IR_OPSET + 1} is newer than {IR_OPSET}: export the model at that or below"
     )
 
 

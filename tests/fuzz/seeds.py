@@ -5,8 +5,8 @@ python tests/fuzz/seeds.py FOLDER
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -14,10 +14,17 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from tersor.backends.ort import Choice
 from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import print_graph
+from tersor.manifest import Manifest
 from tersor.ops.samples import cases, one_node
+from tersor.report import PassReport, Report
+from tersor.storage import Stored
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fuzz.targets import EMPTY
 
 FUNCTION = """
 <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
@@ -112,14 +119,22 @@ def archives() -> dict[str, bytes]:
     return found
 
 
-MANIFEST = {
-    "format": 1, "runtime": "ort", "choice": {"lower": {}, "session": {"disabled_optimizers": []}},
-    "model": "model-e3b0c44298fc1c14.onnx",
-    "files": {
-        "model-e3b0c44298fc1c14.onnx": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    },
-    "report": {"passes": [{"name": "a", "skips": [["x", "y"]]}], "measured": [], "fidelity": None},
-}  # fmt: skip
+def manifest() -> bytes:
+    """Of an artifact whose model is empty."""
+    digest = hashlib.sha256(b"").hexdigest()
+    passes = [PassReport("a", skips=[("x", "y")], notes=["z"])]
+    return Manifest(
+        runtime="ort",
+        choice=Choice().to_json(),
+        model=EMPTY,
+        weights=None,
+        extras={"tokenizer.json": EMPTY},
+        files={EMPTY: Stored(digest, 0)},
+        about={"recipe": "int8"},
+        report=Report(passes=passes),
+    ).to_bytes()
+
+
 RECIPE = b"""description = "int8"
 [[passes]]
 name = "quantize-dynamic"
@@ -133,7 +148,7 @@ alphas = [0.5, 0.7]
 
 def main(folder: Path) -> None:
     made = {"onnx": models(), "npz": archives()}
-    made["manifest"] = {"one": json.dumps(MANIFEST).encode()}
+    made["manifest"] = {"one": manifest()}
     made["recipe"] = {"one": RECIPE}
     made["text"] = {}
     for name, data in made["onnx"].items():

@@ -20,6 +20,7 @@ from tersor.cli.inputs import read_arrays
 from tersor.errors import InvalidGraph, PassFailed, TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import Graph, parse, print_graph, verify, weights_of
+from tersor.manifest import NAME
 from tersor.ops import TABLE
 from tersor.pipeline import Pipeline
 from tersor.recipe import Recipe
@@ -27,6 +28,7 @@ from tersor.registry import optimization
 
 # A file beside the fuzzed model, for what its external data may name.
 NEIGHBOUR = "weights.bin"
+EMPTY = "model-e3b0c44298fc1c14.onnx"  # the manifest's model, of no bytes
 
 
 def onnx_model(data: bytes) -> None:
@@ -46,6 +48,7 @@ def ir_text(data: bytes) -> None:
     """The text form of a graph, which has no weights with it."""
     try:
         graph = parse(data.decode("utf-8", "replace"), TABLE)
+        verify(graph)  # types are taken as they are written
     except TersorError:
         return
     _whole(graph)
@@ -65,8 +68,8 @@ def arrays(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     """The manifest of a saved artifact, beside an empty model."""
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-        Path(folder, artifact.MANIFEST).write_bytes(data)
-        Path(folder, "model-e3b0c44298fc1c14.onnx").write_bytes(b"")
+        Path(folder, NAME).write_bytes(data)
+        Path(folder, EMPTY).write_bytes(b"")
         try:
             artifact.load(folder)
         except TersorError as error:

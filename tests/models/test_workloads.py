@@ -32,13 +32,6 @@ def untrained(name: str) -> torch.nn.Module:
     return zoo.find(name).module()
 
 
-def run_torch(name: str, module: torch.nn.Module, feed: Feed) -> dict[str, np.ndarray]:
-    with torch.inference_mode():
-        made = module(**{k: torch.from_numpy(v) for k, v in feed.items()})
-    tensors = made if isinstance(made, tuple | list) else (made,)
-    return dict(zip(zoo.find(name).outputs, (t.numpy() for t in tensors), strict=True))
-
-
 @cache
 def from_torch(name: str) -> Graph:
     return load_model(untrained(name), **zoo.find(name).torch_arguments()).graph
@@ -102,8 +95,9 @@ def test_compiled_it_computes_what_torch_does_at_other_sizes(
     graph = Pipeline(registry.optimization()).run(graph_of(name, source, files))
     session = ort.open_session(ort.build(graph))
     feeds = [odd_feed(name, graph), zoo.find(name).test()[0]]
+    expected = zoo.runner(zoo.find(name), untrained(name))
     for feed in feeds:
-        check_equal(ort.run(session, feed), run_torch(name, untrained(name), feed))
+        check_equal(ort.run(session, feed), expected(feed))
 
 
 @pytest.mark.slow
@@ -111,7 +105,7 @@ def test_compiled_it_computes_what_torch_does_at_other_sizes(
 def test_it_has_learned_its_task_and_int8_keeps_it(name: str) -> None:
     workload = zoo.find(name)
     module = workload.build()
-    before = workload.metric(lambda feed: run_torch(name, module, feed))
+    before = workload.metric(zoo.runner(workload, module))
     assert before.keys() == workload.floor.keys()
     for key, floor in workload.floor.items():
         assert before[key] >= floor

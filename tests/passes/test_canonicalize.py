@@ -790,6 +790,28 @@ def test_a_lookup_among_equal_numbers_is_that_number() -> None:
     expect_unchanged(SimplifyMasks(), uniform("y", 0.5).replace("[0.5, ", "[0.25, "))
 
 
+FILLED = """graph main(%x: f32[n, 5], %s: i64[2]) -> (y = %{returned}) {{
+  %n: i64[2] = Shape(%x)
+  %g: f32[n, 5] = ConstantOfShape(%n) {{value = tensor f32[1] dense [0.5]}}
+  %y: f32[n, 5] = Min(%x, %g)
+}}"""
+
+
+def test_a_tensor_of_one_number_is_that_number_where_its_readers_broadcast() -> None:
+    expect(
+        SimplifyMasks(),
+        FILLED.format(returned="y"),
+        """graph main(%x: f32[n, 5], %s: i64[2]) -> (y = %y) {
+          @g_1: f32[1, 1] = dense [0.5]
+          %y: f32[n, 5] = Min(%x, @g_1)
+        }""",
+    )
+    expect_unchanged(SimplifyMasks(), FILLED.format(returned="g"))
+    larger = FILLED.format(returned="y").replace("Shape(%x)", "Shape(%z)").replace("%s", "%z")
+    larger = larger.replace("i64[2])", "f32[m, 5])").replace("[n, 5] = C", "[m, 5] = C")
+    expect_unchanged(SimplifyMasks(), larger.replace("%y: f32[n, 5]", "%y: f32[?, 5]"))
+
+
 def test_large_integers_survive_the_lookup_among_equal_ones() -> None:
     graph, _ = run(
         SimplifyMasks(),

@@ -32,6 +32,8 @@ from tersor.ops.onnx_schema import (
 
 MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
 IR_VERSION = 10
+# Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
+DOMAIN_KEY = "opset_import."
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ def export_model(
     model = ModelProto(ir_version=ir_version, producer_name="tersor")
     model.opset_import.append(onnx.helper.make_opsetid("", opset))
     for domain in sorted({split_domain(n.op)[0] for n in graph.walk()} - {""}):
-        version = ML_OPSET if domain == "ai.onnx.ml" else 1
+        newest = str(ML_OPSET if domain == "ai.onnx.ml" else 1)
+        version = int(graph.metadata.get(DOMAIN_KEY + domain, newest))
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
     model.graph.CopyFrom(_Exporter(graph, opset, outside or {}).export())
     for key in sorted(graph.metadata):
-        model.metadata_props.add(key=key, value=graph.metadata[key])
+        if not key.startswith(DOMAIN_KEY):
+            model.metadata_props.add(key=key, value=graph.metadata[key])
     return model
 
 
@@ -89,6 +93,8 @@ def _node_opset(node: Node) -> int:
     if newest is None:
         raise Unsupported(f"{node.label}: {node.op} is no ONNX op; a backend must lower it first")
     start = row.since if row is not None and row.since else newest.since_version
+    if row is not None and row.needs is not None:
+        start = max(start, row.needs(node))
     for version in _versions(node.op):
         if version >= start and _fits(node, version):
             return version
@@ -119,13 +125,14 @@ def _fits(node: Node, version: int) -> bool:
     if len(node.inputs) > at.max_input or len(node.outputs) > at.max_output:
         return False
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in at.type_constraints}
-    formal = list(at.inputs)
-    for i, value in enumerate(node.inputs):
-        if value is None or not isinstance(value.type, TensorType) or not formal:
-            continue
-        types = allowed.get(formal[min(i, len(formal) - 1)].type_str)
-        if types is not None and _onnx_type(value.type.dtype) not in types:
-            return False
+    for values, formal in ((node.inputs, list(at.inputs)), (node.outputs, list(at.outputs))):
+        for i, value in enumerate(values):
+            if value is None or not isinstance(value.type, TensorType) or not formal:
+                continue
+            written = formal[min(i, len(formal) - 1)].type_str
+            # A type in place of a parameter's name is the only one allowed.
+            if _onnx_type(value.type.dtype) not in allowed.get(written, {written}):
+                return False
     return True
 
 
@@ -161,7 +168,8 @@ class _Exporter:
         for node in graph.nodes:
             proto.node.append(self._node(node))
         for name, value in copies:
-            proto.node.add(op_type="Identity", input=[self.names[value]], output=[name])
+            label = _unlike("Identity", self.node_names, self.tried_nodes)
+            proto.node.add(op_type="Identity", name=label, input=[self.names[value]], output=[name])
         outputs = graph.output_names if outermost else self._inner_outputs(graph, copies)
         for name, value in zip(outputs, graph.outputs, strict=True):
             proto.output.add(name=name).type.CopyFrom(type_to_proto(value.type))

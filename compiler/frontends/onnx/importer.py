@@ -42,20 +42,19 @@ from tersor.frontends.onnx.check import (
     graphs_in,
 )
 from tersor.frontends.onnx.control import body_input_types
+from tersor.frontends.onnx.exporter import DOMAIN_KEY
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import input_types
 from tersor.frontends.onnx.load import read_model
-from tersor.frontends.onnx.normalize import Old, normalize
+from tersor.frontends.onnx.normalize import normalize
+from tersor.frontends.onnx.old import Old
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
 from tersor.frontends.onnx.tensors import Tensors, element_type
 from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
-from tersor.ops.onnx_schema import schema, type_from_proto
+from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 
-MIN_OPSET = 11
-# Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
-DOMAIN_KEY = "opset_import."
 OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
@@ -90,9 +89,12 @@ def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
     check_versions(model)
     model = inlined(model)
     opsets = check_versions(model)
-    _check_opset(opsets.get(""))
     scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
-    scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    scope.graph.metadata = {
+        entry.key: entry.value
+        for entry in model.metadata_props
+        if not entry.key.startswith(DOMAIN_KEY)
+    }
     for domain in sorted(opsets.keys() - {""}):
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
     surgeon = _surgeon(model)
@@ -123,13 +125,6 @@ def _tensors(graph: GraphProto) -> Iterator[onnx.TensorProto]:
                     yield attribute.t
                 yield from attribute.tensors
                 graphs += graphs_in(attribute)
-
-
-def _check_opset(opset: int | None) -> None:
-    if opset is not None and opset < MIN_OPSET:
-        raise Unsupported(
-            f"opset {opset} is older than {MIN_OPSET}: convert the model with onnx.version_converter"
-        )
 
 
 def _carried(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -264,7 +259,11 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         raise InvalidModel(f"{label}: {error}") from None
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
-    for name, value in zip(names, node.outputs, strict=True):
+    results = [
+        graph.emit("Cast", [v], {"to": TO_ONNX[old.casts[i]]}) if i in old.casts else v
+        for i, v in enumerate(node.outputs)
+    ]
+    for name, value in zip(names, results, strict=True):
         _check_written(label, name, value.type, scope.written.get(name))
         value.type = _merged(value.type, scope.written.get(name))
         if name:
@@ -342,8 +341,11 @@ def _attributes(
     """All attributes of a node: those that graphsurgeon carries, and the rest from the protobuf."""
     numbers = {a.name: a for a in proto.attribute}
     scans, axes = numbers.get("num_scan_inputs"), numbers.get("scan_input_axes")
+    standard = proto.op_type if not domain_of(proto.domain) else ""
+    if scope.opsets.get("", IR_OPSET) < 9:
+        standard = ""  # Scan-8 had other operands.
     types = body_input_types(
-        proto.op_type if not domain_of(proto.domain) else "",
+        standard,
         inputs,
         int(scans.i) if scans is not None else 0,
         tuple(axes.ints) if axes is not None else (),

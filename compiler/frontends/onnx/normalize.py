@@ -6,49 +6,12 @@ attribute or operand, a node means the same. The table at the end says what chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
 from tersor.errors import Unsupported
-from tersor.ir import Attribute, Graph, TensorType, Value
-
-
-@dataclass
-class Old:
-    """A node as it was written, not yet in the graph; adapters change it in place and may emit nodes
-    that go before it.
-
-    Attributes:
-        graph: where it will be.
-        op, inputs, attrs: ONNX's name, operands, attributes as written (defaults not filled in).
-        outputs: how many results it makes.
-        scope: its module path.
-    """
-
-    graph: Graph
-    op: str
-    inputs: list[Value | None]
-    attrs: dict[str, Attribute]
-    outputs: int
-    scope: str = ""
-
-    def emit(self, op: str, *inputs: Value | None, **attrs: Attribute) -> Value:
-        return self.graph.emit(op, inputs, attrs, scope=self.scope)
-
-    def constant(self, number: object, name: str, dtype: type = np.int64) -> Value:
-        return self.graph.constant(np.array(number, dtype), name)
-
-    def operand(self, index: int) -> Value | None:
-        return self.inputs[index] if index < len(self.inputs) else None
-
-    def set_operand(self, index: int, value: Value | None) -> None:
-        self.inputs.extend([None] * (index + 1 - len(self.inputs)))
-        self.inputs[index] = value
-
-
-Adapter = Callable[[Old], None]
+from tersor.frontends.onnx.before_11 import BEFORE_11
+from tersor.frontends.onnx.old import Adapter, Old, to_operand
+from tersor.ir import TensorType
 
 
 def normalize(old: Old, opset: int) -> None:
@@ -57,24 +20,11 @@ def normalize(old: Old, opset: int) -> None:
     Raises:
         Unsupported: a form that has no equal today.
     """
+    if opset < 6:
+        old.attrs.pop("consumed_inputs", None)  # A hint on memory that any op could have.
     for until, adapter in ADAPTERS.get(old.op, ()):
         if opset < until:
             adapter(old)
-
-
-def newest_form_since(op: str) -> int:
-    """The opset at which ``op`` took the form that it has today (1: it never changed since 11)."""
-    return max((until for until, _ in ADAPTERS.get(op, ())), default=1)
-
-
-def _to_operand(name: str, index: int) -> Adapter:
-    """The list of integers ``name`` was an attribute and is operand ``index`` today."""
-
-    def adapt(old: Old) -> None:
-        if name in old.attrs:
-            old.set_operand(index, old.constant(old.attrs.pop(name), name))
-
-    return adapt
 
 
 def _batch_normalization(old: Old) -> None:
@@ -143,6 +93,14 @@ def _group_normalization(old: Old) -> None:
         old.set_operand(index, old.emit("Reshape", spread, old.constant([-1], "flat")))
 
 
+def _range(old: Old) -> None:
+    """Start, limit and delta are scalars; files with vectors of one element are about, and taken."""
+    for index in range(3):
+        if old.rank(index) == 1:
+            axes = old.constant([0], "axes")
+            old.set_operand(index, old.emit("Squeeze", old.operand(index), axes))
+
+
 def _resize(old: Old) -> None:
     """Before 13, ``roi`` and ``scales`` could not be left out and were empty tensors instead; the
     coordinate mode ``tf_half_pixel_for_nn`` has gone since."""
@@ -189,8 +147,7 @@ _REDUCTIONS = (
 MAX_CHANNELS = 1 << 20  # More are not written out.
 _ALWAYS = 1_000  # Later than any opset: the op itself has gone.
 
-# Op -> (opset since which the newer form holds, adapter), oldest first.
-ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
+_SINCE_11: dict[str, tuple[tuple[int, Adapter], ...]] = {
     "BatchNormalization": ((14, _batch_normalization),),
     "DFT": ((20, _dft),),
     "Dropout": ((12, _dropout),),
@@ -198,14 +155,20 @@ ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
     "GroupNormalization": ((21, _group_normalization),),
     "Hardmax": ((13, _flattening),),
     "LogSoftmax": ((13, _flattening),),
-    "ReduceSum": ((13, _to_operand("axes", 1)),),
+    "Range": ((_ALWAYS, _range),),
+    "ReduceSum": ((13, to_operand("axes", 1)),),
     "Resize": ((13, _resize),),
     "RoiAlign": ((16, _roi_align),),
     "Scatter": ((_ALWAYS, _scatter),),
     "Softmax": ((13, _flattening),),
-    "Split": ((13, _to_operand("split", 1)), (18, _split)),
-    "Squeeze": ((13, _to_operand("axes", 1)),),
-    "Unsqueeze": ((13, _to_operand("axes", 1)),),
+    "Split": ((13, to_operand("split", 1)), (18, _split)),
+    "Squeeze": ((13, to_operand("axes", 1)),),
+    "Unsqueeze": ((13, to_operand("axes", 1)),),
     "Upsample": ((_ALWAYS, _upsample),),
-    **{op: ((18, _to_operand("axes", 1)),) for op in _REDUCTIONS},
+    **{op: ((18, to_operand("axes", 1)),) for op in _REDUCTIONS},
+}
+
+# Op -> (opset since which the newer form holds, adapter), oldest first.
+ADAPTERS = {
+    op: (*BEFORE_11.get(op, ()), *_SINCE_11.get(op, ())) for op in {**BEFORE_11, **_SINCE_11}
 }

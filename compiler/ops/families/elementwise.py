@@ -175,6 +175,13 @@ def _div(a: Any, b: Any) -> Any:
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
+def _mod_needs(node: Node) -> int:
+    """Floats had to have ``fmod`` before 28."""
+    a = node.inputs[0]
+    floats = a is not None and isinstance(a.type, TensorType) and a.type.dtype.is_float
+    return 28 if floats and not node.attrs["fmod"] else 0
+
+
 def _mod(a: Any, b: Any, *, fmod: int) -> Any:
     import torch
 
@@ -371,7 +378,7 @@ ROWS = [
     _binary("Sub", 7, _torch("sub"), contents=_lift(lambda a, b: a - b)),
     _binary("Mul", 7, _torch("mul"), contents=_lift(lambda a, b: a * b), commutative=True),
     _binary("Div", 7, _div, contents=_lift(_divide)),
-    _binary("Mod", 10, _mod, samples=lambda rng: [
+    _binary("Mod", 10, _mod, needs=_mod_needs, samples=lambda rng: [
         Sample([rng.integers(-9, 9, (3, 4)), rng.integers(1, 5, 4)]),
         Sample([_f(rng, 3), _positive(rng, 3)], {"fmod": 1})]),
     _binary("Pow", 12, _pow, samples=lambda rng: [

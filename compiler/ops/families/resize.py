@@ -208,7 +208,11 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
     ]  # fmt: skip
 
 
+def _needs(node: Node) -> int:
+    return 19 if node.attrs["coordinate_transformation_mode"] == "half_pixel_symmetric" else 0
+
+
 ROWS = [
-    OpDef("Resize", since=13, infer=_infer, torch=_resize, cost=_cost, ties=_ties, follow=_follow,
-          samples=_samples),
+    OpDef("Resize", since=13, needs=_needs, infer=_infer, torch=_resize, cost=_cost, ties=_ties,
+          follow=_follow, samples=_samples),
 ]  # fmt: skip

@@ -1,112 +1,15 @@
-"""Hypothesis strategies: random graphs over the op table, with inputs that fit.
-
-Graphs grow one step at a time; a step is an op, or a few that exporters write for one layer, on values
-that are there.  All floats are f64, so that what a pass computes in another order differs by 1e-12 and
-not by what an f32 cancellation makes of it, and a claim that is broken shows.
-"""
+"""Steps of what exporters write: a layer or an idiom each, and near misses of those that passes look for."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
 
-from tersor.ir import DType, Graph, TensorType, Value, symbol
-from tersor.ops import TABLE
+from strategies.builder import Builder
+from tersor.ir import Value
+from tersor.ops.onnx_schema import TO_ONNX
 
-SIZES = {"batch": 2, "seq": 3}
-F64, I64, BOOL = 11, 7, 9  # ONNX's numbers, for Cast
-
-
-@dataclass(frozen=True)
-class Case:
-    """A graph, and inputs for it."""
-
-    graph: Graph
-    feed: dict[str, np.ndarray]
-
-    def __repr__(self) -> str:
-        from tersor.ir import print_graph
-
-        return print_graph(self.graph)
-
-
-class Builder:
-    """Draws operands and emits steps."""
-
-    def __init__(self, draw: Callable[..., object], graph: Graph) -> None:
-        self.draw = draw
-        self.graph = graph
-        self.rng = np.random.default_rng(self.integer(0, 2**16))
-        self.shared: dict[tuple[int, ...], Value] = {}
-
-    # drawing
-
-    def integer(self, low: int, high: int) -> int:
-        return int(self.draw(st.integers(low, high)))  # type: ignore[call-overload]
-
-    def pick(self, items: list) -> object:  # type: ignore[type-arg]
-        return items[self.integer(0, len(items) - 1)]
-
-    def values(self, dtype: DType, rank: int | None = None) -> list[Value]:
-        """What may be read: known dims, at most of four axes, so that graphs stay small."""
-        return [
-            v
-            for v in self.graph.values()
-            if isinstance(v.type, TensorType)
-            and v.type.dtype is dtype
-            and v.type.dims is not None
-            and None not in v.type.dims
-            and len(v.type.dims) <= 4
-            and (rank is None or len(v.type.dims) == rank)
-            and np.prod(v.type.at(SIZES)) <= 512
-        ]
-
-    def float(self, least: int = 0) -> Value:
-        """A float result or input of at least ``least`` axes, the latest ones more often."""
-        found = [
-            v for v in self.values(DType.F64) if not v.is_constant and len(v.tensor.dims) >= least
-        ]  # type: ignore[arg-type]
-        if not found:
-            found = [self.graph.inputs[0]]
-        back = min(self.integer(0, len(found) - 1), self.integer(0, len(found) - 1))
-        return found[-1 - back]
-
-    def bool_like(self, x: Value) -> Value:
-        found = [v for v in self.values(DType.BOOL) if v.type.dims == x.type.dims]  # type: ignore[union-attr]
-        return (
-            self.pick(found)
-            if found and self.integer(0, 1)
-            else self.emit("Greater", x, self.number(0.1))
-        )  # type: ignore[return-value]
-
-    # constants
-
-    def weight(self, *shape: int) -> Value:
-        """A constant of normal numbers; now and then one that another step holds already."""
-        if shape in self.shared and self.integer(0, 1):
-            return self.shared[shape]
-        data = self.rng.standard_normal(shape)
-        if self.shared and self.integer(0, 5) == 0:
-            data = np.ones(shape)
-        self.shared[shape] = self.graph.constant(data, "w")
-        return self.shared[shape]
-
-    def number(self, value: float, axes: int = 0) -> Value:
-        return self.graph.constant(np.full((1,) * axes, value), "c")
-
-    def ints(self, *items: int) -> Value:
-        return self.graph.constant(np.array(items, np.int64), "i")
-
-    # emitting
-
-    def emit(self, op: str, *operands: Value | None, **attrs: object) -> Value:
-        return self.graph.emit(op, list(operands), attrs)  # type: ignore[arg-type]
-
-    def shape_of(self, x: Value) -> tuple[int, ...]:
-        return x.tensor.at(SIZES)
+I64, BOOL = 7, 9  # ONNX's numbers, for Cast
 
 
 def _last(b: Builder) -> tuple[Value, int] | None:
@@ -138,7 +41,7 @@ def binary(b: Builder) -> None:
     have = b.shape_of(x)
     fits = [
         v
-        for v in b.values(DType.F64)
+        for v in b.values(b.dtype)
         if all(
             s in (1, h) and (s == 1 or d == e)
             for s, h, d, e in zip(
@@ -166,8 +69,8 @@ def scaled(b: Builder) -> None:
 
 
 def casts(b: Builder) -> None:
-    x = b.float()
-    for to in b.pick([[F64], [BOOL, I64, F64], [BOOL, F64], [I64, F64], [BOOL, I64, BOOL, F64]]):  # type: ignore[attr-defined]
+    x, own = b.float(), TO_ONNX[b.dtype]
+    for to in b.pick([[own], [BOOL, I64, own], [BOOL, own], [I64, own], [BOOL, I64, BOOL, own]]):  # type: ignore[attr-defined]
         x = b.emit("Cast", x, to=to)
 
 
@@ -215,9 +118,9 @@ def moved(b: Builder) -> None:
         b.emit("Concat", *[x] * b.integer(1, 2), axis=axis)
     elif kind == 4 and isinstance(size, int):
         cut = b.integer(0, size)
-        names = [""] if cut in (0, size) else ["", ""]
-        sizes = b.ints(size) if len(names) == 1 else b.ints(cut, size - cut)
-        b.graph.emit_node("Split", [x, sizes], {"axis": axis}, names=names)
+        parts = 1 if cut in (0, size) else 2
+        sizes = b.ints(size) if parts == 1 else b.ints(cut, size - cut)
+        b.node("Split", [x, sizes], {"axis": axis}, parts)
     else:
         b.emit("Expand", x, b.ints(*[1] * b.integer(0, rank)))
 
@@ -262,7 +165,7 @@ def linear(b: Builder) -> None:
                 "BatchNormalization",
                 y,
                 *p,
-                b.graph.constant(np.abs(b.rng.standard_normal(n)) + 0.5),
+                b.graph.constant((np.abs(b.rng.standard_normal(n)) + 0.5).astype(b.dtype.numpy)),
             )
     else:
         y = b.emit("MatMul", x, b.weight(k, n))
@@ -319,7 +222,7 @@ def gelu(b: Builder) -> None:
 
 def attention(b: Builder) -> None:
     """Scores of the values' own heads, scaled and masked one way or another."""
-    found = [v for v in b.values(DType.F64, 3) if not v.is_constant and v.tensor.dims[-1] == 4]  # type: ignore[index]
+    found = [v for v in b.values(b.dtype, 3) if not v.is_constant and v.tensor.dims[-1] == 4]  # type: ignore[index]
     if not found:
         return
     x = found[-1]
@@ -386,63 +289,3 @@ STEPS = [
     unary, neutral, binary, scaled, casts, transposed, reshaped, moved, logic, folded, linear, layer_norm,
     gelu, attention, reduced, masked_mean, embedding,
 ]  # fmt: skip
-
-
-def _branches(b: Builder) -> None:
-    """An If whose branches read outer values and hold a constant of their own."""
-    x = b.float()
-    condition = b.graph.add_input("flag", TensorType(DType.BOOL, ()))
-    bodies = []
-    for name in ("then", "else"):
-        body = b.graph.table.graph(name, b.graph)  # type: ignore[union-attr]
-        y = body.emit("Add", [x, body.constant(b.rng.standard_normal(()), "inner")])
-        y = body.emit(str(b.pick(["Relu", "Neg", "Identity"])), [y])
-        body.set_outputs([y], [f"{name}_out"])
-        bodies.append(body)
-    attrs = {"then_branch": bodies[0], "else_branch": bodies[1]}
-    b.emit("If", condition, **attrs)
-
-
-@st.composite
-def cases(
-    draw: Callable[..., object],
-    steps: int = 8,
-    branches: bool = False,
-    focus: tuple[Callable[[Builder], None], ...] = (),
-) -> Case:
-    """Graphs of up to ``steps`` steps, with static and symbolic dims; ``branches`` adds an If, which the
-    reference evaluation does not run; of ``focus``'s steps half of all are. Outputs are the last value and others at random: inputs and
-    constants among them, one of them perhaps twice."""
-    graph = TABLE.graph()
-    b = Builder(draw, graph)
-    shapes = [
-        ("batch", "seq", 4),
-        (2, 3),
-        ("batch", 4),
-        (1, 3, 4),
-        (4,),
-        ("batch", "seq"),
-        ("batch", 2, 2),
-    ]
-    for i in range(b.integer(1, 3)):
-        dims = b.pick(shapes)
-        dims = tuple(symbol(d) if isinstance(d, str) else d for d in dims)  # type: ignore[attr-defined]
-        graph.add_input(f"x{i}", TensorType(DType.F64, dims))
-    for _ in range(b.integer(1, steps)):
-        b.pick(list(focus) if focus and b.integer(0, 1) else STEPS)(b)  # type: ignore[operator]
-    if branches:
-        _branches(b)
-    values = list(graph.values())
-    outputs = [values[-1], *(b.pick(values) for _ in range(b.integer(0, 3)))]
-    if b.integer(0, 2) == 0:
-        outputs.append(outputs[0])
-    graph.set_outputs(outputs, [f"y{i}" for i in range(len(outputs))])  # type: ignore[arg-type]
-    feed = {v.name: _numbers(b.rng, v) for v in graph.inputs}
-    return Case(graph, feed)
-
-
-def _numbers(rng: np.random.Generator, value: Value) -> np.ndarray:
-    shape = value.tensor.at(SIZES)
-    if value.tensor.dtype is DType.BOOL:
-        return np.asarray(rng.integers(0, 2, shape), bool)
-    return np.asarray(rng.standard_normal(shape))

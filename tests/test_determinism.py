@@ -1,0 +1,61 @@
+"""The same compilation writes the same bytes, whatever the process and its hash seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Compiles workloads from ONNX files and as torch modules, and tells the hash of every file written.
+COMPILE = """
+import hashlib, json, sys
+from pathlib import Path
+import tersor
+from tersor.models import zoo
+
+folder, out = map(Path, sys.argv[1:3])
+found = {}
+for name in sys.argv[3:]:
+    workload = zoo.find(name)
+    # A few samples: what depends on them does so after any.
+    batch = {k: v[:2] for k, v in workload.calibration()[0].items()}
+    sources = {"onnx": (folder / f"{name}.onnx", {}), "torch": (workload.build(), workload.torch_arguments())}
+    for kind, (model, arguments) in sources.items():
+        for recipe in ("fp32", "int8"):
+            made = tersor.compile(model, recipe=recipe, calibration=[batch], measure=False, **arguments)
+            saved = made.save(out / f"{name}-{kind}-{recipe}")
+            for path in saved.iterdir():
+                key = f"{saved.name}/{path.name}"
+                found[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_every_workload_and_recipe_gives_the_same_bytes_under_another_hash_seed(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torch")
+    from tersor.models import zoo
+
+    names = zoo.names()
+    for name in names:
+        zoo.find(name).export_onnx(tmp_path / f"{name}.onnx")
+    processes = []
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        command = [sys.executable, "-c", COMPILE, str(tmp_path), str(tmp_path / seed), *names]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    one, other = (json.loads(p.communicate()[0].splitlines()[-1]) for p in processes)
+    assert one == other
+    made = {key.split("/")[0] for key in one}
+    assert made == {
+        f"{n}-{k}-{r}" for n in names for k in ("onnx", "torch") for r in ("fp32", "int8")
+    }
