@@ -37,6 +37,7 @@ def attention(
     past: bool = False,
     results: int = 1,
     dtype: DType = DType.F32,
+    dv: int = DV,
     **attrs: Any,
 ) -> Graph:
     graph = TABLE.graph()
@@ -45,10 +46,10 @@ def attention(
         dims = (BATCH, length, heads * d) if flat else (BATCH, heads, length, d)
         return graph.add_input(name, TensorType(dtype, dims))
 
-    inputs = [operand("q", HEADS, Q, D), operand("k", groups, K, D), operand("v", groups, K, DV)]
+    inputs = [operand("q", HEADS, Q, D), operand("k", groups, K, D), operand("v", groups, K, dv)]
     inputs.append(graph.add_input("mask", mask) if mask is not None else None)
     if past:
-        for name, d in (("past_k", D), ("past_v", DV)):
+        for name, d in (("past_k", D), ("past_v", dv)):
             inputs.append(graph.add_input(name, TensorType(dtype, (BATCH, groups, PAST, d))))
     if flat:
         attrs |= {"q_num_heads": HEADS, "kv_num_heads": groups}
@@ -148,6 +149,15 @@ def test_a_row_whose_keys_are_all_masked_gives_zeros(flat: bool, attention_optio
     assert not evaluate(graph, feeds)["y"][1].any()
 
 
+@pytest.mark.parametrize("kind", [boolean, real])
+def test_a_masked_query_gives_zeros_in_multi_head_attention_too(kind: Any) -> None:
+    graph = attention(mask=kind(BATCH, 1, Q, K))
+    feeds = feeds_of(graph)
+    feeds["mask"][1, :, 2] = False if kind is boolean else -np.inf
+    check(graph, feeds, LowerOptions(attention="mha"))
+    assert not evaluate(graph, feeds)["y"][1, 2].any()
+
+
 @pytest.mark.parametrize("causal", [0, 1])
 @pytest.mark.parametrize("groups", [HEADS, 2])
 def test_a_row_of_minus_infinity_gives_zeros(groups: int, causal: int) -> None:
@@ -165,13 +175,47 @@ def test_portable_lowering_uses_standard_ops_only() -> None:
     assert not [n.op for n in lowered.walk() if "." in n.op]
 
 
-def test_multi_head_attention_takes_padding_and_nothing_else() -> None:
-    padded = attention(mask=boolean(BATCH, 1, 1, K))
-    lowered = check(padded, feeds_of(padded), LowerOptions(attention="mha"))
-    assert Counter(n.op for n in lowered.walk())["com.microsoft.MultiHeadAttention"] == 1
-    causal = attention(is_causal=1)
-    lowered = check(causal, feeds_of(causal), LowerOptions(attention="mha"))
-    assert "com.microsoft.MultiHeadAttention" not in Counter(n.op for n in lowered.walk())
+@pytest.mark.parametrize(
+    ("form", "taken"),
+    [
+        ({"mask": boolean(BATCH, 1, 1, K)}, True),
+        ({"mask": boolean(BATCH, 1, Q, K)}, True),
+        ({"mask": real(1, 1, Q, K)}, True),
+        ({"mask": boolean(BATCH, 1, Q, PAST + K), "past": True, "results": 3, "dv": D}, True),
+        ({"mask": real(BATCH, 1, Q, PAST + K), "past": True, "results": 3, "dv": D}, True),
+        ({"past": True, "results": 3, "dv": D}, True),
+        ({"past": True, "dv": D}, False),
+        ({"past": True, "results": 3}, False),
+        ({"mask": boolean(BATCH, 1, 1, PAST + K), "past": True, "results": 3}, False),
+        ({"mask": boolean(BATCH, HEADS, Q, K)}, False),
+        ({"mask": real(BATCH, 1, 1, K)}, False),
+        ({"mask": boolean(Q, K)}, False),
+        ({"is_causal": 1}, False),
+        ({"is_causal": 1, "past": True, "results": 3}, False),
+        ({"groups": 2}, False),
+        ({"softcap": 2.0}, False),
+    ],
+)
+def test_multi_head_attention_takes_what_it_can_say(form: dict[str, Any], taken: bool) -> None:
+    graph = attention(**form)
+    lowered = check(graph, feeds_of(graph), LowerOptions(attention="mha"))
+    counts = Counter(n.op for n in lowered.walk())
+    assert bool(counts["com.microsoft.MultiHeadAttention"]) is taken
+
+
+@pytest.mark.parametrize("read", [1, 2])
+def test_a_past_is_read_where_what_it_becomes_is_not(read: int) -> None:
+    # ONNX Runtime's MultiHeadAttention without its second and third result ignores the past.
+    graph = attention(past=True, results=3, dv=D)
+    graph.set_outputs(graph.outputs[:read], graph.output_names[:read])
+    check(graph, feeds_of(graph), LowerOptions(attention="mha"))
+
+
+@pytest.mark.parametrize("attention_option", ["unfused", "mha"])
+def test_an_empty_past_is_no_past(attention_option: str) -> None:
+    graph = attention(mask=boolean(BATCH, 1, Q, PAST + K), past=True, results=3, dv=D)
+    feeds = feeds_of(graph, {**SIZES, "past": 0})
+    check(graph, feeds, LowerOptions(attention=attention_option))
 
 
 def test_double_precision_is_written_out_too() -> None:
