@@ -82,8 +82,8 @@ def main(group: str) -> None:
                 slowest = max(slowest, time.perf_counter() - start)
             else:
                 raise SystemExit(f"{row.name} was accepted")
-    told = {"rows": len(GROUPS[group]), "megabytes": peak_megabytes(), "seconds": slowest}
-    print(json.dumps(told))
+    peak = peak_megabytes()
+    print(json.dumps({"rows": len(GROUPS[group]), "megabytes": peak, "seconds": slowest}))
 
 
 if __name__ == "__main__":
