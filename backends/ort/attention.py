@@ -50,6 +50,9 @@ class Heads:
         return self.query // self.key
 
 
+_FLOATS = (DType.F32, DType.F64, DType.F16)  # that ONNX Runtime multiplies
+
+
 @dataclass
 class AttentionLowering:
     """The rule, with the masks it has prepared: made once, before their first reader."""
@@ -140,7 +143,7 @@ def _heads(node: Node) -> Heads | None:
         return None
     odd = node.input(6) is not None or (len(node.outputs) > 3 and node.outputs[3].uses)
     windows = {node.attrs.get("left_window_size", -1), node.attrs.get("right_window_size", -1)}
-    if odd or windows != {-1} or node.output.tensor.dtype not in (DType.F32, DType.F64):
+    if odd or windows != {-1} or node.output.tensor.dtype not in _FLOATS:
         return None
     if mask is not None and mask.tensor.rank not in (2, 3, 4):
         return None

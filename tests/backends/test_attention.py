@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tersor.backends import ort
 from tersor.backends.ort.lower import lower
 from tersor.backends.ort.options import LowerOptions
 from tersor.frontends.onnx.exporter import export_model
-from tersor.ir import DType, Graph, TensorType, symbol, verify
+from tersor.ir import DType, Graph, TensorType, parse, symbol, verify
 from tersor.ir.dims import evaluate as evaluate_dim
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -241,3 +242,27 @@ def test_layers_share_one_prepared_mask() -> None:
     graph.set_outputs([graph.outputs[0], again], ["y", "again"])
     lowered = check(graph, feeds_of(graph))
     assert Counter(n.op for n in lowered.walk())["Where"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
+def test_a_mask_of_one_row_holds_for_all_queries(dtype: str) -> None:
+    """Found by random graphs: the runtime's own kernel refuses it, so the op is written out."""
+    graph = parse(
+        f"""
+        graph main(%q: {dtype}[batch, 2, seq, 4], %mask: {dtype}[1, 3]) -> (y = %y) {{
+          @k: {dtype}[1, 2, 3, 4] = dense normal(1)
+          @v: {dtype}[1, 2, 3, 4] = dense normal(2)
+          %y: {dtype}[batch, 2, seq, 4] = Attention(%q, @k, @v, %mask)
+        }}
+        """,
+        TABLE,
+    )
+    numpy = DType(dtype).numpy
+    rng = np.random.default_rng(0)
+    feed = {"q": rng.standard_normal((1, 2, 5, 4)).astype(numpy), "mask": np.ones((1, 3), numpy)}
+    for portable in (False, True):
+        choice = ort.Choice(LowerOptions(portable=portable))
+        got = ort.run(ort.open_session(ort.build(graph, choice)), feed)["y"]
+        want = evaluate(graph, feed)["y"]
+        # f16 keeps three digits of numbers of about one.
+        np.testing.assert_allclose(got, want, atol=5e-3 if dtype == "f16" else 1e-5)
