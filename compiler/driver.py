@@ -18,10 +18,10 @@ from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
 from tersor.frontends import Imported, load_model
-from tersor.ir import Graph
+from tersor.ir import Graph, print_graph
 from tersor.pipeline import Pass, Pipeline
 from tersor.recipe import Recipe
-from tersor.report import Report
+from tersor.report import PassReport, Report
 from tersor.target import Target
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 from tersor.tuning.search import Candidate, search
@@ -92,9 +92,15 @@ def compile(
     report = Report()
     job = _Job(backend, runtime, chosen, portable, report, tell)
     fused = job.run_passes(registry.optimization(), imported.graph)
+    lossless = len(report.passes)
     compressed = job.run_passes(plan.build(), fused, batches)
     levels = [(plan.name, compressed)]
-    if any(step.keeps.values is None for step in plan.build()):
+    lossy = any(step.keeps.values is None for step in plan.build())
+    if lossy and _same(fused, compressed, report.passes[lossless:]):
+        report.decisions.append(
+            f"{plan.name} found nothing to compress: only lossless passes count"
+        )
+    elif lossy:
         levels.append(("fp32", fused))
     given = _identity(backend, imported)
     if measure and chosen.is_host:
@@ -347,6 +353,13 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
     if calibration is not None and not found:
         raise InvalidOption("calibration holds no batches")
     return found
+
+
+def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:
+    """Whether the passes between two graphs changed nothing."""
+    if any(p.rewrites for p in between):
+        return False
+    return print_graph(before) == print_graph(after)  # Passes need not count what they rewrite.
 
 
 def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:

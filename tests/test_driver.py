@@ -114,6 +114,21 @@ def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(artifact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
 
 
+def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(0.8))
+    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    nothing = {f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding")}
+    sizes = [{"batch": 1, "length": 4}]
+    report = tersor.compile(path, recipe="int8", sizes=sizes, settings=nothing).report
+    assert report.decisions == [
+        "int8 found nothing to compress: only lossless passes count",
+        "int8 is slower than the input at batch=1 length=4 (0.80x) and was not kept",
+        "kept the input: nothing that was tried is faster",
+    ]
+
+
 def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)

@@ -5,7 +5,7 @@
 ``unfused``   Reshape and Transpose to [batch, heads, length, d], two MatMuls around a Softmax.  ONNX
               Runtime folds the transpose of K and the scale into FusedMatMul.
 ``mha``       com.microsoft.MultiHeadAttention, where the operands are [batch, length, heads*d] and the
-              mask is one of padding.
+              mask is one of padding, or has a row for each query.
 standard      ONNX's own op stays where neither can say it: lengths of padded caches, sliding windows,
               a fourth result, other element types than float and double, sizes that are not known.
 
@@ -19,12 +19,19 @@ a layer, against the isnan-and-select over all scores by which exporters guard i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.backends.ort.attention_mask import Mask, is_padding, prepared, some_allowed
+from tersor.backends.ort.attention_mask import (
+    Mask,
+    is_finite,
+    is_padding,
+    prepared,
+    ready,
+    some_allowed,
+)
 from tersor.backends.ort.options import LowerOptions
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
@@ -43,6 +50,9 @@ class Heads:
         return self.query // self.key
 
 
+_FLOATS = (DType.F32, DType.F64, DType.F16)  # that ONNX Runtime multiplies
+
+
 @dataclass
 class AttentionLowering:
     """The rule, with the masks it has prepared: made once, before their first reader."""
@@ -59,7 +69,7 @@ class AttentionLowering:
         d = _last(q) // heads.query if heads.flat else _last(q)
         scale = float(node.attrs.get("scale", d**-0.5))
         if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
-            return [self._mha(graph, node, heads, scale)]
+            return self._mha(graph, node, heads, scale)
         k, v = (_by_heads(graph, x, heads) for x in (k, v))
         past_k, past_v = node.input(4), node.input(5)
         if past_k is not None and past_v is not None:
@@ -69,21 +79,38 @@ class AttentionLowering:
         y = _product(graph, node, (q, k, v), mask, heads, scale)
         return [y, k, v][: len(node.outputs)]
 
-    def _mha(self, graph: Graph, node: Node, heads: Heads, scale: float) -> Value:
-        padding = node.input(3)
-        operands = [*node.inputs[:3], None, _as_integers(graph, padding)]
-        attrs = {"num_heads": heads.query, "scale": scale}
-        y = graph.emit_node(
-            "com.microsoft.MultiHeadAttention", operands, attrs, types=[node.output.type]
-        ).output
-        if padding is None:
-            return y
-        key = (graph, padding)
+    def _mha(self, graph: Graph, node: Node, heads: Heads, scale: float) -> list[Value]:
+        mask, dtype = node.input(3), node.output.tensor.dtype
+        padding = bias = rows = None
+        if mask is not None and node.input(4) is None and is_padding(mask, _operand(node, 1)):
+            padding = _as_integers(graph, mask)
+            rows = self._rows(graph, mask, lambda: some_allowed(graph, mask, dtype))
+        elif mask is not None:
+            key = (graph, mask, dtype)
+            if key not in self.masks:
+                self.masks[key] = ready(graph, mask, dtype)
+            bias, allowed = self.masks[key].bias, self.masks[key].allowed
+            rows = None if allowed is None else self._rows(graph, allowed, lambda: allowed)
+        operands = [*node.inputs[:3], None, padding, bias, node.input(4), node.input(5)]
+        while operands[-1] is None:
+            operands.pop()
+        made = graph.emit_node(
+            "com.microsoft.MultiHeadAttention",
+            operands,
+            {"num_heads": heads.query, "scale": scale},
+            names=[""] * len(node.outputs),
+            types=[value.type for value in node.outputs],
+        ).outputs
+        y = made[0] if rows is None else graph.emit("Mul", [made[0], rows])
+        return [y, *made[1:]]
+
+    def _rows(self, graph: Graph, source: Value, allowed: Callable[[], Value]) -> Value:
+        """[batch or 1, 1, q or 1, 1] without its axis of heads, made once for each ``source``."""
+        key = (graph, source)
         if key not in self.rows:
-            some = some_allowed(graph, padding, node.output.tensor.dtype)
             axes = graph.constant(np.array([1]), "axes")
-            self.rows[key] = graph.emit("Squeeze", [some, axes])
-        return graph.emit("Mul", [y, self.rows[key]])
+            self.rows[key] = graph.emit("Squeeze", [allowed(), axes])
+        return self.rows[key]
 
     def _mask(self, graph: Graph, node: Node, q: Value, k: Value) -> Mask | None:
         mask, causal = node.input(3), bool(node.attrs.get("is_causal"))
@@ -116,7 +143,7 @@ def _heads(node: Node) -> Heads | None:
         return None
     odd = node.input(6) is not None or (len(node.outputs) > 3 and node.outputs[3].uses)
     windows = {node.attrs.get("left_window_size", -1), node.attrs.get("right_window_size", -1)}
-    if odd or windows != {-1} or node.output.tensor.dtype not in (DType.F32, DType.F64):
+    if odd or windows != {-1} or node.output.tensor.dtype not in _FLOATS:
         return None
     if mask is not None and mask.tensor.rank not in (2, 3, 4):
         return None
@@ -133,11 +160,38 @@ def _heads(node: Node) -> Heads | None:
 
 
 def _suits_mha(node: Node, heads: Heads) -> bool:
-    plain = heads.flat and heads.group == 1 and len(node.outputs) == 1 and node.input(4) is None
+    past = node.input(4)
+    # ONNX Runtime leaves the past out, silently, where what it becomes is not asked for.
+    plain = heads.flat and heads.group == 1 and len(node.outputs) == (1 if past is None else 3)
+    plain = plain and all(value.uses for value in node.outputs[1:])
     plain = plain and not node.attrs.get("softcap") and not node.attrs.get("is_causal")
+    plain = plain and node.output.tensor.dtype is DType.F32
+    # Its cache has one head size for keys and values.
+    plain = plain and (past is None or _last(_operand(node, 1)) == _last(_operand(node, 2)))
     mask = node.input(3)
-    f32 = node.output.tensor.dtype is DType.F32
-    return plain and f32 and (mask is None or is_padding(mask, _operand(node, 1)))
+    if not plain or mask is None:
+        return bool(plain)
+    if past is None and is_padding(mask, _operand(node, 1)):
+        return True
+    return _has_all_rows(mask, node, heads)
+
+
+def _has_all_rows(mask: Value, node: Node, heads: Heads) -> bool:
+    """Whether a mask is [batch or 1, heads or 1, queries, keys], as MultiHeadAttention adds one; and rows
+    without a key, if there can be any, are so for all heads."""
+    have, q, k = (v.tensor.dims for v in (mask, _operand(node, 0), _operand(node, 1)))
+    if have is None or q is None or k is None or len(have) != 4 or None in (*have, *q, *k):
+        return False
+    keys, past = k[-2], node.input(4)
+    if past is not None:
+        before = past.tensor.dims[2] if past.tensor.dims else None
+        if before is None or keys is None:
+            return False
+        keys = before + keys
+    one_for_all = have[1] == 1 or (
+        have[1] == heads.query and mask.tensor.dtype.is_float and is_finite(mask)
+    )
+    return have[0] in (1, q[0]) and one_for_all and have[2:] == (q[1], keys)
 
 
 def _as_integers(graph: Graph, padding: Value | None) -> Value | None:

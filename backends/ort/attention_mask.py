@@ -54,7 +54,12 @@ def prepared(
     if mask is None:
         assert lower is not None
         return Mask(_bias(graph, lower, dtype), None)
-    mask = _filled(graph, _rank4(graph, mask), k)
+    return ready(graph, _filled(graph, _rank4(graph, mask), k), dtype, lower)
+
+
+def ready(graph: Graph, mask: Value, dtype: DType, lower: Value | None = None) -> Mask:
+    """A mask of rank 4 for all keys as numbers of ``dtype`` to add; ``lower``: boolean, which keys a
+    causal row sees."""
     if mask.tensor.dtype is DType.BOOL:
         both = mask if lower is None else graph.emit("And", [mask, lower])
         return Mask(_bias(graph, both, dtype), some_allowed(graph, both, dtype))

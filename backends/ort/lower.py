@@ -12,7 +12,7 @@ from tersor.backends.ort import embedding, linear, norm
 from tersor.backends.ort.attention import AttentionLowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
-from tersor.ir import Affine, Dense, Encoding, Graph, Node, Value
+from tersor.ir import Affine, Dense, Encoding, Graph, Node, TensorType, Value
 from tersor.pipeline import erase_dead, replace_node
 
 Rule = Callable[[Graph, Node, LowerOptions], Sequence[Value] | None]
@@ -40,7 +40,7 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
     result = graph.copy()
     for node in result.walk():
         rule = rules.get(node.op)
-        if rule is None or node.graph is None:
+        if rule is None or node.graph is None or not _is_typed(node):
             continue
         with node.graph.at(node):
             values = rule(node.graph, node, options)
@@ -56,6 +56,12 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
         if node.op.startswith("tersor."):
             raise Unsupported(f"{node.label}: {node.op} has no form in ONNX Runtime")
     return result
+
+
+def _is_typed(node: Node) -> bool:
+    """Whether it is known to compute with tensors: what an opaque op made may be anything."""
+    values = [v for v in (*node.inputs, *node.outputs[:1]) if v is not None]
+    return all(isinstance(v.type, TensorType) for v in values)
 
 
 def supports(op: str, encoding: Encoding | None = None) -> str:

@@ -1,5 +1,6 @@
 """Fusion: what a layer is, in one op, whatever an exporter wrote it as."""
 
+from tersor.passes.fuse.attention_cache import AttentionCache
 from tersor.passes.fuse.attention_to_hidden import AttentionToHidden
 from tersor.passes.fuse.fuse_attention import FuseAttention
 from tersor.passes.fuse.fuse_bias_activation import FuseBiasActivation
@@ -26,4 +27,4 @@ def fusion() -> list[Pass]:
 
 def attention_layout() -> list[Pass]:
     """After :func:`fusion` and another round of canonicalization: the layout of attention."""
-    return [AttentionToHidden()]
+    return [AttentionCache(), AttentionToHidden()]

@@ -4,6 +4,8 @@ again, to Attention on [batch, length, heads*d]: no reshape, no transpose.
     q = Transpose(Reshape(x[b, s, h*d] -> [b, s, h, d]), 0 2 1 3), k and v alike
     y = Reshape(Transpose(Attention(q, k, v), 0 2 1 3) -> [b, s, h*d])
       = Attention(x, x_k, x_v) {q_num_heads = h, kv_num_heads = ...}
+
+A past, and the keys and values that come out with it, stay [batch, heads, length, d].
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class AttentionToHidden(Pass):
         attention = made_by(operand(merge, 0), "Attention") if merge is not None else None
         if merge is None or attention is None or merge.attrs.get("perm") != (0, 2, 1, 3):
             return None
-        if len(attention.outputs) > 1 or len(attention.inputs) > 4:
-            raise Skip("it has a cache or more than one result")
+        if len(attention.outputs) > 3 or len(attention.inputs) > 6:
+            raise Skip("its scores are read, or it has the lengths of a padded cache")
         out, heads = dims(attention.output), attention.inputs
         key = dims(operand(attention, 1))
         if out is None or key is None or len(out) != 4:
@@ -47,8 +49,18 @@ class AttentionToHidden(Pass):
         if q is None or k is None or v is None:
             raise Skip("an operand was not split from the hidden axis")
         attrs = {**attention.attrs, "q_num_heads": heads_out, "kv_num_heads": key[1]}
-        scope = attention.scope
-        return graph.emit("Attention", [q, k, v, *heads[3:]], attrs, scope=scope)
+        # Readers of the keys and values may stand before the merge.
+        hidden = graph.emit_node(
+            "Attention",
+            [q, k, v, *heads[3:]],
+            attrs,
+            names=[""] * len(attention.outputs),
+            scope=attention.scope,
+            before=attention,
+        )
+        for old, new in zip(attention.outputs[1:], hidden.outputs[1:], strict=True):
+            graph.replace(old, new)
+        return hidden.outputs[0]
 
 
 def _before_split(x: Value) -> Value | None:

@@ -103,8 +103,10 @@ def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[Value, A
 
 
 def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine) -> float:
-    got = fake_quantize_dynamic(seen.rows, *seen.range()) @ encoding.decode()
-    return relative_error(seen.rows @ weight, got)
+    # In f64: products of the smallest numbers vanish in f32, and their errors with them.
+    rows, held = seen.rows.astype(np.float64), encoding.decode().astype(np.float64)
+    got = fake_quantize_dynamic(seen.rows, *seen.range()).astype(np.float64) @ held
+    return relative_error(rows @ weight.astype(np.float64), got)
 
 
 def _encode(node: Node, encoding: Affine) -> None:

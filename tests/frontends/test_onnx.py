@@ -21,7 +21,7 @@ from tersor.frontends.onnx import (
     import_graphsurgeon,
     import_model,
 )
-from tersor.ir import Graph, print_graph
+from tersor.ir import Graph, parse, print_graph
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes import optimization
@@ -431,3 +431,31 @@ def test_the_protobuf_given_stays_as_it_is() -> None:
     import_model(model)
     assert model.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(model)
+
+
+def test_an_input_that_is_also_an_output_under_its_own_name_comes_out_as_such() -> None:
+    """Found by fuzzing: listed a second time, it was copied under the name that it has."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y, float[2] x) { y = Identity (x) }'
+    )
+    once = import_model(model)
+    optimized = Pipeline(optimization()).run(once)
+    again = import_model(export_model(optimized))
+    assert again.output_names == ["y", "x"]
+    assert again.outputs[1] is again.inputs[0]
+
+
+def test_an_output_cannot_have_the_name_of_an_input_that_it_is_not() -> None:
+    graph = parse("graph g(%x: f32[2]) -> (x = %y) {\n %y: f32[2] = Relu(%x)\n}", TABLE)
+    with pytest.raises(Unsupported, match="output 'x' has the name of an input"):
+        export_model(graph)
+
+
+def test_operands_left_out_at_the_end_are_not_written() -> None:
+    """Found by random graphs: ONNX Runtime's fusion of embeddings crashes on the empty name."""
+    graph = parse(
+        "graph g(%x: f32[2, 4]) -> (y = %y) {\n @w: f32[4] = dense normal(0)\n"
+        " %y: f32[2, 4] = LayerNormalization(%x, @w, _)\n}",
+        TABLE,
+    )
+    assert list(export_model(graph).graph.node[0].input) == ["x", "w"]

@@ -33,14 +33,15 @@ def main() -> None:
             Path(findings, key).write_bytes(data)
             print(f"FINDING {key} {len(data)} bytes", file=sys.stderr, flush=True)
 
-    donors = [p.read_bytes() for folder in folders for p in sorted(folder.iterdir())]
+    kept = [p.read_bytes() for folder in folders for p in sorted(folder.iterdir())]
+    donors = mutate.models(kept) if target == "onnx" else []
 
     def changed(data: bytes, size: int, seed: int) -> bytes:
         return mutate.mutated(data, size, seed, atheris.Mutate, donors)
 
     own = {"custom_mutator": changed} if target == "onnx" else {}
     # What is loaded on first use is no input's doing: the limit is set after warming up.
-    for data in donors[:20]:
+    for data in kept[:20]:
         targets.run(target, data)
     replay.limit_memory()
     atheris.Setup([sys.argv[0], f"-max_len={LONGEST}", *options], one, **own)

@@ -6,12 +6,12 @@ A message is walked by its descriptor, whatever it is: no field is left out, tod
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor as Kind
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 NUMBERS = [
     0, 1, 2, 3, 4, 7, 8, 16, 64, 255, 1024, 65536, -1, -2, 2**31 - 1, 2**31, -(2**31), 2**32, 2**40,
@@ -25,7 +25,6 @@ WORDS = [
     "ai.onnx", "ai.onnx.ml", "com.microsoft", "tersor", "then_branch", "else_branch", "body", "axis",
     "perm", "value", "to", "shape", "keepdims",
 ]  # fmt: skip
-_INTEGERS = (Kind.CPPTYPE_INT32, Kind.CPPTYPE_INT64, Kind.CPPTYPE_UINT32, Kind.CPPTYPE_UINT64)
 _RANGES = {
     Kind.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     Kind.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -34,8 +33,25 @@ _RANGES = {
 }
 
 
+def models(inputs: Iterable[bytes]) -> list[onnx.ModelProto]:
+    """Those of ``inputs`` that are models, for parts to be taken from."""
+    found = []
+    for data in inputs:
+        model = onnx.ModelProto()
+        try:
+            model.ParseFromString(data)
+        except DecodeError:
+            continue
+        found.append(model)
+    return found
+
+
 def mutated(
-    data: bytes, size: int, seed: int, raw: Callable[[bytes, int], bytes], donors: list[bytes]
+    data: bytes,
+    size: int,
+    seed: int,
+    raw: Callable[[bytes, int], bytes],
+    donors: list[onnx.ModelProto],
 ) -> bytes:
     """A neighbour of ``data``, of at most ``size`` bytes.
 
@@ -54,14 +70,12 @@ def mutated(
         return raw(data, size)
     if not data or rng.random() < 0.1:
         return raw(data, size)
-    donor = onnx.ModelProto()
-    if donors and rng.random() < 0.3:
-        donor.ParseFromString(rng.choice(donors))
-    for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
-        _change(model, donor, rng)
+    donor = rng.choice(donors) if donors and rng.random() < 0.3 else onnx.ModelProto()
     try:
+        for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
+            _change(model, donor, rng)
         made = model.SerializeToString()
-    except Exception:  # a text that is no UTF-8, a message beyond 2 GB
+    except (ValueError, EncodeError):  # text that is no UTF-8, which parses but cannot be read
         return raw(data, size)
     return made if len(made) <= size else raw(data, size)
 
@@ -146,6 +160,8 @@ def _alike(field: Any, messages: list[Message]) -> list[Message]:
 
 
 def _scalar(field: Any, old: Any, messages: list[Message], rng: random.Random) -> Any:
+    if field.type == Kind.TYPE_BYTES:  # of the same type as text in C++
+        return _raw(old or b"", rng)
     match field.cpp_type:
         case Kind.CPPTYPE_STRING:
             return _word(old or "", messages, rng)
@@ -155,8 +171,6 @@ def _scalar(field: Any, old: Any, messages: list[Message], rng: random.Random) -
             return rng.random() < 0.5
         case Kind.CPPTYPE_ENUM:
             return rng.choice(field.enum_type.values).number
-    if field.cpp_type not in _INTEGERS:
-        return _raw(old or b"", rng)
     low, high = _RANGES[field.cpp_type]
     number = rng.choice(
         [rng.choice(NUMBERS), (old or 0) + rng.choice([-1, 1]), rng.randrange(0, 30)]
@@ -186,7 +200,7 @@ def _word(old: str, messages: list[Message], rng: random.Random) -> str:
             value
             for message in messages
             for field, held in message.ListFields()
-            if field.cpp_type == Kind.CPPTYPE_STRING
+            if field.type == Kind.TYPE_STRING
             for value in (held if field.is_repeated else [held])
         ]
         return rng.choice(names or WORDS)

@@ -46,9 +46,9 @@ def fuzz(target: str, seconds: int, work: Path) -> int:
     while runs == 0 or left > 15:
         log = _child(target, round(left), made, found)
         counts = re.findall(r"^#(\d+)\s.*?cov: (\d+)", log, re.MULTILINE)
-        if not counts:
+        if not counts or "Traceback (most recent call last)" in log:
             print(log[-3000:], file=sys.stderr)
-            raise SystemExit(f"fuzzing {target} did not start")
+            raise SystemExit(f"fuzzing {target}: the fuzzer itself failed")
         runs += int(counts[-1][0])
         coverage = max(coverage, int(counts[-1][1]))
         left = seconds - (time.monotonic() - start)

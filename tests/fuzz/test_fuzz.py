@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from fuzz import mutate, targets
 
@@ -44,17 +45,21 @@ def test_another_exception_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_mutants_are_models_mostly_and_depend_on_the_seed_alone() -> None:
-    import onnx
-
     seeds = [p.read_bytes() for p in sorted((HERE / "corpus" / "onnx").iterdir())]
-    made = [mutate.mutated(seeds[0], 20_000, i, lambda d, n: d[: n // 2], seeds) for i in range(40)]
-    again = [
-        mutate.mutated(seeds[0], 20_000, i, lambda d, n: d[: n // 2], seeds) for i in range(40)
-    ]
-    assert made == again
-    assert len(set(made)) > 20
-    for data in made:
-        onnx.load_from_string(data)
+
+    donors = mutate.models(seeds)
+
+    def mutants(data: bytes) -> list[bytes]:
+        return [mutate.mutated(data, 20_000, i, lambda d, n: b"raw", donors) for i in range(12)]
+
+    different = 0
+    for data in seeds:
+        made = mutants(data)
+        assert made == mutants(data)
+        different += len(set(made))
+        for model in set(made) - {b"raw"}:
+            onnx.load_from_string(model)
+    assert different > 6 * len(seeds)
 
 
 @pytest.mark.slow

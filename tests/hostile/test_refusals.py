@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from hostile.external import EXTERNAL
 from hostile.files import FILES
 from hostile.functions import FUNCTIONS
 from hostile.graphs import GRAPHS
-from hostile.table import Refused
+from hostile.table import Refused, peak_megabytes
 from hostile.tensors import TENSORS
 
 from tersor.errors import LONGEST, TersorError
@@ -83,7 +82,7 @@ def main(group: str) -> None:
                 slowest = max(slowest, time.perf_counter() - start)
             else:
                 raise SystemExit(f"{row.name} was accepted")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = peak_megabytes()
     print(json.dumps({"rows": len(GROUPS[group]), "megabytes": peak, "seconds": slowest}))
 
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 import tersor
+from tersor import registry
+from tersor.backends import ort
+from tersor.frontends import load_model
 from tersor.models import zoo
 from tersor.models.gpt2_tiny import data, generate, shape
 from tersor.models.zoo import Run
+from tersor.pipeline import Pipeline
 
 WORKLOAD = zoo.find("gpt2_tiny")
 # Of logits near 10, float32 in another order of summing.
@@ -50,6 +54,20 @@ def test_a_prefill_in_two_parts_gives_the_same_logits(cut: int) -> None:
         np.testing.assert_allclose(rest[name], whole[name], atol=TOLERANCE)
     both = np.concatenate([first[shape.LOGITS], rest[shape.LOGITS]], axis=1)
     np.testing.assert_allclose(both, whole[shape.LOGITS], atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["unfused", "mha"])
+def test_each_way_to_write_attention_reads_the_past(attention: str) -> None:
+    graph = load_model(WORKLOAD.module(), **WORKLOAD.torch_arguments()).graph
+    fused = Pipeline(registry.optimization()).run(graph)
+    # One op a layer for the cache: nothing is joined, turned or split around it.
+    ops = {n.op for n in fused.walk()}
+    assert not ops & {"Concat", "Transpose", "Reshape", "Softmax", "MatMul"}
+    session = ort.open_session(ort.build(fused, ort.Choice().but(attention=attention)))
+    prompt = data.windows()[:2, :40]
+    steps = generate.by_steps(lambda feed: ort.run(session, feed), prompt, 12)
+    np.testing.assert_array_equal(steps, generate.by_prefill(module(), prompt, 12))
 
 
 @pytest.mark.slow

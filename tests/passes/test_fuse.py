@@ -11,6 +11,7 @@ from tersor.ops.evaluate import evaluate
 from tersor.passes.canonicalize import canonicalization
 from tersor.passes.canonicalize.dead_code import DeadCode
 from tersor.passes.fuse import attention_layout, fusion
+from tersor.passes.fuse.attention_cache import AttentionCache
 from tersor.passes.fuse.attention_to_hidden import AttentionToHidden
 from tersor.passes.fuse.fuse_attention import FuseAttention
 from tersor.passes.fuse.fuse_bias_activation import FuseBiasActivation
@@ -22,7 +23,7 @@ from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from tersor.passes.fuse.merge_linears import MergeLinears
 from tersor.pipeline import Pass, Pipeline
 
-SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5}
+SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5, "past": 4}
 
 
 def feed(graph: Graph) -> dict[str, np.ndarray]:
@@ -589,11 +590,16 @@ def test_attention_stays_on_heads_where_something_else_reads_them() -> None:
     straight = straight.replace(") -> (y", ", %other: f32[batch, 2, keys, 4]) -> (y")
     _, skips = run(AttentionToHidden(), straight)
     assert skips == ["an operand was not split from the hidden axis"]
-    cached = heads_text().replace(
+
+
+def test_the_scores_of_attention_stay_on_heads() -> None:
+    keys = "f32[batch, 2, keys, 4]"
+    scored = heads_text(more=", z = %w").replace(
         "%a: f32[batch, 2, seq, 4] =",
-        "%a: f32[batch, 2, seq, 4], %pk: f32[batch, 2, keys, 4], %pv: f32[batch, 2, keys, 4] =",
+        f"%a: f32[batch, 2, seq, 4], %pk: {keys}, %pv: {keys}, %w: f32[batch, 2, seq, keys] =",
     )
-    expect_unchanged(AttentionToHidden(), cached, "it has a cache or more than one result")
+    why = "its scores are read, or it has the lengths of a padded cache"
+    expect_unchanged(AttentionToHidden(), scored, why)
 
 
 def test_a_merge_of_other_axes_stays() -> None:
@@ -601,6 +607,71 @@ def test_a_merge_of_other_axes_stays() -> None:
         "%t: f32[batch, seq, 2, 4]", "%t: f32[batch, seq, 4, 2]"
     )
     expect_unchanged(AttentionToHidden(), text)
+
+
+# -- AttentionCache --------------------------------------------------------------------------------
+
+CACHED = """graph main(%q: f32[batch, 2, seq, 4], %k: f32[batch, 2, seq, 4], %v: f32[batch, 2, seq, 4], %pk: f32[batch, 2, past, 4], %pv: f32[batch, 2, past, 4], %m: bool[batch, 1, seq, past + seq]) -> (y = %a, k = %ks, v = %vs{more}) {{
+  %ks: f32[batch, 2, past + seq, 4] = Concat(%pk, %k) {{axis = {axis}}}
+  %vs: f32[batch, 2, past + seq, 4] = Concat(%pv, %v) {{axis = {axis}}}
+  %a: f32[batch, 2, seq, 4] = Attention(%q, %ks, %vs, {mask}) {{scale = 0.25, is_causal = {causal}}}{line}
+}}"""
+
+
+def cached(**parts: str) -> str:
+    given = {"more": "", "axis": "2", "mask": "%m", "causal": "0", "line": "", **parts}
+    return CACHED.format(**given)
+
+
+@pytest.mark.parametrize("axis", ["2", "-2"])
+@pytest.mark.parametrize("mask", ["%m", "_"])
+def test_attention_over_joined_keys_has_a_past(axis: str, mask: str) -> None:
+    graph, skips = run(AttentionCache(), cached(axis=axis, mask=mask))
+    (node,) = graph.nodes
+    assert [v.name if v else None for v in node.inputs] == [
+        "q", "k", "v", "m" if mask == "%m" else None, "pk", "pv",
+    ]  # fmt: skip
+    assert graph.outputs == list(node.outputs)
+    assert not skips
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"causal": "1"}, "it counts positions from the first key, with a past from the last"),
+        (
+            {"more": ", t = %t", "line": "\n  %t: f32[batch, 2, past + seq, 4] = Tanh(%ks)"},
+            "its keys or values have another reader",
+        ),
+    ],
+)
+def test_joined_keys_stay_joined_where_more_depends_on_them(
+    parts: dict[str, str], reason: str
+) -> None:
+    expect_unchanged(AttentionCache(), cached(**parts), reason)
+
+
+def test_keys_joined_along_their_heads_are_no_cache() -> None:
+    text = cached(axis="1", mask="_").replace("past", "seq").replace("seq + seq", "seq")
+    text = text.replace("s: f32[batch, 2, seq, 4] = C", "s: f32[batch, 4, seq, 4] = C")
+    text = text.replace("%q: f32[batch, 2,", "%q: f32[batch, 4,")
+    expect_unchanged(AttentionCache(), text.replace("%a: f32[batch, 2,", "%a: f32[batch, 4,"))
+
+
+def test_a_past_moves_along_to_the_hidden_axis() -> None:
+    text = heads_text(more=", k = %pk1").replace(
+        "%v: f32[batch, keys, 8])",
+        "%v: f32[batch, keys, 8], %pk: f32[batch, 2, past, 4], %pv: f32[batch, 2, past, 4])",
+    )
+    text = text.replace(
+        "%a: f32[batch, 2, seq, 4] = Attention(%q2, %k2, %v2)",
+        "%a: f32[batch, 2, seq, 4], %pk1: f32[batch, 2, past + keys, 4], %pv1: f32[batch, 2, past + keys, 4] = Attention(%q2, %k2, %v2, _, %pk, %pv)",
+    )
+    graph, skips = run(AttentionToHidden(), text)
+    (node,) = graph.nodes
+    assert [v.name if v else None for v in node.inputs] == ["q", "k", "v", None, "pk", "pv"]
+    assert graph.outputs[1] is node.outputs[1]
+    assert not skips
 
 
 # -- FuseBiasActivation ----------------------------------------------------------------------------

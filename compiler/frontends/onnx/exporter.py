@@ -179,14 +179,17 @@ class _Exporter:
         """Names results that the graph returns; what cannot carry the name itself (an input, a
         constant, an outer value, something returned twice) is copied under it at the end."""
         copies = []
-        first: dict[Value, int] = {}
-        for i, (name, value) in enumerate(zip(graph.output_names, graph.outputs, strict=True)):
-            first.setdefault(value, i)
+        inputs = {v.name: v for v in graph.inputs} if outermost else {}
+        for name, value in zip(graph.output_names, graph.outputs, strict=True):
+            if inputs.get(name, value) is not value:
+                raise Unsupported(
+                    f"output {name!r} has the name of an input, which ONNX cannot say: rename one"
+                )
             own = value.producer is not None and value.producer.graph is graph
             wanted = name if outermost else self._fresh(value.name)
             if own and value not in self.names:
                 self.names[value] = wanted
-            elif self.names.get(value) != wanted or first[value] != i:
+            elif self.names.get(value) != wanted:
                 copies.append((wanted, value))
         return copies
 
@@ -230,6 +233,9 @@ class _Exporter:
         domain, op = split_domain(node.op)
         proto = NodeProto(op_type=op, domain=domain)
         proto.input.extend(self._name(v) for v in node.inputs)
+        # An empty name at the end says nothing, and ONNX Runtime's fusions read what it stands for.
+        while proto.input and not proto.input[-1]:
+            proto.input.pop()
         proto.output.extend(self._name(v) for v in node.outputs)
         self._trim(node, proto)
         at = schema(node.op, self.opset)

@@ -14,6 +14,7 @@ import numpy as np
 from tersor.ir import Attribute, Dim, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
+from tersor.ops.families._symbolic import refuse
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie
 
@@ -43,8 +44,15 @@ def _infer(node: Node) -> list[ValueType]:
         before = dims(past)[2]
         length = None if before is None or length is None else before + length
     flat = len(qd) == 3
+    if flat and not all(
+        _divides(n, d) for n, d in ((heads, qd[-1]), (kv_heads, kd[-1]), (kv_heads, vd[-1]))
+    ):
+        refuse(node, f"{heads} and {kv_heads} heads do not divide its operands' last axes")
     dk = kd[-1] // kv_heads if flat and kd[-1] is not None else kd[-1]
     dv = vd[-1] // kv_heads if flat and vd[-1] is not None else vd[-1]
+    dq = qd[-1] // heads if flat and qd[-1] is not None else qd[-1]
+    if isinstance(dq, int) and isinstance(dk, int) and dq != dk:
+        refuse(node, f"heads of {dq} in the query do not fit those of {dk} in the key")
     y = (*qd[:2], dv * heads if dv is not None else None) if flat else (*qd[:3], dv)
     types = [
         q.tensor.with_dims(y),
@@ -53,6 +61,11 @@ def _infer(node: Node) -> list[ValueType]:
         q.tensor.with_dims((qd[0], heads, qd[-2], length)),
     ]
     return list(types[: len(node.outputs)])
+
+
+def _divides(count: int, dim: Dim) -> bool:
+    """Whether so many heads can be told apart in an axis; an open one may be any size."""
+    return count > 0 and (not isinstance(dim, int) or dim % count == 0)
 
 
 def _split(x: Any, heads: int) -> Any:

@@ -1,0 +1,169 @@
+"""Lossy recipes on random graphs with hostile weights: they never crash, what they build runs, and the
+errors that they state hold when they are computed anew."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import Case
+from strategies.lossy import lossy_cases
+
+from tersor.backends import ort
+from tersor.ir import Affine, Graph, Node, TensorType, verify
+from tersor.ops.evaluate import evaluate
+from tersor.pipeline import Pipeline
+from tersor.recipe import Recipe
+from tersor.registry import optimization
+from tersor.report import PassReport
+from tersor.target import Target
+
+SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+SATURATES = Target("cpu:avx2", "cpu", frozenset({"avx2", "fma"}), 1)
+EXACT = Target("cpu:avx512_vnni", "cpu", frozenset({"avx2", "avx512f", "avx512_vnni"}), 1)
+LIMIT = 0.1
+
+
+def scaled(examples: int) -> settings:
+    """So many examples by default, as many times more as the profile asks for."""
+    return settings(
+        max_examples=examples * settings.default.max_examples // 100,
+        suppress_health_check=SLOW_DRAWS,
+    )
+
+
+def compressed(
+    case: Case, target: Target, calibrated: bool
+) -> tuple[Graph, list[tuple[Graph, Graph, PassReport]]]:
+    """The graph after the shipped recipe, which takes layers of any size here, and each of its passes:
+    the graph before, after, the report."""
+    recipe = Recipe.of("int8").override(
+        {
+            "quantize-dynamic.min_elements": 0,
+            "quantize-dynamic.max_error": LIMIT,
+            "quantize-embedding.min_elements": 0,
+        }
+    )
+    graph = Pipeline(optimization()).run(case.graph)
+    steps = []
+    for step in recipe.build():
+        # f64 would take other kernels: calibration runs what the model is.
+        pipeline = Pipeline(
+            [step],
+            level="text",
+            target=target,
+            calibration=case.feeds if calibrated else (),
+            evaluate=evaluate,
+        )
+        after = pipeline.run(graph)
+        steps.append((graph, after, pipeline.reports[0]))
+        graph = after
+    return graph, steps
+
+
+@pytest.mark.slow
+@scaled(150)
+@given(lossy_cases(), st.sampled_from([SATURATES, EXACT]), st.booleans())
+def test_int8_builds_runs_and_states_its_errors(
+    case: Case, target: Target, calibrated: bool
+) -> None:
+    after, steps = compressed(case, target, calibrated)
+    verify(after)
+    for portable in (False, True):
+        choice = ort.Choice(ort.LowerOptions(portable=portable))
+        session = ort.open_session(ort.build(after, choice), choice)
+        for feed in case.feeds:
+            made = ort.run(session, feed)
+            wanted = ort.Evaluator()(case.graph, feed)
+            assert {k: (v.dtype, v.shape) for k, v in made.items()} == {
+                k: (v.dtype, v.shape) for k, v in wanted.items()
+            }
+    for before, result, report in steps:
+        if report.name.startswith("quantize-dynamic"):
+            check_layers(case, before, result, report, calibrated)
+        if report.name.startswith("quantize-embedding"):
+            check_tables(before, result, report)
+
+
+def check_layers(
+    case: Case, before: Graph, after: Graph, report: PassReport, calibrated: bool
+) -> None:
+    """The worst layer's error, as ONNX defines the quantizers, is what the report says, and within the
+    limit. Without calibration none is stated."""
+    told = [n for n in report.notes if n.startswith("relative error")]
+    held = {n.output.name: n for n in after.nodes if _is_quantized(n)}
+    assert report.rewrites == len(held)
+    if not calibrated:
+        assert not told
+        return
+    errors = [
+        _error(case, before, node, held[node.output.name])
+        for node in before.nodes
+        if node.output.name in held
+    ]
+    assert bool(told) == bool(errors)
+    if errors:
+        worst = re.search(r"worst ([\d.]+)", told[0])
+        assert worst is not None
+        # Four decimals; float sums in another order, and f32 scales on the edge of a rounding.
+        assert max(errors) <= float(worst[1]) * 1.02 + 1e-3
+        assert max(errors) <= LIMIT * 1.02 + 1e-3
+
+
+def _is_quantized(node: Node) -> bool:
+    weight = node.inputs[1] if node.op == "tersor.Linear" else None
+    return weight is not None and isinstance(weight.encoding, Affine)
+
+
+def _error(case: Case, before: Graph, node: Node, quantized: Node) -> float:
+    """Relative root mean square error of the layer's product on the calibration inputs."""
+    assert node.inputs[0] is not None and node.inputs[1] is not None
+    assert quantized.inputs[1] is not None
+    weight = node.inputs[1].numpy().astype(np.float64)
+    integers = quantized.inputs[1].numpy().astype(np.float64)
+    tapped = before.copy()
+    named = {v.name: v for v in tapped.values()}
+    tapped.set_outputs([named[node.inputs[0].name]], ["x"])
+    wanted, got = [], []
+    for feed in case.feeds:
+        x = evaluate(tapped, feed)["x"]
+        wanted.append((x.astype(np.float64) @ weight).reshape(-1, weight.shape[1]))
+        got.append((_quantized(x) @ integers).reshape(-1, weight.shape[1]))
+    want, have = np.concatenate(wanted), np.concatenate(got)
+    reference = float(np.square(want).mean())
+    error = float(np.square(want - have).mean())
+    return (error / reference) ** 0.5 if reference else float(error > 0)
+
+
+def _quantized(x: np.ndarray) -> np.ndarray:
+    """DynamicQuantizeLinear and back, by ONNX's text: f32 scale, zero point rounded and clipped."""
+    if not x.size:
+        return x.astype(np.float64)
+    low, high = np.float32(min(0, x.min())), np.float32(max(0, x.max()))
+    scale = (high - low) / np.float32(255)
+    if not scale:
+        return np.zeros(x.shape)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    integers = np.clip(np.rint(x / scale) + zero, 0, 255)
+    return (integers - zero).astype(np.float64) * np.float64(scale)
+
+
+def check_tables(before: Graph, after: Graph, report: PassReport) -> None:
+    """Each table's stated error is what its rows lost."""
+    stated = dict(re.findall(r"@(\S+): relative error ([\d.]+)", "\n".join(report.notes)))
+    for name, value in before.constants.items():
+        now = after.constants.get(name)
+        if (
+            now is None
+            or not isinstance(now.encoding, Affine)
+            or isinstance(value.encoding, Affine)
+        ):
+            continue
+        dense, lost = value.numpy().astype(np.float64), now.numpy().astype(np.float64)
+        norm = float(np.sqrt(np.square(dense).sum()))
+        error = float(np.sqrt(np.square(dense - lost).sum())) / norm if norm else 0.0
+        assert error <= float(stated[name]) * 1.01 + 1e-4
+        assert isinstance(value.type, TensorType)
