@@ -17,6 +17,10 @@ from tersor.errors import InvalidOption, suggest
 if TYPE_CHECKING:
     from tersor.ir import Graph
 
+MAX_UNPACKED = (
+    1 << 29
+)  # Bytes; arrays that are larger must not have been packed by more than the next.
+MAX_RATIO = 100
 Arrays = dict[str, np.ndarray]
 _NPY = b"\x93NUMPY"
 BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
@@ -110,6 +114,7 @@ def read_arrays(path: Path) -> Arrays:
                 )
         if not zipfile.is_zipfile(path):  # numpy would take it for a pickle.
             raise zipfile.BadZipFile
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
     except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
@@ -126,6 +131,19 @@ def read_arrays(path: Path) -> Arrays:
     if not found:
         raise InvalidOption(f"{path}: holds no arrays")
     return found
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises:
+    InvalidOption: little data that says it becomes very much.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_UNPACKED and size > MAX_RATIO * path.stat().st_size:
+        raise InvalidOption(
+            f"{path}: {path.stat().st_size} bytes that unpack to {size}; save it by np.savez, which does "
+            "not compress"
+        )
 
 
 def check_arrays(

@@ -12,6 +12,7 @@ What a polynomial cannot say (a floor division that leaves a rest, a maximum) be
 from __future__ import annotations
 
 import ast
+import hashlib
 import keyword
 import re
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,9 @@ KnownDim = Union[int, "Sym"]
 # Beyond these a dim is taken to be unknown: products of sums double what they are made of each time.
 MAX_TERMS = 64
 MAX_DEGREE = 32
-MAX_TEXT = 2000  # Characters of an expression.
+MAX_TEXT = 500  # Characters of an expression.
 MAX_DEPTH = 32  # Calls in calls: hashing, comparing and printing them recurse.
+MAX_NAME = 200
 LARGEST = 2**63 - 1
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -95,7 +97,10 @@ class Sym:
 
 def symbol(name: str) -> Sym:
     """The dimension called ``name``; what a (dotted) identifier cannot hold becomes ``_``, and a
-    keyword gets one before it, so that :func:`parse_dim` reads every name."""
+    keyword gets one before it, so that :func:`parse_dim` reads every name. Of a long one the beginning
+    and a hash are kept."""
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME // 2]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     if not _NAME.match(name):
         name = re.sub(r"[^A-Za-z0-9_]", "_", name) or "_"
         name = "_" + name if name[0].isdigit() else name

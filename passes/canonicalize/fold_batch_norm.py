@@ -47,15 +47,35 @@ class FoldBatchNorm(Pass):
 def _folded(graph: Graph, node: Node, layer: Node) -> Rewrite:
     gamma, beta, mean, var = (operand(node, i).numpy().astype(np.float64) for i in range(1, 5))
     weight, old_bias = operand(layer, 1), layer.input(2)
-    factor = gamma / np.sqrt(var + float(node.attrs["epsilon"]))  # type: ignore[arg-type]
+    # A variance below zero, NaN and infinity fold into NaN where there was none, or none where it was.
+    deviation = var + float(node.attrs["epsilon"])  # type: ignore[arg-type]
+    numbers = (
+        gamma,
+        beta,
+        mean,
+        var,
+        weight.numpy(),
+        *([] if old_bias is None else [old_bias.numpy()]),
+    )
+    if not (deviation > 0).all() or not all(np.isfinite(n).all() for n in numbers):
+        raise Skip("its parameters hold NaN, infinity or a variance below zero")
+    factor = gamma / np.sqrt(deviation)
     shape = [1] * weight.numpy().ndim
     shape[_CHANNEL_AXIS[layer.op]] = -1
     dtype = weight.numpy().dtype
-    scaled = (weight.numpy() * factor.reshape(shape)).astype(dtype)
-    bias = (0.0 if old_bias is None else old_bias.numpy()) - mean
+    with np.errstate(over="ignore"):
+        scaled, shifted = (
+            a.astype(dtype)
+            for a in (
+                weight.numpy() * factor.reshape(shape),
+                ((0.0 if old_bias is None else old_bias.numpy()) - mean) * factor + beta,
+            )
+        )
+    if not np.isfinite(scaled).all() or not np.isfinite(shifted).all():
+        raise Skip(f"the folded weights do not fit in {weight.tensor.dtype.value}")
     operands = [
         operand(layer, 0),
         graph.constant(scaled, weight.name),
-        graph.constant((bias * factor + beta).astype(dtype), f"{weight.name}_bias"),
+        graph.constant(shifted, f"{weight.name}_bias"),
     ]
     return graph.emit(layer.op, operands, layer.attrs, name=node.output.name, scope=layer.scope)

@@ -61,3 +61,9 @@ def saved(folder: Path, model: ModelProto) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def peak_megabytes() -> int:
+    """The most memory that this process held. (What getrusage tells begins with its parent's.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024

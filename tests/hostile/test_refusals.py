@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from hostile.external import EXTERNAL
 from hostile.files import FILES
 from hostile.functions import FUNCTIONS
 from hostile.graphs import GRAPHS
-from hostile.table import Refused
+from hostile.table import Refused, peak_megabytes
 from hostile.tensors import TENSORS
 
 from tersor.errors import LONGEST, TersorError
@@ -70,16 +68,6 @@ def test_refusing_takes_little_memory_and_time(group: str) -> None:
     assert told["rows"] == len(GROUPS[group])
     assert told["megabytes"] < MOST_MEMORY
     assert told["seconds"] < MOST_SECONDS
-
-
-def peak_megabytes() -> int:
-    """Of this process alone: what getrusage tells begins with the peak of the one that started it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-    assert found is not None
-    return int(found[1]) // 1024
 
 
 def main(group: str) -> None:

@@ -72,6 +72,8 @@ def _grid_sample(old: Old) -> None:
 def _group_normalization(old: Old) -> None:
     """Before 21, scale and bias had one entry a group; today they have one a channel."""
     x, groups = old.operand(0), old.attrs.get("num_groups")
+    if not isinstance(groups, int) or groups < 1:
+        raise Unsupported(f"GroupNormalization of {groups!r} groups")
     channels = (
         x.type.dims[1] if x is not None and isinstance(x.type, TensorType) and x.type.dims else None
     )
@@ -79,8 +81,9 @@ def _group_normalization(old: Old) -> None:
         value = old.operand(index)
         if value is None:
             continue
-        if value.is_constant and isinstance(channels, int) and isinstance(groups, int):
-            wide = np.repeat(value.numpy(), channels // groups)
+        each = channels // groups if isinstance(channels, int) else 0
+        if value.is_constant and each * value.numpy().size <= MAX_CHANNELS and each > 0:
+            wide = np.repeat(value.numpy(), each)
             old.set_operand(index, old.graph.constant(wide, value.name))
             continue
         repeats = old.emit("Div", old.emit("Shape", x, start=1, end=2), old.emit("Shape", value))
@@ -141,6 +144,7 @@ _REDUCTIONS = (
     "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceSumSquare",
 )  # fmt: skip
+MAX_CHANNELS = 1 << 20  # More are not written out.
 _ALWAYS = 1_000  # Later than any opset: the op itself has gone.
 
 _SINCE_11: dict[str, tuple[tuple[int, Adapter], ...]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import KnownDim, divide, floordiv, maximum, minimum
 from tersor.ops import onnx_schema
-from tersor.ops.families._symbolic import broadcast_dims, is_at_least
+from tersor.ops.families._symbolic import broadcast_dims, is_at_least, small
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
@@ -80,6 +80,8 @@ def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | No
             return [None]
         known = [o for o in operands if o is not None]
         shape = np.broadcast_shapes(*(o.shape for o in known))
+        if not small(shape):
+            return [None]
         out = np.empty(shape, object)
         flat = [np.broadcast_to(o, shape).reshape(-1) for o in known]
         out.reshape(-1)[:] = (

@@ -22,6 +22,7 @@ from tersor.ops.families._symbolic import (
     merge,
     no_work,
     refuse,
+    small,
     smaller,
     tensor,
 )
@@ -105,7 +106,7 @@ def _total(parts: tuple[Dim, ...]) -> Dim:
 
 def _concat_contents(node: Node) -> list[np.ndarray | None]:
     parts = [p for v in node.inputs if (p := contents_of(v)) is not None]
-    if len(parts) < len(node.inputs):
+    if len(parts) < len(node.inputs) or not small([sum(p.size for p in parts)]):
         return [None]
     return [np.concatenate(parts, axis=axis_of(node, parts[0].ndim))]
 
