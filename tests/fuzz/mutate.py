@@ -75,7 +75,7 @@ def mutated(
         for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 5])):
             _change(model, donor, rng)
         made = model.SerializeToString()
-    except (ValueError, EncodeError):  # text that is no UTF-8, which parses but cannot be read
+    except (TypeError, ValueError, EncodeError):  # text that is no UTF-8, which is read as bytes
         return raw(data, size)
     return made if len(made) <= size else raw(data, size)
 
