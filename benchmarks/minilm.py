@@ -22,7 +22,7 @@ from onnxruntime.quantization import quantize_dynamic
 
 import tersor
 from tersor import registry
-from tersor.manifest import versions
+from tersor.artifact.manifest import versions
 from tersor.models.minilm import build, data, metrics
 from tersor.target import Target
 from tersor.tuning.measure import PAUSE, Bench, Worker

@@ -23,7 +23,7 @@ from typing import Any
 import tersor
 from tersor import driver, registry
 from tersor.analysis.fidelity import fidelity
-from tersor.manifest import versions
+from tersor.artifact.manifest import versions
 from tersor.models import training, zoo
 from tersor.target import Target
 from tersor.tuning import search

@@ -10,10 +10,9 @@ if __name__ != "tersor":
 
 __version__ = _version("tersor")
 
-from tersor.artifact import Artifact, load
+from tersor.artifact import Artifact, Verified, load, verify
 from tersor.driver import compile, convert, inspect
 from tersor.errors import TersorError
-from tersor.intact import Verified, verify
 from tersor.recipe import Recipe
 from tersor.report import Report
 from tersor.target import Target

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tersor import manifest as manifests
 from tersor import registry
 from tersor.analysis.fidelity import fidelity
 from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact
+from tersor.artifact import manifest as manifests
 from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed

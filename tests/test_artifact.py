@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import tersor
-from tersor import storage
+from tersor.artifact import storage
 from tersor.built import ALIGNMENT, Split, Weights
 from tersor.cli.main import app
 from tersor.errors import InvalidModel, InvalidOption

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import tersor
-from tersor import manifest
+from tersor.artifact import manifest
 from tersor.cli.main import app
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.frontends.onnx import external

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor import manifest, registry
-from tersor.artifact import load
+from tersor import registry
+from tersor.artifact import load, manifest
 from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
 

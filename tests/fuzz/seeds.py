@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from tersor.artifact.manifest import Manifest
+from tersor.artifact.storage import Stored
 from tersor.backends.ort import Choice
 from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import print_graph
-from tersor.manifest import Manifest
 from tersor.ops.samples import cases, one_node
 from tersor.report import PassReport, Report
-from tersor.storage import Stored
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fuzz.targets import EMPTY

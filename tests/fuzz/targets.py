@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tersor import artifact
+from tersor.artifact.manifest import NAME
 from tersor.backends.ort.lower import lower
 from tersor.cli.inputs import read_arrays
 from tersor.errors import InvalidGraph, PassFailed, TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import Graph, parse, print_graph, verify, weights_of
-from tersor.manifest import NAME
 from tersor.ops import TABLE
 from tersor.pipeline import Pipeline
 from tersor.recipe import Recipe

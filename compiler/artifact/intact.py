@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tersor import manifest as manifests
 from tersor import registry
+from tersor.artifact import manifest as manifests
+from tersor.artifact.manifest import Manifest, check_file, read_manifest
+from tersor.artifact.storage import locked, stored
 from tersor.errors import InvalidModel, TersorError
 from tersor.ir import TensorType, UnknownType
 from tersor.ir.types import parse_type
-from tersor.manifest import Manifest, check_file, read_manifest
-from tersor.storage import locked, stored
 
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{16})\.bin\Z")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel
 from tersor.ir import Graph
 from tersor.report import PassReport, Report
-from tersor.storage import Stored, open_plain, stored
 
 NAME = "manifest.json"
 FORMAT = 2

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tersor import manifest
+from tersor.artifact import manifest
+from tersor.artifact.manifest import Manifest
+from tersor.artifact.storage import Staging, Stored, locked
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.manifest import Manifest
 from tersor.report import Report
-from tersor.storage import Staging, Stored, locked
 
 _WEIGHTS = re.compile(rb"weights-[0-9a-f]{16}\.bin")
 _OWN = re.compile(r"(model|weights)-[0-9a-f]{16}\.[a-z]+\Z")
