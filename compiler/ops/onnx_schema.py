@@ -153,7 +153,8 @@ def check_operands(node: Node) -> None:
     """Refuses what the op's schema has no place for. ONNX's ops only.
 
     Raises:
-        InvalidGraph: too few or too many operands or results, or one left out that must be there.
+        InvalidGraph: too few or too many operands or results, one left out that must be there, or
+            element types that differ where they may not.
     """
     found = schema(node.op)
     if found is None:
@@ -168,6 +169,32 @@ def check_operands(node: Node) -> None:
     for i in required:
         if i < len(node.inputs) and node.inputs[i] is None:
             raise InvalidGraph(f"{node.label}: {node.op} needs operand {i}, which is left out")
+    _check_element_types(node)
+
+
+def _check_element_types(node: Node) -> None:
+    """Operands that share a type parameter of the schema have one element type."""
+    parameters = _type_parameters(node.op)
+    bound: dict[str, tuple[int, DType]] = {}
+    for i, value in enumerate(node.inputs):
+        parameter = parameters[min(i, len(parameters) - 1)] if parameters else ""
+        if not parameter or value is None or not isinstance(value.type, TensorType):
+            continue
+        first, dtype = bound.setdefault(parameter, (i, value.type.dtype))
+        if value.type.dtype is not dtype:
+            raise InvalidGraph(
+                f"{node.label}: operand {i} is {value.type.dtype.value}, operand {first} is "
+                f"{dtype.value}; {node.op} takes one type for both"
+            )
+
+
+@cache
+def _type_parameters(op: str) -> list[str]:
+    """Of each formal operand, the last one's for all that follow; empty where types are free."""
+    found = schema(op)
+    assert found is not None
+    names = {c.type_param_str for c in found.type_constraints}
+    return [f.type_str if f.is_homogeneous and f.type_str in names else "" for f in found.inputs]
 
 
 @cache

@@ -38,6 +38,12 @@ def _infer(node: Node) -> list[ValueType]:
     qd, kd, vd = q.tensor.dims, k.tensor.dims, v.tensor.dims
     if qd is None or kd is None or vd is None or counts is None:
         return onnx_schema.infer(node)
+    if not len(qd) == len(kd) == len(vd) or len(qd) not in (3, 4):
+        refuse(
+            node, f"its operands have {len(qd)}, {len(kd)} and {len(vd)} axes, not all 3 or all 4"
+        )
+    if isinstance(kd[-2], int) and isinstance(vd[-2], int) and kd[-2] != vd[-2]:
+        refuse(node, f"{kd[-2]} keys and {vd[-2]} values")
     heads, kv_heads = counts
     length: Dim = kd[-2]
     if past is not None and dims(past):
