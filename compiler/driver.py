@@ -48,6 +48,7 @@ def compile(
     portable: bool = False,
     measure: bool = True,
     allow_hf_cache: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compresses ``model`` and builds it for ``target``; never slower than the input where measured.
@@ -68,6 +69,7 @@ def compile(
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
         allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
+        trust: read torch's ``.pt2``, ``.pt`` and ``.pth`` files too, which can run code then.
         progress: called with (done, total, what).
 
     Raises:
@@ -86,6 +88,7 @@ def compile(
         input_names=input_names,
         output_names=output_names,
         allow_hf_cache=allow_hf_cache,
+        trust=trust,
     )
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
@@ -129,6 +132,7 @@ def convert(
     calibration: Iterable[Feed] | None = None,
     portable: bool = False,
     allow_hf_cache: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Runs just these passes (None: the lossless ones) and lowers the result; nothing is measured.
@@ -139,7 +143,7 @@ def convert(
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
     backend = _backend(runtime, chosen)
-    imported = load_model(model, allow_hf_cache=allow_hf_cache)
+    imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
     job = _Job(backend, runtime, chosen, portable, report, tell)
     steps = registry.optimization() if passes is None else list(passes)

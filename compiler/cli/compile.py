@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.console import Teller
-from tersor.cli.guard import Debug, HfCache
+from tersor.cli.guard import Debug, HfCache, Trust
 
 In = Annotated[
     Path, typer.Argument(metavar="IN", help="An ONNX file or a Hugging Face model folder.")
@@ -72,6 +72,7 @@ def compile(
     ] = False,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Compress a model and build it for a target.
@@ -90,7 +91,9 @@ def compile(
     tersor.Target.parse(target)
     registry.backend(runtime)
     batches = (
-        inputs.calibration(calibration, model, allow_hf_cache) if calibration is not None else None
+        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        if calibration is not None
+        else None
     )
     with Teller() as tell, naming(model):
         artifact = tersor.compile(
@@ -104,6 +107,7 @@ def compile(
             portable=portable,
             measure=not no_measure,
             allow_hf_cache=allow_hf_cache,
+            trust=trust,
             progress=tell,
         )
     artifact.save(out)
@@ -130,6 +134,7 @@ def convert(
     portable: Portable = False,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Run just the passes that you name; nothing is measured."""
@@ -145,7 +150,9 @@ def convert(
     tersor.Target.parse(target)
     registry.backend(runtime)
     batches = (
-        inputs.calibration(calibration, model, allow_hf_cache) if calibration is not None else None
+        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        if calibration is not None
+        else None
     )
     with Teller() as tell, naming(model):
         artifact = tersor.convert(
@@ -156,6 +163,7 @@ def convert(
             calibration=batches,
             portable=portable,
             allow_hf_cache=allow_hf_cache,
+            trust=trust,
             progress=tell,
         )
     artifact.save(out)

@@ -40,6 +40,13 @@ HfCache = Annotated[
     ),
 ]
 
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Read torch's .pt2, .pt and .pth files too, which can run code then."
+    ),
+]
+
 
 class Guarded(TyperGroup):
     """A group of commands whose errors are one line on stderr."""

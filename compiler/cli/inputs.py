@@ -209,7 +209,9 @@ def batches(
     return [{k: v[i : i + step] for k, v in arrays.items()} for i in range(0, total, step)]
 
 
-def calibration(path: Path, model: Path, allow_hf_cache: bool = False) -> list[Arrays]:
+def calibration(
+    path: Path, model: Path, allow_hf_cache: bool = False, trust: bool = False
+) -> list[Arrays]:
     """The batches in an .npz file for a model.
 
     Names, dtypes and shapes are checked here for ONNX files; what else is a model has to be traced
@@ -224,7 +226,7 @@ def calibration(path: Path, model: Path, allow_hf_cache: bool = False) -> list[A
     from tersor.frontends import load_model
 
     with naming(model):
-        graph = load_model(model, allow_hf_cache=allow_hf_cache).graph
+        graph = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust).graph
     check_arrays(arrays, graph, path, stacked=True)
     return batches(arrays, path, _fixed_batch(graph))
 

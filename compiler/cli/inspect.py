@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.guard import Debug, HfCache
+from tersor.cli.guard import Debug, HfCache, Trust
 
 
 def inspect(
@@ -25,6 +25,7 @@ def inspect(
         int, typer.Option(metavar="N", min=0, help="How deep modules are listed.")
     ] = 3,
     allow_hf_cache: HfCache = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a model, or in two beside each other.
@@ -36,11 +37,11 @@ def inspect(
     from tersor.cli.models import read_graph
     from tersor.feeds import default_sizes
 
-    graph = read_graph(model, allow_hf_cache)
+    graph = read_graph(model, allow_hf_cache, trust)
     # The last is the largest of the sizes that models are measured at.
     at = default_sizes(graph)[-1]
     if other is None:
         report.show_summary(summarize(graph), at, top=top, depth=depth)
         return
-    second = summarize(read_graph(other, allow_hf_cache))
+    second = summarize(read_graph(other, allow_hf_cache, trust))
     report.show_comparison(summarize(graph), second, at, [str(model), str(other)])

@@ -31,7 +31,7 @@ def is_artifact(path: Path) -> bool:
     return (path / manifest.NAME).is_file()
 
 
-def read_graph(path: Path, allow_hf_cache: bool = False) -> Graph:
+def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Graph:
     """The IR of a model.
 
     Raises:
@@ -44,7 +44,7 @@ def read_graph(path: Path, allow_hf_cache: bool = False) -> Graph:
         load(path)  # which checks it
         file = path / manifest.read_manifest(path).model
     with naming(path):
-        return load_model(file, allow_hf_cache=allow_hf_cache).graph
+        return load_model(file, allow_hf_cache=allow_hf_cache, trust=trust).graph
 
 
 def read_runnable(path: Path, allow_hf_cache: bool = False) -> Runnable:

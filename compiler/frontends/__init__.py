@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.ir import Graph
+
+SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
 
 
 @dataclass
@@ -36,11 +40,13 @@ def load_model(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     allow_hf_cache: bool = False,
+    trust: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
     ``fx.GraphModule``, a Hugging Face model directory, or a graph of the IR.
 
     ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
+    ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, which can run code when they are read.
 
     Raises:
         InvalidModel, Unsupported: what the frontends say.
@@ -51,6 +57,8 @@ def load_model(
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         return _pretrained(Path(model), example_inputs, dynamic_shapes, names)
+    if trust and isinstance(model, (str, Path)) and Path(model).suffix in SAVED_BY_TORCH:
+        model = _frontend(model).load_saved(Path(model))
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
         from tersor.frontends.onnx import import_model, model_bytes
 
@@ -79,18 +87,27 @@ def _pretrained(directory: Path, examples: Any, shapes: Any, names: dict[str, An
         raise InvalidModel(
             f"{directory}: a folder without config.json; give an ONNX file or a model folder"
         )
-    try:
-        from tersor.frontends import torch as frontend
-    except ModuleNotFoundError as error:
-        raise Unsupported(
-            f"{directory}: model folders need the package {error.name!r}: pip install 'tersor[torch]'"
-        ) from None
+    frontend = _frontend(directory)
     module, tokenizer = frontend.load_pretrained(directory)
     if examples is None:
         examples, shapes = frontend.text_inputs(module)
     graph = frontend.import_module(module, examples, dynamic_shapes=shapes, **names)
     files = {tokenizer.name: tokenizer.read_bytes()} if tokenizer is not None else {}
     return Imported(graph, files=files)
+
+
+def _frontend(path: str | Path) -> ModuleType:
+    """torch's frontend, for a model that needs it.
+
+    Raises:
+        Unsupported: torch is not installed.
+    """
+    try:
+        return importlib.import_module("tersor.frontends.torch")
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"{path}: it needs the package {error.name!r}: pip install 'tersor[torch]'"
+        ) from None
 
 
 def _is_from(model: Any, package: str) -> bool:

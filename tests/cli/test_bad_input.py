@@ -23,7 +23,7 @@ BAD = [
     ("compile empty.onnx out.onnx", "empty.onnx: empty; export or download the model again"),
     ("compile text.onnx out.onnx", "text.onnx: no"),
     ("compile cut.onnx out.onnx", "cut.onnx: not an ONNX model, or truncated; export or download it again"),
-    ("compile pickle.pt out.onnx", "pickle.pt: a Python pickle: pickles can run code and are not read: give the torch module itself, or a model folder with safetensors"),
+    ("compile pickle.pt out.onnx", "pickle.pt: a Python pickle: pickles can run code and are not read unless trusted: give the torch module itself, or a model folder with safetensors"),
     ("compile dangling.onnx out.onnx", DANGLING),
     ("compile full out.onnx", "full: a folder without config.json; give an ONNX file or a model folder"),
     ("compile m.onnx m.onnx", "cannot write m.onnx: it is the input; choose another path"),

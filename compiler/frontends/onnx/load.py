@@ -14,8 +14,8 @@ from tersor.frontends.onnx.beside import Files, cached_blob
 from tersor.frontends.onnx.wire import MAX_BYTES, check_structure
 
 _PICKLE = (
-    "pickles can run code and are not read: give the torch module itself, or a model folder with "
-    "safetensors"
+    "pickles can run code and are not read unless trusted: give the torch module itself, or a model "
+    "folder with safetensors"
 )
 _UNPACK = "unpack it first"
 # What people give in place of a model: where its mark stands, the mark, what it is.

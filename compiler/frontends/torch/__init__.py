@@ -2,11 +2,13 @@
 
 from tersor.frontends.torch.importer import import_exported, import_graph_module, import_module
 from tersor.frontends.torch.pretrained import load_pretrained, text_inputs
+from tersor.frontends.torch.saved import load_saved
 
 __all__ = [
     "import_exported",
     "import_graph_module",
     "import_module",
     "load_pretrained",
+    "load_saved",
     "text_inputs",
 ]
