@@ -59,7 +59,10 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
 
 
 def _is_typed(node: Node) -> bool:
-    """Whether it is known to compute with tensors: what an opaque op made may be anything."""
+    """Whether it is known to compute with tensors: what an opaque op made may be anything. Ops of our
+    own always do, and cannot stay."""
+    if node.op.startswith("tersor."):
+        return True
     values = [v for v in (*node.inputs, *node.outputs[:1]) if v is not None]
     return all(isinstance(v.type, TensorType) for v in values)
 

@@ -11,9 +11,11 @@ import differential
 import numpy as np
 import pytest
 from differential import LowerOptions, Unjudged
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import assume, event, given
 from strategies import Case, table_cases
+from strategies.profile import scaled
 
+from tersor.backends.ort.lower import lower
 from tersor.ir import Graph, Node, parse, print_graph, verify
 from tersor.ops import TABLE
 from tersor.passes.canonicalize.dead_code import DeadCode
@@ -21,17 +23,8 @@ from tersor.passes.fuse.merge_linears import MergeLinears
 from tersor.pipeline import EXACT, Pass, Pipeline, Rewrite
 from tersor.registry import optimization
 
-SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 LOSSLESS: list[Pass] = list(dict.fromkeys([*optimization(), MergeLinears()]))
 DEFAULT = LowerOptions()
-
-
-def scaled(examples: int) -> settings:
-    """So many examples by default, as many times more as the profile asks for."""
-    return settings(
-        max_examples=examples * settings.default.max_examples // 100,
-        suppress_health_check=SLOW_DRAWS,
-    )
 
 
 def wanted_of(case: Case) -> list[differential.Expected]:
@@ -66,6 +59,20 @@ def test_lossless_passes_keep_what_any_graph_computes(case: Case) -> None:
     if differential.is_lowered_otherwise(after, DEFAULT):
         wrong = differential.complaint(wanted, after, DEFAULT)
         assert not wrong, f"lowered by default: {wrong}\n{print_graph(after)}"
+    differential.check_round_trip(case.graph)
+
+
+@pytest.mark.slow
+@scaled(100)
+@given(table_cases(foreign=True))
+def test_what_nothing_is_known_of_passes_through(case: Case) -> None:
+    """Ops of a foreign domain, and what reads their results, whose types are not known."""
+    for step in LOSSLESS:
+        verify(Pipeline([step], level="none").run(case.graph))
+    after = Pipeline(optimization(), level="none").run(case.graph)
+    verify(after)
+    assert differential.interface(after) == differential.interface(case.graph)
+    differential.check_round_trip(lower(after, differential.PORTABLE))
     differential.check_round_trip(case.graph)
 
 

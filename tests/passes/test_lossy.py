@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 from differential import Runner
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import Case
 from strategies.lossy import lossy_cases
+from strategies.profile import scaled
 
 from tersor.backends import ort
 from tersor.ir import Affine, Graph, Node, TensorType, verify
@@ -22,18 +23,9 @@ from tersor.registry import optimization
 from tersor.report import PassReport
 from tersor.target import Target
 
-SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 SATURATES = Target("cpu:avx2", "cpu", frozenset({"avx2", "fma"}), 1)
 EXACT = Target("cpu:avx512_vnni", "cpu", frozenset({"avx2", "avx512f", "avx512_vnni"}), 1)
 LIMIT = 0.1
-
-
-def scaled(examples: int) -> settings:
-    """So many examples by default, as many times more as the profile asks for."""
-    return settings(
-        max_examples=examples * settings.default.max_examples // 100,
-        suppress_health_check=SLOW_DRAWS,
-    )
 
 
 def originals(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from strategies import anyop, control, layers
 from strategies.builder import SIZES, Builder, Case, Shared
-from tersor.ir import DType, Node, TensorType, Value, symbol
+from strategies.foreign import opaque
+from tersor.ir import DType, Node, TensorType, UnknownType, Value, symbol
 from tersor.ops import TABLE
 
 SHAPES: list[tuple[str | int, ...]] = [
@@ -44,6 +45,7 @@ def table_cases(
     draw: Callable[..., object],
     judge: Callable[[Builder], Callable[[Node], None]] | None = None,
     steps: int = 8,
+    foreign: bool = False,
 ) -> Case:
     """Graphs over the whole op table: any element type, subgraphs, awkward shapes and outputs, inputs at
     two sizes of the open dims or more.
@@ -52,6 +54,7 @@ def table_cases(
         draw: hypothesis's.
         judge: from a builder to what rejects nodes that nothing can be judged by; None: none are.
         steps: the most of them.
+        foreign: whether ops that nothing is known of are among them, which no runtime runs.
     """
     graph = TABLE.graph()
     kinds = [DType.F32] * 5 + [DType.F64] * 3 + [DType.F16, DType.BF16]
@@ -62,6 +65,9 @@ def table_cases(
     shared.judge = judge(b) if judge else None
     for _ in range(b.integer(1, steps)):
         kind = b.integer(0, 9)
+        if foreign and b.integer(0, 1):
+            b.attempt(opaque)
+            continue
         family = control.STEPS if kind == 0 else layers.STEPS if kind <= 3 else anyop.STEPS
         b.attempt(b.pick(list(family)))  # type: ignore[arg-type]
     _outputs(b)
@@ -79,7 +85,7 @@ def _inputs(b: Builder, shapes: list[tuple[str | int, ...]], count: int) -> None
 
 def _outputs(b: Builder) -> None:
     """The last value and others at random: inputs and constants among them, one perhaps twice."""
-    values = [v for v in b.graph.values() if isinstance(v.type, TensorType)]
+    values = [v for v in b.graph.values() if isinstance(v.type, (TensorType, UnknownType))]
     outputs: list[Value] = [values[-1], *(b.pick(values) for _ in range(b.integer(0, 3)))]  # type: ignore[list-item]
     if b.integer(0, 2) == 0:
         outputs.append(outputs[0])
