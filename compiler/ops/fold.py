@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersor.ir import Node
+from tersor.ir import Node, TensorType
 from tersor.ops import onnx_schema
 
 
 def fold_node(node: Node) -> list[np.ndarray] | None:
     """Results of a standard op whose operands are all constants; None where the reference
-    implementation has no such op or refuses it.
+    implementation has no such op, refuses it, or makes another shape than is inferred.
 
     Results take the types that inference gave.
     """
@@ -22,6 +22,9 @@ def fold_node(node: Node) -> list[np.ndarray] | None:
         return None
     typed = []
     for array, value in zip(results, node.outputs, strict=False):
-        dtype = value.tensor.dtype.numpy
-        typed.append(np.asarray(array).astype(dtype, copy=False))
+        result = np.asarray(array).astype(value.tensor.dtype.numpy, copy=False)
+        # The reference implementation is wrong in corners (LpPool's dilations under VALID).
+        if not value.tensor.accepts(TensorType(value.tensor.dtype, result.shape)):
+            return None
+        typed.append(result)
     return typed

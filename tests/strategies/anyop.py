@@ -176,9 +176,7 @@ def any_binary(b: Builder) -> None:
             b.emit(op, a, c)
     else:
         b.emit(
-            str(
-                b.pick(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Mean", "Sum", *compare])
-            ),
+            str(b.pick(["Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", *compare])),
             a,
             c,
         )
