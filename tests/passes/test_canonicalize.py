@@ -918,16 +918,3 @@ def test_values_of_unknown_type_pass_through(line: str, type: str) -> None:
     after = Pipeline(passes, level="text").run(graph)
     assert after.output_names == ["y"]
     assert "custom.Op" in [n.op for n in after.nodes]
-
-
-def test_what_the_reference_folds_to_another_shape_stays() -> None:
-    """Found by random graphs: ONNX's implementation leaves out dilations where padding is VALID."""
-    expect_unchanged(
-        FoldConstants(),
-        """
-        graph main() -> (y = %y) {
-          @x: f32[2, 3, 7, 8] = dense normal(1)
-          %y: f32[2, 3, 3, 7] = LpPool(@x) {auto_pad = "VALID", ceil_mode = 0, dilations = [2, 1], kernel_shape = [3, 2], p = 2}
-        }
-        """,
-    )

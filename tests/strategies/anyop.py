@@ -229,7 +229,9 @@ def any_layout(b: Builder) -> None:
         b.emit(kind, x, b.ints(*(b.integer(0, 2) for _ in dims)))
     elif kind == "Slice" and rank:
         start, step = b.integer(-3, 3), int(b.pick([1, 1, 2, -1, -2]))  # type: ignore[call-overload]
-        end = int(b.pick([2**31 - 1, -1, 1, 2, -(2**31)]))  # type: ignore[call-overload]
+        # ONNX Runtime takes the largest end of a backward slice for the beginning.
+        far = -(2**31) if step < 0 else 2**31 - 1
+        end = int(b.pick([far, -1, 1, 2]))  # type: ignore[call-overload]
         b.emit(kind, x, b.ints(start), b.ints(end), b.ints(axis), b.ints(step))
     elif kind == "Concat" and rank:
         same = [
