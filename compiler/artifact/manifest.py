@@ -19,7 +19,7 @@ import numpy as np
 
 from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
-from tersor.errors import InvalidModel
+from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import Graph
 from tersor.report import PassReport, Report
 
@@ -99,9 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return _manifest(data)
     except KeyError as error:
-        raise InvalidModel(f"{path} is damaged: it has no {error}") from None
+        raise InvalidModel(f"{path} is damaged: it has no {one_line(error, LONGEST)}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidModel(f"{path} is damaged: {error}") from None
+        raise InvalidModel(f"{path} is damaged: {one_line(error, LONGEST)}") from None
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:
