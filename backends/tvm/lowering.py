@@ -1,0 +1,248 @@
+"""Lowering: our IR becomes a Relax module, node by node.
+
+Every op has a rule in a family's file under ``ops``: a function ``(lowering, node) -> results`` that
+emits Relax calls and returns an expression for each output.  Types and symbolic dims are the IR's own:
+a rule asks the node's outputs what it has to make.  Constants become parameters of the function, so
+that weights stay apart from the library; the smallest are part of the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from tersor.errors import Unsupported, one_line
+from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
+from tersor.ir.dims import Call
+from tersor.ops import contents_of
+
+MAIN = "main"
+INLINE_BYTES = 64  # Constants up to this size are part of the code.
+MOST_REASONS = 8  # Nodes that an error names.
+
+DTYPES: dict[DType, str] = {
+    DType.F32: "float32", DType.F64: "float64", DType.F16: "float16", DType.BF16: "bfloat16",
+    DType.I64: "int64", DType.I32: "int32", DType.I16: "int16", DType.I8: "int8",
+    DType.U64: "uint64", DType.U32: "uint32", DType.U16: "uint16", DType.U8: "uint8",
+    DType.BOOL: "bool",
+}  # fmt: skip
+
+Rule = Callable[["Lowering", Node], Sequence[Any]]
+
+
+class Refused(Exception):
+    """A node has no lowering; the message is the reason."""
+
+
+@dataclass
+class Lowering:
+    """What the rules of one function share.
+
+    Attributes:
+        builder: the module that is being built, within the function.
+        rules: by op.
+        symbols: Relax's variables of the named sizes.
+        exprs: what was emitted for a value.
+        parameters: of the function, beyond the graph's inputs: the variable, and the array that a
+            session passes for it.
+    """
+
+    builder: relax.BlockBuilder
+    rules: dict[str, Rule]
+    symbols: dict[str, tirx.Var] = field(default_factory=dict)
+    exprs: dict[Value, Any] = field(default_factory=dict)
+    parameters: list[tuple[relax.Var, np.ndarray]] = field(default_factory=list)
+
+    # -- what rules ask ----------------------------------------------------------------------------
+
+    def __getitem__(self, value: Value | None) -> Any:
+        """The expression of a value.
+
+        Raises:
+            Refused: an operand that is left out, or of a dtype that TVM has not.
+        """
+        if value is None:
+            raise Refused("an operand that it needs is left out")
+        if value not in self.exprs:
+            assert value.encoding is not None, f"{value!r} is read before it is made"
+            self.exprs[value] = self.constant(value.numpy(), value.name)
+        return self.exprs[value]
+
+    def constant(self, array: np.ndarray, name: str = "constant") -> Any:
+        """An expression for an array: part of the code where it is tiny, else a parameter."""
+        dtype = dtype_of(TensorType(DType.of(array), array.shape))
+        if array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
+            return relax.const(np.ascontiguousarray(array), dtype)
+        return self.parameter(array, name)
+
+    def parameter(self, array: np.ndarray, name: str) -> relax.Var:
+        """A new parameter of the function, always passed ``array``."""
+        type = TensorType(DType.of(array), array.shape)
+        var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
+        self.parameters.append((var, array))
+        return var
+
+    def dim(self, dim: Dim) -> Any:
+        """A dim as TVM's expression of int64.
+
+        Raises:
+            Refused: it is unknown.
+        """
+        if dim is None:
+            raise Refused("a dim is known at run time only")
+        if not isinstance(dim, Sym):
+            return tirx.IntImm("int64", dim)
+        total: Any = None
+        for monomial, coefficient in dim.terms:
+            term: Any = tirx.IntImm("int64", coefficient)
+            for atom in monomial:
+                term = term * (self.symbol(atom) if isinstance(atom, str) else self._call(atom))
+            total = term if total is None else total + term
+        return total
+
+    def dims(self, dims: Iterable[Dim] | None) -> list[Any]:
+        """Dims as TVM's expressions.
+
+        Raises:
+            Refused: the rank or a dim is unknown.
+        """
+        if dims is None:
+            raise Refused("a rank is known at run time only")
+        return [self.dim(d) for d in dims]
+
+    def symbol(self, name: str) -> tirx.Var:
+        """TVM's variable of a named size."""
+        if name not in self.symbols:
+            self.symbols[name] = tirx.Var(name, "int64")
+        return self.symbols[name]
+
+    def relax_type(self, type: object) -> relax.TensorType:
+        """Relax's type of a tensor."""
+        dtype = dtype_of(type)
+        assert isinstance(type, TensorType)
+        return relax.TensorType(self.dims(type.dims), dtype)
+
+    def shape_of(self, value: Value) -> list[Any]:
+        """The dims of a value as TVM's expressions."""
+        return self.dims(value.tensor.dims)
+
+    def contents(self, value: Value | None) -> list[Any] | None:
+        """Elements of a small integer tensor (a shape, axes) as TVM's expressions, flat; None where
+        they are not known before the run."""
+        held = contents_of(value)
+        if held is None or any(d is None for d in held.reshape(-1)):
+            return None
+        return [self.dim(d) for d in held.reshape(-1)]
+
+    def emit(self, expr: Any) -> relax.Var:
+        """Binds an expression of Relax to a variable."""
+        return self.builder.emit(expr)
+
+    def te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Var:
+        """Emits a call of what a TE function (of topi, or of our own) computes."""
+        return self.builder.emit_te(function, *args, **kwargs)
+
+    # -- inner -------------------------------------------------------------------------------------
+
+    def _call(self, call: Call) -> Any:
+        a, b = (self.dim(argument) for argument in call.arguments)
+        if call.function == "//":
+            return tirx.floordiv(a, b)
+        return tirx.max(a, b) if call.function == "max" else tirx.min(a, b)
+
+    def node(self, node: Node) -> None:
+        """Emits a node.
+
+        Raises:
+            Refused: it has no lowering.
+        """
+        rule = self.rules.get(node.op)
+        if rule is None:
+            raise Refused("no lowering for this op")
+        for value in node.outputs:
+            if value.uses:
+                dtype_of(value.type)
+        made = rule(self, node)
+        for value, expr in zip(node.outputs, made, strict=False):
+            if value.uses:
+                self.exprs[value] = self._held(value, expr)
+
+    def _held(self, value: Value, expr: Any) -> Any:
+        """Where Relax knows less of a result's shape than the IR does, it is told."""
+        expr = self.builder.normalize(expr)
+        wanted = self.relax_type(value.type)
+        known = expr.ty
+        if tvm_ffi.structural_equal(known, wanted):
+            return expr
+        return self.builder.match_cast(expr, wanted)
+
+
+def dtype_of(type: object) -> str:
+    """TVM's name of a tensor's element type.
+
+    Raises:
+        Refused: not a tensor, or TVM has no such elements.
+    """
+    if not isinstance(type, TensorType):
+        raise Refused(f"a value of type {type}, which is no tensor")
+    if type.dtype not in DTYPES:
+        raise Refused(f"{type.dtype.value} elements")
+    return DTYPES[type.dtype]
+
+
+def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:
+    """A Relax module with a function ``main`` of the graph's inputs, then of the arrays that are
+    returned with it; it gives the tuple of the graph's outputs.
+
+    Raises:
+        Unsupported: nodes that have no lowering, with the reason of each.
+    """
+    builder = relax.BlockBuilder()
+    lowering = Lowering(builder, rules)
+    reasons: list[str] = []
+    inputs = []
+    for value in graph.inputs:
+        try:
+            inputs.append(relax.Var(value.name, lowering.relax_type(value.type)))
+        except Refused as error:
+            raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
+        lowering.exprs[value] = inputs[-1]
+    with builder.function(MAIN):
+        with builder.dataflow():
+            for node in graph.nodes:
+                _try(lowering, node, reasons)
+            if reasons:
+                raise _unsupported(reasons)
+            results = builder.emit_output(relax.Tuple([lowering[v] for v in graph.outputs]))
+        parameters = [var for var, _ in lowering.parameters]
+        builder.emit_func_output(results, params=[*inputs, *parameters])
+    module = builder.finalize()
+    module[MAIN] = module[MAIN].with_attr("num_input", len(inputs))
+    return module, [array for _, array in lowering.parameters]
+
+
+def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
+    """Emits a node; what refuses it is noted, and its results are made up so that others are tried."""
+    try:
+        lowering.node(node)
+    except Refused as error:
+        reasons.append(f"{node.label} ({node.op}): {one_line(error)}")
+        for value in node.outputs:
+            lowering.exprs[value] = None
+    except Exception as error:
+        # What only follows from an earlier refusal says nothing.
+        if not reasons:
+            raise Unsupported(
+                f"{node.label} ({node.op}): TVM refuses it: {one_line(error, 300)}"
+            ) from error
+
+
+def _unsupported(reasons: Sequence[str]) -> Unsupported:
+    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+    return Unsupported(f"TVM has no lowering for {'; '.join(reasons[:MOST_REASONS])}{more}")
