@@ -78,7 +78,7 @@ class Lowering:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
         dtype = dtype_of(TensorType(DType.of(array), array.shape))
         if array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
-            return relax.const(np.ascontiguousarray(array), dtype)
+            return relax.const(np.asarray(array, order="C"), dtype)
         return self.parameter(array, name)
 
     def parameter(self, array: np.ndarray, name: str) -> relax.Var:

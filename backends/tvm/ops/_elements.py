@@ -1,0 +1,47 @@
+"""Small integer operands (shapes, starts, pads) in TE computes: numbers that are known when the code is
+made, or elements that are read in the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from tersor.backends.tvm.lowering import Lowering
+from tersor.backends.tvm.ops.broadcast import HALF
+from tersor.ir import Value
+
+
+def operand(lowering: Lowering, value: Value) -> Any:
+    """What :func:`element` reads in a TE function: the elements themselves where they are known, else
+    the tensor."""
+    held = lowering.contents(value)
+    return lowering[value] if held is None else held
+
+
+def element(held: Any, index: int = 0) -> Any:
+    """Element ``index`` of a vector, or the one of a scalar, as int64."""
+    rank = 1 if isinstance(held, list) else len(held.shape)
+    return (held[index] if rank else held[()]).astype("int64")
+
+
+def from_end(position: Any, size: Any) -> Any:
+    """A position, negative ones counted from the end."""
+    return tirx.Select(position < 0, position + size, position)
+
+
+def within(position: Any, low: Any, high: Any) -> Any:
+    """The position, or the nearer bound where it lies outside of ``low`` to ``high``."""
+    return tirx.max(tirx.min(position, high), low)
+
+
+def looked_up(index: Any, size: Any) -> Any:
+    """A position that is read from a tensor. ONNX calls one that lies outside an error; nothing outside
+    of memory may be read for it, so it is the nearest there is."""
+    return within(from_end(index.astype("int64"), size), 0, size - 1)
+
+
+def summed_in(x: Any) -> str:
+    """The dtype that a TE tensor's elements are summed in: halves in single precision."""
+    dtype = str(x.dtype)
+    return "float32" if dtype in HALF else dtype

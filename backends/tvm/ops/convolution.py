@@ -1,0 +1,120 @@
+"""Conv and ConvTranspose in their direct form, over any number of axes.
+
+Halves are summed in single precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tvm import te, tirx
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.ops._elements import summed_in
+from tersor.backends.tvm.ops._window import bordered, borders, places, reach, taps
+from tersor.ir import Node
+from tersor.ops.families._window import Window, window
+
+
+def _over(node: Node) -> Window:
+    """The node's window; its sizes are the weight's."""
+    weight = node.inputs[1]
+    kernel = weight.tensor.dims[2:] if weight is not None and weight.tensor.dims else ()
+    if not all(isinstance(k, int) for k in kernel):
+        raise Refused("the kernel's sizes are known at run time only")
+    return window(kernel, node.attrs)
+
+
+def _operands(lowering: Lowering, node: Node) -> list[Any]:
+    """Operand, weight, and a list of the bias where there is one."""
+    x, weight = (lowering[v] for v in node.inputs[:2])
+    bias = [lowering[node.inputs[2]]] if node.input(2) is not None else []
+    return [x, weight, bias, lowering.shape_of(node.output)]
+
+
+def _finished(sums: Any, bias: list[Any], dtype: str) -> Any:
+    """The bias added to each channel, in the operand's own dtype."""
+    if not bias and sums.dtype == dtype:
+        return sums
+
+    def pick(n: Any, o: Any, *index: Any) -> Any:
+        total = sums(n, o, *index)
+        total = total + bias[0](o).astype(sums.dtype) if bias else total
+        return total.astype(dtype)
+
+    return te.compute(sums.shape, pick, name="finished")
+
+
+def _conv(lowering: Lowering, node: Node) -> Sequence[Any]:
+    compute = partial(_convolved, over=_over(node), group=node.attrs["group"])
+    return [lowering.te(compute, *_operands(lowering, node), primfunc_name_hint="conv")]
+
+
+def _convolved(
+    x: Any, weight: Any, bias: list[Any], dims: list[Any], *, over: Window, group: Any
+) -> Any:
+    before = [b for b, _ in borders(over, x.shape[2:])]
+    framed = bordered(x, before, reach(over, dims[2:]), tirx.const(0, x.dtype))
+    wide = summed_in(x)
+    inner, at = te.reduce_axis((0, weight.shape[1]), name="c"), taps(over)
+    each = tirx.floordiv(weight.shape[0], group)
+
+    def pick(n: Any, o: Any, *index: Any) -> Any:
+        first = 0 if group == 1 else tirx.floordiv(o, each) * weight.shape[1]
+        read = framed(n, first + inner, *places(over, index, at)).astype(wide)
+        return te.sum(read * weight(o, inner, *at).astype(wide), axis=[inner, *at])
+
+    return _finished(te.compute(dims, pick, name="conv"), bias, x.dtype)
+
+
+def _conv_transpose(lowering: Lowering, node: Node) -> Sequence[Any]:
+    over, more = _over(node), None
+    if node.attrs.get("output_shape") or over.auto_pad.startswith("SAME"):
+        more = node.attrs.get("output_padding") or (0,) * len(over.kernel)
+    compute = partial(_transposed, over=over, group=node.attrs["group"], more=more)
+    return [lowering.te(compute, *_operands(lowering, node), primfunc_name_hint="conv_transpose")]
+
+
+def _transposed(
+    x: Any, weight: Any, bias: list[Any], dims: list[Any], *, over: Window, group: Any, more: Any
+) -> Any:
+    wide = summed_in(x)
+    first = _cropped(x, dims, over, more)
+    lanes = tirx.floordiv(x.shape[1], group)
+    inner, at = te.reduce_axis((0, lanes), name="c"), taps(over)
+
+    def pick(n: Any, o: Any, *index: Any) -> Any:
+        block, lane = tirx.floordiv(o, weight.shape[1]), tirx.floormod(o, weight.shape[1])
+        channel = block * lanes + inner
+        where, meets = [], []
+        for i, k, b, stride, dilation, size in zip(
+            index, at, first, over.strides, over.dilations, x.shape[2:], strict=True
+        ):
+            full = i + b - k * dilation
+            where.append(tirx.floordiv(full, stride))
+            meets += [tirx.floormod(full, stride) == 0, full >= 0, where[-1] < size]
+        product = x(n, channel, *where).astype(wide) * weight(channel, lane, *at).astype(wide)
+        chosen = te.if_then_else(tirx.all(*meets), product, tirx.const(0, wide))
+        return te.sum(chosen, axis=[inner, *at])
+
+    return _finished(te.compute(dims, pick, name="conv_transpose"), bias, x.dtype)
+
+
+def _cropped(x: Any, dims: list[Any], over: Window, more: Any) -> list[Any]:
+    """Positions cut off in front of each axis: as stated, or (with ``more``, the output padding) half of
+    what is over the size asked for."""
+    if more is None:
+        return [b for b, _ in borders(over, x.shape[2:])]
+    first = []
+    for size, wanted, stride, span, extra in zip(
+        x.shape[2:], dims[2:], over.strides, over.span, more, strict=True
+    ):
+        surplus = (size - 1) * stride + span + extra - wanted
+        half = tirx.floordiv(surplus, 2)
+        first.append(half if over.auto_pad == "SAME_UPPER" else surplus - half)
+    return first
+
+
+RULES: dict[str, Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose}

@@ -1,0 +1,197 @@
+"""Looking up and writing by index: Gather, GatherElements, GatherND, ScatterElements, ScatterND,
+TensorScatter.
+
+ONNX calls an index outside of its axis an error. Here the nearest element is read for it, and nothing
+is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.ops._elements import from_end, looked_up
+from tersor.backends.tvm.ops.movement import axis_of
+from tersor.ir import Node
+
+# -- Gather, GatherElements, GatherND --------------------------------------------------------------
+
+
+def _gather(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, where = (lowering[v] for v in node.inputs)
+    axis = axis_of(node, len(x.ty.shape))
+    return [lowering.te(_gathered, x, where, lowering.shape_of(node.output), axis)]
+
+
+def _gathered(x: Any, where: Any, dims: list[Any], axis: int) -> Any:
+    behind = axis + len(where.shape)
+
+    def pick(*index: Any) -> Any:
+        place = looked_up(where(*index[axis:behind]), x.shape[axis])
+        return x(*index[:axis], place, *index[behind:])
+
+    return te.compute(dims, pick, name="gather")
+
+
+def _gather_elements(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, where = (lowering[v] for v in node.inputs)
+    axis = axis_of(node, len(x.ty.shape))
+    return [lowering.te(_gathered_elements, x, where, axis)]
+
+
+def _gathered_elements(x: Any, where: Any, axis: int) -> Any:
+    def pick(*index: Any) -> Any:
+        place = looked_up(where(*index), x.shape[axis])
+        return x(*index[:axis], place, *index[axis + 1 :])
+
+    return te.compute(where.shape, pick, name="gather_elements")
+
+
+def _depth(node: Node) -> int:
+    """How many axes an index tuple of GatherND and ScatterND names."""
+    where = node.inputs[1]
+    depth = where.tensor.dims[-1] if where is not None and where.tensor.dims else None
+    if not isinstance(depth, int):
+        raise Refused("the length of the index tuples is known at run time only")
+    return depth
+
+
+def _gather_nd(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, where = (lowering[v] for v in node.inputs)
+    dims, batch = lowering.shape_of(node.output), node.attrs["batch_dims"]
+    return [lowering.te(_gathered_nd, x, where, dims, batch, _depth(node))]
+
+
+def _gathered_nd(x: Any, where: Any, dims: list[Any], batch: int, depth: int) -> Any:
+    lead = len(where.shape) - 1
+
+    def pick(*index: Any) -> Any:
+        places = [
+            looked_up(where(*index[:lead], tirx.IntImm("int64", n)), x.shape[batch + n])
+            for n in range(depth)
+        ]
+        return x(*index[:batch], *places, *index[lead:])
+
+    return te.compute(dims, pick, name="gather_nd")
+
+
+# -- ScatterElements, ScatterND, TensorScatter -----------------------------------------------------
+
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+    "none": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "mul": lambda old, new: old * new,
+    "max": tirx.max,
+    "min": tirx.min,
+}
+
+
+def scattered(
+    x: Any, updates: Any, operands: list[Any], target: Callable[..., Sequence[Any]], reduction: str
+) -> Any:
+    """``x`` with ``updates`` written over it, one after the other.
+
+    ``target(operands, *index)`` gives the place of an update, which is left out where that is not in ``x``.
+    """
+    combine = _logical(reduction) if str(x.dtype) == "bool" else _COMBINE[reduction]
+
+    def body(ins: Any, outs: Any) -> Any:
+        data, new, out = ins[0], ins[1], outs[0]
+
+        def copy(*index: Any) -> None:
+            T.buffer_store(out, data[tuple(index)], list(index))
+
+        def write(*index: Any) -> None:
+            place = target(list(ins[2:]), *index)
+            inside = [tirx.all(p >= 0, p < size) for p, size in zip(place, data.shape, strict=True)]
+            with T.If(tirx.all(*inside)), T.Then():
+                T.buffer_store(out, combine(out[tuple(place)], new[index]), place)
+
+        with IRBuilder() as builder, T.seq_scope():
+            _loops(data.shape, copy)
+            _loops(new.shape, write)
+        return builder.get()
+
+    return te.extern([x.shape], [x, updates, *operands], body, dtype=str(x.dtype), name="scatter")
+
+
+def _loops(shape: Sequence[Any], body: Callable[..., None]) -> None:
+    """A loop for each axis around ``body(*index)``."""
+    with ExitStack() as stack:
+        body(*(stack.enter_context(T.serial(0, size)) for size in shape))
+
+
+def _logical(reduction: str) -> Callable[[Any, Any], Any]:
+    """Of truth values: a sum is true where one of them is, a product where all are."""
+    known = {
+        "none": _COMBINE["none"],
+        "add": tirx.any,
+        "max": tirx.any,
+        "mul": tirx.all,
+        "min": tirx.all,
+    }
+    return known[reduction]
+
+
+def _scatter_elements(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, where, updates = (lowering[v] for v in node.inputs)
+    axis = axis_of(node, len(x.ty.shape))
+
+    def compute(x: Any, where: Any, updates: Any) -> Any:
+        def target(operands: list[Any], *index: Any) -> Sequence[Any]:
+            place = from_end(operands[0][index].astype("int64"), x.shape[axis])
+            return [*index[:axis], place, *index[axis + 1 :]]
+
+        return scattered(x, updates, [where], target, str(node.attrs["reduction"]))
+
+    return [lowering.te(compute, x, where, updates)]
+
+
+def _scatter_nd(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, where, updates = (lowering[v] for v in node.inputs)
+    depth, lead = _depth(node), len(where.ty.shape) - 1
+
+    def compute(x: Any, where: Any, updates: Any) -> Any:
+        def target(operands: list[Any], *index: Any) -> Sequence[Any]:
+            places = [
+                from_end(operands[0][(*index[:lead], n)].astype("int64"), x.shape[n])
+                for n in range(depth)
+            ]
+            return [*places, *index[lead:]]
+
+        return scattered(x, updates, [where], target, str(node.attrs["reduction"]))
+
+    return [lowering.te(compute, x, where, updates)]
+
+
+def _tensor_scatter(lowering: Lowering, node: Node) -> Sequence[Any]:
+    past, update = (lowering[v] for v in node.inputs[:2])
+    at = [lowering[node.inputs[2]]] if node.input(2) is not None else []
+    axis, circular = axis_of(node, len(past.ty.shape)), node.attrs["mode"] == "circular"
+
+    def compute(past: Any, update: Any, at: list[Any]) -> Any:
+        def target(operands: list[Any], *index: Any) -> Sequence[Any]:
+            start = operands[0][index[0]].astype("int64") if operands else 0
+            place = start + index[axis]
+            place = tirx.floormod(place, past.shape[axis]) if circular else place
+            return [*index[:axis], place, *index[axis + 1 :]]
+
+        return scattered(past, update, at, target, "none")
+
+    return [lowering.te(compute, past, update, at)]
+
+
+RULES: dict[str, Rule] = {
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "ScatterElements": _scatter_elements,
+    "ScatterND": _scatter_nd,
+    "TensorScatter": _tensor_scatter,
+}

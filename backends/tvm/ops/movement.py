@@ -1,0 +1,109 @@
+"""Moving data about: Transpose, Concat, Split, Slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.ops._elements import element, from_end, operand, within
+from tersor.ir import Node
+
+
+def axis_of(node: Node, rank: int, name: str = "axis") -> int:
+    """The attribute ``name`` as a non-negative axis."""
+    axis = node.attrs[name]
+    assert isinstance(axis, int)
+    return axis % rank
+
+
+def _transpose(lowering: Lowering, node: Node) -> Sequence[Any]:
+    perm = node.attrs.get("perm")
+    axes = [p for p in perm if isinstance(p, int)] if isinstance(perm, tuple) else None
+    return [lowering.emit(relax.op.permute_dims(lowering[node.inputs[0]], axes))]
+
+
+# -- Concat, Split ---------------------------------------------------------------------------------
+
+
+def _concat(lowering: Lowering, node: Node) -> Sequence[Any]:
+    parts, dims = [lowering[v] for v in node.inputs], lowering.shape_of(node.output)
+    return [lowering.te(_joined, parts, dims, axis_of(node, len(dims)))]
+
+
+def _joined(parts: list[Any], dims: list[Any], axis: int) -> Any:
+    starts = [tirx.IntImm("int64", 0)]
+    for part in parts[:-1]:
+        starts.append(starts[-1] + part.shape[axis])
+
+    def pick(*index: Any) -> Any:
+        def read(n: int) -> Any:
+            return parts[n](*index[:axis], index[axis] - starts[n], *index[axis + 1 :])
+
+        chosen = read(-1)
+        for n in reversed(range(len(parts) - 1)):
+            chosen = te.if_then_else(index[axis] < starts[n + 1], read(n), chosen)
+        return chosen
+
+    return te.compute(dims, pick, name="concat")
+
+
+def _split(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x = lowering[node.inputs[0]]
+    shapes = [lowering.shape_of(v) for v in node.outputs]
+    axis = axis_of(node, len(shapes[0]))
+    made, start = [], tirx.IntImm("int64", 0)
+    for shape in shapes:
+        made.append(lowering.te(_stretch, x, shape, axis, start))
+        start = start + shape[axis]
+    return made
+
+
+def _stretch(x: Any, dims: list[Any], axis: int, start: Any) -> Any:
+    return te.compute(
+        dims, lambda *i: x(*i[:axis], i[axis] + start, *i[axis + 1 :]), name="stretch"
+    )
+
+
+# -- Slice -----------------------------------------------------------------------------------------
+
+
+def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
+    x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
+    starts = node.inputs[1]
+    count = starts.tensor.dims[0] if starts is not None and starts.tensor.dims else None
+    if not isinstance(count, int):
+        raise Refused("how many axes are cut is known at run time only")
+    axes, steps = (
+        [tirx.IntImm("int64", n) for n in default] if value is None else operand(lowering, value)
+        for value, default in ((node.input(3), range(count)), (node.input(4), [1] * count))
+    )
+    return [lowering.te(_sliced, x, operand(lowering, starts), axes, steps, dims, count)]
+
+
+def _sliced(x: Any, starts: Any, axes: Any, steps: Any, dims: list[Any], count: int) -> Any:
+    rank = len(dims)
+    firsts, strides = ([tirx.IntImm("int64", n)] * rank for n in (0, 1))
+    for n in range(count):
+        for axis, size in enumerate(x.shape):
+            here = from_end(element(axes, n), rank) == axis
+            step = element(steps, n)
+            # Going backwards a start behind the end is the last element, forwards it takes nothing.
+            first = within(from_end(element(starts, n), size), 0, size - 1)
+            firsts[axis] = tirx.Select(here, first, firsts[axis])
+            strides[axis] = tirx.Select(here, step, strides[axis])
+    return te.compute(
+        dims,
+        lambda *index: x(*(f + i * s for i, f, s in zip(index, firsts, strides, strict=True))),
+        name="slice",
+    )
+
+
+RULES: dict[str, Rule] = {
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+}
