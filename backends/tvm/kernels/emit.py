@@ -1,0 +1,138 @@
+"""What kernels are written with: a few words over TVM's IRBuilder.
+
+A kernel is a Python function that emits a TIR function: loops are ``with`` blocks of TVM's, what is
+repeated at compile time is a Python loop, and vectors are explicit (an index is a ramp, a value has
+lanes), so that what the machine runs is what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+KERNEL = "tersor.kernel"  # The attribute of a function that no pass of a pipeline may touch.
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What vector instructions a kernel may use.
+
+    Attributes:
+        lanes: of a float32 vector.
+        dot: how u8 x s8 products are summed: ``amx``, ``vnni`` (four products an instruction),
+            ``madd`` (pairs into 16 bits that saturate, where weights are safe), ``widen`` (16-bit
+            products).
+        threads: that a kernel divides its work among.
+    """
+
+    lanes: int
+    dot: str
+    threads: int
+
+
+def function(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
+    """The kernel that ``body`` emits: its parameters first, by :func:`parameter`."""
+    with IRBuilder() as builder, T.prim_func(s_tir=False):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, KERNEL: 1})
+        body()
+    return builder.get()
+
+
+def size(name: str) -> tirx.Var:
+    """A dim that a kernel learns from its operands."""
+    return tirx.Var(name, "int64")
+
+
+def parameter(name: str, shape: Sequence[Any], dtype: str) -> Any:
+    """An operand or a result of the kernel."""
+    return T.arg(name, T.buffer(tuple(shape), dtype))
+
+
+def registers(lanes: int, dtype: str) -> Any:
+    """A variable that lives in a register: a stack slot that LLVM promotes."""
+    return T.alloc_buffer(
+        (lanes,), dtype, scope="local", annotations={"disable_lower_builtin": True}
+    )
+
+
+def scratch(shape: Sequence[int], dtype: str) -> Any:
+    """Memory of one task; 64-byte aligned."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="global", align=64)
+
+
+def load(buffer: Any, *index: Any, lanes: int) -> Any:
+    """``lanes`` elements from ``index`` on, along the last axis."""
+    *outer, last = index
+    return buffer[(*outer, _span(last, lanes))]
+
+
+def store(buffer: Any, value: Any, *index: Any, lanes: int) -> None:
+    """Writes a vector from ``index`` on, along the last axis."""
+    *outer, last = index
+    T.buffer_store(buffer, value, [*outer, _span(last, lanes)])
+
+
+def _span(first: Any, lanes: int) -> Any:
+    return first if lanes == 1 else T.ramp(first, 1, lanes)
+
+
+def get(register: Any, lanes: int) -> Any:
+    """The value of :func:`registers`."""
+    return load(register, 0, lanes=lanes)
+
+
+def put(register: Any, value: Any, lanes: int) -> None:
+    """Sets the value of :func:`registers`."""
+    store(register, value, 0, lanes=lanes)
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """A scalar in every lane."""
+    return T.broadcast(value, lanes)
+
+
+def number(value: float, lanes: int) -> Any:
+    """A float32 number in every lane."""
+    return T.broadcast(T.float32(value), lanes)
+
+
+def bind(value: Any) -> Any:
+    """Computes ``value`` once; a name for it."""
+    return T.Bind(value)
+
+
+def cast(value: Any, dtype: str) -> Any:
+    """Converts lane by lane."""
+    return tirx.Cast(dtype, value)
+
+
+def as_bits(value: Any, dtype: str) -> Any:
+    """The same bits read as another type."""
+    return T.reinterpret(dtype, value)
+
+
+def intrinsic(dtype: str, name: str, *operands: Any) -> Any:
+    """A call of an LLVM intrinsic."""
+    return T.call_llvm_intrin(dtype, name, *operands)
+
+
+def run(name: str, *operands: Any) -> None:
+    """A call of an LLVM intrinsic for its effect."""
+    T.evaluate(T.call_llvm_intrin("void", name, *operands))
+
+
+def reduce_lanes(register: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
+    """Folds the lanes of a register into one number: halves onto halves."""
+    value = get(register, lanes)
+    while lanes > 1:
+        lanes //= 2
+        upper = load(register, lanes, lanes=lanes)
+        put(register, combine(load(register, 0, lanes=lanes), upper), lanes)
+        value = get(register, lanes)
+    return value

@@ -1,0 +1,250 @@
+"""Products of a block of rows with a panel of packed weight columns, by what the machine has.
+
+    acc[r, c] = sum over k of a[row + r, k] * w[k, panel * 32 + c]        r < rows, c < 32
+
+int8: ``a`` is u8, ``w`` is s8, ``acc`` is int32 and exact. Weights are packed as
+
+    packed[panel][half][k / 4][16][4]        half: columns 0-15 and 16-31 of the panel
+
+so that 64 bytes hold four steps of k for 16 columns. That is at once one operand of ``vpdpbusd`` (four
+products a lane) and one row of an AMX tile (16 rows x 64 bytes: 64 steps of k for 16 columns), of which
+
+    tdpbusd   c[16 x 16] += a[16 x 64] w[64 x 16]
+
+takes 16 cycles: 2048 operations a cycle. Two by two tiles, each loaded once for two products, need 64
+bytes a cycle; one by two tiles need 96.
+
+float32: packed[panel][k][32], accumulators of 8 rows x 32 columns stay in registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit
+from tersor.backends.tvm.kernels.emit import Isa
+
+PANEL = 32  # Columns.
+K_STEP = 64  # int8 weights are padded with zeros to a multiple of this along k.
+_TILE = 16  # Rows of an AMX tile.
+_TILE_BYTES = 1024
+_FLOAT_K = 512  # Steps of k between two visits to the accumulators' memory.
+
+
+def padded(size: int, multiple: int) -> int:
+    """``size`` rounded up."""
+    return -(-size // multiple) * multiple
+
+
+def pack_int8(weight: np.ndarray) -> np.ndarray:
+    """``weight`` s8[k, n] as int8[panels, 2, k / 4, 64], zeros where there is no row or column."""
+    k, n = weight.shape
+    full = np.zeros((padded(k, K_STEP), padded(n, PANEL)), np.int8)
+    full[:k, :n] = weight
+    blocks = full.reshape(-1, 4, full.shape[1] // PANEL, 2, 16)
+    return np.ascontiguousarray(blocks.transpose(2, 3, 0, 4, 1)).reshape(
+        full.shape[1] // PANEL, 2, full.shape[0] // 4, 64
+    )
+
+
+def pack_float(weight: np.ndarray) -> np.ndarray:
+    """``weight`` f32[k, n] as float32[panels, k, 32], zeros where there is no column."""
+    k, n = weight.shape
+    full = np.zeros((k, padded(n, PANEL)), np.float32)
+    full[:, :n] = weight
+    return np.ascontiguousarray(full.reshape(k, -1, PANEL).transpose(1, 0, 2))
+
+
+def open_tiles() -> None:
+    """Configures eight AMX tiles of 16 rows x 64 bytes on the core that runs this."""
+    config = emit.scratch((64,), "uint8")
+    with T.serial(0, 64) as i:
+        T.buffer_store(config, T.uint8(0), [i])
+    T.buffer_store(config, T.uint8(1), [0])  # the palette
+    for tile in range(8):
+        T.buffer_store(config, T.uint8(64), [16 + 2 * tile])  # bytes of a row
+        T.buffer_store(config, T.uint8(_TILE), [48 + tile])  # rows
+    emit.run("llvm.x86.ldtilecfg", config.access_ptr("r"))
+
+
+def close_tiles() -> None:
+    """Gives the tiles back, so that nobody saves their 8 KiB at a context switch."""
+    emit.run("llvm.x86.tilerelease")
+
+
+def int8_block(isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any) -> None:
+    """Emits the product of ``rows`` (16 or 32) rows from ``row`` on with one panel.
+
+    Args:
+        a: uint8[m, k], k a multiple of 64.
+        w: what :func:`pack_int8` gives.
+        acc: int32[rows, 32].
+    """
+    if isa.dot == "amx":
+        _amx_block(a, row, rows // _TILE, w, panel, acc)
+        return
+    step = 8 if isa.lanes == 16 else 4
+    with T.serial(0, rows // step) as block:
+        _vector_block(isa, a, row + block * step, step, w, panel, acc, block * step)
+
+
+def _amx_block(a: Any, row: Any, tiles: int, w: Any, panel: Any, acc: Any) -> None:
+    """Tiles 0-3 accumulate, 4-5 hold rows, 6-7 hold columns."""
+    k = int(a.shape[1])
+    for tile in range(2 * tiles):
+        emit.run("llvm.x86.tilezero", T.uint8(tile))
+    with T.serial(0, k // K_STEP) as step:
+        for j in range(2):
+            at = ((panel * 2 + j) * (k // K_STEP) + step) * _TILE_BYTES
+            emit.run(
+                "llvm.x86.tileloadd64", T.uint8(6 + j), w.access_ptr("r", offset=at), T.int64(64)
+            )
+        for i in range(tiles):
+            at = (row + i * _TILE) * k + step * K_STEP
+            emit.run(
+                "llvm.x86.tileloadd64", T.uint8(4 + i), a.access_ptr("r", offset=at), T.int64(k)
+            )
+            for j in range(2):
+                emit.run("llvm.x86.tdpbusd", T.uint8(2 * i + j), T.uint8(4 + i), T.uint8(6 + j))
+    for i in range(tiles):
+        for j in range(2):
+            at = i * _TILE * PANEL + j * _TILE
+            emit.run(
+                "llvm.x86.tilestored64",
+                T.uint8(2 * i + j),
+                acc.access_ptr("w", offset=at),
+                T.int64(PANEL * 4),
+            )
+
+
+def _vector_block(
+    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, to: Any
+) -> None:
+    """``rows`` x 32 accumulators in registers, four steps of k at a time."""
+    lanes = isa.lanes
+    vectors = PANEL // lanes
+    sums = [[emit.registers(lanes, "int32") for _ in range(vectors)] for _ in range(rows)]
+    for r in range(rows):
+        for v in range(vectors):
+            emit.put(sums[r][v], T.broadcast(T.int32(0), lanes), lanes)
+    with T.serial(0, int(a.shape[1]) // 4) as step:
+        columns = []
+        for v in range(vectors):
+            half, offset = divmod(v * lanes, 16)
+            columns.append(
+                emit.bind(emit.load(w, panel, half, step, offset * 4, lanes=4 * lanes))
+            )
+        for r in range(rows):
+            four = emit.as_bits(emit.load(a, row + r, step * 4, lanes=4), "int32")
+            spread = emit.bind(emit.as_bits(emit.splat(four, lanes), f"uint8x{4 * lanes}"))
+            for v in range(vectors):
+                held = emit.get(sums[r][v], lanes)
+                emit.put(sums[r][v], _dot(isa, held, spread, columns[v]), lanes)
+    for r in range(rows):
+        for v in range(vectors):
+            emit.store(acc, emit.get(sums[r][v], lanes), to + r, v * lanes, lanes=lanes)
+
+
+def _dot(isa: Isa, held: Any, a: Any, w: Any) -> Any:
+    """``held[l] + sum over i < 4 of a[4 l + i] * w[4 l + i]``."""
+    lanes = isa.lanes
+    if isa.dot == "vnni":
+        name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+        return emit.intrinsic(f"int32x{lanes}", name, held, emit.as_bits(a, f"int8x{4 * lanes}"), w)
+    if isa.dot == "madd" and lanes in (8, 16):
+        return held + _madd(lanes, a, w)
+    if isa.dot == "widen" and lanes in _PAIRS:
+        return held + _widened(lanes, a, w)
+    return held + _by_lane(lanes, a, w)
+
+
+# Instructions that multiply pairs and add them: u8 x s8 into 16 bits that saturate; 16 into 32 bits.
+_PAIRS = {
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+}
+
+
+def _madd(lanes: int, a: Any, w: Any) -> Any:
+    """AVX's two steps; exact where no two neighbouring products can overflow 16 bits."""
+    ones = T.broadcast(T.int16(1), 2 * lanes)
+    bytes_to_16, to_32 = _PAIRS[lanes]
+    two = emit.intrinsic(f"int16x{2 * lanes}", bytes_to_16, emit.as_bits(a, f"int8x{4 * lanes}"), w)
+    return emit.intrinsic(f"int32x{lanes}", to_32, two, ones)
+
+
+def _widened(lanes: int, a: Any, w: Any) -> Any:
+    """Even and odd bytes as 16-bit numbers: (a0 w0 + a2 w2) + (a1 w1 + a3 w3), always exact."""
+    short = f"int16x{2 * lanes}"
+    a16, w16 = emit.as_bits(a, short), emit.as_bits(w, short)
+    eight = T.broadcast(T.int16(8), 2 * lanes)
+    a_odd = emit.as_bits(emit.as_bits(a, f"uint16x{2 * lanes}") >> T.broadcast(T.uint16(8), 2 * lanes), short)
+    a_even = a16 & T.broadcast(T.int16(255), 2 * lanes)
+    _, to_32 = _PAIRS[lanes]
+    even = emit.intrinsic(f"int32x{lanes}", to_32, a_even, (w16 << eight) >> eight)
+    return even + emit.intrinsic(f"int32x{lanes}", to_32, a_odd, w16 >> eight)
+
+
+def _by_lane(lanes: int, a: Any, w: Any) -> Any:
+    """Byte by byte of each 32-bit lane: no instruction of one ISA is named."""
+    int32 = f"int32x{lanes}"
+    a32, w32 = emit.as_bits(a, int32), emit.as_bits(w, int32)
+    total: Any = None
+    for i in range(4):
+        left, right = T.broadcast(T.int32(24 - 8 * i), lanes), T.broadcast(T.int32(24), lanes)
+        byte = (a32 >> T.broadcast(T.int32(8 * i), lanes)) & T.broadcast(T.int32(255), lanes)
+        term = byte * ((w32 << left) >> right)
+        total = term if total is None else total + term
+    return total
+
+
+def float_block(
+    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, m: Any
+) -> None:
+    """The same in float32: ``a`` float32[m, k], ``w`` what :func:`pack_float` gives, ``acc``
+    float32[rows, 32]. For rows that are not there, the last one is read."""
+    step = 8 if isa.lanes == 16 else 4
+    k = int(a.shape[1])
+    with T.serial(0, rows // step) as block:
+        for start in range(0, k, _FLOAT_K):
+            _float_vectors(
+                isa, a, row, block * step, step, w, panel, acc, (start, min(k, start + _FLOAT_K)), m
+            )
+
+
+def _float_vectors(
+    isa: Isa,
+    a: Any,
+    row: Any,
+    at: Any,
+    rows: int,
+    w: Any,
+    panel: Any,
+    acc: Any,
+    span: tuple[int, int],
+    m: Any,
+) -> None:
+    lanes = isa.lanes
+    vectors = PANEL // lanes
+    sums = [[emit.registers(lanes, "float32") for _ in range(vectors)] for _ in range(rows)]
+    for r in range(rows):
+        for v in range(vectors):
+            first = (
+                emit.number(0.0, lanes)
+                if span[0] == 0
+                else emit.load(acc, at + r, v * lanes, lanes=lanes)
+            )
+            emit.put(sums[r][v], first, lanes)
+    held = [emit.bind(T.min(row + at + r, m - 1)) for r in range(rows)]
+    with T.serial(span[0], span[1]) as k:
+        columns = [emit.bind(emit.load(w, panel, k, v * lanes, lanes=lanes)) for v in range(vectors)]
+        for r in range(rows):
+            spread = emit.bind(emit.splat(a[held[r], k], lanes))
+            for v in range(vectors):
+                emit.put(sums[r][v], emit.get(sums[r][v], lanes) + spread * columns[v], lanes)
+    for r in range(rows):
+        for v in range(vectors):
+            emit.store(acc, emit.get(sums[r][v], lanes), at + r, v * lanes, lanes=lanes)

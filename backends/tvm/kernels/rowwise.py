@@ -1,0 +1,165 @@
+"""What is done to a whole row once it is computed: normalization, and quantization with a scale of its own.
+
+    layer norm    y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta
+    RMS norm      y = x / sqrt(mean(x^2) + eps) * gamma
+    quantization  scale = (max(x, 0) - min(x, 0)) / 255,   zero = round(-min(x, 0) / scale),
+                  q = clip(round(x / scale) + zero, 0, 255)         (ONNX's DynamicQuantizeLinear, of a row)
+
+Rounding is by addition: in ``x / scale + zero + 1.5 * 2^23`` the unit in the last place is 1, so the low
+bits of the sum are the rounded number, half to even.  A row of zeros has scale 1 and zero 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit
+from tersor.backends.tvm.kernels.emit import Isa
+
+_MAGIC = 12582912.0  # 1.5 * 2^23
+_MAGIC_BITS = 0x4B400000
+Read = Callable[[Any], Any]
+"""From a column to the vector that begins there."""
+
+
+def _unrolled(vectors: int) -> int:
+    """How many vectors a step of a loop takes, so that additions do not wait for each other."""
+    return next(u for u in (4, 3, 2, 1) if vectors % u == 0)
+
+
+def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
+    """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` tells apart those of a step."""
+    vectors = n // isa.lanes
+    unroll = _unrolled(vectors)
+    with T.serial(0, vectors // unroll) as step:
+        for i in range(unroll):
+            body((step * unroll + i) * isa.lanes, i)
+
+
+class Fold:
+    """Accumulators of a reduction over a row, one a vector of a step."""
+
+    def __init__(
+        self, isa: Isa, n: int, start: float, combine: Callable[[Any, Any], Any]
+    ) -> None:
+        self._lanes, self._combine = isa.lanes, combine
+        self._held = [
+            emit.registers(isa.lanes, "float32") for _ in range(_unrolled(n // isa.lanes))
+        ]
+        for held in self._held:
+            emit.put(held, emit.number(start, isa.lanes), isa.lanes)
+
+    def add(self, i: int, value: Any) -> None:
+        """Takes in a vector."""
+        held = self._held[i]
+        emit.put(held, self._combine(emit.get(held, self._lanes), value), self._lanes)
+
+    def result(self) -> Any:
+        """The number that all lanes fold to."""
+        first, *others = self._held
+        for other in others:
+            both = self._combine(emit.get(first, self._lanes), emit.get(other, self._lanes))
+            emit.put(first, both, self._lanes)
+        return emit.bind(emit.reduce_lanes(first, self._lanes, self._combine))
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def normalize(
+    isa: Isa,
+    kind: str,
+    n: int,
+    epsilon: float,
+    read: Read,
+    gamma: Read,
+    beta: Read | None,
+    write: Callable[[Any, Any], None],
+) -> None:
+    """Emits the norm (``layer`` or ``rms``) of a row.
+
+    Args:
+        read: the row; asked three times (twice by ``rms``), so it should be cheap.
+        write: takes a column and the vector that goes there.
+    """
+    lanes = isa.lanes
+    mean: Any = None
+    if kind == "layer":
+        total = Fold(isa, n, 0.0, _plus)
+        over(isa, n, lambda c, i: total.add(i, read(c)))
+        mean = emit.bind(emit.splat(total.result() * T.float32(1.0 / n), lanes))
+
+    def centred(c: Any) -> Any:
+        return emit.bind(read(c) if mean is None else read(c) - mean)
+
+    def square(c: Any, i: int) -> None:
+        value = centred(c)
+        squares.add(i, value * value)
+
+    squares = Fold(isa, n, 0.0, _plus)
+    over(isa, n, square)
+    variance = squares.result() * T.float32(1.0 / n) + T.float32(epsilon)
+    inverse = emit.bind(emit.splat(T.float32(1.0) / T.sqrt(variance), lanes))
+
+    def scaled(c: Any, i: int) -> None:
+        value = centred(c) * inverse * gamma(c)
+        write(c, value if beta is None else value + beta(c))
+
+    over(isa, n, scaled)
+
+
+def quantize(isa: Isa, n: int, read: Read, q: Any, row: Any, ranges: Any, range_row: Any) -> None:
+    """Emits the quantization of a row to ``q[row, :n]`` (uint8), with its scale and zero point, both
+    as float32, to ``ranges[range_row, :2]``."""
+    lanes = isa.lanes
+    low, high = Fold(isa, n, 0.0, tirx.min), Fold(isa, n, 0.0, tirx.max)
+
+    def look(c: Any, i: int) -> None:
+        value = emit.bind(read(c))
+        low.add(i, value)
+        high.add(i, value)
+
+    over(isa, n, look)
+    least, most = low.result(), high.result()
+    span = emit.bind(most - least)
+    scale = emit.bind(T.Select(span > T.float32(0), span * T.float32(1 / 255), T.float32(1)))
+    inverse = emit.bind(T.float32(1) / scale)
+    zero = emit.bind(T.nearbyint(-(least * inverse)))
+    T.buffer_store(ranges, scale, [range_row, 0])
+    T.buffer_store(ranges, zero, [range_row, 1])
+    factor = emit.bind(emit.splat(inverse, lanes))
+    shift = emit.bind(emit.splat(zero + T.float32(_MAGIC), lanes))
+
+    def write(c: Any, i: int) -> None:
+        emit.store(q, rounded(lanes, read(c) * factor + shift), row, c, lanes=lanes)
+
+    over(isa, n, write)
+
+
+def rounded(lanes: int, shifted: Any) -> Any:
+    """uint8 of what was shifted by ``1.5 * 2^23``, clipped to 0 … 255."""
+    clipped = tirx.min(
+        tirx.max(shifted, emit.number(_MAGIC, lanes)), emit.number(_MAGIC + 255.0, lanes)
+    )
+    bits = emit.as_bits(clipped, f"int32x{lanes}") - T.broadcast(T.int32(_MAGIC_BITS), lanes)
+    return emit.cast(bits, f"uint8x{lanes}")
+
+
+def bfloat16(lanes: int, value: Any) -> Any:
+    """The bits (uint16) of float32 numbers rounded to bfloat16, half to even."""
+    kind = f"uint32x{lanes}"
+    bits = emit.bind(emit.as_bits(value, kind))
+    odd = (bits >> T.broadcast(T.uint32(16), lanes)) & T.broadcast(T.uint32(1), lanes)
+    up = bits + T.broadcast(T.uint32(0x7FFF), lanes) + odd
+    return emit.cast(up >> T.broadcast(T.uint32(16), lanes), f"uint16x{lanes}")
+
+
+def from_bfloat16(lanes: int, bits: Any) -> Any:
+    """float32 of the bits (uint16) of bfloat16 numbers."""
+    wide = emit.cast(bits, f"uint32x{lanes}") << T.broadcast(T.uint32(16), lanes)
+    return emit.as_bits(wide, f"float32x{lanes}")
