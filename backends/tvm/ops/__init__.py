@@ -2,6 +2,8 @@
 
 from tersor.backends.tvm.lowering import Rule
 from tersor.backends.tvm.ops import (
+    bitwise,
+    casting,
     convolution,
     elementwise,
     indexing,
@@ -9,10 +11,13 @@ from tersor.backends.tvm.ops import (
     movement,
     pooling,
     reshape,
+    resize,
     shape,
 )
 
 RULES: dict[str, Rule] = {
+    **bitwise.RULES,
+    **casting.RULES,
     **convolution.RULES,
     **elementwise.RULES,
     **indexing.RULES,
@@ -20,5 +25,6 @@ RULES: dict[str, Rule] = {
     **movement.RULES,
     **pooling.RULES,
     **reshape.RULES,
+    **resize.RULES,
     **shape.RULES,
 }
