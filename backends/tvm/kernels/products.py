@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
@@ -202,17 +203,21 @@ def _by_lane(lanes: int, a: Any, w: Any) -> Any:
 
 
 def float_block(
-    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, m: Any
+    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, m: Any, column: Any = 0
 ) -> None:
     """The same in float32: ``a`` float32[m, k], ``w`` what :func:`pack_float` gives, ``acc``
-    float32[rows, 32]. For rows that are not there, the last one is read."""
+    float32[rows, ...], of which 32 columns from ``column`` on are written. For rows that are not
+    there, the last one is read."""
     step = 8 if isa.lanes == 16 else 4
-    k = int(a.shape[1])
+    k = w.shape[1]
+    spans = (
+        [(start, min(int(k), start + _FLOAT_K)) for start in range(0, int(k), _FLOAT_K)]
+        if isinstance(k, (int, tirx.IntImm))
+        else [(0, k)]
+    )
     with T.serial(0, rows // step) as block:
-        for start in range(0, k, _FLOAT_K):
-            _float_vectors(
-                isa, a, row, block * step, step, w, panel, acc, (start, min(k, start + _FLOAT_K)), m
-            )
+        for span in spans:
+            _float_vectors(isa, a, row, block * step, step, w, panel, acc, span, m, column)
 
 
 def _float_vectors(
@@ -224,8 +229,9 @@ def _float_vectors(
     w: Any,
     panel: Any,
     acc: Any,
-    span: tuple[int, int],
+    span: tuple[Any, Any],
     m: Any,
+    column: Any,
 ) -> None:
     lanes = isa.lanes
     vectors = PANEL // lanes
@@ -234,8 +240,8 @@ def _float_vectors(
         for v in range(vectors):
             first = (
                 emit.number(0.0, lanes)
-                if span[0] == 0
-                else emit.load(acc, at + r, v * lanes, lanes=lanes)
+                if isinstance(span[0], int) and span[0] == 0
+                else emit.load(acc, at + r, column + v * lanes, lanes=lanes)
             )
             emit.put(sums[r][v], first, lanes)
     held = [emit.bind(T.min(row + at + r, m - 1)) for r in range(rows)]
@@ -247,4 +253,4 @@ def _float_vectors(
                 emit.put(sums[r][v], emit.get(sums[r][v], lanes) + spread * columns[v], lanes)
     for r in range(rows):
         for v in range(vectors):
-            emit.store(acc, emit.get(sums[r][v], lanes), at + r, v * lanes, lanes=lanes)
+            emit.store(acc, emit.get(sums[r][v], lanes), at + r, column + v * lanes, lanes=lanes)

@@ -1,0 +1,332 @@
+"""Attention of one head at a time: scores, mask, softmax and value product without leaving the cache.
+
+    out[i] = sum over j of p[i, j] v[j] / sum over j of p[i, j],   p[i, j] = exp(scale q[i] k[j] + mask[j] - max)
+
+The sum divides at the end, so rows are read twice: for their maximum, and for p. A query that no key
+is left for gives zeros. Queries go in blocks of 16; keys are rearranged once a head, as both products
+read them in packed columns:
+
+    bfloat16 (AMX)   keys    [keys / 16][d / 2][16][2]      two neighbours of d together
+                     values  [keys / 32][d / 16][16][16][2] two neighbouring keys together
+    float32          keys    [keys / 32][d][32]
+                     values  [d / 32][keys][32]
+
+Keys are padded to a multiple of 32 by repeating the last one, with a mask that leaves them out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit, products, rowwise, vector
+from tersor.backends.tvm.kernels.emit import Isa
+
+ROWS = 16  # Queries of a block.
+KEYS = 32  # What keys are padded to.
+LEFT_OUT = -1e30  # A score that no sum of real scores comes near to.
+_SEEN = -1e29
+_TWO_TO_F_COARSE = (1.0, 0.69328296, 0.24221113, 0.05500874)  # 2^f to 1e-4, |f| <= 1/2
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a kernel is specialized for.
+
+    Attributes:
+        heads, kv_heads: of queries, and of keys and values (a divisor of it).
+        d: size of a head; a multiple of 32.
+        scale: of the scores.
+        dtype: that queries, keys and values are held in: ``bfloat16`` or ``float32``.
+        packed: whether they are one tensor [batch, length, (heads + 2 kv_heads) d], in this order.
+        mask: whether there is a boolean mask [batch, 1, 1, keys].
+        causal: whether query i sees keys 0 … i only.
+    """
+
+    heads: int
+    kv_heads: int
+    d: int
+    scale: float
+    dtype: str
+    packed: bool
+    mask: bool
+    causal: bool
+
+    @property
+    def name(self) -> str:
+        """Unique among kernels."""
+        flags = [f for f in ("packed", "mask", "causal") if getattr(self, f)]
+        scale = f"{self.scale:.6e}".replace("-", "m").replace("+", "").replace(".", "p")
+        sizes = f"{self.heads}_{self.kv_heads}_{self.d}_{scale}_{self.dtype}"
+        return "_".join(["attention", sizes, *flags])
+
+
+def kernel(spec: Attention, isa: Isa) -> tirx.PrimFunc:
+    """The kernel of ``spec``.
+
+    Operands: q, k, v (or one packed tensor) [batch, length, heads * d] in float32 or, as bits in
+    uint16, bfloat16; the mask.
+    Result: float32[batch, queries, heads * d].
+    """
+    return emit.function(spec.name, lambda: _Body(spec, isa).emit())
+
+
+class _Body:
+    def __init__(self, spec: Attention, isa: Isa) -> None:
+        self.spec, self.isa = spec, isa
+        self.batch, self.queries = emit.size("batch"), emit.size("queries")
+        self.keys = self.queries if spec.packed else emit.size("keys")
+        held = "uint16" if spec.dtype == "bfloat16" else "float32"
+        q_width, kv_width = spec.heads * spec.d, spec.kv_heads * spec.d
+        if spec.packed:
+            width = q_width + 2 * kv_width
+            all_of_it = emit.parameter("qkv", (self.batch, self.queries, width), held)
+            self.q = self.k = self.v = all_of_it
+            self.starts = (0, q_width, q_width + kv_width)
+        else:
+            self.q = emit.parameter("q", (self.batch, self.queries, q_width), held)
+            self.k = emit.parameter("k", (self.batch, self.keys, kv_width), held)
+            self.v = emit.parameter("v", (self.batch, self.keys, kv_width), held)
+            self.starts = (0, 0, 0)
+        if spec.mask:
+            self.mask = emit.parameter("mask", (self.batch, 1, 1, self.keys), "bool")
+        self.out = emit.parameter("out", (self.batch, self.queries, q_width), "float32")
+
+    @property
+    def _amx(self) -> bool:
+        return self.spec.dtype == "bfloat16"
+
+    def emit(self) -> None:
+        spec = self.spec
+        self.wide = emit.bind(T.ceildiv(self.keys, T.int64(KEYS)) * T.int64(KEYS))
+        with T.parallel(0, self.batch * spec.heads) as task:
+            b, head = emit.bind(T.floordiv(task, spec.heads)), emit.bind(task % spec.heads)
+            kv_head = T.floordiv(head, spec.heads // spec.kv_heads)
+            columns = [
+                emit.bind(start + h * spec.d)
+                for start, h in zip(self.starts, (head, kv_head, kv_head), strict=True)
+            ]
+            if self._amx:
+                products.open_tiles()
+            self._head(b, head, columns)
+            if self._amx:
+                products.close_tiles()
+
+    def _head(self, b: Any, head: Any, columns: list[Any]) -> None:
+        spec, wide = self.spec, self.wide
+        self.masked = emit.scratch((wide,), "float32")
+        with T.serial(0, wide) as j:
+            keep: Any = j < self.keys
+            if spec.mask:
+                last = T.min(j, self.keys - 1)
+                keep = tirx.all(keep, self.mask[b, 0, 0, last])
+            T.buffer_store(self.masked, T.Select(keep, T.float32(0), T.float32(LEFT_OUT)), [j])
+        if self._amx:
+            self.packed_keys = emit.scratch((wide // 16, spec.d // 32, 16, 16), "uint32")
+            self.packed_values = emit.scratch((wide // 32, spec.d // 16, 16, 16), "uint32")
+            self._pack_keys_bfloat16(b, columns[1])
+            self._pack_values_bfloat16(b, columns[2])
+        else:
+            self.packed_keys = emit.scratch((wide // KEYS, spec.d, KEYS), "float32")
+            self.packed_values = emit.scratch((spec.d // 32, wide, 32), "float32")
+            self._pack_float(b, columns[1], columns[2])
+        self.scores = emit.scratch((ROWS, wide), "float32")
+        self.chances = emit.scratch((ROWS, wide), "uint16") if self._amx else self.scores
+        self.block = emit.scratch((ROWS, spec.d), "uint16" if self._amx else "float32")
+        self.made = emit.scratch((ROWS, spec.d), "float32")
+        self.sums = emit.scratch((ROWS,), "float32")
+        with T.serial(0, T.ceildiv(self.queries, T.int64(ROWS))) as block:
+            self._queries(b, head, columns[0], block * ROWS)
+
+    def _queries(self, b: Any, head: Any, column: Any, first: Any) -> None:
+        spec, lanes = self.spec, self.isa.lanes
+        with T.serial(0, ROWS) as r:
+            row = T.min(first + r, self.queries - 1)
+            for c in range(0, spec.d, lanes):
+                emit.store(
+                    self.block, emit.load(self.q, b, row, column + c, lanes=lanes), r, c, lanes=lanes
+                )
+        seen: Any = self.wide
+        if spec.causal:
+            seen = emit.bind(
+                T.min(T.ceildiv(first + ROWS, T.int64(KEYS)) * T.int64(KEYS), self.wide)
+            )
+        if self._amx:
+            self._scores_bfloat16(seen)
+        else:
+            with T.serial(0, seen // KEYS) as panel:
+                products.float_block(
+                    self.isa, self.block, 0, ROWS, self.packed_keys, panel, self.scores,
+                    ROWS, panel * KEYS,
+                )  # fmt: skip
+        with T.serial(0, ROWS) as r:
+            self._softmax(r, first + r, seen)
+        if self._amx:
+            self._values_bfloat16(seen)
+        else:
+            self._values_float(seen)
+        with T.serial(0, T.min(T.int64(ROWS), self.queries - first)) as r:
+            factor = emit.bind(emit.splat(self.sums[r], lanes))
+            for c in range(0, spec.d, lanes):
+                y = emit.load(self.made, r, c, lanes=lanes) * factor
+                emit.store(self.out, y, b, first + r, head * spec.d + c, lanes=lanes)
+
+    # -- softmax -----------------------------------------------------------------------------------
+
+    def _softmax(self, r: Any, query: Any, seen: Any) -> None:
+        """Row r of the scores becomes chances, not yet divided; ``sums`` gets one over their sum."""
+        lanes, spec = self.isa.lanes, self.spec
+        unroll = KEYS // lanes
+        scale = emit.number(spec.scale, lanes)
+        steps = T.ramp(T.int32(0), 1, lanes)
+
+        def score(c: Any) -> Any:
+            value = emit.load(self.scores, r, c, lanes=lanes) * scale
+            value = emit.bind(value + emit.load(self.masked, c, lanes=lanes))
+            if not spec.causal:
+                return value
+            limit = emit.splat(emit.cast(query - c, "int32"), lanes)
+            return emit.bind(T.Select(steps <= limit, value, emit.number(LEFT_OUT, lanes)))
+
+        highs = [emit.registers(lanes, "float32") for _ in range(unroll)]
+        sums = [emit.registers(lanes, "float32") for _ in range(unroll)]
+        for high, total in zip(highs, sums, strict=True):
+            emit.put(high, emit.number(LEFT_OUT, lanes), lanes)
+            emit.put(total, emit.number(0.0, lanes), lanes)
+        with T.serial(0, seen // KEYS) as step:
+            for i, high in enumerate(highs):
+                c = step * KEYS + i * lanes
+                value = score(c)
+                emit.store(self.scores, value, r, c, lanes=lanes)
+                emit.put(high, tirx.max(emit.get(high, lanes), value), lanes)
+        for high in highs[1:]:
+            emit.put(highs[0], tirx.max(emit.get(highs[0], lanes), emit.get(high, lanes)), lanes)
+        most = emit.bind(emit.reduce_lanes(highs[0], lanes, tirx.max))
+        shift = emit.bind(emit.splat(most, lanes))
+        with T.serial(0, seen // KEYS) as step:
+            for i, total in enumerate(sums):
+                c = step * KEYS + i * lanes
+                y = emit.bind(emit.load(self.scores, r, c, lanes=lanes) - shift)
+                y = emit.bind(self._exp(y))
+                emit.put(total, emit.get(total, lanes) + y, lanes)
+                held = rowwise.bfloat16(lanes, y) if self._amx else y
+                emit.store(self.chances, held, r, c, lanes=lanes)
+        for other in sums[1:]:
+            emit.put(sums[0], emit.get(sums[0], lanes) + emit.get(other, lanes), lanes)
+        total = emit.bind(emit.reduce_lanes(sums[0], lanes, lambda a, b: a + b))
+        inverse = T.Select(most > T.float32(_SEEN), T.float32(1) / total, T.float32(0))
+        T.buffer_store(self.sums, inverse, [r])
+
+    def _exp(self, x: Any) -> Any:
+        """e^x of what is at most zero: 2^n 2^f with n whole and |f| <= 1/2. What is rounded to bfloat16
+        needs no more than a cubic."""
+        lanes = self.isa.lanes
+        t = emit.bind(x * emit.number(1.44269504, lanes))
+        t = emit.bind(tirx.max(t, emit.number(-126.0, lanes)))
+        n = emit.bind(T.nearbyint(t))
+        f = emit.bind(t - n)
+        y = vector.polynomial(f, _TWO_TO_F_COARSE if self._amx else vector.TWO_TO_F)
+        biased = emit.cast(n, f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)
+        power = biased << T.broadcast(T.int32(vector.EXPONENT_BITS), lanes)
+        return y * emit.as_bits(power, f"float32x{lanes}")
+
+    # -- bfloat16 ----------------------------------------------------------------------------------
+
+    def _pair(self, buffer: Any, b: Any, row: Any, column: Any) -> Any:
+        """Two neighbouring bfloat16 numbers as one uint32."""
+        return emit.as_bits(emit.load(buffer, b, row, column, lanes=2), "uint32")
+
+    def _pack_keys_bfloat16(self, b: Any, column: Any) -> None:
+        """Transposes blocks of 16 keys, pairs of d as units."""
+        with T.serial(0, self.wide) as j:
+            row = emit.bind(T.min(j, self.keys - 1))
+            with T.serial(0, self.spec.d // 32) as part, T.unroll(16) as pair:
+                value = self._pair(self.k, b, row, column + part * 32 + pair * 2)
+                T.buffer_store(
+                    self.packed_keys, value, [T.floordiv(j, 16), part, pair, j % 16]
+                )
+
+    def _pack_values_bfloat16(self, b: Any, column: Any) -> None:
+        with T.serial(0, self.wide // 2) as pair:
+            rows = [emit.bind(T.min(pair * 2 + i, self.keys - 1)) for i in range(2)]
+            for part in range(self.spec.d // 16):
+                low, high = (
+                    emit.cast(
+                        emit.load(self.v, b, row, column + part * 16, lanes=16), "uint32x16"
+                    )
+                    for row in rows
+                )
+                both = low | (high << T.broadcast(T.uint32(16), 16))
+                emit.store(
+                    self.packed_values, both, T.floordiv(pair, 16), part, pair % 16, 0, lanes=16
+                )
+
+    def _scores_bfloat16(self, seen: Any) -> None:
+        """Tiles 0-1: 16 queries x 32 keys; 4: queries; 6-7: keys."""
+        parts = self.spec.d // 32
+        with T.serial(0, seen // KEYS) as panel:
+            for j in range(2):
+                emit.run("llvm.x86.tilezero", T.uint8(j))
+            for part in range(parts):
+                queries = self.block.access_ptr("r", offset=part * 32)
+                emit.run("llvm.x86.tileloadd64", T.uint8(4), queries, T.int64(self.spec.d * 2))
+                for j in range(2):
+                    at = ((panel * 2 + j) * parts + part) * 256
+                    keys = self.packed_keys.access_ptr("r", offset=at)
+                    emit.run("llvm.x86.tileloadd64", T.uint8(6 + j), keys, T.int64(64))
+                    emit.run("llvm.x86.tdpbf16ps", T.uint8(j), T.uint8(4), T.uint8(6 + j))
+            for j in range(2):
+                to = self.scores.access_ptr("w", offset=panel * KEYS + j * 16)
+                emit.run("llvm.x86.tilestored64", T.uint8(j), to, self.wide * 4)
+
+    def _values_bfloat16(self, seen: Any) -> None:
+        """Tiles 0-1: 16 queries x 32 of d; 4: chances; 6-7: values."""
+        parts = self.spec.d // 16
+        for first in range(0, parts, 2):
+            for j in range(2):
+                emit.run("llvm.x86.tilezero", T.uint8(j))
+            with T.serial(0, seen // KEYS) as panel:
+                chances = self.chances.access_ptr("r", offset=panel * KEYS)
+                emit.run("llvm.x86.tileloadd64", T.uint8(4), chances, self.wide * 2)
+                for j in range(2):
+                    at = (panel * parts + first + j) * 256
+                    values = self.packed_values.access_ptr("r", offset=at)
+                    emit.run("llvm.x86.tileloadd64", T.uint8(6 + j), values, T.int64(64))
+                    emit.run("llvm.x86.tdpbf16ps", T.uint8(j), T.uint8(4), T.uint8(6 + j))
+            for j in range(2):
+                to = self.made.access_ptr("w", offset=(first + j) * 16)
+                emit.run("llvm.x86.tilestored64", T.uint8(j), to, T.int64(self.spec.d * 4))
+
+    # -- float32 -----------------------------------------------------------------------------------
+
+    def _pack_float(self, b: Any, k_column: Any, v_column: Any) -> None:
+        lanes, d = self.isa.lanes, self.spec.d
+        with T.serial(0, self.wide) as j:
+            row = emit.bind(T.min(j, self.keys - 1))
+            with T.serial(0, d) as c:
+                value = self.k[b, row, k_column + c]
+                T.buffer_store(self.packed_keys, value, [T.floordiv(j, KEYS), c, j % KEYS])
+            for c in range(0, d, lanes):
+                value = emit.load(self.v, b, row, v_column + c, lanes=lanes)
+                emit.store(self.packed_values, value, c // 32, j, c % 32, lanes=lanes)
+
+    def _values_float(self, seen: Any) -> None:
+        """The packed values have ``wide`` rows, of which ``seen`` count."""
+        view = _Seen(self.packed_values, seen)
+        with T.serial(0, self.spec.d // 32) as panel:
+            products.float_block(
+                self.isa, self.chances, 0, ROWS, view, panel, self.made, ROWS, panel * 32
+            )
+
+
+class _Seen:
+    """A packed operand of which only the first ``k`` steps are to be used."""
+
+    def __init__(self, buffer: Any, k: Any) -> None:
+        self._buffer, self.shape = buffer, (None, k)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._buffer[index]
