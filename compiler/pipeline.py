@@ -43,6 +43,7 @@ class Pipeline:
             keep values, on ``feeds``.
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
+        row_scales: whether the backend has kernels for activations with one scale a row.
         progress: called with (done, total, what).
     """
 
@@ -52,6 +53,7 @@ class Pipeline:
     evaluate: Evaluate | None = None
     target: Any = None
     calibration: Feeds = ()
+    row_scales: bool = False
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     reports: list[PassReport] = field(default_factory=list)
 
@@ -83,7 +85,13 @@ class Pipeline:
 
     def _context(self, report: PassReport, rewrites_left: int | None = None) -> Context:
         return Context(
-            report, self.target, self.calibration, self.evaluate, self.progress, rewrites_left
+            report,
+            self.target,
+            self.calibration,
+            self.evaluate,
+            self.row_scales,
+            self.progress,
+            rewrites_left,
         )
 
     def _check(self) -> None:

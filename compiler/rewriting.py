@@ -62,6 +62,7 @@ class Context:
         target: hardware facts (see ``tersor.target``), None where no target is known yet.
         calibration: batches of inputs by name; empty where none were given.
         evaluate: runs a graph on one batch.
+        row_scales: whether the backend has kernels for activations with one scale a row.
         progress: called with (done, total, what).
         rewrites_left: rewrites the pass may still make; for bisection.
     """
@@ -70,6 +71,7 @@ class Context:
     target: Any = None
     calibration: Feeds = ()
     evaluate: Evaluate | None = None
+    row_scales: bool = False
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     rewrites_left: int | None = None
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)

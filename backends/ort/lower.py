@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tersor.backends.ort import embedding, linear, norm
+from tersor.backends.ort import embedding, linear, norm, quantize
 from tersor.backends.ort.attention import AttentionLowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
-from tersor.ir import Affine, Dense, Encoding, Graph, Node, TensorType, Value
+from tersor.ir import Affine, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.pipeline import erase_dead, replace_node
 
 Rule = Callable[[Graph, Node, LowerOptions], Sequence[Value] | None]
@@ -24,6 +24,8 @@ RULES: dict[str, Rule] = {
     "tersor.AddRMSNormalization": norm.lower_add_rms_norm,
     "RMSNormalization": norm.lower_rms_norm,
     "tersor.EmbeddingLayerNormalization": embedding.lower_embedding_norm,
+    "tersor.DynamicQuantizeRows": quantize.lower_dynamic_rows,
+    "DequantizeLinear": quantize.lower_dequantize_rows,
     "Gather": embedding.lower_gather,
     "Swish": linear.lower_swish,
 }
@@ -77,8 +79,11 @@ def supports(op: str, encoding: Encoding | None = None) -> str:
 
 
 def _dequantize(graph: Graph, constant: Value) -> None:
-    """A quantized constant that no integer kernel takes: the file keeps the integers, and
-    DequantizeLinear gives the numbers (ONNX Runtime folds it when the model is loaded)."""
+    """A quantized constant that no integer kernel takes: the file keeps the integers, and the numbers
+    are computed from them (by ONNX Runtime, when the model is loaded).
+
+    For 8 bits not by DequantizeLinear: ONNX Runtime makes MatMulNBits of that and a MatMul, which
+    quantizes the other operand too, unasked."""
     encoding = constant.encoding
     if not constant.uses:
         graph.erase_constant(constant)
@@ -87,13 +92,21 @@ def _dequantize(graph: Graph, constant: Value) -> None:
         graph.replace(constant, graph.constant(Dense(constant.numpy()), constant.name))
         graph.erase_constant(constant)
         return
-    first = next(graph.nodes)
-    attrs = {} if encoding.axis is None else {"axis": encoding.axis, "block_size": encoding.block}
-    operands = [
-        graph.constant(encoding.values, f"{constant.name}_quantized"),
-        graph.constant(encoding.scale, f"{constant.name}_scale"),
-        graph.constant(encoding.zero_point, f"{constant.name}_zero_point"),
-    ]
-    with graph.at(first):
-        graph.replace(constant, graph.emit("DequantizeLinear", operands, attrs))
+    with graph.at(next(graph.nodes)):
+        graph.replace(constant, _decoded(graph, constant.name, encoding))
     graph.erase_constant(constant)
+
+
+def _decoded(graph: Graph, name: str, encoding: Affine) -> Value:
+    """``encoding``'s numbers, computed from constants called after ``name``."""
+    values = graph.constant(encoding.values, f"{name}_quantized")
+    scale, zero = encoding.scale, encoding.zero_point
+    plain = encoding.storage in (DType.I8, DType.U8) and not encoding.block
+    if plain:
+        scale, zero = encoding.expanded(scale), encoding.expanded(zero)
+    by = graph.constant(scale, f"{name}_scale")
+    minus = graph.constant(zero, f"{name}_zero_point") if not encoding.is_symmetric else None
+    if plain:
+        return quantize.dequantized(graph, values, by, minus)
+    attrs = {} if encoding.axis is None else {"axis": encoding.axis, "block_size": encoding.block}
+    return graph.emit("DequantizeLinear", [values, by, minus], attrs)

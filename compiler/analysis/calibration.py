@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.quantization import Range
 from tersor.ir import Graph, Value
 from tersor.pipeline import Evaluate, Feeds
 
@@ -32,8 +33,12 @@ class Activation:
         """f32[k], largest magnitude of each channel."""
         return np.asarray(np.maximum(np.abs(self.channel_low), np.abs(self.channel_high)))
 
-    def range(self, scale: np.ndarray | float = 1.0) -> tuple[float, float]:
-        """(Lowest, highest) value of the tensor once its channels are divided by ``scale``."""
+    def range(self, scale: np.ndarray | float = 1.0, *, per_token: bool = False) -> Range:
+        """(Lowest, highest) value of the tensor, or of each of ``rows``, once its channels are divided
+        by ``scale``."""
+        if per_token:
+            rows = self.rows / scale
+            return rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
         return float((self.channel_low / scale).min()), float((self.channel_high / scale).max())
 
 

@@ -16,9 +16,15 @@ bits.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from tersor.ir import Affine
+from tersor.pipeline import Context
+
+Granularity = Literal["tensor", "token", "auto"]
+"""One scale for an activation, one for each row of its last axis, or what the backend is best at."""
 
 PAIR_LIMIT = (
     127.5  # Two roundings of +-0.5 may come on top: 127.5 + 1 = 128.5, 255 * 128.5 <= 32767.
@@ -67,11 +73,22 @@ def quantize_rows(table: np.ndarray) -> Affine:
     return quantize_weight(table, 0)
 
 
-def fake_quantize_dynamic(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """What DynamicQuantizeLinear then DequantizeLinear make of ``x``, some rows of a tensor whose
-    values lie between ``low`` and ``high``: one uint8 scale, the range stretched to hold zero."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
+def is_per_token(granularity: Granularity, context: Context) -> bool:
+    """Whether activations are quantized row by row. ``auto``: where the backend has kernels for it."""
+    return context.row_scales if granularity == "auto" else granularity == "token"
+
+
+Range = tuple[float | np.ndarray, float | np.ndarray]
+"""The lowest and the highest value: of a tensor, or of each row, [n, 1]."""
+
+
+def fake_quantize_dynamic(x: np.ndarray, span: Range) -> np.ndarray:
+    """What dynamic quantization and DequantizeLinear make of ``x``, some rows of a tensor: uint8, one
+    scale for each range of ``span``, which is stretched to hold zero."""
+    low, high = (np.asarray(bound, np.float64) for bound in span)
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = (high - low) / 255
+    scale = np.where(scale == 0, 1, scale)
     zero = np.clip(np.rint(-low / scale), 0, 255)
     quantized = np.clip(np.rint(x / scale) + zero, 0, 255)
     return np.asarray((quantized - zero) * scale, np.float32)

@@ -1,9 +1,10 @@
-"""Linear layers in int8: weights per output channel, activations dynamically per tensor.
+"""Linear layers in int8: weights per output channel, activations dynamically per tensor or per token.
 
     y = x W + b    becomes    q, s, z = DynamicQuantizeLinear(x);  y = DequantizeLinear(q, s, z) W' + b
 
-with W' the same constant held as int8 (an ``Affine`` encoding).  A backend that has integer products
-computes ``(q - z) W'`` in integers; everywhere else the graph means just what it says.
+with W' the same constant held as int8 (an ``Affine`` encoding).  Per token, the quantizer is
+``tersor.DynamicQuantizeRows``, and ``DequantizeLinear`` has one block a row.  A backend that has integer
+products computes ``(q - z) W'`` in integers; everywhere else the graph means just what it says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
 from tersor.analysis.quantization import (
+    Granularity,
     fake_quantize_dynamic,
+    is_per_token,
     quantize_weight,
     relative_error,
 )
@@ -32,12 +35,15 @@ class QuantizeDynamic(Pass):
     min_elements: weights smaller than this stay in float: nothing is won there.
     max_error: with calibration, a layer whose output differs by more than this (relative, root mean
         square) stays in float.
+    granularity: one activation scale a ``tensor``, as ONNX has it, or one a ``token`` (a row of the
+        last axis): more faithful. ``auto``: per token where the backend has kernels for it.
     ignored_scopes: patterns of scopes (``encoder.layer.0.*``) that stay in float.
     """
 
     keeps = LOSSY
     min_elements: int = 4096
     max_error: float = 0.1
+    granularity: Granularity = "auto"
     ignored_scopes: tuple[str, ...] = field(default=())
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -46,6 +52,7 @@ class QuantizeDynamic(Pass):
             if node.op in _FLOAT:
                 context.skip(node, f"{node.op} has no int8 form yet")
         seen = _observe(graph, nodes, context)
+        per_token = is_per_token(self.granularity, context)
         quantized: dict[Value, Value] = {}
         errors: list[float] = []
         for i, node in enumerate(nodes):
@@ -55,14 +62,14 @@ class QuantizeDynamic(Pass):
             saturates = context.target is not None and context.target.saturates_int8
             encoding = quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
             if x in seen:
-                error = _layer_error(seen[x], weight.numpy(), encoding)
+                error = _layer_error(seen[x], weight.numpy(), encoding, per_token)
                 if error > self.max_error:
                     context.skip(node, f"error {error:.3f} is above max_error {self.max_error}")
                     continue
                 errors.append(error)
             _encode(node, encoding)
             if x not in quantized:
-                quantized[x] = _quantize_activation(node.graph, node, x)
+                quantized[x] = _quantize_activation(node.graph, node, x, per_token)
             node.graph.set_input(node, 0, quantized[x])
             context.rewrote()
         if errors:
@@ -102,11 +109,11 @@ def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[Value, A
     )
 
 
-def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine) -> float:
+def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_token: bool) -> float:
     # In f64: products of the smallest numbers vanish in f32, and their errors with them.
     rows, held = seen.rows.astype(np.float64), encoding.decode().astype(np.float64)
-    got = fake_quantize_dynamic(seen.rows, *seen.range()).astype(np.float64) @ held
-    return relative_error(rows @ weight.astype(np.float64), got)
+    got = fake_quantize_dynamic(seen.rows, seen.range(per_token=per_token)).astype(np.float64)
+    return relative_error(rows @ weight.astype(np.float64), got @ held)
 
 
 def _encode(node: Node, encoding: Affine) -> None:
@@ -119,9 +126,12 @@ def _encode(node: Node, encoding: Affine) -> None:
         graph.set_input(node, 1, graph.constant(encoding, weight.name))
 
 
-def _quantize_activation(graph: Graph, node: Node, x: Value) -> Value:
-    quantizer = graph.emit_node(
-        "DynamicQuantizeLinear", [x], names=["", "", ""], scope=node.scope, before=node
-    )
+def _quantize_activation(graph: Graph, node: Node, x: Value, per_token: bool) -> Value:
+    op, attrs = "DynamicQuantizeLinear", {}
+    if per_token:
+        assert node.inputs[1] is not None
+        op = "tersor.DynamicQuantizeRows"
+        attrs = {"axis": -1, "block_size": node.inputs[1].tensor.shape[0]}
     with graph.at(node):
-        return graph.emit("DequantizeLinear", list(quantizer.outputs))
+        quantizer = graph.emit_node(op, [x], names=["", "", ""])
+        return graph.emit("DequantizeLinear", quantizer.outputs, attrs)

@@ -2,8 +2,8 @@
 
     x W = (x / s) (s W),    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
 
-One scale a tensor suits x / s better, and int8 per channel can hold s W.  alpha is searched for each
-layer by the error of the quantized product on calibration rows; "no smoothing" is one of the
+One scale a tensor, or a row, suits x / s better, and int8 per channel can hold s W.  alpha is searched
+for each layer by the error of the quantized product on calibration rows; "no smoothing" is one of the
 candidates.  Layers that read the same x share s.
 
 1/s goes where it costs nothing if there is such a place: into the columns of the linear layer that
@@ -13,13 +13,20 @@ where it cuts the error by ``min_gain``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
-from tersor.analysis.quantization import fake_quantize_dynamic, quantize_weight, relative_error
+from tersor.analysis.quantization import (
+    Granularity,
+    fake_quantize_dynamic,
+    is_per_token,
+    quantize_weight,
+    relative_error,
+)
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
@@ -32,11 +39,13 @@ class SmoothActivations(Pass):
 
     alphas: exponents that are tried.
     min_gain: a Mul must divide a layer's error by at least this.
+    granularity: of the quantizers that it is for: as that of ``quantize-dynamic``.
     """
 
     keeps = LOSSY
     alphas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     min_gain: float = 1.25
+    granularity: Granularity = "auto"
 
     def run(self, graph: Graph, context: Context) -> None:
         if not context.calibration or context.evaluate is None:
@@ -45,10 +54,13 @@ class SmoothActivations(Pass):
         groups = _groups(graph)
         seen = collect(graph, list(groups), context.calibration, context.evaluate)
         saturates = context.target is not None and context.target.saturates_int8
+        per_token = is_per_token(self.granularity, context)
         for i, (x, readers) in enumerate(groups.items()):
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
             weights = np.concatenate([_weight(n) for n in readers], axis=1)
-            before, after, alpha, scale = self._search(seen[x], weights, saturates)
+            exact = seen[x].rows @ weights
+            error = partial(_error, seen[x], weights, exact, saturates, per_token)
+            before, after, alpha, scale = self._search(seen[x], weights, error)
             if alpha is None:
                 context.skip(readers[0], "no exponent lowers its error")
             elif _foldable_maker(x, readers) is None and before < after * self.min_gain:
@@ -64,17 +76,16 @@ class SmoothActivations(Pass):
                 )
 
     def _search(
-        self, seen: Activation, weight: np.ndarray, saturates: bool
+        self, seen: Activation, weight: np.ndarray, error: Callable[[np.ndarray], float]
     ) -> tuple[float, float, float | None, np.ndarray]:
         """(error without, error with the best scale, its exponent or None, the scale)."""
-        exact = seen.rows @ weight
         best_alpha, best_scale = None, np.ones(weight.shape[0], np.float32)
-        best_error = before = _error(seen, best_scale, weight, exact, saturates)
+        best_error = before = error(best_scale)
         for alpha in self.alphas:
             scale = smoothing_scale(seen.channel_amax, weight, alpha)
-            error = _error(seen, scale, weight, exact, saturates)
-            if error < best_error:
-                best_error, best_alpha, best_scale = error, alpha, scale
+            found = error(scale)
+            if found < best_error:
+                best_error, best_alpha, best_scale = found, alpha, scale
         return before, best_error, best_alpha, best_scale
 
 
@@ -87,14 +98,13 @@ def smoothing_scale(channel_amax: np.ndarray, weight: np.ndarray, alpha: float) 
 
 
 def _error(
-    seen: Activation, scale: np.ndarray, weight: np.ndarray, exact: np.ndarray, saturates: bool
-) -> float:
+    seen: Activation, weight: np.ndarray, exact: np.ndarray, saturates: bool, per_token: bool,
+    scale: np.ndarray,
+) -> float:  # fmt: skip
     """Relative error of the quantized product under ``scale``."""
     held = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
-    low, high = seen.range(scale)
-    return relative_error(
-        exact, fake_quantize_dynamic(seen.rows / scale, low, high) @ held.decode()
-    )
+    made = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, per_token=per_token))
+    return relative_error(exact, made @ held.decode())
 
 
 def _groups(graph: Graph) -> dict[Value, list[Node]]:

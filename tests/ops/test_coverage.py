@@ -25,7 +25,8 @@ FAMILIES = {
     "attention": "Attention RotaryEmbedding",
     "recurrent": "LSTM GRU RNN",
     "control": "If Loop Scan",
-    "quantization": "QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
+    "quantization": "QuantizeLinear DequantizeLinear DynamicQuantizeLinear "
+    "tersor.DynamicQuantizeRows",
     "fused": "tersor.Linear tersor.AddLayerNormalization tersor.AddRMSNormalization "
     "tersor.EmbeddingLayerNormalization",
 }

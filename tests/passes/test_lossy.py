@@ -46,7 +46,7 @@ def originals(
 
 
 def compressed(
-    case: Case, target: Target, calibrated: bool
+    case: Case, target: Target, calibrated: bool, per_token: bool
 ) -> tuple[Graph, list[tuple[Graph, Graph, PassReport]]]:
     """The graph after the shipped recipe, which takes layers of any size here, and each of its passes:
     the graph before, after, the report."""
@@ -67,6 +67,7 @@ def compressed(
             target=target,
             calibration=case.feeds[:1] if calibrated else (),  # one range, as in one run
             evaluate=evaluate,
+            row_scales=per_token,
         )
         after = pipeline.run(graph)
         steps.append((graph, after, pipeline.reports[0]))
@@ -76,13 +77,13 @@ def compressed(
 
 @pytest.mark.slow
 @scaled(150)
-@given(lossy_cases(), st.sampled_from([SATURATES, EXACT]), st.booleans())
+@given(lossy_cases(), st.sampled_from([SATURATES, EXACT]), st.booleans(), st.booleans())
 def test_int8_builds_runs_and_states_its_errors(
-    case: Case, target: Target, calibrated: bool
+    case: Case, target: Target, calibrated: bool, per_token: bool
 ) -> None:
     wanted = originals(case)
     case = Case(case.graph, [feed for feed, _ in wanted])
-    after, steps = compressed(case, target, calibrated)
+    after, steps = compressed(case, target, calibrated, per_token)
     verify(after)
     for portable in (False, True):
         choice = ort.Choice(ort.LowerOptions(portable=portable))
@@ -92,13 +93,13 @@ def test_int8_builds_runs_and_states_its_errors(
             assert {k: (v.dtype, v.shape) for k, v in made.items()} == kinds
     for before, result, report in steps:
         if report.name.startswith("quantize-dynamic"):
-            check_layers(case, before, result, report, calibrated)
+            check_layers(case, before, result, report, calibrated, per_token)
         if report.name.startswith("quantize-embedding"):
             check_tables(before, result, report)
 
 
 def check_layers(
-    case: Case, before: Graph, after: Graph, report: PassReport, calibrated: bool
+    case: Case, before: Graph, after: Graph, report: PassReport, calibrated: bool, per_token: bool
 ) -> None:
     """The worst layer's error, as ONNX defines the quantizers, is what the report says, and within the
     limit. Without calibration none is stated."""
@@ -109,7 +110,7 @@ def check_layers(
         assert not told
         return
     errors = [
-        _error(case, before, node, held[node.output.name])
+        _error(case, before, node, held[node.output.name], per_token)
         for node in before.nodes
         if node.output.name in held
     ]
@@ -127,7 +128,7 @@ def _is_quantized(node: Node) -> bool:
     return weight is not None and isinstance(weight.encoding, Affine)
 
 
-def _error(case: Case, before: Graph, node: Node, quantized: Node) -> float:
+def _error(case: Case, before: Graph, node: Node, quantized: Node, per_token: bool) -> float:
     """Relative root mean square error of the layer's product on the calibration inputs."""
     assert node.inputs[0] is not None and node.inputs[1] is not None
     assert quantized.inputs[1] is not None
@@ -140,17 +141,20 @@ def _error(case: Case, before: Graph, node: Node, quantized: Node) -> float:
     for feed in case.feeds[:1]:
         x = evaluate(tapped, feed)["x"]
         wanted.append((x.astype(np.float64) @ weight).reshape(-1, weight.shape[1]))
-        got.append((_quantized(x) @ integers).reshape(-1, weight.shape[1]))
+        got.append((_quantized(x, per_token) @ integers).reshape(-1, weight.shape[1]))
     want, have = np.concatenate(wanted), np.concatenate(got)
     reference = float(np.square(want).mean())
     error = float(np.square(want - have).mean())
     return (error / reference) ** 0.5 if reference else float(error > 0)
 
 
-def _quantized(x: np.ndarray) -> np.ndarray:
+def _quantized(x: np.ndarray, per_token: bool) -> np.ndarray:
     """DynamicQuantizeLinear and back, by ONNX's text: f32 scale, zero point rounded and clipped."""
     if not x.size:
         return x.astype(np.float64)
+    if per_token:
+        rows = [_quantized(row, False) for row in x.reshape(-1, x.shape[-1])]
+        return np.stack(rows).reshape(x.shape)
     low, high = np.float32(min(0, x.min())), np.float32(max(0, x.max()))
     scale = (high - low) / np.float32(255)
     if not scale:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tersor.analysis.quantization import (
+    Granularity,
     fake_quantize_dynamic,
     quantize_rows,
     quantize_weight,
@@ -216,7 +217,7 @@ def test_simulated_dynamic_quantization_is_what_the_ops_do(x: np.ndarray) -> Non
     got = evaluate(graph, {"x": x})["y"]
     low, high = float(x.min()), float(x.max())
     step = (max(high, 0) - min(low, 0)) / 255
-    simulated = fake_quantize_dynamic(x, low, high)
+    simulated = fake_quantize_dynamic(x, (low, high))
     # Half a step by rounding, half a step where the rounded zero point cuts the range off; 1% for f32.
     assert (np.abs(simulated - x) <= step * 1.01).all()
     # f32 here and f64 there agree to well under a hundredth of a step, unless what is rounded lies as
@@ -365,14 +366,15 @@ def test_weights_are_safe_where_the_target_saturates_and_only_there() -> None:
     assert worst_pairs(held[0].values) <= 32767 < worst_pairs(held[1].values)
 
 
-def test_the_reported_error_is_that_of_the_layer() -> None:
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+def test_the_reported_error_is_that_of_the_layer(granularity: Granularity) -> None:
     text = LAYERS.replace(
         "%y: f32[batch, 64] = tersor.Linear(%a",
         "%y: f32[batch, 64] = Tanh(%a)\n%q: f32[batch, 64] = tersor.Linear(%a",
     )
     text = text.replace("(y = %y, z = %z)", "(y = %k, z = %z)")
     graph = parse(text, TABLE)
-    only_key = QuantizeDynamic(ignored_scopes=("*query",))
+    only_key = QuantizeDynamic(ignored_scopes=("*query",), granularity=granularity)
     one_batch = [{"x": np.concatenate([f["x"] for f in feeds()])}]
     after, report = run(only_key, graph, calibration=one_batch)
     told = float(report.notes[0].split("mean ")[1].split(",")[0])

@@ -102,6 +102,7 @@ DISCONTINUOUS = frozenset(
         "Mod",
         "QuantizeLinear",
         "DynamicQuantizeLinear",
+        "tersor.DynamicQuantizeRows",
         "ThresholdedRelu",
         "OneHot",
         "Range",

@@ -8,17 +8,19 @@ import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
-from tersor.ops.families._symbolic import broadcast_dims, tensor
-from tersor.ops.families._ties import broadcast, dims
+from tersor.ops.families._symbolic import broadcast_dims, refuse, tensor
+from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.families.elementwise import elementwise_cost
 from tersor.ops.families.matmul import matmul_cost, matmul_ties
-from tersor.ops.opdef import Cost, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Sample, Tie
 
 
 def _along(parameter: Any, x: Any, axis: int, block: int) -> Any:
     """A scale or zero point in a shape that broadcasts against ``x``."""
     if parameter.dim() == 0 or parameter.numel() == 1:
         return parameter.reshape(())
+    if block and parameter.shape[axis] == 1:
+        return parameter
     if block:
         return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     shape = [1] * x.dim()
@@ -55,15 +57,22 @@ def _dequantize_infer(node: Node) -> list[ValueType]:
     return [TensorType(scale.tensor.dtype, x.tensor.dims)]
 
 
-def _dynamic(x: Any) -> Any:
-    """ONNX: range stretched to hold zero; scale = (high - low) / 255; zero point saturated."""
+def _dynamic_rows(x: Any) -> Any:
     import torch
 
-    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    # The zero that the range has to hold also stands in for a row of no elements.
+    held = torch.nn.functional.pad(x, (0, 1))
+    low, high = held.amin(-1, keepdim=True), held.amax(-1, keepdim=True)
     scale = (high - low) / 255
-    safe = scale.where(scale > 0, torch.ones_like(scale))
-    zero = (-low / safe).round().clamp(0, 255)
-    return ((x / safe).round() + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+    scale = scale.where(scale != 0, torch.ones_like(scale))
+    zero = (-low / scale).round().clamp(0, 255)
+    return ((x / scale).round() + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _dynamic(x: Any) -> Any:
+    """One row of everything."""
+    q, scale, zero = _dynamic_rows(x.reshape(-1))
+    return q.reshape(x.shape), scale.reshape(()), zero.reshape(())
 
 
 def _dynamic_infer(node: Node) -> list[ValueType]:
@@ -74,6 +83,34 @@ def _dynamic_infer(node: Node) -> list[ValueType]:
         TensorType(DType.F32, ()),
         TensorType(DType.U8, ()),
     ]
+
+
+def _dynamic_rows_infer(node: Node) -> list[ValueType]:
+    x = tensor(node)
+    if x.dtype is not DType.F32:
+        refuse(node, f"rows of {x.dtype.value}; it takes f32")
+    if x.dims == ():
+        refuse(node, "a scalar has no rows")
+    parameters = None if x.dims is None else (*x.dims[:-1], 1)
+    return [
+        TensorType(DType.U8, x.dims),
+        TensorType(DType.F32, parameters),
+        TensorType(DType.U8, parameters),
+    ]
+
+
+def _dynamic_rows_ties(node: Node) -> list[Tie]:
+    """Rows are independent; what is cut of a row takes part in its scale."""
+    if not dims(node.inputs[0]):
+        return []
+    *rows, k = dims(node.inputs[0])
+    sides = [("in", 0), ("out", 0), ("out", 1), ("out", 2)]
+    ties = [
+        Tie(size, tuple(plain(side, i, axis) for side, i in sides))
+        for axis, size in enumerate(rows)
+    ]
+    within = (plain("in", 0, len(rows)), plain("out", 0, len(rows)))
+    return [*ties, Tie(k, within, "shape")]
 
 
 def _matmul_integer(a: Any, b: Any, a_zero: Any = None, b_zero: Any = None) -> Any:
@@ -137,6 +174,25 @@ def _scalar(node: Node) -> bool:
     return scale is not None and scale.tensor.dims == ()
 
 
+def _dequantize_ties(node: Node) -> list[Tie]:
+    """Where there is one scale, or one for each row: ``block_size`` covers the axis."""
+    if _scalar(node):
+        return broadcast(node, [0])
+    x, scale, axis = dims(node.inputs[0]), dims(node.inputs[1]), node.attrs["axis"]
+    assert isinstance(axis, int)
+    if not node.attrs["block_size"] or not x or len(scale) != len(x) or scale[axis] != 1:
+        return []
+    unlike = (i for i, (a, b) in enumerate(zip(x, scale, strict=True)) if a != b)
+    return broadcast(node, skip=tuple(i for i in unlike if i != axis % len(x)))
+
+
+def _dequantize_follow(node: Node, cut: Cut) -> Follow:
+    axis, block = node.attrs["axis"], node.attrs["block_size"]
+    assert isinstance(axis, int) and isinstance(block, int)
+    gone = len(cut.get(("in", 0, axis % max(1, len(dims(node.inputs[0])))), ()))
+    return Follow({"block_size": block - gone} if block and gone else {})
+
+
 def _quantize_samples(rng: np.random.Generator) -> list[Sample]:
     scale, zero = np.array(0.02, np.float32), np.array(3, np.int8)
     return [
@@ -153,7 +209,16 @@ def _dequantize_samples(rng: np.random.Generator) -> list[Sample]:
         Sample([q, np.array(0.02, np.float32), np.array(3, np.int8)]),
         Sample([q, scale, np.zeros(4, np.int8)], {"axis": 0}),
         Sample([q, _f(rng, 4, 2)], {"axis": 1, "block_size": 3}),
-    ]
+        Sample([rng.integers(0, 255, (2, 4, 6)).astype(np.uint8), _f(rng, 2, 4, 1),
+                rng.integers(0, 255, (2, 4, 1)).astype(np.uint8)], {"axis": -1, "block_size": 6}),
+    ]  # fmt: skip
+
+
+def _dynamic_rows_samples(rng: np.random.Generator) -> list[Sample]:
+    mixed = _f(rng, 2, 3, 5)
+    mixed[0, 1] = 0
+    mixed[1] = np.abs(mixed[1]) + 1
+    return [Sample([x], outputs=3) for x in (_f(rng, 3, 4), mixed, -np.abs(mixed), _f(rng, 7))]
 
 
 def _integer_samples(rng: np.random.Generator) -> list[Sample]:
@@ -176,15 +241,29 @@ def _qlinear_samples(rng: np.random.Generator) -> list[Sample]:
     return [case(0.05, 3), case([0.01, 0.02, 0.03, 0.04, 0.05], [0, 1, -2, 0, 3])]
 
 
+_DYNAMIC_ROWS_DOC = """\
+x: f32[..., K] -> q: u8[..., K], scale: f32[..., 1], zero_point: u8[..., 1]
+
+Each row as ONNX's DynamicQuantizeLinear quantizes a tensor, halves rounded to even:
+
+    low, high = min(0, x), max(0, x)        over the row
+    scale = (high - low) / 255, or 1 where that is 0: a row of zeros has scale 1, zero point 0, q 0
+    zero_point = saturate(round(-low / scale));  q = saturate(round(x / scale) + zero_point)
+
+DequantizeLinear(q, scale, zero_point) {axis = -1, block_size = K} gives the numbers back."""
+
 ROWS = [
     OpDef("QuantizeLinear", since=13, torch=_quantize, cost=elementwise_cost,
           ties=lambda node: broadcast(node, [0]) if _scalar(node) else [], samples=_quantize_samples),
     OpDef("DequantizeLinear", since=13, infer=_dequantize_infer, torch=_dequantize,
-          cost=elementwise_cost, ties=lambda node: broadcast(node, [0]) if _scalar(node) else [],
+          cost=elementwise_cost, ties=_dequantize_ties, follow=_dequantize_follow,
           samples=_dequantize_samples),
     OpDef("DynamicQuantizeLinear", since=11, infer=_dynamic_infer, torch=_dynamic,
           cost=elementwise_cost, outputs=3,
           samples=lambda rng: [Sample([_f(rng, 3, 4)], outputs=3), Sample([_f(rng, 3) ** 2 + 1], outputs=3)]),
+    OpDef("tersor.DynamicQuantizeRows", doc=_DYNAMIC_ROWS_DOC, inputs=("x",), outputs=3,
+          infer=_dynamic_rows_infer, torch=_dynamic_rows, cost=elementwise_cost,
+          ties=_dynamic_rows_ties, samples=_dynamic_rows_samples),
     OpDef("MatMulInteger", since=10, torch=_matmul_integer, cost=matmul_cost,
           ties=_integer_ties, samples=_integer_samples),
     OpDef("QLinearMatMul", since=10, infer=_qlinear_infer, torch=_qlinear_matmul, cost=_qlinear_cost,
