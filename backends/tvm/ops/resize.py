@@ -40,6 +40,8 @@ def _resize(lowering: Lowering, node: Node) -> Sequence[Any]:
     axes = [a % len(dims) for a in stated] if isinstance(stated, tuple) else list(range(len(dims)))
     kept = _kept(node, axes)
     chosen = [_Axis(a, i, _shrinks(node, a, i)) for i, a in enumerate(axes) if a not in kept]
+    for part in chosen:
+        _check_corners(node, part)
     roi, scales, sizes = (node.input(i) for i in (1, 2, 3))
     if node.attrs["coordinate_transformation_mode"] != "tf_crop_and_resize":
         roi = None
@@ -72,6 +74,20 @@ def _kept(node: Node, axes: list[int]) -> set[int]:
     return kept if node.attrs["keep_aspect_ratio_policy"] == "stretch" else set()
 
 
+def _check_corners(node: Node, part: _Axis) -> None:
+    """Where a scale leaves a part of an element, runtimes disagree on where the last corner is.
+
+    Raises:
+        Refused: it does.
+    """
+    if node.attrs["coordinate_transformation_mode"] != "align_corners":
+        return
+    x, scales = node.inputs[0], _numbers(node.input(2))
+    size = x.tensor.dims[part.axis] if x is not None and x.tensor.dims else None
+    if scales and isinstance(size, int) and not (size * scales[part.entry]).is_integer():
+        raise Refused("align_corners with a scale that gives no whole size")
+
+
 def _shrinks(node: Node, axis: int, entry: int) -> float:
     """The filter of antialiasing is as wide as the scale is small.
 
@@ -97,18 +113,17 @@ def _resized(
     x: Any, dims: list[Any], roi: Any, scales: Any, sizes: Any, *,
     chosen: list[_Axis], axes: list[int], attrs: Any,
 ) -> Any:  # fmt: skip
-    have, dtype = x.shape, str(x.dtype)
+    have, dtype, mode = x.shape, str(x.dtype), str(attrs["coordinate_transformation_mode"])
     for part in chosen:
         size, wanted = have[part.axis], dims[part.axis]
-        at = _coordinates(
-            part,
-            size,
-            wanted,
-            _scale(part, have, dims, axes, scales, sizes, attrs),
-            roi,
-            attrs,
-            len(axes),
-        )
+        scale = _scale(part, have, dims, axes, scales, sizes, attrs)
+        transform = _COORDINATES.get(mode)
+        if roi is not None:
+            transform = partial(_cropped, roi[part.entry], roi[part.entry + len(axes)])
+        elif mode == "align_corners" and scales is not None:
+            transform = _cornered_by_scale
+        assert transform is not None
+        at = _coordinates(transform, size, wanted, scale)
         taken = _nearest if attrs["mode"] == "nearest" else _blended
         x = taken(x, part, at, wanted, attrs)
         if roi is not None:
@@ -152,11 +167,19 @@ def _symmetric(at: Any, size: Any, wanted: Any, scale: Any) -> Any:
     return shift + _half_pixel(at, size, wanted, scale)
 
 
+def _cornered(at: Any, size: Any, wanted: Any, scale: Any) -> Any:
+    spread = at * (size - _ONE) / tirx.max(wanted - _ONE, _ONE)
+    return tirx.Select(wanted > _ONE, spread, _ZERO)
+
+
+def _cornered_by_scale(at: Any, size: Any, wanted: Any, scale: Any) -> Any:
+    """As ONNX has it, the last corner is where the scale says, not where the last element is."""
+    return _cornered(at, size, size * scale, scale)
+
+
 _COORDINATES: dict[str, _Coordinate] = {
     "asymmetric": lambda at, size, wanted, scale: at / scale,
-    "align_corners": lambda at, size, wanted, scale: tirx.Select(
-        wanted > _ONE, at * (size - _ONE) / tirx.max(wanted - _ONE, _ONE), _ZERO
-    ),
+    "align_corners": _cornered,
     "half_pixel": _half_pixel,
     "pytorch_half_pixel": lambda at, size, wanted, scale: tirx.Select(
         wanted > _ONE, _half_pixel(at, size, wanted, scale), _ZERO
@@ -165,16 +188,8 @@ _COORDINATES: dict[str, _Coordinate] = {
 }
 
 
-def _coordinates(
-    part: _Axis, size: Any, wanted: Any, scale: Any, roi: Any, attrs: Any, count: int
-) -> Any:
-    mode = str(attrs["coordinate_transformation_mode"])
+def _coordinates(transform: _Coordinate, size: Any, wanted: Any, scale: Any) -> Any:
     have, out = (n.astype("float32") for n in (size, wanted))
-    if roi is None:
-        transform = _COORDINATES[mode]
-    else:
-        start, end = (roi[i].astype("float32") for i in (part.entry, part.entry + count))
-        transform = partial(_cropped, start, end)
     return te.compute(
         (wanted,), lambda i: transform(i.astype("float32"), have, out, scale), name="coordinates"
     )
@@ -182,7 +197,7 @@ def _coordinates(
 
 def _cropped(start: Any, end: Any, at: Any, size: Any, wanted: Any, scale: Any) -> Any:
     """Within the region of interest, a part of the whole."""
-    last = size - _ONE
+    start, end, last = start.astype("float32"), end.astype("float32"), size - _ONE
     many = start * last + at * (end - start) * last / tirx.max(wanted - _ONE, _ONE)
     return tirx.Select(wanted > _ONE, many, _HALF * (start + end) * last)
 
