@@ -1,29 +1,232 @@
-"""Elementwise ops."""
+"""Elementwise ops: what each makes of one element of every operand.
+
+Formulas are written so that they vectorize: no branches, and of the transcendental functions ``exp``,
+``erf`` and ``tanh`` alone wherever that is exact enough.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
-from tvm import relax
+import numpy as np
+from tvm import tirx
 
 from tersor.backends.tvm.lowering import Lowering, Rule
+from tersor.backends.tvm.ops.broadcast import (
+    Scalar,
+    constant_scalar,
+    differ,
+    each,
+    kind,
+    name_of,
+    nan_max,
+    nan_min,
+    operand,
+)
+from tersor.backends.tvm.ops.integer import divide, remainder
 from tersor.ir import Node
 
 
-def _same(function: Callable[..., Any]) -> Rule:
-    """The Relax op takes the node's operands and no attributes."""
+def elementwise(scalar: Scalar) -> Rule:
+    """A rule for an op by what it makes of elements; it is passed the node's attributes."""
 
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
-        return [lowering.emit(function(*(lowering[v] for v in node.inputs)))]
+        operands = [None if v is None else operand(lowering, v) for v in node.inputs]
+        made = partial(scalar, **node.attrs)
+        return [each(lowering, name_of(node.op), operands, node.output.tensor, made)]
 
     return rule
 
 
+def _is_float(x: Any) -> bool:
+    return kind(x).startswith("float")
+
+
+def _number(value: float, like: Any) -> Any:
+    return tirx.const(value, kind(like))
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+def relu(x: Any) -> Any:
+    """NaN stays."""
+    zero = _number(0, x)
+    return tirx.Select(x < zero, zero, x)
+
+
+def sigmoid(x: Any) -> Any:
+    return _number(1, x) / (_number(1, x) + tirx.exp(-x))
+
+
+def gelu(x: Any, *, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        inner = _number(np.sqrt(2 / np.pi), x) * (x + _number(0.044715, x) * x * x * x)
+        return _number(0.5, x) * x * (_number(1, x) + tirx.tanh(inner))
+    return _number(0.5, x) * x * (_number(1, x) + tirx.erf(x * _number(np.sqrt(0.5), x)))
+
+
+def swish(x: Any, *, alpha: float = 1.0) -> Any:
+    return x / (_number(1, x) + tirx.exp(_number(-alpha, x) * x))
+
+
+def _elu(x: Any, *, alpha: float) -> Any:
+    return tirx.Select(x > _number(0, x), x, _number(alpha, x) * (tirx.exp(x) - _number(1, x)))
+
+
+def _celu(x: Any, *, alpha: float) -> Any:
+    below = _number(alpha, x) * (tirx.exp(x / _number(alpha, x)) - _number(1, x))
+    return tirx.Select(x > _number(0, x), x, below)
+
+
+def _selu(x: Any, *, alpha: float, gamma: float) -> Any:
+    return _number(gamma, x) * _elu(x, alpha=alpha)
+
+
+def _hard_sigmoid(x: Any, *, alpha: float, beta: float) -> Any:
+    return clip(_number(alpha, x) * x + _number(beta, x), _number(0, x), _number(1, x))
+
+
+def _hard_swish(x: Any) -> Any:
+    return x * _hard_sigmoid(x, alpha=1 / 6, beta=0.5)
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e^x); e^x alone would overflow."""
+    return nan_max(x, _number(0, x)) + tirx.log1p(tirx.exp(-tirx.abs(x)))
+
+
+def _mish(x: Any) -> Any:
+    """x tanh(softplus(x)) = x (e^2x + 2 e^x) / (e^2x + 2 e^x + 2); from x = 20 on that is x."""
+    e = tirx.exp(nan_min(x, _number(20, x)))
+    above = e * (e + _number(2, x))
+    return x * (above / (above + _number(2, x)))
+
+
+def _leaky(x: Any, *, alpha: float) -> Any:
+    return tirx.Select(x < _number(0, x), _number(alpha, x) * x, x)
+
+
+def _prelu(x: Any, slope: Any) -> Any:
+    return tirx.Select(x < _number(0, x), slope * x, x)
+
+
+def _thresholded(x: Any, *, alpha: float) -> Any:
+    return tirx.Select(x > _number(alpha, x), x, _number(0, x))
+
+
+# -- arithmetic ------------------------------------------------------------------------------------
+
+
+def clip(x: Any, low: Any = None, high: Any = None) -> Any:
+    if low is not None:
+        x = nan_max(x, low)
+    return x if high is None else nan_min(x, high)
+
+
+def _sign(x: Any) -> Any:
+    zero, one = _number(0, x), _number(1, x)
+    # Of zero and of NaN: itself.
+    below = x if kind(x).startswith("uint") else tirx.Select(x < zero, zero - one, x)
+    return tirx.Select(x > zero, one, below)
+
+
+def _div(a: Any, b: Any) -> Any:
+    return a / b if _is_float(a) else divide(a, b)
+
+
+def _mod(a: Any, b: Any, *, fmod: int) -> Any:
+    if not _is_float(a):
+        return remainder(a, b, truncated=bool(fmod))
+    # TVM has no lowering of its own fmod; this is libm's.
+    rest = tirx.call_pure_extern(kind(a), "fmodf" if kind(a) == "float32" else "fmod", a, b)
+    if fmod:
+        return rest
+    # As Python's: the sign of the divisor.
+    zero = _number(0, a)
+    turned = tirx.And(tirx.NE(rest, zero), differ(rest < zero, b < zero))
+    return tirx.Select(turned, rest + b, rest)
+
+
+def _power(lowering: Lowering, node: Node) -> Sequence[Any]:
+    """Squares and cubes are products; integers are raised in double precision."""
+    exponent = constant_scalar(node.inputs[1])
+
+    def scalar(x: Any, y: Any) -> Any:
+        if exponent in (2, 3):
+            return x * x * x if exponent == 3 else x * x
+        if _is_float(x):
+            return tirx.pow(x, y.astype(kind(x)))
+        return tirx.pow(x.astype("float64"), y.astype("float64"))
+
+    return elementwise(scalar)(lowering, node)
+
+
+def _equal(a: Any, b: Any) -> Any:
+    return tirx.Not(differ(a, b)) if kind(a) == "bool" else tirx.EQ(a, b)
+
+
+def _folded(function: Callable[[Any, Any], Any]) -> Scalar:
+    return lambda *xs: reduce(function, xs)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def _mean(*xs: Any) -> Any:
+    return reduce(_add, xs) / _number(len(xs), xs[0])
+
+
+def _is_inf(x: Any, *, detect_negative: int, detect_positive: int) -> Any:
+    inf = _number(np.inf, x)
+    found = tirx.const(False, "bool")
+    if detect_positive:
+        found = tirx.EQ(x, inf)
+    return tirx.Or(found, tirx.EQ(x, -inf)) if detect_negative else found
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def _identity(lowering: Lowering, node: Node) -> Sequence[Any]:
+    assert node.inputs[0] is not None
+    return [lowering[node.inputs[0]]]
+
+
+def _dropout(lowering: Lowering, node: Node) -> Sequence[Any]:
+    """As at inference: nothing is dropped."""
+    made = list(_identity(lowering, node))
+    for mask in node.outputs[1:]:
+        made.append(each(lowering, "kept", [], mask.tensor, lambda: tirx.const(True, "bool")))
+    return made
+
+
+_SCALARS: dict[str, Scalar] = {
+    **{op: getattr(tirx, op.lower()) for op in
+       ("Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
+        "Erf", "Exp", "Log", "Sqrt", "Tanh", "Floor", "Ceil", "Abs", "IsNaN")},
+    "Round": tirx.nearbyint,  # half to even
+    "Neg": lambda x: -x if _is_float(x) else _number(0, x) - x,
+    "Reciprocal": lambda x: _number(1, x) / x,
+    "Sign": _sign,
+    "Relu": relu, "Sigmoid": sigmoid, "Gelu": gelu, "Swish": swish, "Elu": _elu, "Celu": _celu,
+    "Selu": _selu, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish, "Softplus": softplus,
+    "Softsign": lambda x: x / (_number(1, x) + tirx.abs(x)), "Mish": _mish, "LeakyRelu": _leaky,
+    "PRelu": _prelu, "ThresholdedRelu": _thresholded,
+    "IsInf": _is_inf, "Clip": clip, "Where": tirx.Select,
+    "Add": _add, "Sub": lambda a, b: a - b, "Mul": lambda a, b: a * b, "Div": _div, "Mod": _mod,
+    "Max": _folded(nan_max), "Min": _folded(nan_min), "Sum": _folded(_add), "Mean": _mean,
+    "Not": tirx.Not, "And": tirx.And, "Or": tirx.Or, "Xor": differ,
+    "Equal": _equal, "Less": tirx.LT, "LessOrEqual": tirx.LE, "Greater": tirx.GT,
+    "GreaterOrEqual": tirx.GE,
+}  # fmt: skip
+
 RULES: dict[str, Rule] = {
-    "Add": _same(relax.op.add),
-    "Mul": _same(relax.op.multiply),
-    "Sub": _same(relax.op.subtract),
-    "Exp": _same(relax.op.exp),
-    "Relu": _same(relax.op.nn.relu),
+    **{op: elementwise(scalar) for op, scalar in _SCALARS.items()},
+    "Pow": _power,
+    "Identity": _identity,
+    "Dropout": _dropout,
 }

@@ -33,7 +33,7 @@ class Equation:
         return size
 
 
-def _equation(node: Node) -> Equation | None:
+def equation_of(node: Node) -> Equation | None:
     """The equation over the operands' axes; None where a rank is not known.
 
     Raises:
@@ -71,7 +71,7 @@ def _spelled(node: Node, term: str, free: int) -> Labels:
 
 
 def _infer(node: Node) -> list[ValueType]:
-    found, x = _equation(node), tensor(node)
+    found, x = equation_of(node), tensor(node)
     if found is None:
         return [x.with_dims(None)]
     shapes = [dims(v) for v in node.inputs]
@@ -80,7 +80,7 @@ def _infer(node: Node) -> list[ValueType]:
 
 def _cost(node: Node) -> Cost:
     """One multiply-add for each combination of all labels, as if it were computed in one go."""
-    found = _equation(node)
+    found = equation_of(node)
     if found is None:
         return Cost(None, None)
     shapes = [dims(v) for v in node.inputs]
@@ -90,7 +90,7 @@ def _cost(node: Node) -> Cost:
 
 def _ties(node: Node) -> list[Tie]:
     """All axes of a label, where they are not stretched; a label that the result lacks is summed."""
-    found = _equation(node)
+    found = equation_of(node)
     if found is None:
         return []
     shapes = [dims(v) for v in node.inputs]

@@ -22,7 +22,7 @@ def _read_cost(node: Node) -> Cost:
     return Cost(0, x.tensor.numel if isinstance(x.type, TensorType) else None)
 
 
-def _axes(node: Node, rank: int) -> list[int] | None:
+def reduced_axes(node: Node, rank: int) -> list[int] | None:
     """Reduced axes, not negative; None where they are not known."""
     operand = node.input(1)
     if operand is None:
@@ -36,7 +36,7 @@ def _axes(node: Node, rank: int) -> list[int] | None:
 def _reduce_infer(node: Node) -> list[ValueType]:
     x = node.inputs[0]
     assert x is not None
-    axes = _axes(node, len(x.tensor.dims)) if x.tensor.dims is not None else None
+    axes = reduced_axes(node, len(x.tensor.dims)) if x.tensor.dims is not None else None
     if x.tensor.dims is None or axes is None:
         return onnx_schema.infer(node)
     if node.attrs["keepdims"]:
@@ -48,7 +48,7 @@ def _reduce_infer(node: Node) -> list[ValueType]:
 
 def _reduce_ties(node: Node) -> list[Tie]:
     have = dims(node.inputs[0])
-    axes = _axes(node, len(have))
+    axes = reduced_axes(node, len(have))
     if axes is None:
         return []
     kept = [i for i in range(len(have)) if i not in axes]
@@ -83,7 +83,7 @@ def _reduce_contents(function: Callable[..., Any]) -> Callable[[Node], list[np.n
 
     def contents(node: Node) -> list[np.ndarray | None]:
         held = contents_of(node.inputs[0])
-        if held is None or held.ndim != 1 or None in held or _axes(node, 1) != [0]:
+        if held is None or held.ndim != 1 or None in held or reduced_axes(node, 1) != [0]:
             return [None]
         total: Any = None
         for item in held:

@@ -1,0 +1,392 @@
+"""Ops along axes: reductions, softmax, positions of extremes, running sums, the top k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops.broadcast import HALF, dims_of, kind, name_of, widened
+from tersor.backends.tvm.ops.casting import convert
+from tersor.backends.tvm.ops.folds import (
+    Combine,
+    count,
+    fold,
+    folded_at,
+    largest,
+    product,
+    smallest,
+    total,
+)
+from tersor.backends.tvm.ops.integer import divide
+from tersor.ir import Node, Value
+from tersor.ops import contents_of
+from tersor.ops.families.reduce import reduced_axes
+
+# -- reductions ------------------------------------------------------------------------------------
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _average(sum: Any, n: Any) -> Any:
+    number = n.astype(kind(sum))
+    return sum / number if kind(sum).startswith("float") else divide(sum, number)
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """What is folded, how, and what becomes of the number (and of how many were folded to it)."""
+
+    combine: Combine
+    before: Callable[[Any], Any] = _same
+    after: Callable[[Any, Any], Any] = lambda number, n: number
+
+
+def _square(x: Any) -> Any:
+    return x * x
+
+
+def _real(function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Roots and logarithms are of real numbers, whatever is folded."""
+    return lambda x, n: function(x if kind(x).startswith("float") else x.astype("float64"))
+
+
+_REDUCTIONS: dict[str, _Reduction] = {
+    "ReduceSum": _Reduction(total),
+    "ReduceMean": _Reduction(total, after=_average),
+    "ReduceMax": _Reduction(largest),
+    "ReduceMin": _Reduction(smallest),
+    "ReduceProd": _Reduction(product),
+    "ReduceL1": _Reduction(total, tirx.abs),
+    "ReduceL2": _Reduction(total, _square, _real(tirx.sqrt)),
+    "ReduceSumSquare": _Reduction(total, _square),
+    "ReduceLogSum": _Reduction(total, after=_real(tirx.log)),
+}  # fmt: skip
+
+
+def _operand(node: Node, index: int = 0) -> Value:
+    value = node.input(index)
+    if value is None:
+        raise Refused("an operand that it needs is left out")
+    return value
+
+
+def _axes(node: Node) -> list[int]:
+    axes = reduced_axes(node, len(dims_of(_operand(node))))
+    if axes is None:
+        raise Refused("the axes are known at run time only")
+    return axes
+
+
+def axis_of(node: Node, rank: int) -> int:
+    axis = node.attrs["axis"]
+    assert isinstance(axis, int)
+    if not rank:
+        raise Refused("a scalar has no axis")
+    return axis % rank
+
+
+def read(x: te.Tensor) -> Callable[..., Any]:
+    """Elements in the type that they are computed in: halves as float32, truth values as int8."""
+
+    def element(*index: Any) -> Any:
+        number = widened(x(*index))
+        return number.astype("int8") if kind(number) == "bool" else number
+
+    return element
+
+
+def _kept(rank: int, axes: Sequence[int], keep: bool) -> list[int]:
+    """Which of a fold's axes the op's result has."""
+    return [a for a in range(rank) if keep or a not in axes]
+
+
+def _reduced(
+    lowering: Lowering,
+    node: Node,
+    axes: Sequence[int],
+    compute: Callable[[te.Tensor], tuple[te.Tensor, Callable[..., Any]]],
+) -> Sequence[Any]:
+    """The op's result from a fold, and from what is made of each of the fold's numbers."""
+    dtype, value = dtype_of(node.output.type), _operand(node)
+    rank, keep = len(dims_of(value)), bool(node.attrs["keepdims"])
+
+    def result(x: te.Tensor) -> te.Tensor:
+        folded, after = compute(x)
+        kept = _kept(rank, axes, keep)
+
+        def one(*index: Any) -> Any:
+            whole: list[Any] = [tirx.IntImm("int64", 0)] * rank
+            for axis, i in zip(kept, index, strict=True):
+                whole[axis] = i
+            return convert(after(folded_at(folded, whole, axes)), dtype)
+
+        return te.compute([folded.shape[a] for a in kept], one, name=name_of(node.op))
+
+    return [lowering.te(result, lowering[value], primfunc_name_hint=name_of(node.op))]
+
+
+def _reduction(way: _Reduction) -> Rule:
+    def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
+        axes = _axes(node)
+
+        def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
+            element = read(x)
+            folded = fold(x.shape, axes, lambda *i: way.before(element(*i)), way.combine, "fold")
+            return folded, lambda number: way.after(number, count(x.shape, axes))
+
+        return _reduced(lowering, node, axes, compute)
+
+    return rule
+
+
+def _log_sum_exp(lowering: Lowering, node: Node) -> Sequence[Any]:
+    """log(sum(exp(x - m))) + m, where m is the maximum, or 0 where that is infinite."""
+    axes = _axes(node)
+
+    def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
+        element = _floating(read(x))
+        highest = fold(x.shape, axes, element, largest, "highest")
+
+        def shift(*index: Any) -> Any:
+            m = folded_at(highest, index, axes)
+            return tirx.Select(tirx.isinf(m), tirx.const(0, kind(m)), m)
+
+        def term(*index: Any) -> Any:
+            return tirx.exp(element(*index) - shift(*index))
+
+        summed = fold(x.shape, axes, term, total, "sum_exp")
+        logarithm = te.compute(
+            summed.shape, lambda *i: tirx.log(summed(*i)) + shift(*i), name="log_sum_exp"
+        )
+        return logarithm, _same
+
+    return _reduced(lowering, node, axes, compute)
+
+
+def _floating(element: Callable[..., Any]) -> Callable[..., Any]:
+    def number(*index: Any) -> Any:
+        x = element(*index)
+        return x if kind(x).startswith("float") else x.astype("float64")
+
+    return number
+
+
+# -- positions of extremes -------------------------------------------------------------------------
+
+
+def extreme_positions(x: te.Tensor, axis: int, combine: Combine, last: bool = False) -> te.Tensor:
+    """Where along an axis the extreme is: of equals the first, or the last; of NaN, where one is."""
+    element = read(x)
+    extreme = fold(x.shape, [axis], element, combine, "extreme")
+    # Of an axis without elements: no position at all.
+    outside = tirx.IntImm("int64", -1) if last else x.shape[axis]
+
+    def position(*index: Any) -> Any:
+        number = element(*index)
+        found = tirx.EQ(number, folded_at(extreme, index, [axis]))
+        if kind(number).startswith("float"):
+            found = tirx.Or(found, tirx.isnan(number))
+        return tirx.Select(found, index[axis], outside)
+
+    return fold(x.shape, [axis], position, largest if last else smallest, "position")
+
+
+def _arg(combine: Combine) -> Rule:
+    def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
+        axis = axis_of(node, len(dims_of(_operand(node))))
+        last = bool(node.attrs["select_last_index"])
+        return _reduced(
+            lowering, node, [axis], lambda x: (extreme_positions(x, axis, combine, last), _same)
+        )
+
+    return rule
+
+
+# -- softmax ---------------------------------------------------------------------------------------
+
+
+def _along_axis(
+    compute: Callable[[te.Tensor, int, str], te.Tensor],
+) -> Rule:
+    """A rule for an op whose result is shaped like its operand."""
+
+    def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
+        value = _operand(node)
+        axis, dtype = axis_of(node, len(dims_of(value))), dtype_of(value.type)
+        made = lowering.te(
+            compute, lowering[value], axis, dtype, primfunc_name_hint=name_of(node.op)
+        )
+        return [made]
+
+    return rule
+
+
+def softmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
+    """exp(x - max) / sum(exp(x - max)) along an axis."""
+    powers, _, summed = _powers(x, axis)
+
+    def one(*index: Any) -> Any:
+        return (powers(*index) / folded_at(summed, index, [axis])).astype(dtype)
+
+    return te.compute(x.shape, one, name="softmax")
+
+
+def _log_softmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
+    _, shifted, summed = _powers(x, axis)
+
+    def one(*index: Any) -> Any:
+        return (shifted(*index) - tirx.log(folded_at(summed, index, [axis]))).astype(dtype)
+
+    return te.compute(x.shape, one, name="log_softmax")
+
+
+def _powers(x: te.Tensor, axis: int) -> tuple[te.Tensor, Callable[..., Any], te.Tensor]:
+    """exp(x - max), x - max, and the sum of the powers."""
+    element = read(x)
+    # TE's own maximum, which schedules know: of a row with NaN all is NaN either way.
+    highest = fold(x.shape, [axis], element, te.max, "highest")
+
+    def shifted(*index: Any) -> Any:
+        return element(*index) - folded_at(highest, index, [axis])
+
+    powers = te.compute(x.shape, lambda *i: tirx.exp(shifted(*i)), name="powers")
+    return powers, shifted, fold(x.shape, [axis], powers, total, "sum_exp")
+
+
+def _hardmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
+    """1 where the first maximum is, else 0."""
+    position = extreme_positions(x, axis, largest)
+    one, zero = tirx.const(1, dtype), tirx.const(0, dtype)
+
+    def hard(*index: Any) -> Any:
+        return tirx.Select(tirx.EQ(folded_at(position, index, [axis]), index[axis]), one, zero)
+
+    return te.compute(x.shape, hard, name="hardmax")
+
+
+# -- running sums, the top k -----------------------------------------------------------------------
+
+
+def _cumsum(lowering: Lowering, node: Node) -> Sequence[Any]:
+    axis, rank = contents_of(node.inputs[1]), len(dims_of(_operand(node)))
+    if axis is None or not isinstance(axis.reshape(-1)[0], int):
+        raise Refused("the axis is known at run time only")
+    if not rank:
+        raise Refused("a scalar has no axis")
+    at, dtype = axis.reshape(-1)[0] % rank, dtype_of(node.output.type)
+    exclusive, reverse = bool(node.attrs["exclusive"]), bool(node.attrs["reverse"])
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        wide = te.compute(x.shape, lambda *i: widened(x(*i)), name="read")
+        summed = _running_sum(wide, at, exclusive, reverse)
+        return te.compute(x.shape, lambda *i: summed(*i).astype(dtype), name="cumsum")
+
+    return [lowering.te(compute, lowering[_operand(node)], primfunc_name_hint="cumsum")]
+
+
+def _running_sum(x: te.Tensor, axis: int, exclusive: bool, reverse: bool) -> te.Tensor:
+    length, dtype = x.shape[axis], str(x.dtype)
+
+    def body(source: Any, target: Any) -> Any:
+        with IRBuilder() as builder:
+            read, write = T.buffer_proxy(source), T.buffer_proxy(target)
+            _lines(x.shape, axis, lambda place: _line(read, write, place))
+            return builder.get()
+
+    def _line(read: Any, write: Any, place: Callable[[Any], tuple[Any, ...]]) -> None:
+        with T.serial(0, length) as step:
+            here = length - 1 - step if reverse else step
+            before = here + 1 if reverse else here - 1
+            taken = before if exclusive else here
+            with T.If(step > 0):
+                with T.Then():
+                    write[place(here)] = write[place(before)] + read[place(taken)]
+                with T.Else():
+                    first = tirx.const(0, dtype) if exclusive else read[place(here)]
+                    write[place(here)] = first
+
+    return te.extern(
+        [x.shape], [x], lambda ins, outs: body(ins[0], outs[0]), dtype=[dtype], name="running_sum"
+    )
+
+
+def _lines(
+    shape: Sequence[Any], axis: int, body: Callable[[Callable[[Any], tuple[Any, ...]]], None]
+) -> None:
+    """A loop for each axis but one, around ``body``; that is given what completes its index."""
+
+    def nest(outer: tuple[Any, ...], rest: Sequence[int]) -> None:
+        if not rest:
+            body(lambda i: (*outer[:axis], i, *outer[axis:]))
+            return
+        with T.serial(0, shape[rest[0]]) as i:
+            nest((*outer, i), rest[1:])
+
+    nest((), [a for a in range(len(shape)) if a != axis])
+
+
+# What TVM's sorting takes.
+_SORTED = ("float32", "float64", "int32", "int64")
+
+
+def _top_k(lowering: Lowering, node: Node) -> Sequence[Any]:
+    value = _operand(node)
+    axis, dtype = axis_of(node, len(dims_of(value))), dtype_of(value.type)
+    shape = lowering.shape_of(node.outputs[0])
+    wide = dtype if dtype in _SORTED else "float32" if dtype in HALF else "int64"
+    if dtype == "uint64":
+        raise Refused("TVM sorts no uint64")
+    largest = bool(node.attrs["largest"])
+
+    def compute(x: te.Tensor, shape: Sequence[Any]) -> Any:
+        read = te.compute(x.shape, lambda *i: x(*i).astype(wide), name="read")
+        values, places = te.extern(
+            [tuple(shape), tuple(shape)],
+            [read],
+            lambda ins, outs: _sorted(ins[0], outs, shape[axis], axis, largest),
+            in_buffers=[_whole(x.shape, wide)],
+            out_buffers=[_whole(shape, wide), _whole(shape, "int64")],
+            name="topk",
+        )
+        return [te.compute(shape, lambda *i: values(*i).astype(dtype), name="values"), places]
+
+    made = lowering.te(compute, lowering[value], shape, primfunc_name_hint="topk")
+    return [made[0], made[1]]
+
+
+def _whole(shape: Sequence[Any], dtype: str) -> Any:
+    """A buffer as TVM's sorting takes it: from its first element on."""
+    return tirx.decl_buffer(tuple(shape), dtype, data_alignment=8, layout=None)
+
+
+def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
+    with IRBuilder() as builder:
+        # Asked for none, TVM's function would give them all.
+        with T.If(k > 0), T.Then():
+            T.evaluate(
+                tirx.call_packed(
+                    "tvm.contrib.sort.topk", source, *results, k, axis, "both", not largest
+                )
+            )
+        return builder.get()
+
+
+RULES: dict[str, Rule] = {
+    **{op: _reduction(way) for op, way in _REDUCTIONS.items()},
+    "ReduceLogSumExp": _log_sum_exp,
+    "ArgMax": _arg(largest),
+    "ArgMin": _arg(smallest),
+    "Softmax": _along_axis(softmax),
+    "LogSoftmax": _along_axis(_log_softmax),
+    "Hardmax": _along_axis(_hardmax),
+    "CumSum": _cumsum,
+    "TopK": _top_k,
+}
