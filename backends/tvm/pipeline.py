@@ -1,0 +1,148 @@
+"""From a Relax module to machine code: the target as LLVM knows it, and the passes in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import tvm
+from tvm import relax, s_tir, tirx
+
+from tersor.backends.tvm.fastmath import fast_math
+from tersor.backends.tvm.kernels.emit import KERNEL
+from tersor.backends.tvm.loops import shape_loops
+from tersor.backends.tvm.schedule import default_schedule
+
+TIR_PIPELINE = "tersor"
+OPAQUE = 8  # Relax's kind of an op that is fused with nothing.
+
+# The first whose features are all there names the processor.
+_X86: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"avx512f", "amx_int8"}), "sapphirerapids"),
+    (frozenset({"avx512f", "avx512_vnni"}), "cascadelake"),
+    (frozenset({"avx512f"}), "skylake-avx512"),
+    (frozenset({"avx_vnni"}), "alderlake"),
+    (frozenset({"avx2"}), "haswell"),
+    (frozenset(), "x86-64"),
+)
+_NEON = {"neon": "+neon", "neon_dotprod": "+dotprod"}
+
+
+def tvm_target(
+    features: Collection[str], cores: int, machine: Literal["x86_64", "aarch64"] = "x86_64"
+) -> tvm.target.Target:
+    """The target of TVM for ISA features of :class:`tersor.target.Target`."""
+    facts: dict[str, Any] = {"kind": "llvm", "num-cores": cores}
+    if machine == "aarch64":
+        facts["mtriple"] = "aarch64-linux-gnu"
+        facts["mattr"] = [_NEON[f] for f in sorted(_NEON.keys() & set(features))] or ["+neon"]
+    else:
+        facts["mtriple"] = "x86_64-linux-gnu"
+        facts["mcpu"] = next(cpu for needed, cpu in _X86 if needed <= set(features))
+        if "avx512f" in features:
+            # LLVM holds loops that it vectorizes itself to 256 bits on these processors.
+            facts["mattr"] = ["-prefer-256-bit"]
+    return tvm.target.Target(facts)
+
+
+def vector_bits(target: tvm.target.Target) -> int:
+    """The width of the target's vectors."""
+    cpu = str(target.attrs.get("mcpu", ""))
+    if cpu in ("", "x86-64"):
+        return 128
+    return 256 if cpu in ("haswell", "alderlake") else 512
+
+
+def compile_module(module: tvm.IRModule, target: tvm.target.Target) -> Any:
+    """The executable of a module's Relax functions and kernels."""
+    return tvm.compile(
+        module, target, relax_pipeline=relax_pipeline(target), tir_pipeline=TIR_PIPELINE
+    )
+
+
+def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
+    """The passes from Relax to calls of scheduled functions on planned memory."""
+    return tvm.transform.Sequential(
+        [
+            hide_kernels,
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+            default_schedule(vector_bits(target)),
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+@tvm.transform.module_pass(opt_level=0)
+def hide_kernels(module: tvm.IRModule, context: object) -> tvm.IRModule:
+    """Our kernels are nothing that Relax could fuse or look into."""
+    hidden = {
+        name: func.with_attr("op_pattern", OPAQUE)
+        for name, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc) and func.attrs and KERNEL in func.attrs
+    }
+    module = module.clone()
+    module.update(tvm.IRModule(hidden))
+    return module
+
+
+def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
+    """TVM's passes for the CPU, with ours where loops are final (and no vectors yet), and where
+    vectors are."""
+    passes = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        shape_loops,
+        tirx.transform.ConvertSSA(),  # Loops that were copied share variables.
+        tirx.transform.StmtSimplify(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.FP8ComputeLegalize(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.FP8StorageLegalize(),
+        tirx.transform.BF16StorageLegalize(),
+        fast_math,
+    ]
+    return (
+        tvm.transform.Sequential(passes),
+        tirx.compilation_pipeline.finalize_host_passes,
+        tirx.compilation_pipeline.finalize_device_passes,
+    )
+
+
+tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _lowering)

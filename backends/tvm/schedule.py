@@ -1,0 +1,365 @@
+"""The default schedule of functions that are no kernels of ours.
+
+What Relax makes of its ops are loops in the order in which they were written, one element after the
+other.  Here they are put in a good order, and marked with what they are; what the marks become is in
+:mod:`tersor.backends.tvm.loops`.
+
+1. Cheap elementwise blocks are computed where they are read.
+2. A function whose blocks run over the same rows, such as a normalization, does a row after the
+   other, so that rows stay in the cache.
+3. The innermost contiguous loop of an elementwise block is a vector; outer loops run in parallel.
+4. A reduction over a contiguous axis is folded in vectors; one over another axis, a product of
+   matrices and a convolution hold a tile of results in registers.
+
+A block that the rules do not know keeps its loops; :func:`fallbacks` tells of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, sym, tirx
+from tvm.ir import TensorLoad
+from tvm.s_tir import Schedule
+from tvm.tirx import IterVar
+
+from tersor.backends.tvm.kernels.emit import KERNEL
+from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR
+from tersor.errors import one_line
+
+_ROWS = (
+    4  # Of a tile: with two vectors of columns, eight sums and what they are made of fit registers.
+)
+_EXPENSIVE = frozenset(
+    f"tirx.{name}" for name in ("exp", "log", "log1p", "pow", "erf", "tanh", "sigmoid", "rsqrt", "sin", "cos")
+)  # fmt: skip
+_fallbacks: list[str] = []
+
+
+def fallbacks() -> list[str]:
+    """What the schedule left as it was since the process began, and why."""
+    return list(_fallbacks)
+
+
+def default_schedule(bits: int) -> tvm.transform.Pass:
+    """The pass, for vectors of ``bits`` bits."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
+        scheduled = {
+            name: _scheduled(name.name_hint, func, bits)
+            for name, func in module.functions_items()
+            if isinstance(func, tirx.PrimFunc) and not (func.attrs and KERNEL in func.attrs)
+        }
+        module = module.clone()
+        module.update(tvm.IRModule(scheduled))
+        return module
+
+    return apply
+
+
+def _scheduled(name: str, func: tirx.PrimFunc, bits: int) -> tirx.PrimFunc:
+    if func.attrs and "tirx.is_scheduled" in func.attrs:
+        return func
+    try:
+        schedule = Schedule(func, error_render_level="fast")
+        root = schedule.get_sblock("root")
+        blocks = schedule.get_child_blocks(root)
+    except Exception as error:
+        return _left(name, func, error)
+    _inline(schedule, root)
+    blocks = schedule.get_child_blocks(root)
+    marked = schedule.copy()
+    if len(blocks) > 1:
+        try:
+            _by_rows(marked, marked.get_child_blocks(marked.get_sblock("root")), bits)
+            return _function(marked)
+        except _NotByRows:
+            pass
+        except Exception as error:
+            _left(name, func, error)
+    for block in blocks:
+        trial = schedule.copy()
+        try:
+            _one(trial, trial.get_sblock(schedule.get(block).name_hint), bits)
+        except Exception as error:
+            _left(f"{name}: {schedule.get(block).name_hint}", func, error)
+        else:
+            schedule = trial
+    return _function(schedule)
+
+
+def _function(schedule: Schedule) -> tirx.PrimFunc:
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def _left(what: str, func: tirx.PrimFunc, error: Exception) -> tirx.PrimFunc:
+    _fallbacks.append(f"{what}: {one_line(error, 200)}")
+    return func
+
+
+class _NotByRows(Exception):
+    """The blocks do not run over the same rows."""
+
+
+# -- blocks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A loop, and the variable of the block that it is."""
+
+    var: tirx.Var
+    loop: Any
+    extent: Any
+    reduces: bool
+
+    @property
+    def is_unit(self) -> bool:
+        return isinstance(self.extent, tirx.IntImm) and self.extent.value == 1
+
+
+def _axes(schedule: Schedule, block: Any) -> list[_Axis]:
+    """The axes of a block, each a loop of its own.
+
+    Raises:
+        ValueError: a loop is not one axis.
+    """
+    loops = schedule.get_loops(block)
+    kinds = (IterVar.DataPar, IterVar.CommReduce)
+    iters = schedule.get(block).iter_vars
+    if any(i.iter_type not in kinds for i in iters):
+        raise ValueError("an axis is neither spatial nor reduced")
+    if len(loops) != len(iters):
+        raise ValueError("loops and axes are not one to one")
+    return [
+        _Axis(i.var, loop, schedule.get(loop).extent, i.iter_type == IterVar.CommReduce)
+        for i, loop in zip(iters, loops, strict=True)
+    ]
+
+
+def _is_elementwise(schedule: Schedule, block: Any) -> bool:
+    held = schedule.get(block)
+    return held.init is None and all(i.iter_type == IterVar.DataPar for i in held.iter_vars)
+
+
+def _inline(schedule: Schedule, root: Any) -> None:
+    """Computes elementwise blocks where they are read, unless that repeats much."""
+    for block in schedule.get_child_blocks(root):
+        if not _is_elementwise(schedule, block) or not _repeats_little(schedule, block):
+            continue
+        try:
+            schedule.compute_inline(block)
+        except s_tir.ScheduleError:
+            continue  # The block writes a result, or is read as no expression can be.
+
+
+def _repeats_little(schedule: Schedule, block: Any) -> bool:
+    rank = len(schedule.get(block).iter_vars)
+    consumers = schedule.get_consumers(block)
+    once = all(len(schedule.get(c).iter_vars) == rank for c in consumers)
+    if any(not _is_elementwise(schedule, c) for c in consumers) and not once:
+        return False
+    return (once and len(consumers) == 1) or not _is_expensive(schedule.get(block).body)
+
+
+def _is_expensive(body: Any) -> bool:
+    found = tvm_ffi.structural_walk(
+        body,
+        (
+            tvm.ir.Call,
+            lambda call: (
+                tvm_ffi.VisitInterrupt(True) if getattr(call.op, "name", "") in _EXPENSIVE else None
+            ),
+        ),
+    )
+    return found is not None
+
+
+def _lanes(schedule: Schedule, block: Any, bits: int) -> int:
+    """Lanes of a vector of the widest elements that a block touches."""
+    held = schedule.get(block)
+    widths = [r.source.dtype for r in (*held.reads, *held.writes)]
+    return bits // max(32, *(tvm_ffi.dtype(str(d)).bits for d in widths))
+
+
+# -- by rows ---------------------------------------------------------------------------------------
+
+
+def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
+    """Schedules blocks that share their leading axes under one loop over these.
+
+    Raises:
+        _NotByRows: they do not, or a block is a product, which rows would take apart.
+    """
+    axes = [_axes(schedule, block) for block in blocks]
+    shared = min(_leading(a) for a in axes)
+    analyzer = sym.Analyzer()
+    for at in range(shared):
+        if not all(analyzer.can_prove_equal(axes[-1][at].extent, a[at].extent) for a in axes):
+            shared = at
+            break
+    if shared == 0 or any(_leading(a) < sum(not x.reduces for x in a) for a in axes):
+        raise _NotByRows
+    folding = [(b, own) for b, own in zip(blocks, axes, strict=True) if own[-1].reduces]
+    if not folding or not all(_folds_rows(schedule, b, own, shared) for b, own in folding):
+        raise _NotByRows
+    row = schedule.fuse(*(a.loop for a in axes[-1][:shared]))
+    for block in reversed(blocks[:-1]):
+        schedule.compute_at(block, row, preserve_unit_loops=True)
+    for block, own in zip(blocks, axes, strict=True):
+        rest = len(own) - shared
+        inner = schedule.get_loops(block)[-rest:] if rest else []
+        if not inner:
+            continue
+        lanes = _lanes(schedule, block, bits)
+        if own[-1].reduces:
+            schedule.annotate(inner[-1], REDUCE, lanes)
+        else:
+            schedule.annotate(inner[-1], VECTOR, lanes)
+    schedule.parallel(row)
+
+
+def _folds_rows(schedule: Schedule, block: Any, axes: Sequence[_Axis], shared: int) -> bool:
+    """Whether a block folds what is left of a row, and that is contiguous."""
+    return all(a.reduces for a in axes[shared:]) and _is_contiguous_fold(
+        schedule, block, axes[shared - 1], axes[-1]
+    )
+
+
+def _leading(axes: Sequence[_Axis]) -> int:
+    return next((i for i, a in enumerate(axes) if a.reduces), len(axes))
+
+
+# -- a block alone ---------------------------------------------------------------------------------
+
+
+def _one(schedule: Schedule, block: Any, bits: int) -> None:
+    axes = _axes(schedule, block)
+    lanes = _lanes(schedule, block, bits)
+    if not axes:
+        return
+    if not any(a.reduces for a in axes):
+        _elementwise(schedule, block, axes, lanes)
+        return
+    spatial = [a for a in axes if not a.reduces]
+    folded = [a for a in axes if a.reduces]
+    if spatial and not _is_contiguous_fold(schedule, block, spatial[-1], folded[-1]):
+        _tiled(schedule, block, spatial, folded, lanes)
+    else:
+        _folded(schedule, block, spatial, folded, lanes)
+
+
+def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: int) -> None:
+    """Vectors along the axes that every operand holds contiguously; the others in parallel."""
+    flat = _flat_suffix(schedule, block, axes)
+    outer = [a.loop for a in axes[: len(axes) - flat]]
+    inner = schedule.fuse(*(a.loop for a in axes[len(axes) - flat :]))
+    schedule.annotate(inner, VECTOR, lanes)
+    schedule.parallel(schedule.fuse(*outer) if outer else inner)
+
+
+def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:
+    """How many of the last axes are one contiguous range in all operands, or in none of an operand."""
+    accesses = _accesses(schedule, block)
+    flat = 1
+    while flat < len(axes):
+        suffix = [a.var for a in axes[len(axes) - flat - 1 :]]
+        if not all(_holds(indices, shape, suffix, axes) for indices, shape in accesses):
+            break
+        flat += 1
+    return flat
+
+
+def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[_Axis]) -> bool:
+    if not any(_mentions(i, v) for i in indices for v in suffix):
+        return True
+    if len(indices) < len(suffix):
+        return False
+    extents = [a.extent for a in axes[len(axes) - len(suffix) :]]
+    tail, dims = indices[len(indices) - len(suffix) :], shape[len(shape) - len(suffix) :]
+    whole = all(isinstance(i, tirx.Var) and i.same_as(v) for i, v in zip(tail, suffix, strict=True))
+    analyzer = sym.Analyzer()
+    # The outermost axis of a range may be a part of its operand's.
+    full = all(analyzer.can_prove_equal(e, d) for e, d in list(zip(extents, dims, strict=True))[1:])
+    rest = indices[: len(indices) - len(suffix)]
+    return whole and full and not any(_mentions(i, v) for i in rest for v in suffix)
+
+
+def _folded(
+    schedule: Schedule, block: Any, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
+) -> None:
+    """Results one after the other, each folded from vectors."""
+    schedule.reorder(*(a.loop for a in (*spatial, *folded)))
+    row = schedule.fuse(*(a.loop for a in spatial)) if spatial else None
+    schedule.annotate(folded[-1].loop, REDUCE, lanes)
+    if row is not None:
+        schedule.parallel(row)
+
+
+def _tiled(
+    schedule: Schedule, block: Any, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
+) -> None:
+    """Tiles of results: columns along the last axis, rows along those that share what the columns
+    read."""
+    *others, column = spatial
+    sharing = [a for a in others if _shares(schedule, block, column, a) and not a.is_unit]
+    rows = _trailing(others, sharing)
+    outer = [a for a in others if a not in rows]
+    schedule.reorder(*(a.loop for a in (*outer, *rows, column, *folded)))
+    tile = schedule.fuse(*(a.loop for a in rows)) if rows else column.loop
+    schedule.annotate(tile, TILE, [_ROWS if rows else 1, lanes])
+    schedule.parallel(schedule.fuse(*(a.loop for a in outer)) if outer else tile)
+
+
+def _trailing(others: Sequence[_Axis], sharing: Sequence[_Axis]) -> list[_Axis]:
+    """The last run of neighbours of the axes that can be rows."""
+    rows: list[_Axis] = []
+    for axis in reversed(others):
+        if axis in sharing:
+            rows.insert(0, axis)
+        elif rows:
+            break
+    return rows
+
+
+def _shares(schedule: Schedule, block: Any, column: _Axis, row: _Axis) -> bool:
+    """Whether something that is read along ``column`` is the same for all of ``row``."""
+    reads = [indices for indices, _ in _accesses(schedule, block)[1:]]
+    return any(
+        any(_mentions(i, column.var) for i in indices)
+        and not any(_mentions(i, row.var) for i in indices)
+        for indices in reads
+    )
+
+
+def _is_contiguous_fold(schedule: Schedule, block: Any, column: _Axis, fold: _Axis) -> bool:
+    """Whether operands are contiguous along the folded axis, and not along the column."""
+    _, *reads = _accesses(schedule, block)
+    last = [indices[-1] for indices, _ in reads if len(indices)]
+    along_fold = [i for i in last if _mentions(i, fold.var)]
+    return bool(along_fold) and not any(_mentions(i, column.var) for i in last)
+
+
+def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:
+    """Indices and shapes of what a block writes, then of what it reads (but for what it folds into)."""
+    body = schedule.get(block).body
+    if not isinstance(body, tirx.BufferStore):
+        raise ValueError("a block of several statements")
+    loads: list[Any] = []
+    tvm_ffi.structural_walk(body.value, (TensorLoad, loads.append))
+    own = body.buffer
+    reads = [x for x in loads if not x.source.same_as(own)]
+    written = (body.indices, own.shape)
+    return [written, *((x.indices, x.source.shape) for x in reads)]
+
+
+def _mentions(node: Any, var: Any) -> bool:
+    found = tvm_ffi.structural_walk(
+        node, (tirx.Var, lambda v: tvm_ffi.VisitInterrupt(True) if v.same_as(var) else None)
+    )
+    return found is not None
