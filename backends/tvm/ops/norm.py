@@ -21,7 +21,8 @@ from tersor.backends.tvm.ops.broadcast import (
     widened,
 )
 from tersor.backends.tvm.ops.folds import Read, count, fold, folded_at, total
-from tersor.backends.tvm.ops.reduce import axis_of, read
+from tersor.backends.tvm.ops.movement import axis_of
+from tersor.backends.tvm.ops.reduce import read
 from tersor.ir import Dim, Node, Value
 
 

@@ -24,6 +24,7 @@ from tersor.backends.tvm.ops.folds import (
     total,
 )
 from tersor.backends.tvm.ops.integer import divide
+from tersor.backends.tvm.ops.movement import axis_of
 from tersor.ir import Node, Value
 from tersor.ops import contents_of
 from tersor.ops.families.reduce import reduced_axes
@@ -83,14 +84,6 @@ def _axes(node: Node) -> list[int]:
     if axes is None:
         raise Refused("the axes are known at run time only")
     return axes
-
-
-def axis_of(node: Node, rank: int) -> int:
-    axis = node.attrs["axis"]
-    assert isinstance(axis, int)
-    if not rank:
-        raise Refused("a scalar has no axis")
-    return axis % rank
 
 
 def read(x: te.Tensor) -> Callable[..., Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.backends.tvm.ops.matmul import operands_of
+from tersor.backends.tvm.ops.movement import axis_of
 from tersor.ir import Node
 from tersor.ops import contents_of
 
@@ -19,9 +20,7 @@ from tersor.ops import contents_of
 def _one_hot(lowering: Lowering, node: Node) -> Sequence[Any]:
     where, _, values = operands_of(node, 3)
     rank = len(dims_of(node.output))
-    axis = node.attrs["axis"]
-    assert isinstance(axis, int)
-    at = axis % rank
+    at = axis_of(node, rank)
 
     def compute(where: te.Tensor, values: te.Tensor, shape: Sequence[Any]) -> te.Tensor:
         off, on = (values(tirx.IntImm("int64", i)) for i in (0, 1))
@@ -44,10 +43,8 @@ def _compress(lowering: Lowering, node: Node) -> Sequence[Any]:
         raise Refused("which elements it takes is known at run time only")
     places = np.array([i for i, flag in enumerate(held) if flag], np.int64)
     axis = node.attrs.get("axis")
-    dtype, have = dtype_of(x.type), dims_of(x)
     if axis is not None:
-        assert isinstance(axis, int)
-        axis %= len(have)
+        axis = axis_of(node, len(dims_of(x)))
 
     def compute(x: te.Tensor, places: te.Tensor, shape: Sequence[Any]) -> te.Tensor:
         def one(*index: Any) -> Any:
