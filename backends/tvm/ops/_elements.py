@@ -1,15 +1,31 @@
-"""Small integer operands (shapes, starts, pads) in TE computes: numbers that are known when the code is
-made, or elements that are read in the run."""
+"""Operands in TE computes: small integer ones (shapes, starts, pads), whose numbers are known when the
+code is made or read in the run, and tensors whose sizes must fit each other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
 
 from tersor.backends.tvm.lowering import Lowering
 from tersor.backends.tvm.ops.broadcast import HALF
-from tersor.ir import Value
+from tersor.ir import Dim, Value
+
+
+def fitting(lowering: Lowering, value: Value | None, dims: Mapping[int, Dim]) -> Any:
+    """The expression of a value that must have ``dims`` on some axes: the run fails where it has not,
+    rather than read outside of it. Unknown dims are not looked at."""
+    expr = lowering[value]
+    assert value is not None
+    have = list(value.tensor.dims or ())
+    for axis, dim in dims.items():
+        have[axis] = have[axis] if dim is None else dim
+    if tuple(have) == value.tensor.dims:
+        return expr
+    return lowering.builder.match_cast(
+        expr, lowering.relax_type(value.tensor.with_dims(tuple(have)))
+    )
 
 
 def operand(lowering: Lowering, value: Value) -> Any:

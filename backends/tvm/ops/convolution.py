@@ -12,7 +12,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import summed_in
+from tersor.backends.tvm.ops._elements import fitting, summed_in
 from tersor.backends.tvm.ops._window import bordered, borders, places, reach, taps
 from tersor.ir import Node
 from tersor.ops.families._window import Window, window
@@ -28,10 +28,16 @@ def _over(node: Node) -> Window:
 
 
 def _operands(lowering: Lowering, node: Node) -> list[Any]:
-    """Operand, weight, and a list of the bias where there is one."""
-    x, weight = (lowering[v] for v in node.inputs[:2])
-    bias = [lowering[node.inputs[2]]] if node.input(2) is not None else []
-    return [x, weight, bias, lowering.shape_of(node.output)]
+    """Operand, weight, a list of the bias where there is one, and the result's dims."""
+    held, group = node.inputs[1], node.attrs["group"]
+    assert held is not None and held.tensor.dims is not None and isinstance(group, int)
+    lanes, dims = held.tensor.dims[1], node.output.tensor.dims
+    read = held.tensor.dims[0] if node.op == "ConvTranspose" else lanes and lanes * group
+    x = fitting(lowering, node.inputs[0], {1: read})
+    bias = []
+    if node.input(2) is not None:
+        bias = [fitting(lowering, node.inputs[2], {0: dims[1] if dims else None})]
+    return [x, lowering[held], bias, lowering.shape_of(node.output)]
 
 
 def _finished(sums: Any, bias: list[Any], dtype: str) -> Any:

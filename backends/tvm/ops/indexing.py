@@ -16,9 +16,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import from_end, looked_up
+from tersor.backends.tvm.ops._elements import fitting, from_end, looked_up, within
 from tersor.backends.tvm.ops.movement import axis_of
-from tersor.ir import Node
+from tersor.ir import Dim, Node, Value
 
 # -- Gather, GatherElements, GatherND --------------------------------------------------------------
 
@@ -42,29 +42,47 @@ def _gathered(x: Any, where: Any, dims: list[Any], axis: int) -> Any:
 def _gather_elements(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, where = (lowering[v] for v in node.inputs)
     axis = axis_of(node, len(x.ty.shape))
-    return [lowering.te(_gathered_elements, x, where, axis)]
+    pairs = zip(_dims(node.inputs[0]), _dims(node.inputs[1]), strict=True)
+    return [lowering.te(_gathered_elements, x, where, axis, [a == b for a, b in pairs])]
 
 
-def _gathered_elements(x: Any, where: Any, axis: int) -> Any:
+def _gathered_elements(x: Any, where: Any, axis: int, equal: list[bool]) -> Any:
     def pick(*index: Any) -> Any:
-        place = looked_up(where(*index), x.shape[axis])
-        return x(*index[:axis], place, *index[axis + 1 :])
+        places = [
+            i if same else within(i, 0, size - 1)
+            for i, size, same in zip(index, x.shape, equal, strict=True)
+        ]
+        places[axis] = looked_up(where(*index), x.shape[axis])
+        return x(*places)
 
     return te.compute(where.shape, pick, name="gather_elements")
 
 
+def _dims(value: Value | None) -> tuple[Dim, ...]:
+    """Dims of a value.
+
+    Raises:
+        Refused: its rank is unknown.
+    """
+    if value is None or value.tensor.dims is None:
+        raise Refused("a rank is known at run time only")
+    return value.tensor.dims
+
+
 def _depth(node: Node) -> int:
     """How many axes an index tuple of GatherND and ScatterND names."""
-    where = node.inputs[1]
-    depth = where.tensor.dims[-1] if where is not None and where.tensor.dims else None
+    depth = _dims(node.inputs[1])[-1]
     if not isinstance(depth, int):
         raise Refused("the length of the index tuples is known at run time only")
     return depth
 
 
 def _gather_nd(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, where = (lowering[v] for v in node.inputs)
     dims, batch = lowering.shape_of(node.output), node.attrs["batch_dims"]
+    assert isinstance(batch, int)
+    x, where = (
+        fitting(lowering, v, dict(enumerate(_dims(node.output)[:batch]))) for v in node.inputs
+    )
     return [lowering.te(_gathered_nd, x, where, dims, batch, _depth(node))]
 
 
@@ -140,7 +158,8 @@ def _logical(reduction: str) -> Callable[[Any, Any], Any]:
 
 
 def _scatter_elements(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, where, updates = (lowering[v] for v in node.inputs)
+    x, where = (lowering[v] for v in node.inputs[:2])
+    updates = fitting(lowering, node.inputs[2], dict(enumerate(_dims(node.inputs[1]))))
     axis = axis_of(node, len(x.ty.shape))
 
     def compute(x: Any, where: Any, updates: Any) -> Any:
@@ -154,8 +173,10 @@ def _scatter_elements(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _scatter_nd(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, where, updates = (lowering[v] for v in node.inputs)
+    x, where = (lowering[v] for v in node.inputs[:2])
     depth, lead = _depth(node), len(where.ty.shape) - 1
+    wanted = (*_dims(node.inputs[1])[:lead], *_dims(node.inputs[0])[depth:])
+    updates = fitting(lowering, node.inputs[2], dict(enumerate(wanted)))
 
     def compute(x: Any, where: Any, updates: Any) -> Any:
         def target(operands: list[Any], *index: Any) -> Sequence[Any]:
@@ -171,9 +192,11 @@ def _scatter_nd(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _tensor_scatter(lowering: Lowering, node: Node) -> Sequence[Any]:
-    past, update = (lowering[v] for v in node.inputs[:2])
-    at = [lowering[node.inputs[2]]] if node.input(2) is not None else []
-    axis, circular = axis_of(node, len(past.ty.shape)), node.attrs["mode"] == "circular"
+    past, have = lowering[node.inputs[0]], _dims(node.inputs[0])
+    axis, circular = axis_of(node, len(have)), node.attrs["mode"] == "circular"
+    others = {i: d for i, d in enumerate(have) if i != axis}
+    update = fitting(lowering, node.inputs[1], others)
+    at = [fitting(lowering, node.inputs[2], {0: have[0]})] if node.input(2) is not None else []
 
     def compute(past: Any, update: Any, at: list[Any]) -> Any:
         def target(operands: list[Any], *index: Any) -> Sequence[Any]:

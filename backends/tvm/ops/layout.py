@@ -8,7 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import element, from_end, operand, within
+from tersor.backends.tvm.ops._elements import element, fitting, from_end, operand, within
 from tersor.ir import Node
 
 # -- Pad -------------------------------------------------------------------------------------------
@@ -133,13 +133,15 @@ def _gathered(x: Any, dims: list[Any], block: int, mode: str) -> Any:
 
 
 def _reverse_sequence(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, lengths = (lowering[v] for v in node.inputs)
-    return [lowering.te(_reversed, x, lengths, node.attrs["batch_axis"], node.attrs["time_axis"])]
+    x, batch, time = node.inputs[0], node.attrs["batch_axis"], node.attrs["time_axis"]
+    assert x is not None and x.tensor.dims is not None and isinstance(batch, int)
+    lengths = fitting(lowering, node.inputs[1], {0: x.tensor.dims[batch]})
+    return [lowering.te(_reversed, lowering[x], lengths, batch, time)]
 
 
 def _reversed(x: Any, lengths: Any, batch: int, time: int) -> Any:
     def pick(*index: Any) -> Any:
-        last = tirx.min(lengths(index[batch]).astype("int64"), x.shape[time])
+        last = within(lengths(index[batch]).astype("int64"), 0, x.shape[time])
         step = tirx.Select(index[time] < last, last - 1 - index[time], index[time])
         return x(*index[:time], step, *index[time + 1 :])
 

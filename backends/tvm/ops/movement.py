@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import element, from_end, operand, within
-from tersor.ir import Node
+from tersor.backends.tvm.ops._elements import element, fitting, from_end, operand, within
+from tersor.ir import Dim, Node
+
+
+def total(parts: Sequence[Dim]) -> Dim:
+    """The sum of sizes; None where one is unknown."""
+    known = [d for d in parts if d is not None]
+    return sum(known[1:], known[0]) if len(known) == len(parts) else None
 
 
 def axis_of(node: Node, rank: int, name: str = "axis") -> int:
@@ -29,8 +36,11 @@ def _transpose(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _concat(lowering: Lowering, node: Node) -> Sequence[Any]:
-    parts, dims = [lowering[v] for v in node.inputs], lowering.shape_of(node.output)
-    return [lowering.te(_joined, parts, dims, axis_of(node, len(dims)))]
+    dims = lowering.shape_of(node.output)
+    axis = axis_of(node, len(dims))
+    others = {i: d for i, d in enumerate(node.output.tensor.dims or ()) if i != axis}
+    parts = [fitting(lowering, v, others) for v in node.inputs]
+    return [lowering.te(_joined, parts, dims, axis, primfunc_name_hint="concat")]
 
 
 def _joined(parts: list[Any], dims: list[Any], axis: int) -> Any:
@@ -51,12 +61,13 @@ def _joined(parts: list[Any], dims: list[Any], axis: int) -> Any:
 
 
 def _split(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x = lowering[node.inputs[0]]
     shapes = [lowering.shape_of(v) for v in node.outputs]
     axis = axis_of(node, len(shapes[0]))
+    parts = [(v.tensor.dims or ())[axis] for v in node.outputs]
+    x = fitting(lowering, node.inputs[0], {axis: total(parts)})
     made, start = [], tirx.IntImm("int64", 0)
     for shape in shapes:
-        made.append(lowering.te(_stretch, x, shape, axis, start))
+        made.append(lowering.te(_stretch, x, shape, axis, start, primfunc_name_hint="split"))
         start = start + shape[axis]
     return made
 
@@ -80,10 +91,22 @@ def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
         [tirx.IntImm("int64", n) for n in default] if value is None else operand(lowering, value)
         for value, default in ((node.input(3), range(count)), (node.input(4), [1] * count))
     )
-    return [lowering.te(_sliced, x, operand(lowering, starts), axes, steps, dims, count)]
+    compute = partial(_sliced, count=count, loose=_loose(node))
+    starts = operand(lowering, starts)
+    return [lowering.te(compute, x, starts, axes, steps, dims, primfunc_name_hint="slice")]
 
 
-def _sliced(x: Any, starts: Any, axes: Any, steps: Any, dims: list[Any], count: int) -> Any:
+def _loose(node: Node) -> list[bool]:
+    """For each axis, whether the operand may turn out shorter than the result's dims have it."""
+    x = node.inputs[0]
+    assert x is not None
+    pairs = zip(x.tensor.dims or (), node.output.tensor.dims or (), strict=True)
+    return [a != b and not (isinstance(a, int) and isinstance(b, int)) for a, b in pairs]
+
+
+def _sliced(
+    x: Any, starts: Any, axes: Any, steps: Any, dims: list[Any], *, count: int, loose: list[bool]
+) -> Any:
     rank = len(dims)
     firsts, strides = ([tirx.IntImm("int64", n)] * rank for n in (0, 1))
     for n in range(count):
@@ -94,11 +117,13 @@ def _sliced(x: Any, starts: Any, axes: Any, steps: Any, dims: list[Any], count: 
             first = within(from_end(element(starts, n), size), 0, size - 1)
             firsts[axis] = tirx.Select(here, first, firsts[axis])
             strides[axis] = tirx.Select(here, step, strides[axis])
-    return te.compute(
-        dims,
-        lambda *index: x(*(f + i * s for i, f, s in zip(index, firsts, strides, strict=True))),
-        name="slice",
-    )
+
+    def pick(*index: Any) -> Any:
+        places = [f + i * s for i, f, s in zip(index, firsts, strides, strict=True)]
+        bounded = zip(places, x.shape, loose, strict=True)
+        return x(*(within(p, 0, size - 1) if may else p for p, size, may in bounded))
+
+    return te.compute(dims, pick, name="slice")
 
 
 RULES: dict[str, Rule] = {

@@ -80,12 +80,11 @@ def _constant_of_shape(lowering: Lowering, node: Node) -> Sequence[Any]:
     value, dtype = node.attrs.get("value"), dtype_of(node.output.type)
     fill = value.decode().reshape(-1)[0] if isinstance(value, Encoding) else np.float32(0)
     filled = tirx.const(float(fill) if "float" in dtype else int(fill), dtype)
-    return [
-        lowering.te(
-            lambda dims: te.compute(dims, lambda *_: filled, name="full"),
-            lowering.shape_of(node.output),
-        )
-    ]
+
+    def full(dims: list[Any]) -> Any:
+        return te.compute(dims, lambda *_: filled, name="full")
+
+    return [lowering.te(full, lowering.shape_of(node.output))]
 
 
 def _range(lowering: Lowering, node: Node) -> Sequence[Any]:
@@ -100,14 +99,11 @@ def _ranged(start: Any, delta: Any, dims: list[Any]) -> Any:
 
 def _eye_like(lowering: Lowering, node: Node) -> Sequence[Any]:
     diagonal, dtype = node.attrs["k"], dtype_of(node.output.type)
-    return [
-        lowering.te(
-            lambda dims: te.compute(
-                dims, lambda i, j: (j - i == diagonal).astype(dtype), name="eye"
-            ),
-            lowering.shape_of(node.output),
-        )
-    ]
+
+    def eye(dims: list[Any]) -> Any:
+        return te.compute(dims, lambda i, j: (j - i == diagonal).astype(dtype), name="eye")
+
+    return [lowering.te(eye, lowering.shape_of(node.output))]
 
 
 RULES: dict[str, Rule] = {
