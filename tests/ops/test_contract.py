@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx.reference import ReferenceEvaluator
+from contract import (
+    REFERENCE,
+    assert_agrees,
+    batch,
+    by_reference,
+    by_size,
+    each_its_own,
+    run_in_onnx,
+    static,
+)
 
-from tersor.backends.ort.lower import lower
-from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import (
     Dim,
     DType,
@@ -53,12 +59,6 @@ EXCEPTIONS: dict[str, tuple[frozenset[str], str]] = {
     ),
 }  # fmt: skip
 
-# Ops, or samples of theirs, that ONNX Runtime's CPU provider refuses: ONNX's reference implementation
-# judges these.
-REFERENCE = {
-    "Attention-1": "inconsistent q_sequence_length",  # the mask broadcasts along the queries
-}
-
 # Samples whose numbers break what inference takes for granted of symbolic sizes.
 ASSUMED = {
     "Slice-2": "a symbolic end in an axis of a fixed size lies within it",
@@ -69,41 +69,9 @@ ASSUMED = {
 CASES = cases()
 
 
-def _by_reference(case: Case) -> bool:
-    return case.name in REFERENCE or case.row.op in REFERENCE
-
-
 def over(chosen: Sequence[Case]) -> pytest.MarkDecorator:
-    ids = [f"{c.name}{'-reference' if _by_reference(c) else ''}" for c in chosen]
+    ids = [f"{c.name}{'-reference' if by_reference(c) else ''}" for c in chosen]
     return pytest.mark.parametrize("case", chosen, ids=ids)
-
-
-def run_in_onnx(graph: Graph, inputs: dict[str, np.ndarray], reference: bool) -> list[np.ndarray]:
-    model = export_model(lower(graph) if _is_ours(graph) else graph)
-    if reference:
-        return list(ReferenceEvaluator(model).run(None, inputs))
-    options = ort.SessionOptions()
-    # The op's own kernel is to run, not what the optimizer makes of it.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, inputs))
-
-
-def _is_ours(graph: Graph) -> bool:
-    return any(node.op.startswith("tersor.") for node in graph.walk())
-
-
-def assert_agrees(got: np.ndarray, want: np.ndarray, tolerance: float) -> None:
-    assert got.dtype == want.dtype
-    assert got.shape == want.shape
-    if got.dtype.kind == "f":
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
-    else:
-        np.testing.assert_array_equal(got, want)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -133,13 +101,13 @@ def test_torch_evaluation_agrees_with_the_runtime(case: Case) -> None:
     graph = one_node(case.row.op, case.sample)
     inputs = feeds(case.sample)
     got = evaluate(graph, inputs)
-    want = run_in_onnx(graph, inputs, _by_reference(case))
+    want = run_in_onnx(graph, inputs, by_reference(case))
     assert len(got) == len(want)
     for mine, theirs in zip(got.values(), want, strict=True):
         assert_agrees(mine, np.asarray(theirs), case.sample.tolerance)
 
 
-@over([c for c in CASES if _by_reference(c)])
+@over([c for c in CASES if by_reference(c)])
 def test_the_runtime_still_refuses_what_the_reference_judges(case: Case) -> None:
     graph = one_node(case.row.op, case.sample)
     reason = REFERENCE.get(case.name) or REFERENCE[case.row.op]
@@ -148,23 +116,6 @@ def test_the_runtime_still_refuses_what_the_reference_judges(case: Case) -> None
 
 
 # -- types and contents ----------------------------------------------------------------------------
-
-
-def _static(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
-    return shape
-
-
-def _batch(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
-    return tuple(symbol(f"n{d}") if i == 0 and d > 1 else d for i, d in enumerate(shape))
-
-
-def _by_size(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
-    """Equal sizes are one symbol, as an exporter writes them."""
-    return tuple(symbol(f"n{d}") if d > 1 else d for d in shape)
-
-
-def _each_its_own(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
-    return tuple(symbol(f"x{index}_{i}_{d}") if d > 1 else d for i, d in enumerate(shape))
 
 
 def _sizes(graph: Graph) -> dict[str, int]:
@@ -177,7 +128,7 @@ def _sizes(graph: Graph) -> dict[str, int]:
 
 
 @over(CASES)
-@pytest.mark.parametrize("dims", [_static, _batch, _by_size, _each_its_own])
+@pytest.mark.parametrize("dims", [static, batch, by_size, each_its_own])
 def test_inferred_types_hold_of_what_is_evaluated(case: Case, dims: Dims) -> None:
     graph = one_node(case.row.op, case.sample, dims)
     verify(graph)
@@ -290,7 +241,7 @@ def test_costs_are_numbers_and_those_of_symbolic_sizes(case: Case) -> None:
     static = TABLE.cost(next(one_node(case.row.op, case.sample).nodes))
     if case.row.op not in DATA_DEPENDENT:
         assert isinstance(static.macs, int) and isinstance(static.elementwise, int)
-    graph = one_node(case.row.op, case.sample, _by_size)
+    graph = one_node(case.row.op, case.sample, by_size)
     symbolic, sizes = TABLE.cost(next(graph.nodes)), _sizes(graph)
     for dim, number in (
         (symbolic.macs, static.macs),
@@ -303,7 +254,7 @@ def test_costs_are_numbers_and_those_of_symbolic_sizes(case: Case) -> None:
 
 
 @over(CASES)
-@pytest.mark.parametrize("dims", [_static, _each_its_own])
+@pytest.mark.parametrize("dims", [static, each_its_own])
 def test_one_node_prints_and_parses_back_the_same(case: Case, dims: Dims) -> None:
     graph = one_node(case.row.op, case.sample, dims)
     text = print_graph(graph)

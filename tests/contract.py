@@ -1,0 +1,70 @@
+"""What contract tests share: the runs that judge samples of the op table, and dims to give operands."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+from tersor.backends.ort.lower import lower
+from tersor.frontends.onnx.exporter import export_model
+from tersor.ir import Dim, Graph, symbol
+from tersor.ops.samples import Case
+
+# Ops, or samples of theirs, that ONNX Runtime's CPU provider refuses: ONNX's reference implementation
+# judges these.
+REFERENCE = {
+    "Attention-1": "inconsistent q_sequence_length",  # the mask broadcasts along the queries
+}
+
+
+def by_reference(case: Case) -> bool:
+    """Whether ONNX's reference implementation judges a case."""
+    return case.name in REFERENCE or case.row.op in REFERENCE
+
+
+def run_in_onnx(graph: Graph, inputs: dict[str, np.ndarray], reference: bool) -> list[np.ndarray]:
+    """A graph's outputs by ONNX Runtime, not optimized, or by ONNX's reference implementation."""
+    model = export_model(lower(graph) if _is_ours(graph) else graph)
+    if reference:
+        return list(ReferenceEvaluator(model).run(None, inputs))
+    options = ort.SessionOptions()
+    # The op's own kernel is to run, not what the optimizer makes of it.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, inputs))
+
+
+def _is_ours(graph: Graph) -> bool:
+    return any(node.op.startswith("tersor.") for node in graph.walk())
+
+
+def assert_agrees(got: np.ndarray, want: np.ndarray, tolerance: float) -> None:
+    """Equal types and shapes; floats within ``tolerance``, relative and absolute at once, others equal."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    if got.dtype.kind == "f":
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+def static(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
+    return shape
+
+
+def batch(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
+    return tuple(symbol(f"n{d}") if i == 0 and d > 1 else d for i, d in enumerate(shape))
+
+
+def by_size(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
+    """Equal sizes are one symbol, as an exporter writes them."""
+    return tuple(symbol(f"n{d}") if d > 1 else d for d in shape)
+
+
+def each_its_own(index: int, shape: tuple[int, ...]) -> tuple[Dim, ...]:
+    return tuple(symbol(f"x{index}_{i}_{d}") if d > 1 else d for i, d in enumerate(shape))
