@@ -40,6 +40,10 @@ class Refused(Exception):
     """A node has no lowering; the message is the reason."""
 
 
+class NotMade(Exception):
+    """A node reads what another one, which has no lowering, does not make."""
+
+
 @dataclass
 class Lowering:
     """What the rules of one function share.
@@ -51,6 +55,8 @@ class Lowering:
         exprs: what was emitted for a value.
         parameters: of the function, beyond the graph's inputs: the variable, and the array that a
             session passes for it.
+        kernels: of our own that the module holds, by name.
+        not_made: results of nodes that were refused.
     """
 
     builder: relax.BlockBuilder
@@ -58,6 +64,8 @@ class Lowering:
     symbols: dict[str, tirx.Var] = field(default_factory=dict)
     exprs: dict[Value, Any] = field(default_factory=dict)
     parameters: list[tuple[relax.Var, np.ndarray]] = field(default_factory=list)
+    kernels: dict[str, Any] = field(default_factory=dict)
+    not_made: set[Value] = field(default_factory=set)
 
     # -- what rules ask ----------------------------------------------------------------------------
 
@@ -66,9 +74,12 @@ class Lowering:
 
         Raises:
             Refused: an operand that is left out, or of a dtype that TVM has not.
+            NotMade: its node was refused.
         """
         if value is None:
             raise Refused("an operand that it needs is left out")
+        if value in self.not_made:
+            raise NotMade
         if value not in self.exprs:
             assert value.encoding is not None, f"{value!r} is read before it is made"
             self.exprs[value] = self.constant(value.numpy(), value.name)
@@ -147,6 +158,12 @@ class Lowering:
     def te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Var:
         """Emits a call of what a TE function (of topi, or of our own) computes."""
         return self.builder.emit_te(function, *args, **kwargs)
+
+    def kernel(self, name: str, make: Callable[[], tirx.PrimFunc]) -> Any:
+        """The function of the module that is the kernel of this name, made where there is none yet."""
+        if name not in self.kernels:
+            self.kernels[name] = self.builder.add_func(make(), name)
+        return self.kernels[name]
 
     # -- inner -------------------------------------------------------------------------------------
 
@@ -228,19 +245,20 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
 
 
 def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
-    """Emits a node; what refuses it is noted, and its results are made up so that others are tried."""
+    """Emits a node; what refuses it is noted, and the others are tried all the same."""
     try:
         lowering.node(node)
+        return
+    except NotMade:
+        pass
     except Refused as error:
         reasons.append(f"{node.label} ({node.op}): {one_line(error)}")
-        for value in node.outputs:
-            lowering.exprs[value] = None
     except Exception as error:
-        # What only follows from an earlier refusal says nothing.
-        if not reasons:
-            raise Unsupported(
-                f"{node.label} ({node.op}): TVM refuses it: {one_line(error, 300)}"
-            ) from error
+        # TVM's own errors: what it refuses that no rule foresaw.
+        raise Unsupported(
+            f"{node.label} ({node.op}): TVM refuses it: {one_line(error, 300)}"
+        ) from error
+    lowering.not_made.update(node.outputs)
 
 
 def _unsupported(reasons: Sequence[str]) -> Unsupported:

@@ -7,7 +7,7 @@ lanes), so that what the machine runs is what is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,28 @@ class Isa:
     Attributes:
         lanes: of a float32 vector.
         dot: how u8 x s8 products are summed: ``amx``, ``vnni`` (four products an instruction),
-            ``madd`` (pairs into 16 bits that saturate, where weights are safe), ``widen`` (16-bit
-            products).
+            ``madd`` (AVX's pairs into 16 bits that saturate, where weights are safe), ``widen``
+            (pairs of 16-bit products), ``lane`` (32-bit products).
         threads: that a kernel divides its work among.
+        bfloat16: whether tiles multiply bfloat16 (AMX).
     """
 
     lanes: int
     dot: str
     threads: int
+    bfloat16: bool = False
+
+    @staticmethod
+    def of(features: Collection[str], threads: int) -> Isa:
+        """By ISA features of a target."""
+        held = set(features)
+        if "amx_int8" in held:
+            return Isa(16, "amx", threads, "amx_bf16" in held)
+        if "avx512f" in held:
+            return Isa(16, "vnni" if "avx512_vnni" in held else "widen", threads)
+        if "avx2" in held:
+            return Isa(8, "widen", threads)
+        return Isa(4, "lane", threads)
 
 
 def function(name: str, body: Callable[[], None]) -> tirx.PrimFunc:

@@ -1,0 +1,306 @@
+"""Fusion: chains of nodes become the ops that one kernel each computes.
+
+    tvm.Linear     x or (q, ranges), W, bias, residual, gamma, beta  ->  y, q, ranges
+
+    y = norm(activation(x W + bias) + residual); q and ranges are y quantized row by row: ranges holds each
+    row's scale and zero point as float32[..., 2]. x comes in float, or as the (q, ranges) of another one,
+    then ``quantized`` is 1. q has rows for all leading dims together, at least 16, padded to 64 columns.
+    ``result`` is ``float32`` or ``bfloat16`` (then y is u16: the bits).
+
+    tvm.Attention  q, k, v or one tensor of all three, mask  ->  y
+
+What is read of the outputs is what the kernel writes. These ops exist within this backend only, so the op
+table has no rows for them; a printed graph shows what is launched.
+"""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS
+from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
+from tersor.ir.dims import maximum, product
+from tersor.rewriting import erase_dead, replace_node
+
+NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
+LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"
+
+
+def fuse(graph: Graph, isa: Isa) -> Graph:
+    """A copy of ``graph`` in which what our kernels compute is an op each."""
+    result = graph.copy()
+    _Fusion(result, isa).run()
+    return result
+
+
+@dataclass
+class _Fusion:
+    """Nodes are visited in order; a chain is replaced where it ends.
+
+    Attributes:
+        rows: results that a kernel can write quantized: the value, and its (q, ranges).
+    """
+
+    graph: Graph
+    isa: Isa
+    rows: dict[Value, tuple[Value, Value]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        waiting: set[Node] = set()
+        for node in list(self.graph.nodes):
+            if node.graph is None:
+                continue
+            if node.op == "Attention" and _has_kernel(node):
+                self._attention(node)
+            elif node.op in NORMS and (linear := _ends(node)) in waiting and linear is not None:
+                self._linear([linear], norm=node)
+            elif node.op == "tersor.Linear" and _is_fusable(node):
+                after = node.output.only_user()
+                if after is not None and (
+                    (after.op in NORMS and _ends(after) is node) or _feeds_attention(node, after)
+                ):
+                    waiting.add(node)
+                else:
+                    self._linear([node])
+        for node in waiting:  # What its reader did not take after all.
+            if node.graph is not None:
+                self._linear([node])
+        erase_dead(
+            [n for n in self.graph.nodes if n.op in ("DequantizeLinear", "tersor.DynamicQuantizeRows")]
+        )
+
+    # -- linear layers -----------------------------------------------------------------------------
+
+    def _linear(
+        self, linears: list[Node], *, norm: Node | None = None, result: str = "float32"
+    ) -> Value:
+        """One op for layers that read the same, side by side, and the norm that ends them."""
+        first, last = linears[0], norm or linears[-1]
+        int8 = _quantized_source(first) is not None
+        weight = _side_by_side([_encoding(n.inputs[1]) for n in linears])
+        n = weight.type.shape[1]
+        attrs: dict[str, Attribute] = {
+            "product": "int8" if int8 else "float32",
+            "quantized": 0,
+            "activation": first.attrs["activation"],
+            "norm": "none",
+            "epsilon": 0.0,
+            "result": result,
+        }
+        x = _source(first)
+        source: list[Value | None] = [x, None]
+        if int8 and x in self.rows:
+            source, attrs["quantized"] = list(self.rows[x]), 1
+        with self.graph.at(last):
+            operands = [*source, self.graph.constant(weight, _name(first)), self._bias(linears, n)]
+            if norm is not None:
+                attrs["norm"], attrs["epsilon"] = NORMS[norm.op], norm.attrs["epsilon"]
+                residual = next(v for v in norm.inputs[:2] if v is not first.output)
+                operands += [residual, norm.inputs[2], norm.input(3)]
+            lead = x.tensor.dims[:-1]  # type: ignore[index]
+            node = self.graph.emit_node(
+                LINEAR, operands, attrs,
+                names=[last.outputs[0].name, "q", "ranges"],
+                types=_types(lead, n, result),
+            )  # fmt: skip
+        y, q, ranges = node.outputs
+        self.rows[y] = (q, ranges)
+        if len(linears) == 1:
+            replace_node(last, [y])
+        return y
+
+    def _bias(self, linears: list[Node], n: int) -> Value | None:
+        given = [node.input(2) for node in linears]
+        if len(given) == 1 or all(b is None for b in given):
+            return given[0]
+        parts = [
+            np.zeros(_encoding(node.inputs[1]).type.shape[1], np.float32) if b is None else b.numpy()
+            for node, b in zip(linears, given, strict=True)
+        ]
+        return self.graph.constant(np.concatenate(parts), "bias")
+
+    # -- attention ---------------------------------------------------------------------------------
+
+    def _attention(self, node: Node) -> None:
+        """Where q, k and v come from layers that read the same and nobody else does, these become
+        one, whose result goes to the kernel as it is."""
+        attrs: dict[str, Attribute] = {
+            name: node.attrs[name] for name in ("q_num_heads", "kv_num_heads", "is_causal")
+        }
+        attrs["scale"] = _scale(node)
+        linears = [v.producer for v in node.inputs[:3] if v is not None]
+        together = len(set(linears)) == 3 and all(
+            n is not None and n.op == "tersor.Linear" and _feeds_attention(n, node) for n in linears
+        )
+        merged = [n for n in linears if n is not None] if together else []
+        if merged and len({_source(n) for n in merged}) == 1 and _alike(merged):
+            result = "bfloat16" if self.isa.bfloat16 and _quantized_source(merged[0]) else "float32"
+            with self.graph.at(node):
+                operands: list[Value | None] = [self._linear(merged, result=result), None, None]
+        else:
+            operands, result = list(node.inputs[:3]), "float32"
+        attrs["dtype"] = result
+        with self.graph.at(node):
+            made = self.graph.emit_node(
+                ATTENTION, [*operands, node.input(3)], attrs, types=[node.output.type],
+                names=[node.output.name],
+            )  # fmt: skip
+        replace_node(node, [made.output])
+
+
+def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
+    rows = product(lead)  # type: ignore[arg-type]
+    tall = None if rows is None else maximum(rows, LEAST_ROWS)
+    y = DType.U16 if result == "bfloat16" else DType.F32
+    return [
+        TensorType(y, (*lead, n)),  # type: ignore[arg-type]
+        TensorType(DType.U8, (tall, padded(n, K_STEP))),
+        TensorType(DType.F32, (*lead, 2)),  # type: ignore[arg-type]
+    ]
+
+
+def _is_fusable(node: Node) -> bool:
+    """Whether the kernel computes this layer: a constant weight of known form, whole vectors."""
+    weight, x, bias = node.inputs[1], _source(node), node.input(2)
+    if weight is None or weight.encoding is None or weight.tensor.dtype is not DType.F32:
+        return False
+    k, n = weight.tensor.shape
+    known = x.tensor.dims is not None and None not in x.tensor.dims and x.tensor.dtype is DType.F32
+    if k % 16 or n % 16 or not known or node.attrs["activation"] not in ACTIVATIONS:
+        return False
+    if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
+        return False
+    encoding = weight.encoding
+    if _quantized_source(node) is None:
+        return isinstance(encoding, Dense) and x.producer is not None or x.is_input
+    return (
+        isinstance(encoding, Affine)
+        and encoding.storage is DType.I8
+        and (encoding.axis, encoding.block) == (1, 0)
+        and encoding.is_symmetric
+    )
+
+
+def _quantized_source(node: Node) -> Value | None:
+    """What the rows that a layer reads were quantized from; None where it reads float."""
+    x = node.inputs[0]
+    quantizer = None
+    if x is not None and x.producer is not None and x.producer.op == "DequantizeLinear":
+        held = x.producer.inputs[0]
+        quantizer = held.producer if held is not None else None
+    if quantizer is None or quantizer.op != "tersor.DynamicQuantizeRows":
+        return None
+    return quantizer.inputs[0]
+
+
+def _source(node: Node) -> Value:
+    source = _quantized_source(node) or node.inputs[0]
+    assert source is not None
+    return source
+
+
+def _ends(norm: Node) -> Node | None:
+    """The layer whose result, read by nobody else, the norm adds to a residual of the same shape."""
+    if norm.attrs["axis"] not in (-1, len(norm.output.tensor.dims or ()) - 1):
+        return None
+    if len(norm.outputs) > 1 and norm.outputs[1].uses:
+        return None
+    if not all(v is None or v.is_constant for v in norm.inputs[2:]):
+        return None
+    a, b = norm.inputs[0], norm.inputs[1]
+    for value, other in ((a, b), (b, a)):
+        assert value is not None and other is not None
+        linear = value.producer
+        same = value.tensor == other.tensor
+        if linear is not None and linear.op == "tersor.Linear" and same and value is not other:
+            if value.only_user() is norm and _is_fusable(linear):
+                return linear
+    return None
+
+
+def _feeds_attention(node: Node, attention: Node) -> bool:
+    return (
+        attention.op == "Attention"
+        and _has_kernel(attention)
+        and _is_fusable(node)
+        and node.output.only_user() is attention
+        and sum(v is node.output for v in attention.inputs) == 1
+    )
+
+
+def _alike(linears: list[Node]) -> bool:
+    """Whether layers can be computed side by side."""
+    kinds = {(n.attrs["activation"], _quantized_source(n) is None) for n in linears}
+    return len(kinds) == 1
+
+
+def _has_kernel(node: Node) -> bool:
+    """Whether the attention kernel computes this: hidden form, keys masked or causal, no past."""
+    q, k, v = node.inputs[:3]
+    mask = node.input(3)
+    if any(node.input(i) is not None for i in range(4, 7)) or len(node.outputs) > 1:
+        return False
+    given = node.attrs
+    plain = (
+        given.get("softcap", 0.0) == 0.0
+        and given.get("left_window_size", -1) == -1
+        and given.get("right_window_size", -1) == -1
+        and given.get("qk_matmul_output_mode", 0) == 0
+    )
+    types = [v.type for v in (q, k, v) if v is not None]
+    if not plain or not all(isinstance(t, TensorType) and t.rank == 3 for t in types):
+        return False
+    dims = [t.dims for t in types if isinstance(t, TensorType) and t.dtype is DType.F32]
+    if len(dims) != 3 or any(d is None or None in d for d in dims):
+        return False
+    (batch, queries, hidden), (_, keys, k_hidden), (_, _, v_hidden) = dims  # type: ignore[misc]
+    heads, kv_heads = given.get("q_num_heads"), given.get("kv_num_heads")
+    if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(hidden, int)):
+        return False
+    d = hidden // heads
+    if d % 32 or k_hidden != v_hidden or k_hidden != d * kv_heads:
+        return False
+    if given.get("is_causal") and queries != keys:
+        return False
+    return mask is None or (
+        mask.tensor.dtype is DType.BOOL and mask.tensor.dims == (batch, 1, 1, keys)
+    )
+
+
+def _scale(node: Node) -> float:
+    given = node.attrs.get("scale")
+    if isinstance(given, (int, float)) and given:
+        return float(given)
+    heads, hidden = node.attrs["q_num_heads"], node.inputs[0].tensor.dims[-1]  # type: ignore[union-attr,index]
+    return float((hidden // heads) ** -0.5)  # type: ignore[operator]
+
+
+def _encoding(value: Value | None) -> Encoding:
+    assert value is not None and value.encoding is not None
+    return value.encoding
+
+
+def _name(node: Node) -> str:
+    assert node.inputs[1] is not None
+    return node.inputs[1].name
+
+
+def _side_by_side(encodings: list[Encoding]) -> Encoding:
+    """Weights [k, n] as one, their columns one after the other."""
+    if len(encodings) == 1:
+        return encodings[0]
+    affine = [e for e in encodings if isinstance(e, Affine)]
+    if len(affine) == len(encodings):
+        values, scale, zero = (
+            np.concatenate([getattr(e, name) for e in affine], axis)
+            for name, axis in (("values", 1), ("scale", 0), ("zero_point", 0))
+        )
+        return Affine(values, scale, zero, 1)
+    return Dense(np.concatenate([e.decode() for e in encodings], 1))
+
+

@@ -1,0 +1,111 @@
+"""A sum of embeddings and its layer norm: rows are gathered, added and normalized in one launch.
+
+    y[b, s] = norm(table_0[ids_0[b, s]] + table_1[ids_1[b, s]] + …) * gamma + beta
+
+Tables are float32, or int8 with a scale a row. Ids broadcast over batch and sequence; they count from the
+end where they are negative, and what is out of range is taken as the nearest row: memory is safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit, rowwise
+from tersor.backends.tvm.kernels.emit import Isa
+
+GRAIN = 32  # Rows of a task.
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table [rows, n]: ``quantized`` in int8 with scales; ids are [batch, length] or have a single
+    row or column instead."""
+
+    rows: int
+    quantized: bool
+    ids_dtype: str
+    per_batch: bool
+    per_position: bool
+
+
+@dataclass(frozen=True)
+class EmbeddingNorm:
+    """What a kernel is specialized for."""
+
+    n: int
+    epsilon: float
+    tables: tuple[Table, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique among kernels."""
+        told = [
+            f"{t.rows}{'q' if t.quantized else 'f'}{t.ids_dtype}{'b' if t.per_batch else ''}{'s' if t.per_position else ''}"
+            for t in self.tables
+        ]
+        return "_".join(
+            ["embedding_norm", str(self.n), f"{self.epsilon:.0e}".replace("-", "m"), *told]
+        )
+
+
+def kernel(spec: EmbeddingNorm, isa: Isa) -> tirx.PrimFunc:
+    """The kernel of ``spec``.
+
+    Operands: float32[2, n] gamma and beta; for each table its ids, the table, and, where it is int8,
+    float32[rows] scales.
+    Result: float32[batch, length, n].
+    """
+    return emit.function(spec.name, lambda: _emit(spec, isa))
+
+
+def _emit(spec: EmbeddingNorm, isa: Isa) -> None:
+    n, lanes = spec.n, isa.lanes
+    batch, length = emit.size("batch"), emit.size("length")
+    norm = emit.parameter("norm", (2, n), "float32")
+    operands = []
+    for i, table in enumerate(spec.tables):
+        shape = (batch if table.per_batch else 1, length if table.per_position else 1)
+        ids = emit.parameter(f"ids{i}", shape, table.ids_dtype)
+        held = emit.parameter(f"table{i}", (table.rows, n), "int8" if table.quantized else "float32")
+        scale = emit.parameter(f"scale{i}", (table.rows,), "float32") if table.quantized else None
+        operands.append((table, ids, held, scale))
+    out = emit.parameter("out", (batch, length, n), "float32")
+
+    def row(b: Any, s: Any) -> None:
+        found = []
+        for table, ids, held, scale in operands:
+            given = emit.cast(
+                ids[b if table.per_batch else 0, s if table.per_position else 0], "int64"
+            )
+            counted = T.Select(given < 0, given + table.rows, given)
+            at = emit.bind(T.max(T.min(counted, T.int64(table.rows - 1)), T.int64(0)))
+            factor = None if scale is None else emit.bind(emit.splat(scale[at], lanes))
+            found.append((held, at, factor))
+
+        def read(c: Any) -> Any:
+            total: Any = None
+            for held, at, factor in found:
+                value = emit.load(held, at, c, lanes=lanes)
+                if factor is not None:
+                    value = emit.cast(value, f"float32x{lanes}") * factor
+                total = value if total is None else total + value
+            return total
+
+        rowwise.over(isa, n, lambda c, i: emit.store(out, read(c), b, s, c, lanes=lanes))
+        rowwise.normalize(
+            isa, "layer", n, spec.epsilon,
+            lambda c: emit.load(out, b, s, c, lanes=lanes),
+            lambda c: emit.load(norm, 0, c, lanes=lanes),
+            lambda c: emit.load(norm, 1, c, lanes=lanes),
+            lambda c, value: emit.store(out, value, b, s, c, lanes=lanes),
+        )  # fmt: skip
+
+    rows = batch * length
+    with T.parallel(0, T.ceildiv(rows, T.int64(GRAIN))) as task, T.serial(0, GRAIN) as i:
+        at = emit.bind(task * GRAIN + i)
+        with T.If(at < rows), T.Then():
+            row(emit.bind(T.floordiv(at, length)), emit.bind(at % length))

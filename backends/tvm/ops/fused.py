@@ -1,0 +1,155 @@
+"""Ops that ``fuse`` made: each is a call of a kernel, whose operands are packed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from tersor.backends.tvm.fuse import ATTENTION, LINEAR
+from tersor.backends.tvm.kernels import attention, embedding, linear, products
+from tersor.backends.tvm.kernels.attention import Attention
+from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
+from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
+from tersor.backends.tvm.ops import norm
+from tersor.ir import Affine, DType, Node, Value
+
+
+EMBEDDING = "tersor.EmbeddingLayerNormalization"
+
+
+def rules(isa: Isa) -> dict[str, Rule]:
+    """The rules, for kernels of an ISA."""
+    return {
+        LINEAR: lambda lowering, node: _linear(lowering, node, isa),
+        ATTENTION: lambda lowering, node: _attention(lowering, node, isa),
+        EMBEDDING: lambda lowering, node: _embedding(lowering, node, isa),
+    }
+
+
+def _call(
+    lowering: Lowering,
+    name: str,
+    make: Callable[[], tirx.PrimFunc],
+    operands: Sequence[Any],
+    results: Sequence[Value],
+) -> list[Any]:
+    """A call of a kernel, which is added to the module once."""
+    function = lowering.kernel(name, make)
+    types = [lowering.relax_type(value.type) for value in results]
+    made = lowering.emit(
+        relax.call_tir(function, relax.Tuple(list(operands)), types if len(types) > 1 else types[0])
+    )
+    if len(types) == 1:
+        return [made]
+    return [lowering.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
+
+
+def _linear(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
+    y, q, ranges = node.outputs
+    x, x_ranges, weight, bias, residual, gamma, beta = (node.input(i) for i in range(7))
+    assert x is not None and weight is not None
+    k, n = weight.tensor.shape
+    encoding = weight.encoding
+    attrs: Any = node.attrs
+    spec = Linear(
+        k, n,
+        product=attrs["product"],
+        quantized=bool(attrs["quantized"]),
+        activation=attrs["activation"],
+        norm=attrs["norm"],
+        epsilon=attrs["epsilon"],
+        result=attrs["result"] if y.uses else "",
+        quantize=bool(q.uses),
+        lead=len(y.tensor.dims or ()) - 1,
+    )  # fmt: skip
+    numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta)]
+    if isinstance(encoding, Affine):
+        packed = products.pack_int8(encoding.values)
+        columns = linear.column_vectors(spec, encoding.scale, encoding.values, *numbers)
+    else:
+        dense = weight.numpy()
+        packed = products.pack_float(dense)
+        columns = linear.column_vectors(spec, None, dense, *numbers)
+    operands = [lowering[x], *([lowering[x_ranges]] if spec.quantized else [])]
+    operands += [
+        lowering.parameter(packed, f"{weight.name}_packed"),
+        lowering.parameter(columns, f"{weight.name}_columns"),
+    ]
+    if residual is not None:
+        operands.append(lowering[residual])
+    wanted = [*([y] if spec.result else []), *([q, ranges] if spec.quantize else [])]
+    made = _call(lowering, spec.name, lambda: linear.kernel(spec, isa), operands, wanted)
+    by_value = dict(zip(wanted, made, strict=True))
+    return [by_value.get(v) for v in (y, q, ranges)]
+
+
+def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
+    q, k, v, mask = (node.input(i) for i in range(4))
+    attrs: Any = node.attrs
+    hidden = int(np.asarray(node.output.tensor.dims[-1]))  # type: ignore[index]
+    spec = Attention(
+        heads=attrs["q_num_heads"],
+        kv_heads=attrs["kv_num_heads"],
+        d=hidden // attrs["q_num_heads"],
+        scale=attrs["scale"],
+        dtype=attrs["dtype"],
+        packed=k is None,
+        mask=mask is not None,
+        causal=bool(attrs["is_causal"]),
+    )
+    operands = [lowering[value] for value in (q, k, v, mask) if value is not None]
+    return _call(
+        lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1]
+    )
+
+
+def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
+    """The kernel where tables are constants of whole vectors and ids have batch and length; else as
+    any other op."""
+    gamma, beta, *pairs = node.inputs
+    out = node.output.tensor
+    n = out.dims[-1] if out.dims is not None else None
+    plain = (
+        isinstance(n, int)
+        and n % 16 == 0
+        and out.rank == 3
+        and out.dtype is DType.F32
+        and all(v is not None and v.is_constant for v in (gamma, beta, *pairs[1::2]))
+        and all(_ids_fit(ids, node.output) for ids in pairs[::2])
+    )
+    if not plain:
+        return norm.RULES[EMBEDDING](lowering, node)
+    assert isinstance(n, int) and gamma is not None and beta is not None
+    vectors = np.stack([gamma.numpy(), beta.numpy()]).astype(np.float32)
+    tables, operands = [], [lowering.parameter(vectors, "embedding_norm")]
+    for ids, table in zip(pairs[::2], pairs[1::2], strict=True):
+        assert ids is not None and table is not None
+        dims = ids.tensor.dims
+        assert dims is not None
+        rows, held = table.tensor.shape[0], table.encoding
+        int8 = isinstance(held, Affine) and held.storage is DType.I8
+        int8 = int8 and held.axis == 0 and not held.block and held.is_symmetric  # type: ignore[union-attr]
+        tables.append(Table(rows, int8, dtype_of(ids.type), dims[0] != 1, dims[1] != 1))
+        operands.append(lowering[ids])
+        if int8:
+            assert isinstance(held, Affine)
+            operands.append(lowering.parameter(held.values, table.name))
+            operands.append(lowering.parameter(held.scale, f"{table.name}_scale"))
+        else:
+            operands.append(lowering[table])
+    spec = EmbeddingNorm(n, float(node.attrs["epsilon"]), tuple(tables))  # type: ignore[arg-type]
+    return _call(lowering, spec.name, lambda: embedding.kernel(spec, isa), operands, node.outputs[:1])
+
+
+def _ids_fit(ids: Value | None, out: Value) -> bool:
+    """Whether ids are whole numbers [batch, length], or 1 in place of either."""
+    if ids is None or not ids.tensor.dtype.is_integer or ids.tensor.rank != 2:
+        return False
+    wanted = out.tensor.dims
+    assert wanted is not None and ids.tensor.dims is not None
+    return all(d in (1, w) for d, w in zip(ids.tensor.dims, wanted[:2], strict=True))
