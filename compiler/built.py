@@ -18,16 +18,18 @@ CHUNK = 16 << 20  # Bytes that are copied at once at most, however large a weigh
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Arrays one after the other in one file, each at the next multiple of ``ALIGNMENT``, in C order
+    """Arrays one after the other in one file, each at the next multiple of ``alignment``, in C order
     and little-endian. They may be memory maps and views: nothing is copied as a whole.
 
     Attributes:
         arrays: of any numeric dtype; elements narrower than a byte have to be packed before.
         file: a file that holds just this already; None where there is none.
+        alignment: in bytes.
     """
 
     arrays: tuple[np.ndarray, ...]
     file: Path | None = None
+    alignment: int = ALIGNMENT
 
     @staticmethod
     def of_file(file: Path) -> Weights:
@@ -41,7 +43,7 @@ class Weights:
         """Where each array begins, in bytes."""
         found, end = [], 0
         for array in self.arrays:
-            start = -(-end // ALIGNMENT) * ALIGNMENT
+            start = -(-end // self.alignment) * self.alignment
             found.append(start)
             end = start + array.nbytes
         return found

@@ -58,7 +58,8 @@ def compile(
             ``fx.GraphModule`` or a Hugging Face model directory.
         target: ``cpu`` (this machine), ``cpu:<isa>``, or a :class:`Target`.
         recipe: a shipped recipe's name, a ``.toml`` file, or plain data.
-        runtime: ``ort``.
+        runtime: ``ort``, or ``tvm``: a library of machine code. Where nothing that it builds is faster
+            than the input in ONNX Runtime, the artifact is the input, for ONNX Runtime.
         example_inputs: what a torch module is traced with: a mapping by name or a sequence.
         dynamic_shapes: as torch.export takes them, or names: ``{"input_ids": {0: "batch"}}``.
         input_names, output_names: the compiled model's, in order; by default the input model's.
@@ -80,6 +81,7 @@ def compile(
     chosen = Target.parse(target) if isinstance(target, str) else target
     plan = Recipe.of(recipe).override(settings or {})
     backend = _backend(runtime, chosen)
+    start = backend.Choice.of(chosen, portable=portable)
     tell(0, 1, "importing")
     imported = load_model(
         model,
@@ -93,7 +95,7 @@ def compile(
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
     report = Report()
-    job = _Job(backend, runtime, chosen, portable, report, tell)
+    job = _Job(backend, runtime, chosen, start, report, tell)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
     compressed = job.run_passes(plan.build(), fused, batches)
@@ -105,14 +107,15 @@ def compile(
         )
     elif lossy:
         levels.append(("fp32", fused))
-    given = _identity(backend, imported)
+    given = _identity(imported)
     if measure and chosen.is_host:
-        before = _input_model(job, imported)
-        built, choice = job.best(before, levels, shapes or default_sizes(imported.graph), batches)
+        before = _input_model(imported, report)
+        sizes = shapes or default_sizes(imported.graph)
+        runtime, built, choice = job.best(before, levels, sizes, batches)
     else:
         why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
-        choice = backend.Choice().but(portable=portable)
+        choice = start
         built = backend.build(compressed, choice)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(built)
@@ -143,13 +146,13 @@ def convert(
     tell: Progress = progress or (lambda done, total, what: None)
     chosen = Target.parse(target) if isinstance(target, str) else target
     backend = _backend(runtime, chosen)
+    choice = backend.Choice.of(chosen, portable=portable)
     imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
-    job = _Job(backend, runtime, chosen, portable, report, tell)
+    job = _Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
     graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
-    choice = backend.Choice().but(portable=portable)
-    given = _identity(backend, imported)
+    given = _identity(imported)
     built = backend.build(graph, choice)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(built)
@@ -167,7 +170,7 @@ def inspect(model: Any, **options: Any) -> Summary:
     return summarize(load_model(model, **options).graph)
 
 
-def input_identity(model: Any, runtime: str) -> dict[str, Any]:
+def input_identity(model: Any) -> dict[str, Any]:
     """What the manifest of a compilation of ``model`` says of its input.
 
     Raises:
@@ -175,23 +178,24 @@ def input_identity(model: Any, runtime: str) -> dict[str, Any]:
     """
     if isinstance(model, (str, Path)) and not Path(model).is_dir():
         return manifests.identity(Path(model))
-    return _identity(registry.backend(runtime), load_model(model))
+    return _identity(load_model(model))
 
 
 @dataclass
 class _Job:
-    """What the steps of one compilation share."""
+    """What the steps of one compilation share. Passes see values, and the input is measured, in the
+    reference runtime, whatever runs the result."""
 
     backend: Any
     runtime: str
     target: Target
-    portable: bool
+    start: Any  # The backend's choice, before anything is measured.
     report: Report
     tell: Progress
     evaluator: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evaluator = self.backend.Evaluator()
+        self.evaluator = _reference().Evaluator()
 
     def run_passes(
         self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
@@ -201,6 +205,7 @@ class _Job:
             target=self.target,
             calibration=calibration,
             evaluate=self.evaluator,
+            row_scales=self.backend.ROW_SCALES,
             progress=self.tell,
         )
         result = pipeline.run(graph)
@@ -213,14 +218,14 @@ class _Job:
         levels: Sequence[tuple[str, Graph]],
         sizes: Sequence[Sizes],
         calibration: Sequence[Feed],
-    ) -> tuple[Built, Any]:
+    ) -> tuple[str, Built, Any]:
         """The first of ``levels`` that is not slower than the input, at its best choice; else the
-        input itself. Returns the model and the choice."""
+        input itself. Returns the runtime, the model and the choice."""
         timed = [make_feed(levels[0][1], s) for s in sizes]
         told = list(calibration[:FIDELITY_FEEDS]) or timed
         with Bench([*timed, *told]) as bench:
-            default = self.backend.Choice()
-            original = bench.start(self.runtime, before, default.to_json())
+            default = _reference().Choice()
+            original = bench.start(registry.REFERENCE, before, default.to_json())
             for name, graph in levels:
                 try:
                     candidate = self._search(name, graph, bench, range(len(timed)))
@@ -231,12 +236,12 @@ class _Job:
                 if not any(r.slower for r in results):
                     self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)
                     self.report.decisions.append(f"kept {candidate.label}")
-                    return candidate.model, candidate.choice
+                    return self.runtime, candidate.model, candidate.choice
                 candidate.worker.stop()
                 self.report.decisions.append(_slower(name, results, sizes))
         self.report.decisions.append("kept the input: nothing that was tried is faster")
-        model = self.backend.read_built(before) if isinstance(before, Path) else before
-        return model, default
+        model = _reference().read_built(before) if isinstance(before, Path) else before
+        return registry.REFERENCE, model, default
 
     def _search(self, name: str, graph: Graph, bench: Bench, feeds: Sequence[int]) -> Candidate:
         merged = Pipeline([registry.find_pass("merge-linears")()])
@@ -259,7 +264,7 @@ class _Job:
             variants,
             bench,
             feeds,
-            portable=self.portable,
+            choice=self.start,
             progress=self.tell,
             record=record,
         )
@@ -310,29 +315,34 @@ def _backend(runtime: str, target: Target) -> Any:
     return backend
 
 
-def _input_model(job: _Job, imported: Imported) -> Path | Built:
-    """What the result is compared with: the file itself where the runtime takes it, else the imported
-    graph as it came."""
+def _reference() -> Any:
+    return registry.backend(registry.REFERENCE)
+
+
+def _input_model(imported: Imported, report: Report) -> Path | Built:
+    """What the result is compared with: the file itself where the reference runtime takes it, else the
+    imported graph as it came."""
     if imported.original is not None:
         try:
-            job.backend.open_session(imported.original)
+            _reference().open_session(imported.original)
         except InvalidModel as error:
-            job.report.decisions.append(f"compared with the input as imported: {error}")
+            report.decisions.append(f"compared with the input as imported: {error}")
         else:
             return imported.original
-    return _as_imported(job.backend, imported)
+    return _as_imported(imported)
 
 
-def _as_imported(backend: Any, imported: Imported) -> Built:
-    built: Built = backend.build(imported.graph, backend.Choice().but(portable=True))
+def _as_imported(imported: Imported) -> Built:
+    choice = _reference().Choice().but(portable=True)
+    built: Built = _reference().build(imported.graph, choice)
     return built
 
 
-def _identity(backend: Any, imported: Imported) -> dict[str, Any]:
+def _identity(imported: Imported) -> dict[str, Any]:
     """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
     if imported.original is not None:
         return manifests.identity(imported.original)
-    return manifests.identity(_as_imported(backend, imported), made_from="graph")
+    return manifests.identity(_as_imported(imported), made_from="graph")
 
 
 def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:

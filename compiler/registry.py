@@ -17,7 +17,9 @@ from typing import Any
 from tersor.errors import InvalidOption, Unsupported, suggest
 from tersor.pipeline import Pass
 
-RUNTIMES = ("ort",)
+RUNTIMES = ("ort", "tvm")
+REFERENCE = "ort"  # Runs models as they are given, and the graphs whose values passes want to see.
+CODE = frozenset({"tvm"})  # Runtimes whose artifacts are machine code.
 
 
 @cache

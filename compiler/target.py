@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -14,21 +15,23 @@ import numpy as np
 from tersor.errors import InvalidOption, suggest
 
 # ISA levels that can be asked for by name, each with the features it brings (x86 levels nest).
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+_AMX = frozenset({"amx_tile", "amx_int8", "amx_bf16"})
 ISA_LEVELS: dict[str, frozenset[str]] = {
-    "avx2": frozenset({"avx2", "fma"}),
-    "avx_vnni": frozenset({"avx2", "fma", "avx_vnni"}),
-    "avx512": frozenset({"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}),
-    "avx512_vnni": frozenset(
-        {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
-    ),
-    "amx_int8": frozenset(
-        {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_int8"}
-    ),
+    "avx2": _AVX2,
+    "avx_vnni": _AVX2 | {"avx_vnni"},
+    "avx512": _AVX512,
+    "avx512_vnni": _AVX512 | {"avx512_vnni"},
+    # Every processor with AMX has these.
+    "amx_int8": _AVX512 | _AMX | {"avx512_vnni", "avx_vnni", "avx512_bf16"},
     "neon": frozenset({"neon"}),
     "neon_dotprod": frozenset({"neon", "neon_dotprod"}),
 }
 _X86 = frozenset({"avx2", "avx512f"})
 _EXACT_INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+# Linux, x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,14 @@ class Target:
         if not self.is_host:
             raise InvalidOption(f"target {self.name} is not this machine and cannot be measured")
         return replace(self, gflops=_measure_gflops(), bandwidth=_measure_bandwidth())
+
+
+def request_amx() -> bool:
+    """Whether this process may use AMX's tiles. Linux wants to be asked, once a process and before the
+    first instruction; asking again does no harm."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
 
 def _available_cores() -> int:

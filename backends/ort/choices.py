@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tersor.backends.ort.options import Choice
 from tersor.ir import Affine, Graph
 from tersor.target import Target
 
@@ -11,8 +12,9 @@ from tersor.target import Target
 _SKIP_NORM_FUSION = ("SkipLayerNormFusion",)
 
 
-def axes(graph: Graph, portable: bool = False) -> list[tuple[str, tuple[Any, ...]]]:
-    """(setting of a Choice, its values to try besides the default), the most promising first."""
+def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
+    """(setting of a Choice, its values to try besides that of ``choice``), the most promising first."""
+    portable = choice.lower.portable
     ops = {n.op for n in graph.walk()}
     float_linear = any(
         n.op == "tersor.Linear" and not isinstance(n.inputs[1].encoding, Affine)  # type: ignore[union-attr]

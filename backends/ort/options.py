@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tersor.errors import InvalidOption, suggest
+from tersor.target import Target
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Choice:
 
     lower: LowerOptions = LowerOptions()
     session: SessionOptions = SessionOptions()
+
+    @staticmethod
+    def of(target: Target, *, portable: bool = False) -> Choice:
+        """What the search starts from; ONNX Runtime finds out by itself what it runs on."""
+        return Choice().but(portable=portable)
 
     @property
     def label(self) -> str:

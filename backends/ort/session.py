@@ -16,7 +16,7 @@ from tersor.backends.ort.lower import lower
 from tersor.backends.ort.options import Choice, LowerOptions
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.frontends.onnx import export_built
+from tersor.frontends.onnx import export_built, external_files, read_model
 from tersor.ir import Graph, TensorType, UnknownType, ValueType
 from tersor.ops.onnx_schema import FROM_ONNX
 
@@ -68,9 +68,26 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
             raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
 
 
-def interface(session: Any) -> tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]:
-    """Names and types of a session's inputs and of its outputs; of dims, only those that are fixed."""
+def interface(
+    model: Built | Path, choice: Mapping[str, Any]
+) -> tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]:
+    """Names and types of a model's inputs and of its outputs, once ONNX Runtime has opened it; of dims,
+    only those that are fixed.
+
+    Raises:
+        InvalidModel: ONNX Runtime does not take the model.
+    """
+    session = open_session(model, choice)
     return _types(session.get_inputs()), _types(session.get_outputs())
+
+
+def beside(model: Path) -> list[str]:
+    """Names of the files beside it that a model refers to.
+
+    Raises:
+        InvalidModel: not a model.
+    """
+    return external_files(read_model(model)[0])
 
 
 def _types(listed: Sequence[Any]) -> list[tuple[str, ValueType]]:

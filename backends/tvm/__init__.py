@@ -1,1 +1,20 @@
-"""TVM: lowers the IR to Relax with kernels of our own, compiles and runs it."""
+"""TVM: lowers the IR to Relax with kernels of our own, compiles and runs it.
+
+What it builds is machine code, which :func:`open_session` runs; :func:`examine`, :func:`interface` and
+:func:`beside` only read what it tells of itself.
+"""
+
+from tersor.backends.tvm.build import build
+from tersor.backends.tvm.check import check
+from tersor.backends.tvm.choices import axes
+from tersor.backends.tvm.options import Choice
+from tersor.backends.tvm.session import beside, examine, interface, open_session, run
+
+SUFFIX = ".so"
+KINDS = ("cpu",)  # of targets
+ROW_SCALES = True  # Whether there are integer kernels for activations with one scale a row.
+
+__all__ = [
+    "KINDS", "ROW_SCALES", "SUFFIX", "Choice", "axes", "beside", "build", "check", "examine",
+    "interface", "open_session", "run",
+]  # fmt: skip

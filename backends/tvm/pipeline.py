@@ -12,6 +12,7 @@ from tersor.backends.tvm.fastmath import fast_math
 from tersor.backends.tvm.kernels.emit import KERNEL
 from tersor.backends.tvm.loops import shape_loops
 from tersor.backends.tvm.schedule import default_schedule
+from tersor.backends.tvm.shapes import order_shape_stores
 
 TIR_PIPELINE = "tersor"
 OPAQUE = 8  # Relax's kind of an op that is fused with nothing.
@@ -84,6 +85,7 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            order_shape_stores,
             relax.transform.AttachGlobalSymbol(),
         ]
     )

@@ -24,7 +24,8 @@ class Artifact:
 
     Attributes:
         model: the model: for ``ort`` an ONNX file's bytes, with its weights apart where they are more
-            than protobuf holds (then they may be mapped from files, not read).
+            than protobuf holds; for ``tvm`` a shared library and its weights. Weights apart may be
+            mapped from files, not read.
         runtime: which backend runs it.
         choice: how the backend built it and runs it best, as plain data.
         manifest: input, interface, recipe, target, versions, as plain data.
@@ -69,10 +70,12 @@ class Artifact:
         The same artifact gives the same bytes.
 
         Raises:
-            InvalidOption: the path cannot be written, or is something that is no artifact.
+            InvalidOption: the path cannot be written, is something that is no artifact, or ends in .onnx
+            where the model is none.
             InvalidModel: weights are mapped from a file that changed meanwhile.
         """
         path = Path(path)
+        check_path(path, self.runtime)
         try:
             if path.suffix == ".onnx":
                 save_file(path, self.model)
@@ -94,25 +97,46 @@ class Artifact:
         return path
 
 
-def load(path: str | Path) -> Artifact:
-    """An artifact that :meth:`Artifact.save` wrote as a folder. Weights beside the model are mapped.
+def check_path(path: Path, runtime: str) -> None:
+    """That what ``runtime`` runs can be saved under such a name.
 
     Raises:
-        InvalidModel: no artifact there, or a file is not what the manifest says.
+        InvalidOption: it cannot.
+    """
+    if path.suffix == ".onnx" and runtime in registry.CODE:
+        raise InvalidOption(
+            f"cannot write {path}: what runtime {runtime} builds is no ONNX file but a folder; "
+            "choose a path that does not end in .onnx"
+        )
+
+
+def load(path: str | Path, *, trust: bool = False) -> Artifact:
+    """An artifact that :meth:`Artifact.save` wrote as a folder. Weights beside the model are mapped.
+
+    ``trust``: also one that is machine code, which is run when a session of it is made.
+
+    Raises:
+        InvalidModel: no artifact there, a file is not what the manifest says, or machine code that is
+            not trusted or that this machine cannot run.
     """
     path = Path(path)
     try:
         # So that no other process replaces it between the manifest and the files.
         with locked(path, shared=True):
-            return _load(path)
+            return _load(path, trust)
     except OSError as error:
         raise InvalidModel(
             f"{path} is not an artifact: {error.strerror} ({error.filename})"
         ) from None
 
 
-def _load(path: Path) -> Artifact:
+def _load(path: Path, trust: bool) -> Artifact:
     manifest = read_manifest(path)
+    if manifest.runtime in registry.CODE and not trust:
+        raise InvalidModel(
+            f"{path} is machine code (runtime {manifest.runtime}), which can do anything when it runs: "
+            "if you trust who made it, load it with trust=True (--trust)"
+        )
     own = {manifest.model, *([manifest.weights] if manifest.weights else [])}
     held = {
         name: read_file(path / name, expected, MAX_MODEL if name == manifest.model else MAX_EXTRA)
@@ -123,6 +147,11 @@ def _load(path: Path) -> Artifact:
     if manifest.weights is not None:
         check_file(path / manifest.weights, manifest.files[manifest.weights])
         model = Split(held[manifest.model], Weights.of_file(path / manifest.weights))
+    if manifest.runtime in registry.CODE:
+        try:
+            registry.backend(manifest.runtime).examine(model)
+        except InvalidModel as error:
+            raise InvalidModel(f"{path}: {error}") from None
     files = {name: held[stored] for name, stored in manifest.extras.items() if stored not in own}
     return Artifact(
         model, manifest.runtime, manifest.choice, manifest.about, manifest.report, files

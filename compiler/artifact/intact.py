@@ -34,8 +34,9 @@ class Verified:
 def verify(path: str | Path, *, model: Any = None) -> Verified:
     """Checks an artifact, or a model file alone.
 
-    Of an artifact: its manifest, every file's size and SHA-256, that the model opens in its runtime and
-    has the interface that the manifest tells, and where ``model`` is given (an ONNX model or a model
+    Of an artifact: its manifest, every file's size and SHA-256, that the model opens in its runtime
+    (machine code is not run: what it tells of itself is read) and has the interface that the manifest
+    tells, and where ``model`` is given (an ONNX model or a model
     folder), that the artifact was made of that. A file alone carries no manifest: that it opens, and
     that its weights, if they lie beside it, are those that it names.
 
@@ -50,7 +51,7 @@ def verify(path: str | Path, *, model: Any = None) -> Verified:
         manifest = read_manifest(path)
         for name, expected in manifest.files.items():
             check_file(path / name, expected)
-        _check_beside(path / manifest.model, {manifest.weights} - {None})
+        _check_beside(manifest, path)
         _check_interface(manifest, path)
         notes = [*_unlisted(manifest, path), *_other_versions(manifest)]
     if model is not None:
@@ -78,21 +79,19 @@ def _verify_file(path: Path, model: Any) -> Verified:
                 f"{path.parent / name}: its hash is not the one in its name; compile the model again"
             )
         sizes[name] = found.size
-    _open(registry.RUNTIMES[0], path, {}, path)
+    _interface(registry.REFERENCE, path, {}, path)
     return Verified(sizes, ["it carries no manifest: that it opens is all that can be checked"])
 
 
-def _check_beside(path: Path, listed: set[str | None]) -> None:
-    from tersor.frontends.onnx import external_files, read_model
-
-    for name in external_files(read_model(path)[0]):
-        if name not in listed:
-            raise InvalidModel(f"{path} refers to {name!r}, which the manifest does not list")
+def _check_beside(manifest: Manifest, path: Path) -> None:
+    model = path / manifest.model
+    for name in _backend(manifest.runtime, path).beside(model):
+        if name != manifest.weights:
+            raise InvalidModel(f"{model} refers to {name!r}, which the manifest does not list")
 
 
 def _check_interface(manifest: Manifest, path: Path) -> None:
-    session = _open(manifest.runtime, path / manifest.model, manifest.choice, path)
-    found = registry.backend(manifest.runtime).interface(session)
+    found = _interface(manifest.runtime, path / manifest.model, manifest.choice, path)
     for kind, values in zip(("inputs", "outputs"), found, strict=True):
         try:
             told = [(name, parse_type(type)) for name, type in manifest.about["interface"][kind]]
@@ -117,9 +116,16 @@ def _differ(told: Any, found: Any) -> bool:
     return isinstance(told, TensorType) and found != UnknownType()
 
 
-def _open(runtime: str, model: Path, choice: dict[str, Any], path: Path) -> Any:
+def _backend(runtime: str, path: Path) -> Any:
     try:
-        return registry.backend(runtime).open_session(model, choice)
+        return registry.backend(runtime)
+    except TersorError as error:
+        raise InvalidModel(f"{path}: {error}") from None
+
+
+def _interface(runtime: str, model: Path, choice: dict[str, Any], path: Path) -> Any:
+    try:
+        return _backend(runtime, path).interface(model, choice)
     except TersorError as error:
         raise InvalidModel(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -130,7 +136,7 @@ def _check_input(manifest: Manifest, path: Path, model: Any) -> None:
     from tersor.driver import input_identity
 
     told = manifest.about.get("input")
-    if not isinstance(told, dict) or input_identity(model, manifest.runtime) != told:
+    if not isinstance(told, dict) or input_identity(model) != told:
         raise InvalidModel(f"{path} was not made of {_shown(model)}")
 
 

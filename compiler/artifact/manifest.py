@@ -26,6 +26,7 @@ from tersor.report import PassReport, Report
 NAME = "manifest.json"
 FORMAT = 2
 MAX_BYTES = 64 << 20  # Of a manifest; that of a model of 20,000 nodes takes about 1 MB.
+_PACKAGES = ("tersor", "numpy", "onnx", "onnxruntime", "apache-tvm", "torch", "transformers")
 MAX_MODEL = 1 << 31  # What protobuf holds.
 MAX_EXTRA = 1 << 28  # Tokenizers take some MB.
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -237,7 +238,7 @@ def identity_size(identity: Mapping[str, Any]) -> int:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, for manifests; only what is installed."""
     found = {}
-    for package in ("tersor", "numpy", "onnx", "onnxruntime", "torch", "transformers"):
+    for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from tersor.cli.console import Teller, clean, say, show, table
-from tersor.cli.guard import Debug, HfCache
+from tersor.cli.guard import Debug, HfCache, TrustCode
 from tersor.errors import InvalidModel, InvalidOption, suggest
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ def bench(
         int, typer.Option(metavar="N", min=2, help="How often both run in turn.")
     ] = 30,
     allow_hf_cache: HfCache = False,
+    trust: TrustCode = False,
     debug: Debug = False,
 ) -> None:
     """Time two models and compare their outputs.
 
-    They run in turn, each in a process of its own.
+    They run in turn, each in its own runtime and in a process of its own.
     """
     from tersor.cli import report
     from tersor.cli.inputs import check_arrays, read_arrays, shapes
@@ -54,11 +55,13 @@ def bench(
         raise typer.BadParameter("--inputs brings its own shapes", param_hint="'--shape'")
     arrays = read_arrays(inputs) if inputs is not None else None
     wanted = shapes(shape or ())
-    first, second = (read_runnable(path, allow_hf_cache) for path in (a, b))
+    first, second = (read_runnable(path, allow_hf_cache, trust) for path in (a, b))
     _check_interfaces(first, second, a, b)
+    # Of machine code only the inputs' types are known, not what they index.
+    known = second if first.is_code else first
     if arrays is not None and inputs is not None:
-        check_arrays(arrays, first.graph, inputs)
-    feeds = _feeds(first.graph, arrays, wanted)
+        check_arrays(arrays, known.graph, inputs)
+    feeds = _feeds(known.graph, arrays, wanted)
     with Teller() as tell:
         results, fidelity, missing = _measure(
             first, second, list(feeds.values()), pairs, tell, (a, b)

@@ -16,7 +16,13 @@ In = Annotated[
 Target = Annotated[
     str, typer.Option(metavar="TARGET", help="cpu (this machine) or what 'tersor targets' lists.")
 ]
-Runtime = Annotated[str, typer.Option(metavar="RUNTIME", help="What runs the result: ort.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="RUNTIME",
+        help="What runs the result: ort (ONNX Runtime) or tvm (a library of machine code).",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
@@ -37,8 +43,8 @@ def compile(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="A path that ends in .onnx: the model alone. Any other: a folder with the model, "
-            "its settings and the report.",
+            help="A path that ends in .onnx: the model alone (not with runtime tvm). Any other: a folder "
+            "with the model, its settings and the report.",
         ),
     ],
     recipe: Annotated[
@@ -84,7 +90,7 @@ def compile(
     from tersor.cli import inputs, report
     from tersor.cli.models import naming
 
-    inputs.check_output(out, model)
+    inputs.check_output(out, model, runtime)
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
@@ -117,7 +123,12 @@ def compile(
 
 def convert(
     model: In,
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The file to write, OUT.onnx; with runtime tvm a folder to write."
+        ),
+    ],
     passes: Annotated[
         str | None,
         typer.Option(
@@ -143,9 +154,9 @@ def convert(
     from tersor.cli import inputs, passlist, report
     from tersor.cli.models import naming
 
-    if out.suffix != ".onnx":
-        raise typer.BadParameter(f"{out} does not end in .onnx", param_hint="'OUT.onnx'")
-    inputs.check_output(out, model)
+    if out.suffix != ".onnx" and runtime not in registry.CODE:
+        raise typer.BadParameter(f"{out} does not end in .onnx", param_hint="'OUT'")
+    inputs.check_output(out, model, runtime)
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
     registry.backend(runtime)

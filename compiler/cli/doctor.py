@@ -28,6 +28,7 @@ _RIVALS = {
     "onnx": ("onnx-weekly",),
 }
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;\s*(.*))?\Z")
+_PACKAGES = {"tvm": "apache-tvm"}  # Of the runtimes that not everyone needs.
 _SHOWN_EXTRAS = ("torch", "tvm", "models")
 
 
@@ -140,7 +141,7 @@ def _show_packages(found: list[Needed]) -> None:
 
 
 def _show_machine() -> None:
-    from tersor.target import Target
+    from tersor.target import Target, request_amx
 
     host = Target.host().measured()
     say(f"processor: {host.cpu or 'unknown'}, {host.cores} cores usable")
@@ -151,19 +152,28 @@ def _show_machine() -> None:
     say(f"caches: {', '.join(caches)}")
     say(f"float32 products: {host.gflops:.0f} GFLOP/s on all cores, measured just now")
     say(f"memory: {host.bandwidth:.1f} GB/s read by one core, measured just now")
+    if "amx_tile" in host.features:
+        state = "may use" if request_amx() else "may not use (the system refuses it)"
+        say(f"AMX: this process {state} its tiles")
     if host.saturates_int8:
         say("int8: products saturate on this processor, so weights are kept to what it can add up")
 
 
 def _try_runtimes() -> tuple[list[str], list[str]]:
-    """(Remarks, problems) of each runtime, from building and running a model of one node."""
+    """(Remarks, problems) of each runtime, from building and running a model of one node. That only
+    the reference runtime works is no problem: it is all that everyone needs."""
     from tersor import registry
 
     remarks: list[str] = []
     problems: list[str] = []
     for runtime in registry.RUNTIMES:
+        needed = runtime == registry.REFERENCE
+        if not needed and _version(_PACKAGES[runtime]) is None:
+            say(f"runtime {runtime}: not installed (pip install 'tersor[{runtime}]')")
+            continue
         try:
             remarks += registry.backend(runtime).check()
+            say(f"runtime {runtime}: a model was built and run")
         except TersorError as error:
-            problems.append(f"runtime {runtime}: {error}")
+            (problems if needed else remarks).append(f"runtime {runtime}: {error}")
     return remarks, problems

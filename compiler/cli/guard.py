@@ -47,6 +47,13 @@ Trust = Annotated[
     ),
 ]
 
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run compiled models that are machine code: those of runtime tvm."
+    ),
+]
+
 
 class Guarded(TyperGroup):
     """A group of commands whose errors are one line on stderr."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor import registry
-from tersor.artifact import load, manifest
+from tersor.artifact import Artifact, load, manifest
 from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
+from tersor.ir.types import parse_type
 
 if TYPE_CHECKING:
     from tersor.ir import Graph
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model and how it is run; ``graph`` tells its interface."""
+    """A model and how it is run; ``graph`` tells its inputs, and of machine code nothing else."""
 
     graph: Graph
     runtime: str
     model: Path | Built
     choice: dict[str, Any]
+
+    @property
+    def is_code(self) -> bool:
+        return self.runtime in registry.CODE
 
 
 def is_artifact(path: Path) -> bool:
@@ -41,28 +46,49 @@ def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) ->
 
     file = path
     if is_artifact(path):
+        written = manifest.read_manifest(path)
+        if written.runtime in registry.CODE:
+            raise Unsupported(
+                f"{path} is machine code, which holds no graph: give the model that it was made of"
+            )
         load(path)  # which checks it
-        file = path / manifest.read_manifest(path).model
+        file = path / written.model
     with naming(path):
         return load_model(file, allow_hf_cache=allow_hf_cache, trust=trust).graph
 
 
-def read_runnable(path: Path, allow_hf_cache: bool = False) -> Runnable:
-    """A model that can be run: artifacts by their own runtime and settings, others by ONNX Runtime.
+def read_runnable(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Runnable:
+    """A model that can be run: artifacts by their own runtime and settings (machine code where it is
+    trusted), others by ONNX Runtime.
 
     Raises:
         TersorError: what is wrong with it; names the path.
     """
-    graph = read_graph(path, allow_hf_cache)
     if is_artifact(path):
-        artifact = load(path)
+        artifact = load(path, trust=trust)
+        code = artifact.runtime in registry.CODE
+        graph = _inputs(artifact, path) if code else read_graph(path, allow_hf_cache)
         return Runnable(graph, artifact.runtime, artifact.model, artifact.choice)
-    runtime = registry.RUNTIMES[0]
+    graph = read_graph(path, allow_hf_cache)
+    runtime = registry.REFERENCE
     if path.is_file():
         return Runnable(graph, runtime, path, {})
     backend = registry.backend(runtime)
     choice = backend.Choice().but(portable=True)
     return Runnable(graph, runtime, backend.build(graph, choice), choice.to_json())
+
+
+def _inputs(artifact: Artifact, path: Path) -> Graph:
+    """A graph of the inputs that the manifest tells, and no more."""
+    from tersor.ops import TABLE
+
+    graph = TABLE.graph("inputs")
+    try:
+        for name, type in artifact.manifest["interface"]["inputs"]:
+            graph.add_input(name, parse_type(type))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InvalidModel(f"{path}: the manifest does not tell the inputs") from None
+    return graph
 
 
 @contextmanager

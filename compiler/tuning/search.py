@@ -51,7 +51,7 @@ def search(
     bench: Bench,
     feeds: Sequence[int],
     *,
-    portable: bool,
+    choice: Any,
     progress: Progress,
     record: Callable[[str, list[Paired] | str], None],
 ) -> Candidate:
@@ -63,23 +63,22 @@ def search(
         variants: graphs that mean the same, by name; the first is where the search starts.
         bench: where workers run.
         feeds: which of the bench's feeds count, each as much as the others.
-        portable: held to every choice.
+        choice: where the search starts; the settings of the backend's axes change from there.
         progress: called with (done, total, what).
         record: called for each measured challenger with its results against the best so far, in the
             order of ``feeds``, or with why there are none.
     """
     (first, start), *others = variants.items()
-    choice = backend.Choice().but(portable=portable)
     best = _build(backend, runtime, bench, first, start, choice)
     steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
     steps += [(name, graph, {}) for name, graph in others]
-    steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, portable) for v in vs]
+    steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, choice) for v in vs]
     for i, (name, graph, change) in enumerate(steps):
-        choice = best.choice.but(**change)
-        label = _label(name or best.variant, choice)
+        changed = best.choice.but(**change)
+        label = _label(name or best.variant, changed)
         progress(i, len(steps), f"measuring {label}")
         try:
-            best = _duel(backend, runtime, bench, feeds, best, (name, graph, choice), record)
+            best = _duel(backend, runtime, bench, feeds, best, (name, graph, changed), record)
         except KeyboardInterrupt:
             record(label, "interrupted: the best so far is kept")
             # Its pipe may hold the answer to a question that nobody waits for any more.

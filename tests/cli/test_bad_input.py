@@ -81,7 +81,7 @@ USAGE = [
     ("compile m.onnx", "Missing argument 'OUT' (see 'tersor compile --help')"),
     ("compile m.onnx out.onnx extra", "Got unexpected extra argument"),
     ("compile m.onnx out.onnx --recipes int8", "No such option: --recipes"),
-    ("convert m.onnx out", "Invalid value for 'OUT.onnx': out does not end in .onnx (see 'tersor convert --help')"),
+    ("convert m.onnx out", "Invalid value for 'OUT': out does not end in .onnx (see 'tersor convert --help')"),
     ("inspect m.onnx --top many", "Invalid value for '--top': "),
     ("bench m.onnx", "Missing argument 'B' (see 'tersor bench --help')"),
     ("bench m.onnx m.onnx --pairs 1", "Invalid value for '--pairs': "),

@@ -1,0 +1,79 @@
+"""Builds a graph: lowered, compiled for a target, linked to a shared library, weights apart."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from tvm.support import cc
+
+from tersor.backends.tvm.library import ALIGNMENT, describe_graph, pack
+from tersor.backends.tvm.lowering import lower
+from tersor.backends.tvm.ops import RULES
+from tersor.backends.tvm.options import Choice
+from tersor.backends.tvm.pipeline import compile_module, tvm_target
+from tersor.backends.tvm.session import set_threads
+from tersor.built import Built, Split, Weights
+from tersor.errors import Unsupported, one_line
+from tersor.ir import Graph
+from tersor.target import Target
+
+
+def build(graph: Graph, choice: Choice | None = None) -> Built:
+    """The library of ``graph`` for the target that ``choice`` holds (by default this machine), and its
+    weights; equal graphs give equal bytes.
+
+    Raises:
+        Unsupported: nodes that have no lowering, another kind of processor than this, or no C compiler.
+    """
+    choice = choice or Choice.of(Target.host())
+    machine = _machine(choice)
+    compiler = find_compiler()
+    set_threads(choice.cores)  # TVM runs code of its own while it compiles.
+    module, parameters = lower(graph, RULES)
+    executable = compile_module(module, tvm_target(choice.features, choice.cores, machine))
+    weights = Weights(tuple(parameters), alignment=ALIGNMENT) if parameters else None
+    description = describe_graph(graph, choice.features, weights, parameters)
+    data = pack(_link(executable, compiler), description)
+    return data if weights is None else Split(data, weights)
+
+
+def find_compiler() -> str:
+    """The C compiler, which links.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    compiler: str | None = cc.get_cc()
+    if compiler is None:
+        raise Unsupported(
+            "runtime tvm links what it compiles with a C compiler, and there is none: "
+            "install gcc or clang"
+        )
+    return compiler
+
+
+def _link(executable: Any, compiler: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+        path = Path(folder) / "model.so"
+        try:
+            executable.export_library(str(path), cc=compiler, options=["-lm"])
+        except (RuntimeError, OSError) as error:
+            raise Unsupported(f"{compiler} does not link: {one_line(error, 300)}") from None
+        return path.read_bytes()
+
+
+def _machine(choice: Choice) -> Literal["x86_64", "aarch64"]:
+    """The kind of processor that ``choice`` means, which is of this one's kind.
+
+    Raises:
+        Unsupported: another kind, for which the C compiler here does not link.
+    """
+    wanted: Literal["x86_64", "aarch64"] = "aarch64" if "neon" in choice.features else "x86_64"
+    kinds = {"amd64": "x86_64", "arm64": "aarch64"}
+    here = platform.machine().lower()
+    if kinds.get(here, here) != wanted:
+        raise Unsupported(f"runtime tvm links for {here} here, and cannot build for {wanted}")
+    return wanted

@@ -1,0 +1,195 @@
+"""The file of a built model: a shared library, and behind it what the library needs and offers.
+
+    library | JSON | footer: length of the JSON, SHA-256 of all before the footer, magic
+
+Loaders of shared libraries do not look behind what they load, so the file stays one; all that decides
+whether it may run here can be read before any of it runs.  The weights lie apart, in one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import tvm
+
+from tersor.backends.tvm.lowering import DTYPES
+from tersor.built import Weights
+from tersor.errors import LONGEST, InvalidModel, one_line
+from tersor.ir import DType, Graph, TensorType
+from tersor.ir.types import parse_type
+from tersor.target import Target
+
+FORMAT = 1
+ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
+_MAGIC = b"tersor\0T"
+_FOOTER = struct.Struct("<Q32s8s")
+Interface = list[tuple[str, TensorType]]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An array that the library's function takes behind the inputs, and where in the weights it lies."""
+
+    type: TensorType
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.type.shape) * self.type.dtype.numpy.itemsize
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a library needs and offers.
+
+    Attributes:
+        inputs, outputs: names and types.
+        features: ISA features that the code uses.
+        parameters: in the order of the function.
+        weights: the name of their file; None where there are no parameters.
+        tvm: the version that built it.
+        platform: the system and processor family that it runs on.
+    """
+
+    inputs: Interface
+    outputs: Interface
+    features: tuple[str, ...]
+    parameters: tuple[Parameter, ...] = ()
+    weights: str | None = None
+    tvm: str = tvm.__version__
+    platform: str = field(default_factory=lambda: f"{platform.system()} {platform.machine()}")
+
+    def to_bytes(self) -> bytes:
+        """The JSON behind the library."""
+        data = {
+            "format": FORMAT,
+            "inputs": [[name, str(type)] for name, type in self.inputs],
+            "outputs": [[name, str(type)] for name, type in self.outputs],
+            "features": sorted(self.features),
+            "parameters": [[str(p.type), p.offset] for p in self.parameters],
+            "weights": self.weights,
+            "tvm": self.tvm,
+            "platform": self.platform,
+        }
+        return json.dumps(data, sort_keys=True).encode()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights' file."""
+        return max((p.offset + p.size for p in self.parameters), default=0)
+
+
+def describe_graph(
+    graph: Graph, features: Sequence[str], weights: Weights | None, parameters: Sequence[np.ndarray]
+) -> Description:
+    """Of a library that was built of ``graph``, with ``parameters`` held in ``weights``."""
+    inputs, outputs = (
+        [(name, type) for name, type in side if isinstance(type, TensorType)]
+        for side in graph.signature()
+    )
+    types = [TensorType(DType.of(p), p.shape) for p in parameters]
+    offsets = weights.offsets if weights is not None else []
+    return Description(
+        inputs,
+        outputs,
+        tuple(features),
+        tuple(Parameter(t, o) for t, o in zip(types, offsets, strict=True)),
+        weights.name if weights is not None else None,
+    )
+
+
+def pack(library: bytes, description: Description) -> bytes:
+    """The file."""
+    body = library + description.to_bytes()
+    digest = hashlib.sha256(body).digest()
+    return body + _FOOTER.pack(len(body) - len(library), digest, _MAGIC)
+
+
+def describe(data: bytes) -> Description:
+    """What a file tells of its library. The file may be anyone's: none of it is run.
+
+    Raises:
+        InvalidModel: it is none, or damaged.
+    """
+    body = memoryview(data)[: -_FOOTER.size]
+    if len(data) < _FOOTER.size or data[-len(_MAGIC) :] != _MAGIC:
+        raise InvalidModel("it is no library that tersor built, or cut short")
+    length, digest, _ = _FOOTER.unpack(data[-_FOOTER.size :])
+    if length > len(body) or hashlib.sha256(body).digest() != digest:
+        raise InvalidModel("the library is damaged: its hash is not the one it carries")
+    try:
+        told = json.loads(bytes(body[len(body) - length :]))
+        if told["format"] != FORMAT:
+            raise InvalidModel(
+                f"library format {told['format']!r}, this tersor reads {FORMAT}; "
+                "compile the model again"
+            )
+        return _description(told)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = one_line(error, LONGEST)
+        raise InvalidModel(f"what the library tells of itself is damaged: {why}") from None
+
+
+def check_host(description: Description) -> None:
+    """That a library can run on this machine.
+
+    Raises:
+        InvalidModel: why it cannot.
+    """
+    here = Description([], [], ())
+    if description.platform != here.platform:
+        raise InvalidModel(f"it was built for {description.platform}, this is {here.platform}")
+    missing = sorted(set(description.features) - Target.host().features)
+    if missing:
+        raise InvalidModel(f"it needs {', '.join(missing)}, which this processor has not")
+    if _minor(description.tvm) != _minor(here.tvm):
+        raise InvalidModel(
+            f"it was built by TVM {description.tvm}, here is {here.tvm}; compile the model again"
+        )
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def _description(told: dict[str, Any]) -> Description:
+    description = Description(
+        [(_text(name), _tensor(type)) for name, type in told["inputs"]],
+        [(_text(name), _tensor(type)) for name, type in told["outputs"]],
+        tuple(map(_text, told["features"])),
+        tuple(Parameter(_tensor(type), _offset(place)) for type, place in told["parameters"]),
+        None if told["weights"] is None else _text(told["weights"]),
+        _text(told["tvm"]),
+        _text(told["platform"]),
+    )
+    if description.weight_bytes and description.weights is None:
+        raise ValueError("parameters, and no weights")
+    return description
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _tensor(text: str) -> TensorType:
+    type = parse_type(text)
+    if not isinstance(type, TensorType) or type.dims is None or type.dtype not in DTYPES:
+        raise ValueError(f"{text!r} is no type of a tensor that TVM has")
+    return type
+
+
+def _offset(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value % ALIGNMENT:
+        raise ValueError(f"{value!r} is no place of a parameter")
+    return value

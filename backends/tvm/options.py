@@ -1,0 +1,60 @@
+"""The choices that the TVM backend has, and the default of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from tersor.errors import InvalidOption
+from tersor.target import Target
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to build and run a graph.
+
+    Attributes:
+        features: ISA features that the code uses, sorted.
+        cores: that it is built for.
+        threads: that it runs on; 0: one for each core.
+    """
+
+    features: tuple[str, ...] = ()
+    cores: int = 1
+    threads: int = 0
+
+    @staticmethod
+    def of(target: Target, *, portable: bool = False) -> Choice:
+        """What the search starts from.
+
+        Raises:
+            InvalidOption: ``portable``, which a library cannot be.
+        """
+        if portable:
+            raise InvalidOption("only ONNX files can be portable, and runtime tvm builds a library")
+        return Choice(tuple(sorted(target.features)), target.cores)
+
+    @property
+    def label(self) -> str:
+        """What differs from the defaults, the target apart; ``default`` where nothing does."""
+        default = Choice(self.features, self.cores)
+        parts = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(default, f.name)
+        ]
+        return " ".join(parts) or "default"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {**asdict(self), "features": list(self.features)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Choice:
+        """Reads what :meth:`to_json` writes."""
+        return Choice(**{**data, "features": tuple(data["features"])})
+
+    def but(self, **changes: Any) -> Choice:
+        """With some settings changed."""
+        return replace(self, **changes)

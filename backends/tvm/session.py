@@ -1,0 +1,300 @@
+"""Sessions of TVM: a library that was looked at is loaded, fed and read by name.
+
+A library is loaded from a copy of ours, made of the bytes that were checked: nothing can take their
+place in between, and each session has its own library, whose state TVM keeps in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tersor.backends.tvm.library import (
+    ALIGNMENT,
+    Description,
+    Interface,
+    Parameter,
+    check_host,
+    describe,
+)
+from tersor.backends.tvm.lowering import DTYPES, MAIN
+from tersor.backends.tvm.options import Choice
+from tersor.built import Built, Split, main_file
+from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line
+from tersor.ir import DType, TensorType
+from tersor.ir.dims import evaluate, symbols
+from tersor.target import request_amx
+
+_SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
+_pool = threading.local()  # TVM has a pool for each thread that calls it.
+
+
+def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None = None) -> Session:
+    """A session on the CPU. This runs the model's code: it has to be trusted.
+
+    Raises:
+        InvalidModel: the library is damaged, or this machine cannot run it.
+        Unsupported: the system does not let this process use the processor's tiles.
+    """
+    if not isinstance(choice, Choice):
+        choice = Choice.from_json(choice) if choice else Choice()
+    data = model.read_bytes() if isinstance(model, Path) else main_file(model)
+    description = describe(data)
+    check_host(description)
+    if "amx_int8" in description.features and not request_amx():
+        raise Unsupported("it uses AMX, and the system does not let this process use its tiles")
+    weights = _weights(model, description)
+    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+        path = Path(folder) / "model.so"
+        path.write_bytes(data)
+        try:
+            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+            function = machine[MAIN]
+        except Exception as error:
+            raise InvalidModel(
+                f"the system does not load the library: {one_line(error, 300)}"
+            ) from None
+    return Session(description, function, weights, choice.threads or choice.cores)
+
+
+def examine(model: Built) -> None:
+    """That the model can run on this machine; none of it is run.
+
+    Raises:
+        InvalidModel: the library is damaged, or why it cannot.
+    """
+    check_host(describe(main_file(model)))
+
+
+def interface(model: Path, choice: Mapping[str, Any]) -> tuple[Interface, Interface]:
+    """Names and types of a model's inputs and of its outputs, as it tells them; none of it is run.
+
+    Raises:
+        InvalidModel: the library is damaged.
+        KeyError, TypeError: ``choice`` is no choice.
+    """
+    Choice.from_json(choice)
+    description = describe(model.read_bytes())
+    return description.inputs, description.outputs
+
+
+def beside(model: Path) -> list[str]:
+    """Names of the files beside it that a model refers to.
+
+    Raises:
+        InvalidModel: the library is damaged.
+    """
+    weights = describe(model.read_bytes()).weights
+    return [] if weights is None else [weights]
+
+
+def run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name.
+
+    Raises:
+        InvalidOption: an input is missing, unknown, or does not fit.
+    """
+    return session.run(inputs)
+
+
+class Session:
+    """A loaded library with its weights. Threads may share it; they run one after the other."""
+
+    def __init__(
+        self, description: Description, function: Any, weights: np.ndarray, threads: int
+    ) -> None:
+        self._inputs = description.inputs
+        self._names = frozenset(name for name, _ in description.inputs)
+        self._dtypes = [type.dtype.numpy for _, type in description.inputs]
+        self._outputs = [name for name, _ in description.outputs]
+        # Of bfloat16 DLPack tells numpy nothing.
+        self._copied = [type.dtype is DType.BF16 for _, type in description.outputs]
+        self._function = function
+        self._weights = weights
+        parameters = [_parameter(weights, p) for p in description.parameters]
+        self._arguments: list[Any] = [*([None] * len(self._inputs)), *parameters]
+        self._threads = threads
+        self._fitting: list[tuple[int, ...]] = []  # The last shapes that were found to fit.
+        self._copies: list[tuple[np.ndarray, Any] | None] = [None] * len(self._inputs)
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See the function of this name."""
+        if inputs.keys() != self._names:
+            raise _other_names([name for name, _ in self._inputs], inputs)
+        arrays = [np.asarray(inputs[name]) for name, _ in self._inputs]
+        with self._lock:
+            self._check(arrays)
+            passed = [self._argument(i, array) for i, array in enumerate(arrays)]
+            set_threads(self._threads)
+            try:
+                made = self._function(*self._arguments)
+            except Exception as error:
+                raise InvalidOption(
+                    f"the model does not take these inputs: {one_line(error, 300)}"
+                ) from None
+            finally:
+                self._arguments[: len(arrays)] = [None] * len(arrays)
+            passed.append(self._weights)
+            return {name: self._result(i, made[i], passed) for i, name in enumerate(self._outputs)}
+
+    def _check(self, arrays: Sequence[np.ndarray]) -> None:
+        """That inputs fit.
+
+        Raises:
+            InvalidOption: one that does not.
+        """
+        if [array.dtype for array in arrays] != self._dtypes:
+            for array, (name, type) in zip(arrays, self._inputs, strict=True):
+                if array.dtype != type.dtype.numpy:
+                    raise _misfit(name, type, array)
+        shapes = [array.shape for array in arrays]
+        if shapes != self._fitting:
+            check_shapes(self._inputs, arrays)
+            self._fitting = shapes
+
+    def _argument(self, place: int, array: np.ndarray) -> np.ndarray:
+        """Makes an input an argument: itself, where it lies as TVM wants it, else a copy, whose memory is
+        kept for the next input of this shape. Returns which."""
+        if is_ready(array):
+            self._arguments[place] = _tensor(array)
+            return array
+        kept = self._copies[place]
+        if kept is None or kept[0].shape != array.shape:
+            memory = aligned(array.shape, array.dtype)
+            kept = self._copies[place] = (memory, _tensor(memory))
+        kept[0][...] = array
+        self._arguments[place] = kept[1]
+        return kept[0]
+
+    def _result(self, place: int, tensor: Any, passed: Sequence[np.ndarray]) -> np.ndarray:
+        """An output as an array of its own: what TVM only passes on lies in what it was passed."""
+        if self._copied[place]:
+            return np.asarray(tensor.numpy())
+        result = np.from_dlpack(tensor)
+        for array in passed:
+            if np.may_share_memory(result, array):
+                return result.copy()
+        return result
+
+
+def check_shapes(inputs: Interface, arrays: Sequence[np.ndarray]) -> None:
+    """That ranks, fixed dims and the sizes of named dims fit.
+
+    Raises:
+        InvalidOption: what does not.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for (name, type), array in zip(inputs, arrays, strict=True):
+        if array.ndim != type.rank:
+            raise _misfit(name, type, array)
+        for dim, size in zip(type.dims or (), array.shape, strict=True):
+            if isinstance(dim, int) and dim != size:
+                raise _misfit(name, type, array)
+            if symbols(dim) != {symbol := str(dim)}:
+                continue
+            known, other = sizes.setdefault(symbol, (size, name))
+            if known != size:
+                raise InvalidOption(
+                    f"{symbol} is {known} in input {other!r} and {size} in {name!r}"
+                )
+    bound = {symbol: size for symbol, (size, _) in sizes.items()}
+    for (name, type), array in zip(inputs, arrays, strict=True):
+        for dim, size in zip(type.dims or (), array.shape, strict=True):
+            if dim is not None and symbols(dim) <= bound.keys() and evaluate(dim, bound) != size:
+                raise _misfit(name, type, array)
+
+
+def set_threads(count: int) -> None:
+    """Makes the calling thread's pool use ``count`` threads, at most one for each core that it may run
+    on. The first call in a thread makes the pool: without it TVM's would have half of the cores."""
+    if getattr(_pool, "count", None) != count:
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores)
+        _pool.count = count
+
+
+def is_ready(array: np.ndarray) -> bool:
+    """Whether TVM takes an array as it is."""
+    flags = array.flags
+    return (
+        flags.c_contiguous
+        and flags.writeable  # DLPack, by which it is passed, knows no others.
+        and array.ctypes.data % ALIGNMENT == 0
+        and array.dtype.kind != "V"
+    )
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """New memory as TVM wants it."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """A tensor of TVM in the memory of an array."""
+    if array.dtype.kind != "V":
+        return tvm.runtime.from_dlpack(array)
+    # Of bfloat16 numpy tells DLPack nothing.
+    bits = tvm.runtime.from_dlpack(array.view(f"u{array.itemsize}"))
+    return bits._create_view(array.shape, DTYPES[DType.of(array)])
+
+
+def _parameter(weights: np.ndarray, parameter: Parameter) -> Any:
+    type = parameter.type
+    held = weights[parameter.offset : parameter.offset + parameter.size]
+    return _tensor(held.view(type.dtype.numpy).reshape(type.shape))
+
+
+def _weights(model: Built | Path, description: Description) -> np.ndarray:
+    """The bytes of the weights: mapped where they lie in a file, else in memory of our own.
+
+    Raises:
+        InvalidModel: the file is missing or too short.
+    """
+    if description.weights is None:
+        return np.empty(0, np.uint8)
+    if isinstance(model, Path):
+        file: Path | None = model.parent / description.weights
+    else:
+        assert isinstance(model, Split)
+        file = model.weights.file
+    if file is None:
+        memory = aligned((model.weights.size,), np.dtype(np.uint8))
+        end = 0
+        for chunk in model.weights.chunks():
+            memory[end : end + len(chunk)] = chunk
+            end += len(chunk)
+        return memory
+    try:
+        # Copy-on-write, though nobody writes: DLPack knows no read-only memory.
+        memory = np.memmap(file, np.uint8, "c")
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"its weights are not there: {one_line(error)}") from None
+    if len(memory) < description.weight_bytes:
+        raise InvalidModel(f"its weights are cut short: {file}")
+    return memory
+
+
+def _misfit(name: str, type: TensorType, array: np.ndarray) -> InvalidOption:
+    given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+    return InvalidOption(f"input {name!r} is {given}, and the model takes {type}")
+
+
+def _other_names(names: Sequence[str], given: Mapping[str, np.ndarray]) -> InvalidOption:
+    takes = ", ".join(sorted(names))
+    for name in sorted(set(names) - given.keys()):
+        return InvalidOption(f"input {name!r} is missing; the model takes {takes}")
+    unknown = min(given.keys() - set(names))
+    return InvalidOption(f"no input {unknown!r}; the model takes {takes}")
