@@ -9,7 +9,7 @@ loop holds a condition.  What does not look as expected stays the loop that it w
   vectors, and these into the number at the end.  Four of them, so that one fold does not wait for
   the one before.
 * ``TILE``: a loop over columns, or over rows with one over columns in it, around an initial value
-  and loops that fold into it: a few rows by two vectors of columns are held in registers while the
+  and loops that fold into it: a few rows by some vectors of columns are held in registers while the
   folding loops run once for all of them.
 """
 
@@ -29,8 +29,9 @@ from tersor.backends.tvm.kernels.emit import KERNEL
 VECTOR, REDUCE = "tersor.vector", "tersor.reduce"  # The value is the lanes of a vector.
 TILE = "tersor.tile"  # The value is the rows of a tile, and the lanes of a vector.
 GRAIN = 16384  # Elements below which threads cost more than they bring.
+STACK_BYTES = 4096
 _CHAINS = 4  # Vectors that a reduction folds into.
-_TILE_VECTORS = 2
+_TILE_SUMS = 8  # Vectors of a tile: as many as keep the units busy and fit registers.
 _FOLDS: dict[type, Callable[[str], Any]] = {
     tirx.Add: lambda dtype: tirx.const(0, dtype),
     tirx.Mul: lambda dtype: tirx.const(1, dtype),
@@ -46,6 +47,31 @@ def shape_loops(func: tirx.PrimFunc, module: tvm.IRModule, context: object) -> t
         return func
     body = tvm_ffi.structural_map(func.body, (tirx.For, _threads_where_they_pay))
     return func.with_body(tvm_ffi.structural_map(body, (tirx.For, _shaped)))
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+def small_on_stack(func: tirx.PrimFunc, module: tvm.IRModule, context: object) -> tirx.PrimFunc:
+    """Small buffers go on the stack, where LLVM finds those that fit registers; TVM would take them
+    from a heap.  (It forgets who asked for that when it plans memory: this comes after.)"""
+    kernel = bool(func.attrs and KERNEL in func.attrs)
+
+    def placed(allocation: Any) -> Any:
+        buffer = allocation.buffer
+        # Kernels choose for themselves what is a register.
+        if kernel and buffer.scope() != "local":
+            return allocation
+        dtype = tvm_ffi.dtype(str(buffer.dtype))
+        size = dtype.bits * dtype.lanes // 8
+        for extent in buffer.shape:
+            if not isinstance(extent, tirx.IntImm):
+                return allocation
+            size *= extent.value
+        if size > STACK_BYTES:
+            return allocation
+        wish = {"disable_lower_builtin": tirx.const(True, "bool")}
+        return tirx.AllocBuffer(buffer, {**allocation.annotations, **wish})
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, placed)))
 
 
 def _threads_where_they_pay(loop: Any) -> Any:
@@ -186,7 +212,7 @@ def _partial_sums(loop: Any, lanes: int) -> Any:
     return tirx.SeqStmt(
         [
             *before,
-            _allocated(sums),
+            tirx.AllocBuffer(sums),
             _lanes_of(wide, lambda lane: _store(sums, identity, lane), index),
             _cover(loop, _sizes(extent, wide, min(lanes, wide)), piece),
             *halves,
@@ -278,18 +304,13 @@ def _tiles(loop: Any, rows: int, lanes: int) -> Any:
         for outer in reversed(folding):
             folds = _with(outer, body=folds)
         first = each(lambda slot, at: _store(sums, _at(initial, at), slot))
-        return tirx.SeqStmt([_allocated(sums), first, folds, each(written)])
+        return tirx.SeqStmt([tirx.AllocBuffer(sums), first, folds, each(written)])
 
-    wide = _sizes(columns.extent, lanes * _TILE_VECTORS, lanes)
-    if rows == 1:
-        return _cover(loop, wide, lambda column, width: tile(None, 1, column, width))
-    return _cover(
-        loop,
-        (rows, 1),
-        lambda row, height: _cover(
-            columns, wide, lambda column, width: tile(row, height, column, width)
-        ),
-    )
+    def across(row: Any, height: int) -> Any:
+        sizes = _sizes(columns.extent, lanes * (_TILE_SUMS // height), lanes)
+        return _cover(columns, sizes, lambda column, width: tile(row, height, column, width))
+
+    return across(None, 1) if rows == 1 else _cover(loop, (rows, 1), across)
 
 
 def _nest(columns: Any) -> tuple[Any, list[Any], Any] | None:
@@ -316,11 +337,6 @@ def _nest(columns: Any) -> tuple[Any, list[Any], Any] | None:
 
 def _registers(count: int, dtype: str) -> Any:
     return tirx.decl_buffer((count,), dtype, "tile", scope="local")
-
-
-def _allocated(buffer: Any) -> Any:
-    """On the stack, where LLVM finds that it fits registers; TVM would take it from a heap."""
-    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": True})
 
 
 def _load(buffer: Any, *indices: Any) -> Any:

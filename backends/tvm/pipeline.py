@@ -10,7 +10,7 @@ from tvm import relax, s_tir, tirx
 
 from tersor.backends.tvm.fastmath import fast_math
 from tersor.backends.tvm.kernels.emit import KERNEL
-from tersor.backends.tvm.loops import shape_loops
+from tersor.backends.tvm.loops import shape_loops, small_on_stack
 from tersor.backends.tvm.schedule import default_schedule
 from tersor.backends.tvm.shapes import order_shape_stores
 
@@ -131,6 +131,7 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.CommonSubexprElim(),
+        small_on_stack,
         tirx.transform.FP8ComputeLegalize(),
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),

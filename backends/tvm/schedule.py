@@ -226,6 +226,8 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
 
 def _folds_rows(schedule: Schedule, block: Any, axes: Sequence[_Axis], shared: int) -> bool:
     """Whether a block folds what is left of a row, and that is contiguous."""
+    if not isinstance(schedule.get(block).body, tirx.BufferStore):
+        return False
     return all(a.reduces for a in axes[shared:]) and _is_contiguous_fold(
         schedule, block, axes[shared - 1], axes[-1]
     )
@@ -248,10 +250,12 @@ def _one(schedule: Schedule, block: Any, bits: int) -> None:
         return
     spatial = [a for a in axes if not a.reduces]
     folded = [a for a in axes if a.reduces]
-    if spatial and not _is_contiguous_fold(schedule, block, spatial[-1], folded[-1]):
+    if not isinstance(schedule.get(block).body, tirx.BufferStore):
+        _rows(schedule, spatial, folded)  # An argmax, say: two results fold together.
+    elif spatial and not _is_contiguous_fold(schedule, block, spatial[-1], folded[-1]):
         _tiled(schedule, block, spatial, folded, lanes)
     else:
-        _folded(schedule, block, spatial, folded, lanes)
+        _folded(schedule, spatial, folded, lanes)
 
 
 def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: int) -> None:
@@ -291,14 +295,17 @@ def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[
 
 
 def _folded(
-    schedule: Schedule, block: Any, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
+    schedule: Schedule, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
 ) -> None:
     """Results one after the other, each folded from vectors."""
-    schedule.reorder(*(a.loop for a in (*spatial, *folded)))
-    row = schedule.fuse(*(a.loop for a in spatial)) if spatial else None
     schedule.annotate(folded[-1].loop, REDUCE, lanes)
-    if row is not None:
-        schedule.parallel(row)
+    _rows(schedule, spatial, folded)
+
+
+def _rows(schedule: Schedule, spatial: Sequence[_Axis], folded: Sequence[_Axis]) -> None:
+    schedule.reorder(*(a.loop for a in (*spatial, *folded)))
+    if spatial:
+        schedule.parallel(schedule.fuse(*(a.loop for a in spatial)))
 
 
 def _tiled(
