@@ -16,6 +16,8 @@ Keys are padded to a multiple of 32 by repeating the last one, with a mask that 
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,9 +204,8 @@ class _Body:
                 value = score(c)
                 emit.store(self.scores, value, r, c, lanes=lanes)
                 emit.put(high, tirx.max(emit.get(high, lanes), value), lanes)
-        for high in highs[1:]:
-            emit.put(highs[0], tirx.max(emit.get(highs[0], lanes), emit.get(high, lanes)), lanes)
-        most = emit.bind(emit.reduce_lanes(highs[0], lanes, tirx.max))
+        both = functools.reduce(tirx.max, [emit.get(high, lanes) for high in highs])
+        most = emit.bind(emit.reduce_lanes(both, lanes, tirx.max))
         shift = emit.bind(emit.splat(most, lanes))
         with T.serial(0, seen // KEYS) as step:
             for i, total in enumerate(sums):
@@ -212,11 +213,10 @@ class _Body:
                 y = emit.bind(emit.load(self.scores, r, c, lanes=lanes) - shift)
                 y = emit.bind(self._exp(y))
                 emit.put(total, emit.get(total, lanes) + y, lanes)
-                held = rowwise.bfloat16(lanes, y) if self._amx else y
+                held = rowwise.bfloat16(y) if self._amx else y
                 emit.store(self.chances, held, r, c, lanes=lanes)
-        for other in sums[1:]:
-            emit.put(sums[0], emit.get(sums[0], lanes) + emit.get(other, lanes), lanes)
-        total = emit.bind(emit.reduce_lanes(sums[0], lanes, lambda a, b: a + b))
+        both = functools.reduce(operator.add, [emit.get(total, lanes) for total in sums])
+        total = emit.bind(emit.reduce_lanes(both, lanes, operator.add))
         inverse = T.Select(most > T.float32(_SEEN), T.float32(1) / total, T.float32(0))
         T.buffer_store(self.sums, inverse, [r])
 

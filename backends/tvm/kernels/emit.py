@@ -141,12 +141,13 @@ def run(name: str, *operands: Any) -> None:
     T.evaluate(T.call_llvm_intrin("void", name, *operands))
 
 
-def reduce_lanes(register: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
-    """Folds the lanes of a register into one number: halves onto halves."""
-    value = get(register, lanes)
+def reduce_lanes(value: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
+    """Folds the lanes of a vector into one number: halves onto halves."""
     while lanes > 1:
         lanes //= 2
-        upper = load(register, lanes, lanes=lanes)
-        put(register, combine(load(register, 0, lanes=lanes), upper), lanes)
-        value = get(register, lanes)
+        value = bind(value)
+        low, high = (
+            tirx.Shuffle([value], list(range(start, start + lanes))) for start in (0, lanes)
+        )
+        value = combine(low, high)
     return value

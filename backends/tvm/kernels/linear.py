@@ -239,37 +239,47 @@ class _Body:
     def _write(self, row: Any, c: Any, y: Any) -> None:
         lanes = self.isa.lanes
         if self.spec.result == "bfloat16":
-            y = rowwise.bfloat16(lanes, y)
+            y = rowwise.bfloat16(y)
         emit.store(self.rows["y"], y, row, c, lanes=lanes)
 
     def _finish(self, first: Any, r: Any) -> None:
         """The row ``first + r`` is whole: the norm, and how it is written."""
         isa, spec, lanes = self.isa, self.spec, self.isa.lanes
 
+        whole: dict[Any, Any] | None = {} if rowwise.in_registers(isa, spec.n) else None
+
         def read(c: Any) -> Any:
-            return emit.load(self.made, r, c, lanes=lanes)
+            return emit.load(self.made, r, c, lanes=lanes) if whole is None else whole[c]
+
+        def keep(c: Any, value: Any) -> Any:
+            value = emit.bind(value)
+            if whole is None:
+                emit.store(self.made, value, r, c, lanes=lanes)
+            else:
+                whole[c] = value
+            return value
+
+        def take(c: Any, i: int) -> None:
+            value = emit.load(self.made, r, c, lanes=lanes)
+            if spec.norm != "none":
+                value = value + emit.load(self.rows["residual"], first + r, c, lanes=lanes)
+            keep(c, value)
 
         def write(c: Any, value: Any) -> None:
-            value = emit.bind(value)
-            emit.store(self.made, value, r, c, lanes=lanes)
+            value = keep(c, value)
             if spec.result:
                 self._write(first + r, c, value)
 
         def column(i: int) -> rowwise.Read:
             return lambda c: emit.load(self.columns, i, c, lanes=lanes)
 
+        if whole is not None or spec.norm != "none":
+            rowwise.over(isa, spec.n, take)
         if spec.norm != "none":
-
-            def add(c: Any, i: int) -> None:
-                total = read(c) + emit.load(self.rows["residual"], first + r, c, lanes=lanes)
-                emit.store(self.made, total, r, c, lanes=lanes)
-
-            rowwise.over(isa, spec.n, add)
             beta = column(4) if spec.norm == "layer" else None
             rowwise.normalize(isa, spec.norm, spec.n, spec.epsilon, read, column(3), beta, write)
         elif spec.result:
             rowwise.over(isa, spec.n, lambda c, i: self._write(first + r, c, read(c)))
         if spec.quantize:
-            rowwise.quantize(
-                isa, spec.n, read, self.out, first + r, self.rows["out_ranges"], first + r
-            )
+            out_ranges = self.rows["out_ranges"]
+            rowwise.quantize(isa, spec.n, read, self.out, first + r, out_ranges, first + r)

@@ -11,6 +11,7 @@ bits of the sum are the rounded number, half to even.  A row of zeros has scale 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 
 _MAGIC = 12582912.0  # 1.5 * 2^23
 _MAGIC_BITS = 0x4B400000
+WHOLE_ROW = 24  # Vectors of a row that is held in registers.
 Read = Callable[[Any], Any]
 """From a column to the vector that begins there."""
 
@@ -31,10 +33,20 @@ def _unrolled(vectors: int) -> int:
     return next(u for u in (4, 3, 2, 1) if vectors % u == 0)
 
 
+def in_registers(isa: Isa, n: int) -> bool:
+    """Whether a row of ``n`` columns is worked on without loops, its vectors in registers."""
+    return n // isa.lanes <= WHOLE_ROW
+
+
 def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
-    """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` tells apart those of a step."""
+    """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` tells apart those of a step.
+    Columns are plain numbers where the row is in registers."""
     vectors = n // isa.lanes
     unroll = _unrolled(vectors)
+    if in_registers(isa, n):
+        for vector in range(vectors):
+            body(vector * isa.lanes, vector % unroll)
+        return
     with T.serial(0, vectors // unroll) as step:
         for i in range(unroll):
             body((step * unroll + i) * isa.lanes, i)
@@ -60,11 +72,9 @@ class Fold:
 
     def result(self) -> Any:
         """The number that all lanes fold to."""
-        first, *others = self._held
-        for other in others:
-            both = self._combine(emit.get(first, self._lanes), emit.get(other, self._lanes))
-            emit.put(first, both, self._lanes)
-        return emit.bind(emit.reduce_lanes(first, self._lanes, self._combine))
+        values = [emit.get(held, self._lanes) for held in self._held]
+        both = functools.reduce(self._combine, values)
+        return emit.bind(emit.reduce_lanes(both, self._lanes, self._combine))
 
 
 def _plus(a: Any, b: Any) -> Any:
@@ -150,16 +160,6 @@ def rounded(lanes: int, shifted: Any) -> Any:
     return emit.cast(bits, f"uint8x{lanes}")
 
 
-def bfloat16(lanes: int, value: Any) -> Any:
-    """The bits (uint16) of float32 numbers rounded to bfloat16, half to even."""
-    kind = f"uint32x{lanes}"
-    bits = emit.bind(emit.as_bits(value, kind))
-    odd = (bits >> T.broadcast(T.uint32(16), lanes)) & T.broadcast(T.uint32(1), lanes)
-    up = bits + T.broadcast(T.uint32(0x7FFF), lanes) + odd
-    return emit.cast(up >> T.broadcast(T.uint32(16), lanes), f"uint16x{lanes}")
-
-
-def from_bfloat16(lanes: int, bits: Any) -> Any:
-    """float32 of the bits (uint16) of bfloat16 numbers."""
-    wide = emit.cast(bits, f"uint32x{lanes}") << T.broadcast(T.uint32(16), lanes)
-    return emit.as_bits(wide, f"float32x{lanes}")
+def bfloat16(value: Any) -> Any:
+    """The bits (uint16) of 16 float32 numbers rounded to bfloat16, half to even."""
+    return emit.intrinsic("uint16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)

@@ -1,0 +1,89 @@
+"""Activations of recurrent cells, on vectors of float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from tersor.backends.tvm.kernels import emit, vector
+from tersor.backends.tvm.kernels.vector import at_least, at_most, like
+
+Function = Callable[[Any, float, float], Any]
+
+
+def _plain(function: Callable[[Any], Any]) -> Function:
+    return lambda x, alpha, beta: function(x)
+
+
+def _absolute(x: Any) -> Any:
+    return tirx.Select(x < like(x, 0.0), like(x, 0.0) - x, x)
+
+
+def _sigmoid(x: Any) -> Any:
+    return like(x, 1.0) / (like(x, 1.0) + vector.exp(emit.bind(like(x, 0.0) - x)))
+
+
+def _tanh(x: Any) -> Any:
+    """As :func:`vector.tanh`, whose operands, repeated in one another, take minutes to simplify where
+    there are some in one expression."""
+    x = emit.bind(at_most(x, vector.TANH_IS_ONE))
+    x = emit.bind(at_least(x, -vector.TANH_IS_ONE))
+    square = emit.bind(x * x)
+    above, below = (vector.polynomial(square, c) for c in vector.TANH)
+    y = emit.bind(x * above / below)
+    return at_least(emit.bind(at_most(y, 1.0)), -1.0)
+
+
+def _softplus(x: Any) -> Any:
+    """log(1 + e^x) = max(0, x) + log(1 + e^-|x|), where nothing overflows."""
+    small = vector.exp(emit.bind(like(x, 0.0) - _absolute(x)))
+    return at_least(x, 0.0) + vector.log(emit.bind(like(x, 1.0) + small))
+
+
+def _affine(x: Any, alpha: float, beta: float) -> Any:
+    return x * like(x, alpha) + like(x, beta)
+
+
+def _above(x: Any, threshold: float, otherwise: Any) -> Any:
+    """x where it is over the threshold."""
+    return tirx.Select(x > like(x, threshold), x, otherwise)
+
+
+# By ONNX's names in lower case: the function of x, alpha and beta; what alpha and beta are where they
+# are left out (None: it has no such parameter).
+FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
+    "sigmoid": (_plain(_sigmoid), None, None),
+    "tanh": (_plain(_tanh), None, None),
+    "relu": (lambda x, a, b: at_least(x, 0.0), None, None),
+    "softsign": (lambda x, a, b: x / (like(x, 1.0) + _absolute(x)), None, None),
+    "softplus": (_plain(_softplus), None, None),
+    "leakyrelu": (lambda x, a, b: _above(x, 0.0, x * like(x, a)), 0.01, None),
+    "thresholdedrelu": (lambda x, a, b: _above(x, a, like(x, 0.0)), 1.0, None),
+    "elu": (lambda x, a, b: _above(x, 0.0, like(x, a) * (vector.exp(x) - like(x, 1.0))), 1.0, None),
+    "hardsigmoid": (lambda x, a, b: at_least(at_most(_affine(x, a, b), 1.0), 0.0), 0.2, 0.5),
+    "affine": (_affine, 1.0, 0.0),
+    "scaledtanh": (
+        lambda x, a, b: like(x, a) * _tanh(emit.bind(x * like(x, b))), 1.0, 1.0
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation with its parameters, and the bound that clips its operand, if there is one."""
+
+    name: str
+    alpha: float = 0.0
+    beta: float = 0.0
+    bound: float | None = None
+
+    def __call__(self, x: Any) -> Any:
+        """The activation of a vector, both bound to variables."""
+        x = emit.bind(x)
+        if self.bound is not None:
+            x = emit.bind(at_least(at_most(x, self.bound), -self.bound))
+        function, _, _ = FUNCTIONS[self.name]
+        return emit.bind(function(x, self.alpha, self.beta))
