@@ -15,7 +15,6 @@ table has no rows for them; a printed graph shows what is launched.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,7 +70,11 @@ class _Fusion:
             if node.graph is not None:
                 self._linear([node])
         erase_dead(
-            [n for n in self.graph.nodes if n.op in ("DequantizeLinear", "tersor.DynamicQuantizeRows")]
+            [
+                n
+                for n in self.graph.nodes
+                if n.op in ("DequantizeLinear", "tersor.DynamicQuantizeRows")
+            ]
         )
 
     # -- linear layers -----------------------------------------------------------------------------
@@ -119,7 +122,9 @@ class _Fusion:
         if len(given) == 1 or all(b is None for b in given):
             return given[0]
         parts = [
-            np.zeros(_encoding(node.inputs[1]).type.shape[1], np.float32) if b is None else b.numpy()
+            np.zeros(_encoding(node.inputs[1]).type.shape[1], np.float32)
+            if b is None
+            else b.numpy()
             for node, b in zip(linears, given, strict=True)
         ]
         return self.graph.constant(np.concatenate(parts), "bias")
@@ -177,7 +182,7 @@ def _is_fusable(node: Node) -> bool:
         return False
     encoding = weight.encoding
     if _quantized_source(node) is None:
-        return isinstance(encoding, Dense) and x.producer is not None or x.is_input
+        return (isinstance(encoding, Dense) and x.producer is not None) or x.is_input
     return (
         isinstance(encoding, Affine)
         and encoding.storage is DType.I8
@@ -216,10 +221,10 @@ def _ends(norm: Node) -> Node | None:
     for value, other in ((a, b), (b, a)):
         assert value is not None and other is not None
         linear = value.producer
-        same = value.tensor == other.tensor
-        if linear is not None and linear.op == "tersor.Linear" and same and value is not other:
-            if value.only_user() is norm and _is_fusable(linear):
-                return linear
+        if linear is None or linear.op != "tersor.Linear" or value.only_user() is not norm:
+            continue
+        if value.tensor == other.tensor and value is not other and _is_fusable(linear):
+            return linear
     return None
 
 
@@ -302,5 +307,3 @@ def _side_by_side(encodings: list[Encoding]) -> Encoding:
         )
         return Affine(values, scale, zero, 1)
     return Dense(np.concatenate([e.decode() for e in encodings], 1))
-
-

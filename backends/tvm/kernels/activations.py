@@ -1,4 +1,8 @@
-"""Activations of recurrent cells, on vectors of float32."""
+"""Activations of recurrent cells, on vectors of float32.
+
+What is read more than once is held in a register of its own: TVM's simplifier puts what a variable is
+bound to in the place of each of its readers, and activations of activations grow beyond measure.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,14 @@ from tersor.backends.tvm.kernels.vector import at_least, at_most, like
 Function = Callable[[Any, float, float], Any]
 
 
+def held(x: Any) -> Any:
+    """The value of ``x``, computed once."""
+    lanes = x.ty.dtype.lanes
+    register = emit.registers(lanes, "float32")
+    emit.put(register, x, lanes)
+    return emit.get(register, lanes)
+
+
 def _plain(function: Callable[[Any], Any]) -> Function:
     return lambda x, alpha, beta: function(x)
 
@@ -23,24 +35,23 @@ def _absolute(x: Any) -> Any:
 
 
 def _sigmoid(x: Any) -> Any:
-    return like(x, 1.0) / (like(x, 1.0) + vector.exp(emit.bind(like(x, 0.0) - x)))
+    return like(x, 1.0) / (like(x, 1.0) + vector.exp(held(like(x, 0.0) - x)))
 
 
 def _tanh(x: Any) -> Any:
-    """As :func:`vector.tanh`, whose operands, repeated in one another, take minutes to simplify where
-    there are some in one expression."""
-    x = emit.bind(at_most(x, vector.TANH_IS_ONE))
-    x = emit.bind(at_least(x, -vector.TANH_IS_ONE))
-    square = emit.bind(x * x)
+    """As :func:`vector.tanh`, in steps."""
+    x = held(at_most(x, vector.TANH_IS_ONE))
+    x = held(at_least(x, -vector.TANH_IS_ONE))
+    square = held(x * x)
     above, below = (vector.polynomial(square, c) for c in vector.TANH)
-    y = emit.bind(x * above / below)
-    return at_least(emit.bind(at_most(y, 1.0)), -1.0)
+    y = held(x * above / below)
+    return at_least(held(at_most(y, 1.0)), -1.0)
 
 
 def _softplus(x: Any) -> Any:
     """log(1 + e^x) = max(0, x) + log(1 + e^-|x|), where nothing overflows."""
-    small = vector.exp(emit.bind(like(x, 0.0) - _absolute(x)))
-    return at_least(x, 0.0) + vector.log(emit.bind(like(x, 1.0) + small))
+    small = vector.exp(held(like(x, 0.0) - _absolute(x)))
+    return at_least(x, 0.0) + vector.log(held(like(x, 1.0) + small))
 
 
 def _affine(x: Any, alpha: float, beta: float) -> Any:
@@ -66,7 +77,7 @@ FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "hardsigmoid": (lambda x, a, b: at_least(at_most(_affine(x, a, b), 1.0), 0.0), 0.2, 0.5),
     "affine": (_affine, 1.0, 0.0),
     "scaledtanh": (
-        lambda x, a, b: like(x, a) * _tanh(emit.bind(x * like(x, b))), 1.0, 1.0
+        lambda x, a, b: like(x, a) * _tanh(held(x * like(x, b))), 1.0, 1.0
     ),
 }  # fmt: skip
 
@@ -81,9 +92,9 @@ class Activation:
     bound: float | None = None
 
     def __call__(self, x: Any) -> Any:
-        """The activation of a vector, both bound to variables."""
-        x = emit.bind(x)
+        """The activation of a vector, held."""
+        x = held(x)
         if self.bound is not None:
-            x = emit.bind(at_least(at_most(x, self.bound), -self.bound))
+            x = held(at_least(at_most(x, self.bound), -self.bound))
         function, _, _ = FUNCTIONS[self.name]
-        return emit.bind(function(x, self.alpha, self.beta))
+        return held(function(x, self.alpha, self.beta))

@@ -1,6 +1,7 @@
 """Attention of one head at a time: scores, mask, softmax and value product without leaving the cache.
 
-    out[i] = sum over j of p[i, j] v[j] / sum over j of p[i, j],   p[i, j] = exp(scale q[i] k[j] + mask[j] - max)
+    out[i] = sum over j of p[i, j] v[j]  /  sum over j of p[i, j]
+    p[i, j] = exp(scale q[i] k[j] + mask[j] - max of these over j)
 
 The sum divides at the end, so rows are read twice: for their maximum, and for p. A query that no key
 is left for gives zeros. Queries go in blocks of 16; keys are rearranged once a head, as both products
@@ -149,7 +150,11 @@ class _Body:
             row = T.min(first + r, self.queries - 1)
             for c in range(0, spec.d, lanes):
                 emit.store(
-                    self.block, emit.load(self.q, b, row, column + c, lanes=lanes), r, c, lanes=lanes
+                    self.block,
+                    emit.load(self.q, b, row, column + c, lanes=lanes),
+                    r,
+                    c,
+                    lanes=lanes,
                 )
         seen: Any = self.wide
         if spec.causal:
@@ -245,18 +250,14 @@ class _Body:
             row = emit.bind(T.min(j, self.keys - 1))
             with T.serial(0, self.spec.d // 32) as part, T.unroll(16) as pair:
                 value = self._pair(self.k, b, row, column + part * 32 + pair * 2)
-                T.buffer_store(
-                    self.packed_keys, value, [T.floordiv(j, 16), part, pair, j % 16]
-                )
+                T.buffer_store(self.packed_keys, value, [T.floordiv(j, 16), part, pair, j % 16])
 
     def _pack_values_bfloat16(self, b: Any, column: Any) -> None:
         with T.serial(0, self.wide // 2) as pair:
             rows = [emit.bind(T.min(pair * 2 + i, self.keys - 1)) for i in range(2)]
             for part in range(self.spec.d // 16):
                 low, high = (
-                    emit.cast(
-                        emit.load(self.v, b, row, column + part * 16, lanes=16), "uint32x16"
-                    )
+                    emit.cast(emit.load(self.v, b, row, column + part * 16, lanes=16), "uint32x16")
                     for row in rows
                 )
                 both = low | (high << T.broadcast(T.uint32(16), 16))

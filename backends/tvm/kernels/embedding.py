@@ -31,6 +31,11 @@ class Table:
     per_batch: bool
     per_position: bool
 
+    def __str__(self) -> str:
+        held = "q" if self.quantized else "f"
+        axes = "b" * self.per_batch + "s" * self.per_position
+        return f"{self.rows}{held}{self.ids_dtype}{axes}"
+
 
 @dataclass(frozen=True)
 class EmbeddingNorm:
@@ -43,13 +48,8 @@ class EmbeddingNorm:
     @property
     def name(self) -> str:
         """Unique among kernels."""
-        told = [
-            f"{t.rows}{'q' if t.quantized else 'f'}{t.ids_dtype}{'b' if t.per_batch else ''}{'s' if t.per_position else ''}"
-            for t in self.tables
-        ]
-        return "_".join(
-            ["embedding_norm", str(self.n), f"{self.epsilon:.0e}".replace("-", "m"), *told]
-        )
+        epsilon = f"{self.epsilon:.0e}".replace("-", "m")
+        return "_".join(["embedding_norm", str(self.n), epsilon, *map(str, self.tables)])
 
 
 def kernel(spec: EmbeddingNorm, isa: Isa) -> tirx.PrimFunc:
@@ -70,7 +70,9 @@ def _emit(spec: EmbeddingNorm, isa: Isa) -> None:
     for i, table in enumerate(spec.tables):
         shape = (batch if table.per_batch else 1, length if table.per_position else 1)
         ids = emit.parameter(f"ids{i}", shape, table.ids_dtype)
-        held = emit.parameter(f"table{i}", (table.rows, n), "int8" if table.quantized else "float32")
+        held = emit.parameter(
+            f"table{i}", (table.rows, n), "int8" if table.quantized else "float32"
+        )
         scale = emit.parameter(f"scale{i}", (table.rows,), "float32") if table.quantized else None
         operands.append((table, ids, held, scale))
     out = emit.parameter("out", (batch, length, n), "float32")

@@ -74,7 +74,8 @@ class Linear:
     def name(self) -> str:
         """Unique among kernels."""
         parts = [
-            f"linear{self.lead}", self.product, self.k, self.n, "q" if self.quantized else "", self.activation,
+            f"linear{self.lead}", self.product, self.k, self.n, "q" if self.quantized else "",
+            self.activation,
             self.norm, f"{self.epsilon:.0e}".replace("-", "m") if self.norm != "none" else "",
             self.result,
             "quantize" if self.quantize else "",

@@ -135,9 +135,7 @@ def _vector_block(
         columns = []
         for v in range(vectors):
             half, offset = divmod(v * lanes, 16)
-            columns.append(
-                emit.bind(emit.load(w, panel, half, step, offset * 4, lanes=4 * lanes))
-            )
+            columns.append(emit.bind(emit.load(w, panel, half, step, offset * 4, lanes=4 * lanes)))
         for r in range(rows):
             four = emit.as_bits(emit.load(a, row + r, step * 4, lanes=4), "int32")
             spread = emit.bind(emit.as_bits(emit.splat(four, lanes), f"uint8x{4 * lanes}"))
@@ -182,7 +180,9 @@ def _widened(lanes: int, a: Any, w: Any) -> Any:
     short = f"int16x{2 * lanes}"
     a16, w16 = emit.as_bits(a, short), emit.as_bits(w, short)
     eight = T.broadcast(T.int16(8), 2 * lanes)
-    a_odd = emit.as_bits(emit.as_bits(a, f"uint16x{2 * lanes}") >> T.broadcast(T.uint16(8), 2 * lanes), short)
+    a_odd = emit.as_bits(
+        emit.as_bits(a, f"uint16x{2 * lanes}") >> T.broadcast(T.uint16(8), 2 * lanes), short
+    )
     a_even = a16 & T.broadcast(T.int16(255), 2 * lanes)
     _, to_32 = _PAIRS[lanes]
     even = emit.intrinsic(f"int32x{lanes}", to_32, a_even, (w16 << eight) >> eight)
@@ -246,7 +246,9 @@ def _float_vectors(
             emit.put(sums[r][v], first, lanes)
     held = [emit.bind(T.min(row + at + r, m - 1)) for r in range(rows)]
     with T.serial(span[0], span[1]) as k:
-        columns = [emit.bind(emit.load(w, panel, k, v * lanes, lanes=lanes)) for v in range(vectors)]
+        columns = [
+            emit.bind(emit.load(w, panel, k, v * lanes, lanes=lanes)) for v in range(vectors)
+        ]
         for r in range(rows):
             spread = emit.bind(emit.splat(a[held[r], k], lanes))
             for v in range(vectors):

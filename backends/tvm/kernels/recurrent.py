@@ -27,7 +27,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
-from tersor.backends.tvm.kernels.activations import Activation
+from tersor.backends.tvm.kernels.activations import Activation, held
 
 LANES = 16
 ROWS = 4  # of the batch, which share each vector of R that is loaded
@@ -341,7 +341,7 @@ class _Tile:
                     forget = one - i
                 else:
                     forget = f(sums[2][row] + self._peephole(2, unit, before))
-                cell = emit.bind(forget * before + i * g(sums[3][row]))
+                cell = held(forget * before + i * g(sums[3][row]))
                 o = f(sums[1][row] + self._peephole(1, unit, cell))
                 new, old = o * h(cell), self._state(row, unit)
                 self._keep(self.hidden, self.rows - self.old + row, unit, new, old, on[row])

@@ -55,9 +55,7 @@ def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
 class Fold:
     """Accumulators of a reduction over a row, one a vector of a step."""
 
-    def __init__(
-        self, isa: Isa, n: int, start: float, combine: Callable[[Any, Any], Any]
-    ) -> None:
+    def __init__(self, isa: Isa, n: int, start: float, combine: Callable[[Any, Any], Any]) -> None:
         self._lanes, self._combine = isa.lanes, combine
         self._held = [
             emit.registers(isa.lanes, "float32") for _ in range(_unrolled(n // isa.lanes))

@@ -18,7 +18,6 @@ from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.ir import Affine, DType, Node, Value
 
-
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
 
 
@@ -143,7 +142,9 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
         else:
             operands.append(lowering[table])
     spec = EmbeddingNorm(n, float(node.attrs["epsilon"]), tuple(tables))  # type: ignore[arg-type]
-    return _call(lowering, spec.name, lambda: embedding.kernel(spec, isa), operands, node.outputs[:1])
+    return _call(
+        lowering, spec.name, lambda: embedding.kernel(spec, isa), operands, node.outputs[:1]
+    )
 
 
 def _ids_fit(ids: Value | None, out: Value) -> bool:
