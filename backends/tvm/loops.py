@@ -134,7 +134,9 @@ def _cover(
         offset = loop.min + done + var * tirx.const(size, dtype)
         statements.append(tirx.For(var, tirx.const(0, dtype), count, kind, piece(offset, size)))
         done, kind = analyzer.simplify(done + count * size), ForKind.SERIAL
-    return tirx.SeqStmt(statements) if len(statements) != 1 else statements[0]
+    if not statements:
+        return tirx.Evaluate(0)  # The range is empty.
+    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
 def _sizes(extent: Any, largest: int, lanes: int) -> list[int]:

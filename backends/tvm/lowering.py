@@ -88,7 +88,8 @@ class Lowering:
     def constant(self, array: np.ndarray, name: str = "constant") -> Any:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
         dtype = dtype_of(TensorType(DType.of(array), array.shape))
-        if array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
+        # TVM reads no array without elements back from a library.
+        if 0 < array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
             return relax.const(np.asarray(array, order="C"), dtype)
         return self.parameter(array, name)
 
@@ -185,10 +186,25 @@ class Lowering:
         for value in node.outputs:
             if value.uses:
                 dtype_of(value.type)
-        made = rule(self, node)
+        made = self._empty(node) or rule(self, node)
         for value, expr in zip(node.outputs, made, strict=False):
             if value.uses:
                 self.exprs[value] = self._held(value, expr)
+
+    def _empty(self, node: Node) -> list[Any]:
+        """Results that are known to have no elements; none where a node has others. No rule has to
+        think of loops without a turn."""
+        types = [value.type for value in node.outputs if value.uses]
+        if not types or any(not isinstance(t, TensorType) or t.numel != 0 for t in types):
+            return []
+        return [self._without_elements(v) if v.uses else None for v in node.outputs]
+
+    def _without_elements(self, value: Value) -> Any:
+        dims, dtype = self.dims(value.tensor.dims), dtype_of(value.type)
+        if all(isinstance(d, int) for d in value.tensor.dims or ()):
+            # Not zeros: TVM would make a constant of them.
+            return self.parameter(np.zeros(value.tensor.shape, value.tensor.dtype.numpy), "empty")
+        return self.emit(relax.op.zeros(dims, dtype))
 
     def _held(self, value: Value, expr: Any) -> Any:
         """Where Relax knows less of a result's shape than the IR does, it is told."""

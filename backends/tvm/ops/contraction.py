@@ -10,6 +10,7 @@ from tvm import relax, te
 
 from tersor.backends.tvm.lowering import Lowering, dtype_of
 from tersor.backends.tvm.ops.broadcast import HALF, Operand, dims_of, element
+from tersor.backends.tvm.ops.folds import count, or_start, total
 from tersor.ir import Dim, DType, TensorType, Value
 from tersor.ops.families._symbolic import broadcast_dim
 
@@ -58,6 +59,8 @@ def contract(
             return te.sum(made, list(summed.values())) if summed else made
 
         made = te.compute([shape[n] for n in result], one, name=name)
+        number = count(list(shape.values()), [i for i, n in enumerate(shape) if n in summed])
+        made = or_start(made, number, total)
         if str(made.dtype) == dtype:
             return made
         return te.compute(made.shape, lambda *i: made(*i).astype(dtype), name="rounded")

@@ -6,6 +6,7 @@ Formulas are written so that they vectorize: no branches, and of the transcenden
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -46,6 +47,12 @@ def _is_float(x: Any) -> bool:
 
 def _number(value: float, like: Any) -> Any:
     return tirx.const(value, kind(like))
+
+
+def _libm(name: str, *operands: Any) -> Any:
+    """A function of C's, where TVM has no lowering of its own for vectors."""
+    dtype = kind(operands[0])
+    return tirx.call_pure_extern(dtype, name + ("f" if dtype == "float32" else ""), *operands)
 
 
 # -- activations -----------------------------------------------------------------------------------
@@ -93,9 +100,13 @@ def _hard_swish(x: Any) -> Any:
     return x * _hard_sigmoid(x, alpha=1 / 6, beta=0.5)
 
 
-def softplus(x: Any) -> Any:
-    """log(1 + e^x); e^x alone would overflow."""
-    return nan_max(x, _number(0, x)) + tirx.log1p(tirx.exp(-tirx.abs(x)))
+def _softplus(x: Any) -> Any:
+    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|): no power overflows."""
+    one, e = _number(1, x), tirx.exp(-tirx.abs(x))
+    u = one + e
+    # log(u) / (u - 1) hardly changes with what e loses in u.
+    rest = tirx.Select(u > one, tirx.log(u) * (e / (u - one)), e)
+    return nan_max(x, _number(0, x)) + rest
 
 
 def _mish(x: Any) -> Any:
@@ -134,14 +145,20 @@ def _sign(x: Any) -> Any:
 
 
 def _div(a: Any, b: Any) -> Any:
-    return a / b if _is_float(a) else divide(a, b)
+    return quotient(a, b) if _is_float(a) else divide(a, b)
+
+
+def quotient(a: Any, b: Any) -> Any:
+    """The quotient of floats; TVM refuses to divide by a zero that is part of the code."""
+    if isinstance(b, tirx.FloatImm) and b.value == 0:
+        return a * _number(math.copysign(math.inf, b.value), a)
+    return a / b
 
 
 def _mod(a: Any, b: Any, *, fmod: int) -> Any:
     if not _is_float(a):
         return remainder(a, b, truncated=bool(fmod))
-    # TVM has no lowering of its own fmod; this is libm's.
-    rest = tirx.call_pure_extern(kind(a), "fmodf" if kind(a) == "float32" else "fmod", a, b)
+    rest = _libm("fmod", a, b)
     if fmod:
         return rest
     # As Python's: the sign of the divisor.
@@ -206,14 +223,15 @@ def _dropout(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 _SCALARS: dict[str, Scalar] = {
     **{op: getattr(tirx, op.lower()) for op in
-       ("Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
+       ("Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh",
         "Erf", "Exp", "Log", "Sqrt", "Tanh", "Floor", "Ceil", "Abs", "IsNaN")},
+    "Sinh": partial(_libm, "sinh"), "Cosh": partial(_libm, "cosh"),
     "Round": tirx.nearbyint,  # half to even
     "Neg": lambda x: -x if _is_float(x) else _number(0, x) - x,
     "Reciprocal": lambda x: _number(1, x) / x,
     "Sign": _sign,
     "Relu": relu, "Sigmoid": sigmoid, "Gelu": gelu, "Swish": swish, "Elu": _elu, "Celu": _celu,
-    "Selu": _selu, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish, "Softplus": softplus,
+    "Selu": _selu, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish, "Softplus": _softplus,
     "Softsign": lambda x: x / (_number(1, x) + tirx.abs(x)), "Mish": _mish, "LeakyRelu": _leaky,
     "PRelu": _prelu, "ThresholdedRelu": _thresholded,
     "IsInf": _is_inf, "Clip": clip, "Where": tirx.Select,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,71 @@ from tersor.backends.tvm.ops.broadcast import nan_max, nan_min
 Read = Callable[..., Any]
 """From an index to a number."""
 
-Combine = Callable[..., Any]
-"""A reducer of TE's: ``(number, axes) -> number``."""
+
+@dataclass(frozen=True)
+class Reducer:
+    """TE's ``combine(number, axes) -> number``, and what it starts from, by type."""
+
+    combine: Callable[..., Any]
+    start: Callable[[str], Any]
+
+
+def _made(name: str, function: Callable[[Any, Any], Any], start: Callable[[str], Any]) -> Reducer:
+    # TE counts the arguments of what it is given.
+    combine = te.comm_reducer(lambda a, b: function(a, b), lambda t: start(str(t)), name=name)
+    return Reducer(combine, start)
+
+
+def _lowest(dtype: str) -> Any:
+    return tirx.const(-np.inf, dtype) if dtype.startswith("float") else tirx.min_value(dtype)
+
+
+def _highest(dtype: str) -> Any:
+    return tirx.const(np.inf, dtype) if dtype.startswith("float") else tirx.max_value(dtype)
+
+
+total = Reducer(te.sum, lambda dtype: tirx.const(0, dtype))
+product = _made("product", lambda a, b: a * b, lambda dtype: tirx.const(1, dtype))
+# Of nothing these are infinite, and they keep NaN. TE's own are the faster ones, where neither matters.
+largest = _made("largest", nan_max, _lowest)
+smallest = _made("smallest", nan_min, _highest)
+maximum = Reducer(te.max, tirx.min_value)
+minimum = Reducer(te.min, tirx.max_value)
 
 
 def fold(
-    shape: Sequence[Any], axes: Collection[int], read: Read, combine: Combine, name: str
+    shape: Sequence[Any], axes: Collection[int], read: Read, reducer: Reducer, name: str
 ) -> te.Tensor:
-    """Folds ``read`` over ``axes`` of the indices within ``shape``; those axes of the result are 1."""
+    """Folds ``read`` over ``axes`` of the indices within ``shape``; those axes of the result are 1.
+
+    Of axes without elements the result is undefined: TVM's loops write the start in their first turn.
+    """
     kept = [tirx.IntImm("int64", 1) if a in axes else d for a, d in enumerate(shape)]
     folded = {a: te.reduce_axis((0, shape[a]), name=f"k{a}") for a in sorted(axes)}
 
     def one(*index: Any) -> Any:
         number = read(*(folded.get(a, i) for a, i in enumerate(index)))
-        return combine(number, list(folded.values())) if folded else number
+        return reducer.combine(number, list(folded.values())) if folded else number
 
     return te.compute(kept, one, name=name)
+
+
+def fold_or_start(
+    shape: Sequence[Any], axes: Collection[int], read: Read, reducer: Reducer, name: str
+) -> te.Tensor:
+    """As :func:`fold`; of axes without elements the result is the reducer's start."""
+    return or_start(fold(shape, axes, read, reducer, name), count(shape, axes), reducer)
+
+
+def or_start(folded: te.Tensor, number: Any, reducer: Reducer) -> te.Tensor:
+    """What is folded, or the reducer's start where the ``number`` of what is folded is zero."""
+    start = reducer.start(str(folded.dtype))
+    if not isinstance(number, tirx.IntImm):
+        some = number > tirx.IntImm("int64", 0)
+        return te.compute(
+            folded.shape, lambda *i: tirx.Select(some, folded(*i), start), name="or_start"
+        )
+    return folded if number.value else te.compute(folded.shape, lambda *i: start, name="start")
 
 
 def folded_at(tensor: te.Tensor, index: Sequence[Any], axes: Collection[int]) -> Any:
@@ -38,28 +88,7 @@ def folded_at(tensor: te.Tensor, index: Sequence[Any], axes: Collection[int]) ->
 
 def count(shape: Sequence[Any], axes: Collection[int]) -> Any:
     """How many elements are folded to one, as int64."""
-    total: Any = tirx.IntImm("int64", 1)
+    number: Any = tirx.IntImm("int64", 1)
     for axis in axes:
-        total = total * shape[axis]
-    return total
-
-
-def lowest(dtype: str) -> Any:
-    """What no number is below."""
-    return tirx.const(-np.inf, dtype) if dtype.startswith("float") else tirx.min_value(dtype)
-
-
-def highest(dtype: str) -> Any:
-    """What no number is above."""
-    return tirx.const(np.inf, dtype) if dtype.startswith("float") else tirx.max_value(dtype)
-
-
-total: Combine = te.sum
-product: Combine = te.comm_reducer(lambda a, b: a * b, lambda t: tirx.const(1, t), name="product")
-# Not TE's own: their extremes of nothing are finite, and they lose NaN.
-largest: Combine = te.comm_reducer(
-    lambda a, b: nan_max(a, b), lambda t: lowest(str(t)), name="largest"
-)
-smallest: Combine = te.comm_reducer(
-    lambda a, b: nan_min(a, b), lambda t: highest(str(t)), name="smallest"
-)
+        number = number * shape[axis]
+    return number

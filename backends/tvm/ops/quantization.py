@@ -10,7 +10,7 @@ from tvm import relax, te, tirx
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import Operand, dims_of, each, kind, operand, widened
 from tersor.backends.tvm.ops.contraction import Labels, contract, whole
-from tersor.backends.tvm.ops.folds import fold, folded_at
+from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, maximum, minimum
 from tersor.backends.tvm.ops.matmul import matrix_labels, operands_of
 from tersor.ir import DType, Node, TensorType, Value
 
@@ -99,8 +99,8 @@ def _dynamic(lowering: Lowering, node: Node) -> Sequence[Any]:
 
     def compute(x: te.Tensor) -> list[te.Tensor]:
         zero, most = (tirx.const(c, str(x.dtype)) for c in (0, 255))
-        low = fold(x.shape, axes, x, te.min, "low")
-        high = fold(x.shape, axes, x, te.max, "high")
+        low = fold_or_start(x.shape, axes, x, minimum, "low")
+        high = fold_or_start(x.shape, axes, x, maximum, "high")
 
         def below(*index: Any) -> Any:
             return tirx.min(low(*index), zero)

@@ -13,12 +13,15 @@ from tvm.script.ir_builder import tirx as T
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import HALF, dims_of, kind, name_of, widened
 from tersor.backends.tvm.ops.casting import convert
+from tersor.backends.tvm.ops.elementwise import quotient
 from tersor.backends.tvm.ops.folds import (
-    Combine,
+    Reducer,
     count,
     fold,
+    fold_or_start,
     folded_at,
     largest,
+    maximum,
     product,
     smallest,
     total,
@@ -38,14 +41,14 @@ def _same(x: Any) -> Any:
 
 def _average(sum: Any, n: Any) -> Any:
     number = n.astype(kind(sum))
-    return sum / number if kind(sum).startswith("float") else divide(sum, number)
+    return quotient(sum, number) if kind(sum).startswith("float") else divide(sum, number)
 
 
 @dataclass(frozen=True)
 class _Reduction:
     """What is folded, how, and what becomes of the number (and of how many were folded to it)."""
 
-    combine: Combine
+    reducer: Reducer
     before: Callable[[Any], Any] = _same
     after: Callable[[Any, Any], Any] = lambda number, n: number
 
@@ -132,7 +135,9 @@ def _reduction(way: _Reduction) -> Rule:
 
         def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
             element = read(x)
-            folded = fold(x.shape, axes, lambda *i: way.before(element(*i)), way.combine, "fold")
+            folded = fold_or_start(
+                x.shape, axes, lambda *i: way.before(element(*i)), way.reducer, "fold"
+            )
             return folded, lambda number: way.after(number, count(x.shape, axes))
 
         return _reduced(lowering, node, axes, compute)
@@ -146,7 +151,7 @@ def _log_sum_exp(lowering: Lowering, node: Node) -> Sequence[Any]:
 
     def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
         element = _floating(read(x))
-        highest = fold(x.shape, axes, element, largest, "highest")
+        highest = fold_or_start(x.shape, axes, element, largest, "highest")
 
         def shift(*index: Any) -> Any:
             m = folded_at(highest, index, axes)
@@ -155,7 +160,7 @@ def _log_sum_exp(lowering: Lowering, node: Node) -> Sequence[Any]:
         def term(*index: Any) -> Any:
             return tirx.exp(element(*index) - shift(*index))
 
-        summed = fold(x.shape, axes, term, total, "sum_exp")
+        summed = fold_or_start(x.shape, axes, term, total, "sum_exp")
         logarithm = te.compute(
             summed.shape, lambda *i: tirx.log(summed(*i)) + shift(*i), name="log_sum_exp"
         )
@@ -175,10 +180,10 @@ def _floating(element: Callable[..., Any]) -> Callable[..., Any]:
 # -- positions of extremes -------------------------------------------------------------------------
 
 
-def extreme_positions(x: te.Tensor, axis: int, combine: Combine, last: bool = False) -> te.Tensor:
+def extreme_positions(x: te.Tensor, axis: int, reducer: Reducer, last: bool = False) -> te.Tensor:
     """Where along an axis the extreme is: of equals the first, or the last; of NaN, where one is."""
     element = read(x)
-    extreme = fold(x.shape, [axis], element, combine, "extreme")
+    extreme = fold(x.shape, [axis], element, reducer, "extreme")
     # Of an axis without elements: no position at all.
     outside = tirx.IntImm("int64", -1) if last else x.shape[axis]
 
@@ -192,12 +197,12 @@ def extreme_positions(x: te.Tensor, axis: int, combine: Combine, last: bool = Fa
     return fold(x.shape, [axis], position, largest if last else smallest, "position")
 
 
-def _arg(combine: Combine) -> Rule:
+def _arg(reducer: Reducer) -> Rule:
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         axis = axis_of(node, len(dims_of(_operand(node))))
         last = bool(node.attrs["select_last_index"])
         return _reduced(
-            lowering, node, [axis], lambda x: (extreme_positions(x, axis, combine, last), _same)
+            lowering, node, [axis], lambda x: (extreme_positions(x, axis, reducer, last), _same)
         )
 
     return rule
@@ -244,8 +249,8 @@ def _log_softmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
 def _powers(x: te.Tensor, axis: int) -> tuple[te.Tensor, Callable[..., Any], te.Tensor]:
     """exp(x - max), x - max, and the sum of the powers."""
     element = read(x)
-    # TE's own maximum, which schedules know: of a row with NaN all is NaN either way.
-    highest = fold(x.shape, [axis], element, te.max, "highest")
+    # Of a row with NaN all is NaN, whatever its maximum is taken to be.
+    highest = fold(x.shape, [axis], element, maximum, "highest")
 
     def shifted(*index: Any) -> Any:
         return element(*index) - folded_at(highest, index, [axis])
