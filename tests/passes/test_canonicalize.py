@@ -253,6 +253,15 @@ def test_an_expand_to_its_own_shape_goes() -> None:
     assert [n.op for n in graph.nodes] == ["custom.Row", "Shape", "Expand"]
 
 
+def test_sizes_that_follow_from_new_constants_are_inferred() -> None:
+    text = """graph main(%x: f32[batch, 1]) -> (y = %y) {{
+      @s: i64[2] = dense [1, 6]
+      %e: f32[batch, {size}] = Expand(%x, @s)
+      %y: f32[batch, {size}] = Relu(%e)
+    }}"""
+    expect(ShapeArithmetic(), text.format(size="?"), text.format(size="6"))
+
+
 @pytest.mark.parametrize(
     "target",
     [
