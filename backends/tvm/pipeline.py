@@ -63,9 +63,8 @@ def compile_module(module: tvm.IRModule, target: tvm.target.Target) -> Any:
 
 def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
     """The passes from Relax to calls of scheduled functions on planned memory."""
-    return tvm.transform.Sequential(
+    return _hidden(
         [
-            hide_kernels,
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
@@ -73,9 +72,9 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            relax.transform.RewriteDataflowReshape(),  # Looks at blocks: before they are scheduled.
             relax.transform.DeadCodeElimination(),
             default_schedule(vector_bits(target)),
-            relax.transform.RewriteDataflowReshape(),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
@@ -91,16 +90,34 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
     )
 
 
-@tvm.transform.module_pass(opt_level=0)
-def hide_kernels(module: tvm.IRModule, context: object) -> tvm.IRModule:
-    """Our kernels are nothing that Relax could fuse or look into."""
-    hidden = {
-        name: func.with_attr("op_pattern", OPAQUE)
-        for name, func in module.functions_items()
-        if isinstance(func, tirx.PrimFunc) and func.attrs and KERNEL in func.attrs
-    }
+def _hidden(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
+    """Passes that see of our kernels only the operands: a block that does nothing, to be fused with
+    nothing.  Some would look for the blocks that Relax's own functions are made of."""
+    sequence = tvm.transform.Sequential(passes)
+
+    @tvm.transform.module_pass(opt_level=0)
+    def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
+        kernels = {
+            name: func
+            for name, func in module.functions_items()
+            if isinstance(func, tirx.PrimFunc) and func.attrs and KERNEL in func.attrs
+        }
+        module = sequence(_updated(module, {name: _stub(f) for name, f in kernels.items()}))
+        left = set(module.get_global_vars())
+        return _updated(module, {name: f for name, f in kernels.items() if name in left})
+
+    return apply
+
+
+def _stub(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    block = s_tir.SBlock([], [], [], "root", tirx.Evaluate(0))
+    body = s_tir.SBlockRealize([], True, block)
+    return kernel.with_body(body).with_attr("op_pattern", OPAQUE)
+
+
+def _updated(module: tvm.IRModule, functions: dict[Any, Any]) -> tvm.IRModule:
     module = module.clone()
-    module.update(tvm.IRModule(hidden))
+    module.update(tvm.IRModule(functions))
     return module
 
 
