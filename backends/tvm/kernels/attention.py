@@ -18,6 +18,7 @@ Keys are padded to a multiple of 32 by repeating the last one, with a mask that 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ ROWS = 16  # Queries of a block.
 KEYS = 32  # What keys are padded to.
 LEFT_OUT = -1e30  # A score that no sum of real scores comes near to.
 _SEEN = -1e29
-_TWO_TO_F_COARSE = (1.0, 0.69328296, 0.24221113, 0.05500874)  # 2^f to 1e-4, |f| <= 1/2
+_COARSE = (1.0, 0.69328296, 0.24221113, 0.05500874)  # 2^f to 1e-4, |f| <= 1/2
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,11 @@ class _Body:
     # -- softmax -----------------------------------------------------------------------------------
 
     def _softmax(self, r: Any, query: Any, seen: Any) -> None:
-        """Row r of the scores becomes chances, not yet divided; ``sums`` gets one over their sum."""
+        """Row r of the scores becomes chances, not yet divided; ``sums`` gets one over their sum. Scores
+        are scaled to be exponents of two."""
         lanes, spec = self.isa.lanes, self.spec
         unroll = KEYS // lanes
-        scale = emit.number(spec.scale, lanes)
+        scale = emit.number(spec.scale * math.log2(math.e), lanes)
         steps = T.ramp(T.int32(0), 1, lanes)
 
         def score(c: Any) -> Any:
@@ -216,7 +218,7 @@ class _Body:
             for i, total in enumerate(sums):
                 c = step * KEYS + i * lanes
                 y = emit.bind(emit.load(self.scores, r, c, lanes=lanes) - shift)
-                y = emit.bind(self._exp(y))
+                y = emit.bind(self._exp2(y))
                 emit.put(total, emit.get(total, lanes) + y, lanes)
                 held = rowwise.bfloat16(y) if self._amx else y
                 emit.store(self.chances, held, r, c, lanes=lanes)
@@ -225,18 +227,15 @@ class _Body:
         inverse = T.Select(most > T.float32(_SEEN), T.float32(1) / total, T.float32(0))
         T.buffer_store(self.sums, inverse, [r])
 
-    def _exp(self, x: Any) -> Any:
-        """e^x of what is at most zero: 2^n 2^f with n whole and |f| <= 1/2. What is rounded to bfloat16
+    def _exp2(self, x: Any) -> Any:
+        """2^x of what is at most zero: 2^n 2^f with n whole and |f| <= 1/2. What is rounded to bfloat16
         needs no more than a cubic."""
         lanes = self.isa.lanes
-        t = emit.bind(x * emit.number(1.44269504, lanes))
-        t = emit.bind(tirx.max(t, emit.number(-126.0, lanes)))
-        n = emit.bind(T.nearbyint(t))
-        f = emit.bind(t - n)
-        y = vector.polynomial(f, _TWO_TO_F_COARSE if self._amx else vector.TWO_TO_F)
-        biased = emit.cast(n, f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)
-        power = biased << T.broadcast(T.int32(vector.EXPONENT_BITS), lanes)
-        return y * emit.as_bits(power, f"float32x{lanes}")
+        if lanes != 16:
+            x = emit.bind(tirx.max(x, emit.number(-126.0, lanes)))
+        n = emit.bind(T.nearbyint(x))
+        y = vector.polynomial(emit.bind(x - n), _COARSE if self._amx else vector.TWO_TO_F)
+        return emit.times_power_of_two(y, n, lanes)
 
     # -- bfloat16 ----------------------------------------------------------------------------------
 

@@ -141,6 +141,17 @@ def run(name: str, *operands: Any) -> None:
     T.evaluate(T.call_llvm_intrin("void", name, *operands))
 
 
+def times_power_of_two(value: Any, exponent: Any, lanes: int) -> Any:
+    """``value * 2^exponent`` for whole float exponents from -126 to 127 (AVX-512, which has an
+    instruction for it: any)."""
+    if lanes == 16:
+        always, rounding = T.int16(-1), T.int32(4)  # every lane; as the processor is set to
+        operands = (value, exponent, value, always, rounding)
+        return intrinsic("float32x16", "llvm.x86.avx512.mask.scalef.ps.512", *operands)
+    biased = cast(exponent, f"int32x{lanes}") + T.broadcast(T.int32(127), lanes)
+    return value * as_bits(biased << T.broadcast(T.int32(23), lanes), f"float32x{lanes}")
+
+
 def reduce_lanes(value: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
     """Folds the lanes of a vector into one number: halves onto halves."""
     while lanes > 1:

@@ -222,8 +222,13 @@ class _Body:
                 if spec.product == "int8":
                     y = emit.cast(y, f"float32x{lanes}") - zero * held[v][1]
                     y = y * (emit.splat(scale, lanes) * held[v][0])
-                y = ACTIVATIONS[spec.activation](emit.bind(y + held[v][2]))
+                y = self._activate(emit.bind(y + held[v][2]))
                 self._put(first, at + r, c, y, v)
+
+    def _activate(self, y: Any) -> Any:
+        if self.spec.activation == "gelu" and self.spec.product == "int8":
+            return vector.gelu_coarse(y)
+        return ACTIVATIONS[self.spec.activation](y)
 
     def _put(self, first: Any, r: Any, c: Any, y: Any, vector: int) -> None:
         lanes, spec = self.isa.lanes, self.spec

@@ -230,10 +230,11 @@ class _Tile:
                 T.buffer_store(last, memory[first + row, unit], self._of_state(row, unit))
 
     def _ends(self, row: int) -> Any:
-        """The length of a row's sequence."""
+        """The length of a row's sequence; nothing outside of memory may be read for a wrong one."""
         if self.operands.lengths is None:
             return self.length
-        return emit.cast(self.operands.lengths[self.first + row], "int64")
+        stated = emit.cast(self.operands.lengths[self.first + row], "int64")
+        return T.max(T.min(stated, self.length), T.int64(0))
 
     def _position(self, t: Any, row: int) -> Any:
         """Where a row reads and writes at step ``t``: backwards, a sequence begins at its own end."""
@@ -300,7 +301,9 @@ class _Tile:
                     spread = emit.bind(emit.splat(source[first + row, k], LANES))
                     for gate in range(count):
                         register = sums[gate][row][chain]
-                        emit.put(register, emit.get(register, LANES) + spread * vectors[gate], LANES)
+                        emit.put(
+                            register, emit.get(register, LANES) + spread * vectors[gate], LANES
+                        )
         return [
             [emit.bind(sum(emit.get(s, LANES) for s in chained[1:]) + emit.get(chained[0], LANES))
              if chains > 1 else emit.get(chained[0], LANES) for chained in gate]
@@ -332,7 +335,9 @@ class _Tile:
         one = emit.number(1.0, LANES)
         with self._blocks() as block:
             unit = emit.bind(block * LANES)
-            starts = [[self._read(at, r, gate, unit) for r in range(self.rows)] for gate in range(4)]
+            starts = [
+                [self._read(at, r, gate, unit) for r in range(self.rows)] for gate in range(4)
+            ]
             sums = self._products(0, block, self.hidden, self.old, starts)
             for row in range(self.rows):
                 before = emit.bind(emit.load(self.held[0], row, unit, lanes=LANES))

@@ -17,6 +17,7 @@ is level: Lawson's algorithm), rounded to float32; the errors named are of the r
   log1p(r) = r - r^2 / 2 + r^3 P(r).  Error 1e-7 of the result or 1e-7, the larger.
 * tanh and erf are odd: x P(x^2) / Q(x^2), fit for relative error up to the point where they
   round to 1.  Relative error 5e-7.
+* gelu_coarse: Phi(x) = 1/2 + x P(x^2) within 4.25, weighted by x, which multiplies its error.
 * gelu: x Phi(x) = max(x, 0) - |x| Phi(-|x|), and log2 Phi(-a) is so nearly a parabola that a
   polynomial of degree 5 gives a Phi(-a) to 7e-7 everywhere: one power of two, and no division.
 """
@@ -50,7 +51,11 @@ ERF = (
     (1.12837915, 0.190406721, 0.0527487526, 0.0037656262, 0.000284882592, 2.05008077e-06),
     (1.0, 0.502076304, 0.114109213, 0.0149692362, 0.00116253708, 3.80916413e-05),
 )
-TANH_IS_ONE, ERF_IS_ONE = 9.0, 3.92
+PHI = (
+    0.398823529, -0.066193521, 0.00971907284, -0.00107884442, 8.84155452e-05, -5.13813939e-06,
+    1.98003704e-07, -4.49504967e-09, 4.52013045e-11,
+)  # fmt: skip
+TANH_IS_ONE, ERF_IS_ONE, GELU_IS_X = 9.0, 3.92, 4.25
 
 
 def like(x: Any, value: float) -> Any:
@@ -128,6 +133,12 @@ def gelu(x: Any) -> Any:
     fraction = log2_phi - _integer(rounded)
     phi = polynomial(fraction, TWO_TO_F) * _power_of_two(rounded)
     return at_least(x, 0.0) - a * phi
+
+
+def gelu_coarse(x: Any) -> Any:
+    """x Phi(x) to 3e-5 (beyond 4.25, to 7e-6 of x), for what is quantized afterwards: no power of two."""
+    y = at_least(at_most(x, GELU_IS_X), -GELU_IS_X)
+    return x * (y * polynomial(y * y, PHI) + like(x, 0.5))
 
 
 def gelu_tanh(x: Any) -> Any:
