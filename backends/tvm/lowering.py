@@ -31,6 +31,8 @@ DTYPES: dict[DType, str] = {
     DType.I64: "int64", DType.I32: "int32", DType.I16: "int16", DType.I8: "int8",
     DType.U64: "uint64", DType.U32: "uint32", DType.U16: "uint16", DType.U8: "uint8",
     DType.BOOL: "bool",
+    # A byte each, as numpy holds them; rules that make such see to it that they stay in their range.
+    DType.I4: "int8", DType.I2: "int8", DType.U4: "uint8", DType.U2: "uint8",
 }  # fmt: skip
 
 Rule = Callable[["Lowering", Node], Sequence[Any]]
@@ -87,6 +89,7 @@ class Lowering:
 
     def constant(self, array: np.ndarray, name: str = "constant") -> Any:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
+        array = as_held(array)
         dtype = dtype_of(TensorType(DType.of(array), array.shape))
         # TVM reads no array without elements back from a library.
         if 0 < array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
@@ -95,6 +98,7 @@ class Lowering:
 
     def parameter(self, array: np.ndarray, name: str) -> relax.Var:
         """A new parameter of the function, always passed ``array``."""
+        array = as_held(array)
         type = TensorType(DType.of(array), array.shape)
         var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
         self.parameters.append((var, array))
@@ -214,6 +218,14 @@ class Lowering:
         if tvm_ffi.structural_equal(known, wanted):
             return expr
         return self.builder.match_cast(expr, wanted)
+
+
+def as_held(array: np.ndarray) -> np.ndarray:
+    """The array as TVM holds it: integers of less than a byte as bytes."""
+    dtype = DType.of(array)
+    if dtype not in DTYPES or not dtype.is_integer or dtype.bits >= 8:
+        return array
+    return array.astype(DTYPES[dtype])  # Not a view: numpy leaves the bits beyond to chance.
 
 
 def dtype_of(type: object) -> str:

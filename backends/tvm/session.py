@@ -26,7 +26,7 @@ from tersor.backends.tvm.library import (
     check_host,
     describe,
 )
-from tersor.backends.tvm.lowering import DTYPES, MAIN
+from tersor.backends.tvm.lowering import DTYPES, MAIN, as_held
 from tersor.backends.tvm.options import Choice
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line
@@ -117,6 +117,7 @@ class Session:
         self._dtypes = [type.dtype.numpy for _, type in description.inputs]
         self._outputs = [name for name, _ in description.outputs]
         # Of bfloat16 DLPack tells numpy nothing.
+        self._made = [type.dtype.numpy for _, type in description.outputs]
         self._copied = [type.dtype is DType.BF16 for _, type in description.outputs]
         self._function = function
         self._weights = weights
@@ -165,6 +166,7 @@ class Session:
     def _argument(self, place: int, array: np.ndarray) -> np.ndarray:
         """Makes an input an argument: itself, where it lies as TVM wants it, else a copy, whose memory is
         kept for the next input of this shape. Returns which."""
+        array = as_held(array) if array.dtype.kind == "V" else array
         if is_ready(array):
             self._arguments[place] = _tensor(array)
             return array
@@ -180,7 +182,7 @@ class Session:
         """An output as an array of its own: what TVM only passes on lies in what it was passed."""
         if self._copied[place]:
             return np.asarray(tensor.numpy())
-        result = np.from_dlpack(tensor)
+        result = np.from_dlpack(tensor).view(self._made[place])
         for array in passed:
             if np.may_share_memory(result, array):
                 return result.copy()
@@ -244,6 +246,8 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def _tensor(array: np.ndarray) -> Any:
     """A tensor of TVM in the memory of an array."""
+    if not array.size:  # There is no memory then that could lie right.
+        return tvm.runtime.empty(array.shape, DTYPES[DType.of(array)])
     if array.dtype.kind != "V":
         return tvm.runtime.from_dlpack(array)
     # Of bfloat16 numpy tells DLPack nothing.

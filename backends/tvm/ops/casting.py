@@ -9,7 +9,7 @@ from tvm import tirx
 
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import each, kind, operand
-from tersor.ir import Node
+from tersor.ir import DType, Node
 
 
 def convert(x: Any, dtype: str) -> Any:
@@ -26,16 +26,27 @@ def convert(x: Any, dtype: str) -> Any:
     return x.astype(dtype)
 
 
+def _low_bits(x: Any, dtype: DType) -> Any:
+    """A byte's lowest bits, where an integer has less than all of them."""
+    if not dtype.is_integer or dtype.bits >= 8:
+        return x
+    if dtype.value[0] == "u":
+        return x & tirx.const(2**dtype.bits - 1, "uint8")
+    rest = tirx.const(8 - dtype.bits, "int8")
+    return (x << rest) >> rest
+
+
 def _cast(lowering: Lowering, node: Node) -> Sequence[Any]:
-    value = node.inputs[0]
+    value, made = node.inputs[0], node.output.tensor
     assert value is not None
-    to = dtype_of(node.output.type)
-    if dtype_of(value.type) == to:
+    to = dtype_of(made)
+    if value.tensor.dtype is made.dtype:
         return [lowering[value]]
-    made = each(
-        lowering, "cast", [operand(lowering, value)], node.output.tensor, lambda x: convert(x, to)
-    )
-    return [made]
+
+    def cast(x: Any) -> Any:
+        return _low_bits(convert(x, to), made.dtype)
+
+    return [each(lowering, "cast", [operand(lowering, value)], made, cast)]
 
 
 RULES: dict[str, Rule] = {"Cast": _cast, "CastLike": _cast}

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
-from tersor.backends.tvm.ops.broadcast import Operand, dims_of, each, kind, operand, widened
+from tersor.backends.tvm.ops.broadcast import HALF, Operand, dims_of, each, kind, operand, widened
 from tersor.backends.tvm.ops.contraction import Labels, contract, whole
 from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, maximum, minimum
 from tersor.backends.tvm.ops.matmul import matrix_labels, operands_of
 from tersor.ir import DType, Node, TensorType, Value
 
 
-def saturated(number: Any, dtype: str) -> Any:
-    """A whole number, held as a float, in an integer type; beyond its range the nearest end."""
+def saturated(number: Any, dtype: str, bits: int | None = None) -> Any:
+    """A whole number, held as a float, in an integer type (of ``bits``, else of all that it has); beyond
+    its range the nearest end."""
+    spare = np.dtype(dtype).itemsize * 8 - bits if bits else 0
     low, high = (
-        tirx.const(bound.value, kind(number))
+        tirx.const(bound.value >> spare, kind(number))
         for bound in (tirx.min_value(dtype), tirx.max_value(dtype))
     )
     return tirx.min(tirx.max(number, low), high).astype("int32").astype(dtype)
@@ -64,13 +67,23 @@ def _with_parameters(
     return [lowering.te(compute, *sources, primfunc_name_hint=name)]
 
 
+def _real(number: Any) -> Any:
+    """A scale as what is computed with; integers are allowed as well."""
+    return widened(number) if kind(number).startswith(("float", "bf")) else number.astype("float32")
+
+
 def _quantize(lowering: Lowering, node: Node) -> Sequence[Any]:
-    dtype = dtype_of(node.output.type)
+    dtype, exact = dtype_of(node.output.type), bool(node.attrs.get("precision"))
+    bits = node.output.tensor.dtype.bits
 
     def quantized(x: Any, scale: Any, zero: Any = None) -> Any:
-        scale = widened(scale)
-        level = tirx.nearbyint(x.astype(kind(scale)) / scale)
-        return saturated(level if zero is None else level + zero.astype(kind(scale)), dtype)
+        real = _real(scale)
+        quotient = x.astype(kind(real)) / real
+        if kind(scale) in HALF and not exact:
+            # The division is of the scale's precision, unless another is asked for.
+            quotient = quotient.astype(kind(scale)).astype(kind(real))
+        level = tirx.nearbyint(quotient)
+        return saturated(level if zero is None else level + zero.astype(kind(real)), dtype, bits)
 
     return _with_parameters(lowering, node, "quantize", quantized)
 
@@ -82,7 +95,7 @@ def _dequantize(lowering: Lowering, node: Node) -> Sequence[Any]:
         # Integers are subtracted as such: exact whatever the scale's type is.
         level = x.astype("int32")
         level = level if zero is None else level - zero.astype("int32")
-        return (level.astype(kind(widened(scale))) * widened(scale)).astype(dtype)
+        return (level.astype(kind(_real(scale))) * _real(scale)).astype(dtype)
 
     return _with_parameters(lowering, node, "dequantize", number)
 
