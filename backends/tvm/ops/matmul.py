@@ -76,19 +76,13 @@ def _gemm(lowering: Lowering, node: Node) -> Sequence[Any]:
     summed = _product(lowering, a, b, labels, accumulated(type))
 
     def scaled(y: Any, z: Any = None) -> Any:
-        y = _times(alpha, y)
-        return y if z is None else y + _times(beta, z)
+        if {alpha, beta} != {1.0} and not kind(y).startswith("float"):
+            # Factors are real: an integer result is cut off once.
+            y, z = (None if n is None else n.astype("float64") for n in (y, z))
+        y = y if alpha == 1 else tirx.const(alpha, kind(y)) * y
+        return y if z is None else y + (z if beta == 1 else tirx.const(beta, kind(z)) * z)
 
     return [_finished(lowering, node, summed, c, scaled)]
-
-
-def _times(factor: Any, x: Any) -> Any:
-    """A product with a real factor; integers are rounded once."""
-    if factor == 1:
-        return x
-    if kind(x).startswith("float"):
-        return tirx.const(factor, kind(x)) * x
-    return (tirx.const(factor, "float64") * x.astype("float64")).astype(kind(x))
 
 
 def _linear(lowering: Lowering, node: Node) -> Sequence[Any]:
