@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := torch,models,bench,dev,fuzz
+EXTRAS := torch,tvm,models,bench,dev,fuzz
 JOBS ?= 2
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120

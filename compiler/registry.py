@@ -72,7 +72,9 @@ def backend(runtime: str) -> ModuleType:
     try:
         return importlib.import_module(f"tersor.backends.{runtime}")
     except ModuleNotFoundError as error:
-        raise Unsupported(f"the {runtime} runtime needs the package {error.name!r}") from None
+        raise Unsupported(
+            f"runtime {runtime} needs the package {error.name!r}: pip install 'tersor[{runtime}]'"
+        ) from None
 
 
 def shipped_recipes() -> dict[str, dict[str, Any]]:

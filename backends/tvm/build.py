@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from tvm.support import cc
 
+from tersor.backends.tvm.fuse import fuse
+from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, describe_graph, pack
 from tersor.backends.tvm.lowering import lower
-from tersor.backends.tvm.ops import RULES
+from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
 from tersor.backends.tvm.session import set_threads
@@ -32,7 +34,8 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     machine = _machine(choice)
     compiler = find_compiler()
     set_threads(choice.cores)  # TVM runs code of its own while it compiles.
-    module, parameters = lower(graph, RULES)
+    isa = Isa.of(choice.features, choice.cores)
+    module, parameters = lower(fuse(graph, isa), {**RULES, **fused.rules(isa)})
     executable = compile_module(module, tvm_target(choice.features, choice.cores, machine))
     weights = Weights(tuple(parameters), alignment=ALIGNMENT) if parameters else None
     description = describe_graph(graph, choice.features, weights, parameters)
@@ -49,8 +52,7 @@ def find_compiler() -> str:
     compiler: str | None = cc.get_cc()
     if compiler is None:
         raise Unsupported(
-            "runtime tvm links what it compiles with a C compiler, and there is none: "
-            "install gcc or clang"
+            "what TVM compiles is linked by a C compiler, and there is none: install gcc or clang"
         )
     return compiler
 
@@ -59,7 +61,7 @@ def _link(executable: Any, compiler: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "model.so"
         try:
-            executable.export_library(str(path), cc=compiler, options=["-lm"])
+            executable.export_library(str(path), cc=compiler, options=["-lm", "-Wl,-S"])
         except (RuntimeError, OSError) as error:
             raise Unsupported(f"{compiler} does not link: {one_line(error, 300)}") from None
         return path.read_bytes()

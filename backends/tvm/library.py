@@ -1,6 +1,6 @@
 """The file of a built model: a shared library, and behind it what the library needs and offers.
 
-    library | JSON | footer: length of the JSON, SHA-256 of all before the footer, magic
+    library | JSON | its length | SHA-256 of all before | magic
 
 Loaders of shared libraries do not look behind what they load, so the file stays one; all that decides
 whether it may run here can be read before any of it runs.  The weights lie apart, in one file.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,10 @@ from tersor.target import Target
 
 FORMAT = 1
 ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin")
 _MAGIC = b"tersor\0T"
-_FOOTER = struct.Struct("<Q32s8s")
+_LENGTH = struct.Struct("<Q")
+_FOOTER = struct.Struct("<32s8s")
 Interface = list[tuple[str, TensorType]]
 
 
@@ -109,9 +112,9 @@ def describe_graph(
 
 def pack(library: bytes, description: Description) -> bytes:
     """The file."""
-    body = library + description.to_bytes()
-    digest = hashlib.sha256(body).digest()
-    return body + _FOOTER.pack(len(body) - len(library), digest, _MAGIC)
+    told = description.to_bytes()
+    body = library + told + _LENGTH.pack(len(told))
+    return body + _FOOTER.pack(hashlib.sha256(body).digest(), _MAGIC)
 
 
 def describe(data: bytes) -> Description:
@@ -120,14 +123,14 @@ def describe(data: bytes) -> Description:
     Raises:
         InvalidModel: it is none, or damaged.
     """
-    body = memoryview(data)[: -_FOOTER.size]
-    if len(data) < _FOOTER.size or data[-len(_MAGIC) :] != _MAGIC:
+    body, footer = memoryview(data)[: -_FOOTER.size], data[-_FOOTER.size :]
+    if len(body) < _LENGTH.size or not footer.endswith(_MAGIC):
         raise InvalidModel("it is no library that tersor built, or cut short")
-    length, digest, _ = _FOOTER.unpack(data[-_FOOTER.size :])
-    if length > len(body) or hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body).digest() != _FOOTER.unpack(footer)[0]:
         raise InvalidModel("the library is damaged: its hash is not the one it carries")
+    (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
     try:
-        told = json.loads(bytes(body[len(body) - length :]))
+        told = json.loads(bytes(body[-_LENGTH.size - length : -_LENGTH.size]))
         if told["format"] != FORMAT:
             raise InvalidModel(
                 f"library format {told['format']!r}, this tersor reads {FORMAT}; "
@@ -167,7 +170,7 @@ def _description(told: dict[str, Any]) -> Description:
         [(_text(name), _tensor(type)) for name, type in told["outputs"]],
         tuple(map(_text, told["features"])),
         tuple(Parameter(_tensor(type), _offset(place)) for type, place in told["parameters"]),
-        None if told["weights"] is None else _text(told["weights"]),
+        None if told["weights"] is None else _weights(told["weights"]),
         _text(told["tvm"]),
         _text(told["platform"]),
     )
@@ -180,6 +183,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return value
+
+
+def _weights(name: Any) -> str:
+    if not _WEIGHTS.fullmatch(_text(name)):
+        raise ValueError(f"{name!r} is no name of weights")
+    return str(name)
 
 
 def _tensor(text: str) -> TensorType:

@@ -1,0 +1,328 @@
+"""Libraries: what they tell of themselves, and what is refused before any of it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+import tersor  # noqa: E402
+from tersor import registry  # noqa: E402
+from tersor.artifact import manifest  # noqa: E402
+from tersor.backends.tvm import library, session  # noqa: E402
+from tersor.backends.tvm.build import build  # noqa: E402
+from tersor.backends.tvm.options import Choice  # noqa: E402
+from tersor.built import Split, main_file  # noqa: E402
+from tersor.errors import InvalidModel, InvalidOption, TersorError, Unsupported  # noqa: E402
+from tersor.ir import Dense, Graph, parse  # noqa: E402
+from tersor.ops import TABLE  # noqa: E402
+
+FEED = {"x": np.arange(-10, 10, dtype=np.float32).reshape(2, 10) / 3}
+_FOOTER = library._LENGTH.size + library._FOOTER.size
+
+
+def graph(scale: float = 1.0) -> Graph:
+    """y = relu(x a + b), n = 3 x, with an a and a b that are too large for the code."""
+    made = TABLE.graph("small")
+    types = parse("graph g(%x: f32[batch, 10]) -> (x = %x) {}", TABLE).inputs[0].type
+    x = made.add_input("x", types)
+    a, b = (
+        made.constant(Dense(np.float32(scale) * np.linspace(low, 1, count, dtype=np.float32)), name)
+        for low, count, name in ((-1, 10, "a"), (0, 20, "b"))
+    )
+    doubled = made.emit("Mul", [x, a])
+    b = made.emit("Reshape", [b, made.constant(Dense(np.array([2, 10])), "shape")])
+    made.set_outputs([made.emit("Relu", [made.emit("Add", [doubled, b])]), doubled], ["y", "n"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def built() -> Split:
+    made = build(graph())
+    assert isinstance(made, Split)
+    return made
+
+
+@pytest.fixture
+def out(built: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An artifact in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    about = {"interface": manifest.interface(graph()), "versions": manifest.versions()}
+    choice = Choice.of(tersor.Target.host()).to_json()
+    return tersor.Artifact(built, "tvm", choice, about).save("out")
+
+
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads code in this test fails it."""
+
+    def load(path: str) -> None:
+        raise AssertionError("code was loaded")
+
+    monkeypatch.setattr(tvm.runtime, "load_module", load)
+
+
+def test_a_library_tells_what_it_needs_and_offers(built: Split) -> None:
+    told = library.describe(built.data)
+    assert [(n, str(t)) for n, t in told.inputs] == [("x", "f32[batch, 10]")]
+    assert [n for n, _ in told.outputs] == ["y", "n"]
+    assert set(told.features) == tersor.Target.host().features
+    assert told.tvm == tvm.__version__ and told.weights == built.weights.name
+    assert told.platform == f"{platform.system()} {platform.machine()}"
+    assert built.data[:4] == b"\x7fELF"
+
+
+def test_parameters_lie_in_one_file_as_the_library_tells(built: Split) -> None:
+    told = library.describe(built.data)
+    data = b"".join(built.weights.chunks())
+    assert len(data) == built.weights.size == told.weight_bytes
+    held = [
+        np.frombuffer(data, p.type.dtype.numpy, int(np.prod(p.type.shape)), p.offset)
+        for p in told.parameters
+    ]
+    expected = [c.numpy() for c in graph().constants.values() if c.numpy().nbytes > 64]
+    assert [h.tolist() for h in held] == [e.reshape(-1).tolist() for e in expected]
+    assert all(p.offset % 64 == 0 for p in told.parameters) and len(held) == 1
+
+
+def test_without_parameters_there_is_one_file() -> None:
+    made = build(parse("graph g(%x: f32[2]) -> (y = %y) { %y: f32[2] = Add(%x, %x) }", TABLE))
+    assert isinstance(made, bytes)
+    opened = session.open_session(made)
+    assert opened.run({"x": np.float32([1, 2])})["y"].tolist() == [2, 4]
+
+
+def told_as(data: bytes, change: Callable[[dict[str, object]], object]) -> bytes:
+    """The file with other words behind its library, and a footer that fits them."""
+    (length,) = library._LENGTH.unpack_from(data, len(data) - _FOOTER)
+    told = json.loads(data[-_FOOTER - length : -_FOOTER])
+    change(told)
+    text = json.dumps(told).encode()
+    return footed(data[: -_FOOTER - length] + text + library._LENGTH.pack(len(text)))
+
+
+def footed(body: bytes) -> bytes:
+    return body + library._FOOTER.pack(hashlib.sha256(body).digest(), library._MAGIC)
+
+
+def flipped(place: int) -> Callable[[bytes], bytes]:
+    return lambda data: (
+        data[:place] + bytes([data[place] ^ 1]) + (data[place + 1 :] if place != -1 else b"")
+    )
+
+
+NO_LIBRARY = "it is no library that tersor built, or cut short"
+DAMAGED = "the library is damaged: its hash is not the one it carries"
+WORDS = "what the library tells of itself is damaged: "
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda data: b"", NO_LIBRARY),
+    "only the magic": (lambda data: data[-8:], NO_LIBRARY),
+    "cut short": (lambda data: data[:-1], NO_LIBRARY),
+    "cut to the library": (lambda data: data[:2000], NO_LIBRARY),
+    "another magic": (flipped(-1), NO_LIBRARY),
+    "code is another": (flipped(3000), DAMAGED),
+    "words are others": (flipped(-_FOOTER - 5), DAMAGED),
+    "length is another": (flipped(-_FOOTER), DAMAGED),
+    "length is absurd": (lambda d: footed(d[:-_FOOTER] + b"\xff" * 8), WORDS),
+    "length is none": (lambda d: footed(d[:-_FOOTER] + b"\0" * 8), WORDS),
+    "hash is another": (flipped(-_FOOTER + 10), DAMAGED),
+    "another format": (lambda d: told_as(d, lambda t: t.update(format=9)), "library format 9, this tersor reads 1; compile the model again"),
+    "no inputs": (lambda d: told_as(d, lambda t: t.pop("inputs")), WORDS + "'inputs'"),
+    "an input is a number": (lambda d: told_as(d, lambda t: t.update(inputs=[3])), WORDS),
+    "a type is none": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "f33[2]"]])), WORDS),
+    "a type that TVM has not": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "string[2]"]])), WORDS + "'string[2]' is no type of a tensor that TVM has"),
+    "an open parameter": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[n]", 0]])), WORDS + "f32[n] is not static"),
+    "an odd place": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", 4]])), WORDS + "4 is no place of a parameter"),
+    "a place before the file": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", -64]])), WORDS + "-64 is no place of a parameter"),
+    "no weights": (lambda d: told_as(d, lambda t: t.update(weights=None)), WORDS + "parameters, and no weights"),
+    "weights elsewhere": (lambda d: told_as(d, lambda t: t.update(weights="../w.bin")), WORDS + "'../w.bin' is no name of weights"),
+    "a feature is a number": (lambda d: told_as(d, lambda t: t.update(features=[3])), WORDS + "3 is no text"),
+}  # fmt: skip
+FOREIGN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "features": (lambda d: told_as(d, lambda t: t.update(features=["avx9", "avx2", "amx_float"])), "it needs amx_float, avx9, which this processor has not"),
+    "platform": (lambda d: told_as(d, lambda t: t.update(platform="Minix vax")), f"it was built for Minix vax, this is {platform.system()} {platform.machine()}"),
+    "version": (lambda d: told_as(d, lambda t: t.update(tvm="0.26.5")), f"it was built by TVM 0.26.5, here is {tvm.__version__}; compile the model again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*DAMAGES, *FOREIGN])
+def test_what_cannot_run_is_refused_before_it_does(
+    built: Split, tmp_path: Path, untouched: None, case: str
+) -> None:
+    change, message = {**DAMAGES, **FOREIGN}[case]
+    file = tmp_path / "model.so"
+    file.write_bytes(change(built.data))
+    built.weights.place(tmp_path)
+    asked: list[Callable[[], object]] = [
+        lambda: session.open_session(file),
+        lambda: session.examine(Split(file.read_bytes(), built.weights)),
+    ]
+    if case in DAMAGES:  # What fits another machine is whole.
+        asked += [lambda: session.interface(file, Choice().to_json()), lambda: session.beside(file)]
+    for ask in asked:
+        with pytest.raises(InvalidModel) as caught:
+            ask()
+        told = str(caught.value)
+        assert told.startswith(message) if message == WORDS else told == message, told
+
+
+def test_another_patch_of_tvm_is_taken(built: Split) -> None:
+    major, minor, *_ = tvm.__version__.split(".")
+    session.examine(told_as(built.data, lambda t: t.update(tvm=f"{major}.{minor}.99")))
+
+
+def test_weights_that_are_not_there_or_too_few_are_refused(
+    built: Split, tmp_path: Path, untouched: None
+) -> None:
+    file = built.place(tmp_path, "model.so")
+    weights = tmp_path / built.weights.name
+    os.truncate(weights, built.weights.size - 1)
+    with pytest.raises(InvalidModel, match=f"its weights are cut short: {weights}"):
+        session.open_session(file)
+    weights.unlink()
+    with pytest.raises(InvalidModel, match="its weights are not there: "):
+        session.open_session(file)
+
+
+def test_code_that_the_system_does_not_load_is_told_in_one_line(built: Split) -> None:
+    told = library.describe(built.data)
+    broken = Split(library.pack(b"\x7fELF and no more", told), built.weights)
+    with pytest.raises(InvalidModel, match="the system does not load the library: ") as caught:
+        session.open_session(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_machine_code_is_loaded_where_it_is_trusted(out: Path) -> None:
+    with pytest.raises(InvalidModel) as caught:
+        tersor.load(out)
+    assert str(caught.value) == (
+        "out is machine code (runtime tvm), which can do anything when it runs: "
+        "if you trust who made it, load it with trust=True (--trust)"
+    )
+    loaded = tersor.load(out, trust=True)
+    assert isinstance(loaded.model, Split) and loaded.model.weights.file is not None
+    ort = registry.backend("ort")
+    expected = ort.run(ort.open_session(ort.build(graph())), FEED)
+    got = loaded.run(FEED)
+    for name in ("y", "n"):
+        # One product and one sum each, that TVM may make one instruction: half a unit of the last place.
+        np.testing.assert_allclose(got[name], expected[name], rtol=2e-7, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["model-*.so", "weights-*.bin"])
+def test_an_artifact_that_is_not_what_its_manifest_says_is_refused(
+    out: Path, untouched: None, name: str
+) -> None:
+    (file,) = out.glob(name)
+    file.write_bytes(flipped(40)(file.read_bytes()))
+    for ask in (lambda: tersor.load(out, trust=True), lambda: tersor.verify(out)):
+        with pytest.raises(InvalidModel) as caught:
+            ask()
+        assert (
+            str(caught.value) == f"{file}: its hash is not the manifest's; compile the model again"
+        )
+
+
+@pytest.mark.parametrize("case", [*DAMAGES, *FOREIGN])
+def test_a_manifest_that_fits_does_not_make_it_fit(
+    out: Path, built: Split, untouched: None, case: str
+) -> None:
+    change, message = {**DAMAGES, **FOREIGN}[case]
+    artifact = tersor.load(out, trust=True)
+    artifact.model = Split(change(built.data), built.weights)
+    artifact.save(out)
+    with pytest.raises(InvalidModel, match="^out: ") as caught:
+        tersor.load(out, trust=True)
+    assert str(caught.value).startswith(f"out: {message}")
+
+
+def test_verifying_runs_nothing(out: Path, untouched: None) -> None:
+    found = tersor.verify(out)
+    assert sorted(Path(name).suffix for name in found.files) == [".bin", ".so"]
+    assert found.notes == []
+
+
+def test_an_artifact_of_another_interface_is_not_whole(out: Path, untouched: None) -> None:
+    path = out / manifest.NAME
+    path.write_text(path.read_text().replace("f32[batch, 10]", "f32[batch, 11]"))
+    with pytest.raises(InvalidModel, match="the manifest tells x as f32"):
+        tersor.verify(out)
+
+
+def test_a_library_is_saved_as_a_folder(out: Path) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        tersor.load(out, trust=True).save("out.onnx")
+    assert str(caught.value) == (
+        "cannot write out.onnx: what runtime tvm builds is no ONNX file but a folder; "
+        "choose a path that does not end in .onnx"
+    )
+    assert not Path("out.onnx").exists()
+
+
+SEEDED = """
+import hashlib, runpy, sys
+test = runpy.run_path(sys.argv[1])
+made = test["build"](test["graph"]())
+print(hashlib.sha256(made.data).hexdigest(), made.weights.name)
+"""
+
+
+def test_equal_graphs_give_equal_bytes(built: Split) -> None:
+    for _ in range(3):
+        again = build(graph())
+        assert isinstance(again, Split)
+        assert again.data == built.data and again.weights.name == built.weights.name
+    other = build(graph(2.0))
+    assert isinstance(other, Split) and other.weights.name != built.weights.name
+    command = [sys.executable, "-c", SEEDED, __file__]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    digest = hashlib.sha256(built.data).hexdigest()
+    assert done.stdout.split() == [digest, built.weights.name]
+
+
+def refuses(message: str, **arguments: object) -> None:
+    with pytest.raises(TersorError) as caught:
+        tersor.convert(graph(), [], runtime="tvm", **arguments)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm.support.cc, "get_cc", lambda: None)
+    refuses("what TVM compiles is linked by a C compiler, and there is none: install gcc or clang")
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm.support.cc, "get_cc", lambda: "/bin/false")
+    with pytest.raises(Unsupported, match=r"^/bin/false does not link: .*\Z"):
+        build(graph())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names another kind of processor")
+def test_another_kind_of_processor_is_refused() -> None:
+    message = "runtime tvm links for x86_64 here, and cannot build for aarch64"
+    refuses(message, target="cpu:neon")
+
+
+def test_what_tvm_cannot_be_asked_for() -> None:
+    refuses("only ONNX files can be portable, and runtime tvm builds a library", portable=True)
+    message = "runtime tvm builds for cpu, not for cuda:sm_90"
+    refuses(message, target="cuda:sm_90")
+
+
+def test_a_choice_travels_in_the_manifest() -> None:
+    choice = replace(Choice.of(tersor.Target.parse("cpu:avx2")), threads=3)
+    assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    assert choice.features == ("avx2", "f16c", "fma")
+    assert choice.label == "threads=3" and choice.but(threads=0).label == "default"
