@@ -168,7 +168,7 @@ class _Body:
             with T.serial(0, seen // KEYS) as panel:
                 products.float_block(
                     self.isa, self.block, 0, ROWS, self.packed_keys, panel, self.scores,
-                    ROWS, panel * KEYS,
+                    panel * KEYS,
                 )  # fmt: skip
         with T.serial(0, ROWS) as r:
             self._softmax(r, first + r, seen)
@@ -318,7 +318,7 @@ class _Body:
         view = _Seen(self.packed_values, seen)
         with T.serial(0, self.spec.d // 32) as panel:
             products.float_block(
-                self.isa, self.chances, 0, ROWS, view, panel, self.made, ROWS, panel * 32
+                self.isa, self.chances, 0, ROWS, view, panel, self.made, panel * 32
             )
 
 

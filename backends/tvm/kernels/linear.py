@@ -9,16 +9,19 @@ int8: with row r quantized as ``x = s_r (q - z_r)`` and column n of W as ``w_n v
 
     x W + b  =  s_r w_n (sum q v - z_r sum v) + b_n
 
-A task has up to 64 rows and all columns, so that row norms and row scales need no other task; its
-results stay in the core's cache until the row is done.  The last task begins early enough to have only
-rows that exist: what two tasks compute twice is the same.
+Where there are many rows, a task has up to 64 of them and all columns, so that row norms and row scales
+need no other task, and its results stay in the core's cache until the row is done.  Few rows (a short
+sentence, one token that is decoded) are bound by reading the weights: there a task has all rows and some
+columns, and rows are finished once all tasks are done.  The last task, or block, begins early enough to
+have only rows that exist: what is computed twice is the same.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +33,6 @@ from tersor.backends.tvm.kernels import emit, products, rowwise, vector
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
 
-MOST_ROWS = 64  # Of a task.
 LEAST_ROWS = 16  # What quantized rows are padded to: those of an AMX tile.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: x,
@@ -101,7 +103,21 @@ def column_vectors(
     return table
 
 
-def kernel(spec: Linear, isa: Isa) -> tirx.PrimFunc:
+@dataclass(frozen=True)
+class Grain:
+    """How the work of a kernel is divided: what tuning chooses.
+
+    Attributes:
+        rows: of a task at most, a multiple of 16.
+        by_columns: up to so many rows, tasks divide the columns instead, so that each weight is read
+            by one core only.
+    """
+
+    rows: int = 64
+    by_columns: int = 64
+
+
+def kernel(spec: Linear, isa: Isa, grain: Grain | None = None) -> tirx.PrimFunc:
     """The kernel of ``spec``.
 
     Operands: x (float32[m, k]; or uint8[m', k'] with float32[m, 2] scales and zero points, where
@@ -109,14 +125,18 @@ def kernel(spec: Linear, isa: Isa) -> tirx.PrimFunc:
     (float32[m, n]) where there is a norm.
     Results: y [m, n] where asked for; uint8[m', n'] and float32[m, 2] where it is quantized.
     """
-    return emit.function(spec.name, lambda: _Body(spec, isa).emit())
+    return emit.function(spec.name, lambda: _Body(spec, isa, grain or Grain()).emit())
 
 
 class _Body:
     """Emits the kernel: operands first, then tasks."""
 
-    def __init__(self, spec: Linear, isa: Isa) -> None:
-        self.spec, self.isa = spec, isa
+    def __init__(self, spec: Linear, isa: Isa, grain: Grain) -> None:
+        self.spec, self.isa, self.grain = spec, isa, grain
+        # Where products read quantized rows, and what a task makes of its rows: set by the mode.
+        self.read_q: Any = None
+        self.read_ranges: Any = None
+        self.made: Any = None
         lead = [emit.size(f"d{i}") for i in range(spec.lead)]
         tall, tall_out = emit.size("tall"), emit.size("tall_out")
         self.m = functools.reduce(operator.mul, lead)
@@ -148,64 +168,123 @@ class _Body:
         }
 
     @property
-    def _by_row(self) -> bool:
+    def _whole_rows(self) -> bool:
         """Whether a row has to be whole before it is written."""
         return self.spec.norm != "none" or self.spec.quantize
 
     def emit(self) -> None:
-        m, threads = self.m, self.isa.threads
-        count = T.int64(threads) * T.ceildiv(m, T.int64(MOST_ROWS * threads))
-        rows = emit.bind(T.ceildiv(T.ceildiv(m, count), T.int64(16)) * T.int64(16))
-        with T.parallel(0, emit.bind(T.ceildiv(m, rows))) as task:
+        with T.If(self.m <= self.grain.by_columns):
+            with T.Then():
+                self._by_columns()
+            with T.Else():
+                self._by_rows()
+
+    # -- a task has some rows, and all columns -----------------------------------------------------
+
+    def _by_rows(self) -> None:
+        m, threads, most = self.m, self.isa.threads, self.grain.rows
+        count = T.int64(threads) * T.ceildiv(m, T.int64(most * threads))
+        each = T.ceildiv(T.ceildiv(m, count), T.int64(LEAST_ROWS)) * LEAST_ROWS
+        there = T.max(T.floordiv(m, T.int64(LEAST_ROWS)) * LEAST_ROWS, T.int64(LEAST_ROWS))
+        rows = emit.bind(T.min(each, there))
+        with T.parallel(0, emit.bind(T.ceildiv(m, rows))) as task, self._tiles():
             first = emit.bind(T.max(T.min(task * rows, m - rows), T.int64(0)))
             last = emit.bind(T.min(first + rows, m))
-            if self.isa.dot == "amx" and self.spec.product == "int8":
-                products.open_tiles()
-            self._task(first, rows, last)
-            if self.isa.dot == "amx" and self.spec.product == "int8":
-                products.close_tiles()
+            base = self._task_source(first, last)
+            if self._whole_rows:
+                self.made = emit.scratch((most, self.width), "float32")
+            acc = self._accumulators()
+            with T.serial(0, self.width // PANEL) as panel:
+                with T.serial(0, rows // 32) as block:
+                    self._block(acc, panel, base, first, block * 32, 32, last)
+                with T.If(rows % 32 != 0), T.Then():
+                    self._block(acc, panel, base, first, rows - 16, 16, last)
+            if self._whole_rows:
+                with T.serial(0, last - first) as r:
+                    self._finish(first, r)
 
-    def _task(self, first: Any, rows: Any, last: Any) -> None:
+    def _task_source(self, first: Any, last: Any) -> Any:
+        """Where a task's rows are read from: at ``first`` of an operand, or at 0 of what it quantizes."""
         spec = self.spec
-        # Where a is read from: row `first` of an operand, or row 0 of what the task made.
-        base: Any = first
-        if spec.product == "int8" and not spec.quantized:
-            self._quantize_rows(first, last)
-            base = T.int64(0)
-        if self._by_row:
-            self.made = emit.scratch((MOST_ROWS, self.width), "float32")
-        acc_type = "int32" if spec.product == "int8" else "float32"
-        acc = emit.scratch((PANEL, PANEL), acc_type)
-        with T.serial(0, self.width // PANEL) as panel:
-            with T.serial(0, rows // 32) as block:
-                self._block(acc, panel, base, first, block * 32, 32, last)
-            with T.If(rows % 32 != 0), T.Then():
-                self._block(acc, panel, base, first, rows - 16, 16, last)
-        if self._by_row:
-            with T.serial(0, last - first) as r:
-                self._finish(first, r)
-
-    def _quantize_rows(self, first: Any, last: Any) -> None:
-        """Float rows become quantized ones of the task's own."""
-        k = self.spec.k
-        self.q = emit.scratch((MOST_ROWS, padded(k, K_STEP)), "uint8")
-        self.rows["ranges"] = emit.scratch((MOST_ROWS, 2), "float32")
+        if spec.product == "float32":
+            return first
+        if spec.quantized:
+            self.read_q, self.read_ranges = self.q, self.rows["ranges"]
+            return first
+        self.read_q = emit.scratch((self.grain.rows, padded(spec.k, K_STEP)), "uint8")
+        self.read_ranges = emit.scratch((self.grain.rows, 2), "float32")
         with T.serial(0, last - first) as r:
+            self._quantize_row(first, r)
+        return T.int64(0)
 
-            def read(c: Any) -> Any:
-                return emit.load(self.rows["x"], first + r, c, lanes=self.isa.lanes)
+    # -- a task has some columns, and all rows -----------------------------------------------------
 
-            rowwise.quantize(self.isa, k, read, self.q, r, self.rows["ranges"], r)
+    def _by_columns(self) -> None:
+        spec, m, threads = self.spec, self.m, self.isa.threads
+        if spec.quantized:
+            self.read_q, self.read_ranges = self.q, self.rows["ranges"]
+        elif spec.product == "int8":
+            tall = T.max(m, T.int64(LEAST_ROWS))
+            self.read_q = emit.scratch((tall, padded(spec.k, K_STEP)), "uint8")
+            self.read_ranges = emit.scratch((tall, 2), "float32")
+            with T.parallel(0, m) as r:
+                self._quantize_row(T.int64(0), r)
+        if self._whole_rows:
+            self.made = emit.scratch((m, self.width), "float32")
+        panels = self.width // PANEL
+        each = -(-panels // threads)
+        with T.parallel(0, -(-panels // each)) as task, self._tiles():
+            acc = self._accumulators()
+            with T.serial(0, T.min(T.int64(each), panels - task * each)) as i:
+                panel = emit.bind(task * each + i)
+                with T.If(m >= 32):
+                    with T.Then():
+                        self._column_blocks(acc, panel, 32)
+                    with T.Else():
+                        self._column_blocks(acc, panel, 16)
+        if self._whole_rows:
+            with T.parallel(0, m) as r:
+                self._finish(T.int64(0), r)
+
+    def _column_blocks(self, acc: Any, panel: Any, rows: int) -> None:
+        with T.serial(0, T.ceildiv(self.m, T.int64(rows))) as block:
+            at = emit.bind(T.max(T.min(block * rows, self.m - rows), T.int64(0)))
+            self._block(acc, panel, T.int64(0), T.int64(0), at, rows, self.m)
+
+    # -- what both are made of ---------------------------------------------------------------------
+
+    @contextmanager
+    def _tiles(self) -> Iterator[None]:
+        """Within it, the core's tiles are configured, where products use them."""
+        if self.isa.dot != "amx" or self.spec.product != "int8":
+            yield
+            return
+        products.open_tiles()
+        yield
+        products.close_tiles()
+
+    def _accumulators(self) -> Any:
+        held = "int32" if self.spec.product == "int8" else "float32"
+        return emit.scratch((PANEL, PANEL), held)
+
+    def _quantize_row(self, first: Any, r: Any) -> None:
+        """Row ``first + r`` of x becomes row r of what products read."""
+
+        def read(c: Any) -> Any:
+            return emit.load(self.rows["x"], first + r, c, lanes=self.isa.lanes)
+
+        rowwise.quantize(self.isa, self.spec.k, read, self.read_q, r, self.read_ranges, r)
 
     def _block(
         self, acc: Any, panel: Any, base: Any, first: Any, at: Any, rows: int, last: Any
     ) -> None:
         """``rows`` rows from ``first + at`` on of one panel: product, scales, bias, activation."""
         isa, spec = self.isa, self.spec
+        there = emit.bind(T.min(T.int64(rows), last - first - at))
         if spec.product == "int8":
-            products.int8_block(isa, self.q, base + at, rows, self.w, panel, acc)
+            products.int8_block(isa, self.read_q, base + at, rows, there, self.w, panel, acc)
         else:
-            products.float_block(isa, self.rows["x"], base + at, rows, self.w, panel, acc, self.m)
+            products.float_block(isa, self.rows["x"], base + at, there, self.w, panel, acc)
         lanes = isa.lanes
         columns = [panel * PANEL + v * lanes for v in range(PANEL // lanes)]
         wanted = range(3) if spec.product == "int8" else (2,)
@@ -213,10 +292,10 @@ class _Body:
             {i: emit.bind(emit.load(self.columns, i, c, lanes=lanes)) for i in wanted}
             for c in columns
         ]
-        with T.serial(0, T.min(T.int64(rows), last - first - at)) as r:
+        with T.serial(0, there) as r:
             if spec.product == "int8":
-                scale = emit.bind(self.rows["ranges"][base + at + r, 0])
-                zero = emit.bind(emit.splat(self.rows["ranges"][base + at + r, 1], lanes))
+                scale = emit.bind(self.read_ranges[base + at + r, 0])
+                zero = emit.bind(emit.splat(self.read_ranges[base + at + r, 1], lanes))
             for v, c in enumerate(columns):
                 y = emit.load(acc, r, v * lanes, lanes=lanes)
                 if spec.product == "int8":
@@ -232,7 +311,7 @@ class _Body:
 
     def _put(self, first: Any, r: Any, c: Any, y: Any, vector: int) -> None:
         lanes, spec = self.isa.lanes, self.spec
-        if self._by_row:
+        if self._whole_rows:
             emit.store(self.made, y, r, c, lanes=lanes)
             return
         if spec.n % PANEL and vector * lanes >= spec.n % PANEL:

@@ -19,6 +19,7 @@ float32: packed[panel][k][32], accumulators of 8 rows x 32 columns stay in regis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,20 +77,36 @@ def close_tiles() -> None:
     emit.run("llvm.x86.tilerelease")
 
 
-def int8_block(isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any) -> None:
+def int8_block(
+    isa: Isa, a: Any, row: Any, rows: int, there: Any, w: Any, panel: Any, acc: Any
+) -> None:
     """Emits the product of ``rows`` (16 or 32) rows from ``row`` on with one panel.
 
     Args:
-        a: uint8[m, k], k a multiple of 64.
+        a: uint8[m, k], k a multiple of 64; of ``rows`` rows all are there to be read.
+        there: how many of them count.
         w: what :func:`pack_int8` gives.
         acc: int32[rows, 32].
     """
     if isa.dot == "amx":
         _amx_block(a, row, rows // _TILE, w, panel, acc)
         return
+
+    def vectors(at: Any, count: int) -> None:
+        _vector_block(isa, a, row + at, count, w, panel, acc, at)
+
+    _in_steps(isa, there, vectors)
+
+
+def _in_steps(isa: Isa, there: Any, emit_rows: Callable[[Any, int], None]) -> None:
+    """Rows by as many as have accumulators in registers; one by one where there are few, for then
+    reading the weights is what takes time."""
     step = 8 if isa.lanes == 16 else 4
-    with T.serial(0, rows // step) as block:
-        _vector_block(isa, a, row + block * step, step, w, panel, acc, block * step)
+    with T.If(there < step // 2):
+        with T.Then(), T.serial(0, there) as r:
+            emit_rows(r, 1)
+        with T.Else(), T.serial(0, T.ceildiv(there, step)) as block:
+            emit_rows(block * step, step)
 
 
 def _amx_block(a: Any, row: Any, tiles: int, w: Any, panel: Any, acc: Any) -> None:
@@ -203,34 +220,36 @@ def _by_lane(lanes: int, a: Any, w: Any) -> Any:
 
 
 def float_block(
-    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, m: Any, column: Any = 0
+    isa: Isa, a: Any, row: Any, there: Any, w: Any, panel: Any, acc: Any, column: Any = 0
 ) -> None:
     """The same in float32: ``a`` float32[m, k], ``w`` what :func:`pack_float` gives, ``acc``
-    float32[rows, ...], of which 32 columns from ``column`` on are written. For rows that are not
-    there, the last one is read."""
-    step = 8 if isa.lanes == 16 else 4
+    float32[rows, ...], of which 32 columns from ``column`` on are written. For rows beyond those that
+    are ``there``, the last one is read."""
     k = w.shape[1]
     spans = (
         [(start, min(int(k), start + _FLOAT_K)) for start in range(0, int(k), _FLOAT_K)]
         if isinstance(k, (int, tirx.IntImm))
         else [(0, k)]
     )
-    with T.serial(0, rows // step) as block:
+
+    def vectors(at: Any, count: int) -> None:
         for span in spans:
-            _float_vectors(isa, a, row, block * step, step, w, panel, acc, span, m, column)
+            _float_vectors(isa, a, row, there, at, count, w, panel, acc, span, column)
+
+    _in_steps(isa, there, vectors)
 
 
 def _float_vectors(
     isa: Isa,
     a: Any,
     row: Any,
+    there: Any,
     at: Any,
     rows: int,
     w: Any,
     panel: Any,
     acc: Any,
     span: tuple[Any, Any],
-    m: Any,
     column: Any,
 ) -> None:
     lanes = isa.lanes
@@ -244,7 +263,7 @@ def _float_vectors(
                 else emit.load(acc, at + r, column + v * lanes, lanes=lanes)
             )
             emit.put(sums[r][v], first, lanes)
-    held = [emit.bind(T.min(row + at + r, m - 1)) for r in range(rows)]
+    held = [emit.bind(row + T.min(at + r, there - 1)) for r in range(rows)]
     with T.serial(span[0], span[1]) as k:
         columns = [
             emit.bind(emit.load(w, panel, k, v * lanes, lanes=lanes)) for v in range(vectors)
