@@ -11,6 +11,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops.axes import by_axes, chosen
 from tersor.backends.tvm.ops.broadcast import HALF, dims_of, kind, name_of, widened
 from tersor.backends.tvm.ops.casting import convert
 from tersor.backends.tvm.ops.elementwise import quotient
@@ -29,8 +30,7 @@ from tersor.backends.tvm.ops.folds import (
 from tersor.backends.tvm.ops.integer import divide
 from tersor.backends.tvm.ops.movement import axis_of
 from tersor.ir import Node, Value
-from tersor.ops import contents_of
-from tersor.ops.families.reduce import reduced_axes
+from tersor.ops.families._symbolic import ints
 
 # -- reductions ------------------------------------------------------------------------------------
 
@@ -82,19 +82,12 @@ def _operand(node: Node, index: int = 0) -> Value:
     return value
 
 
-def _axes(node: Node) -> list[int]:
-    axes = reduced_axes(node, len(dims_of(_operand(node))))
-    if axes is None:
-        raise Refused("the axes are known at run time only")
-    return axes
-
-
 def read(x: te.Tensor) -> Callable[..., Any]:
-    """Elements in the type that they are computed in: halves as float32, truth values as int8."""
+    """Elements in the type that they are computed in: halves as float32, truth values as uint8."""
 
     def element(*index: Any) -> Any:
         number = widened(x(*index))
-        return number.astype("int8") if kind(number) == "bool" else number
+        return number.astype("uint8") if kind(number) == "bool" else number
 
     return element
 
@@ -109,7 +102,7 @@ def _reduced(
     node: Node,
     axes: Sequence[int],
     compute: Callable[[te.Tensor], tuple[te.Tensor, Callable[..., Any]]],
-) -> Sequence[Any]:
+) -> Any:
     """The op's result from a fold, and from what is made of each of the fold's numbers."""
     dtype, value = dtype_of(node.output.type), _operand(node)
     rank, keep = len(dims_of(value)), bool(node.attrs["keepdims"])
@@ -126,13 +119,11 @@ def _reduced(
 
         return te.compute([folded.shape[a] for a in kept], one, name=name_of(node.op))
 
-    return [lowering.te(result, lowering[value], primfunc_name_hint=name_of(node.op))]
+    return lowering.te(result, lowering[value], primfunc_name_hint=name_of(node.op))
 
 
 def _reduction(way: _Reduction) -> Rule:
-    def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
-        axes = _axes(node)
-
+    def reduce(lowering: Lowering, node: Node, axes: Sequence[int]) -> Any:
         def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
             element = read(x)
             folded = fold_or_start(
@@ -142,12 +133,11 @@ def _reduction(way: _Reduction) -> Rule:
 
         return _reduced(lowering, node, axes, compute)
 
-    return rule
+    return by_axes(reduce)
 
 
-def _log_sum_exp(lowering: Lowering, node: Node) -> Sequence[Any]:
+def _log_sum_exp(lowering: Lowering, node: Node, axes: Sequence[int]) -> Any:
     """log(sum(exp(x - m))) + m, where m is the maximum, or 0 where that is infinite."""
-    axes = _axes(node)
 
     def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
         element = _floating(read(x))
@@ -201,9 +191,10 @@ def _arg(reducer: Reducer) -> Rule:
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         axis = axis_of(node, len(dims_of(_operand(node))))
         last = bool(node.attrs["select_last_index"])
-        return _reduced(
+        made = _reduced(
             lowering, node, [axis], lambda x: (extreme_positions(x, axis, reducer, last), _same)
         )
+        return [made]
 
     return rule
 
@@ -274,20 +265,23 @@ def _hardmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
 
 
 def _cumsum(lowering: Lowering, node: Node) -> Sequence[Any]:
-    axis, rank = contents_of(node.inputs[1]), len(dims_of(_operand(node)))
-    if axis is None or not isinstance(axis.reshape(-1)[0], int):
-        raise Refused("the axis is known at run time only")
+    value, named = _operand(node), _operand(node, 1)
+    rank, dtype = len(dims_of(value)), dtype_of(node.output.type)
     if not rank:
         raise Refused("a scalar has no axis")
-    at, dtype = axis.reshape(-1)[0] % rank, dtype_of(node.output.type)
     exclusive, reverse = bool(node.attrs["exclusive"]), bool(node.attrs["reverse"])
 
-    def compute(x: te.Tensor) -> te.Tensor:
-        wide = te.compute(x.shape, lambda *i: widened(x(*i)), name="read")
-        summed = _running_sum(wide, at, exclusive, reverse)
-        return te.compute(x.shape, lambda *i: summed(*i).astype(dtype), name="cumsum")
+    def summed(axes: Sequence[int]) -> Any:
+        def compute(x: te.Tensor) -> te.Tensor:
+            wide = te.compute(x.shape, lambda *i: widened(x(*i)), name="read")
+            summed = _running_sum(wide, axes[0], exclusive, reverse)
+            return te.compute(x.shape, lambda *i: summed(*i).astype(dtype), name="cumsum")
 
-    return [lowering.te(compute, lowering[_operand(node)], primfunc_name_hint="cumsum")]
+        return lowering.te(compute, lowering[value], primfunc_name_hint="cumsum")
+
+    axis = ints(named)
+    choices = [[axis[0] % rank]] if axis else [[a] for a in range(rank)]
+    return [chosen(lowering, named, value, choices, summed)]
 
 
 def _running_sum(x: te.Tensor, axis: int, exclusive: bool, reverse: bool) -> te.Tensor:
@@ -379,7 +373,7 @@ def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: boo
 
 RULES: dict[str, Rule] = {
     **{op: _reduction(way) for op, way in _REDUCTIONS.items()},
-    "ReduceLogSumExp": _log_sum_exp,
+    "ReduceLogSumExp": by_axes(_log_sum_exp),
     "ArgMax": _arg(largest),
     "ArgMin": _arg(smallest),
     "Softmax": _along_axis(softmax),

@@ -1,0 +1,88 @@
+"""Axes that an operand names: known when the code is made, or chosen in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+from tvm import te, tirx
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.ops._elements import element, from_end
+from tersor.backends.tvm.ops.broadcast import dims_of
+from tersor.ir import Node, Value
+from tersor.ops.families.reduce import reduced_axes
+
+
+def by_axes(reduce: Callable[[Lowering, Node, Sequence[int]], Any]) -> Rule:
+    """A rule for a reduction, by what is made for given axes. Where these are known at run time only,
+    that is made for each choice of axes that leaves the result's dims (with keepdims there is one), and
+    the run takes the numbers of one."""
+
+    def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
+        value = node.inputs[0]
+        assert value is not None
+        axes = reduced_axes(node, len(dims_of(value)))
+        if axes is not None:
+            return [reduce(lowering, node, axes)]
+        named = node.inputs[1]
+        assert named is not None
+        return [
+            chosen(
+                lowering,
+                named,
+                value,
+                _choices(node, value, named),
+                lambda choice: reduce(lowering, node, choice),
+            )
+        ]
+
+    return rule
+
+
+def _choices(node: Node, value: Value, named: Value) -> list[list[int]]:
+    have, out, rank = dims_of(value), dims_of(node.output), len(dims_of(value))
+    if dims_of(named) == (0,):
+        return [[] if node.attrs.get("noop_with_empty_axes") else list(range(rank))]
+    if node.attrs["keepdims"]:
+        return [[a for a in range(rank) if out[a] == 1]]
+    sets = map(list, combinations(range(rank), rank - len(out)))
+    return [s for s in sets if tuple(d for a, d in enumerate(have) if a not in s) == out]
+
+
+def chosen(
+    lowering: Lowering,
+    named: Value,
+    value: Value,
+    choices: Sequence[Sequence[int]],
+    make: Callable[[Sequence[int]], Any],
+) -> Any:
+    """What is made for that of several choices of axes of ``value`` which is ``named`` in the run.
+
+    Raises:
+        Refused: there is none, or how many axes are named is known at run time only.
+    """
+    rank, stated = len(dims_of(value)), dims_of(named)
+    if not choices or not all(isinstance(d, int) for d in stated):
+        raise Refused("the axes are known at run time only")
+    made = [make(choice) for choice in choices]
+    if len(made) == 1:
+        return made[0]
+
+    def compute(axes: te.Tensor, *made: te.Tensor) -> te.Tensor:
+        places = [from_end(element(axes, i), rank) for i in range(stated[0] if stated else 1)]
+
+        def one(*index: Any) -> Any:
+            number = made[-1](*index)
+            for choice, other in zip(choices[:-1], made[:-1], strict=True):
+                fits = [
+                    tirx.any(*(tirx.EQ(place, tirx.IntImm("int64", axis)) for place in places))
+                    for axis in choice
+                ]
+                number = tirx.Select(tirx.all(*fits), other(*index), number)
+            return number
+
+        return te.compute(made[0].shape, one, name="chosen")
+
+    return lowering.te(compute, lowering[named], *made, primfunc_name_hint="chosen")
