@@ -2,6 +2,7 @@
 
 from tersor.backends.tvm.lowering import Rule
 from tersor.backends.tvm.ops import (
+    attention,
     bitwise,
     casting,
     convolution,
@@ -15,6 +16,7 @@ from tersor.backends.tvm.ops import (
     pooling,
     quantization,
     random,
+    recurrent,
     reduce,
     reshape,
     resize,
@@ -23,6 +25,7 @@ from tersor.backends.tvm.ops import (
 )
 
 RULES: dict[str, Rule] = {
+    **attention.RULES,
     **bitwise.RULES,
     **casting.RULES,
     **convolution.RULES,
@@ -36,6 +39,7 @@ RULES: dict[str, Rule] = {
     **pooling.RULES,
     **quantization.RULES,
     **random.RULES,
+    **recurrent.RULES,
     **reduce.RULES,
     **reshape.RULES,
     **resize.RULES,

@@ -63,19 +63,22 @@ def _attention(lowering: Lowering, node: Node) -> Sequence[Any]:
         raise Refused("a sliding window")
     q, k, v = operands_of(node, 3)
     dims, flat = _sizes(node), q.tensor.rank == 3
-    n = {name: lowering.dim(size) for name, size in dims.items()}
+    # What a function does not read it must not be given: fused ones would have it twice.
+    mixing = {name: lowering.dim(dims[name]) for name in ("heads", "kv_heads", "value")}
+    names = ("batch", "heads", "kv_heads", "queries", "all", "key")
+    scoring = {name: lowering.dim(dims[name]) for name in names}
     present_k = _present(lowering, k, node.input(4), dims, "key")
     present_v = _present(lowering, v, node.input(5), dims, "value")
     last = dims["heads"] * dims["key"] if flat else dims["key"]
     query = fitting(lowering, q, {len(dims_of(q)) - 1: last})
-    raw = lowering.te(_scores(node, flat), n, query, present_k, primfunc_name_hint="scores")
+    raw = lowering.te(_scores(node, flat), scoring, query, present_k, primfunc_name_hint="scores")
     cap: Any = attrs.get("softcap") or 0.0
     capped = lowering.te(_capped, raw, float(cap)) if cap else raw
     masked = _masked(lowering, node, capped, dims)
     weights = lowering.te(_softmax, masked, primfunc_name_hint="attention_weights")
     y = lowering.te(
         _mixed,
-        n,
+        mixing,
         weights,
         present_v,
         flat,
@@ -161,6 +164,7 @@ def _masked(lowering: Lowering, node: Node, scores: Any, dims: Sizes) -> Any:
     # Along the keys a mask does not broadcast: there its axis is read as it is.
     want = (dims["batch"], dims["heads"], dims["queries"], have[-1] if have else None)
     read = [] if mask is None else [lowering[mask]]
+    whole = bool(have) and have[-1] == dims["all"]
 
     def masked(past: Sequence[Any], scores: te.Tensor, *masks: te.Tensor) -> te.Tensor:
         lowest = tirx.const(-np.inf, scores.dtype)
@@ -169,9 +173,8 @@ def _masked(lowering: Lowering, node: Node, scores: Any, dims: Sizes) -> Any:
             made = scores(b, h, i, j)
             for tensor in masks:
                 some = tensor.shape[-1]
-                place = (b, h, i, tirx.min(j, some - 1))
-                made = _added(made, element(tensor, place, have, want), lowest)
-                made = tirx.Select(j < some, made, lowest)
+                added = _added(made, element(tensor, (b, h, i, j), have, want), lowest)
+                made = added if whole else tirx.if_then_else(j < some, added, lowest)
             return tirx.Select(j <= i + past[0], made, lowest) if causal else made
 
         return te.compute(scores.shape, one, name="masked")
