@@ -74,7 +74,7 @@ class Target:
             "cpu",
             "cpu",
             features,
-            _available_cores(),
+            len(usable_cores()),
             True,
             cpu,
             tuple(map(_cache, (1, 2, 3))),  # type: ignore[arg-type]
@@ -125,10 +125,11 @@ def request_amx() -> bool:
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
 
-def _available_cores() -> int:
+def usable_cores() -> list[int]:
+    """Numbers of the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _host_cpu() -> tuple[str, frozenset[str]]:

@@ -6,7 +6,6 @@ place in between, and each session has its own library, whose state TVM keeps in
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,11 +27,11 @@ from tersor.backends.tvm.library import (
 )
 from tersor.backends.tvm.lowering import DTYPES, MAIN, as_held
 from tersor.backends.tvm.options import Choice
-from tersor.built import Built, Split, main_file
+from tersor.built import Built, Split, Weights, main_file
 from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line
 from tersor.ir import DType, TensorType
 from tersor.ir.dims import evaluate, symbols
-from tersor.target import request_amx
+from tersor.target import request_amx, usable_cores
 
 _SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
 _pool = threading.local()  # TVM has a pool for each thread that calls it.
@@ -218,10 +217,11 @@ def check_shapes(inputs: Interface, arrays: Sequence[np.ndarray]) -> None:
 
 def set_threads(count: int) -> None:
     """Makes the calling thread's pool use ``count`` threads, at most one for each core that it may run
-    on. The first call in a thread makes the pool: without it TVM's would have half of the cores."""
+    on. The first call in a thread makes the pool; one that TVM makes by itself has half of the cores,
+    for good, and binds its caller to them."""
     if getattr(_pool, "count", None) != count:
-        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-        tvm.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, count, cores)
+        configure = tvm.get_global_func("runtime.config_threadpool")
+        configure(_SHARE_ALL_CORES, count, [str(core) for core in usable_cores()])
         _pool.count = count
 
 
@@ -265,29 +265,39 @@ def _weights(model: Built | Path, description: Description) -> np.ndarray:
     """The bytes of the weights: mapped where they lie in a file, else in memory of our own.
 
     Raises:
-        InvalidModel: the file is missing or too short.
+        InvalidModel: they are missing or too few.
     """
     if description.weights is None:
         return np.empty(0, np.uint8)
     if isinstance(model, Path):
-        file: Path | None = model.parent / description.weights
+        held = _mapped(model.parent / description.weights)
+    elif not isinstance(model, Split):
+        raise InvalidModel("its weights are not there")
+    elif model.weights.file is not None:
+        held = _mapped(model.weights.file)
     else:
-        assert isinstance(model, Split)
-        file = model.weights.file
-    if file is None:
-        memory = aligned((model.weights.size,), np.dtype(np.uint8))
-        end = 0
-        for chunk in model.weights.chunks():
-            memory[end : end + len(chunk)] = chunk
-            end += len(chunk)
-        return memory
+        held = _copied(model.weights)
+    if len(held) < description.weight_bytes:
+        raise InvalidModel(
+            f"its weights are cut short: {len(held)} bytes of {description.weight_bytes}"
+        )
+    return held
+
+
+def _mapped(file: Path) -> np.ndarray:
     try:
         # Copy-on-write, though nobody writes: DLPack knows no read-only memory.
-        memory = np.memmap(file, np.uint8, "c")
+        return np.memmap(file, np.uint8, "c")
     except (OSError, ValueError) as error:
         raise InvalidModel(f"its weights are not there: {one_line(error)}") from None
-    if len(memory) < description.weight_bytes:
-        raise InvalidModel(f"its weights are cut short: {file}")
+
+
+def _copied(weights: Weights) -> np.ndarray:
+    memory = aligned((weights.size,), np.dtype(np.uint8))
+    end = 0
+    for chunk in weights.chunks():
+        memory[end : end + len(chunk)] = chunk
+        end += len(chunk)
     return memory
 
 

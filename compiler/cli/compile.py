@@ -87,10 +87,12 @@ def compile(
     """
     import tersor
     from tersor import registry
+    from tersor.artifact import check_path
     from tersor.cli import inputs, report
     from tersor.cli.models import naming
 
-    inputs.check_output(out, model, runtime)
+    check_path(out, runtime)
+    inputs.check_output(out, model)
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
@@ -151,12 +153,14 @@ def convert(
     """Run just the passes that you name; nothing is measured."""
     import tersor
     from tersor import registry
+    from tersor.artifact import check_path
     from tersor.cli import inputs, passlist, report
     from tersor.cli.models import naming
 
     if out.suffix != ".onnx" and runtime not in registry.CODE:
         raise typer.BadParameter(f"{out} does not end in .onnx", param_hint="'OUT'")
-    inputs.check_output(out, model, runtime)
+    check_path(out, runtime)
+    inputs.check_output(out, model)
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
     registry.backend(runtime)

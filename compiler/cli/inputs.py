@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.artifact import check_path
 from tersor.cli.models import naming
 from tersor.errors import InvalidOption, suggest
 
@@ -27,13 +26,12 @@ _NPY = b"\x93NUMPY"
 BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
 
 
-def check_output(path: Path, model: Path, runtime: str) -> None:
-    """That what ``runtime`` runs can be written to ``path``, and that this does not write over the input.
+def check_output(path: Path, model: Path) -> None:
+    """That ``path`` can be written, and that this does not write over the input.
 
     Raises:
         InvalidOption: why it cannot.
     """
-    check_path(path, runtime)
     folder = path.absolute().parent
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist; make it first"

@@ -11,8 +11,8 @@ from typer.testing import Result
 
 pytest.importorskip("tvm")
 
-import tersor  # noqa: E402
-from tersor.tuning import measure, search  # noqa: E402
+import tersor
+from tersor.tuning import measure, search
 
 Run = Callable[..., Result]
 
