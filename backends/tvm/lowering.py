@@ -8,7 +8,8 @@ that weights stay apart from the library; the smallest are part of the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -258,7 +259,7 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
         except Refused as error:
             raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
         lowering.exprs[value] = inputs[-1]
-    with builder.function(MAIN):
+    with builder.function(MAIN), _closed(builder):
         with builder.dataflow():
             for node in graph.nodes:
                 _try(lowering, node, reasons)
@@ -270,6 +271,16 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
     module = builder.finalize()
     module[MAIN] = module[MAIN].with_attr("num_input", len(inputs))
     return module, [array for _, array in lowering.parameters]
+
+
+@contextmanager
+def _closed(builder: relax.BlockBuilder) -> Iterator[None]:
+    """Where lowering ends early, ends the open block too: TVM would complain of it on stderr."""
+    try:
+        yield
+    except Unsupported:
+        builder._end_block()
+        raise
 
 
 def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
