@@ -5,6 +5,7 @@ from tersor.backends.tvm.ops import (
     attention,
     bitwise,
     casting,
+    control,
     convolution,
     einsum,
     elementwise,
@@ -21,6 +22,7 @@ from tersor.backends.tvm.ops import (
     reshape,
     resize,
     selection,
+    sequence,
     shape,
 )
 
@@ -28,6 +30,7 @@ RULES: dict[str, Rule] = {
     **attention.RULES,
     **bitwise.RULES,
     **casting.RULES,
+    **control.RULES,
     **convolution.RULES,
     **einsum.RULES,
     **elementwise.RULES,
@@ -44,5 +47,6 @@ RULES: dict[str, Rule] = {
     **reshape.RULES,
     **resize.RULES,
     **selection.RULES,
+    **sequence.RULES,
     **shape.RULES,
 }

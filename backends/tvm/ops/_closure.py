@@ -1,0 +1,176 @@
+"""Functions of a module that read values, weights and sizes of the function they are called in.
+
+Relax lets a dataflow block call functions, but hold no branches, and lets a function read nothing of
+another.  So what a body reads of outer values becomes parameters: behind its own ones, the outer
+values, then the weights that were met within, then one shape of all named sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.relax.utils import copy_with_new_vars
+
+from tersor.backends.tvm.lowering import Lowering, Refused
+from tersor.errors import one_line
+from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ir.dims import symbols
+
+Emit = Callable[[], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What functions made for one node read from outside.
+
+    Attributes:
+        values: that are no constants.
+        sizes: symbols that the outermost graph's inputs, or outer bodies' inputs, define.
+    """
+
+    values: tuple[Value, ...]
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Closure:
+    """A function of the module, and what it is passed behind its own parameters."""
+
+    function: Any
+    outer: Outer
+    weights: tuple[relax.Var, ...]
+
+    def __call__(self, lowering: Lowering, own: Sequence[Any]) -> Any:
+        """A call of it, within a function that has the same outer values."""
+        sizes = relax.ShapeExpr([lowering.symbol(name) for name in self.outer.sizes])
+        values = [lowering[value] for value in self.outer.values]
+        return relax.Call(self.function, [*own, *values, *self.weights, sizes])
+
+
+def outer_of(node: Node) -> Outer:
+    """What the bodies of ``node`` read from outside."""
+    inside, read = set(), []
+    for graph in _graphs(node):
+        inside |= {v for v in graph.values() if v is not None}
+    for graph in _graphs(node):
+        read += [v for n in graph.nodes for v in n.inputs if v is not None]
+        read += graph.outputs
+    values = dict.fromkeys(v for v in read if v not in inside and not v.is_constant)
+    assert node.graph is not None
+    defined = _defined(node.graph)
+    named = _symbols([*inside, *values, *(v for v in node.inputs if v is not None), *node.outputs])
+    return Outer(tuple(values), tuple(sorted(named & defined)))
+
+
+def _graphs(node: Node) -> list[Graph]:
+    return [graph for sub in node.subgraphs for graph in sub.all_graphs()]
+
+
+def _defined(graph: Graph) -> set[str]:
+    """Symbols that inputs of a graph or of its outer ones are sized by."""
+    found = _symbols(graph.inputs)
+    return found if graph.outer is None else found | _defined(graph.outer)
+
+
+def _symbols(values: Iterable[Value]) -> set[str]:
+    types = [v.type for v in values]
+    dims = [d for t in types if isinstance(t, TensorType) for d in t.dims or ()]
+    return set().union(*(symbols(d) for d in dims))
+
+
+def parameter(lowering: Lowering, value: Value) -> relax.Var:
+    """A parameter of a value's type."""
+    return relax.Var(value.name, lowering.relax_type(value.type))
+
+
+def body(lowering: Lowering, graph: Graph, own: Sequence[Any]) -> list[Any]:
+    """Emits the nodes of a body whose inputs are ``own``; expressions of its outputs.
+
+    Raises:
+        Refused: one of them has no lowering.
+    """
+    lowering.exprs.update(zip(graph.inputs, own, strict=True))
+    for node in graph.nodes:
+        try:
+            lowering.node(node)
+        except Refused as error:
+            raise Refused(f"in its body, {node.label} ({node.op}): {one_line(error)}") from None
+    return [lowering[value] for value in graph.outputs]
+
+
+def function(
+    lowering: Lowering,
+    name: str,
+    outer: Outer,
+    own: Sequence[relax.Var],
+    types: Sequence[Any],
+    emit: Emit,
+    *,
+    branches: bool = False,
+    declared: Closure | None = None,
+) -> Closure:
+    """A new function that gives the tuple of what ``emit`` emits, which is of ``types``.
+
+    Args:
+        branches: it holds an If, and so no dataflow block.
+        declared: what :func:`declare` gave for it.
+    """
+    builder = lowering.builder
+    values, sizes = _parameters(lowering, outer)
+    before = {v: lowering.exprs[v] for v in outer.values}
+    lowering.exprs.update(zip(outer.values, values, strict=True))
+    builder.begin_scope([*own, *values, sizes])
+    try:
+        _begin = builder._begin_binding_block if branches else builder._begin_dataflow_block
+        _begin()
+        try:
+            made = relax.Tuple([_typed(lowering, e, t) for e, t in zip(emit(), types, strict=True)])
+            result = builder.emit(made) if branches else builder.emit_output(made)
+        finally:
+            block = builder._end_block()
+    finally:
+        builder.end_scope()
+        lowering.exprs.update(before)
+    sequence = builder.normalize(relax.SeqExpr([block], result))
+    held = {var for var, _ in lowering.parameters}
+    weights = tuple(var for var in relax.analysis.free_vars(sequence) if var in held)
+    if declared is not None:
+        assert set(weights) <= set(declared.weights)
+        weights = declared.weights
+    made_function = copy_with_new_vars(
+        relax.Function([*own, *values, *weights, sizes], sequence, relax.TupleType(list(types)))
+    )
+    if declared is not None:
+        builder.update_func(declared.function, made_function)
+        return declared
+    return Closure(builder.add_func(made_function, name), outer, weights)
+
+
+def declare(
+    lowering: Lowering,
+    name: str,
+    outer: Outer,
+    own: Sequence[relax.Var],
+    types: Sequence[Any],
+    weights: Sequence[relax.Var],
+) -> Closure:
+    """A function that is called before it is made: by itself."""
+    values, sizes = _parameters(lowering, outer)
+    empty = relax.Function.create_empty(
+        [*own, *values, *weights, sizes], relax.TupleType(list(types))
+    )
+    return Closure(lowering.builder.add_func(empty, name), outer, tuple(weights))
+
+
+def _parameters(lowering: Lowering, outer: Outer) -> tuple[list[relax.Var], relax.Var]:
+    sizes: list[tirx.Var] = [lowering.symbol(name) for name in outer.sizes]
+    return [parameter(lowering, v) for v in outer.values], relax.Var(
+        "sizes", relax.ShapeType(sizes)
+    )
+
+
+def _typed(lowering: Lowering, expr: Any, type: Any) -> Any:
+    return lowering.builder.match_cast(lowering.builder.normalize(expr), type)
