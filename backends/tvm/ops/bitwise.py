@@ -12,11 +12,15 @@ from tersor.backends.tvm.ops.elementwise import elementwise
 
 
 def _shift(x: Any, by: Any, *, direction: str) -> Any:
-    """Bits that are pushed out are lost; a machine's shift by all of them or more may do anything."""
-    bits = DataType(kind(x)).bits
+    """Bits that are pushed out are lost, and signed numbers keep their sign. A shift by all bits or more,
+    or by less than none, is one by all; the machine's own may do anything then."""
+    zero, most = (tirx.const(n, kind(x)) for n in (0, DataType(kind(x)).bits - 1))
+    inside = tirx.all(by >= zero, by <= most)
+    place = tirx.Select(inside, by, most)
+    if direction == "RIGHT" and kind(x).startswith("int"):
+        return tirx.shift_right(x, place)
     function = tirx.shift_left if direction == "LEFT" else tirx.shift_right
-    most = tirx.const(bits - 1, kind(x))
-    return tirx.Select(by > most, tirx.const(0, kind(x)), function(x, tirx.min(by, most)))
+    return tirx.Select(inside, function(x, place), zero)
 
 
 RULES: dict[str, Rule] = {
