@@ -16,6 +16,7 @@ loop holds a condition.  What does not look as expected stays the loop that it w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -29,7 +30,6 @@ from tersor.backends.tvm.kernels.emit import KERNEL
 VECTOR, REDUCE = "tersor.vector", "tersor.reduce"  # The value is the lanes of a vector.
 TILE = "tersor.tile"  # The value is the rows of a tile, and the lanes of a vector.
 GRAIN = 16384  # Elements below which threads cost more than they bring.
-STACK_BYTES = 4096
 _CHAINS = 4  # Vectors that a reduction folds into.
 _TILE_SUMS = 8  # Vectors of a tile: as many as keep the units busy and fit registers.
 _FOLDS: dict[type, Callable[[str], Any]] = {
@@ -47,31 +47,6 @@ def shape_loops(func: tirx.PrimFunc, module: tvm.IRModule, context: object) -> t
         return func
     body = tvm_ffi.structural_map(func.body, (tirx.For, _threads_where_they_pay))
     return func.with_body(tvm_ffi.structural_map(body, (tirx.For, _shaped)))
-
-
-@tirx.transform.prim_func_pass(opt_level=0)
-def small_on_stack(func: tirx.PrimFunc, module: tvm.IRModule, context: object) -> tirx.PrimFunc:
-    """Small buffers go on the stack, where LLVM finds those that fit registers; TVM would take them
-    from a heap.  (It forgets who asked for that when it plans memory: this comes after.)"""
-    kernel = bool(func.attrs and KERNEL in func.attrs)
-
-    def placed(allocation: Any) -> Any:
-        buffer = allocation.buffer
-        # Kernels choose for themselves what is a register.
-        if kernel and buffer.scope() != "local":
-            return allocation
-        dtype = tvm_ffi.dtype(str(buffer.dtype))
-        size = dtype.bits * dtype.lanes // 8
-        for extent in buffer.shape:
-            if not isinstance(extent, tirx.IntImm):
-                return allocation
-            size *= extent.value
-        if size > STACK_BYTES:
-            return allocation
-        wish = {"disable_lower_builtin": tirx.const(True, "bool")}
-        return tirx.AllocBuffer(buffer, {**allocation.annotations, **wish})
-
-    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, placed)))
 
 
 def _threads_where_they_pay(loop: Any) -> Any:
@@ -117,11 +92,9 @@ def _shaped(loop: Any) -> Any:
 # -- covering a range ------------------------------------------------------------------------------
 
 
-def _cover(
-    loop: Any, sizes: Sequence[int], piece: Callable[[Any, int], Any], first: Any = None
-) -> Any:
+def _cover(loop: Any, sizes: Sequence[int], piece: Callable[[Any, int], Any]) -> Any:
     """Statements of ``piece(offset, size)`` that cover the range of a loop, each size as often as it
-    fits into what is left from ``first`` on; the first of them runs as the loop does."""
+    fits into what is left; the first of them runs as the loop does."""
     dtype = str(loop.loop_var.ty.dtype)
     analyzer = sym.Analyzer()
     done: Any = tirx.const(0, dtype)
@@ -184,23 +157,20 @@ def _partial_sums(loop: Any, lanes: int) -> Any:
     sums = _registers(wide, dtype)
     operand = _operand(store)
 
-    def folded(a: Any, b: Any) -> Any:
-        return fold(a, b)
-
     def piece(offset: Any, size: int) -> Any:
         if size == 1:
             return _at(store, {loop.loop_var: offset})
 
         def one(lane: Any) -> Any:
             term = _at(operand, {loop.loop_var: offset + lane})
-            return _store(sums, folded(_load(sums, lane), term), lane)
+            return _store(sums, fold(_load(sums, lane), term), lane)
 
         return _lanes_of(size, one, index)
 
     def halve(size: int) -> Any:
         return _lanes_of(
             size,
-            lambda lane: _store(sums, folded(_load(sums, lane), _load(sums, lane + size)), lane),
+            lambda lane: _store(sums, fold(_load(sums, lane), _load(sums, lane + size)), lane),
             index,
         )
 
@@ -208,7 +178,7 @@ def _partial_sums(loop: Any, lanes: int) -> Any:
     halves = [halve(wide >> i) for i in range(1, wide.bit_length())]
     whole = _load(store.buffer, *store.indices)
     last = tirx.BufferStore(
-        store.buffer, folded(whole, _load(sums, tirx.const(0, index))), store.indices
+        store.buffer, fold(whole, _load(sums, tirx.const(0, index))), store.indices
     )
     before = [] if initial is None else [_first(loop, condition, initial)]
     return tirx.SeqStmt(
@@ -270,53 +240,88 @@ def _tiles(loop: Any, rows: int, lanes: int) -> Any:
     found = _nest(columns)
     if found is None:
         return None
-    initial, folding, update = found
-    index = str(columns.loop_var.ty.dtype)
 
-    def tile(row: Any, height: int, column: Any, width: int) -> Any:
-        sums = _registers(height * width, str(update.buffer.dtype))
-        step = min(width, lanes)
+    def across(row: Any, height: int) -> Any:
+        sizes = _sizes(columns.extent, lanes * (_TILE_SUMS // height), lanes)
 
-        def each(emit: Callable[[Any, Any], Any]) -> Any:
-            """``emit(slot, values of the loops)`` for every element of the tile."""
-            statements = []
-            for r in range(height):
-                for c in range(0, width, step):
-                    statements.append(
-                        _lanes_of(step, lambda lane, r=r, c=c: emit(*place(r, c, lane)), index)
-                    )
-            return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+        def tile(column: Any, width: int) -> Any:
+            return _Tile(row, column, height, width, min(width, lanes)).statement(*found)
 
-        def place(r: int, c: int, lane: Any) -> tuple[Any, Any]:
-            at = {columns.loop_var: column + tirx.const(c, index) + lane}
-            if rows > 1:
-                at[loop.loop_var] = row + tirx.const(r, str(loop.loop_var.ty.dtype))
-            return tirx.const(r * width + c, index) + lane, at
+        return _cover(columns, sizes, tile)
+
+    def of_row(row: Any, height: int) -> Any:
+        return across((loop.loop_var, row), height)
+
+    return across(None, 1) if rows == 1 else _cover(loop, (rows, 1), of_row)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some rows by some columns of results.
+
+    Attributes:
+        row: the variable of rows and the first row, None where columns are all there is.
+        column: the first column.
+        height, width: rows and columns.
+        step: lanes of a vector.
+    """
+
+    row: tuple[Any, Any] | None
+    column: Any
+    height: int
+    width: int
+    step: int
+
+    def statement(self, columns: Any, initial: Any, folding: Sequence[Any], update: Any) -> Any:
+        """Sums in registers, the loops that fold into them, and what is written."""
+        sums = _registers(self.height * self.width, str(update.buffer.dtype))
+
+        def first(slot: Any, at: Any) -> Any:
+            return _store(sums, _at(initial, at), slot)
 
         def summed(slot: Any, at: Any) -> Any:
             value = _replace_loads(update.value, update.buffer, _load(sums, slot))
             return _store(sums, _at(value, at), slot)
 
         def written(slot: Any, at: Any) -> Any:
-            return tirx.BufferStore(
-                update.buffer, _load(sums, slot), [_at(i, at) for i in update.indices]
-            )
+            indices = [_at(i, at) for i in update.indices]
+            return tirx.BufferStore(update.buffer, _load(sums, slot), indices)
 
-        folds = each(summed)
+        folds = self._each(columns, summed)
         for outer in reversed(folding):
             folds = _with(outer, body=folds)
-        first = each(lambda slot, at: _store(sums, _at(initial, at), slot))
-        return tirx.SeqStmt([tirx.AllocBuffer(sums), first, folds, each(written)])
+        return tirx.SeqStmt(
+            [
+                tirx.AllocBuffer(sums),
+                self._each(columns, first),
+                folds,
+                self._each(columns, written),
+            ]
+        )
 
-    def across(row: Any, height: int) -> Any:
-        sizes = _sizes(columns.extent, lanes * (_TILE_SUMS // height), lanes)
-        return _cover(columns, sizes, lambda column, width: tile(row, height, column, width))
+    def _each(self, columns: Any, emit: Callable[[Any, Any], Any]) -> Any:
+        """``emit(slot, values of the loops' variables)`` for every result of the tile."""
+        dtype = str(columns.ty.dtype)
 
-    return across(None, 1) if rows == 1 else _cover(loop, (rows, 1), across)
+        def vector(r: int, c: int) -> Any:
+            def one(lane: Any) -> Any:
+                at = {columns: self.column + tirx.const(c, dtype) + lane}
+                if self.row is not None:
+                    var, begin = self.row
+                    at[var] = begin + tirx.const(r, str(var.ty.dtype))
+                return emit(tirx.const(r * self.width + c, dtype) + lane, at)
+
+            return _lanes_of(self.step, one, dtype)
+
+        statements = [
+            vector(r, c) for r in range(self.height) for c in range(0, self.width, self.step)
+        ]
+        return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
-def _nest(columns: Any) -> tuple[Any, list[Any], Any] | None:
-    """The initial value, the folding loops and the statement in them, of a loop around these."""
+def _nest(columns: Any) -> tuple[Any, Any, list[Any], Any] | None:
+    """The variable of a loop, and what it is around: the initial value, the loops that fold, and the
+    statement in them."""
     if not isinstance(columns, tirx.For):
         return None
     folding, inner = [], columns.body
@@ -331,7 +336,9 @@ def _nest(columns: Any) -> tuple[Any, list[Any], Any] | None:
         return None
     loads = _loads(update.value, update.buffer)
     own = [_load(first.buffer, *first.indices), *loads]
-    return (first.value, folding, update) if all(_is_own(x, update) for x in own) else None
+    if not all(_is_own(x, update) for x in own):
+        return None
+    return columns.loop_var, first.value, folding, update
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from tvm import relax, s_tir, tirx
 
 from tersor.backends.tvm.fastmath import fast_math
 from tersor.backends.tvm.kernels.emit import KERNEL
-from tersor.backends.tvm.loops import shape_loops, small_on_stack
+from tersor.backends.tvm.loops import shape_loops
 from tersor.backends.tvm.schedule import default_schedule
 from tersor.backends.tvm.shapes import order_shape_stores
+from tersor.backends.tvm.stack import small_on_stack
 
 TIR_PIPELINE = "tersor"
 OPAQUE = 8  # Relax's kind of an op that is fused with nothing.
