@@ -10,6 +10,7 @@ from tersor.backends.ort.lower import lower
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dim, Graph, symbol
 from tersor.ops.samples import Case
+from tersor.target import Target
 
 # Ops, or samples of theirs, that ONNX Runtime's CPU provider refuses: ONNX's reference implementation
 # judges these.
@@ -37,6 +38,21 @@ def run_in_onnx(graph: Graph, inputs: dict[str, np.ndarray], reference: bool) ->
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return list(session.run(None, inputs))
+
+
+def run_in_tvm(graph: Graph, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """A graph's outputs by what its nodes are lowered to in TVM, compiled for this machine."""
+    import tvm
+
+    from tersor.backends.tvm import lowering, ops, pipeline
+
+    module, parameters = lowering.lower(graph, ops.RULES)
+    target = pipeline.tvm_target(Target.host().features, cores=1)
+    executable = pipeline.compile_module(module, target)
+    machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
+    given = [inputs[value.name] for value in graph.inputs] + parameters
+    made = machine[lowering.MAIN](*(tvm.runtime.tensor(np.array(a, order="C")) for a in given))
+    return [tensor.numpy() for tensor in made]
 
 
 def _is_ours(graph: Graph) -> bool:

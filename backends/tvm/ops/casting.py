@@ -16,8 +16,9 @@ def convert(x: Any, dtype: str) -> Any:
     """A number in another type. Floats outside of the range of a small integer wrap around, as they
     do where they are converted by way of a wider one."""
     if dtype == "bool":
-        # Not NE: it is false for NaN.
-        return tirx.Not(tirx.EQ(x, tirx.const(0, kind(x))))
+        truth = tirx.NE(x, tirx.const(0, kind(x)))
+        # TVM's NE is false for NaN.
+        return tirx.Or(truth, tirx.isnan(x)) if kind(x).startswith("float") else truth
     if kind(x).startswith("float"):
         if dtype in ("int8", "uint8", "int16", "uint16"):
             x = x.astype("int32")
