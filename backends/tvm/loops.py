@@ -68,7 +68,7 @@ def _work(stmt: Any) -> Any:
     if isinstance(stmt, tirx.For):
         inner = _work(stmt.body)
         # Where the inner loops' lengths vary, they count once.
-        inner = tirx.const(1, "int64") if _mentions(inner, stmt.loop_var) else inner
+        inner = tirx.const(1, "int64") if mentions(inner, stmt.loop_var) else inner
         return tirx.Cast("int64", stmt.extent) * inner
     if isinstance(stmt, tirx.SeqStmt):
         return sum((_work(s) for s in stmt.seq), tirx.const(0, "int64"))
@@ -147,7 +147,7 @@ def _vectors(loop: Any, lanes: int) -> Any:
 def _partial_sums(loop: Any, lanes: int) -> Any:
     condition, initial, store = _initialized(loop.body)
     fold = _fold(store)
-    if fold is None or any(_mentions(i, loop.loop_var) for i in store.indices):
+    if fold is None or any(mentions(i, loop.loop_var) for i in store.indices):
         return None
     dtype, index = str(store.buffer.dtype), str(loop.loop_var.ty.dtype)
     wide = lanes * _CHAINS
@@ -377,7 +377,8 @@ def _at(node: Any, values: dict[Any, Any]) -> Any:
     return tvm_ffi.structural_map(node, (tirx.Var, value))
 
 
-def _mentions(node: Any, var: Any) -> bool:
+def mentions(node: Any, var: Any) -> bool:
+    """Whether a variable is in a statement or an expression."""
     found = tvm_ffi.structural_walk(
         node, (tirx.Var, lambda v: tvm_ffi.VisitInterrupt(True) if v.same_as(var) else None)
     )

@@ -28,7 +28,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import IterVar
 
 from tersor.backends.tvm.kernels.emit import KERNEL
-from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR
+from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR, mentions
 from tersor.errors import one_line
 
 _ROWS = (
@@ -280,7 +280,7 @@ def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:
 
 
 def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[_Axis]) -> bool:
-    if not any(_mentions(i, v) for i in indices for v in suffix):
+    if not any(mentions(i, v) for i in indices for v in suffix):
         return True
     if len(indices) < len(suffix):
         return False
@@ -291,7 +291,7 @@ def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[
     # The outermost axis of a range may be a part of its operand's.
     full = all(analyzer.can_prove_equal(e, d) for e, d in list(zip(extents, dims, strict=True))[1:])
     rest = indices[: len(indices) - len(suffix)]
-    return whole and full and not any(_mentions(i, v) for i in rest for v in suffix)
+    return whole and full and not any(mentions(i, v) for i in rest for v in suffix)
 
 
 def _folded(
@@ -338,8 +338,8 @@ def _shares(schedule: Schedule, block: Any, column: _Axis, row: _Axis) -> bool:
     """Whether something that is read along ``column`` is the same for all of ``row``."""
     reads = [indices for indices, _ in _accesses(schedule, block)[1:]]
     return any(
-        any(_mentions(i, column.var) for i in indices)
-        and not any(_mentions(i, row.var) for i in indices)
+        any(mentions(i, column.var) for i in indices)
+        and not any(mentions(i, row.var) for i in indices)
         for indices in reads
     )
 
@@ -348,8 +348,8 @@ def _is_contiguous_fold(schedule: Schedule, block: Any, column: _Axis, fold: _Ax
     """Whether operands are contiguous along the folded axis, and not along the column."""
     _, *reads = _accesses(schedule, block)
     last = [indices[-1] for indices, _ in reads if len(indices)]
-    along_fold = [i for i in last if _mentions(i, fold.var)]
-    return bool(along_fold) and not any(_mentions(i, column.var) for i in last)
+    along_fold = [i for i in last if mentions(i, fold.var)]
+    return bool(along_fold) and not any(mentions(i, column.var) for i in last)
 
 
 def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:
@@ -363,10 +363,3 @@ def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:
     reads = [x for x in loads if not x.source.same_as(own)]
     written = (body.indices, own.shape)
     return [written, *((x.indices, x.source.shape) for x in reads)]
-
-
-def _mentions(node: Any, var: Any) -> bool:
-    found = tvm_ffi.structural_walk(
-        node, (tirx.Var, lambda v: tvm_ffi.VisitInterrupt(True) if v.same_as(var) else None)
-    )
-    return found is not None
