@@ -22,7 +22,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Linear:
         result: dtype that y is written in: ``float32``, ``bfloat16``, or empty.
         quantize: whether y is written quantized too.
         lead: how many dims x has before the last; m below is their product.
+        safe: whether :func:`products.is_safe` holds for the weight, and AVX's pairs may be used.
     """
 
     k: int
@@ -71,6 +72,7 @@ class Linear:
     result: str = "float32"
     quantize: bool = False
     lead: int = 2
+    safe: bool = False
 
     @property
     def name(self) -> str:
@@ -80,7 +82,7 @@ class Linear:
             self.activation,
             self.norm, f"{self.epsilon:.0e}".replace("-", "m") if self.norm != "none" else "",
             self.result,
-            "quantize" if self.quantize else "",
+            "quantize" if self.quantize else "", "safe" if self.safe else "",
         ]  # fmt: skip
         return "_".join(str(p) for p in parts if p not in ("", "none"))
 
@@ -132,6 +134,8 @@ class _Body:
     """Emits the kernel: operands first, then tasks."""
 
     def __init__(self, spec: Linear, isa: Isa, grain: Grain) -> None:
+        if spec.safe and isa.dot == "widen":
+            isa = replace(isa, dot="madd")
         self.spec, self.isa, self.grain = spec, isa, grain
         # Where products read quantized rows, and what a task makes of its rows: set by the mode.
         self.read_q: Any = None

@@ -52,6 +52,17 @@ def pack_int8(weight: np.ndarray) -> np.ndarray:
     )
 
 
+def is_safe(weight: np.ndarray) -> bool:
+    """Whether no sum of two neighbouring products of u8 and ``weight`` s8[k, n] leaves 16 bits: AVX's
+    pairs are exact then. 255 * 128 fits, 255 * 129 does not."""
+    k, n = weight.shape
+    full = np.zeros((padded(k, 2), n), np.int16)
+    full[:k] = weight
+    pairs = full.reshape(-1, 2, n)
+    highest, lowest = np.maximum(pairs, 0).sum(1), np.minimum(pairs, 0).sum(1)
+    return bool(max(highest.max(initial=0), -lowest.min(initial=0)) <= 128)
+
+
 def pack_float(weight: np.ndarray) -> np.ndarray:
     """``weight`` f32[k, n] as float32[panels, k, 32], zeros where there is no column."""
     k, n = weight.shape

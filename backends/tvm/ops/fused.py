@@ -65,6 +65,9 @@ def _linear(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
         result=attrs["result"] if y.uses else "",
         quantize=bool(q.uses),
         lead=len(y.tensor.dims or ()) - 1,
+        safe=isa.dot == "widen"
+        and isinstance(encoding, Affine)
+        and products.is_safe(encoding.values),
     )  # fmt: skip
     numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta)]
     if isinstance(encoding, Affine):
