@@ -31,6 +31,7 @@ from tersor.backends.tvm.kernels.emit import KERNEL
 from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR, mentions
 from tersor.errors import one_line
 
+STAYS = "tersor.stays"  # Of a block: it is computed once, not where it is read.
 _ROWS = (
     4  # Of a tile: with two vectors of columns, eight sums and what they are made of fit registers.
 )
@@ -150,7 +151,8 @@ def _is_elementwise(schedule: Schedule, block: Any) -> bool:
 def _inline(schedule: Schedule, root: Any) -> None:
     """Computes elementwise blocks where they are read, unless that repeats much."""
     for block in schedule.get_child_blocks(root):
-        if not _is_elementwise(schedule, block) or not _repeats_little(schedule, block):
+        stays = STAYS in schedule.get(block).annotations
+        if stays or not _is_elementwise(schedule, block) or not _repeats_little(schedule, block):
             continue
         try:
             schedule.compute_inline(block)

@@ -16,6 +16,7 @@ from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops._elements import element, operand, summed_in, within
+from tersor.backends.tvm.schedule import STAYS
 from tersor.ir import Node, Value
 
 
@@ -149,6 +150,8 @@ def _scale(
     return chosen
 
 
+_STAYS = {STAYS: True}  # An axis is done before the next one reads several of its elements.
+
 # -- where results lie in the operand --------------------------------------------------------------
 
 _Coordinate = Callable[[Any, Any, Any, Any], Any]
@@ -191,7 +194,10 @@ _COORDINATES: dict[str, _Coordinate] = {
 def _coordinates(transform: _Coordinate, size: Any, wanted: Any, scale: Any) -> Any:
     have, out = (n.astype("float32") for n in (size, wanted))
     return te.compute(
-        (wanted,), lambda i: transform(i.astype("float32"), have, out, scale), name="coordinates"
+        (wanted,),
+        lambda i: transform(i.astype("float32"), have, out, scale),
+        name="coordinates",
+        attrs=_STAYS,
     )
 
 
@@ -211,7 +217,7 @@ def _extrapolated(x: Any, axis: int, at: Any, size: Any, value: float) -> Any:
         outside = tirx.any(place < _ZERO, place > last)
         return tirx.Select(outside, tirx.const(value, str(x.dtype)), x(*index))
 
-    return te.compute(x.shape, pick, name="extrapolated")
+    return te.compute(x.shape, pick, name="extrapolated", attrs=_STAYS)
 
 
 # -- what results are made of ----------------------------------------------------------------------
@@ -228,12 +234,16 @@ def _nearest(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
     axis, chosen = part.axis, _NEAREST[str(attrs["nearest_mode"])]
     last = x.shape[axis] - 1
     place = te.compute(
-        (wanted,), lambda i: within(chosen(at(i)).astype("int64"), 0, last), name="places"
+        (wanted,),
+        lambda i: within(chosen(at(i)).astype("int64"), 0, last),
+        name="places",
+        attrs=_STAYS,
     )
     return te.compute(
         [*x.shape[:axis], wanted, *x.shape[axis + 1 :]],
         lambda *i: x(*i[:axis], place(i[axis]), *i[axis + 1 :]),
         name="nearest",
+        attrs=_STAYS,
     )
 
 
@@ -266,8 +276,12 @@ def _blended(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
             chosen = tirx.Select(tap == n, made[n], chosen)
         return chosen / total if exclude or part.shrinks < 1 else chosen
 
-    shares = te.compute((wanted, tirx.IntImm("int64", len(offsets))), share, name="shares")
-    first = te.compute((wanted,), lambda i: tirx.floor(at(i)).astype("int64"), name="first")
+    shares = te.compute(
+        (wanted, tirx.IntImm("int64", len(offsets))), share, name="shares", attrs=_STAYS
+    )
+    first = te.compute(
+        (wanted,), lambda i: tirx.floor(at(i)).astype("int64"), name="first", attrs=_STAYS
+    )
 
     def pick(*index: Any) -> Any:
         total = tirx.const(0, wide)
@@ -277,7 +291,9 @@ def _blended(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
             total = total + item * shares(index[axis], tirx.IntImm("int64", n)).astype(wide)
         return total
 
-    return te.compute([*x.shape[:axis], wanted, *x.shape[axis + 1 :]], pick, name="blended")
+    return te.compute(
+        [*x.shape[:axis], wanted, *x.shape[axis + 1 :]], pick, name="blended", attrs=_STAYS
+    )
 
 
 def _linear(far: Any) -> Any:
