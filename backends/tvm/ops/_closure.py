@@ -52,9 +52,10 @@ class Closure:
 
 def outer_of(node: Node) -> Outer:
     """What the bodies of ``node`` read from outside."""
-    inside, read = set(), []
+    inside: set[Value] = set()
+    read: list[Value] = []
     for graph in _graphs(node):
-        inside |= {v for v in graph.values() if v is not None}
+        inside |= set(graph.values())
     for graph in _graphs(node):
         read += [v for n in graph.nodes for v in n.inputs if v is not None]
         read += graph.outputs

@@ -264,15 +264,15 @@ class _ScanTurns(_Turns):
     then rows along the first axis."""
 
     @property
-    def _scans(self) -> int:
+    def scans(self) -> int:
         count = self.node.attrs["num_scan_inputs"]
         assert isinstance(count, int)
         return count
 
     @property
-    def _count(self) -> int:
+    def count(self) -> int:
         """Carried values."""
-        return len(self.node.inputs) - self._scans
+        return len(self.node.inputs) - self.scans
 
     def signature(self) -> _Signature:
         length, graph = tirx.Var("length", "int64"), _body_of(self.node)
@@ -281,10 +281,10 @@ class _ScanTurns(_Turns):
             type = self.lowering.relax_type(value.type)
             return relax.TensorType([length, *type.shape], type.dtype)
 
-        scanned = [relax.Var(v.name, along(v)) for v in graph.inputs[self._count :]]
-        carried = self.node.outputs[: self._count]
+        scanned = [relax.Var(v.name, along(v)) for v in graph.inputs[self.count :]]
+        carried = self.node.outputs[: self.count]
         own = [*scanned, *(parameter(self.lowering, value) for value in carried)]
-        rows = [along(value) for value in graph.outputs[self._count :]]
+        rows = [along(value) for value in graph.outputs[self.count :]]
         return _Signature(own, [*_types(self.lowering, carried), *rows], length)
 
     def _length_is(self, s: _Signature, number: int) -> Any:
@@ -297,33 +297,32 @@ class _ScanTurns(_Turns):
 
     def over(self, s: _Signature) -> Sequence[Any]:
         empty = [
-            self.lowering.emit(relax.op.zeros(t.shape, t.dtype))
-            for t in s.types[self._count :]
+            self.lowering.emit(relax.op.zeros(t.shape, t.dtype)) for t in s.types[self.count :]
         ]
-        return [*s.own[self._scans :], *empty]
+        return [*s.own[self.scans :], *empty]
 
     def is_single(self, s: _Signature) -> Any:
         return self._length_is(s, 1)
 
     def single(self, s: _Signature) -> Sequence[Any]:
         graph = _body_of(self.node)
-        scanned, carried = s.own[: self._scans], s.own[self._scans :]
+        scanned, carried = s.own[: self.scans], s.own[self.scans :]
         rows = [self.lowering.te(_row, x) for x in scanned]
         pairs = zip((*carried, *rows), graph.inputs, strict=True)
         made = body(self.lowering, graph, [_as(self.lowering, e, v) for e, v in pairs])
-        added = [self.lowering.emit(relax.op.expand_dims(e, 0)) for e in made[self._count :]]
-        return [*made[: self._count], *added]
+        added = [self.lowering.emit(relax.op.expand_dims(e, 0)) for e in made[self.count :]]
+        return [*made[: self.count], *added]
 
     def halves(self, s: _Signature, turns: Closure) -> Sequence[Any]:
         half = tirx.floordiv(s.length, 2)
         parts: list[list[Any]] = []
-        state: Sequence[Any] = s.own[self._scans :]
+        state: Sequence[Any] = s.own[self.scans :]
         for start, length in ((tirx.IntImm("int64", 0), half), (half, s.length - half)):
-            own = [self.lowering.te(_part, x, [start, length]) for x in s.own[: self._scans]]
+            own = [self.lowering.te(_part, x, [start, length]) for x in s.own[: self.scans]]
             made = self.lowering.emit(turns(self.lowering, [*own, *state]))
             items = _items(self.lowering, made, len(s.types))
-            state = items[: self._count]
-            parts.append(items[self._count :])
+            state = items[: self.count]
+            parts.append(items[self.count :])
         rows = [self.lowering.emit(relax.op.concat(pair, 0)) for pair in zip(*parts, strict=True)]
         return [*state, *rows]
 
@@ -339,7 +338,7 @@ def _part(x: te.Tensor, span: Sequence[Any]) -> te.Tensor:
 
 def _scan(lowering: Lowering, node: Node) -> Sequence[Any]:
     made = _ScanTurns(lowering, node, outer_of(node))
-    scans, count = made._scans, made._count
+    scans, count = made.scans, made.count
     axes, back = (_entries(node, f"scan_input_{name}", scans) for name in ("axes", "directions"))
     scanned = [
         _turned(lowering, lowering[v], a, 0, b)

@@ -88,7 +88,8 @@ def _cell(node: Node) -> Cell:
 def _activations(node: Node, directions: int) -> tuple[tuple[Activation, ...], ...]:
     """Of each direction. Stated parameters go, in order, to the activations that have one."""
     names: Any = node.attrs.get("activations") or _DEFAULTS[node.op] * directions
-    given = {k: iter(node.attrs.get(f"activation_{k}") or ()) for k in ("alpha", "beta")}  # type: ignore[call-overload]
+    stated: list[Any] = [node.attrs.get(f"activation_{name}") or () for name in ("alpha", "beta")]
+    given = [iter(numbers) for numbers in stated]
     count = len(_DEFAULTS[node.op])
     found = []
     for index, name in enumerate(names):
@@ -96,8 +97,8 @@ def _activations(node: Node, directions: int) -> tuple[tuple[Activation, ...], .
             raise Refused(f"the activation {name}")
         _, *defaults = FUNCTIONS[name.lower()]
         alpha, beta = (
-            0.0 if default is None else float(next(given[which], default))
-            for which, default in zip(("alpha", "beta"), defaults, strict=True)
+            0.0 if default is None else float(next(numbers, default))
+            for numbers, default in zip(given, defaults, strict=True)
         )
         bound: Any = node.attrs.get("clip") if index % count < _BOUNDED else None
         found.append(Activation(name.lower(), alpha, beta, bound))
@@ -160,7 +161,7 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
     assert value is not None
     if value.is_constant:
         array = value.numpy().astype(_COMPUTED)
-        return lowering.parameter(sum(pack(array) for pack in packs), value.name)
+        return lowering.parameter(np.sum([pack(array) for pack in packs], axis=0), value.name)
     dims = value.tensor.dims
     if dims is None or not all(isinstance(d, int) for d in dims):
         raise Refused(f"weights of type {value.type}, whose sizes are not all known")
