@@ -63,8 +63,7 @@ class Attention:
     def name(self) -> str:
         """Unique among kernels."""
         flags = [f for f in ("packed", "mask", "causal") if getattr(self, f)]
-        scale = f"{self.scale:.6e}".replace("-", "m").replace("+", "").replace(".", "p")
-        sizes = f"{self.heads}_{self.kv_heads}_{self.d}_{scale}_{self.dtype}"
+        sizes = f"{self.heads}_{self.kv_heads}_{self.d}_{emit.in_name(self.scale)}_{self.dtype}"
         return "_".join(["attention", sizes, *flags])
 
 

@@ -48,7 +48,7 @@ class EmbeddingNorm:
     @property
     def name(self) -> str:
         """Unique among kernels."""
-        epsilon = f"{self.epsilon:.0e}".replace("-", "m")
+        epsilon = emit.in_name(self.epsilon)
         return "_".join(["embedding_norm", str(self.n), epsilon, *map(str, self.tables)])
 
 

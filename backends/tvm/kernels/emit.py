@@ -58,6 +58,11 @@ def function(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
     return builder.get()
 
 
+def in_name(number: float) -> str:
+    """A number as a part of a kernel's name, to seven digits."""
+    return f"{number:.7g}".replace("-", "m").replace("+", "").replace(".", "p")
+
+
 def size(name: str) -> tirx.Var:
     """A dim that a kernel learns from its operands."""
     return tirx.Var(name, "int64")

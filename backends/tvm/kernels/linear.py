@@ -80,7 +80,7 @@ class Linear:
         parts = [
             f"linear{self.lead}", self.product, self.k, self.n, "q" if self.quantized else "",
             self.activation,
-            self.norm, f"{self.epsilon:.0e}".replace("-", "m") if self.norm != "none" else "",
+            self.norm, emit.in_name(self.epsilon) if self.norm != "none" else "",
             self.result,
             "quantize" if self.quantize else "", "safe" if self.safe else "",
         ]  # fmt: skip

@@ -6,7 +6,8 @@
                   q = clip(round(x / scale) + zero, 0, 255)         (ONNX's DynamicQuantizeLinear, of a row)
 
 Rounding is by addition: in ``x / scale + zero + 1.5 * 2^23`` the unit in the last place is 1, so the low
-bits of the sum are the rounded number, half to even.  A row of zeros has scale 1 and zero 0.
+bits of the sum are the rounded number, half to even.  A row of zeros, or of numbers so small that one over
+their scale is none, has scale 1 and zero 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 
 _MAGIC = 12582912.0  # 1.5 * 2^23
 _MAGIC_BITS = 0x4B400000
+_LEAST_SPAN = 1e-35  # 255 / 1e-35 is finite, and scales are not subnormal.
 WHOLE_ROW = 24  # Vectors of a row that is held in registers.
 Read = Callable[[Any], Any]
 """From a column to the vector that begins there."""
@@ -135,7 +137,9 @@ def quantize(isa: Isa, n: int, read: Read, q: Any, row: Any, ranges: Any, range_
     over(isa, n, look)
     least, most = low.result(), high.result()
     span = emit.bind(most - least)
-    scale = emit.bind(T.Select(span > T.float32(0), span * T.float32(1 / 255), T.float32(1)))
+    scale = emit.bind(
+        T.Select(span > T.float32(_LEAST_SPAN), span * T.float32(1 / 255), T.float32(1))
+    )
     inverse = emit.bind(T.float32(1) / scale)
     zero = emit.bind(T.nearbyint(-(least * inverse)))
     T.buffer_store(ranges, scale, [range_row, 0])
