@@ -1,0 +1,175 @@
+"""Products of a block of rows with packed columns, on every kind of vector: integers are exact."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import MACHINES, Machine, call, compiled, on
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit, products
+from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
+from tersor.target import ISA_LEVELS
+
+EXACT = [name for name in MACHINES if not name.startswith("madd")]
+FLOAT = ["vnni", "widen8", "lane4"]  # Where the kinds of float32 vectors differ.
+
+
+@dataclass(frozen=True)
+class Product:
+    """A kernel of nothing but products: rows [rows, k] times columns [k, n]."""
+
+    k: int
+    n: int
+    rows: int = 32
+    dtype: str = "int8"
+
+    @property
+    def name(self) -> str:
+        return f"product_{self.dtype}_{self.rows}_{self.k}_{self.n}"
+
+
+def kernel(spec: Product, isa: Isa) -> Any:
+    panels, int8 = padded(spec.n, PANEL) // PANEL, spec.dtype == "int8"
+    held, total = ("uint8", "int32") if int8 else ("float32", "float32")
+    k = padded(spec.k, K_STEP) if int8 else spec.k
+    packed = (panels, 2, k // 4, 64) if int8 else (panels, k, PANEL)
+
+    def body() -> None:
+        a = emit.parameter("a", (spec.rows, k), held)
+        w = emit.parameter("w", packed, "int8" if int8 else "float32")
+        out = emit.parameter("out", (panels, spec.rows, PANEL), total)
+        if isa.dot == "amx" and int8:
+            products.open_tiles()
+        with T.serial(0, panels) as panel:
+            acc = emit.scratch((spec.rows, PANEL), total)
+            if int8:
+                products.int8_block(isa, a, 0, spec.rows, T.int64(spec.rows), w, panel, acc)
+            else:
+                products.float_block(isa, a, 0, T.int64(spec.rows), w, panel, acc)
+            with T.serial(0, spec.rows) as r:
+                for c in range(0, PANEL, isa.lanes):
+                    lanes = isa.lanes
+                    emit.store(out, emit.load(acc, r, c, lanes=lanes), panel, r, c, lanes=lanes)
+        if isa.dot == "amx" and int8:
+            products.close_tiles()
+
+    return emit.function(spec.name, body)
+
+
+def product(machine: Machine, a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """``a @ w`` by the kernel; padding of rows along k is not zero, for that of weights is."""
+    (rows, k), n, int8 = a.shape, w.shape[1], a.dtype == np.uint8
+    spec = Product(k, n, rows, "int8" if int8 else "float32")
+    if int8:
+        given = np.full((rows, padded(k, K_STEP)), 255, np.uint8)
+        given[:, :k] = a
+        operands = [given, products.pack_int8(w)]
+    else:
+        operands = [a, products.pack_float(w)]
+    out = np.full((padded(n, PANEL) // PANEL, rows, PANEL), 77, np.int32 if int8 else np.float32)
+    (made,) = call(compiled(kernel, spec, machine), operands, [out])
+    whole = made.transpose(1, 0, 2).reshape(rows, -1)
+    assert not whole[:, n:].any(), "columns that are not there are not zero"
+    return whole[:, :n]
+
+
+def exact(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return a.astype(np.int64) @ w.astype(np.int64)
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k, n", [(16, 16), (64, 48), (80, 33)])
+def test_weights_are_packed_as_the_docstring_says(k: int, n: int) -> None:
+    w = np.random.default_rng(0).integers(-128, 128, (k, n)).astype(np.int8)
+    packed, floats = products.pack_int8(w), products.pack_float(w.astype(np.float32))
+    assert packed.shape == (padded(n, 32) // 32, 2, padded(k, 64) // 4, 64)
+    assert floats.shape == (padded(n, 32) // 32, k, 32)
+    for row, column in itertools.product(range(k), range(n)):
+        panel, within = divmod(column, 32)
+        half, lane = divmod(within, 16)
+        assert packed[panel, half, row // 4, lane * 4 + row % 4] == w[row, column]
+        assert floats[panel, row, within] == w[row, column]
+    assert np.count_nonzero(packed) == np.count_nonzero(floats) == np.count_nonzero(w)
+
+
+# -- int8 ------------------------------------------------------------------------------------------
+
+
+@on(EXACT)
+@pytest.mark.parametrize("k, n, rows", [(16, 16, 16), (48, 48, 32), (384, 32, 32)])
+def test_int8_products_are_exact(machine: Machine, k: int, n: int, rows: int) -> None:
+    rng = np.random.default_rng(k)
+    a = rng.integers(0, 256, (rows, k)).astype(np.uint8)
+    w = rng.integers(-128, 128, (k, n)).astype(np.int8)
+    np.testing.assert_array_equal(product(machine, a, w), exact(a, w))
+
+
+@on(EXACT)
+def test_int8_products_do_not_saturate(machine: Machine) -> None:
+    """Every position of 48 holds -128 in one column, with 127 elsewhere, and the other way around; the
+    last columns are all -128 and all 127."""
+    k, n = 48, 48
+    a = np.full((32, k), 255, np.uint8)
+    a[1:] -= np.arange(31, dtype=np.uint8)[:, None] * 8
+    for low, high in ((-128, 127), (127, -128)):
+        w = np.full((k, n), high, np.int8)
+        w[np.arange(k), np.arange(n)] = low
+        w[:, -2], w[:, -1] = -128, 127
+        np.testing.assert_array_equal(product(machine, a, w), exact(a, w))
+
+
+@on(["madd16", "madd8"])
+def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> None:
+    """Two products of 255 fit 16 bits up to 64 each: 2 * 255 * 64 = 32640. Beyond, they saturate, which is
+    why no target gets these instructions by itself (below)."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (32, 48)).astype(np.uint8)
+    a[0] = 255
+    safe = rng.integers(-64, 65, (48, 48)).astype(np.int8)
+    safe[:, 0], safe[:, 1] = 64, -64
+    np.testing.assert_array_equal(product(machine, a, safe), exact(a, safe))
+    unsafe = safe.copy()
+    unsafe[:, 0] = 65
+    made, wanted = product(machine, a, unsafe), exact(a, unsafe)
+    np.testing.assert_array_equal(made[:, 1:], wanted[:, 1:])
+    assert made[0, 0] == 24 * 32767 < wanted[0, 0] == 48 * 255 * 65
+
+
+@pytest.mark.parametrize("level", [None, *ISA_LEVELS])
+def test_no_target_gets_products_that_saturate(level: str | None) -> None:
+    isa = Isa.of(ISA_LEVELS[level] if level else (), 1)
+    assert isa.dot in ("amx", "vnni", "widen", "lane")
+
+
+# -- float32 ---------------------------------------------------------------------------------------
+
+
+@on(FLOAT)
+@pytest.mark.parametrize("k, n", [(16, 16), (528, 48)])
+def test_float_products_agree_with_those_of_doubles(machine: Machine, k: int, n: int) -> None:
+    """528: more steps than accumulators stay in registers for. A sum of k products in float32 is off by
+    at most k roundings (2^-24) of the sum of their sizes."""
+    rng = np.random.default_rng(k)
+    a, w = (rng.standard_normal(s).astype(np.float32) for s in ((32, k), (k, n)))
+    wanted = a.astype(np.float64) @ w.astype(np.float64)
+    allowed = k * 2.0**-24 * (np.abs(a) @ np.abs(w))
+    assert (np.abs(product(machine, a, w) - wanted) <= allowed).all()
+
+
+@on(FLOAT)
+def test_what_is_not_a_number_stays_in_its_row_and_column(machine: Machine) -> None:
+    a, w = np.ones((32, 16), np.float32), np.ones((16, 32), np.float32)
+    a[5, 3], w[:, 7] = np.nan, np.inf
+    made = product(machine, a, w)
+    assert np.isnan(made[5]).all()
+    assert (np.delete(made[:, 7], 5) == np.inf).all()
+    rest = np.delete(np.delete(made, 5, 0), 7, 1)
+    assert (rest == 16).all()
