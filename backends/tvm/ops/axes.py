@@ -63,15 +63,15 @@ def chosen(
     Raises:
         Refused: there is none, or how many axes are named is known at run time only.
     """
-    rank, stated = len(dims_of(value)), dims_of(named)
-    if not choices or not all(isinstance(d, int) for d in stated):
+    rank, count = len(dims_of(value)), named.tensor.numel
+    if not choices or not isinstance(count, int):
         raise Refused("the axes are known at run time only")
     made = [make(choice) for choice in choices]
     if len(made) == 1:
         return made[0]
 
     def compute(axes: te.Tensor, *made: te.Tensor) -> te.Tensor:
-        places = [from_end(element(axes, i), rank) for i in range(stated[0] if stated else 1)]
+        places = [from_end(element(axes, i), rank) for i in range(count)]
 
         def one(*index: Any) -> Any:
             number = made[-1](*index)

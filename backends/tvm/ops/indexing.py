@@ -147,7 +147,7 @@ def _loops(shape: Sequence[Any], body: Callable[..., None]) -> None:
 
 def _logical(reduction: str) -> Callable[[Any, Any], Any]:
     """Of truth values: a sum is true where one of them is, a product where all are."""
-    known = {
+    known: dict[str, Callable[[Any, Any], Any]] = {
         "none": _COMBINE["none"],
         "add": tirx.any,
         "max": tirx.any,

@@ -84,7 +84,8 @@ def _stretch(x: Any, dims: list[Any], axis: int, start: Any) -> Any:
 def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
     starts = node.inputs[1]
-    count = starts.tensor.dims[0] if starts is not None and starts.tensor.dims else None
+    assert starts is not None
+    count = starts.tensor.dims[0] if starts.tensor.dims else None
     if not isinstance(count, int):
         raise Refused("how many axes are cut is known at run time only")
     axes, steps = (
@@ -92,8 +93,8 @@ def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
         for value, default in ((node.input(3), range(count)), (node.input(4), [1] * count))
     )
     compute = partial(_sliced, count=count, loose=_loose(node))
-    starts = operand(lowering, starts)
-    return [lowering.te(compute, x, starts, axes, steps, dims, primfunc_name_hint="slice")]
+    first = operand(lowering, starts)
+    return [lowering.te(compute, x, first, axes, steps, dims, primfunc_name_hint="slice")]
 
 
 def _loose(node: Node) -> list[bool]:

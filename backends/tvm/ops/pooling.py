@@ -135,7 +135,7 @@ def _max_with_places(x: Any, dims: list[Any], *, over: Window, by_columns: bool)
 
     def better(a: Any, b: Any) -> tuple[Any, Any]:
         first = tirx.any(b[1] < 0, tirx.all(a[1] >= 0, a[0] >= b[0]))
-        return tuple(tirx.Select(first, p, q) for p, q in zip(a, b, strict=True))  # type: ignore[return-value]
+        return tirx.Select(first, a[0], b[0]), tirx.Select(first, a[1], b[1])
 
     greatest = te.comm_reducer(
         better, lambda value, place: (lowest, tirx.const(-1, place)), name="greatest"

@@ -38,7 +38,9 @@ class _Axis:
 def _resize(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
     stated = node.attrs.get("axes")
-    axes = [a % len(dims) for a in stated] if isinstance(stated, tuple) else list(range(len(dims)))
+    axes = list(range(len(dims)))
+    if isinstance(stated, tuple):
+        axes = [a % len(dims) for a in stated if isinstance(a, int)]
     kept = _kept(node, axes)
     chosen = [_Axis(a, i, _shrinks(node, a, i)) for i, a in enumerate(axes) if a not in kept]
     for part in chosen:
