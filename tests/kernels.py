@@ -92,7 +92,8 @@ def fenced(array: np.ndarray) -> np.ndarray:
 def call(function: Any, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> list[Any]:
     """The results, which begin as what is passed for them."""
     arrays = [fenced(np.asarray(a)) for a in (*operands, *results)]
-    function(*(tvm.runtime.from_dlpack(a) for a in arrays))
+    # Of arrays without elements numpy tells strides that TVM does not take.
+    function(*(tvm.runtime.from_dlpack(a) if a.size else tvm.runtime.tensor(a) for a in arrays))
     return arrays[len(operands) :]
 
 
