@@ -42,19 +42,28 @@ def one_node(op: str, sample: Sample, dims: Dims = lambda _, shape: shape) -> Gr
         InvalidGraph: the op refuses the operands.
     """
     graph = TABLE.graph()
+    outputs = put(graph, op, sample, dims)
+    graph.set_outputs(outputs, [v.name for v in outputs])
+    return graph
+
+
+def put(graph: Graph, op: str, sample: Sample, dims: Dims, prefix: str = "") -> tuple[Value, ...]:
+    """Adds to a graph what :func:`one_node` holds, and returns the results; names begin with ``prefix``.
+
+    Raises:
+        InvalidGraph: the op refuses the operands.
+    """
     operands: list[Value | None] = []
     for i, array in enumerate(sample.inputs):
         if array is None:
             operands.append(None)
         elif i in sample.constant:
-            operands.append(graph.constant(array, f"x{i}"))
+            operands.append(graph.constant(array, f"{prefix}x{i}"))
         else:
             type = TensorType(DType.of(array), dims(i, array.shape))
-            operands.append(graph.add_input(f"x{i}", type))
-    names = [f"y{i}" for i in range(sample.outputs)]
-    node = graph.emit_node(op, operands, sample.attrs, names=names)
-    graph.set_outputs(node.outputs, names)
-    return graph
+            operands.append(graph.add_input(f"{prefix}x{i}", type))
+    names = [f"{prefix}y{i}" for i in range(sample.outputs)]
+    return graph.emit_node(op, operands, sample.attrs, names=names).outputs
 
 
 def feeds(sample: Sample) -> dict[str, np.ndarray]:
