@@ -228,7 +228,7 @@ class _Job:
             original = bench.start(registry.REFERENCE, before, default.to_json())
             for name, graph in levels:
                 try:
-                    candidate = self._search(name, graph, bench, range(len(timed)))
+                    candidate = self._search(name, graph, bench, sizes)
                 except InvalidModel as error:
                     self.report.decisions.append(f"{name} was not kept: {error}")
                     continue
@@ -243,7 +243,8 @@ class _Job:
         model = _reference().read_built(before) if isinstance(before, Path) else before
         return registry.REFERENCE, model, default
 
-    def _search(self, name: str, graph: Graph, bench: Bench, feeds: Sequence[int]) -> Candidate:
+    def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
+        choice = self.backend.tune(graph, self.start, sizes, self.tell)
         merged = Pipeline([registry.find_pass("merge-linears")()])
         variants = {name: graph, f"{name}+merged": merged.run(graph)}
         if not merged.reports[0].rewrites:
@@ -263,8 +264,8 @@ class _Job:
             self.runtime,
             variants,
             bench,
-            feeds,
-            choice=self.start,
+            range(len(sizes)),
+            choice=choice,
             progress=self.tell,
             record=record,
         )

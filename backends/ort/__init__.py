@@ -1,12 +1,12 @@
 """ONNX Runtime: lowers the IR to an ONNX model, opens and runs it.
 
 What every backend offers: ``build``, ``open_session``, ``run``, ``interface``, ``beside``, ``axes``,
-``Choice``, ``SUFFIX``, ``KINDS``, ``ROW_SCALES``, ``check``.  The reference runtime, which runs models as
+``tune``, ``Choice``, ``SUFFIX``, ``KINDS``, ``ROW_SCALES``, ``check``.  The reference runtime, which runs models as
 they are given, also has ``read_built``, ``Evaluator`` and ``supports``.
 """
 
 from tersor.backends.ort.check import check
-from tersor.backends.ort.choices import axes
+from tersor.backends.ort.choices import axes, tune
 from tersor.backends.ort.lower import lower, supports
 from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
 from tersor.backends.ort.session import Evaluator, beside, build, interface, open_session, run
@@ -19,4 +19,5 @@ ROW_SCALES = False  # Whether there are integer kernels for activations with one
 __all__ = [
     "KINDS", "ROW_SCALES", "SUFFIX", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes",
     "beside", "build", "check", "interface", "lower", "open_session", "read_built", "run", "supports",
+    "tune",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from tersor.backends.tvm.kernels.linear import Grain
 from tersor.errors import InvalidOption
 from tersor.target import Target
 
@@ -18,11 +19,17 @@ class Choice:
         features: ISA features that the code uses, sorted.
         cores: that it is built for.
         threads: that it runs on; 0: one for each core.
+        grains: how tuned kernels divide their work: a kernel's name, then the fields of ``Grain``.
     """
 
     features: tuple[str, ...] = ()
     cores: int = 1
     threads: int = 0
+    grains: tuple[tuple[str, int, int], ...] = ()
+
+    def grain_of(self) -> dict[str, Grain]:
+        """``grains`` by a kernel's name."""
+        return {name: Grain(rows, by_columns) for name, rows, by_columns in self.grains}
 
     @staticmethod
     def of(target: Target, *, portable: bool = False) -> Choice:
@@ -39,10 +46,11 @@ class Choice:
     def label(self) -> str:
         """What differs from the defaults, the target apart; ``default`` where nothing does."""
         default = Choice(self.features, self.cores)
-        parts = [
+        parts = ["tuned"] if self.grains else []
+        parts += [
             f"{f.name}={getattr(self, f.name)}"
             for f in fields(self)
-            if getattr(self, f.name) != getattr(default, f.name)
+            if f.name != "grains" and getattr(self, f.name) != getattr(default, f.name)
         ]
         return " ".join(parts) or "default"
 
@@ -53,7 +61,8 @@ class Choice:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Choice:
         """Reads what :meth:`to_json` writes."""
-        return Choice(**{**data, "features": tuple(data["features"])})
+        grains = tuple((str(name), *sizes) for name, *sizes in data.get("grains", ()))
+        return Choice(**{**data, "features": tuple(data["features"]), "grains": grains})
 
     def but(self, **changes: Any) -> Choice:
         """With some settings changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tersor.backends.tvm.kernels import attention, embedding, linear, products
 from tersor.backends.tvm.kernels.attention import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.kernels.linear import Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.ir import Affine, DType, Node, Value
@@ -21,10 +21,10 @@ from tersor.ir import Affine, DType, Node, Value
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
 
 
-def rules(isa: Isa) -> dict[str, Rule]:
-    """The rules, for kernels of an ISA."""
+def rules(isa: Isa, grains: Mapping[str, Grain] | None = None) -> dict[str, Rule]:
+    """The rules, for kernels of an ISA; ``grains`` by a kernel's name, where it was tuned."""
     return {
-        LINEAR: lambda lowering, node: _linear(lowering, node, isa),
+        LINEAR: lambda lowering, node: _linear(lowering, node, isa, grains or {}),
         ATTENTION: lambda lowering, node: _attention(lowering, node, isa),
         EMBEDDING: lambda lowering, node: _embedding(lowering, node, isa),
     }
@@ -48,14 +48,14 @@ def _call(
     return [lowering.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
 
 
-def _linear(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
-    y, q, ranges = node.outputs
-    x, x_ranges, weight, bias, residual, gamma, beta = (node.input(i) for i in range(7))
-    assert x is not None and weight is not None
+def linear_spec(node: Node, isa: Isa) -> Linear:
+    """What the kernel of a fused linear layer is specialized for."""
+    y, q, _ = node.outputs
+    weight = node.inputs[2]
+    assert weight is not None
     k, n = weight.tensor.shape
-    encoding = weight.encoding
     attrs: Any = node.attrs
-    spec = Linear(
+    return Linear(
         k, n,
         product=attrs["product"],
         quantized=bool(attrs["quantized"]),
@@ -66,9 +66,16 @@ def _linear(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
         quantize=bool(q.uses),
         lead=len(y.tensor.dims or ()) - 1,
         safe=isa.dot == "widen"
-        and isinstance(encoding, Affine)
-        and products.is_safe(encoding.values),
+        and isinstance(weight.encoding, Affine)
+        and products.is_safe(weight.encoding.values),
     )  # fmt: skip
+
+
+def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain]) -> list[Any]:
+    y, q, ranges = node.outputs
+    x, x_ranges, weight, bias, residual, gamma, beta = (node.input(i) for i in range(7))
+    assert x is not None and weight is not None
+    spec, encoding = linear_spec(node, isa), weight.encoding
     numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta)]
     if isinstance(encoding, Affine):
         packed = products.pack_int8(encoding.values)
@@ -85,7 +92,8 @@ def _linear(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
     if residual is not None:
         operands.append(lowering[residual])
     wanted = [*([y] if spec.result else []), *([q, ranges] if spec.quantize else [])]
-    made = _call(lowering, spec.name, lambda: linear.kernel(spec, isa), operands, wanted)
+    grain = grains.get(spec.name)
+    made = _call(lowering, spec.name, lambda: linear.kernel(spec, isa, grain), operands, wanted)
     by_value = dict(zip(wanted, made, strict=True))
     return [by_value.get(v) for v in (y, q, ranges)]
 
