@@ -44,6 +44,8 @@ def tvm_target(
         if "avx512f" in features:
             # LLVM holds loops that it vectorizes itself to 256 bits on these processors.
             facts["mattr"] = ["-prefer-256-bit"]
+        if facts["mcpu"] == "sapphirerapids":
+            facts["mattr"].append("-avx512fp16")  # No feature of ours tells that it is there.
     return tvm.target.Target(facts)
 
 

@@ -29,7 +29,7 @@ from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
 from tersor.backends.tvm.session import set_threads
 from tersor.ir import Graph
 from tersor.ir.dims import evaluate, product
-from tersor.target import Target
+from tersor.target import Target, request_amx
 from tersor.tuning.database import Database
 
 ROWS = (32, 64, 128)  # Of a task, that are tried.
@@ -55,6 +55,8 @@ def tune(
         sizes: of the open dims.
         database: of earlier results; by default this user's.
     """
+    if "amx_int8" in choice.features and not request_amx():
+        return choice  # What is built could not be run either; the session says so.
     database = database or Database()
     isa = Isa.of(choice.features, choice.cores)
     set_threads(choice.threads or choice.cores)
