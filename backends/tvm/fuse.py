@@ -175,14 +175,15 @@ def _is_fusable(node: Node) -> bool:
     if weight is None or weight.encoding is None or weight.tensor.dtype is not DType.F32:
         return False
     k, n = weight.tensor.shape
-    known = x.tensor.dims is not None and None not in x.tensor.dims and x.tensor.dtype is DType.F32
+    dims = x.tensor.dims
+    known = dims is not None and len(dims) > 1 and None not in dims and x.tensor.dtype is DType.F32
     if k % 16 or n % 16 or not known or node.attrs["activation"] not in ACTIVATIONS:
         return False
     if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
         return False
     encoding = weight.encoding
     if _quantized_source(node) is None:
-        return (isinstance(encoding, Dense) and x.producer is not None) or x.is_input
+        return isinstance(encoding, Dense) and (x.producer is not None or x.is_input)
     return (
         isinstance(encoding, Affine)
         and encoding.storage is DType.I8
@@ -194,13 +195,13 @@ def _is_fusable(node: Node) -> bool:
 def _quantized_source(node: Node) -> Value | None:
     """What the rows that a layer reads were quantized from; None where it reads float."""
     x = node.inputs[0]
-    quantizer = None
-    if x is not None and x.producer is not None and x.producer.op == "DequantizeLinear":
-        held = x.producer.inputs[0]
-        quantizer = held.producer if held is not None else None
+    if x is None or x.producer is None or x.producer.op != "DequantizeLinear":
+        return None
+    held = [x.producer.input(i) for i in range(3)]
+    quantizer = held[0].producer if held[0] is not None else None
     if quantizer is None or quantizer.op != "tersor.DynamicQuantizeRows":
         return None
-    return quantizer.inputs[0]
+    return quantizer.inputs[0] if held == list(quantizer.outputs) else None
 
 
 def _source(node: Node) -> Value:
