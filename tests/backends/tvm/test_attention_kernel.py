@@ -43,7 +43,9 @@ def meaning(
     """In doubles; zeros where no key is left."""
     batch, queries, _ = q.shape
     split = [
-        a.reshape(batch, a.shape[1], -1, given.d).transpose(0, 2, 1, 3).astype(np.float64)
+        a.reshape(batch, a.shape[1], a.shape[2] // given.d, given.d)
+        .transpose(0, 2, 1, 3)
+        .astype(np.float64)
         for a in (q, k, v)
     ]
     group = given.heads // given.kv_heads
@@ -55,7 +57,7 @@ def meaning(
     p = np.where(left, np.exp(scores - scores.max(-1, keepdims=True, initial=-1e30)), 0)
     total = p.sum(-1, keepdims=True)
     made = np.divide(p, total, out=np.zeros_like(p), where=total > 0) @ vh
-    return made.transpose(0, 2, 1, 3).reshape(batch, queries, -1)
+    return made.transpose(0, 2, 1, 3).reshape(q.shape)
 
 
 def run(

@@ -135,12 +135,26 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
     a[0] = 255
     safe = rng.integers(-64, 65, (48, 48)).astype(np.int8)
     safe[:, 0], safe[:, 1] = 64, -64
+    assert products.is_safe(safe)
     np.testing.assert_array_equal(product(machine, a, safe), exact(a, safe))
     unsafe = safe.copy()
     unsafe[:, 0] = 65
+    assert not products.is_safe(unsafe)
     made, wanted = product(machine, a, unsafe), exact(a, unsafe)
     np.testing.assert_array_equal(made[:, 1:], wanted[:, 1:])
     assert made[0, 0] == 24 * 32767 < wanted[0, 0] == 48 * 255 * 65
+
+
+def test_weights_are_safe_where_no_pair_leaves_16_bits() -> None:
+    """All pairs of one column, with the bytes that make their sum largest and smallest."""
+    every = np.arange(-128, 128)
+    for pair in itertools.product(every[::5], every[1::3]):
+        above, below = (255 * sum(f(w, 0) for w in pair) for f in (max, min))
+        weight = np.array(pair, np.int8)[:, None]
+        fits = below >= -(2**15) and above < 2**15
+        assert products.is_safe(weight) == fits, pair
+    assert products.is_safe(np.array([[0], [64], [127]], np.int8)), "a row alone is no pair"
+    assert not products.is_safe(np.array([[0], [0], [64], [65]], np.int8))
 
 
 @pytest.mark.parametrize("level", [None, *ISA_LEVELS])

@@ -1,0 +1,42 @@
+"""Kernels become code for every kind of processor, this one or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+tvm = pytest.importorskip("tvm", reason="the tvm backend is not installed")
+
+from tersor.backends.tvm.kernels import attention, embedding, linear  # noqa: E402
+from tersor.backends.tvm.kernels.attention import Attention  # noqa: E402
+from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table  # noqa: E402
+from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
+from tersor.backends.tvm.kernels.linear import Linear  # noqa: E402
+from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target  # noqa: E402
+from tersor.target import ISA_LEVELS  # noqa: E402
+
+# The others have the kernels of one of these; what needs nothing, every machine runs in other tests.
+LEVELS = ("avx2", "avx512", "avx512_vnni", "amx_int8", "neon")
+ELF = {"x86_64": 62, "aarch64": 183}  # What a file says of its processor.
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_kind_of_kernel_builds(level: str, tmp_path: Path) -> None:
+    """As an object file, which nothing of this machine links or runs."""
+    features = ISA_LEVELS[level]
+    machine = "aarch64" if "neon" in features else "x86_64"
+    isa = Isa.of(features, 2)
+    held = "bfloat16" if isa.bfloat16 else "float32"
+    specs = [
+        (linear.kernel, Linear(16, 16, quantized=True, result=held)),
+        (attention.kernel, Attention(2, 2, 32, 0.25, held, True, True, False)),
+        (embedding.kernel, EmbeddingNorm(16, 1e-5, (Table(9, True, "int64", True, True),))),
+    ]
+    module = tvm.IRModule({spec.name: make(spec, isa) for make, spec in specs})
+    built = tvm.compile(module, tvm_target(features, 2, machine), tir_pipeline=TIR_PIPELINE)
+    path = tmp_path / "kernels.o"
+    built.mod.write_to_file(str(path))
+    header = path.read_bytes()[:20]
+    assert header[:4] == b"\x7fELF"
+    assert int.from_bytes(header[18:20], "little") == ELF[machine]
