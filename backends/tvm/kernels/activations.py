@@ -1,4 +1,4 @@
-"""Activations of recurrent cells, on vectors of float32.
+"""Activations of recurrent cells, on vectors of float32; of float64 by calls of the C library.
 
 What is read more than once is held in a register of its own: TVM's simplifier puts what a variable is
 bound to in the place of each of its readers, and activations of activations grow beyond measure.
@@ -18,10 +18,22 @@ from tersor.backends.tvm.kernels.vector import at_least, at_most, like
 Function = Callable[[Any, float, float], Any]
 
 
+def _is_double(x: Any) -> bool:
+    return str(x.ty.dtype).startswith("float64")
+
+
+def _exp(x: Any) -> Any:
+    return tirx.exp(x) if _is_double(x) else vector.exp(x)
+
+
+def _log(x: Any) -> Any:
+    return tirx.log(x) if _is_double(x) else vector.log(x)
+
+
 def held(x: Any) -> Any:
     """The value of ``x``, computed once."""
     lanes = x.ty.dtype.lanes
-    register = emit.registers(lanes, "float32")
+    register = emit.registers(lanes, "float64" if _is_double(x) else "float32")
     emit.put(register, x, lanes)
     return emit.get(register, lanes)
 
@@ -35,11 +47,13 @@ def _absolute(x: Any) -> Any:
 
 
 def _sigmoid(x: Any) -> Any:
-    return like(x, 1.0) / (like(x, 1.0) + vector.exp(held(like(x, 0.0) - x)))
+    return like(x, 1.0) / (like(x, 1.0) + _exp(held(like(x, 0.0) - x)))
 
 
 def _tanh(x: Any) -> Any:
     """As :func:`vector.tanh`, in steps."""
+    if _is_double(x):
+        return tirx.tanh(x)
     x = held(at_most(x, vector.TANH_IS_ONE))
     x = held(at_least(x, -vector.TANH_IS_ONE))
     square = held(x * x)
@@ -50,8 +64,8 @@ def _tanh(x: Any) -> Any:
 
 def _softplus(x: Any) -> Any:
     """log(1 + e^x) = max(0, x) + log(1 + e^-|x|), where nothing overflows."""
-    small = vector.exp(held(like(x, 0.0) - _absolute(x)))
-    return at_least(x, 0.0) + vector.log(held(like(x, 1.0) + small))
+    small = _exp(held(like(x, 0.0) - _absolute(x)))
+    return at_least(x, 0.0) + _log(held(like(x, 1.0) + small))
 
 
 def _affine(x: Any, alpha: float, beta: float) -> Any:
@@ -73,7 +87,7 @@ FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "softplus": (_plain(_softplus), None, None),
     "leakyrelu": (lambda x, a, b: _above(x, 0.0, x * like(x, a)), 0.01, None),
     "thresholdedrelu": (lambda x, a, b: _above(x, a, like(x, 0.0)), 1.0, None),
-    "elu": (lambda x, a, b: _above(x, 0.0, like(x, a) * (vector.exp(x) - like(x, 1.0))), 1.0, None),
+    "elu": (lambda x, a, b: _above(x, 0.0, like(x, a) * (_exp(x) - like(x, 1.0))), 1.0, None),
     "hardsigmoid": (lambda x, a, b: at_least(at_most(_affine(x, a, b), 1.0), 0.0), 0.2, 0.5),
     "affine": (_affine, 1.0, 0.0),
     "scaledtanh": (

@@ -42,6 +42,7 @@ class Cell:
 
     Attributes:
         op: ``LSTM``, ``GRU`` or ``RNN``.
+        dtype: float32 or float64.
         hidden: units.
         activations: of each direction.
         backward: whether the only direction reads from the end (the second always does).
@@ -53,6 +54,7 @@ class Cell:
     """
 
     op: str
+    dtype: str
     hidden: int
     activations: tuple[tuple[Activation, ...], ...]
     backward: bool = False
@@ -136,7 +138,7 @@ class _Operands:
 
 def _declared(cell: Cell, length: Any, batch: Any) -> _Operands:
     def floats(name: str, *shape: Any) -> Any:
-        return emit.parameter(name, shape, "float32")
+        return emit.parameter(name, shape, cell.dtype)
 
     def states(name: str) -> list[Any]:
         order = (batch, cell.directions) if cell.batch_first else (cell.directions, batch)
@@ -200,8 +202,10 @@ class _Tile:
     def run(self) -> None:
         """Emits all steps."""
         held = {"LSTM": 1, "GRU": 2, "RNN": 0}[self.cell.op]
-        self.hidden = emit.scratch((2 * self.rows, self.cell.padded), "float32")
-        self.held = [emit.scratch((self.rows, self.cell.padded), "float32") for _ in range(held)]
+        self.hidden = emit.scratch((2 * self.rows, self.cell.padded), self.cell.dtype)
+        self.held = [
+            emit.scratch((self.rows, self.cell.padded), self.cell.dtype) for _ in range(held)
+        ]
         for state, memory in enumerate((self.hidden, *self.held)[: self.cell.states]):
             self._begin(self.operands.initial[state], memory)
         with T.serial(0, self.length) as t:
@@ -222,7 +226,7 @@ class _Tile:
             with T.serial(0, self.cell.hidden) as unit:
                 T.buffer_store(memory, initial[tuple(self._of_state(row, unit))], [row, unit])
             with T.serial(self.cell.hidden, self.cell.padded) as unit:
-                T.buffer_store(memory, T.float32(0), [row, unit])
+                T.buffer_store(memory, tirx.const(0, self.cell.dtype), [row, unit])
 
     def _end(self, memory: Any, first: Any, last: Any) -> None:
         for row in range(self.rows):
@@ -258,10 +262,14 @@ class _Tile:
             with T.serial(0, self.cell.hidden) as unit:
                 value = self.hidden[new + row, unit]
                 if self.operands.lengths is not None:
-                    value = T.Select(on[row], value, T.float32(0))
+                    value = T.Select(on[row], value, tirx.const(0, self.cell.dtype))
                 b, d = self.first + row, self.direction
                 place = [b, at[row], d] if self.cell.batch_first else [at[row], d, b]
                 T.buffer_store(self.operands.y, value, [*place, unit])
+
+    def _number(self, value: float) -> Any:
+        """In every lane."""
+        return emit.splat(tirx.const(value, self.cell.dtype), LANES)
 
     def _blocks(self) -> Any:
         return T.serial(0, self.cell.padded // LANES)
@@ -279,9 +287,12 @@ class _Tile:
         """[gate][row]: ``starts`` plus the rows of ``source`` from ``first`` on times R."""
         weights, count = self.operands.weights[phase], self.cell.phases[phase]
         chains = max(1, _ACCUMULATORS // (self.rows * count))
-        zero = emit.number(0.0, LANES)
+        zero = self._number(0.0)
         sums = [
-            [[emit.registers(LANES, "float32") for _ in range(chains)] for _ in range(self.rows)]
+            [
+                [emit.registers(LANES, self.cell.dtype) for _ in range(chains)]
+                for _ in range(self.rows)
+            ]
             for _ in range(count)
         ]
         for gate in range(count):
@@ -332,7 +343,7 @@ class _Tile:
     def _lstm(self, at: Sequence[Any], on: Sequence[Any]) -> None:
         """Gates are stacked as input, output, forget, cell."""
         f, g, h = self.functions
-        one = emit.number(1.0, LANES)
+        one = self._number(1.0)
         with self._blocks() as block:
             unit = emit.bind(block * LANES)
             starts = [
@@ -354,7 +365,7 @@ class _Tile:
 
     def _peephole(self, part: int, unit: Any, cell: Any) -> Any:
         if self.operands.peepholes is None:
-            return emit.number(0.0, LANES)
+            return self._number(0.0)
         column = part * self.cell.padded + unit
         return cell * emit.load(self.operands.peepholes, self.direction, column, lanes=LANES)
 
@@ -390,5 +401,5 @@ class _Tile:
 
     def _mix(self, row: int, unit: Any, z: Any, n: Any, state: Any, on: Any) -> None:
         """h = (1 - z) n + z h."""
-        new = (emit.number(1.0, LANES) - z) * n + z * state
+        new = (self._number(1.0) - z) * n + z * state
         self._keep(self.hidden, self.rows - self.old + row, unit, new, state, on)

@@ -19,12 +19,11 @@ from tersor.backends.tvm.kernels.recurrent import (
 )
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting
+from tersor.backends.tvm.ops.broadcast import float_type
 from tersor.ir import Node, Value
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _BOUNDED = 2  # Activations whose operands ``clip`` bounds: runtimes do not bound LSTM's cell state.
-_COMPUTED = "float32"
-_DTYPES = ("float32", "float16", "bfloat16")  # that are computed so
 
 Pack = Callable[[np.ndarray], np.ndarray]
 
@@ -33,8 +32,6 @@ def _recurrent(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, w, r = node.inputs[:3]
     assert x is not None and w is not None and r is not None
     dtype = dtype_of(x.type)
-    if dtype not in _DTYPES:
-        raise Refused(f"{dtype} elements in a recurrent op")
     cell = _cell(node)
     arguments = [_read(lowering, cell, node)]
     for phase in range(len(cell.phases)):
@@ -53,14 +50,14 @@ def _recurrent(lowering: Lowering, node: Node) -> Sequence[Any]:
     state = [batch, cell.directions] if cell.batch_first else [cell.directions, batch]
     state.append(cell.hidden)
     for index in range(5, 5 + cell.states):
-        arguments.append(_initial(lowering, node.input(index), state))
+        arguments.append(_initial(lowering, cell, node.input(index), state))
     # Layers of one kind share their code.
     name = f"{node.op.lower()}_{hashlib.sha256(repr(cell).encode()).hexdigest()[:16]}"
-    types = [relax.TensorType(dims, _COMPUTED) for dims in (y, *[state] * cell.states)]
+    types = [relax.TensorType(dims, cell.dtype) for dims in (y, *[state] * cell.states)]
     called = lowering.kernel(name, lambda: kernel(cell, name))
     made = lowering.emit(relax.call_tir(called, arguments, types))
     results = [relax.TupleGetItem(made, i) for i in range(len(node.outputs))]
-    if dtype != _COMPUTED:
+    if dtype != cell.dtype:
         results = [relax.op.astype(lowering.emit(result), dtype) for result in results]
     return [lowering.emit(result) for result in results]
 
@@ -74,6 +71,7 @@ def _cell(node: Node) -> Cell:
         raise Refused(f"recurrent weights of type {r.type}, whose sizes are not all known")
     return Cell(
         node.op,
+        float_type(r.tensor.dtype),
         hidden,
         _activations(node, directions),
         backward=attrs.get("direction") == "reverse",
@@ -136,13 +134,13 @@ def _read(lowering: Lowering, cell: Cell, node: Node) -> Any:
 def _hidden_bias(lowering: Lowering, cell: Cell, b: Value | None) -> Any:
     """The recurrent bias of GRU's hidden gate."""
     if b is None:
-        return lowering.constant(np.zeros((cell.directions, cell.padded), _COMPUTED), "bias")
+        return lowering.constant(np.zeros((cell.directions, cell.padded), cell.dtype), "bias")
     return _packed(lowering, b, lambda a: pack_units(cell, a)[:, -cell.padded :])
 
 
-def _initial(lowering: Lowering, value: Value | None, dims: Sequence[Any]) -> Any:
+def _initial(lowering: Lowering, cell: Cell, value: Value | None, dims: Sequence[Any]) -> Any:
     if value is None:
-        return lowering.emit(relax.op.zeros(relax.ShapeExpr(dims), _COMPUTED))
+        return lowering.emit(relax.op.zeros(relax.ShapeExpr(dims), cell.dtype))
     return _computed(lowering, value)
 
 
@@ -150,24 +148,24 @@ def _computed(lowering: Lowering, value: Value | None, expr: Any = None) -> Any:
     """The expression of a value, or ``expr`` that is emitted for it, as what is computed with."""
     expr = lowering[value] if expr is None else expr
     assert value is not None
-    if dtype_of(value.type) == _COMPUTED:
-        return expr
-    return lowering.emit(relax.op.astype(expr, _COMPUTED))
+    dtype = float_type(value.tensor.dtype)
+    return expr if dtype_of(value.type) == dtype else lowering.emit(relax.op.astype(expr, dtype))
 
 
 def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
     """Weights in the order that ``packs`` put their elements in, summed over the packs. What is no
     constant is gathered by the packs of its elements' positions, where position 0 is a zero."""
     assert value is not None
+    dtype = float_type(value.tensor.dtype)
     if value.is_constant:
-        array = value.numpy().astype(_COMPUTED)
+        array = value.numpy().astype(dtype)
         return lowering.parameter(np.sum([pack(array) for pack in packs], axis=0), value.name)
     dims = value.tensor.dims
     if dims is None or not all(isinstance(d, int) for d in dims):
         raise Refused(f"weights of type {value.type}, whose sizes are not all known")
     positions = 1 + np.arange(np.prod(dims, dtype=np.int64)).reshape(dims)  # type: ignore[arg-type]
     flat = relax.op.reshape(_computed(lowering, value), (-1,))
-    padded = lowering.emit(relax.op.concat([relax.const(np.zeros(1, _COMPUTED)), flat], 0))
+    padded = lowering.emit(relax.op.concat([relax.const(np.zeros(1, dtype)), flat], 0))
     total: Any = None
     for pack in packs:
         order = np.ascontiguousarray(pack(positions))

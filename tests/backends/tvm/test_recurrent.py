@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from contract import run_in_onnx
 
-from tersor.errors import Unsupported
 from tersor.ir import DType, Graph, TensorType, symbol
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -194,9 +193,15 @@ def test_halves_are_computed_in_single_precision() -> None:
     np.testing.assert_allclose(got.astype(np.float32), want, atol=4e-3)
 
 
-def test_double_precision_is_refused() -> None:
-    with pytest.raises(Unsupported, match="float64 elements in a recurrent op"):
-        lower(recurrent("RNN", dtype=DType.F64), RULES)
+def test_double_precision_is_kept() -> None:
+    graph = recurrent("LSTM", dtype=DType.F64, lengths=True)
+    feeds = feeds_of(graph, 4, 6)
+    got, want = (
+        backend.run(backend.open_session(backend.build(graph)), feeds),
+        evaluate(graph, feeds),
+    )
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-13, atol=1e-13)
 
 
 def test_layers_of_one_kind_share_their_kernel() -> None:
