@@ -72,6 +72,7 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
+            _apart,
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
@@ -91,6 +92,23 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _apart(module: tvm.IRModule, context: object) -> tvm.IRModule:
+    """Functions that are told a size as an operand (a dim ``past + sequence`` tells neither of the two)
+    are fused with nothing: FuseTIR defines such a size twice."""
+    told = {
+        name: func.with_attr("op_pattern", OPAQUE)
+        for name, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc)
+        and any(p not in func.buffer_map and not _is_buffer(p) for p in func.params)
+    }
+    return _updated(module, told)
+
+
+def _is_buffer(parameter: Any) -> bool:
+    return not isinstance(parameter.ty, tvm.ir.PrimType)
 
 
 def _hidden(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
