@@ -102,13 +102,9 @@ def _apart(module: tvm.IRModule, context: object) -> tvm.IRModule:
         name: func.with_attr("op_pattern", OPAQUE)
         for name, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc)
-        and any(p not in func.buffer_map and not _is_buffer(p) for p in func.params)
+        and any(isinstance(parameter.ty, tvm.ir.PrimType) for parameter in func.params)
     }
     return _updated(module, told)
-
-
-def _is_buffer(parameter: Any) -> bool:
-    return not isinstance(parameter.ty, tvm.ir.PrimType)
 
 
 def _hidden(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
