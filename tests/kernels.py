@@ -53,13 +53,15 @@ MACHINES: dict[str, Machine] = {
 }
 
 
+def needs(name: str) -> Any:
+    """Skips a test where this machine is not the one of this name."""
+    lacks = sorted(MACHINES[name].features - HOST.features)
+    return pytest.mark.skipif(bool(lacks), reason=f"this processor lacks {', '.join(lacks)}")
+
+
 def on(names: Collection[str]) -> Any:
     """Parametrizes a test over machines; those that this one is not are skipped."""
-    params = []
-    for name in names:
-        lacks = sorted(MACHINES[name].features - HOST.features)
-        skip = pytest.mark.skipif(bool(lacks), reason=f"this processor lacks {', '.join(lacks)}")
-        params.append(pytest.param(MACHINES[name], id=name, marks=skip))
+    params = [pytest.param(MACHINES[name], id=name, marks=needs(name)) for name in names]
     return pytest.mark.parametrize("machine", params)
 
 
