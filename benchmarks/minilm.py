@@ -1,57 +1,192 @@
-"""MiniLM against ONNX Runtime's own fp32 and quantize_dynamic: speed in rounds, fidelity, size.
+"""MiniLM by Tersor, in ONNX Runtime and as machine code of TVM, against what else there is for CPUs:
+speed in rounds, fidelity, size.
 
-Each system is a process of its own, commanded in turn: fp32, quantize_dynamic, ours, ours, fp32, …
-A speedup is the median over the rounds of the ratio within a round, with its quartiles.
+Each system is a process of its own, commanded in turn: one untimed call, one timed, a pause; the next.
+A speedup is the median over the rounds of the ratio within a round, with its quartiles. Fidelity is that
+of the outputs of the same processes. Where a peer has several ways to run, the one that is faster at
+8x128 is found first, in pairs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import op_times
+import rows
 from onnxruntime.quantization import quantize_dynamic
+from peers import openvino_int8, torch_fp32
+from rows import Json, in_words
 
 import tersor
-from tersor import registry
-from tersor.artifact.manifest import versions
+from tersor import driver, registry
+from tersor.built import Built
+from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
-from tersor.target import Target
-from tersor.tuning.measure import PAUSE, Bench, Worker
+from tersor.tuning import search
+from tersor.tuning.measure import PAUSE, WORKER, Bench, Worker, compare
 
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
-RESULTS = Path(__file__).parent / "results"
-PEERS = ("ort-fp32", "ort-quantize-dynamic")
+DECIDING = SHAPES.index((8, 128))
+BASE = "ort-fp32"
+PEERS = (BASE, "ort-quantize-dynamic", "torch-fp32", "openvino-nncf-int8")
+OURS: dict[str, dict[str, Any]] = {
+    "tersor-ort-fp32": {"recipe": "fp32", "runtime": "ort"},
+    "tersor-ort-int8-calibrated": {"recipe": "int8", "runtime": "ort"},
+    "tersor-tvm-fp32": {"recipe": "fp32", "runtime": "tvm", "measure": False},
+    "tersor-tvm-int8": {"recipe": "int8", "runtime": "tvm", "measure": False},
+    "tersor-tvm-int8-calibrated": {"recipe": "int8", "runtime": "tvm", "measure": False},
+}
+PEER_PROGRAM = (str(Path(__file__).parent / "peers" / "worker.py"),)
+SCRIPTS = [
+    *(Path(module.__file__) for module in (op_times, openvino_int8, torch_fp32)),
+    *map(Path, (__file__, *PEER_PROGRAM)),
+]
 
 
-def systems(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Model file and session settings of each system."""
-    original = build.export_onnx(folder / "ort-fp32.onnx")
-    quantized = folder / "ort-quantize-dynamic.onnx"
-    quantize_dynamic(original, quantized, per_channel=True)
+@dataclass(frozen=True)
+class System:
+    """What is measured.
+
+    Attributes:
+        runtime: what ``program`` knows it by.
+        model: what is run.
+        files: all that has to be there to run it.
+        choices: ways to run it.
+        decisions: what Tersor says of it.
+    """
+
+    runtime: str
+    model: Built | Path
+    files: list[Path]
+    choices: tuple[dict[str, Any], ...]
+    program: tuple[str, ...] = WORKER
+    decisions: tuple[str, ...] = ()
+
+    @property
+    def mib(self) -> float:
+        """Its size."""
+        return sum(path.stat().st_size for path in self.files) / 2**20
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+def systems(folder: Path) -> dict[str, System]:
+    """All systems; what ``folder`` holds already is not built again."""
     default = registry.backend("ort").Choice().to_json()
-    found = {"ort-fp32": (original, default), "ort-quantize-dynamic": (quantized, default)}
-    ours: dict[str, dict[str, Any]] = {
-        "tersor-fp32": {"recipe": "fp32"},
-        "tersor-int8": {"recipe": "int8"},
-        "tersor-int8-calibrated": {"recipe": "int8", "calibration": data.calibration()},
+
+    def exported(at: Path) -> None:
+        build.export_onnx(at / "model.onnx")
+
+    def dynamic(at: Path) -> None:
+        quantize_dynamic(original, at / "model.onnx", per_channel=True)
+
+    def openvino(at: Path) -> None:
+        openvino_int8.build(original, data.calibration(), at)
+
+    original = _once(folder / BASE, exported) / "model.onnx"
+    quantized = _once(folder / PEERS[1], dynamic) / "model.onnx"
+    made = _once(folder / PEERS[3], openvino)
+    weights = build.directory()
+    found = {
+        BASE: System("ort", original, [original], (default,)),
+        PEERS[1]: System("ort", quantized, [quantized], (default,)),
+        PEERS[2]: System(
+            "torch_fp32",
+            weights,
+            [weights / "model.safetensors", weights / "config.json"],
+            torch_fp32.CHOICES,
+            PEER_PROGRAM,
+        ),
+        PEERS[3]: System(
+            "openvino_int8",
+            made / "model.xml",
+            sorted(made.iterdir()),
+            openvino_int8.CHOICES,
+            PEER_PROGRAM,
+        ),
     }
-    for name, arguments in ours.items():
-        artifact = tersor.compile(original, **arguments)
-        print(f"{name}: {'; '.join(artifact.report.decisions)}", flush=True)
-        found[name] = (artifact.save(folder / f"{name}.onnx"), artifact.choice)
+    for name, options in OURS.items():
+        found[name] = _ours(folder / name, original, options)
     return found
 
 
-def rounds(workers: dict[str, Worker], feed: int, count: int) -> dict[str, list[float]]:
+def _ours(folder: Path, original: Path, options: dict[str, Any]) -> System:
+    def compiled(at: Path) -> None:
+        feeds = data.calibration() if folder.name.endswith("-calibrated") else None
+        tell = rows.progress(f"minilm: {folder.name}:")
+        tersor.compile(original, calibration=feeds, progress=tell, **options).save(at / "artifact")
+
+    held = _once(folder, compiled) / "artifact"
+    artifact = tersor.load(held, trust=True)
+    return System(
+        artifact.runtime,
+        artifact.model,
+        sorted(held.iterdir()),
+        (artifact.choice,),
+        decisions=tuple(artifact.report.decisions),
+    )
+
+
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, which ``make`` fills unless it is there: whole or not at all."""
+    if not folder.exists():
+        print(f"minilm: building {folder.name}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as staged:
+            filled = Path(staged) / folder.name
+            filled.mkdir()
+            make(filled)
+            os.replace(filled, folder)
+    return folder
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def start(bench: Bench, name: str, system: System, held: Json) -> Worker:
+    """The worker of a system at its best choice, which ``held`` keeps."""
+    if name not in held:
+        held[name] = _best(bench, name, system)
+    choice = held[name]["choice"]
+    return bench.start(system.runtime, system.model, choice, system.program)
+
+
+def _best(bench: Bench, name: str, system: System) -> Json:
+    """The choice that is fastest at 8x128, and what was measured."""
+    measured: list[Json] = []
+    best: tuple[dict[str, Any], Worker] | None = None
+    if len(system.choices) == 1:
+        return {"choice": system.choices[0], "measured": measured}
+    for choice in system.choices:
+        try:
+            worker = bench.start(system.runtime, system.model, choice, system.program)
+        except InvalidModel as error:
+            measured.append({"choice": choice, "refused": str(error)})
+            continue
+        if best is None:
+            best = choice, worker
+            continue
+        result = compare(best[1], worker, DECIDING, search.SEARCH_PAIRS)
+        measured.append({"before": best[0], "after": choice, **result.to_json()})
+        if result.speedup > 1:
+            best, worker = (choice, worker), best[1]
+        worker.stop()
+    if best is None:
+        raise InvalidModel(f"{name} cannot be run: {measured}")
+    best[1].stop()
+    print(f"minilm: {name} runs best with {best[0] or 'its defaults'}", flush=True)
+    return {"choice": best[0], "measured": measured}
+
+
+def rounds(workers: Mapping[str, Worker], feed: int, count: int) -> dict[str, list[float]]:
     """Milliseconds of each system, a list over rounds; the order turns around every round."""
     times: dict[str, list[float]] = {name: [] for name in workers}
     order = list(workers)
@@ -63,81 +198,120 @@ def rounds(workers: dict[str, Worker], feed: int, count: int) -> dict[str, list[
     return times
 
 
-def ratio(base: list[float], other: list[float]) -> dict[str, float]:
-    """Speedup of ``other`` over ``base``: median and quartiles of the ratios within rounds."""
-    low, middle, high = np.percentile(np.array(base) / np.array(other), (25, 50, 75))
-    return {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3)}
-
-
-def speeds(workers: dict[str, Worker], count: int) -> dict[str, Any]:
-    """Per shape and system: median milliseconds, and speedups over both peers."""
-    found: dict[str, Any] = {}
-    for feed, (batch, length) in enumerate(SHAPES):
-        times = rounds(workers, feed, count)
-        found[f"{batch}x{length}"] = {
-            name: {
-                "ms": round(float(np.median(own)), 2),
-                **{f"over {peer}": ratio(times[peer], own) for peer in PEERS},
-            }
-            for name, own in times.items()
+def speeds(times: Mapping[str, list[float]]) -> Json:
+    """Per system: milliseconds, and speedups over each peer."""
+    arrays = {name: np.array(own) for name, own in times.items()}
+    return {
+        name: {
+            "ms": rows.quartiles(own),
+            "over": {peer: rows.quartiles(arrays[peer] / own) for peer in PEERS},
         }
-        print(f"{batch}x{length} done", flush=True)
-    return found
+        for name, own in arrays.items()
+    }
 
 
-def fidelities(models: dict[str, tuple[Path, dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Against ort-fp32, on the same files that were timed."""
-    words, positive = metrics.valence_words()
-    sentences, rated = data.test_feeds(), data.batches(words, 64)
+def measure_speeds(workers: Mapping[str, Worker], count: int, results: Json, out: Path) -> None:
+    """Adds the shapes that are missing to ``results``, and writes them one by one."""
+    found = results.setdefault("speed", {})
+    missing = [i for i, shape in enumerate(SHAPES) if _named(shape) not in found]
+    took = {}
+    for i in missing:  # One round that does not count tells how long the others take.
+        begin = time.monotonic()
+        rounds(workers, i, 1)
+        took[i] = (time.monotonic() - begin) * count
+    for i in missing:
+        left = in_words(sum(s for j, s in took.items() if j >= i))
+        print(f"minilm: {_named(SHAPES[i])}, {count} rounds; all shapes take {left}", flush=True)
+        found[_named(SHAPES[i])] = speeds(rounds(workers, i, count))
+        rows.save(out, results)
+
+
+def _named(shape: tuple[int, int]) -> str:
+    return "{}x{}".format(*shape)
+
+
+def fidelities(workers: Mapping[str, Worker], sentences: range, words: range) -> Json:
+    """Against ONNX Runtime's fp32. ``sentences`` and ``words``: which feeds hold them."""
+    _, positive = metrics.valence_words()
     made = {}
-    backend = registry.backend("ort")
-    for name, (path, choice) in models.items():
-        session = backend.open_session(path, choice)
-
-        def run(feed: Any, session: Any = session) -> Any:
-            return backend.run(session, feed)
-
-        made[name] = (metrics.embed(run, sentences), metrics.embed(run, rated))
-    reference, reference_words = made["ort-fp32"]
+    for i, (name, worker) in enumerate(workers.items(), 1):
+        print(f"minilm: embeddings by {name} ({i}/{len(workers)})", flush=True)
+        made[name] = [
+            np.concatenate([worker.outputs(feed)[build.OUTPUT] for feed in feeds])
+            for feeds in (sentences, words)
+        ]
+    reference, reference_words = made[BASE]
     head = metrics.valence_head(reference_words, positive)
     return {
         name: {
             **metrics.fidelity(reference, embeddings),
             "valence_accuracy": metrics.valence_accuracy(head, on_words, positive),
-            "mib": models[name][0].stat().st_size / 2**20,
         }
         for name, (embeddings, on_words) in made.items()
     }
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path}")
+def measure(found: dict[str, System], count: int, results: Json, out: Path) -> None:
+    """Adds to ``results`` what is missing."""
+    words, _ = metrics.valence_words()
+    parts: list[list[data.Feed]] = [
+        [data.full(*shape) for shape in SHAPES],
+        data.test_feeds(),
+        data.batches(words, 64),
+    ]
+    _, sentences, rated = _ranges(map(len, parts))
+    with Bench([feed for part in parts for feed in part]) as bench:
+        choices = results.setdefault("choices", {})
+        workers = {name: start(bench, name, system, choices) for name, system in found.items()}
+        rows.save(out, results)
+        measure_speeds(workers, count, results, out)
+        if "fidelity" not in results:
+            results["fidelity"] = fidelities(workers, sentences, rated)
+            rows.save(out, results)
+
+
+def _ranges(lengths: Iterator[int]) -> list[range]:
+    found, first = [], 0
+    for length in lengths:
+        found.append(range(first, first + length))
+        first += length
+    return found
+
+
+def profile(found: dict[str, System], wanted: Json, out: Path, fresh: bool) -> None:
+    """Writes where ONNX Runtime's time goes, unless this is there."""
+    held = rows.load(out, wanted, fresh)
+    if "systems" not in held:
+        print("minilm: ONNX Runtime's own profiles", flush=True)
+        in_ort = {n: (s.model, s.choices[0]) for n, s in found.items() if s.runtime == "ort"}
+        rows.save(out, {**held, **op_times.profiles(in_ort)})
 
 
 def main() -> int:
-    """Measures everything and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measures what is missing and writes JSON."""
+    since = time.monotonic()
+    parser = rows.parser(__doc__, "minilm.json")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--pairs", type=int, help="pairs of runs of a choice; fewer are a trial")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        models = systems(Path(folder))
-        with Bench([data.full(*shape) for shape in SHAPES]) as bench:
-            workers = {n: bench.start("ort", p, c) for n, (p, c) in models.items()}
-            measured = speeds(workers, arguments.rounds)
-        result = {
-            "rounds": arguments.rounds,
-            "machine": platform.machine(),
-            "target": {k: str(v) for k, v in asdict(Target.host().measured()).items()},
-            "versions": versions(),
-            "choices": {n: c for n, (_, c) in models.items()},
-            "speed": measured,
-            "fidelity": fidelities(models),
-        }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        _write(arguments.out / "minilm.json", result)
-        _write(arguments.out / "profile.json", op_times.profiles(models, Path(folder)))
+    if arguments.pairs is not None:
+        driver.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
+    pairs = {"final": driver.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
+    options = {"rounds": arguments.rounds, "pairs": pairs}
+    wanted = rows.conditions(SCRIPTS, options, openvino_int8.PACKAGES)
+    out: Path = arguments.out
+    results = rows.load(out, wanted, arguments.fresh)
+    # What is built does not depend on how often it is timed.
+    found = systems(rows.folder_of("minilm", {**wanted, "options": pairs}))
+    results["sizes"] = {name: round(system.mib, 2) for name, system in found.items()}
+    results["decisions"] = {name: list(system.decisions) for name, system in found.items()}
+    results["rounds"] = arguments.rounds
+    if "fidelity" not in results or len(results.get("speed", {})) < len(SHAPES):
+        measure(found, arguments.rounds, results, out)
+    else:
+        print("minilm: kept as it was")
+    profile(found, wanted, out.with_name("profile.json"), arguments.fresh)
+    rows.finish(out, results, since)
     return 0
 
 

@@ -4,32 +4,102 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from rows import RESULTS, ROOT
+
 NAMES = {
     "ort-fp32": "ONNX Runtime, fp32",
     "ort-quantize-dynamic": "ONNX Runtime, `quantize_dynamic` per channel",
-    "tersor-fp32": "**Tersor `fp32`**",
-    "tersor-int8": "**Tersor `int8`**, no calibration",
-    "tersor-int8-calibrated": "**Tersor `int8`**, 64 calibration sentences",
+    "torch-fp32": "torch, fp32, {mode}",
+    "openvino-nncf-int8": "OpenVINO and NNCF, int8",
+    "tersor-ort-fp32": "**Tersor `fp32`**, in ONNX Runtime",
+    "tersor-ort-int8-calibrated": "**Tersor `int8`**, calibrated, in ONNX Runtime",
+    "tersor-tvm-fp32": "**Tersor `fp32`**, by TVM",
+    "tersor-tvm-int8": "**Tersor `int8`**, no calibration, by TVM",
+    "tersor-tvm-int8-calibrated": "**Tersor `int8`**, calibrated, by TVM",
 }
+BASE, RIVAL = "ort-fp32", "openvino-nncf-int8"
 
 
 def minilm(result: dict[str, Any]) -> str:
-    """Speed over ONNX Runtime's fp32 and its own int8, fidelity and size."""
-    shapes = list(result["speed"])
+    """Speed over ONNX Runtime's fp32 and over OpenVINO's int8, fidelity and size."""
+    shapes = sorted(result["speed"], key=lambda s: [int(size) for size in s.split("x")])
     head = ["", *shapes, "mean cosine", "worst", "nn1", "valence", "MiB"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, label in NAMES.items():
-        f = result["fidelity"][name]
-        cells = [_speed(result["speed"][s][name]) for s in shapes]
+        f, choice = result["fidelity"][name], result["choices"][name]["choice"]
+        cells = [_speed(name, result["speed"][s][name]) for s in shapes]
         accuracy = [f"{f[k]:.4f}" for k in ("mean_cosine", "min_cosine")]
-        more = [f"{f['nn1']:.3f}", f"{f['valence_accuracy']:.3f}", f"{f['mib']:.1f}"]
+        more = [f"{f['nn1']:.3f}", f"{f['valence_accuracy']:.3f}", f"{result['sizes'][name]:.1f}"]
+        label = label.format(mode=choice.get("mode", ""))
         lines.append(_row([label, *cells, *accuracy, *more]))
-    return "\n".join(lines)
+    hint = result["choices"][RIVAL]["choice"].get("INFERENCE_PRECISION_HINT", "its default")
+    legend = (
+        f"{_machine(result)}. A shape's cells: milliseconds for the first row; for the others speed over "
+        f"that row / over OpenVINO's int8, medians over {result['rounds']} rounds of all systems in "
+        "turn. OpenVINO runs for latency, its inference precision "
+        f"{hint}. Calibrated: on 64 sentences, the same for OpenVINO and Tersor. "
+        "MiB: all files that are needed."
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def _machine(result: dict[str, Any]) -> str:
+    """``Intel(R) Xeon(R) Processor, best int8 instructions: amx_int8, 2 threads``."""
+    machine = result["conditions"]["machine"]
+    best = next((level for level in BEST if level in machine["features"]), "none")
+    return f"{machine['cpu']}, best int8 instructions {best}, {machine['cores']} threads"
+
+
+BEST = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "neon_dotprod")
+
+
+def kernels(result: dict[str, Any]) -> str:
+    """The peaks; each kernel by ISA level: microseconds, and its share of the peak."""
+    lines = [_row(["peak", "instruction", "threads", "best"]), _row(["---"] * 4)]
+    for p in result["peaks"]:
+        best = f"{p['best']:,.0f} {p['unit']}" if p["best"] >= 100 else f"{p['best']} {p['unit']}"
+        lines.append(_row([p["peak"], p["instruction"], str(p["threads"]), best]))
+    levels = list(dict.fromkeys(k["level"] for k in result["kernels"]))
+    cells = {(k["group"], k["kernel"], k["level"]): _kernel_cell(k) for k in result["kernels"]}
+    lines += ["", _row(["kernel", *levels]), _row(["---"] * (len(levels) + 1))]
+    for group, kernel in sorted({(g, k): None for g, k, _ in cells}, key=lambda i: i[0]):
+        told = f"{kernel} ({group})" if group == "bare" else kernel
+        lines.append(_row([told, *(cells.get((group, kernel, level), "") for level in levels)]))
+    legend = (
+        f"{_machine(result)}; {result['rows']:,} rows. Kernels: median microseconds, operations (or "
+        "bytes) a second, and their share of the peak of the instruction that they use, measured in "
+        "the same run on as many threads. Float kernels are told once for each width of vectors; on "
+        "AMX, q, k and v are written in bfloat16 for attention."
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def _kernel_cell(kernel: dict[str, Any]) -> str:
+    us, rate, unit = kernel["us"]["median"], kernel["rate"], kernel["unit"]
+    share = "" if kernel["share"] is None else f", {kernel['share']:.0%}"
+    return f"{us:,.0f} µs, {rate:,.0f} {unit}{share}"
+
+
+def tvm_profile(result: dict[str, Any]) -> str:
+    """Milliseconds by kernel at 8x128, for each level that the library was built for."""
+    parts = []
+    for level, told in result["levels"].items():
+        lines = [_row(["ms at 8x128", "calls", level, "GOP/s", "share of the peak"])]
+        lines.append(_row(["---"] * 5))
+        for k in told["kernels"]:
+            if k["ms"] >= 0.1:
+                rate = [f"{k['rate']:,.0f}", f"{k['share']:.0%}"] if "rate" in k else ["", ""]
+                lines.append(_row([f"`{k['kernel']}`", str(k["calls"]), f"{k['ms']:.2f}", *rate]))
+        whole = [f"**{told['rate']:,.0f}**", f"**{told['share']:.0%}**"]
+        lines.append(_row(["**all**", "", f"**{told['ms']['median']:.1f}**", *whole]))
+        parts.append("\n".join(lines))
+    legend = (
+        f"{_machine(result)}; {result['gop']} GOP a run. The kernels by TVM's own instrument, all of it "
+        "without; shares are of the int8 peak of the level, measured in the same run."
+    )
+    return "\n\n".join([*parts, legend])
 
 
 def profile(result: dict[str, Any]) -> str:
@@ -83,28 +153,40 @@ def _metrics(before: dict[str, float], after: dict[str, float]) -> str:
     return ", ".join(f"{k} {before[k]:.3f} → {v:.3f}" for k, v in sorted(after.items()))
 
 
-def _speed(cell: dict[str, Any]) -> str:
-    return f"{cell['over ort-fp32']['median']:.2f}x / {cell['over ort-quantize-dynamic']['median']:.2f}x"
+def _speed(name: str, cell: dict[str, Any]) -> str:
+    if name == BASE:
+        return f"{cell['ms']['median']:.1f} ms"
+    base, rival = (cell["over"][peer]["median"] for peer in (BASE, RIVAL))
+    return f"{base:.2f}x" if name == RIVAL else f"{base:.2f}x / {rival:.2f}x"
 
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+TABLES = {
+    "minilm": minilm,
+    "profile": profile,
+    "tvm_profile": tvm_profile,
+    "kernels": kernels,
+    "zoo": zoo,
+}
+
+
 def main() -> int:
     """Rewrites README.md with the results that are there."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, render in (("minilm", minilm), ("profile", profile), ("zoo", zoo)):
+    for name, render in TABLES.items():
         results = RESULTS / f"{name}.json"
-        if not results.exists():
-            print(f"{results.name} is not there: its table stays as it is")
+        held = json.loads(results.read_text()) if results.exists() else {}
+        if "conditions" not in held:
+            print(f"{results.name} is not there, or of an older form: its table stays as it is")
             continue
         begin, end = f"<!-- {name}: generated -->\n", f"<!-- /{name} -->"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        table = render(json.loads(results.read_text()))
-        text = f"{head}{begin}{table}\n{end}{tail}"
+        text = f"{head}{begin}{render(held)}\n{end}{tail}"
     readme.write_text(text)
     return 0
 

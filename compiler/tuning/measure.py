@@ -26,6 +26,7 @@ from tersor.errors import InvalidModel, InvalidOption
 # Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
 # Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
 PAUSE = 0.1
+WORKER = ("-m", "tersor.tuning.worker")
 Feed = Mapping[str, np.ndarray]
 
 
@@ -72,8 +73,14 @@ class Bench:
                 raise InvalidOption("inputs that hold strings cannot be measured")
             np.savez(path, **held)  # type: ignore[arg-type]
 
-    def start(self, runtime: str, model: Built | Path, choice: Mapping[str, Any]) -> Worker:
-        """A worker for a model.
+    def start(
+        self,
+        runtime: str,
+        model: Built | Path,
+        choice: Mapping[str, Any],
+        program: Sequence[str] = WORKER,
+    ) -> Worker:
+        """A worker for a model. ``program``: what Python runs that knows the runtime.
 
         Raises:
             InvalidModel: the runtime refuses the model.
@@ -86,7 +93,7 @@ class Bench:
             path.write_bytes(model)
         else:
             path = model.place(self.folder, name)
-        worker = Worker(runtime, path, choice, self.feeds, self.folder)
+        worker = Worker([*program, runtime], path, choice, self.feeds, self.folder)
         self._workers.append(worker)
         worker.ready()
         return worker
@@ -110,14 +117,13 @@ class Worker:
 
     def __init__(
         self,
-        runtime: str,
+        program: Sequence[str],
         model: Path,
         choice: Mapping[str, Any],
         feeds: Sequence[Path],
         folder: Path,
     ) -> None:
-        command = [sys.executable, "-m", "tersor.tuning.worker", runtime, str(model)]
-        command += [json.dumps(choice), *map(str, feeds)]
+        command = [sys.executable, *program, str(model), json.dumps(choice), *map(str, feeds)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, start_new_session=True

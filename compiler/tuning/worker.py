@@ -23,8 +23,12 @@ from tersor.errors import TersorError
 
 def main(arguments: list[str]) -> int:
     """``RUNTIME MODEL CHOICE FEED...``: a runtime's name, a model file, its choice as JSON, .npz files."""
-    runtime, model, choice, *paths = arguments
-    backend = registry.backend(runtime)
+    runtime, *rest = arguments
+    return serve(registry.backend(runtime), *rest)
+
+
+def serve(backend: Any, model: str, choice: str, *paths: str) -> int:
+    """Obeys stdin until it ends. ``backend`` has ``open_session`` and ``run``."""
     feeds = [dict(np.load(path)) for path in paths]
     try:
         session = backend.open_session(Path(model), json.loads(choice))

@@ -1,17 +1,15 @@
-"""benchmarks/zoo.py and its table: rows are kept only where they still hold, and written one by one."""
+"""benchmarks/zoo.py, and the tables: rows are kept only where they still hold, and written one by one."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import script
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROW: dict[str, Any] = {
     "kept": "int8",
     "decisions": ["kept int8"],
@@ -22,15 +20,6 @@ ROW: dict[str, Any] = {
     "fidelity": {"mean_cosine": 0.99912, "min_cosine": 0.9, "max_error": None},
     "metric": {"accuracy": 0.81},
 }
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -70,18 +59,17 @@ def test_a_row_is_written_before_the_next_is_measured(
     assert list(json.loads(out.read_text())["workloads"]["gru"]["recipes"]) == ["fp32"]
 
 
-@pytest.mark.parametrize("change", ["code", "versions", "machine", "pairs", "fresh"])
+@pytest.mark.parametrize("change", ["code", "versions", "machine", "options", "fresh"])
 def test_rows_of_other_conditions_are_not_kept(
     benchmark: ModuleType, tmp_path: Path, change: str
 ) -> None:
     out = tmp_path / "zoo.json"
-    wanted = benchmark.conditions()
+    rows, wanted = benchmark.rows, benchmark.conditions()
     held = {"conditions": wanted, "workloads": {"gru": {"recipes": {"fp32": ROW}}}}
-    benchmark.save(out, held)
-    assert benchmark.load(out, wanted, fresh=False) == held
+    rows.save(out, held)
+    assert rows.load(out, wanted, fresh=False) == held
     other = {**wanted, change: "other"} if change != "fresh" else wanted
-    empty = {"conditions": other, "workloads": {}}
-    assert benchmark.load(out, other, fresh=change == "fresh") == empty
+    assert rows.load(out, other, fresh=change == "fresh") == {"conditions": other}
 
 
 def test_what_was_kept_is_read_from_the_report(benchmark: ModuleType) -> None:
@@ -107,3 +95,77 @@ def test_the_table_tells_speed_with_quartiles_size_and_metric(
         "| gru | `int8` | int8 | 8x64 1.50x (1.40–1.62) | 4 → 1 | 0.9991 | accuracy 0.820 → 0.810 |"
     )
     assert "| the input | the input itself |" in fp32
+
+
+CONDITIONS = {"machine": {"cpu": "A", "cores": 2, "features": ["avx2", "avx512_vnni"]}}
+
+
+def quartiles(median: float) -> dict[str, float]:
+    return {"median": median, "q1": median, "q3": median}
+
+
+def test_the_table_of_minilm_tells_speed_over_both_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = script("table", monkeypatch)
+    cell = {"ms": quartiles(7.44), "over": {table.BASE: quartiles(2), table.RIVAL: quartiles(0.5)}}
+    fidelity = {"mean_cosine": 0.99, "min_cosine": 0.9, "nn1": 0.95, "valence_accuracy": 0.92}
+    result = {
+        "conditions": CONDITIONS,
+        "rounds": 30,
+        "speed": {s: dict.fromkeys(table.NAMES, cell) for s in ("32x128", "8x128")},
+        "fidelity": dict.fromkeys(table.NAMES, fidelity),
+        "sizes": dict.fromkeys(table.NAMES, 21.94),
+        "choices": {n: {"choice": {"mode": "eager"}} for n in table.NAMES},
+    }
+    head, _, *lines, _, legend = table.minilm(result).splitlines()
+    assert head.startswith("|  | 8x128 | 32x128 | mean cosine")
+    rest = "0.9900 | 0.9000 | 0.950 | 0.920 | 21.9 |"
+    assert lines[0] == f"| ONNX Runtime, fp32 | 7.4 ms | 7.4 ms | {rest}"
+    assert lines[2].startswith("| torch, fp32, eager | 2.00x / 0.50x |")
+    assert lines[3] == f"| OpenVINO and NNCF, int8 | 2.00x | 2.00x | {rest}"
+    assert legend.startswith("A, best int8 instructions avx512_vnni, 2 threads.")
+
+
+def test_the_table_of_kernels_has_a_column_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = script("table", monkeypatch)
+    kernel = {
+        "group": "bare",
+        "us": quartiles(1234.5),
+        "rate": 800.4,
+        "unit": "GOP/s",
+        "share": 0.75,
+    }
+    peak = {"peak": "read", "instruction": "loads", "threads": 2, "best": 9.5, "unit": "GB/s"}
+    result = {
+        "conditions": CONDITIONS,
+        "rows": 1024,
+        "peaks": [peak],
+        "kernels": [
+            {**kernel, "level": "avx512_vnni", "kernel": "int8"},
+            {**kernel, "level": "avx2", "kernel": "int8"},
+            {**kernel, "level": "avx2", "kernel": "norm", "group": "in the model"},
+        ],
+    }
+    lines = table.kernels(result).splitlines()
+    told = "1,234 µs, 800 GOP/s, 75%"
+    assert "| read | loads | 2 | 9.5 GB/s |" in lines
+    assert "| kernel | avx512_vnni | avx2 |" in lines
+    assert f"| int8 (bare) | {told} | {told} |" in lines
+    assert f"| norm |  | {told} |" in lines
+
+
+def test_tables_of_what_was_never_measured_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = script("table", monkeypatch)
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    readme, older = tmp_path / "README.md", tmp_path / "minilm.json"
+    text = "a\n<!-- minilm: generated -->\nrow\n<!-- /minilm -->\nb\n"
+    readme.write_text(text)
+    older.write_text("{}")
+    assert table.main() == 0
+    assert readme.read_text() == text
+    older.write_text(json.dumps({"conditions": {}}))
+    monkeypatch.setitem(table.TABLES, "minilm", lambda result: "new")
+    table.main()
+    assert readme.read_text() == text.replace("row", "new")

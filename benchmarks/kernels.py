@@ -1,0 +1,298 @@
+"""How near to what the machine can do the kernels of MiniLM come: microseconds, rate, share of the peak.
+
+1,024 rows (8 sentences of 128 tokens), for each ISA whose kernels differ and that this machine has: linear
+layers bare (quantized rows in, float32 out) and as the model has them, with norms, activations and the
+quantization of what the next layer reads; attention; embeddings with their norm. Kernels take turns,
+round by round, and the peaks are measured in between.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peaks
+import rows
+import tvm
+
+from tersor.backends.tvm.kernels import attention, embedding, linear, products
+from tersor.backends.tvm.kernels.attention import Attention
+from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
+from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
+from tersor.backends.tvm.session import aligned, set_threads
+from tersor.target import request_amx, usable_cores
+
+BATCH, LENGTH = 8, 128
+M = BATCH * LENGTH
+HIDDEN, WIDE, HEADS, HEAD, WORDS = 384, 1536, 12, 32, 30522
+EPSILON = 1e-12
+CALLS = 5  # Of a kernel a round.
+SCRIPTS = [Path(__file__), Path(peaks.__file__)]
+Arrays = list[np.ndarray]
+
+
+@dataclass
+class Timed:
+    """A kernel with its operands.
+
+    Attributes:
+        level: the ISA level that it is built for.
+        group: ``bare`` or ``in the model``.
+        operations: multiplications and additions of its products; 0 where it has none.
+        moved: bytes that it has to read and write.
+        peak: that of which it reaches a share, by its name in ``Peaks``; empty where caches hold what
+            it moves, so that memory is no limit.
+        times: microseconds of each call.
+    """
+
+    level: str
+    group: str
+    label: str
+    operations: int
+    moved: int
+    peak: str
+    run: Callable[[], None]
+    times: list[float] = field(default_factory=list)
+
+    def measure(self, calls: int) -> None:
+        """Some more calls, after one that is not timed."""
+        self.run()
+        for _ in range(calls):
+            start = time.perf_counter()
+            self.run()
+            self.times.append((time.perf_counter() - start) * 1e6)
+
+    def to_json(self, found: peaks.Peaks) -> dict[str, Any]:
+        """Plain data."""
+        spent = rows.quartiles(self.times, 1)
+        work = self.operations or self.moved
+        rate = work / spent["median"] / 1e3
+        return {
+            "level": self.level,
+            "group": self.group,
+            "kernel": self.label,
+            "us": spent,
+            "rate": round(rate, 1),
+            "unit": "GOP/s" if self.operations else "GB/s",
+            "peak": self.peak,
+            "share": round(rate / found.of(self.peak), 3) if self.peak else None,
+            "calls": len(self.times),
+        }
+
+
+def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linear]]:
+    """(group, label, what the kernel is specialized for)."""
+    bare = {
+        "q, k and v": (HIDDEN, 3 * HIDDEN),
+        "attention out": (HIDDEN, HIDDEN),
+        "feed forward in": (HIDDEN, WIDE),
+        "feed forward out": (WIDE, HIDDEN),
+    }
+    for product in wanted:
+        for label, (k, n) in bare.items():
+            spec = Linear(k, n, product=product, quantized=product == "int8")
+            yield "bare", f"{product} {label} {k}x{n}", spec
+    norm = {"norm": "layer", "epsilon": EPSILON}
+    used: dict[str, dict[str, Any]] = {
+        "q, k and v": {"result": "bfloat16" if isa.bfloat16 else "float32", "quantized": True},
+        "attention out": {**norm, "quantize": True},
+        "feed forward in": {
+            "activation": "gelu", "result": "", "quantize": True, "quantized": True,
+        },
+        "feed forward out": {**norm, "quantize": True, "quantized": True},
+    }  # fmt: skip
+    for label, options in used.items():
+        k, n = bare[label]
+        yield "in the model", f"int8 {label} {k}x{n}: {_told(options)}", Linear(k, n, **options)
+    floats: dict[str, dict[str, Any]] = {
+        "q, k and v": {},
+        "attention out": norm,
+        "feed forward in": {"activation": "gelu"},
+        "feed forward out": norm,
+    }
+    for label, options in floats.items() if "float32" in wanted else ():
+        k, n = bare[label]
+        spec = Linear(k, n, product="float32", **options)
+        yield "in the model", f"float32 {label} {k}x{n}: {_told(options)}", spec
+
+
+def _told(options: dict[str, Any]) -> str:
+    """``quantize, product, gelu, quantize``: what one launch does."""
+    steps = ["product"]
+    if "activation" in options:
+        steps.append(str(options["activation"]))
+    if "norm" in options:
+        steps.append("residual and norm")
+    if options.get("quantize"):
+        steps.append("quantize")
+        if not options.get("quantized"):
+            steps.insert(0, "quantize")
+    return ", ".join(steps)
+
+
+def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+    """Operands and results."""
+    int8, tall = spec.product == "int8", max(M, linear.LEAST_ROWS)
+    lead = (BATCH, LENGTH)
+    given: Arrays = []
+    if spec.quantized:
+        q = rng.integers(0, 256, (tall, products.padded(spec.k, products.K_STEP)))
+        ranges = np.empty((*lead, 2), np.float32)
+        ranges[...] = 0.01, 128
+        given += [q.astype(np.uint8), ranges]
+    else:
+        given.append(_normal(rng, *lead, spec.k))
+    vectors = [_normal(rng, spec.n) for _ in range(3)]
+    if int8:
+        weight = rng.integers(-127, 128, (spec.k, spec.n)).astype(np.int8)
+        scale = np.full(spec.n, 0.002, np.float32)
+        given += [products.pack_int8(weight), linear.column_vectors(spec, scale, weight, *vectors)]
+    else:
+        weight = _normal(rng, spec.k, spec.n)
+        given += [products.pack_float(weight), linear.column_vectors(spec, None, weight, *vectors)]
+    if spec.norm != "none":
+        given.append(_normal(rng, *lead, spec.n))
+    made: Arrays = []
+    if spec.result:
+        made.append(
+            np.zeros((*lead, spec.n), np.uint16 if spec.result == "bfloat16" else np.float32)
+        )
+    if spec.quantize:
+        made.append(np.zeros((tall, products.padded(spec.n, products.K_STEP)), np.uint8))
+        made.append(np.zeros((*lead, 2), np.float32))
+    return given, made
+
+
+def attention_of(dtype: str, rng: np.random.Generator) -> tuple[Attention, Arrays, Arrays]:
+    """MiniLM's attention, with a mask that leaves nothing out."""
+    spec = Attention(HEADS, HEADS, HEAD, HEAD**-0.5, dtype, packed=True, mask=True, causal=False)
+    packed = _normal(rng, BATCH, LENGTH, 3 * HIDDEN)
+    held = (packed.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else packed
+    mask = np.ones((BATCH, 1, 1, LENGTH), np.bool_)
+    return spec, [held, mask], [np.zeros((BATCH, LENGTH, HIDDEN), np.float32)]
+
+
+def embedding_of(rng: np.random.Generator) -> tuple[EmbeddingNorm, Arrays, Arrays]:
+    """MiniLM's embeddings, in int8: words, positions, one type of token."""
+    tables = (
+        Table(WORDS, True, "int64", True, True),
+        Table(512, True, "int64", False, True),
+        Table(2, True, "int64", False, False),
+    )
+    given: Arrays = [_normal(rng, 2, HIDDEN)]
+    for table in tables:
+        shape = (BATCH if table.per_batch else 1, LENGTH if table.per_position else 1)
+        given.append(rng.integers(0, table.rows, shape))
+        given.append(rng.integers(-127, 128, (table.rows, HIDDEN)).astype(np.int8))
+        given.append(np.full(table.rows, 0.01, np.float32))
+    return EmbeddingNorm(HIDDEN, EPSILON, tables), given, [
+        np.zeros((BATCH, LENGTH, HIDDEN), np.float32)
+    ]  # fmt: skip
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32)
+
+
+def timed(
+    level: str, features: frozenset[str], cores: int, floats: bool, tell: rows.Tell
+) -> list[Timed]:
+    """The kernels for an ISA level; those without int8 products only with ``floats``."""
+    isa, rng = Isa.of(features, cores), np.random.default_rng(0)
+    plain, float_peak = replace(isa, bfloat16=False), f"float32 {isa.lanes}"
+
+    def ready(name: str, function: Any, given: Arrays, made: Arrays) -> Callable[[], None]:
+        tell(0, 1, f"building {name}")
+        module = tvm.IRModule({name: function})
+        built = tvm.compile(module, tvm_target(features, cores), tir_pipeline=TIR_PIPELINE)[name]
+        arguments = [_passed(a) for a in (*given, *made)]
+        return lambda: built(*arguments)
+
+    found = []
+    for group, label, spec in linears(isa, ("int8", "float32") if floats else ("int8",)):
+        given, made = linear_arrays(spec, rng)
+        run = ready(spec.name, linear.kernel(spec, isa), given, made)
+        peak = f"int8 {level}" if spec.product == "int8" else float_peak
+        work = 2 * M * spec.k * spec.n
+        found.append(Timed(level, group, label, work, _bytes(given, made), peak, run))
+    for dtype in (*(["bfloat16"] if isa.bfloat16 else []), *(["float32"] if floats else [])):
+        attends, given, made = attention_of(dtype, rng)
+        function = attention.kernel(attends, isa if dtype == "bfloat16" else plain)
+        run = ready(attends.name, function, given, made)
+        work = 2 * 2 * BATCH * HEADS * LENGTH * LENGTH * HEAD
+        peak = "bfloat16" if dtype == "bfloat16" else float_peak
+        label = f"attention in {dtype}"
+        found.append(Timed(level, "in the model", label, work, _bytes(given, made), peak, run))
+    if not floats:
+        return found
+    embeds, given, made = embedding_of(rng)
+    run = ready(embeds.name, embedding.kernel(embeds, isa), given, made)
+    moved = 2 * made[0].nbytes  # Rows of the table (a quarter), the sum, the norm of it.
+    found.append(Timed(level, "in the model", "embeddings and norm", 0, moved, "", run))
+    return found
+
+
+def _passed(array: np.ndarray) -> Any:
+    """The array as TVM takes it."""
+    memory = aligned(array.shape, array.dtype)
+    memory[...] = array
+    return tvm.runtime.from_dlpack(memory)
+
+
+def _bytes(given: Arrays, made: Arrays) -> int:
+    return sum(a.nbytes for a in (*given, *made))
+
+
+def measure(count: int) -> dict[str, Any]:
+    """``count`` rounds over all kernels of all levels."""
+    cores = len(usable_cores())
+    request_amx()
+    set_threads(cores)
+    tell = rows.progress("kernels:")
+    tell(0, 1, "building the peaks")
+    found, kernels, widths = peaks.Peaks(cores), [], set()
+    for level, features in peaks.levels().items():
+        lanes = Isa.of(features, cores).lanes
+        # Float kernels are the same for all levels of a width.
+        kernels += timed(level, features, cores, lanes not in widths, tell)
+        widths.add(lanes)
+    for i in range(count):
+        found.measure()
+        for kernel in kernels:
+            kernel.measure(CALLS)
+        tell(i + 1, count, "measuring, round by round")
+    found.measure()
+    return {
+        "rows": M,
+        "rounds": count,
+        "threads": cores,
+        "peaks": found.to_json(),
+        "kernels": [k.to_json(found) for k in kernels],
+    }
+
+
+def main() -> int:
+    """Measures, unless the results hold already."""
+    start = time.monotonic()
+    parser = rows.parser(__doc__, "kernels.json")
+    parser.add_argument("--rounds", type=int, default=40)
+    arguments = parser.parse_args()
+    wanted = rows.conditions(SCRIPTS, {"rounds": arguments.rounds})
+    results = rows.load(arguments.out, wanted, arguments.fresh)
+    if "kernels" in results:
+        print("kernels: kept as they were")
+        return 0
+    results.update(measure(arguments.rounds))
+    rows.finish(arguments.out, results, start)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Rows of results that are measured once: kept where nothing that they depend on has changed, which is
+Tersor's source, the versions of what it builds on, the machine, the script and its options."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.artifact.manifest import versions
+from tersor.target import Target, usable_cores
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BUILD = (
+    ROOT / "build" / "bench"
+)  # What is built to be measured stays there until its sources change.
+FOLDERS = ("compiler", "passes", "backends", "models")
+Json = dict[str, Any]
+Tell = Callable[[int, int, str], None]
+
+
+def code(scripts: Iterable[Path]) -> str:
+    """Of all sources and recipes that a row depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(scripts):
+        digest.update(path.read_bytes())
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".toml"):
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def conditions(scripts: Iterable[Path], options: Json, packages: Iterable[str] = ()) -> Json:
+    """What rows have to share to stand in one table. ``packages``: more than what Tersor builds on."""
+    host = Target.host()
+    machine = {"cpu": host.cpu, "features": sorted(host.features), "cores": len(usable_cores())}
+    more = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "code": code(scripts),
+        "versions": {**versions(), **more},
+        "machine": machine,
+        "options": options,
+    }
+
+
+def load(path: Path, wanted: Json, fresh: bool) -> Json:
+    """The results so far, if they were had under the ``wanted`` conditions; else none."""
+    if path.exists() and not fresh:
+        held: Json = json.loads(path.read_text())
+        if held.get("conditions") == json.loads(json.dumps(wanted)):
+            return held
+        print("other sources, versions or machine than those of the rows so far: all anew")
+    return {"conditions": wanted}
+
+
+def save(path: Path, results: Json) -> None:
+    """Writes ``path`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(".partial")
+    staged.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    os.replace(staged, path)
+
+
+def finish(path: Path, results: Json, since: float) -> None:
+    """Writes results that are whole, with the machine's measured rates and the seconds that they took
+    since ``since``, added to those of starts before, where what they had measured was kept."""
+    results["target"] = {k: str(v) for k, v in asdict(Target.host().measured()).items()}
+    results["seconds"] = round(results.get("seconds", 0.0) + time.monotonic() - since)
+    save(path, results)
+    print(f"written: {path}", flush=True)
+
+
+def folder_of(name: str, wanted: Json) -> Path:
+    """Where things that are built under the ``wanted`` conditions are kept; those that were built under
+    others go."""
+    text = json.dumps(wanted, sort_keys=True).encode()
+    folder = BUILD / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}"
+    for other in BUILD.glob(f"{name}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def quartiles(values: Iterable[float], digits: int = 3) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(np.fromiter(values, float), (25, 50, 75))
+    rounded = [round(float(v), digits) for v in (middle, low, high)]
+    return dict(zip(("median", "q1", "q3"), rounded, strict=True))
+
+
+def in_words(seconds: float) -> str:
+    """``50 s``, ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def progress(prefix: str, every: float = 5.0) -> Tell:
+    """Prints what is being done, not more often than each ``every`` seconds."""
+    last = -math.inf
+
+    def tell(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            print(f"{prefix} {what} ({done}/{total})", flush=True)
+
+    return tell
+
+
+def parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """Options that all have: ``--fresh`` and ``--out``."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--fresh", action="store_true", help="measure anew what is there already")
+    made.add_argument("--out", type=Path, default=RESULTS / out)
+    return made

@@ -1,0 +1,170 @@
+"""Where the time of MiniLM at 8x128 goes in a library of TVM, kernel by kernel, and how much of the
+machine's int8 peak the whole model reaches: built for this machine and, where that has AMX, for VNNI too.
+
+Kernels are timed by TVM's own instrument, around each call of each; the whole is timed without it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peaks
+import rows
+import tvm
+from tvm import relax
+
+import tersor
+from tersor.artifact import Artifact
+from tersor.backends.tvm.library import Description, describe
+from tersor.backends.tvm.lowering import MAIN
+from tersor.backends.tvm.session import set_threads
+from tersor.built import Split
+from tersor.models.minilm import build, data
+from tersor.target import request_amx, usable_cores
+
+BATCH, LENGTH = 8, 128
+LAYERS, HIDDEN, WIDE = 6, 384, 1536
+# Multiplications and additions: weights once a token, scores and their product with values.
+OPERATIONS = (
+    2 * BATCH * LENGTH * LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * WIDE + 2 * LENGTH * HIDDEN)
+)
+SCRIPTS = [Path(__file__), Path(peaks.__file__)]
+_PRODUCT = re.compile(r"linear\d+_int8_(\d+)_(\d+)")
+
+
+class Profiled:
+    """A library in a machine whose calls can be looked at; its arguments are those of one feed."""
+
+    def __init__(self, artifact: Artifact, feed: data.Feed, folder: Path) -> None:
+        assert isinstance(artifact.model, Split)
+        path = folder / "model.so"
+        path.write_bytes(artifact.model.data)
+        description = describe(artifact.model.data)
+        self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+        self._arguments = [tvm.runtime.tensor(feed[name]) for name, _ in description.inputs]
+        self._arguments += _parameters(description, b"".join(artifact.model.weights.chunks()))
+        self.spent: defaultdict[str, list[float]] = defaultdict(list)  # Milliseconds a call.
+        self._began = 0.0
+
+    def run(self) -> float:
+        """Milliseconds of one run."""
+        begin = time.perf_counter()
+        self._machine[MAIN](*self._arguments)
+        return (time.perf_counter() - begin) * 1e3
+
+    def watch(self) -> None:
+        """From now on, calls are timed one by one."""
+        self._machine.set_instrument(self._seen)
+
+    def _seen(self, function: Any, name: str, before: bool, result: Any, *operands: Any) -> int:
+        if before:
+            self._began = time.perf_counter()
+        else:
+            self.spent[name].append((time.perf_counter() - self._began) * 1e3)
+        return 0
+
+
+def _parameters(description: Description, weights: bytes) -> list[Any]:
+    found = []
+    for parameter in description.parameters:
+        held = np.frombuffer(weights, np.uint8, parameter.size, parameter.offset)
+        array = held.view(parameter.type.dtype.numpy).reshape(parameter.type.shape)
+        found.append(tvm.runtime.tensor(array))
+    return found
+
+
+def measure(original: Path, count: int) -> dict[str, Any]:
+    """``count`` runs of each library, in turn with the others and the peaks; as many with timers."""
+    cores = len(usable_cores())
+    request_amx()
+    set_threads(cores)
+    tell = rows.progress("tvm_profile:")
+    feed, held = data.full(BATCH, LENGTH), peaks.levels()
+    levels = list(held)[:2] if "amx_int8" in held else list(held)[:1]
+    found = peaks.Peaks(cores)
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = {}
+        for level in levels:
+            tell(0, 1, f"building for {level}")
+            artifact = tersor.compile(
+                original, f"cpu:{level}", "int8", runtime="tvm", measure=False
+            )
+            at = Path(folder) / level
+            at.mkdir()
+            profiled[level] = Profiled(artifact, feed, at)
+        whole = {level: [0.0] * 0 for level in levels}
+        for i in range(count):
+            tell(i, count, "timing the whole")
+            found.measure()
+            for level, library in profiled.items():
+                library.run()
+                whole[level].append(library.run())
+        for i, library in enumerate(profiled.values()):
+            tell(i, len(profiled), "timing the kernels")
+            library.watch()
+            for _ in range(count):
+                library.run()
+    return {
+        "shape": [BATCH, LENGTH],
+        "runs": count,
+        "threads": cores,
+        "gop": round(OPERATIONS / 1e9, 1),
+        "peaks": found.to_json(),
+        "levels": {
+            level: _told(whole[level], profiled[level].spent, found.of(f"int8 {level}"), count)
+            for level in levels
+        },
+    }
+
+
+def _told(whole: list[float], spent: dict[str, list[float]], peak: float, runs: int) -> Any:
+    ms = rows.quartiles(whole)
+    rate = OPERATIONS / ms["median"] / 1e6
+    kernels = [_kernel(name, times, peak, runs) for name, times in spent.items()]
+    return {
+        "ms": ms,
+        "rate": round(rate, 1),
+        "share": round(rate / peak, 3),
+        "kernels": sorted(kernels, key=lambda row: -row["ms"]),
+    }
+
+
+def _kernel(name: str, times: list[float], peak: float, runs: int) -> dict[str, Any]:
+    """A kernel's calls in one run: how many, what they take together, their rate where they are products."""
+    calls = len(times) // runs
+    each_run = np.array(times).reshape(runs, calls).sum(1)
+    row = {"kernel": name, "calls": calls, "ms": round(float(np.median(each_run)), 3)}
+    if match := _PRODUCT.match(name):
+        k, n = map(int, match.groups())
+        rate = 2 * BATCH * LENGTH * k * n * calls / row["ms"] / 1e6
+        row |= {"rate": round(rate, 1), "share": round(rate / peak, 3)}
+    return row
+
+
+def main() -> int:
+    """Measures, unless the results hold already."""
+    start = time.monotonic()
+    parser = rows.parser(__doc__, "tvm_profile.json")
+    parser.add_argument("--runs", type=int, default=40)
+    arguments = parser.parse_args()
+    wanted = rows.conditions(SCRIPTS, {"runs": arguments.runs})
+    results = rows.load(arguments.out, wanted, arguments.fresh)
+    if "levels" in results:
+        print("tvm_profile: kept as it was")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        original = build.export_onnx(Path(folder) / "minilm.onnx")
+        results.update(measure(original, arguments.runs))
+    rows.finish(arguments.out, results, start)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
