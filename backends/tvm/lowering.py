@@ -34,7 +34,16 @@ DTYPES: dict[DType, str] = {
     DType.BOOL: "bool",
     # A byte each, as numpy holds them; rules that make such see to it that they stay in their range.
     DType.I4: "int8", DType.I2: "int8", DType.U4: "uint8", DType.U2: "uint8",
+    # Their codes: no arithmetic of TVM's means anything on these.
+    DType.F8E4M3FN: "uint8", DType.F8E4M3FNUZ: "uint8", DType.F8E5M2: "uint8",
+    DType.F8E5M2FNUZ: "uint8", DType.F4E2M1: "uint8",
 }  # fmt: skip
+CODES = frozenset(d for d, name in DTYPES.items() if d.is_float and name == "uint8")
+# Ops whose rules take codes for numbers or move them about, whatever they mean.
+_TAKES_CODES = frozenset({
+    "Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose",
+    "Concat", "Split", "Slice", "Gather", "Expand", "Shape", "Size",
+})  # fmt: skip
 
 Rule = Callable[["Lowering", Node], Sequence[Any]]
 
@@ -191,6 +200,9 @@ class Lowering:
         for value in node.outputs:
             if value.uses:
                 dtype_of(value.type)
+        for type in (v.type for v in (*node.inputs, *node.outputs) if v is not None):
+            if isinstance(type, TensorType) and type.dtype in CODES and node.op not in _TAKES_CODES:
+                raise Refused(f"{type.dtype.value} elements")
         made = self._empty(node) or rule(self, node)
         for value, expr in zip(node.outputs, made, strict=False):
             if value.uses:
@@ -222,8 +234,10 @@ class Lowering:
 
 
 def as_held(array: np.ndarray) -> np.ndarray:
-    """The array as TVM holds it: integers of less than a byte as bytes."""
+    """The array as TVM holds it: integers of less than a byte as bytes, the smallest floats as codes."""
     dtype = DType.of(array)
+    if dtype in CODES:
+        return np.asarray(array, order="C").view(np.uint8)
     if dtype not in DTYPES or not dtype.is_integer or dtype.bits >= 8:
         return array
     return array.astype(DTYPES[dtype])  # Not a view: numpy leaves the bits beyond to chance.

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering
 from tersor.backends.tvm.ops.broadcast import HALF
+from tersor.backends.tvm.schedule import STAYS
 from tersor.ir import Dim, Value
 
 
@@ -39,6 +40,21 @@ def element(held: Any, index: int = 0) -> Any:
     """Element ``index`` of a vector, or the one of a scalar, as int64."""
     rank = 1 if isinstance(held, list) else len(held.shape)
     return (held[index] if rank else held[()]).astype("int64")
+
+
+def numbers(items: list[Any], name: str) -> list[Any]:
+    """Numbers that are computed once, before the loops that read them."""
+    count = tirx.IntImm("int64", len(items))
+    held = te.compute((count,), lambda i: listed(items, i), name=name, attrs={STAYS: True})
+    return [held(tirx.IntImm("int64", n)) for n in range(len(items))]
+
+
+def listed(items: list[Any], index: Any) -> Any:
+    """The item at a place that is known in the run."""
+    chosen = items[-1]
+    for n, item in reversed(list(enumerate(items[:-1]))):
+        chosen = tirx.Select(index == n, item, chosen)
+    return chosen
 
 
 def from_end(position: Any, size: Any) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 
 from tvm import tirx
 
-from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
+from tersor.backends.tvm.lowering import CODES, Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import each, kind, operand
+from tersor.backends.tvm.ops.codes import decoded, encoded
 from tersor.ir import DType, Node
 
 
@@ -43,6 +44,12 @@ def _cast(lowering: Lowering, node: Node) -> Sequence[Any]:
     to = dtype_of(made)
     if value.tensor.dtype is made.dtype:
         return [lowering[value]]
+    if value.tensor.dtype in CODES:
+        if made.dtype in CODES:
+            raise Refused("from one type of small floats to another")
+        return [decoded(lowering, value, lambda x: _low_bits(convert(x, to), made.dtype))]
+    if made.dtype in CODES:
+        return [encoded(lowering, value, made.dtype, bool(node.attrs["saturate"]))]
 
     def cast(x: Any) -> Any:
         return _low_bits(convert(x, to), made.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from tersor.backends.tvm.lowering import Lowering, Rule
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops.broadcast import (
     Scalar,
     constant_scalar,
@@ -28,6 +28,7 @@ from tersor.backends.tvm.ops.broadcast import (
 )
 from tersor.backends.tvm.ops.integer import divide, remainder
 from tersor.ir import Node
+from tersor.ops.families._symbolic import ints
 
 
 def elementwise(scalar: Scalar) -> Rule:
@@ -214,7 +215,14 @@ def _identity(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _dropout(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """As at inference: nothing is dropped."""
+    """As at inference: nothing is dropped.
+
+    Raises:
+        Refused: in training, or where that is not known.
+    """
+    training = node.input(2)
+    if training is not None and ints(training) != [0]:
+        raise Refused("it is not known to be in inference mode")
     made = list(_identity(lowering, node))
     for mask in node.outputs[1:]:
         made.append(each(lowering, "kept", [], mask.tensor, lambda: tirx.const(True, "bool")))

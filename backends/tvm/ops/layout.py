@@ -8,7 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import element, fitting, from_end, operand, within
+from tersor.backends.tvm.ops._elements import element, fitting, from_end, numbers, operand, within
 from tersor.ir import Node
 
 # -- Pad -------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def _pad(lowering: Lowering, node: Node) -> Sequence[Any]:
 def _padded(
     x: Any, pads: Any, axes: Any, fill: list[Any], dims: list[Any], count: int, mode: str
 ) -> Any:
-    borders = [_border(pads, axes, axis, len(dims), count) for axis in range(len(dims))]
+    borders = _borders(pads, axes, len(dims), count)
     number = tirx.const(0, x.dtype)
     if fill:
         number = fill[0][()] if not fill[0].shape else fill[0][0]
@@ -50,6 +50,15 @@ def _padded(
         return x(*places)
 
     return te.compute(dims, pick, name="pad")
+
+
+def _borders(pads: Any, axes: Any, rank: int, count: int) -> list[tuple[Any, Any]]:
+    """What is added before and after each axis; computed first where only the run tells."""
+    found = [_border(pads, axes, axis, rank, count) for axis in range(rank)]
+    if isinstance(pads, list) and isinstance(axes, list):
+        return found
+    held = numbers([amount for pair in found for amount in pair], "borders")
+    return [(held[2 * axis], held[2 * axis + 1]) for axis in range(rank)]
 
 
 def _border(pads: Any, axes: Any, axis: int, rank: int, count: int) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
-from tersor.backends.tvm.ops._elements import element, fitting, from_end, operand, within
+from tersor.backends.tvm.ops._elements import element, fitting, from_end, numbers, operand, within
 from tersor.ir import Dim, Node
 
 
@@ -118,6 +118,10 @@ def _sliced(
             first = within(from_end(element(starts, n), size), 0, size - 1)
             firsts[axis] = tirx.Select(here, first, firsts[axis])
             strides[axis] = tirx.Select(here, step, strides[axis])
+
+    if not all(isinstance(given, list) for given in (starts, axes, steps)):
+        held = numbers([*firsts, *strides], "cuts")
+        firsts, strides = held[:rank], held[rank:]
 
     def pick(*index: Any) -> Any:
         places = [f + i * s for i, f, s in zip(index, firsts, strides, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops._elements import listed
 from tersor.ir import Encoding, Node
 
 
@@ -25,13 +26,7 @@ def _read(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _listed(items: list[Any], dims: list[Any]) -> Any:
-    def pick(*index: Any) -> Any:
-        chosen = items[-1]
-        for i, item in reversed(list(enumerate(items[:-1]))):
-            chosen = tirx.Select(index[0] == i, item, chosen)
-        return chosen
-
-    return te.compute(dims, pick, name="listed")
+    return te.compute(dims, lambda *i: listed(items, i[0] if i else 0), name="listed")
 
 
 def _expand(lowering: Lowering, node: Node) -> Sequence[Any]:
