@@ -35,8 +35,9 @@ demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
 test: lint ## lint, then run the tests
 	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
 
-conformance: $(STAMP) ## record anew what ONNX Runtime passes of ONNX's backend suite
+conformance: $(STAMP) ## record anew what ONNX Runtime and TVM pass of ONNX's backend suite
 	@PYTHONPATH=tests $(BIN)/python -m conformance.record
+	@PYTHONPATH=tests $(BIN)/python -m conformance.tvm_suite
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -50,10 +51,8 @@ format: $(STAMP) ## rewrite the sources as ruff formats them
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure against ONNX Runtime
-	@$(BIN)/python benchmarks/minilm.py
-	@$(BIN)/python benchmarks/zoo.py
-	@$(BIN)/python benchmarks/table.py
+bench: $(STAMP) ## measure kernels, MiniLM against its peers and all workloads (two hours; goes on after a stop)
+	@$(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and build outputs
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

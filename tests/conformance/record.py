@@ -17,7 +17,6 @@ from conformance.suite import WAYS, failure, plain
 RECORD = Path(__file__).with_name("record.json")
 README = Path(__file__).with_name("README.md")
 AGAIN = "run `make conformance` and look at what changes"
-_START, _END = "<!-- table -->\n", "<!-- end -->\n"
 
 
 def versions() -> dict[str, str]:
@@ -48,8 +47,14 @@ def table(record: dict[str, Any]) -> str:
 
 def readme(record: dict[str, Any]) -> str:
     """README.md with the table in its place."""
-    before, rest = README.read_text().split(_START)
-    return before + _START + table(record) + _END + rest.split(_END)[1]
+    return between("table", table(record))
+
+
+def between(mark: str, text: str) -> str:
+    """README.md with ``text`` in the place that is marked so."""
+    start, end = f"<!-- {mark} -->\n", "<!-- end -->\n"
+    before, rest = README.read_text().split(start)
+    return before + start + text + end + rest.split(end, 1)[1]
 
 
 def main() -> int:

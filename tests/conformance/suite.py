@@ -18,7 +18,7 @@ from tersor.backends import ort as backend
 from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
-from tersor.ir import DType
+from tersor.ir import DType, Graph
 from tersor.ops.onnx_schema import FROM_ONNX, TO_ONNX
 from tersor.passes import optimization
 from tersor.pipeline import Pipeline
@@ -41,12 +41,12 @@ def exported(model: ModelProto) -> Runnable:
 
 def compiled(model: ModelProto) -> Runnable:
     """Imported, canonicalized, fused, lowered as the backend does by default."""
-    return _ort(backend.build(_optimized(model), _SESSION))
+    return _ort(backend.build(optimized(model), _SESSION))
 
 
 def portable(model: ModelProto) -> Runnable:
     """The same, lowered to ONNX's own ops alone."""
-    return _ort(backend.build(_optimized(model), _SESSION.but(portable=True)))
+    return _ort(backend.build(optimized(model), _SESSION.but(portable=True)))
 
 
 WAYS: dict[str, Way] = {"exported": exported, "compiled": compiled, "portable": portable}
@@ -54,6 +54,15 @@ WAYS: dict[str, Way] = {"exported": exported, "compiled": compiled, "portable": 
 
 def failure(case: Case, way: Way) -> str:
     """Why a case does not pass one way, in a line; empty where it passes."""
+    error = why(case, way)
+    if error is None:
+        return ""
+    kind = "" if isinstance(error, (TersorError, AssertionError)) else type(error).__name__ + ": "
+    return f"{kind}{' '.join(str(error).split())[:500] or type(error).__name__}"
+
+
+def why(case: Case, way: Way) -> Exception | None:
+    """What is raised where a case does not pass one way."""
     try:
         model = case.model()
         names, results = feed_names(model), [o.name for o in model.graph.output]
@@ -64,11 +73,8 @@ def failure(case: Case, way: Way) -> str:
                 return f"outputs are called {list(made)}, not {results}"
             _check(list(made.values()), expected, case)
     except Exception as error:
-        kind = (
-            "" if isinstance(error, (TersorError, AssertionError)) else type(error).__name__ + ": "
-        )
-        return f"{kind}{' '.join(str(error).split())[:500] or type(error).__name__}"
-    return ""
+        return error
+    return None
 
 
 def crash(case: Case) -> str:
@@ -76,7 +82,7 @@ def crash(case: Case) -> str:
     model = case.model()
     try:
         export_model(import_model(model))
-        backend.build(_optimized(model), _SESSION)
+        backend.build(optimized(model), _SESSION)
     except TersorError as error:
         text = str(error)
         return "" if text and "\n" not in text else f"not one line: {text}"
@@ -210,5 +216,6 @@ def unpacked(data: bytes, dtype: DType, shape: Sequence[int]) -> np.ndarray:
     return flat.view(dtype.numpy).reshape(shape)
 
 
-def _optimized(model: ModelProto) -> Any:
+def optimized(model: ModelProto) -> Graph:
+    """Imported, canonicalized, fused."""
     return Pipeline(optimization()).run(import_model(model))
