@@ -114,11 +114,7 @@ def _hidden(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
 
     @tvm.transform.module_pass(opt_level=0)
     def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
-        kernels = {
-            name: func
-            for name, func in module.functions_items()
-            if isinstance(func, tirx.PrimFunc) and func.attrs and KERNEL in func.attrs
-        }
+        kernels = _kernels(module)
         module = sequence(_updated(module, {name: _stub(f) for name, f in kernels.items()}))
         left = set(module.get_global_vars())
         return _updated(module, {name: f for name, f in kernels.items() if name in left})
@@ -138,33 +134,64 @@ def _updated(module: tvm.IRModule, functions: dict[Any, Any]) -> tvm.IRModule:
     return module
 
 
+def _without_kernels(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
+    """Passes that our kernels go around: what these would do to loops and expressions is done in them
+    already, and simplifying puts each bound value back into all of its readers, which blows them up."""
+    sequence = tvm.transform.Sequential(passes)
+
+    @tvm.transform.module_pass(opt_level=0)
+    def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
+        kernels, others = _kernels(module), module.clone()
+        for name in kernels:
+            del others[name]
+        return _updated(sequence(others), kernels)
+
+    return apply
+
+
+def _kernels(module: tvm.IRModule) -> dict[Any, tirx.PrimFunc]:
+    return {
+        name: func
+        for name, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc) and func.attrs and KERNEL in func.attrs
+    }
+
+
 def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
     """TVM's passes for the CPU, with ours where loops are final (and no vectors yet), and where
     vectors are."""
     passes = [
-        s_tir.transform.CanonicalizeLoop(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.StmtSimplify(),
-        s_tir.transform.LowerOpaqueBlock(),
+        _without_kernels(
+            [
+                s_tir.transform.CanonicalizeLoop(),
+                s_tir.transform.LowerInitBlock(),
+                s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+                s_tir.transform.ConvertBlocksToOpaque(),
+                s_tir.transform.CompactBufferAllocation(),
+                s_tir.transform.LowerMatchBuffer(),
+                s_tir.transform.StmtSimplify(),
+                s_tir.transform.LowerOpaqueBlock(),
+            ]
+        ),
         tirx.transform.FlattenBuffer(),
         tirx.transform.BF16ComputeLegalize(),
         tirx.transform.NarrowDataType(32),
-        shape_loops,
-        tirx.transform.ConvertSSA(),  # Loops that were copied share variables.
-        tirx.transform.StmtSimplify(),
-        tirx.transform.VectorizeLoop(True),
-        tirx.transform.StorageRewrite(),
-        s_tir.transform.HoistIfThenElse(),
-        tirx.transform.UnrollLoop(),
-        s_tir.transform.RenormalizeSplitPattern(),
-        tirx.transform.StmtSimplify(),
-        tirx.transform.RemoveNoOp(),
-        s_tir.transform.RewriteUnsafeSelect(),
-        tirx.transform.CommonSubexprElim(),
+        _without_kernels(
+            [
+                shape_loops,
+                tirx.transform.ConvertSSA(),  # Loops that were copied share variables.
+                tirx.transform.StmtSimplify(),
+                tirx.transform.VectorizeLoop(True),
+                tirx.transform.StorageRewrite(),
+                s_tir.transform.HoistIfThenElse(),
+                tirx.transform.UnrollLoop(),
+                s_tir.transform.RenormalizeSplitPattern(),
+                tirx.transform.StmtSimplify(),
+                tirx.transform.RemoveNoOp(),
+                s_tir.transform.RewriteUnsafeSelect(),
+                tirx.transform.CommonSubexprElim(),
+            ]
+        ),
         small_on_stack,
         tirx.transform.FP8ComputeLegalize(),
         tirx.transform.VerifyMemory(),

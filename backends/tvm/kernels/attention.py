@@ -238,17 +238,16 @@ class _Body:
 
     # -- bfloat16 ----------------------------------------------------------------------------------
 
-    def _pair(self, buffer: Any, b: Any, row: Any, column: Any) -> Any:
-        """Two neighbouring bfloat16 numbers as one uint32."""
-        return emit.as_bits(emit.load(buffer, b, row, column, lanes=2), "uint32")
-
     def _pack_keys_bfloat16(self, b: Any, column: Any) -> None:
         """Transposes blocks of 16 keys, pairs of d as units."""
-        with T.serial(0, self.wide) as j:
-            row = emit.bind(T.min(j, self.keys - 1))
-            with T.serial(0, self.spec.d // 32) as part, T.unroll(16) as pair:
-                value = self._pair(self.k, b, row, column + part * 32 + pair * 2)
-                T.buffer_store(self.packed_keys, value, [T.floordiv(j, 16), part, pair, j % 16])
+        with T.serial(0, self.wide // 16) as block, T.serial(0, self.spec.d // 32) as part:
+            keys = [T.min(block * 16 + i, self.keys - 1) for i in range(16)]
+            pairs = [
+                emit.as_bits(emit.load(self.k, b, key, column + part * 32, lanes=32), "uint32x16")
+                for key in keys
+            ]
+            for pair, vector in enumerate(emit.transposed(pairs)):
+                emit.store(self.packed_keys, vector, block, part, pair, 0, lanes=16)
 
     def _pack_values_bfloat16(self, b: Any, column: Any) -> None:
         with T.serial(0, self.wide // 2) as pair:

@@ -157,6 +157,21 @@ def times_power_of_two(value: Any, exponent: Any, lanes: int) -> Any:
     return value * as_bits(biased << T.broadcast(T.int32(23), lanes), f"float32x{lanes}")
 
 
+def transposed(rows: Sequence[Any]) -> list[Any]:
+    """The columns of a square of vectors, as many as each has lanes (a power of two): blocks off the
+    diagonal change places, of one lane, of two, of four … (Eklundh 1972)."""
+    held, n, size = [bind(row) for row in rows], len(rows), 1
+    while size < n:
+        low = [c if not c & size else n + c - size for c in range(n)]
+        high = [c + size if not c & size else n + c for c in range(n)]
+        for i in range(n):
+            if not i & size:
+                a, b = held[i], held[i + size]
+                held[i], held[i + size] = (bind(tirx.Shuffle([a, b], w)) for w in (low, high))
+        size *= 2
+    return held
+
+
 def reduce_lanes(value: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
     """Folds the lanes of a vector into one number: halves onto halves."""
     while lanes > 1:
