@@ -9,12 +9,13 @@ from tersor.backends.tvm.check import check
 from tersor.backends.tvm.choices import axes
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.session import beside, examine, interface, open_session, run
+from tersor.backends.tvm.tuning import tune
 
 SUFFIX = ".so"
-KINDS = ("cpu",)  # of targets
+KINDS = ("cpu", "cuda")  # of targets
 ROW_SCALES = True  # Whether there are integer kernels for activations with one scale a row.
 
 __all__ = [
     "KINDS", "ROW_SCALES", "SUFFIX", "Choice", "axes", "beside", "build", "check", "examine",
-    "interface", "open_session", "run",
+    "interface", "open_session", "run", "tune",
 ]  # fmt: skip

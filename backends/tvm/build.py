@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from tvm.support import cc
 
+from tersor.backends.tvm import cuda
 from tersor.backends.tvm.fuse import fuse
+from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, describe_graph, pack
 from tersor.backends.tvm.lowering import lower
@@ -28,15 +30,22 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     weights; equal graphs give equal bytes.
 
     Raises:
-        Unsupported: nodes that have no lowering, another kind of processor than this, or no C compiler.
+        Unsupported: nodes that have no lowering, another kind of processor than this, or no compiler.
     """
     choice = choice or Choice.of(Target.host())
-    machine = _machine(choice)
+    arch = cuda.arch_of(choice.features)
     compiler = find_compiler()
     set_threads(choice.cores)  # TVM runs code of its own while it compiles.
-    isa = Isa.of(choice.features, choice.cores)
-    module, parameters = lower(fuse(graph, isa), {**RULES, **fused.rules(isa)})
-    executable = compile_module(module, tvm_target(choice.features, choice.cores, machine))
+    if arch:
+        module, parameters = lower(halve(graph), cuda.GPU_RULES)
+        executable = cuda.compile_for_gpu(module, arch)
+    else:
+        machine = _machine(choice)
+        isa = Isa.of(choice.features, choice.cores)
+        module, parameters = lower(
+            fuse(graph, isa), {**RULES, **fused.rules(isa, choice.grain_of())}
+        )
+        executable = compile_module(module, tvm_target(choice.features, choice.cores, machine))
     weights = Weights(tuple(parameters), alignment=ALIGNMENT) if parameters else None
     description = describe_graph(graph, choice.features, weights, parameters)
     data = pack(_link(executable, compiler), description)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tersor.backends.tvm import cuda
 from tersor.backends.tvm.lowering import DTYPES
 from tersor.built import Weights
 from tersor.errors import LONGEST, InvalidModel, one_line
@@ -151,7 +152,10 @@ def check_host(description: Description) -> None:
     here = Description([], [], ())
     if description.platform != here.platform:
         raise InvalidModel(f"it was built for {description.platform}, this is {here.platform}")
-    missing = sorted(set(description.features) - Target.host().features)
+    arch = cuda.arch_of(description.features)
+    if arch:
+        cuda.check_device(arch)
+    missing = sorted(set(description.features) - Target.host().features - {arch})
     if missing:
         raise InvalidModel(f"it needs {', '.join(missing)}, which this processor has not")
     if _minor(description.tvm) != _minor(here.tvm):

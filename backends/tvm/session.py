@@ -17,6 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tersor.backends.tvm import cuda
 from tersor.backends.tvm.library import (
     ALIGNMENT,
     Description,
@@ -38,7 +39,7 @@ _pool = threading.local()  # TVM has a pool for each thread that calls it.
 
 
 def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None = None) -> Session:
-    """A session on the CPU. This runs the model's code: it has to be trusted.
+    """A session on the CPU, or on the first GPU. This runs the model's code: it has to be trusted.
 
     Raises:
         InvalidModel: the library is damaged, or this machine cannot run it.
@@ -52,17 +53,18 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
     if "amx_int8" in description.features and not request_amx():
         raise Unsupported("it uses AMX, and the system does not let this process use its tiles")
     weights = _weights(model, description)
+    device = tvm.cuda(0) if cuda.arch_of(description.features) else tvm.cpu()
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "model.so"
         path.write_bytes(data)
         try:
-            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
             function = machine[MAIN]
         except Exception as error:
             raise InvalidModel(
                 f"the system does not load the library: {one_line(error, 300)}"
             ) from None
-    return Session(description, function, weights, choice.threads or choice.cores)
+    return Session(description, function, weights, choice.threads or choice.cores, device)
 
 
 def examine(model: Built) -> None:
@@ -109,18 +111,27 @@ class Session:
     """A loaded library with its weights. Threads may share it; they run one after the other."""
 
     def __init__(
-        self, description: Description, function: Any, weights: np.ndarray, threads: int
+        self,
+        description: Description,
+        function: Any,
+        weights: np.ndarray,
+        threads: int,
+        device: Any,
     ) -> None:
+        # Where other memory than the arrays' is meant: what goes there is copied, and what comes back.
+        self._device = None if device == tvm.cpu() else device
         self._inputs = description.inputs
         self._names = frozenset(name for name, _ in description.inputs)
         self._dtypes = [type.dtype.numpy for _, type in description.inputs]
         self._outputs = [name for name, _ in description.outputs]
         # Of bfloat16 DLPack tells numpy nothing.
         self._made = [type.dtype.numpy for _, type in description.outputs]
-        self._copied = [type.dtype is DType.BF16 for _, type in description.outputs]
+        self._copied = [
+            type.dtype is DType.BF16 or self._device is not None for _, type in description.outputs
+        ]
         self._function = function
         self._weights = weights
-        parameters = [_parameter(weights, p) for p in description.parameters]
+        parameters = [self._there(_parameter(weights, p)) for p in description.parameters]
         self._arguments: list[Any] = [*([None] * len(self._inputs)), *parameters]
         self._threads = threads
         self._fitting: list[tuple[int, ...]] = []  # The last shapes that were found to fit.
@@ -137,7 +148,8 @@ class Session:
             passed = [self._argument(i, array) for i, array in enumerate(arrays)]
             set_threads(self._threads)
             try:
-                made = self._function(*self._arguments)
+                inputs_there = [self._there(a) for a in self._arguments[: len(arrays)]]
+                made = self._function(*inputs_there, *self._arguments[len(arrays) :])
             except Exception as error:
                 raise InvalidOption(
                     f"the model does not take these inputs: {one_line(error, 300)}"
@@ -146,6 +158,9 @@ class Session:
                 self._arguments[: len(arrays)] = [None] * len(arrays)
             passed.append(self._weights)
             return {name: self._result(i, made[i], passed) for i, name in enumerate(self._outputs)}
+
+    def _there(self, tensor: Any) -> Any:
+        return tensor if self._device is None else tensor.copyto(self._device)
 
     def _check(self, arrays: Sequence[np.ndarray]) -> None:
         """That inputs fit.
@@ -165,7 +180,7 @@ class Session:
     def _argument(self, place: int, array: np.ndarray) -> np.ndarray:
         """Makes an input an argument: itself, where it lies as TVM wants it, else a copy, whose memory is
         kept for the next input of this shape. Returns which."""
-        array = as_held(array) if array.dtype.kind == "V" else array
+        array = array if array.dtype.isbuiltin == 1 else as_held(array)
         if is_ready(array):
             self._arguments[place] = _tensor(array)
             return array

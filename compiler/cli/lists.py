@@ -52,7 +52,7 @@ def targets(debug: Debug = False) -> None:
         say(f"cpu:{name}")
         say(f"    {' '.join(sorted(features))} ({here})")
     say("cuda:sm_NN")
-    say("    a GPU of that compute capability, as in cuda:sm_90; no runtime builds for one yet")
+    say("    a GPU of that compute capability, as in cuda:sm_90: for runtime tvm")
 
 
 def first_line(kind: type[Pass]) -> str:

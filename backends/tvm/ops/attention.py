@@ -17,7 +17,7 @@ from tvm import te, tirx
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting, looked_up
 from tersor.backends.tvm.ops.broadcast import dims_of, element, float_type
-from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, largest, or_start, total
+from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, maximum, or_start, total
 from tersor.backends.tvm.ops.matmul import operands_of
 from tersor.ir import Dim, Node, Value
 from tersor.ir.dims import floordiv
@@ -190,15 +190,14 @@ def _added(score: Any, mask: Any, lowest: Any) -> Any:
 
 
 def _softmax(scores: te.Tensor) -> te.Tensor:
-    """Along the keys; zeros where all of them are -inf."""
-    zero, lowest = (tirx.const(number, scores.dtype) for number in (0.0, -np.inf))
-    highest = fold_or_start(scores.shape, [_KEYS], scores, largest, "highest")
+    """Along the keys; zeros where all of them are -inf, for the highest is a finite number at least."""
+    zero = tirx.const(0.0, scores.dtype)
+    highest = fold_or_start(scores.shape, [_KEYS], scores, maximum, "highest")
 
-    def shifted(*index: Any) -> Any:
-        most = folded_at(highest, index, [_KEYS])
-        return scores(*index) - tirx.Select(most == lowest, zero, most)
+    def power(*index: Any) -> Any:
+        return tirx.exp(scores(*index) - folded_at(highest, index, [_KEYS]))
 
-    powers = te.compute(scores.shape, lambda *i: tirx.exp(shifted(*i)), name="powers")
+    powers = te.compute(scores.shape, power, name="powers")
     summed = fold_or_start(scores.shape, [_KEYS], powers, total, "sum_exp")
 
     def one(*index: Any) -> Any:

@@ -1,0 +1,247 @@
+"""CUDA: the same graph by TVM's GPU schedules, compiled ahead of time by nvcc or NVRTC.
+
+A graph is lowered by the generic rules, in float16 (:mod:`tersor.backends.tvm.half`); products of matrices
+use tensor cores, where all sizes that are known are above 64.  Everything runs on the device but sizes.
+
+TVM's library holds CUDA's source, which would be compiled wherever it is loaded; here the source is
+replaced by its machine code as text, which loading turns back.  So whoever runs it needs no compiler.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+from tvm.s_tir import dlight
+from tvm.support import nvcc
+
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.ops import RULES, control, recurrent, sequence
+from tersor.backends.tvm.shapes import order_shape_stores
+from tersor.errors import InvalidModel, Unsupported, one_line
+from tersor.ir import Node
+
+_MARK = "// machine code: "
+_one_at_a_time = threading.Lock()  # TVM has one such function for all that it compiles.
+_SCHEDULES = (
+    dlight.gpu.Matmul(),
+    dlight.gpu.GEMV(),
+    dlight.gpu.Reduction(),
+    dlight.gpu.GeneralReduction(),
+    dlight.gpu.Fallback(),
+)
+# Where threads fold together, TVM knows a few ways to combine two numbers, and tells so at last.
+_FOLDS = tvm.transform.Sequential(
+    [s_tir.transform.CanonicalizeLoop(), s_tir.transform.LowerCrossThreadReduction()]
+)
+# From this one on, TVM 0.27 dies where it puts tensor cores in: its copies of functions are none.
+_BROKEN_FFI = (0, 1, 15)
+
+
+def arch_of(features: Sequence[str]) -> str | None:
+    """The architecture among features of a target, such as ``sm_90``; None where it is no GPU."""
+    return next((f for f in features if f.startswith("sm_")), None)
+
+
+def check_device(arch: str) -> None:
+    """That there is a device for code of ``arch``.
+
+    Raises:
+        InvalidModel: there is none.
+    """
+    device = tvm.cuda(0)
+    if not device.exist:
+        raise InvalidModel(f"it needs a CUDA device of {arch}; there is none here")
+    here = str(device.compute_version)
+    is_for_one = arch[-1].isalpha()  # sm_90a is for sm_90 and no later one.
+    fits = _number(here) == _number(arch) if is_for_one else _number(here) >= _number(arch)
+    if not fits:
+        raise InvalidModel(f"it needs a CUDA device of {arch}; the one here has {here}")
+
+
+def _number(text: str) -> int:
+    """Of ``sm_90`` and of ``9.0``: 90."""
+    return int(re.sub(r"\D", "", text))
+
+
+# -- what is not for a GPU -------------------------------------------------------------------------
+
+
+def _refusing(reason: str) -> Rule:
+    def refuse(lowering: Lowering, node: Node) -> Sequence[Any]:
+        raise Refused(reason)
+
+    return refuse
+
+
+GPU_RULES: dict[str, Rule] = {
+    **RULES,
+    **dict.fromkeys(
+        recurrent.RULES, _refusing("its kernel is written for processors, not for CUDA")
+    ),
+    **dict.fromkeys(
+        [*control.RULES, *sequence.RULES], _refusing("control flow is not for CUDA yet")
+    ),
+    **dict.fromkeys(
+        ("ScatterElements", "ScatterND", "TensorScatter"),
+        _refusing("updates come one after the other, which no schedule for CUDA takes"),
+    ),
+    "TopK": _refusing("TVM sorts on the processor only"),
+}
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
+def check_tools() -> str:
+    """The compiler of CUDA, ``nvcc`` or ``nvrtc``.
+
+    Raises:
+        Unsupported: there is none, or TVM would die.
+    """
+    if tuple(map(int, re.findall(r"\d+", tvm_ffi.__version__)[:3])) >= _BROKEN_FFI:
+        raise Unsupported(
+            f"TVM {tvm.__version__} crashes on CUDA's tensor cores with apache-tvm-ffi "
+            f"{tvm_ffi.__version__}: install 'apache-tvm-ffi<0.1.15'"
+        )
+    if shutil.which("nvcc"):
+        return "nvcc"
+    if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings"):
+        return "nvrtc"
+    raise Unsupported(
+        "building for CUDA takes nvcc or NVRTC, and neither is there: install the CUDA toolkit, or the "
+        "package cuda-bindings"
+    )
+
+
+def gpu_target(arch: str) -> tvm.target.Target:
+    """TVM's target; what runs on the host runs on any processor of this one's family."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(here := platform.machine().lower(), here)
+    host = {"kind": "llvm", "mtriple": f"{machine}-linux-gnu"}
+    return tvm.target.Target({"kind": "cuda", "arch": arch, "host": host})
+
+
+def compile_for_gpu(module: tvm.IRModule, arch: str) -> Any:
+    """The executable of a lowered module, with machine code of ``arch`` in it.
+
+    Raises:
+        Unsupported: no compiler, or a function that no schedule fits.
+    """
+    compiler, target = check_tools(), gpu_target(arch)
+
+    def compiled(source: str, target: tvm.target.Target) -> str:
+        return _MARK + base64.b64encode(_machine_code(source, target, compiler)).decode()
+
+    with _replacing_sources(compiled), target:
+        try:
+            return tvm.compile(module, target, relax_pipeline=_pipeline(), tir_pipeline="s_tir")
+        except Unsupported:
+            raise
+        except Exception as error:
+            raise Unsupported(
+                f"TVM does not compile it for {arch}: {one_line(error, 300)}"
+            ) from error
+
+
+def _machine_code(source: str, target: tvm.target.Target, compiler: str) -> bytes:
+    """With PTX in it, which later devices take too; of nvcc also what ``target`` runs as it is."""
+    arch = str(target.attrs["arch"])
+    virtual = arch.replace("sm_", "compute_")
+    kind: str = "ptx"
+    wanted: str | list[str] = virtual
+    if compiler == "nvcc":
+        kind, wanted = "fatbin", ["-gencode", f"arch={virtual},code=[{arch},{virtual}]"]
+    with target:
+        return bytes(nvcc.compile_cuda(source, kind, wanted, compiler=compiler))
+
+
+_compile_source = tvm.get_global_func("tvm_callback_cuda_compile")
+
+
+@tvm_ffi.register_global_func("tvm_callback_cuda_compile", override=True)
+def read_machine_code(source: str) -> Any:
+    """What TVM asks for the machine code of a source: here also of one that :func:`compile_for_gpu`
+    replaced."""
+    if not source.startswith(_MARK):
+        return _compile_source(source)
+    return base64.b64decode(source.removeprefix(_MARK))
+
+
+@contextmanager
+def _replacing_sources(replace: Callable[[str, tvm.target.Target], str]) -> Iterator[None]:
+    """Within it TVM puts into its modules what ``replace`` makes of a source and its target."""
+    name = "tvm_callback_cuda_postproc"
+    with _one_at_a_time:
+        tvm_ffi.register_global_func(name, replace, override=True)
+        try:
+            yield
+        finally:
+            tvm_ffi.registry.remove_global_func(name)
+
+
+def _pipeline() -> tvm.transform.Pass:
+    """The passes from Relax to calls of scheduled functions on planned memory."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(),
+            schedule,
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            order_shape_stores,
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+@tvm.transform.module_pass(opt_level=0)
+def schedule(module: tvm.IRModule, context: object) -> tvm.IRModule:
+    """Every function by the first of TVM's schedules that fits.
+
+    Raises:
+        Unsupported: none does.
+    """
+    scheduled = {
+        name: _scheduled(name.name_hint, func)
+        for name, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc)
+    }
+    module = module.clone()
+    module.update(tvm.IRModule(scheduled))
+    return module
+
+
+def _scheduled(name: str, func: tirx.PrimFunc) -> tirx.PrimFunc:
+    target = tvm.target.Target.current()
+    for rule in _SCHEDULES:
+        try:
+            found = rule.apply(func, target, False)
+            if found is not None:
+                _FOLDS(found.mod)
+        except Exception:
+            continue  # Rules find out by failing that they do not fit; another one is slower at most.
+        if found is not None:
+            return found.mod["main"].with_attr("tirx.is_scheduled", True)
+    raise Unsupported(f"TVM has no schedule for CUDA for {name}")
