@@ -11,13 +11,13 @@ if __name__ != "tersor":
 __version__ = _version("tersor")
 
 from tersor.artifact import Artifact, Verified, load, verify
-from tersor.driver import compile, convert, inspect
+from tersor.driver import compile, convert, inspect, tune
 from tersor.errors import TersorError
 from tersor.recipe import Recipe
-from tersor.report import Report
+from tersor.report import Report, TuneReport
 from tersor.target import Target
 
 __all__ = [
-    "Artifact", "Recipe", "Report", "Target", "TersorError", "Verified", "__version__", "compile",
-    "convert", "inspect", "load", "verify",
+    "Artifact", "Recipe", "Report", "Target", "TersorError", "TuneReport", "Verified", "__version__",
+    "compile", "convert", "inspect", "load", "tune", "verify",
 ]  # fmt: skip

@@ -21,8 +21,9 @@ from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
 from tersor.pipeline import Pass, Pipeline
 from tersor.recipe import Recipe
-from tersor.report import PassReport, Report
+from tersor.report import PassReport, Report, TuneReport
 from tersor.target import Target
+from tersor.tuning.database import Database
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 from tersor.tuning.search import Candidate, search
 
@@ -47,6 +48,7 @@ def compile(
     sizes: Sequence[Sizes] | None = None,
     portable: bool = False,
     measure: bool = True,
+    database: str | Path | None = None,
     allow_hf_cache: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
@@ -69,6 +71,7 @@ def compile(
             1x32, 1x128 and 8x128.
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
+        database: the file of what :func:`tune` measures; by default this user's. Runtime ``tvm`` only.
         allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
         trust: read torch's ``.pt2``, ``.pt`` and ``.pth`` files too, which can run code then.
         progress: called with (done, total, what).
@@ -82,6 +85,8 @@ def compile(
     plan = Recipe.of(recipe).override(settings or {})
     backend = _backend(runtime, chosen)
     start = backend.Choice.of(chosen, portable=portable)
+    measure_here = measure and chosen.is_host
+    held = _database(backend, runtime, database, wanted=measure_here)
     tell(0, 1, "importing")
     imported = load_model(
         model,
@@ -95,7 +100,7 @@ def compile(
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
     report = Report()
-    job = _Job(backend, runtime, chosen, start, report, tell)
+    job = _Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
     compressed = job.run_passes(plan.build(), fused, batches)
@@ -108,7 +113,7 @@ def compile(
     elif lossy:
         levels.append(("fp32", fused))
     given = _identity(imported)
-    if measure and chosen.is_host:
+    if measure_here:
         before = _input_model(imported, report)
         sizes = shapes or default_sizes(imported.graph)
         runtime, built, choice = job.best(before, levels, sizes, batches)
@@ -161,6 +166,53 @@ def convert(
     return Artifact(built, runtime, choice.to_json(), manifest, report)
 
 
+def tune(
+    model: Any,
+    target: str | Target = "cpu",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "int8",
+    *,
+    runtime: str = "tvm",
+    sizes: Sequence[Sizes] | None = None,
+    calibration: Iterable[Feed] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    database: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TuneReport:
+    """Measures how the kernels of a compilation best divide their work, for :func:`compile` to find in
+    ``database``. Nothing is built. Ctrl-C keeps what is known by then, and the next call goes on there.
+
+    Args:
+        sizes, calibration, settings, database: as :func:`compile` has them.
+        options: as :func:`compile` has them for torch modules.
+
+    Raises:
+        As :func:`compile`; InvalidOption too for a runtime that has nothing to tune, or another machine.
+    """
+    tell: Progress = progress or (lambda done, total, what: None)
+    chosen = Target.parse(target) if isinstance(target, str) else target
+    plan = Recipe.of(recipe).override(settings or {})
+    backend = _backend(runtime, chosen)
+    if not chosen.is_host:
+        raise InvalidOption(
+            f"target {chosen.name} is not this machine, and cannot be tuned for here"
+        )
+    held = _database(backend, runtime, database)
+    if held is None:
+        raise InvalidOption(f"runtime {runtime} has nothing to tune")
+    tell(0, 1, "importing")
+    imported = load_model(model, **options)
+    shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
+    batches = _checked(imported.graph, calibration)
+    start = backend.Choice.of(chosen)
+    job = _Job(backend, runtime, chosen, start, Report(), tell)
+    fused = job.run_passes(registry.optimization(), imported.graph)
+    graph = job.run_passes(plan.build(), fused, batches)
+    _, report = backend.tune(graph, start, shapes or default_sizes(imported.graph), tell, held)
+    assert isinstance(report, TuneReport)
+    return report
+
+
 def inspect(model: Any, **options: Any) -> Summary:
     """What is in ``model``, as plain data; ``options`` as :func:`compile` has them for torch modules.
 
@@ -192,6 +244,7 @@ class _Job:
     start: Any  # The backend's choice, before anything is measured.
     report: Report
     tell: Progress
+    database: Database | None = None  # Where the runtime's kernels are tuned.
     evaluator: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -244,7 +297,10 @@ class _Job:
         return registry.REFERENCE, model, default
 
     def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
-        choice = self.backend.tune(graph, self.start, sizes, self.tell)
+        choice = self.start
+        if self.database is not None:
+            choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
+            self.report.decisions += tuned.remarks
         merged = Pipeline([registry.find_pass("merge-linears")()])
         variants = {name: graph, f"{name}+merged": merged.run(graph)}
         if not merged.reports[0].rewrites:
@@ -314,6 +370,19 @@ def _backend(runtime: str, target: Target) -> Any:
         kinds = ", ".join(backend.KINDS)
         raise Unsupported(f"runtime {runtime} builds for {kinds}, not for {target.name}")
     return backend
+
+
+def _database(
+    backend: Any, runtime: str, path: str | Path | None, *, wanted: bool = True
+) -> Database | None:
+    """What is known of a runtime's kernels; None where it has none to tune, or it is not ``wanted``.
+
+    Raises:
+        InvalidOption: a file for a runtime that has nothing to tune, or one that is no database.
+    """
+    if path is not None and not backend.TUNES:
+        raise InvalidOption(f"runtime {runtime} has nothing to tune, and takes no database")
+    return Database(path) if wanted and backend.TUNES else None
 
 
 def _reference() -> Any:

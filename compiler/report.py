@@ -33,6 +33,29 @@ class PassReport:
 
 
 @dataclass
+class TuneReport:
+    """What tuning found.
+
+    Attributes:
+        kernels: a row for each kernel that was reached: its ``name``, its ``grain`` (how it divides its
+            work), and whether that was ``measured`` now or was known.
+        total: kernels that the model has; more than were reached where it was interrupted.
+        database: the file that holds the results.
+        remarks: why kernels were not measured, or results not written.
+    """
+
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+    database: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there are kernels that were not reached."""
+        return len(self.kernels) < self.total
+
+
+@dataclass
 class Report:
     """The whole compilation: passes in order, then the candidates that were measured.
 

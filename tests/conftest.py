@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import Phase, settings
 
@@ -10,6 +12,15 @@ settings.register_profile("search", deadline=None, phases=[Phase.reuse, Phase.ge
 # 50 times as many examples where a test asks for its number in proportion (``scaled``).
 settings.register_profile("long", settings.get_profile("search"), max_examples=5000, database=None)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure is not kept for the user who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache") / "tuning.json"
+        patch.setattr("tersor.tuning.database.default_path", lambda: path)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

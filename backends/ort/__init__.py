@@ -1,12 +1,13 @@
 """ONNX Runtime: lowers the IR to an ONNX model, opens and runs it.
 
 What every backend offers: ``build``, ``open_session``, ``run``, ``interface``, ``beside``, ``axes``,
-``tune``, ``Choice``, ``SUFFIX``, ``KINDS``, ``ROW_SCALES``, ``check``.  The reference runtime, which runs models as
-they are given, also has ``read_built``, ``Evaluator`` and ``supports``.
+``Choice``, ``SUFFIX``, ``KINDS``, ``ROW_SCALES``, ``TUNES``, ``check``; and ``tune`` where ``TUNES`` says so.
+The reference runtime, which runs models as they are given, also has ``read_built``, ``Evaluator`` and
+``supports``.
 """
 
 from tersor.backends.ort.check import check
-from tersor.backends.ort.choices import axes, tune
+from tersor.backends.ort.choices import axes
 from tersor.backends.ort.lower import lower, supports
 from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
 from tersor.backends.ort.session import Evaluator, beside, build, interface, open_session, run
@@ -15,9 +16,9 @@ from tersor.frontends.onnx import read_built
 SUFFIX = ".onnx"
 KINDS = ("cpu",)  # of targets
 ROW_SCALES = False  # Whether there are integer kernels for activations with one scale a row.
+TUNES = False  # Whether it has kernels to measure.
 
 __all__ = [
-    "KINDS", "ROW_SCALES", "SUFFIX", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes",
+    "KINDS", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes",
     "beside", "build", "check", "interface", "lower", "open_session", "read_built", "run", "supports",
-    "tune",
 ]  # fmt: skip

@@ -35,8 +35,3 @@ def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
     if (cores := Target.host().cores) > 1:
         found.append(("threads", (cores // 2,)))
     return found
-
-
-def tune(graph: Graph, choice: Any, sizes: object, progress: object) -> Any:
-    """``choice`` as it is: ONNX Runtime's kernels have nothing that could be tuned."""
-    return choice

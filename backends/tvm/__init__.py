@@ -14,8 +14,9 @@ from tersor.backends.tvm.tuning import tune
 SUFFIX = ".so"
 KINDS = ("cpu", "cuda")  # of targets
 ROW_SCALES = True  # Whether there are integer kernels for activations with one scale a row.
+TUNES = True  # Whether it has kernels to measure.
 
 __all__ = [
-    "KINDS", "ROW_SCALES", "SUFFIX", "Choice", "axes", "beside", "build", "check", "examine",
+    "KINDS", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "axes", "beside", "build", "check", "examine",
     "interface", "open_session", "run", "tune",
 ]  # fmt: skip

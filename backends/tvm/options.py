@@ -46,7 +46,7 @@ class Choice:
     def label(self) -> str:
         """What differs from the defaults, the target apart; ``default`` where nothing does."""
         default = Choice(self.features, self.cores)
-        parts = ["tuned"] if self.grains else []
+        parts = ["tuned"] if any(g != Grain() for g in self.grain_of().values()) else []
         parts += [
             f"{f.name}={getattr(self, f.name)}"
             for f in fields(self)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,25 @@ from tersor.backends.tvm.ops.fused import linear_spec
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
 from tersor.backends.tvm.session import set_threads
+from tersor.errors import InvalidOption
 from tersor.ir import Graph
-from tersor.ir.dims import evaluate, product
+from tersor.ir.dims import evaluate, product, symbols
+from tersor.report import TuneReport
 from tersor.target import Target, request_amx
 from tersor.tuning.database import Database
+from tersor.tuning.measure import Paired
+from tersor.tuning.search import is_gain
 
 ROWS = (32, 64, 128)  # Of a task, that are tried.
 ALWAYS = 1 << 30  # More rows than any operand has.
+COLUMNS = "columns"
+# What is measured for each number of rows: tasks of so many rows, and tasks that divide the columns.
+TRIED = {f"rows{r}": Grain(r, 0) for r in ROWS} | {COLUMNS: Grain(max(ROWS), ALWAYS)}
 ROUNDS = 15
 SAMPLE = 4e-4  # Seconds that a sample takes at least.
 Sizes = Mapping[str, int]
 Progress = Callable[[int, int, str], None]
+Times = dict[str, list[float]]  # Milliseconds of each that was tried, round by round.
 
 
 def tune(
@@ -45,49 +54,74 @@ def tune(
     choice: Choice,
     sizes: Sequence[Sizes],
     progress: Progress,
-    database: Database | None = None,
-) -> Choice:
+    database: Database,
+) -> tuple[Choice, TuneReport]:
     """``choice`` with the best division of work of each kernel of ``graph`` at ``sizes``. Ctrl-C ends
     the measuring and keeps what is known so far.
 
     Args:
         graph: what passes made, before it is lowered.
         sizes: of the open dims.
-        database: of earlier results; by default this user's.
+        progress: called with (done, total, what).
+        database: of earlier results, and where new ones go.
+
+    Raises:
+        InvalidOption: the database holds for one of the kernels what is no result.
     """
+    report = TuneReport(database=str(database.path))
     if "amx_int8" in choice.features and not request_amx():
-        return choice  # What is built could not be run either; the session says so.
-    database = database or Database()
+        # What is built could not be run either; the session says so.
+        report.remarks.append("the system does not let this process use AMX's tiles")
+        return choice, report
     isa = Isa.of(choice.features, choice.cores)
     set_threads(choice.threads or choice.cores)
-    wanted = kernels_of(fuse(graph, isa), isa, sizes)
+    wanted = sorted(kernels_of(fuse(graph, isa), isa, sizes).items(), key=lambda kv: kv[0].name)
+    report.total = len(wanted)
     grains: dict[str, Grain] = {}
     try:
-        for i, (spec, rows) in enumerate(sorted(wanted.items(), key=lambda item: item[0].name)):
+        for i, (spec, rows) in enumerate(wanted):
             key = key_of(spec, rows, choice)
             held = database.get(key)
-            if held is None:
+            measured = held is None
+            if measured:
                 progress(i, len(wanted), f"tuning {spec.name}")
-                held = asdict(best(spec, isa, sorted(rows), choice))
+                held = best(spec, isa, sorted(rows), choice)
                 database.put(key, held)
-            grains[spec.name] = Grain(**held)
+            grains[spec.name] = _grain(held, database)
+            row = {"name": spec.name, "grain": asdict(grains[spec.name]), "measured": measured}
+            report.kernels.append(row)
     except KeyboardInterrupt:
-        progress(
-            len(grains), len(wanted), "interrupted: kernels that were not reached keep defaults"
-        )
-    return replace(choice, grains=tuple((n, g.rows, g.by_columns) for n, g in grains.items()))
+        what = "interrupted: kernels that were not reached keep defaults"
+        progress(len(grains), len(wanted), what)
+        report.remarks.append(what)
+    if database.problem:
+        report.remarks.append(database.problem)
+    chosen = tuple((name, grain.rows, grain.by_columns) for name, grain in grains.items())
+    return choice.but(grains=chosen), report
+
+
+def _grain(held: Any, database: Database) -> Grain:
+    """The grain in a result, which anyone may have edited."""
+    try:
+        grain = Grain(**held["grain"])
+    except (TypeError, KeyError):
+        grain = None
+    if grain is None or grain.rows not in ROWS or not isinstance(grain.by_columns, int):
+        raise InvalidOption(f"{database.path} is damaged: remove it, or name another")
+    return grain
 
 
 def kernels_of(graph: Graph, isa: Isa, sizes: Sequence[Sizes]) -> dict[Linear, set[int]]:
-    """The linear kernels of a fused graph, each with the numbers of rows that it meets."""
+    """The linear kernels of a fused graph, each with the numbers of rows that it meets, as far as
+    ``sizes`` tell them."""
     found: dict[Linear, set[int]] = {}
     for node in graph.nodes:
         dims = node.outputs[0].tensor.dims if node.op == LINEAR else None
         rows = product(dims[:-1]) if dims is not None else None
-        if rows is not None:
-            met = {evaluate(rows, size) for size in sizes}
+        if rows is not None and all(symbols(rows) <= size.keys() for size in sizes):
+            met = {evaluate(rows, size) for size in sizes} - {0}
             found.setdefault(linear_spec(node, isa), set()).update(met)
-    return found
+    return {spec: met for spec, met in found.items() if met}
 
 
 def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
@@ -100,32 +134,68 @@ def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """Of the files that kernels are emitted by."""
+    """Of the files that kernels are emitted and measured by."""
     sha = hashlib.sha256()
-    for path in sorted(Path(kernels.__path__[0]).glob("*.py")):
+    for path in (*sorted(Path(kernels.__path__[0]).glob("*.py")), Path(__file__)):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:12]
 
 
-def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> Grain:
-    """The best division for ``rows``, ascending: tasks of the size that is fastest for the most rows,
-    and columns divided up to the number of rows where that no longer wins."""
-    tried = {f"rows{r}": Grain(r, 0) for r in ROWS} | {"columns": Grain(max(ROWS), ALWAYS)}
+def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[str, Any]:
+    """The best division for ``rows``, ascending, as plain data: the ``grain``; the median ``ms`` of each
+    that was tried; and in ``duels``, for each number of rows, how the fastest compared with the default,
+    where they differ.
+
+    What is fastest of many by a few samples may be so by chance: it is measured again against the
+    default, and is kept only where it is never slower, and faster by the lower quartiles too.
+    """
     functions = {
         name: kernel(spec, isa, grain).with_attr("global_symbol", name)
-        for name, grain in tried.items()
+        for name, grain in TRIED.items()
     }
     target = tvm_target(choice.features, choice.cores)
     library = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
-    times = {m: _times(library, list(tried), operands(spec, m)) for m in rows}
-    most = times[rows[-1]]
-    size = min(ROWS, key=lambda r: most[f"rows{r}"])
-    by_columns = 0
+    tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, m)] for m in rows}
+    times = {m: _times(library, list(TRIED), given) for m, given in tensors.items()}
+    medians = {m: {name: float(np.median(t)) for name, t in of.items()} for m, of in times.items()}
+    winner, default = fastest(medians), Grain()
+    duels = {}
     for m in rows:
-        if times[m]["columns"] >= times[m][f"rows{size}"]:
-            break
-        by_columns = m
-    return Grain(size, by_columns)
+        names = used(default, m), used(winner, m)
+        if names[0] != names[1]:
+            again = _times(library, names, tensors[m])
+            duels[m] = Paired.of(*(again[name] for name in names))
+    kept = duels and is_gain(list(duels.values())) and not any(d.slower for d in duels.values())
+    return {
+        "grain": asdict(winner if kept else default),
+        "ms": {str(m): {k: round(ms, 6) for k, ms in of.items()} for m, of in medians.items()},
+        "duels": {
+            str(m): {
+                "default_ms": round(d.a_ms, 6),
+                "winner_ms": round(d.b_ms, 6),
+                "speedup": round(d.speedup, 4),
+                "speedup_q1": round(d.low, 4),
+                "speedup_q3": round(d.high, 4),
+            }
+            for m, d in duels.items()
+        },
+    }
+
+
+def used(grain: Grain, m: int) -> str:
+    """Which of those that were tried is what a kernel of ``grain`` does for ``m`` rows."""
+    return COLUMNS if m <= grain.by_columns else f"rows{grain.rows}"
+
+
+def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
+    """The grain whose times, by numbers of rows, have the least product; of several the one that is
+    most like the default."""
+    grains = [
+        Grain(rows, bound)
+        for bound in (Grain.by_columns, 0, *medians)
+        for rows in (Grain.rows, *ROWS)
+    ]
+    return min(grains, key=lambda g: sum(math.log(of[used(g, m)]) for m, of in medians.items()))
 
 
 def operands(spec: Linear, m: int) -> list[np.ndarray]:
@@ -159,20 +229,20 @@ def operands(spec: Linear, m: int) -> list[np.ndarray]:
     return given
 
 
-def _times(library: Any, names: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, float]:
-    """Median seconds of a call of each, measured in turn."""
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
+def _times(library: Any, names: Sequence[str], tensors: Sequence[Any]) -> Times:
+    """Of functions of a library, called in turn; who goes first changes from round to round."""
     calls = {name: library[name] for name in names}
     once = {name: _seconds(call, tensors, 2) for name, call in calls.items()}
     counts = {name: max(1, int(SAMPLE / once[name])) for name in names}
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            found[name].append(_seconds(call, tensors, counts[name]))
-    return {name: float(np.median(times)) for name, times in found.items()}
+    found: Times = {name: [] for name in names}
+    for i in range(ROUNDS):
+        for name in names if i % 2 == 0 else reversed(names):
+            found[name].append(_seconds(calls[name], tensors, counts[name]) * 1e3)
+    return found
 
 
 def _seconds(call: Any, tensors: Sequence[Any], count: int) -> float:
+    """Of a call, on average over ``count``."""
     start = time.perf_counter()
     for _ in range(count):
         call(*tensors)

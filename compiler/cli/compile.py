@@ -13,6 +13,34 @@ from tersor.cli.guard import Debug, HfCache, Trust
 In = Annotated[
     Path, typer.Argument(metavar="IN", help="An ONNX file or a Hugging Face model folder.")
 ]
+Recipe = Annotated[
+    str,
+    typer.Option(metavar="RECIPE", help="A name that 'tersor recipes' lists, or a .toml file."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05; "
+        "a:b for a list. Repeatable.",
+    ),
+]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="DIM=N,…",
+        help="Sizes of the open dims to measure at, as in batch=8,sequence=128. Repeatable.",
+    ),
+]
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What 'tersor tune' measures; without it the user's cache. Runtime tvm only.",
+    ),
+]
 Target = Annotated[
     str, typer.Option(metavar="TARGET", help="cpu (this machine) or what 'tersor targets' lists.")
 ]
@@ -47,28 +75,12 @@ def compile(
             "with the model, its settings and the report.",
         ),
     ],
-    recipe: Annotated[
-        str,
-        typer.Option(metavar="RECIPE", help="A name that 'tersor recipes' lists, or a .toml file."),
-    ] = "int8",
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05; "
-            "a:b for a list. Repeatable.",
-        ),
-    ] = None,
+    recipe: Recipe = "int8",
+    set: Settings = None,
     target: Target = "cpu",
     runtime: Runtime = "ort",
     calibration: Calibration = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIM=N,…",
-            help="Sizes of the open dims to measure at, as in batch=8,sequence=128. Repeatable.",
-        ),
-    ] = None,
+    size: Sizes = None,
     portable: Portable = False,
     no_measure: Annotated[
         bool,
@@ -76,6 +88,7 @@ def compile(
             "--no-measure", help="Build the defaults; whether they are faster is unknown."
         ),
     ] = False,
+    database: Database = None,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
     trust: Trust = False,
@@ -114,6 +127,7 @@ def compile(
             sizes=sizes,
             portable=portable,
             measure=not no_measure,
+            database=database,
             allow_hf_cache=allow_hf_cache,
             trust=trust,
             progress=tell,

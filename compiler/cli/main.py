@@ -15,6 +15,7 @@ from tersor.cli.doctor import doctor
 from tersor.cli.guard import Guarded
 from tersor.cli.inspect import inspect
 from tersor.cli.lists import passes, recipes, targets
+from tersor.cli.tune import tune
 from tersor.cli.verify import verify
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for command in (compile, convert, inspect, bench, verify, passes, recipes, targets, doctor):
+for command in (compile, convert, tune, inspect, bench, verify, passes, recipes, targets, doctor):
     app.command()(command)
 
 

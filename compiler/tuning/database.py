@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from tersor.artifact.storage import Staging, locked
 from tersor.errors import InvalidOption
 
 
@@ -25,12 +25,17 @@ def default_path() -> Path:
 class Database:
     """Results by key.
 
+    Attributes:
+        path: of the file, which need not be there.
+        problem: why the last result is known to this object only; empty where the file has it.
+
     Raises:
         InvalidOption: the file is there, and is no database.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or default_path()
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = default_path() if path is None else Path(path)
+        self.problem = ""
         self._held = self._read()
 
     def get(self, key: str) -> Any:
@@ -38,25 +43,33 @@ class Database:
         return self._held.get(key)
 
     def put(self, key: str, result: Any) -> None:
-        """Adds a result to the file; what others added meanwhile stays. Where the file cannot be
-        written, the result is known to this object only."""
-        self._held = {**self._read(), **self._held, key: result}
+        """Adds a result to the file; what others added meanwhile stays.
+
+        Raises:
+            InvalidOption: another file took its place meanwhile, which is no database.
+        """
+        self._held[key] = result
+        folder = self.path.absolute().parent
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, prefix="tuning-", delete=False
-            ) as file:
-                json.dump(self._held, file, indent=1, sort_keys=True)
-            os.replace(file.name, self.path)
-        except OSError:
-            return
+            folder.mkdir(parents=True, exist_ok=True)
+            # The lock is held from reading to replacing: nobody else's result falls in between.
+            with Staging(folder, self.path.name) as staging, locked(folder):
+                self._held = {**self._held, **self._read(), key: result}
+                text = json.dumps(self._held, indent=1, sort_keys=True)
+                staging.write("database", [text.encode()])
+                staging.move("database", self.path)
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"{self.path} cannot be written: {error.strerror}"
 
     def _read(self) -> dict[str, Any]:
         try:
-            held = json.loads(self.path.read_text())
+            held = json.loads(self.path.read_bytes())
+        except IsADirectoryError:
+            held = None
         except OSError:
             return {}
-        except ValueError:
+        except (ValueError, RecursionError):
             held = None
         if not isinstance(held, dict):
             raise InvalidOption(f"{self.path} is no tuning database: remove it, or name another")

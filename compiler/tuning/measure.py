@@ -42,6 +42,14 @@ class Paired:
     high: float
     pairs: int
 
+    @staticmethod
+    def of(a: Sequence[float], b: Sequence[float]) -> Paired:
+        """Of the milliseconds of both, pair by pair."""
+        low, middle, high = np.percentile(np.divide(a, b), (25, 50, 75))
+        return Paired(
+            float(np.median(a)), float(np.median(b)), float(middle), float(low), float(high), len(a)
+        )
+
     @property
     def slower(self) -> bool:
         """Whether b is slower beyond doubt: three quarters of the pairs say so, by 1% and more."""
@@ -176,7 +184,4 @@ def compare(a: Worker, b: Worker, feed: int, pairs: int) -> Paired:
         for side in order:
             times[i, side] = (a, b)[side].milliseconds(feed)
             time.sleep(PAUSE)
-    ratios = times[:, 0] / times[:, 1]
-    low, middle, high = np.percentile(ratios, (25, 50, 75))
-    a_ms, b_ms = np.median(times, axis=0)
-    return Paired(float(a_ms), float(b_ms), float(middle), float(low), float(high), pairs)
+    return Paired.of(times[:, 0].tolist(), times[:, 1].tolist())

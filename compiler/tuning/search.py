@@ -118,7 +118,7 @@ def _duel(
         if results[-1].high < HOPELESS:
             break
     record(label, results)
-    won = len(results) == len(feeds) and results[-1].high >= HOPELESS and _is_gain(results)
+    won = len(results) == len(feeds) and results[-1].high >= HOPELESS and is_gain(results)
     winner, loser = (challenger, best) if won else (best, challenger)
     loser.worker.stop()
     return winner
@@ -129,7 +129,7 @@ def _agreement(a: Worker, b: Worker, feed: int) -> float:
     return fidelity([a.outputs(feed)], [b.outputs(feed)]).get("min_cosine", 1.0)
 
 
-def _is_gain(results: Sequence[Paired]) -> bool:
+def is_gain(results: Sequence[Paired]) -> bool:
     """Whether the challenger is faster over all feeds, and so plainly that it is not the weather: by
     the geometric mean of the lower quartiles too."""
     gain = float(np.exp(np.mean([np.log(r.speedup) for r in results])))

@@ -1,0 +1,95 @@
+"""``tersor tune``: how kernels divide their work, measured ahead of compiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tersor.cli.compile import (
+    Calibration,
+    Database,
+    In,
+    Recipe,
+    Runtime,
+    Settings,
+    Sizes,
+    Target,
+)
+from tersor.cli.console import Teller, clean, say, show, table
+from tersor.cli.guard import INTERRUPTED, Debug, HfCache, Trust
+
+if TYPE_CHECKING:
+    from tersor.report import TuneReport
+
+
+def tune(
+    model: In,
+    recipe: Recipe = "int8",
+    set: Settings = None,
+    target: Target = "cpu",
+    runtime: Runtime = "tvm",
+    calibration: Calibration = None,
+    size: Sizes = None,
+    database: Database = None,
+    allow_hf_cache: HfCache = False,
+    trust: Trust = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model's kernels on this machine, for compile to find.
+
+    What is known is not measured again; Ctrl-C keeps what is done.
+    """
+    import tersor
+    from tersor.cli import inputs
+    from tersor.cli.models import naming
+
+    settings = inputs.pairs(set or (), "--set")
+    sizes = inputs.sizes(size or ())
+    tersor.Recipe.of(recipe).override(settings)
+    batches = (
+        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        if calibration is not None
+        else None
+    )
+    with Teller() as tell, naming(model):
+        report = tersor.tune(
+            model,
+            target,
+            recipe,
+            runtime=runtime,
+            sizes=sizes,
+            calibration=batches,
+            settings=settings,
+            database=database,
+            progress=tell,
+            allow_hf_cache=allow_hf_cache,
+            trust=trust,
+        )
+    _show(report)
+    if report.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show(report: TuneReport) -> None:
+    if report.kernels:
+        made = table("kernel", "grain", "")
+        for row in report.kernels:
+            grain = " ".join(f"{k}={v}" for k, v in row["grain"].items())
+            made.add_row(clean(row["name"]), grain, "measured" if row["measured"] else "known")
+        show(made)
+    for line in report.remarks:
+        say(line)
+    if report.interrupted:
+        done = f"{len(report.kernels)} of {report.total} kernels are tuned"
+        say(f"{done}: run it again to go on")
+    elif not report.total:
+        say("no kernel was found to tune")
+    else:
+        say(f"kernels tuned: {report.total}, of which were known before: {_known(report)}")
+    if report.kernels:
+        say(f"the results are in {report.database}")
+
+
+def _known(report: TuneReport) -> int:
+    return sum(not row["measured"] for row in report.kernels)
