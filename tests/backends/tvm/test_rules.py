@@ -20,7 +20,7 @@ from contract import (
 )
 
 from tersor.errors import Unsupported
-from tersor.ir import Graph, TensorType, Value
+from tersor.ir import Graph, Sym, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE, Sample
 from tersor.ops.evaluate import evaluate
 from tersor.ops.samples import Case, Dims, cases, feeds, one_node, put
@@ -38,12 +38,13 @@ REFUSED = {
     "Compress-3": "which elements it takes is known at run time only",
 }
 
-# Rows without a rule: their operands or results are no tensors.
-NO_RULE = {
-    "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase",
-    "SequenceLength", "ConcatFromSequence", "SplitToSequence", "Optional", "OptionalGetElement",
-    "OptionalHasElement",
-}  # fmt: skip
+# Samples that are refused where their sizes are symbols.
+REFUSED_SYMBOLIC = {
+    "ScatterND-1": "the length of the index tuples is known at run time only",
+}
+
+# Samples whose results in double precision are no better than that, and why.
+COARSE = {"Resize-7": (1e-5, "its positions are computed as float32, by each its own way")}
 
 CASES = {case.name: case for case in cases()}
 BATCH = 40  # Nodes that are compiled together: most of the time goes to a module, not to its nodes.
@@ -92,6 +93,9 @@ VARIANTS = {
 def _reason(case: Case, graph: Graph) -> str | None:
     """Why the node must be refused: the test's list, or sizes that the IR does not know."""
     listed = REFUSED.get(case.name) or REFUSED.get(case.row.op)
+    symbolic = any(isinstance(d, Sym) for v in graph.inputs for d in v.tensor.dims or ())
+    if symbolic and case.name in REFUSED_SYMBOLIC:
+        return REFUSED_SYMBOLIC[case.name]
     types = [v.type for v in graph.outputs if isinstance(v.type, TensorType)]
     unknown = any(t.dims is None or None in t.dims for t in types)
     return listed or ("known at run time only" if unknown else None)
@@ -156,19 +160,20 @@ def test_a_lowered_node_agrees_with_the_runtime(name: str, variant: str) -> None
         assert_agrees(mine, theirs, case.sample.tolerance)
 
 
-def test_refusals_name_rows() -> None:
+def test_every_row_has_a_rule_and_exceptions_name_rows() -> None:
     known = {row.op for row in TABLE} | CASES.keys()
-    assert [name for name in REFUSED if name not in known] == []
-    assert [row.op for row in TABLE if (row.op in RULES) is (row.op in NO_RULE)] == []
+    assert [name for name in (*REFUSED, *REFUSED_SYMBOLIC, *COARSE) if name not in known] == []
+    assert [row.op for row in TABLE if row.op not in RULES] == []
 
 
 @pytest.mark.parametrize("case", _lowered("double"), ids=lambda c: c.name)
 def test_doubles_keep_their_accuracy(case: Case) -> None:
     """Of libm, and of sums of some numbers."""
+    tolerance, _ = COARSE.get(case.name, (1e-11, ""))
     sample = VARIANTS["double"].sample(case)
     want = evaluate(one_node(case.row.op, sample), feeds(sample)).values()
     for mine, theirs in zip(_got("double", case), want, strict=True):
-        assert_agrees(mine, theirs, 1e-11)
+        assert_agrees(mine, theirs, tolerance)
 
 
 @pytest.mark.parametrize("case", _lowered("half"), ids=lambda c: c.name)
