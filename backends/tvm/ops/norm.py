@@ -184,7 +184,8 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
     value = node.inputs[0]
     assert value is not None
     channels: Dim = dims_of(value)[1]
-    groups = node.attrs.get("num_groups", channels)
+    given = node.attrs.get("num_groups")
+    groups = given if isinstance(given, int) else channels
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
 
     def compute(x: te.Tensor, scale: te.Tensor, bias: te.Tensor, groups: Any) -> te.Tensor:
@@ -208,7 +209,7 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
         compute,
         *sources,
         lowering.dim(groups),
-        primfunc_name_hint=name_of(node.op),  # type: ignore[arg-type]
+        primfunc_name_hint=name_of(node.op),
     )
     return [made]
 
@@ -217,6 +218,7 @@ def _lp_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
     value = node.inputs[0]
     assert value is not None
     axis, power = axis_of(node, len(dims_of(value))), node.attrs["p"]
+    assert isinstance(power, int)
     if power not in (1, 2):
         raise Refused(f"p is {power}")
     dtype = dtype_of(value.type)
