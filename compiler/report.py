@@ -40,7 +40,7 @@ class TuneReport:
         kernels: a row for each kernel that was reached: its ``name``, its ``grain`` (how it divides its
             work), and whether that was ``measured`` now or was known.
         total: kernels that the model has; more than were reached where it was interrupted.
-        database: the file that holds the results.
+        database: the file that holds the results; empty where it cannot be written.
         remarks: why kernels were not measured, or results not written.
     """
 

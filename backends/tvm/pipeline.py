@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, tirx
 
 from tersor.backends.tvm.fastmath import fast_math
@@ -210,3 +211,5 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
 
 
 tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _lowering)
+# Passes in Python are called by way of C++, where Ctrl-C would become a RuntimeError without a message.
+tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

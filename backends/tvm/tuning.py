@@ -91,10 +91,9 @@ def tune(
             row = {"name": spec.name, "grain": asdict(grains[spec.name]), "measured": measured}
             report.kernels.append(row)
     except KeyboardInterrupt:
-        what = "interrupted: kernels that were not reached keep defaults"
-        progress(len(grains), len(wanted), what)
-        report.remarks.append(what)
+        report.remarks.append("interrupted: kernels that were not reached keep defaults")
     if database.problem:
+        report.database = ""
         report.remarks.append(database.problem)
     chosen = tuple((name, grain.rows, grain.by_columns) for name, grain in grains.items())
     return choice.but(grains=chosen), report

@@ -87,7 +87,7 @@ def _show(report: TuneReport) -> None:
         say("no kernel was found to tune")
     else:
         say(f"kernels tuned: {report.total}, of which were known before: {_known(report)}")
-    if report.kernels:
+    if report.kernels and report.database:
         say(f"the results are in {report.database}")
 
 
