@@ -73,7 +73,8 @@ class Profiled:
 
 def _parameters(description: Description, weights: bytes) -> list[Any]:
     found = []
-    for parameter in description.parameters:
+    for place in description.functions[0].parameters:
+        parameter = description.parameters[place]
         held = np.frombuffer(weights, np.uint8, parameter.size, parameter.offset)
         array = held.view(parameter.type.dtype.numpy).reshape(parameter.type.shape)
         found.append(tvm.runtime.tensor(array))

@@ -46,6 +46,7 @@ def compile(
     calibration: Iterable[Feed] | None = None,
     settings: Mapping[str, Any] | None = None,
     sizes: Sequence[Sizes] | None = None,
+    buckets: Sequence[Sizes] = (),
     portable: bool = False,
     measure: bool = True,
     database: str | Path | None = None,
@@ -69,6 +70,8 @@ def compile(
         settings: options of the recipe's passes: ``{"quantize-dynamic.max_error": 0.05}``.
         sizes: sizes of the open dims to measure at: ``[{"batch": 8, "sequence": 128}]``; by default
             1x32, 1x128 and 8x128.
+        buckets: sizes of the open dims that get code of their own; all others share one. Runtime ``tvm``
+            only.
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
         database: the file of what :func:`tune` measures; by default this user's. Runtime ``tvm`` only.
@@ -84,7 +87,7 @@ def compile(
     chosen = Target.parse(target) if isinstance(target, str) else target
     plan = Recipe.of(recipe).override(settings or {})
     backend = _backend(runtime, chosen)
-    start = backend.Choice.of(chosen, portable=portable)
+    start = backend.Choice.of(chosen, portable=portable, buckets=buckets)
     measure_here = measure and chosen.is_host
     held = _database(backend, runtime, database, wanted=measure_here)
     tell(0, 1, "importing")
@@ -98,6 +101,7 @@ def compile(
         trust=trust,
     )
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
+    check_sizes(imported.graph, buckets)
     batches = _checked(imported.graph, calibration)
     report = Report()
     job = _Job(backend, runtime, chosen, start, report, tell, held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -64,8 +65,18 @@ class Choice:
     session: SessionOptions = SessionOptions()
 
     @staticmethod
-    def of(target: Target, *, portable: bool = False) -> Choice:
-        """What the search starts from; ONNX Runtime finds out by itself what it runs on."""
+    def of(
+        target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
+    ) -> Choice:
+        """What the search starts from; ONNX Runtime finds out by itself what it runs on.
+
+        Raises:
+            InvalidOption: ``buckets``, which an ONNX file cannot have.
+        """
+        if buckets:
+            raise InvalidOption(
+                "buckets are for runtime tvm: runtime ort has one model for all sizes"
+            )
         return Choice().but(portable=portable)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +14,16 @@ from tersor.backends.tvm import cuda
 from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.library import ALIGNMENT, describe_graph, pack
-from tersor.backends.tvm.lowering import lower
+from tersor.backends.tvm.library import ALIGNMENT, Function, describe_graph, pack
+from tersor.backends.tvm.lowering import lower_all
 from tersor.backends.tvm.ops import RULES, fused
-from tersor.backends.tvm.options import Choice
+from tersor.backends.tvm.options import Choice, sizes_text
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
 from tersor.backends.tvm.session import set_threads
 from tersor.built import Built, Split, Weights
-from tersor.errors import Unsupported, one_line
+from tersor.errors import InvalidGraph, InvalidOption, Unsupported, one_line
 from tersor.ir import Graph
+from tersor.ir.copy import specialize
 from tersor.target import Target
 
 
@@ -31,25 +33,43 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
 
     Raises:
         Unsupported: nodes that have no lowering, another kind of processor than this, or no compiler.
+        InvalidOption: a bucket that the model cannot have.
     """
     choice = choice or Choice.of(Target.host())
     arch = cuda.arch_of(choice.features)
     compiler = find_compiler()
+    graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
     set_threads(choice.cores)  # TVM runs code of its own while it compiles.
     if arch:
-        module, parameters = lower(halve(graph), cuda.GPU_RULES)
-        executable = cuda.compile_for_gpu(module, arch)
+        lowered = lower_all([halve(g) for g in graphs], cuda.GPU_RULES)
+        executable = cuda.compile_for_gpu(lowered.module, arch)
     else:
         machine = _machine(choice)
         isa = Isa.of(choice.features, choice.cores)
-        module, parameters = lower(
-            fuse(graph, isa), {**RULES, **fused.rules(isa, choice.grain_of())}
-        )
-        executable = compile_module(module, tvm_target(choice.features, choice.cores, machine))
-    weights = Weights(tuple(parameters), alignment=ALIGNMENT) if parameters else None
-    description = describe_graph(graph, choice.features, weights, parameters)
+        rules = {**RULES, **fused.rules(isa, choice.grain_of())}
+        lowered = lower_all([fuse(g, isa) for g in graphs], rules)
+        target = tvm_target(choice.features, choice.cores, machine)
+        executable = compile_module(lowered.module, target)
+    weights = Weights(tuple(lowered.arrays), alignment=ALIGNMENT) if lowered.arrays else None
+    functions = [
+        Function(sizes, tuple(taken))
+        for sizes, taken in zip(((), *choice.buckets), lowered.taken, strict=True)
+    ]
+    description = describe_graph(graph, choice.features, weights, lowered.arrays, functions)
     data = pack(_link(executable, compiler), description)
     return data if weights is None else Split(data, weights)
+
+
+def _bucket(graph: Graph, sizes: Sequence[tuple[str, int]]) -> Graph:
+    """The graph at these sizes.
+
+    Raises:
+        InvalidOption: an op refuses them.
+    """
+    try:
+        return specialize(graph, dict(sizes))
+    except InvalidGraph as error:
+        raise InvalidOption(f"no bucket {sizes_text(sizes)}: {error}") from None
 
 
 def find_compiler() -> str:

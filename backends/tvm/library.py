@@ -26,10 +26,11 @@ from tersor.backends.tvm.lowering import DTYPES
 from tersor.built import Weights
 from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import DType, Graph, TensorType
+from tersor.ir.dims import symbols
 from tersor.ir.types import parse_type
 from tersor.target import Target
 
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin")
 _MAGIC = b"tersor\0T"
@@ -40,7 +41,7 @@ Interface = list[tuple[str, TensorType]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that the library's function takes behind the inputs, and where in the weights it lies."""
+    """An array that functions of the library take behind the inputs, and where in the weights it lies."""
 
     type: TensorType
     offset: int
@@ -52,13 +53,27 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Function:
+    """A function of the library.
+
+    Attributes:
+        sizes: of the open dims, that it is for; none: any sizes.
+        parameters: places among the library's, in the order of the function.
+    """
+
+    sizes: tuple[tuple[str, int], ...] = ()
+    parameters: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Description:
     """What a library needs and offers.
 
     Attributes:
         inputs, outputs: names and types.
         features: ISA features that the code uses.
-        parameters: in the order of the function.
+        parameters: of all functions, each once.
+        functions: the first is for any sizes.
         weights: the name of their file; None where there are no parameters.
         tvm: the version that built it.
         platform: the system and processor family that it runs on.
@@ -68,6 +83,7 @@ class Description:
     outputs: Interface
     features: tuple[str, ...]
     parameters: tuple[Parameter, ...] = ()
+    functions: tuple[Function, ...] = (Function(),)
     weights: str | None = None
     tvm: str = tvm.__version__
     platform: str = field(default_factory=lambda: f"{platform.system()} {platform.machine()}")
@@ -80,6 +96,7 @@ class Description:
             "outputs": [[name, str(type)] for name, type in self.outputs],
             "features": sorted(self.features),
             "parameters": [[str(p.type), p.offset] for p in self.parameters],
+            "functions": [[dict(f.sizes), f.parameters] for f in self.functions],
             "weights": self.weights,
             "tvm": self.tvm,
             "platform": self.platform,
@@ -91,9 +108,18 @@ class Description:
         """Bytes of the weights' file."""
         return max((p.offset + p.size for p in self.parameters), default=0)
 
+    def shapes_of(self, function: Function) -> tuple[tuple[int, ...], ...]:
+        """Of the inputs, for a function that is for chosen sizes."""
+        sizes = dict(function.sizes)
+        return tuple(type.at(sizes) for _, type in self.inputs)
+
 
 def describe_graph(
-    graph: Graph, features: Sequence[str], weights: Weights | None, parameters: Sequence[np.ndarray]
+    graph: Graph,
+    features: Sequence[str],
+    weights: Weights | None,
+    parameters: Sequence[np.ndarray],
+    functions: Sequence[Function],
 ) -> Description:
     """Of a library that was built of ``graph``, with ``parameters`` held in ``weights``."""
     inputs, outputs = (
@@ -107,6 +133,7 @@ def describe_graph(
         outputs,
         tuple(features),
         tuple(Parameter(t, o) for t, o in zip(types, offsets, strict=True)),
+        tuple(functions),
         weights.name if weights is not None else None,
     )
 
@@ -138,7 +165,9 @@ def describe(data: bytes) -> Description:
                 "compile the model again"
             )
         return _description(told)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
+    ) as error:  # fmt: skip
         why = one_line(error, LONGEST)
         raise InvalidModel(f"what the library tells of itself is damaged: {why}") from None
 
@@ -174,13 +203,35 @@ def _description(told: dict[str, Any]) -> Description:
         [(_text(name), _tensor(type)) for name, type in told["outputs"]],
         tuple(map(_text, told["features"])),
         tuple(Parameter(_tensor(type), _offset(place)) for type, place in told["parameters"]),
+        tuple(
+            Function(_sizes(sizes), tuple(map(_place, parameters)))
+            for sizes, parameters in told["functions"]
+        ),
         None if told["weights"] is None else _weights(told["weights"]),
         _text(told["tvm"]),
         _text(told["platform"]),
     )
     if description.weight_bytes and description.weights is None:
         raise ValueError("parameters, and no weights")
+    _check_functions(description)
     return description
+
+
+def _check_functions(description: Description) -> None:
+    """Raises:
+    ValueError: no function for any sizes, one for other dims than are open, or of other parameters.
+    """
+    if not description.functions or description.functions[0].sizes:
+        raise ValueError("no function for any sizes")
+    dims = [dim for _, type in description.inputs for dim in type.dims or ()]
+    names = set[str]().union(*map(symbols, dims))
+    for function in description.functions[1:]:
+        if not names or {name for name, _ in function.sizes} != names:
+            raise ValueError("a function that is not for sizes of the open dims")
+        description.shapes_of(function)  # Raises where a dim has no such size.
+    count = len(description.parameters)
+    if any(place >= count for f in description.functions for place in f.parameters):
+        raise ValueError("a function of parameters that are not there")
 
 
 def _text(value: Any) -> str:
@@ -202,7 +253,21 @@ def _tensor(text: str) -> TensorType:
     return type
 
 
+def _sizes(told: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, _natural(size, "size")) for name, size in told.items())
+
+
+def _place(value: Any) -> int:
+    return _natural(value, "place among the parameters")
+
+
 def _offset(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value % ALIGNMENT:
+    if _natural(value, "place of a parameter") % ALIGNMENT:
         raise ValueError(f"{value!r} is no place of a parameter")
+    return int(value)
+
+
+def _natural(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no {what}")
     return value

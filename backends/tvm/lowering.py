@@ -18,6 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call
@@ -57,25 +58,46 @@ class NotMade(Exception):
 
 
 @dataclass
+class Arrays:
+    """What functions of a module are passed behind their inputs, each array once.
+
+    Functions of one graph pack the same weights: what is equal is told by its bytes.
+    """
+
+    held: list[np.ndarray] = field(default_factory=list)
+    _places: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def place(self, array: np.ndarray) -> int:
+        """Where the array is among those held."""
+        key = (Weights((array,)).sha256, str(array.dtype), array.shape)
+        if key not in self._places:
+            self._places[key] = len(self.held)
+            self.held.append(array)
+        return self._places[key]
+
+
+@dataclass
 class Lowering:
     """What the rules of one function share.
 
     Attributes:
         builder: the module that is being built, within the function.
         rules: by op.
+        arrays: that parameters of the module's functions stand for.
         symbols: Relax's variables of the named sizes.
         exprs: what was emitted for a value.
-        parameters: of the function, beyond the graph's inputs: the variable, and the array that a
-            session passes for it.
+        parameters: of the function, beyond the graph's inputs: the variable, and where in ``arrays``
+            lies what a session passes for it.
         kernels: of our own that the module holds, by name.
         not_made: results of nodes that were refused.
     """
 
     builder: relax.BlockBuilder
     rules: dict[str, Rule]
+    arrays: Arrays = field(default_factory=Arrays)
     symbols: dict[str, tirx.Var] = field(default_factory=dict)
     exprs: dict[Value, Any] = field(default_factory=dict)
-    parameters: list[tuple[relax.Var, np.ndarray]] = field(default_factory=list)
+    parameters: list[tuple[relax.Var, int]] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
     not_made: set[Value] = field(default_factory=set)
 
@@ -111,7 +133,7 @@ class Lowering:
         array = as_held(array)
         type = TensorType(DType.of(array), array.shape)
         var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
-        self.parameters.append((var, array))
+        self.parameters.append((var, self.arrays.place(array)))
         return var
 
     def dim(self, dim: Dim) -> Any:
@@ -256,6 +278,20 @@ def dtype_of(type: object) -> str:
     return DTYPES[type.dtype]
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A Relax module.
+
+    Attributes:
+        arrays: that its functions are passed behind the graph's inputs.
+        taken: for each function, which of them, in its order.
+    """
+
+    module: tvm.IRModule
+    arrays: list[np.ndarray]
+    taken: list[list[int]]
+
+
 def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:
     """A Relax module with a function ``main`` of the graph's inputs, then of the arrays that are
     returned with it; it gives the tuple of the graph's outputs.
@@ -263,9 +299,36 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
     Raises:
         Unsupported: nodes that have no lowering, with the reason of each.
     """
-    builder = relax.BlockBuilder()
-    lowering = Lowering(builder, rules)
-    reasons: list[str] = []
+    lowered = lower_all([graph], rules)
+    return lowered.module, [lowered.arrays[place] for place in lowered.taken[0]]
+
+
+def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
+    """A Relax module with a function for each graph, called as :func:`function_name` says.
+
+    Raises:
+        Unsupported: nodes that have no lowering, with the reason of each.
+    """
+    builder, arrays, kernels = relax.BlockBuilder(), Arrays(), dict[str, Any]()
+    taken = []
+    for place, graph in enumerate(graphs):
+        lowering = Lowering(builder, rules, arrays, kernels=kernels)
+        _add_function(lowering, graph, function_name(place))
+        taken.append([array for _, array in lowering.parameters])
+    module = builder.finalize()
+    for place, graph in enumerate(graphs):
+        name = function_name(place)
+        module[name] = module[name].with_attr("num_input", len(graph.inputs))
+    return Lowered(module, arrays.held, taken)
+
+
+def function_name(place: int) -> str:
+    """The name of a module's function: of the first one ``main``."""
+    return f"{MAIN}_{place}" if place else MAIN
+
+
+def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
+    builder, reasons = lowering.builder, list[str]()
     inputs = []
     for value in graph.inputs:
         try:
@@ -273,7 +336,7 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
         except Refused as error:
             raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
         lowering.exprs[value] = inputs[-1]
-    with builder.function(MAIN), _closed(builder):
+    with builder.function(name), _closed(builder):
         with builder.dataflow():
             for node in graph.nodes:
                 _try(lowering, node, reasons)
@@ -282,9 +345,6 @@ def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.n
             results = builder.emit_output(relax.Tuple([lowering[v] for v in graph.outputs]))
         parameters = [var for var, _ in lowering.parameters]
         builder.emit_func_output(results, params=[*inputs, *parameters])
-    module = builder.finalize()
-    module[MAIN] = module[MAIN].with_attr("num_input", len(inputs))
-    return module, [array for _, array in lowering.parameters]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tersor.backends.tvm.library import (
     check_host,
     describe,
 )
-from tersor.backends.tvm.lowering import DTYPES, MAIN, as_held
+from tersor.backends.tvm.lowering import DTYPES, as_held, function_name
 from tersor.backends.tvm.options import Choice
 from tersor.built import Built, Split, Weights, main_file
 from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line
@@ -34,6 +34,7 @@ from tersor.ir import DType, TensorType
 from tersor.ir.dims import evaluate, symbols
 from tersor.target import request_amx, usable_cores
 
+_Call = tuple[Any, list[Any]]
 _SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
 _pool = threading.local()  # TVM has a pool for each thread that calls it.
 
@@ -59,12 +60,12 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
         path.write_bytes(data)
         try:
             machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
-            function = machine[MAIN]
+            functions = [machine[function_name(i)] for i in range(len(description.functions))]
         except Exception as error:
             raise InvalidModel(
                 f"the system does not load the library: {one_line(error, 300)}"
             ) from None
-    return Session(description, function, weights, choice.threads or choice.cores, device)
+    return Session(description, functions, weights, choice.threads or choice.cores, device)
 
 
 def examine(model: Built) -> None:
@@ -113,7 +114,7 @@ class Session:
     def __init__(
         self,
         description: Description,
-        function: Any,
+        functions: Sequence[Any],
         weights: np.ndarray,
         threads: int,
         device: Any,
@@ -129,12 +130,22 @@ class Session:
         self._copied = [
             type.dtype is DType.BF16 or self._device is not None for _, type in description.outputs
         ]
-        self._function = function
         self._weights = weights
-        parameters = [self._there(_parameter(weights, p)) for p in description.parameters]
-        self._arguments: list[Any] = [*([None] * len(self._inputs)), *parameters]
+        held = [self._there(_parameter(weights, p)) for p in description.parameters]
+        # Functions with what they are passed behind the inputs.
+        self._calls: list[_Call] = [
+            (function, [held[place] for place in told.parameters])
+            for function, told in zip(functions, description.functions, strict=True)
+        ]
+        self._call = self._calls[0]
+        self._for_shapes = {
+            description.shapes_of(told): call
+            for call, told in zip(self._calls[1:], description.functions[1:], strict=True)
+        }
+        self._arguments: list[Any] = [None] * len(self._inputs)
         self._threads = threads
-        self._fitting: list[tuple[int, ...]] = []  # The last shapes that were found to fit.
+        # The last shapes that were found to fit, and what was found for them is the call.
+        self._fitting: list[tuple[int, ...]] = []
         self._copies: list[tuple[np.ndarray, Any] | None] = [None] * len(self._inputs)
         self._lock = threading.Lock()
 
@@ -148,14 +159,14 @@ class Session:
             passed = [self._argument(i, array) for i, array in enumerate(arrays)]
             set_threads(self._threads)
             try:
-                inputs_there = [self._there(a) for a in self._arguments[: len(arrays)]]
-                made = self._function(*inputs_there, *self._arguments[len(arrays) :])
+                function, parameters = self._call
+                made = function(*(self._there(a) for a in self._arguments), *parameters)
             except Exception as error:
                 raise InvalidOption(
                     f"the model does not take these inputs: {one_line(error, 300)}"
                 ) from None
             finally:
-                self._arguments[: len(arrays)] = [None] * len(arrays)
+                self._arguments[:] = [None] * len(arrays)
             passed.append(self._weights)
             return {name: self._result(i, made[i], passed) for i, name in enumerate(self._outputs)}
 
@@ -163,7 +174,7 @@ class Session:
         return tensor if self._device is None else tensor.copyto(self._device)
 
     def _check(self, arrays: Sequence[np.ndarray]) -> None:
-        """That inputs fit.
+        """That inputs fit, and which call is for their shapes.
 
         Raises:
             InvalidOption: one that does not.
@@ -175,6 +186,7 @@ class Session:
         shapes = [array.shape for array in arrays]
         if shapes != self._fitting:
             check_shapes(self._inputs, arrays)
+            self._call = self._for_shapes.get(tuple(shapes), self._calls[0])
             self._fitting = shapes
 
     def _argument(self, place: int, array: np.ndarray) -> np.ndarray:

@@ -81,6 +81,14 @@ def compile(
     runtime: Runtime = "ort",
     calibration: Calibration = None,
     size: Sizes = None,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIM=N,…",
+            help="Sizes of the open dims that get code of their own beside the code for all others, as in "
+            "batch=8,sequence=128 (only runtime tvm). Repeatable.",
+        ),
+    ] = None,
     portable: Portable = False,
     no_measure: Annotated[
         bool,
@@ -108,6 +116,7 @@ def compile(
     inputs.check_output(out, model)
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
+    buckets = inputs.sizes(bucket or (), "--bucket")
     tersor.Recipe.of(recipe).override(settings)
     tersor.Target.parse(target)
     registry.backend(runtime)
@@ -125,6 +134,7 @@ def compile(
             calibration=batches,
             settings=settings,
             sizes=sizes,
+            buckets=buckets or (),
             portable=portable,
             measure=not no_measure,
             database=database,

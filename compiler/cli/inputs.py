@@ -68,17 +68,19 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
-def sizes(texts: Sequence[str]) -> list[dict[str, int]] | None:
-    """``batch=8,sequence=128`` texts, one a case to measure at; None for none at all.
+def sizes(texts: Sequence[str], option: str = "--size") -> list[dict[str, int]] | None:
+    """``batch=8,sequence=128`` texts, one a case; None for none at all.
 
     Raises:
         InvalidOption: not a list of name=integer.
     """
     found = []
     for text in texts:
-        given = pairs(text.split(","), "--size")
+        given = pairs(text.split(","), option)
         if not all(re.fullmatch(r"\d{1,9}", v) for v in given.values()):
-            raise InvalidOption(f"--size {text!r}: write name=integer, as in batch=8,sequence=128")
+            raise InvalidOption(
+                f"{option} {text!r}: write name=integer, as in batch=8,sequence=128"
+            )
         found.append({k: int(v) for k, v in given.items()})
     return found or None
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tersor.ir.dims import KnownDim, substitute
 from tersor.ir.graph import Graph
 from tersor.ir.node import Attribute, Node, Value
+from tersor.ir.types import OptionalType, SequenceType, TensorType, ValueType
 
 
 def copy_graph(graph: Graph) -> Graph:
@@ -11,46 +18,93 @@ def copy_graph(graph: Graph) -> Graph:
 
     A subgraph that is copied alone keeps reading the outer graph's values.
     """
-    return _copy(graph, {}, None)
+    return _Copy().graph(graph, None)
 
 
-def _copy(graph: Graph, values: dict[Value, Value], outer: Graph | None) -> Graph:
-    result = Graph(graph.name, graph.table, outer)
-    result.metadata = dict(graph.metadata)
-    if outer is None:
-        result._names = dict(graph._names)
-    for value in graph.inputs:
-        result.inputs.append(_copy_value(value, result, values))
-    for value in graph.constants.values():
-        copied = _copy_value(value, result, values)
-        result.constants[copied.name] = copied
-    for node in graph.nodes:
-        copy = Node(node.op, _copy_attrs(node, values, result), node.scope, node.name)
-        for sub in copy.subgraphs:
-            sub.parent = copy
-        result._link(copy, None)
-        result._set_inputs(copy, [None if v is None else values.get(v, v) for v in node.inputs])
-        copy.outputs = tuple(_copy_value(v, result, values) for v in node.outputs)
-        for value in copy.outputs:
-            value.producer = copy
-    result.set_outputs([values.get(v, v) for v in graph.outputs], graph.output_names)
+def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
+    """A copy whose open dims have ``sizes``; what follows from these is inferred anew.
+
+    Raises:
+        InvalidGraph: an op refuses them.
+    """
+    result = _Copy(sizes).graph(graph, None)
+    for node in result.walk():
+        if node.subgraphs or node.graph is None:
+            continue
+        told = [(value.type, value.contents) for value in node.outputs]
+        node.graph.infer(node)
+        for value, (type, contents) in zip(node.outputs, told, strict=True):
+            # The op may tell less than whoever emitted the node did.
+            if not isinstance(value.type, TensorType) or not value.type.is_static:
+                value.type = type
+            if value.contents is None:
+                value.contents = contents
     return result
 
 
-def _copy_attrs(node: Node, values: dict[Value, Value], outer: Graph) -> dict[str, Attribute]:
-    attrs: dict[str, Attribute] = {}
-    for key, attr in node.attrs.items():
-        if isinstance(attr, Graph):
-            attrs[key] = _copy(attr, values, outer)
-        elif isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr):
-            attrs[key] = tuple(_copy(a, values, outer) for a in attr if isinstance(a, Graph))
-        else:
-            attrs[key] = attr
-    return attrs
+@dataclass
+class _Copy:
+    """One copy.
 
+    Attributes:
+        sizes: that named dims have in it.
+        values: copies by what they are copies of.
+    """
 
-def _copy_value(value: Value, graph: Graph, values: dict[Value, Value]) -> Value:
-    copy = Value(value.name, value.type, graph)
-    copy.encoding, copy.contents, copy.index = value.encoding, value.contents, value.index
-    values[value] = copy
-    return copy
+    sizes: Mapping[str, KnownDim] = field(default_factory=dict)
+    values: dict[Value, Value] = field(default_factory=dict)
+
+    def graph(self, graph: Graph, outer: Graph | None) -> Graph:
+        values = self.values
+        result = Graph(graph.name, graph.table, outer)
+        result.metadata = dict(graph.metadata)
+        if outer is None:
+            result._names = dict(graph._names)
+        for value in graph.inputs:
+            result.inputs.append(self.value(value, result))
+        for value in graph.constants.values():
+            copied = self.value(value, result)
+            result.constants[copied.name] = copied
+        for node in graph.nodes:
+            copy = Node(node.op, self.attrs(node, result), node.scope, node.name)
+            for sub in copy.subgraphs:
+                sub.parent = copy
+            result._link(copy, None)
+            result._set_inputs(copy, [None if v is None else values.get(v, v) for v in node.inputs])
+            copy.outputs = tuple(self.value(v, result) for v in node.outputs)
+            for value in copy.outputs:
+                value.producer = copy
+        result.set_outputs([values.get(v, v) for v in graph.outputs], graph.output_names)
+        return result
+
+    def attrs(self, node: Node, outer: Graph) -> dict[str, Attribute]:
+        attrs: dict[str, Attribute] = {}
+        for key, attr in node.attrs.items():
+            if isinstance(attr, Graph):
+                attrs[key] = self.graph(attr, outer)
+            elif isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr):
+                attrs[key] = tuple(self.graph(a, outer) for a in attr if isinstance(a, Graph))
+            else:
+                attrs[key] = attr
+        return attrs
+
+    def value(self, value: Value, graph: Graph) -> Value:
+        copy = Value(value.name, self.type(value.type), graph)
+        copy.encoding, copy.index = value.encoding, value.index
+        copy.contents = self.contents(value.contents)
+        self.values[value] = copy
+        return copy
+
+    def type(self, type: ValueType) -> ValueType:
+        if isinstance(type, (SequenceType, OptionalType)):
+            return replace(type, element=self.type(type.element)) if self.sizes else type
+        if not self.sizes or not isinstance(type, TensorType) or type.dims is None:
+            return type
+        return type.with_dims(tuple(substitute(d, self.sizes) for d in type.dims))
+
+    def contents(self, contents: np.ndarray | None) -> np.ndarray | None:
+        if not self.sizes or contents is None:
+            return contents
+        held = np.empty(contents.size, object)
+        held[:] = [substitute(item, self.sizes) for item in contents.reshape(-1)]
+        return held.reshape(contents.shape)

@@ -79,6 +79,15 @@ def test_bench_of_code_takes_arrays_from_a_file(run: Run, code: Path) -> None:
     assert refused(run(*arguments, "wide.npz")) == wrong
 
 
+def test_compile_builds_buckets(run: Run, files: Path) -> None:
+    command = "compile m.onnx out --recipe fp32 --runtime tvm --no-measure --bucket seq=4,batch=2"
+    assert run(*command.split(), "--bucket", "batch=1,seq=1").exit_code == 0
+    made = tersor.load("out", trust=True)
+    assert made.choice["buckets"] == [[["batch", 2], ["seq", 4]], [["batch", 1], ["seq", 1]]]
+    unknown = refused(run(*command.split(), "--bucket", "batch=1,sq=1"))
+    assert unknown == "error: no open dim 'sq', did you mean 'seq'?; the inputs have batch, seq"
+
+
 def test_verify_needs_no_trust(run: Run, code: Path) -> None:
     result = run("verify", "code", "--input", "m.onnx")
     assert result.exit_code == 0 and result.stdout.startswith("code is whole: 2 files, ")
