@@ -18,6 +18,7 @@ Run = Callable[..., Result]
 COMMANDS = [
     "compile",
     "convert",
+    "tune",
     "inspect",
     "bench",
     "verify",
