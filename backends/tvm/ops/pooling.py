@@ -116,41 +116,54 @@ def _root(total: Any, p: int, dtype: str) -> Any:
 
 
 def _max_pool(lowering: Lowering, node: Node) -> Sequence[Any]:
+    over, x, dims = _over(node), lowering[node.inputs[0]], lowering.shape_of(node.outputs[0])
+    pooled = partial(_max, over=over, attrs=node.attrs)
+    greatest = lowering.te(pooled, x, dims, primfunc_name_hint="maxpool")
     if len(node.outputs) == 1 or not node.outputs[1].uses:
-        return _pool(_max)(lowering, node)
-    x, dims = lowering[node.inputs[0]], lowering.shape_of(node.outputs[0])
-    by_columns = bool(node.attrs["storage_order"])
-    compute = partial(_max_with_places, over=_over(node), by_columns=by_columns)
-    pair = lowering.te(compute, x, dims, primfunc_name_hint="maxpool_with_places")
-    return [pair[0], pair[1]]
+        return [greatest]
+    compute = partial(_places, over=over, by_columns=bool(node.attrs["storage_order"]))
+    return [greatest, lowering.te(compute, x, greatest, primfunc_name_hint="maxpool_places")]
 
 
-def _max_with_places(x: Any, dims: list[Any], *, over: Window, by_columns: bool) -> Any:
-    """Of equal elements the first counts; padding is never the place of one."""
+def _places(x: Any, greatest: Any, *, over: Window, by_columns: bool) -> Any:
+    """Where the greatest stand: of equal elements the first counts, which has the least rank among
+    positions row by row; padding is never the place of one."""
     before = [b for b, _ in borders(over, x.shape[2:])]
-    lowest = _lowest(x)
     at, have = taps(over), list(x.shape[2:])
-    axes = list(range(len(have)))
-    order = axes[::-1] if by_columns else axes
+    none = tirx.max_value("int64")
 
-    def better(a: Any, b: Any) -> tuple[Any, Any]:
-        first = tirx.any(b[1] < 0, tirx.all(a[1] >= 0, a[0] >= b[0]))
-        return tirx.Select(first, a[0], b[0]), tirx.Select(first, a[1], b[1])
-
-    greatest = te.comm_reducer(
-        better, lambda value, place: (lowest, tirx.const(-1, place)), name="greatest"
-    )
-
-    def pick(n: Any, c: Any, *index: Any) -> Any:
+    def rank(n: Any, c: Any, *index: Any) -> Any:
         where = [p - b for p, b in zip(places(over, index, at), before, strict=True)]
         inside = tirx.all(*(tirx.all(p >= 0, p < h) for p, h in zip(where, have, strict=True)))
-        place = n * x.shape[1] + c
-        for axis in order:
-            place = place * have[axis] + where[axis]
-        value = te.if_then_else(inside, x(n, c, *where), lowest)
-        return greatest((value, tirx.Select(inside, place, tirx.const(-1, "int64"))), axis=at)
+        value = te.if_then_else(inside, x(n, c, *where), _lowest(x))
+        found = tirx.all(inside, value == greatest(n, c, *index))
+        return te.min(tirx.Select(found, _flat(where, have), none), axis=at)
 
-    return te.compute(dims, pick, name="max_pool")
+    ranks = te.compute(greatest.shape, rank, name="rank")
+
+    def place(n: Any, c: Any, *index: Any) -> Any:
+        held: Any = ranks(n, c, *index)
+        total: Any = tirx.IntImm("int64", 1)
+        for size in have:
+            total = total * size
+        if by_columns:
+            where = []
+            rest = held
+            for size in have[::-1]:
+                where.append(tirx.floormod(rest, size))
+                rest = tirx.floordiv(rest, size)
+            held = _flat(where, have[::-1])
+        return (n * x.shape[1] + c) * total + held
+
+    return te.compute(greatest.shape, place, name="places")
+
+
+def _flat(where: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    """The rank of a position among all, its last axis counted first."""
+    rank: Any = tirx.IntImm("int64", 0)
+    for position, size in zip(where, sizes, strict=True):
+        rank = rank * size + position
+    return rank
 
 
 # -- all positions at once -------------------------------------------------------------------------
