@@ -39,11 +39,13 @@ class Unjudged(Exception):
 
 @dataclass
 class Expected:
-    """What a graph gives for a feed, and how far two evaluations of it are apart, by output."""
+    """What a graph gives for a feed, and how far two evaluations of it are apart, by output; ``halves``
+    is what narrow floats within it may cost, relative to the largest number."""
 
     feed: Arrays
     outputs: Arrays
     noise: dict[str, float]
+    halves: float = 0.0
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -103,15 +105,16 @@ def expected(case: Case) -> list[Expected]:
     try:
         runner = Runner(case.graph, None)
         first = runner(case.feed)
+        halves = _halves(case.graph)
     except Unjudged:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base of theirs.
         raise Unjudged(f"ONNX Runtime: {str(error).splitlines()[0][:60]}") from None
-    found = [Expected(case.feed, first, _noise(model, case.feed, first))]
+    found = [Expected(case.feed, first, _noise(model, case.feed, first), halves)]
     for feed in case.feeds[1:]:
         try:
             outputs = runner(feed)
-            found.append(Expected(feed, outputs, _noise(model, feed, outputs)))
+            found.append(Expected(feed, outputs, _noise(model, feed, outputs), halves))
         except Exception:  # Sizes that some constant of the graph rules out.
             continue
     return found
@@ -166,6 +169,19 @@ def _rounding(dtype: np.dtype) -> float:
     return max(1e-6, 100 * float(ml_dtypes.finfo(dtype).eps))  # type: ignore[no-untyped-call]
 
 
+def _halves(graph: Graph) -> float:
+    """Some units of the coarsest float narrower than f32 that the graph computes with: evaluated
+    elsewhere (folded), it is rounded elsewhere, and a float32 output made of it shows that."""
+    types = {
+        value.type.dtype.numpy
+        for owner in graph.all_graphs()
+        for value in owner.values()
+        if isinstance(value.type, TensorType) and value.type.dtype.is_float
+    }
+    narrow = [float(ml_dtypes.finfo(t).eps) for t in types if t.itemsize < 4]  # type: ignore[no-untyped-call]
+    return 8 * max(narrow, default=0.0)
+
+
 def complaint(wanted: Sequence[Expected], graph: Graph, options: LowerOptions = PORTABLE) -> str:
     """What ``graph`` gives otherwise than wanted; empty if nothing."""
     try:
@@ -185,7 +201,10 @@ def complaint(wanted: Sequence[Expected], graph: Graph, options: LowerOptions = 
                 continue
             error_, scale = difference(array, got[name])
             # Two evaluations of the same graph that are apart tell how much rounding it amplifies.
-            allowed = _rounding(array.dtype) * scale + 50 * want.noise.get(name, 0.0)
+            rounding = _rounding(array.dtype)
+            if array.dtype.kind in "fcV":
+                rounding = max(rounding, want.halves)
+            allowed = rounding * scale + 50 * want.noise.get(name, 0.0)
             if error_ > allowed:
                 return f"output {name} differs by {error_:.3g} (allowed {allowed:.3g})"
     return ""
