@@ -110,8 +110,8 @@ def _filling(node: Node) -> float | None:
     value = node.attrs.get("value")
     if not isinstance(value, Encoding):
         return 0.0
-    number = value.decode().reshape(-1)[0]
-    return number.item() if number.dtype.kind in "biuf" else None
+    numbers = value.decode().reshape(-1)
+    return numbers[0].item() if numbers.size and numbers.dtype.kind in "biuf" else None
 
 
 _MOVES = {

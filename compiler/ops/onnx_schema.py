@@ -49,6 +49,7 @@ _ONNX_TYPES = {
     DType.BOOL: "BOOL", DType.STRING: "STRING", DType.C64: "COMPLEX64", DType.C128: "COMPLEX128",
 }  # fmt: skip
 TO_ONNX: dict[DType, int] = {d: onnx.TensorProto.DataType.Value(n) for d, n in _ONNX_TYPES.items()}
+_TENSORS = {f"tensor({name.lower()})": dtype for dtype, name in _ONNX_TYPES.items()}
 FROM_ONNX: dict[int, DType] = {number: dtype for dtype, number in TO_ONNX.items()}
 
 
@@ -173,12 +174,21 @@ def check_operands(node: Node) -> None:
 
 
 def _check_element_types(node: Node) -> None:
-    """Operands that share a type parameter of the schema have one element type."""
-    parameters = _type_parameters(node.op)
+    """Operands that share a type parameter of the schema have one element type, and those that it
+    gives a type (a shape is int64) have that."""
+    parameters, fixed = _type_parameters(node.op), _fixed_types(node.op)
     bound: dict[str, tuple[int, DType]] = {}
     for i, value in enumerate(node.inputs):
-        parameter = parameters[min(i, len(parameters) - 1)] if parameters else ""
-        if not parameter or value is None or not isinstance(value.type, TensorType):
+        if not parameters or value is None or not isinstance(value.type, TensorType):
+            continue
+        at = min(i, len(parameters) - 1)
+        parameter, wanted = parameters[at], fixed[at]
+        if wanted is not None and value.type.dtype is not wanted:
+            raise InvalidGraph(
+                f"{node.label}: operand {i} is {value.type.dtype.value}, {node.op} takes "
+                f"{wanted.value} there"
+            )
+        if not parameter:
             continue
         first, dtype = bound.setdefault(parameter, (i, value.type.dtype))
         if value.type.dtype is not dtype:
@@ -186,6 +196,15 @@ def _check_element_types(node: Node) -> None:
                 f"{node.label}: operand {i} is {value.type.dtype.value}, operand {first} is "
                 f"{dtype.value}; {node.op} takes one type for both"
             )
+
+
+@cache
+def _fixed_types(op: str) -> list[DType | None]:
+    """Of each formal operand, the element type of the tensor that the schema asks for; None where it
+    leaves a choice."""
+    found = schema(op)
+    assert found is not None
+    return [_TENSORS.get(formal.type_str) for formal in found.inputs]
 
 
 @cache

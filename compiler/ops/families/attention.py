@@ -42,6 +42,8 @@ def _infer(node: Node) -> list[ValueType]:
         refuse(
             node, f"its operands have {len(qd)}, {len(kd)} and {len(vd)} axes, not all 3 or all 4"
         )
+    if len({d for d in (qd[0], kd[0], vd[0]) if isinstance(d, int)}) > 1:
+        refuse(node, f"batches of {qd[0]}, {kd[0]} and {vd[0]}")
     if isinstance(kd[-2], int) and isinstance(vd[-2], int) and kd[-2] != vd[-2]:
         refuse(node, f"{kd[-2]} keys and {vd[-2]} values")
     heads, kv_heads = counts

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.errors import Unsupported
+from tersor.errors import Unsupported, one_line
 from tersor.ir import Dim, Node, Value, ValueType
 from tersor.ops.families._symbolic import checked_axes, known, refuse, tensor
 from tersor.ops.families._ties import constant, dims, plain
@@ -32,6 +32,8 @@ def _scales(value: Value | None) -> list[float] | None:
 
 def _infer(node: Node) -> list[ValueType]:
     x = tensor(node)
+    if node.attrs["mode"] not in _TAPS:
+        refuse(node, f"no mode {one_line(node.attrs['mode'], 40)!r}")
     if x.dims is None:
         return [x]
     axes, out = _axes(node, len(x.dims)), list(x.dims)
