@@ -74,10 +74,11 @@ def parameter(name: str, shape: Sequence[Any], dtype: str) -> Any:
 
 
 def registers(lanes: int, dtype: str) -> Any:
-    """A variable that lives in a register: a stack slot that LLVM promotes."""
-    return T.alloc_buffer(
-        (lanes,), dtype, scope="local", annotations={"disable_lower_builtin": True}
-    )
+    """A variable that lives in a register: a stack slot of one vector, which LLVM promotes. (Slots of as
+    many numbers would be promoted too, but several of them to one vector, wider than any register.)"""
+    held = dtype if lanes == 1 else f"{dtype}x{lanes}"
+    wish = {"disable_lower_builtin": True}
+    return T.alloc_buffer((1,), held, scope="local", annotations=wish)
 
 
 def scratch(shape: Sequence[int], dtype: str) -> Any:
@@ -103,12 +104,12 @@ def _span(first: Any, lanes: int) -> Any:
 
 def get(register: Any, lanes: int) -> Any:
     """The value of :func:`registers`."""
-    return load(register, 0, lanes=lanes)
+    return register[0]
 
 
 def put(register: Any, value: Any, lanes: int) -> None:
     """Sets the value of :func:`registers`."""
-    store(register, value, 0, lanes=lanes)
+    T.buffer_store(register, value, [0])
 
 
 def splat(value: Any, lanes: int) -> Any:
