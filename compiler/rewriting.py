@@ -148,7 +148,7 @@ class Pass:
         beside: dict[Node, None] = {}
         for node in nodes:
             owner = node.graph
-            if owner is None:
+            if owner is None or not _is_held(owner):
                 continue
             if not context.may_rewrite():
                 return []
@@ -168,6 +168,17 @@ class Pass:
             replace_node(node, values)
             beside.update(dict.fromkeys(_beside(values)))
         return list(beside)
+
+
+def _is_held(graph: Graph) -> bool:
+    """Whether a graph is the outermost one or within it still: a rewrite may have taken away the node
+    that held it, while nodes of it wait to be visited."""
+    while graph.parent is not None:
+        outer = graph.parent.graph
+        if outer is None:
+            return False
+        graph = outer
+    return True
 
 
 def _beside(values: Iterable[Value]) -> Iterator[Node]:
