@@ -27,7 +27,7 @@ from tvm.support import nvcc
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops import RULES, control, recurrent, sequence
-from tersor.backends.tvm.shapes import order_shape_stores
+from tersor.backends.tvm.pipeline import planned
 from tersor.errors import InvalidModel, Unsupported, one_line
 from tersor.ir import Node
 
@@ -201,17 +201,7 @@ def _pipeline() -> tvm.transform.Pass:
             relax.transform.DeadCodeElimination(),
             schedule,
             relax.transform.RewriteDataflowReshape(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            order_shape_stores,
-            relax.transform.AttachGlobalSymbol(),
+            *planned(),
         ]
     )
 

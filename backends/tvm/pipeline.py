@@ -80,19 +80,26 @@ def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
             relax.transform.RewriteDataflowReshape(),  # Looks at blocks: before they are scheduled.
             relax.transform.DeadCodeElimination(),
             default_schedule(vector_bits(target)),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            order_shape_stores,
-            relax.transform.AttachGlobalSymbol(),
+            *planned(),
         ]
     )
+
+
+def planned() -> list[tvm.transform.Pass]:
+    """The passes from scheduled functions in dataflow to calls on planned memory, for any device."""
+    return [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        order_shape_stores,
+        relax.transform.AttachGlobalSymbol(),
+    ]
 
 
 @tvm.transform.module_pass(opt_level=0)
