@@ -278,6 +278,25 @@ def test_an_artifact_in_two_files_survives_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("split")
+def test_weights_that_vanish_while_a_session_opens_are_still_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifact()
+    held = tersor.load(made.save(tmp_path / "out"))
+    is_in_place = Weights.is_in_place
+
+    def then_replaced(weights: Weights) -> bool:
+        found = is_in_place(weights)
+        if found:
+            artifact(2).save(tmp_path / "out")  # as another process may, at this moment
+        return found
+
+    monkeypatch.setattr(Weights, "is_in_place", then_replaced)
+    (y,), (expected,) = held.run(FEED).values(), made.run(FEED).values()
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.usefixtures("split")
 def test_commands_take_artifacts_in_two_files(tmp_path: Path) -> None:
     out, alone = artifact().save(tmp_path / "out"), artifact().save(tmp_path / "alone.onnx")
     commands = [
@@ -538,6 +557,7 @@ class Saver:
         pipe = subprocess.PIPE
         command = [sys.executable, "-c", SAVER, str(path)]
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.saving = 0
 
     def line(self) -> str:
         assert self.process.stdout is not None
@@ -546,7 +566,8 @@ class Saver:
     def start(self) -> int:
         assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
-        return int(self.line())
+        self.saving = int(self.line())
+        return self.saving
 
     def saved(self, times: int) -> None:
         for _ in range(times):
@@ -554,14 +575,17 @@ class Saver:
 
     def end(self, pid: int, number: int) -> None:
         os.kill(pid, number)
+        self.saving = 0
         while (line := self.line()) != "ended":
             assert line == "saved"
 
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         assert self.process.stdin is not None
+        if kind is not None and self.saving:  # what failed is to be told, not that this waits
+            os.kill(self.saving, signal.SIGKILL)
         self.process.stdin.close()
         self.process.wait(timeout=60)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from tersor.backends.ort.lower import lower
-from tersor.backends.ort.options import Choice, LowerOptions
+from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.frontends.onnx import export_built, external_files, read_model
@@ -37,35 +36,43 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
     """
     if not isinstance(choice, Choice):
         choice = Choice.from_json(dict(choice)) if choice else Choice()
+    if isinstance(model, Path):
+        return _opened(str(model), choice.session)
+    if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
+        try:
+            return _opened(model.data, choice.session, model.weights.file.parent.resolve())
+        except InvalidModel:
+            if model.weights.is_in_place():
+                raise
+            # Another process has replaced the file meanwhile; what is mapped of it we still have.
+    # Without a folder of its own, what the model names would be looked for in the working folder. When
+    # the session is open the weights are read or mapped.
+    with tempfile.TemporaryDirectory(prefix="tersor-") as name:
+        if isinstance(model, Split):
+            model.weights.place(Path(name))
+        return _opened(main_file(model), choice.session, Path(name))
+
+
+def _opened(source: bytes | str, options: SessionOptions, folder: Path | None = None) -> Any:
+    """A session of a model, which is given whole or by its path. ``folder``: all that it may find
+    beside it; of a path, what lies there."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = choice.session.threads
+    settings.intra_op_num_threads = options.threads
     settings.add_session_config_entry(
-        "session.intra_op.allow_spinning", "1" if choice.session.spinning else "0"
+        "session.intra_op.allow_spinning", "1" if options.spinning else "0"
     )
-    disabled = list(choice.session.disabled_optimizers)
-    with ExitStack() as stack:
-        if isinstance(model, Path):
-            source: bytes | str = str(model)
-        else:
-            # All that the model may find beside it; without it, what it names would be looked for in
-            # the working folder. When the session is open the weights are read or mapped.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tersor-")))
-            if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
-                folder = model.weights.file.parent.resolve()
-            elif isinstance(model, Split):
-                model.weights.place(folder)
-            settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
-            source = main_file(model)
-        try:
-            return ort.InferenceSession(
-                source,
-                settings,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=disabled or None,
-            )
-        except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
-            raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
+    if folder is not None:
+        settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
+    try:
+        return ort.InferenceSession(
+            source,
+            settings,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(options.disabled_optimizers) or None,
+        )
+    except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
+        raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
 
 
 def interface(
