@@ -108,7 +108,7 @@ def _array(value: Value, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:
     dtype = value.type.dtype
     if dtype.is_float:
         return rng.standard_normal(shape).astype(dtype.numpy)
-    rows = _table_rows(value)
+    rows = table_rows(value)
     if dtype in (DType.I64, DType.I32) and rows:
         return rng.integers(0, rows, shape).astype(dtype.numpy)
     if dtype is DType.STRING:
@@ -126,7 +126,7 @@ def _size(dim: Dim, sizes: Sizes, value: Value) -> int:
     return evaluate(dim, sizes)
 
 
-def _table_rows(value: Value) -> int:
+def table_rows(value: Value) -> int:
     """The fewest rows of the tables that ``value`` picks rows from; 0 if it picks none."""
     work, seen, rows = [value], set(), []
     while work:

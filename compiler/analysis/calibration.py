@@ -50,7 +50,7 @@ def collect(
     found: dict[Value, Activation] = {}
     for start in range(0, len(unique), TAPS):
         group = unique[start : start + TAPS]
-        tapped = _tap(graph, group)
+        tapped = tap(graph, group)
         seen: dict[str, list[np.ndarray]] = {v.name: [] for v in group}
         for feed in feeds:
             outputs = evaluate(tapped, feed)
@@ -62,7 +62,7 @@ def collect(
     return found
 
 
-def _tap(graph: Graph, values: Sequence[Value]) -> Graph:
+def tap(graph: Graph, values: Sequence[Value]) -> Graph:
     """A copy that returns ``values`` in place of its outputs."""
     copy = graph.copy()
     by_name = {v.name: v for v in copy.values()}
