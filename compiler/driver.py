@@ -24,6 +24,7 @@ from tersor.recipe import Recipe
 from tersor.report import PassReport, Report, TuneReport
 from tersor.target import Target
 from tersor.tuning.database import Database
+from tersor.tuning.latency import Stopwatch
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 from tersor.tuning.search import Candidate, search
 
@@ -107,6 +108,9 @@ def compile(
     job = _Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
+    if measure_here:
+        counted = shapes or default_sizes(imported.graph)
+        job.latency = Stopwatch(backend, runtime, start, counted)
     compressed = job.run_passes(plan.build(), fused, batches)
     levels = [(plan.name, compressed)]
     lossy = any(step.keeps.values is None for step in plan.build())
@@ -119,8 +123,7 @@ def compile(
     given = _identity(imported)
     if measure_here:
         before = _input_model(imported, report)
-        sizes = shapes or default_sizes(imported.graph)
-        runtime, built, choice = job.best(before, levels, sizes, batches)
+        runtime, built, choice = job.best(before, levels, counted, batches)
     else:
         why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
@@ -249,6 +252,7 @@ class _Job:
     report: Report
     tell: Progress
     database: Database | None = None  # Where the runtime's kernels are tuned.
+    latency: Stopwatch | None = None  # None where nothing is measured.
     evaluator: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -263,6 +267,7 @@ class _Job:
             calibration=calibration,
             evaluate=self.evaluator,
             row_scales=self.backend.ROW_SCALES,
+            latency=self.latency,
             progress=self.tell,
         )
         result = pipeline.run(graph)

@@ -18,6 +18,7 @@ from tersor.rewriting import (
     Evaluate,
     Feeds,
     Keeps,
+    Latency,
     Pass,
     Rewrite,
     Skip,
@@ -27,7 +28,7 @@ from tersor.rewriting import (
 from tersor.verification import LEVELS, Verification
 
 __all__ = [
-    "EXACT", "LEVELS", "LOSSY", "ROUNDING", "Context", "Evaluate", "Feeds", "Keeps", "Pass",
+    "EXACT", "LEVELS", "LOSSY", "ROUNDING", "Context", "Evaluate", "Feeds", "Keeps", "Latency", "Pass",
     "Pipeline", "Rewrite", "Skip", "erase_dead", "replace_node", "weight_bytes",
 ]  # fmt: skip
 
@@ -44,6 +45,7 @@ class Pipeline:
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
         row_scales: whether the backend has kernels for activations with one scale a row.
+        latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
         progress: called with (done, total, what).
     """
 
@@ -54,6 +56,7 @@ class Pipeline:
     target: Any = None
     calibration: Feeds = ()
     row_scales: bool = False
+    latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     reports: list[PassReport] = field(default_factory=list)
 
@@ -90,6 +93,7 @@ class Pipeline:
             self.calibration,
             self.evaluate,
             self.row_scales,
+            self.latency,
             self.progress,
             rewrites_left,
         )

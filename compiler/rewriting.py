@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -30,6 +30,19 @@ from tersor.report import PassReport
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Rewrite = Value | Sequence[Value] | bool | None
+
+
+class Latency(Protocol):
+    """Measures graphs in the runtime that the result is for. ``sizes``: sizes of the model's open dims
+    that count."""
+
+    @property
+    def sizes(self) -> Sequence[Mapping[str, int]]: ...
+
+    def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
+        """Milliseconds of one run of ``graph`` on ``feed``."""
+
+
 MAX_SWEEPS = 100
 BESIDE = 8  # Operands and readers that are looked at again when a node has changed.
 
@@ -63,6 +76,7 @@ class Context:
         calibration: batches of inputs by name; empty where none were given.
         evaluate: runs a graph on one batch.
         row_scales: whether the backend has kernels for activations with one scale a row.
+        latency: measures graphs; None where nothing can be measured (another machine's target).
         progress: called with (done, total, what).
         rewrites_left: rewrites the pass may still make; for bisection.
     """
@@ -72,6 +86,7 @@ class Context:
     calibration: Feeds = ()
     evaluate: Evaluate | None = None
     row_scales: bool = False
+    latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     rewrites_left: int | None = None
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
