@@ -1,0 +1,1 @@
+"""Passes that write a tensor of weights as a product of smaller ones."""
