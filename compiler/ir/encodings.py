@@ -30,6 +30,10 @@ class Encoding(ABC):
     def decode(self) -> np.ndarray:
         """The dense numbers, of dtype and shape ``type``."""
 
+    def take(self, kept: np.ndarray, axis: int) -> Encoding:
+        """The positions ``kept`` of an axis, in the same form where it allows that, else dense."""
+        return Dense(np.take(self.decode(), kept, axis))
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -137,6 +141,15 @@ class Affine(Encoding):
         scale = self.expanded(self.scale)
         decoded: np.ndarray = (centred.astype(scale.dtype) * scale).astype(scale.dtype, copy=False)
         return decoded
+
+    def take(self, kept: np.ndarray, axis: int) -> Encoding:
+        if self.block and axis == self.axis:
+            return super().take(kept, axis)  # Blocks would be torn apart.
+        values, scale, zero = np.take(self.values, kept, axis), self.scale, self.zero_point
+        if self.block or axis == self.axis:
+            at = axis if self.block else 0
+            scale, zero = np.take(scale, kept, at), np.take(zero, kept, at)
+        return Affine(values, scale, zero, self.axis, self.block, self.bits)
 
     @property
     def nbytes(self) -> int:

@@ -152,6 +152,26 @@ class Graph(NodeList):
         constant.encoding = encoding
         constant.contents = None
 
+    def slice_axis(self, value: Value, axis: int, kept: np.ndarray) -> None:
+        """Leaves the positions ``kept`` of an axis: of a constant's numbers, of any other value's type.
+        What makes and what reads the value has to be changed alike."""
+        dims = list(value.tensor.dims or ())
+        dims[axis] = len(kept)
+        if value.encoding is not None:
+            value.encoding = value.encoding.take(kept, axis)
+        self._changes[0] += 1
+        value.type = value.tensor.with_dims(tuple(dims))
+        value.contents = None
+
+    def set_attributes(self, node: Node, attrs: Mapping[str, Attribute | None]) -> None:
+        """Changes attributes of a node, which are no graphs; None takes one away."""
+        self._changes[0] += 1
+        for name, attr in attrs.items():
+            if attr is None:
+                node.attrs.pop(name, None)
+            else:
+                node.attrs[name] = attr
+
     def emit(
         self,
         op: str,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tersor.ir import Attribute, Dim, Node, ValueType
+from tersor.ir import Attribute, Dim, Node, Value, ValueType
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Member:
         the d lanes in a hidden axis of h*d     outer=h
         the hidden units in an LSTM's gates     outer=4
         the second operand of a Concat          offset=size of the first
+
+    ``summed``: the node sums over the units here, so that the others' values do not change with a unit
+    whose positions here are zero; of a ``sum`` tie that is all of its members. (The columns of an
+    LSTM's recurrent weights.)
     """
 
     side: Literal["in", "out"]
@@ -47,6 +51,7 @@ class Member:
     outer: int = 1
     inner: int = 1
     offset: int = 0
+    summed: bool = False
 
     def positions(self, units: Sequence[int], size: int) -> list[int]:
         """Positions on the axis that the ``units``, of ``size`` in all, own, in ascending order."""
@@ -66,7 +71,7 @@ class Tie:
         same: slicing the operands' members slices the results' members, values unchanged.
         sum: the units are summed over: slicing all members gives what zeroing those units gives.
         shape: slicing keeps the shapes consistent, but changes the other units' values (the
-            normalized axis of a LayerNormalization).
+            normalized axis of a LayerNormalization), unless the members that are ``summed`` are zero.
     """
 
     size: Dim
@@ -140,6 +145,8 @@ class OpDef:
         ties: axes tied together; None: nothing is known, all axes are pinned.
         follow: what else changes when positions are cut by the ties; None: nothing states a size.
             Raises Unsupported where a size is stated by an operand that is no constant.
+        bound: for ops with subgraphs: axes, as (value, axis), of what is one thing inside and outside
+            (an operand and what the body calls it); None: nothing is known, all axes are pinned.
         quantizable: where quantizers go.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
@@ -159,6 +166,7 @@ class OpDef:
     cost: Callable[[Node], Cost] | None = None
     ties: Callable[[Node], list[Tie]] | None = None
     follow: Callable[[Node, Cut], Follow] | None = None
+    bound: Callable[[Node], list[tuple[tuple[Value, int], ...]]] | None = None
     quantizable: Quantizable | None = None
     deterministic: bool = True
     commutative: bool = False

@@ -11,7 +11,7 @@ from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
-from tersor.ops.opdef import Cost, OpDef, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie
 
 # What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
 # says, which is less than what operands must be.
@@ -112,6 +112,20 @@ class Table:
         """Axes tied by a node; None where nothing is known, so that all are pinned."""
         row = self._rows.get(node.op)
         return row.ties(node) if row is not None and row.ties is not None else None
+
+    def bound(self, node: Node) -> list[tuple[tuple[Value, int], ...]]:
+        """Axes of values that are one thing inside and outside of the node's subgraphs."""
+        row = self._rows.get(node.op)
+        return row.bound(node) if row is not None and row.bound is not None else []
+
+    def follow(self, node: Node, cut: Cut) -> Follow:
+        """What else of a node changes when positions are cut.
+
+        Raises:
+            Unsupported: a size is stated by an operand that is no constant.
+        """
+        row = self._rows.get(node.op)
+        return row.follow(node, cut) if row is not None and row.follow is not None else Follow()
 
     def graph(self, name: str = "main", outer: Graph | None = None) -> Graph:
         """An empty graph over this table."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from tersor.ir import Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ops.families._symbolic import refuse
+from tersor.ops.families._ties import dims
 from tersor.ops.opdef import Cost, OpDef
 
 Run = Callable[..., list[Any]]
@@ -51,6 +52,23 @@ def _unknown_cost(node: Node) -> Cost:
     return Cost(None, None)
 
 
+def _same_axes(*values: Value | None) -> list[tuple[tuple[Value, int], ...]]:
+    """Every axis of values that are one thing; none where a rank is not known."""
+    held = [v for v in values if v is not None]
+    ranks = {len(dims(v)) for v in held}
+    count = ranks.pop() if len(ranks) == 1 else 0
+    return [tuple((v, axis) for v in held) for axis in range(count)]
+
+
+def _stacked_axes(row: Value, whole: Value | None, at: int) -> list[tuple[tuple[Value, int], ...]]:
+    """Axes of ``row``, which is what ``whole`` has at each position of its axis ``at``."""
+    count = len(dims(row))
+    if whole is None or len(dims(whole)) != count + 1:
+        return []
+    at %= count + 1
+    return [((row, i), (whole, i + (i >= at))) for i in range(count)]
+
+
 # -- If --------------------------------------------------------------------------------------------
 
 
@@ -62,6 +80,13 @@ def _if_infer(node: Node) -> list[ValueType]:
     return [
         _common(a.type, b.type)
         for a, b in zip(branches[0].outputs, branches[1].outputs, strict=True)
+    ]
+
+
+def _if_bound(node: Node) -> list[tuple[tuple[Value, int], ...]]:
+    branches = _body(node, "then_branch").outputs, _body(node, "else_branch").outputs
+    return [
+        axes for same in zip(node.outputs, *branches, strict=True) for axes in _same_axes(*same)
     ]
 
 
@@ -78,6 +103,18 @@ def _loop_infer(node: Node) -> list[ValueType]:
     if len(returned) != len(node.outputs):
         refuse(node, f"the body returns {len(returned)} values for {len(node.outputs)} results")
     return [*_carried(node.inputs[2:], returned), *map(_stacked, returned[carried:])]
+
+
+def _loop_bound(node: Node) -> list[tuple[tuple[Value, int], ...]]:
+    body, carried = _body(node, "body"), max(len(node.inputs) - 2, 0)
+    inner, returned = body.inputs[2:], body.outputs[1:]
+    found = [
+        axes
+        for same in zip(node.inputs[2:], inner, returned, node.outputs, strict=False)
+        for axes in _same_axes(*same)
+    ]
+    rows = zip(returned[carried:], node.outputs[carried:], strict=True)
+    return found + [axes for row, whole in rows for axes in _stacked_axes(row, whole, 0)]
 
 
 def _loop(most: Any, condition: Any, *carried: Any, body: Graph, run: Run) -> tuple[Any, ...]:
@@ -139,6 +176,21 @@ def _scan_infer(node: Node) -> list[ValueType]:
     return [*_carried(node.inputs[:carried], returned), *rows]
 
 
+def _scan_bound(node: Node) -> list[tuple[tuple[Value, int], ...]]:
+    body, scans = _body(node, "body"), node.attrs["num_scan_inputs"]
+    assert isinstance(scans, int)
+    carried, returned = len(node.inputs) - scans, body.outputs
+    held = zip(node.inputs[:carried], body.inputs, returned, node.outputs, strict=False)
+    found = [axes for same in held for axes in _same_axes(*same)]
+    read_at = _entries(node, "scan_input_axes", scans)
+    made_at = _entries(node, "scan_output_axes", len(returned) - carried)
+    rows = [
+        *zip(body.inputs[carried:], node.inputs[carried:], read_at, strict=True),
+        *zip(returned[carried:], node.outputs[carried:], made_at, strict=True),
+    ]
+    return found + [axes for row, whole, at in rows for axes in _stacked_axes(row, whole, at)]
+
+
 def _steps(operands: Sequence[Value | None], axes: Sequence[int]) -> Dim:
     """Length of the scanned axes; a number where one of them is."""
     found: list[Dim] = []
@@ -175,7 +227,7 @@ def _scan(
 
 
 ROWS = [
-    OpDef("If", since=11, infer=_if_infer, torch=_if, cost=_unknown_cost),
-    OpDef("Loop", since=11, infer=_loop_infer, torch=_loop, cost=_unknown_cost),
-    OpDef("Scan", since=11, infer=_scan_infer, torch=_scan, cost=_unknown_cost),
+    OpDef("If", since=11, infer=_if_infer, torch=_if, cost=_unknown_cost, bound=_if_bound),
+    OpDef("Loop", since=11, infer=_loop_infer, torch=_loop, cost=_unknown_cost, bound=_loop_bound),
+    OpDef("Scan", since=11, infer=_scan_infer, torch=_scan, cost=_unknown_cost, bound=_scan_bound),
 ]

@@ -60,8 +60,8 @@ def _cost(node: Node) -> Cost:
 
 def _ties(node: Node) -> list[Tie]:
     """Batch, the operand's features, and hidden units: through every gate, the recurrent weights,
-    states and results. A hidden unit is read by all others at the next step, so cutting one changes
-    them (unless its column of R is zero)."""
+    states and results. A hidden unit is read by all others at the next step, through its column of R:
+    cutting one changes them, unless that is zero."""
     x, hidden, gates = dims(node.inputs[0]), _hidden(node), GATES[node.op]
     if not x or node.attrs.get("layout"):
         return []
@@ -71,7 +71,8 @@ def _ties(node: Node) -> list[Tie]:
     batch += [plain("out", i, 1) for i in lasts]
     if node.input(4) is not None:
         batch.append(plain("in", 4, 0))
-    units = [Member("in", 1, 1, outer=gates), Member("in", 2, 1, outer=gates), plain("in", 2, 2)]
+    units = [Member("in", 1, 1, outer=gates), Member("in", 2, 1, outer=gates)]
+    units.append(Member("in", 2, 2, summed=True))
     if node.input(3) is not None:
         units.append(Member("in", 3, 1, outer=2 * gates))
     if node.op == "LSTM" and node.input(7) is not None:

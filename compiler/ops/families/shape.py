@@ -31,6 +31,15 @@ from tersor.ops.opdef import Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
 
 
+def _shape_ties(node: Node) -> list[Tie]:
+    """Axes whose sizes it does not tell may be cut."""
+    have = dims(node.inputs[0])
+    start, end = node.attrs["start"], node.attrs.get("end")
+    assert isinstance(start, int) and isinstance(end, int | None)
+    told = range(len(have))[start:end]
+    return [Tie(d, (plain("in", 0, i),)) for i, d in enumerate(have) if i not in told]
+
+
 def no_ties(node: Node) -> list[Tie]:
     """All axes stay as they are."""
     return []
@@ -322,7 +331,7 @@ def _eye_samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = [
     OpDef("Shape", since=15, infer=_shape_infer, contents=_shape_contents, torch=_shape,
-          cost=no_work, ties=no_ties, samples=_shape_samples),
+          cost=no_work, ties=_shape_ties, samples=_shape_samples),
     OpDef("Size", since=1, infer=lambda node: [TensorType(DType.I64, ())],
           contents=_size_contents, torch=_size, cost=no_work, ties=no_ties,
           samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng)]), Sample([_f(rng, 2, 0)])]),

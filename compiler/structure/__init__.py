@@ -1,0 +1,6 @@
+"""Structure: which axes shrink together, and cutting them; for every op alike, by the op table's ties."""
+
+from tersor.structure.groups import AxisGroup, axis_groups
+from tersor.structure.slicing import joined, slice_graph, zero_graph
+
+__all__ = ["AxisGroup", "axis_groups", "joined", "slice_graph", "zero_graph"]

@@ -1,0 +1,173 @@
+"""Axis groups: what of a model can be made smaller, unit by unit, and what cannot and why.
+
+A group is one kind of unit in one place: the heads of an attention, the neurons of a feed-forward layer,
+the channels that a residual connection carries, an LSTM's hidden units.  They are found from the op
+table's ties alone (:mod:`tersor.structure.links`), so a graph from torch and one from ONNX are treated
+alike, and no architecture has a name here.  Dependency graphs for pruning: Fang et al. 2023, DepGraph
+(arXiv 2301.12900).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from tersor.errors import Unsupported
+from tersor.ir import Graph, Node, Value
+from tersor.ops import TABLE
+from tersor.structure.labels import Ambiguous, Labels
+from tersor.structure.links import Axis, End, Link, Place, by_axis, cut_of_node, links, size_of
+
+Table = Mapping[Axis, Mapping[Place, list[tuple[Link, End]]]]
+
+
+@dataclass(eq=False)
+class AxisGroup:
+    """Units that are cut from all of these axes together.
+
+    Attributes:
+        name: the scope of the node that makes the units, else that of the first that has them.
+        units: how many.
+        axes: i64[size] for each axis, the unit of each position; -1: the group's cut leaves it.
+        pinned: units that must stay, with the reason.
+        links: the ties that hold the axes together, in the order they were found.
+        inexact: why removing units is not the same as zeroing them; empty where it is.
+    """
+
+    name: str
+    units: int
+    axes: dict[Axis, np.ndarray]
+    pinned: dict[int, str] = field(default_factory=dict)
+    links: list[Link] = field(default_factory=list)
+    inexact: str = ""
+
+    @property
+    def free(self) -> list[int]:
+        """Units that may go."""
+        return [u for u in range(self.units) if u not in self.pinned]
+
+    def positions(self, units: Collection[int]) -> dict[Axis, np.ndarray]:
+        """What the ``units`` own, ascending, by axis."""
+        gone = np.asarray(sorted(units), np.int64)
+        found = {axis: np.flatnonzero(np.isin(owner, gone)) for axis, owner in self.axes.items()}
+        return {axis: at for axis, at in found.items() if len(at)}
+
+    def weights(self, *, summed: bool) -> Iterator[tuple[Node, Value, int]]:
+        """(node, constant, axis): where units are made from weights or, ``summed``, where a node sums
+        over them."""
+        seen = set()
+        for link in self.links:
+            for end in link.ends:
+                value, axis = end.axis
+                if (
+                    end.summed is summed
+                    and value.is_constant
+                    and (link.node, *end.axis) not in seen
+                ):
+                    seen.add((link.node, *end.axis))
+                    yield link.node, value, axis
+
+
+def axis_groups(graph: Graph) -> list[AxisGroup]:
+    """All groups of axes that hold weights, in the order of the graph; also those that are pinned as a
+    whole. Where an axis can be cut in several ways (by heads, by the lanes of all heads) there is a
+    group for each, and units of both may go."""
+    found = links(graph)
+    table = by_axis(found)
+    together: nx.Graph[Axis] = nx.Graph()
+    for link in found:
+        nx.add_path(together, [end.axis for end in link.ends])
+    together.add_nodes_from(a for link in found for a in (e.axis for e in link.ends))
+    order = {node: i for i, node in enumerate(graph.walk())}
+    groups = []
+    for component in nx.connected_components(together):
+        axes = [a for a in together.nodes if a in component] if len(component) > 1 else [*component]
+        if any(_is_weight(a[0]) for a in axes):
+            groups += list(_of_component(axes, table))
+    groups.sort(key=lambda g: min(order[link.node] for link in g.links))
+    _name(groups)
+    return groups
+
+
+def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
+    """Groups of axes that hang together: from each axis that no group has told of yet."""
+    told: set[Axis] = set()
+    open_axes: dict[Axis, str] = {}
+    for axis in axes:
+        size = size_of(axis)
+        if axis in told or size is None or size < 2:
+            continue
+        spread = Labels(table)
+        try:
+            spread.spread(axis, size)
+        except Ambiguous as reason:
+            open_axes[axis] = str(reason)
+            continue
+        told |= set(spread.axes)
+        if any(_is_weight(a[0]) for a in spread.axes):
+            yield _group(spread)
+    for axis, reason in open_axes.items():
+        if axis not in told and _is_weight(axis[0]):
+            size = size_of(axis) or 0
+            held = [link for link, _ in next(iter(table[axis].values()))]
+            told.add(axis)
+            yield AxisGroup(
+                "", size, {axis: np.arange(size)}, dict.fromkeys(range(size), reason), held
+            )
+
+
+def _group(spread: Labels) -> AxisGroup:
+    """Labels as a group: units numbered from 0 in the order of the labels."""
+    names = np.unique(np.concatenate([a[a >= 0] for a in spread.axes.values()]))
+    axes = {
+        axis: np.where(labels >= 0, np.searchsorted(names, labels), -1)
+        for axis, labels in spread.axes.items()
+    }
+    number = {int(label): i for i, label in enumerate(names)}
+    pinned = {number[label]: reason for label, reason in spread.pinned.items()}
+    group = AxisGroup("", len(names), axes, dict(sorted(pinned.items())), list(spread.links))
+    if len(names) == 1:
+        group.pinned.setdefault(0, "all of its positions belong together")
+    if group.free:
+        _pin_unfollowed(group)
+    group.inexact = _inexact(group)
+    return group
+
+
+def _pin_unfollowed(group: AxisGroup) -> None:
+    """Pins all where a node states a size that cannot be changed."""
+    cut = group.positions(group.free[:1])
+    for node in dict.fromkeys(link.node for link in group.links):
+        try:
+            TABLE.follow(node, cut_of_node(node, cut))
+        except Unsupported as reason:
+            for unit in range(group.units):
+                group.pinned.setdefault(unit, str(reason))
+            return
+
+
+def _inexact(group: AxisGroup) -> str:
+    for link in group.links:
+        summed = [end for end in link.ends if end.summed]
+        if link.kind == "shape" and not summed:
+            return f"{link.node.label} normalizes over them"
+        if summed and not any(end.axis[0].is_constant for end in summed):
+            return f"{link.node.label} sums over them, and has no weight there"
+    return ""
+
+
+def _is_weight(value: Value) -> bool:
+    return value.is_constant and value.tensor.dtype.is_float
+
+
+def _name(groups: Sequence[AxisGroup]) -> None:
+    taken: dict[str, int] = {}
+    for group in groups:
+        makers = [n for n, v, _ in group.weights(summed=False) if len(v.tensor.shape) > 1]
+        first = makers[0] if makers else group.links[0].node
+        base = first.scope or first.name or first.output.name
+        taken[base] = taken.get(base, 0) + 1
+        group.name = base if taken[base] == 1 else f"{base}#{taken[base]}"

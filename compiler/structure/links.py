@@ -1,0 +1,159 @@
+"""Links: the ties of all nodes of a graph, said of values, so that they can be followed from one to the
+next.
+
+A tie's unit owns positions on each of its axes.  An *owner* array says the same from the other side:
+
+    heads in a hidden axis of 2 heads of 3 lanes       owner = 0 0 0 1 1 1
+    the lanes of it                                    owner = 0 1 2 0 1 2
+    the second operand of a Concat, behind one of 2    owner = - - 0 1 2       (-: -1, not the tie's)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ops import TABLE, Tie
+
+Axis = tuple[Value, int]
+Place = tuple[object, ...]
+"""Where a value stands: an operand or a result of a node."""
+
+
+Positions = Mapping[Axis, np.ndarray]
+"""Positions that go, i64, ascending, by axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """One axis of a link.
+
+    Attributes:
+        axis: the value and its axis.
+        place: where the value stands there.
+        owner: i64[size of the axis], the unit that owns each position; -1 where none does.
+        summed: whether the node sums over the units here (see :class:`tersor.ops.Member`).
+    """
+
+    axis: Axis
+    place: Place
+    owner: np.ndarray
+    summed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A tie of one node, or of a node with what its subgraphs take and return."""
+
+    node: Node
+    size: int
+    ends: tuple[End, ...]
+    kind: str
+
+
+def size_of(axis: Axis) -> int | None:
+    """How long an axis is, where that is a number."""
+    type = axis[0].type
+    size = type.dims[axis[1]] if isinstance(type, TensorType) and type.dims is not None else None
+    return size if isinstance(size, int) else None
+
+
+def links(graph: Graph) -> list[Link]:
+    """All links of ``graph`` and its subgraphs, of axes whose sizes are numbers, in order."""
+    found = []
+    for node in graph.walk():
+        for tie in TABLE.ties(node) or ():
+            link = _of_tie(node, tie)
+            if link is not None:
+                found.append(link)
+        for i, same in enumerate(TABLE.bound(node)):
+            link = _of_bound(node, same, i)
+            if link is not None:
+                found.append(link)
+    return found
+
+
+def places(value: Value) -> Iterator[tuple[Place, str]]:
+    """Everywhere that ``value`` stands, each with how messages call it."""
+    if value.producer is not None:
+        node = value.producer
+        yield _place(node, "out", value.index), node.label
+    elif value.is_input and (holder := value.graph.parent) is not None:
+        yield ("bound", holder), holder.label
+    elif value.is_input:
+        yield ("input", value), f"the model's input {value.name!r}"
+    for use in value.uses:
+        if isinstance(use.user, Node):
+            yield _place(use.user, "in", use.operand), use.user.label
+        elif (holder := use.user.parent) is not None:
+            yield ("bound", holder), holder.label
+        else:
+            name = use.user.output_names[use.operand]
+            yield ("output", use.operand), f"the model's output {name!r}"
+
+
+def by_axis(found: Sequence[Link]) -> dict[Axis, dict[Place, list[tuple[Link, End]]]]:
+    """For each axis, for each place that its value stands at, the links that hold it there."""
+    table: dict[Axis, dict[Place, list[tuple[Link, End]]]] = {}
+    for link in found:
+        for end in link.ends:
+            at = table.setdefault(end.axis, defaultdict(list))
+            at[end.place].append((link, end))
+    return table
+
+
+def cut_of_node(node: Node, cut: Positions) -> dict[tuple[str, int, int], list[int]]:
+    """A cut as the op table's rows see it from ``node``."""
+    found: dict[tuple[str, int, int], list[int]] = {}
+    sides = [("in", i, v) for i, v in enumerate(node.inputs) if v is not None]
+    sides += [("out", i, v) for i, v in enumerate(node.outputs)]
+    for side, index, value in sides:
+        if isinstance(value.type, TensorType):
+            for axis in range(len(value.type.dims or ())):
+                if (value, axis) in cut:
+                    found[side, index, axis] = cut[value, axis].tolist()
+    return found
+
+
+def _place(node: Node, side: str, index: int) -> Place:
+    # What a node with subgraphs takes and returns goes by the values: there may be no place in between.
+    return ("bound", node) if node.subgraphs else (side, node, index)
+
+
+def _of_tie(node: Node, tie: Tie) -> Link | None:
+    if not isinstance(tie.size, int) or tie.size < 1:
+        return None
+    ends = []
+    for member in tie.members:
+        value = node.outputs[member.index] if member.side == "out" else node.input(member.index)
+        if value is None or (length := size_of((value, member.axis))) is None:
+            return None
+        place = _place(node, member.side, member.index)
+        owner = _owner(member.outer, member.inner, member.offset, tie.size, length)
+        summed = member.summed or tie.kind == "sum"
+        ends.append(End((value, member.axis), place, owner, summed))
+    return Link(node, tie.size, tuple(ends), tie.kind)
+
+
+def _of_bound(node: Node, same: Sequence[Axis], number: int) -> Link | None:
+    """Axes of values that are one and the same thing inside and outside of a subgraph."""
+    sizes = {size_of(axis) for axis in same}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None:
+        return None
+    owner = _owner(1, 1, 0, size, size)
+    ends = tuple(End(axis, ("bound", node, number), owner, False) for axis in same)
+    return Link(node, size, ends, "same")
+
+
+@cache
+def _owner(outer: int, inner: int, offset: int, size: int, length: int) -> np.ndarray:
+    at = np.arange(length) - offset
+    owner = np.where((at >= 0) & (at < outer * size * inner), at // inner % size, -1)
+    owner.flags.writeable = False
+    return owner

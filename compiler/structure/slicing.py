@@ -1,0 +1,68 @@
+"""Cutting positions out of axes: one slicer for all ops, which knows none of them.
+
+Constants lose the positions, results' types shrink, and what states sizes (attributes, shape operands)
+follows as the op table says.  ``zero_graph`` is the other way to take a unit out, of the same shapes:
+zero wherever a node sums over it.  Where both can be done they agree, which is how cuts are tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ops import TABLE
+from tersor.structure.groups import AxisGroup
+from tersor.structure.links import Axis, Positions, cut_of_node, size_of
+
+
+def joined(*parts: Positions) -> dict[Axis, np.ndarray]:
+    """The union of several cuts."""
+    found: dict[Axis, np.ndarray] = {}
+    for part in parts:
+        for axis, at in part.items():
+            found[axis] = np.union1d(found[axis], at) if axis in found else at
+    return found
+
+
+def slice_graph(graph: Graph, cut: Positions) -> None:
+    """Removes positions from ``graph``, in place. They must be those of whole units of its groups.
+
+    Raises:
+        Unsupported: a size is stated by an operand that is no constant.
+    """
+    by_value: dict[Value, dict[int, np.ndarray]] = {}
+    for (value, axis), at in cut.items():
+        by_value.setdefault(value, {})[axis] = at
+    nodes = [n for n in graph.walk() if _touched(n, by_value)]
+    follows = [TABLE.follow(node, cut_of_node(node, cut)) for node in nodes]
+    for value, axes in by_value.items():
+        for axis, at in axes.items():
+            kept = np.setdiff1d(np.arange(size_of((value, axis))), at)
+            value.graph.slice_axis(value, axis, kept)
+    for node, follow in zip(nodes, follows, strict=True):
+        owner = node.graph
+        assert owner is not None
+        owner.set_attributes(node, follow.attrs)
+        for index, array in follow.operands.items():
+            owner.set_input(node, index, owner.constant(array, "sizes"))
+    for node in nodes:
+        if node.graph is not None and not node.subgraphs:
+            node.graph.infer(node)
+
+
+def zero_graph(graph: Graph, group: AxisGroup, units: Collection[int]) -> None:
+    """Zeroes, in place, the weights with which nodes sum over ``units`` of a group that is not
+    ``inexact``: the model then computes what it does without them."""
+    cut = group.positions(units)
+    for _, value, axis in list(group.weights(summed=True)):
+        array = value.numpy().copy()
+        array[(slice(None),) * axis + (cut.get((value, axis), ()),)] = 0
+        value.graph.set_encoding(value, Dense(array))
+
+
+def _touched(node: Node, by_value: Mapping[Value, object]) -> bool:
+    return any(v in by_value for v in node.outputs) or any(
+        v in by_value for v in node.inputs if v is not None
+    )
