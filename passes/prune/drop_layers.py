@@ -111,8 +111,9 @@ class DropLayers(Pass):
             way = f"%{layer.entry.name} to %{layer.exit.name}"
             context.report.notes.append(f"dropped {layer.where}, from {way}")
             context.rewrote()
-        told = ", ".join(f"{d:.4f}" for d in found)
-        context.report.notes.append(f"angular distance {found[best]:.4f}, of {told}")
+        context.report.notes.append(
+            f"angular distance {found[best]:.4f}; elsewhere up to {max(found):.4f}"
+        )
         graph.replace(exit, entry)
         if exit.producer is not None:
             erase_dead([exit.producer])
