@@ -14,10 +14,9 @@ Fused sums (tersor.AddLayerNormalization) hide the stream: take them apart first
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Literal
 
 import networkx as nx
@@ -59,7 +58,8 @@ class Layer:
     def where(self) -> str:
         """The scope that its weights have in common; what it makes, where there is none."""
         scopes = [n.scope.split(".") for n in self.nodes if _has_weights(n)]
-        return ".".join(os.path.commonprefix(scopes)) or f"%{self.exit.name}"
+        common = takewhile(lambda parts: len(set(parts)) == 1, zip(*scopes, strict=False))
+        return ".".join(parts[0] for parts in common) or f"%{self.exit.name}"
 
 
 def find_layers(graph: Graph, unit: Unit) -> list[list[Layer]]:
