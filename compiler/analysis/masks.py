@@ -98,14 +98,11 @@ def by_sparsity(
     go; with ``per_output`` of each row's blocks (of R outputs together, where blocks have R)."""
     pooled = [pattern.pool(s) for s in scores]
     if per_output:
-        gone = [lowest(p, share(p.shape[1], sparsity)) for p in pooled]
-    else:
-        whole = np.concatenate([p.reshape(-1) for p in pooled]) if pooled else np.zeros(0)
-        chosen = lowest(whole, share(whole.size, sparsity))
-        ends = np.cumsum([p.size for p in pooled])[:-1]
-        parts = zip(pooled, np.split(chosen, ends), strict=True)
-        gone = [part.reshape(p.shape) for p, part in parts]
-    return [~pattern.spread(g) for g in gone]
+        return [~pattern.spread(lowest(p, share(p.shape[1], sparsity))) for p in pooled]
+    whole = np.concatenate([np.zeros(0), *(p.reshape(-1) for p in pooled)])
+    gone = lowest(whole, share(whole.size, sparsity))
+    parts = np.split(gone, np.cumsum([p.size for p in pooled]))
+    return [~pattern.spread(part.reshape(p.shape)) for p, part in zip(pooled, parts, strict=False)]
 
 
 def by_threshold(scores: np.ndarray, pattern: Pattern, threshold: float) -> np.ndarray:

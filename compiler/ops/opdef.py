@@ -7,6 +7,7 @@ tests find it there and hold its evaluation, types and ties against ONNX Runtime
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -98,8 +99,10 @@ class Weight:
 
     def matrix(self, tensor: np.ndarray) -> np.ndarray:
         """[outputs, inputs]"""
-        columns = int(np.prod([tensor.shape[i] for i in self.inputs]))
-        return tensor.transpose(self._order(tensor.ndim)).reshape(-1, columns)
+        order = self._order(tensor.ndim)
+        sizes = [tensor.shape[i] for i in order]
+        rows = tensor.ndim - len(self.inputs)
+        return tensor.transpose(order).reshape(math.prod(sizes[:rows]), math.prod(sizes[rows:]))
 
     def tensor(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor of ``shape`` that ``matrix`` is made of."""

@@ -165,6 +165,8 @@ class PruneWeights(Pass):
         if len(constant.uses) != len(layer.readers):
             return f"@{constant.name} is also read by what is not pruned"
         numbers = layer.matrix()
+        if not numbers.size:
+            return "its weight is empty"
         if not np.isfinite(numbers).all():
             return "its weight holds NaN or infinity"
         if misfit := Pattern.parse(self.pattern).misfit(numbers.shape):

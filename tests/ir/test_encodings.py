@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.ir import Affine, Dense, DType, TensorType
+from tersor.errors import InvalidGraph
+from tersor.ir import (
+    Affine,
+    Dense,
+    DType,
+    Masked,
+    TensorType,
+    parse,
+    print_graph,
+    verify,
+    weights_of,
+)
+from tersor.ops import TABLE
 
 STORAGE = [np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2]
 
@@ -125,3 +137,137 @@ def test_parameters_of_another_shape_are_refused(
 def test_a_zero_point_of_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="zero point is uint8, values are int8"):
         Affine(np.zeros(3, np.int8), np.array(1, np.float32), np.array(0, np.uint8))
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+def affine(seed: int = 0, zero: int = 3) -> Affine:
+    rng = np.random.default_rng(seed)
+    values = integers(rng, (3, 5), np.int8)
+    scale = rng.uniform(0.01, 2, 5).astype(np.float32)
+    return Affine(values, scale, np.full(5, zero, np.int8), axis=1)
+
+
+def checkers(shape: tuple[int, ...] = (3, 5)) -> np.ndarray:
+    """8 of 15 are kept."""
+    return (np.arange(int(np.prod(shape))) % 2 == 0).reshape(shape)
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=3).map(tuple),
+    dtype=st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_masked_decodes_to_values_or_zero(shape: tuple[int, ...], dtype: type, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.standard_normal(shape).astype(dtype)
+    mask = np.asarray(rng.random(shape) < 0.5)
+    held = Masked.of(mask, Dense(array))
+    assert held.type == Dense(array).type
+    assert held.decode().dtype == array.dtype
+    np.testing.assert_array_equal(held.mask, mask)
+    assert held.kept == mask.sum()
+    flat = [v if m else 0 for v, m in zip(array.reshape(-1), mask.reshape(-1), strict=True)]
+    np.testing.assert_array_equal(held.decode(), np.array(flat, dtype).reshape(shape))
+
+
+def test_what_is_masked_of_quantized_numbers_is_exactly_zero() -> None:
+    for inner in (affine(), Affine(affine().values, np.array(0.3), np.array(-7, np.int8))):
+        held = Masked.of(checkers(), inner)
+        np.testing.assert_array_equal(held.decode(), np.where(checkers(), inner.decode(), 0))
+        assert isinstance(held.unmasked, Affine)
+        np.testing.assert_array_equal(held.unmasked.decode(), held.decode())
+    assert Dense(np.zeros(2)).unmasked.describe() == "dense"
+
+
+def test_a_mask_is_a_bit_an_element_and_only_what_is_kept_counts() -> None:
+    f32 = Masked.of(checkers(), Dense(np.ones((3, 5), np.float32)))
+    assert f32.nbytes == 2 + 8 * 4
+    assert Masked.of(checkers(), affine()).nbytes == 2 + 8 + 20 + 5  # scales and zero points
+    four = Affine(
+        np.ones((3, 5), ml_dtypes.int4), np.ones(5, np.float32), np.zeros(5, ml_dtypes.int4), axis=1
+    )
+    assert Masked.of(checkers(), four).nbytes == 2 + 4 + 20
+
+
+def test_a_mask_outlives_other_numbers() -> None:
+    pruned = Masked.of(checkers(), Dense(np.ones((3, 5), np.float32)))
+    then = pruned.holding(affine())
+    np.testing.assert_array_equal(then.mask, checkers())
+    np.testing.assert_array_equal(then.decode(), np.where(checkers(), affine().decode(), 0))
+    assert Dense(np.ones(3)).holding(affine()).describe() == "affine(i8, axis=1)"
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_positions_are_taken_with_their_masks(axis: int) -> None:
+    blocks = Affine(
+        affine().values, np.ones((3, 3), np.float32), np.ones((3, 3), np.int8), axis=1, block=2
+    )
+    for inner in (Dense(np.ones((3, 5), np.float32)), affine(), blocks):
+        held = Masked.of(checkers(), inner)
+        taken = held.take(np.array([2, 0]), axis)
+        assert isinstance(taken, Masked)
+        np.testing.assert_array_equal(taken.mask, np.take(checkers(), [2, 0], axis))
+        np.testing.assert_array_equal(taken.decode(), np.take(held.decode(), [2, 0], axis))
+
+
+def test_digests_tell_masks_apart() -> None:
+    zeros = Dense(np.zeros((3, 5), np.float32))
+    held = [
+        zeros,
+        Masked.of(checkers(), zeros),
+        Masked.of(~checkers(), zeros),
+        Masked.of(checkers(), Dense(np.ones((3, 5), np.float32))),
+        Masked.of(checkers(), affine()),
+        Masked.of(checkers((5, 3)), Dense(np.zeros((5, 3), np.float32))),
+    ]
+    assert len({h.digest for h in held}) == len(held)
+    assert Masked.of(checkers(), affine()).digest == Masked.of(checkers(), affine()).digest
+
+
+@pytest.mark.parametrize(
+    ("packed", "array", "message"),
+    [
+        (np.array([0b10000000], np.uint8), [1, 2, 0], "outside of the mask are not zero"),
+        (np.array([0b10000000], np.uint8), [1, np.nan, 0], "outside of the mask are not zero"),
+        (np.array([0b11110000], np.uint8), [1, 2, 3], "bits set behind its last element"),
+        (np.zeros(2, np.uint8), [0, 0, 0], r"needs a mask of u8\[1\], got uint8\[2\]"),
+        (np.zeros(1, np.int8), [0, 0, 0], r"needs a mask of u8\[1\], got int8\[1\]"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(
+    packed: np.ndarray, array: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Masked(packed, Dense(np.array(array, np.float32)))
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a mask of \(5, 3\) over values of \(3, 5\)"):
+        Masked.of(checkers((5, 3)), affine())
+
+
+def test_masked_constants_print_read_back_and_are_copied() -> None:
+    graph = TABLE.graph()
+    x = graph.add_input("x", TensorType(DType.F32, (2, 3)))
+    numbers = Dense(np.arange(15, dtype=np.float32).reshape(3, 5))
+    y = x
+    for name, inner in (("pruned", numbers), ("pruned_int8", affine())):
+        y = graph.emit("MatMul", [x, graph.constant(Masked.of(checkers(), inner), name)])
+    graph.set_outputs([y], ["y"])
+    text = print_graph(graph)
+    assert "@pruned: f32[3, 5] = masked(dense, kept=8) #" in text
+    assert "@pruned_int8: f32[3, 5] = masked(affine(i8, axis=1), kept=8) #" in text
+    again = parse(text, TABLE, weights_of(graph))
+    assert print_graph(again) == text
+    for other in (again, graph.copy()):
+        verify(other)
+        held = other.constants["pruned_int8"].encoding
+        assert isinstance(held, Masked)
+        np.testing.assert_array_equal(held.mask, checkers())
+
+
+def test_a_description_that_does_not_end_is_refused() -> None:
+    with pytest.raises(InvalidGraph, match="the text ends here"):
+        parse("graph main() -> () { @w: f32[2] = masked(affine(i8)")
