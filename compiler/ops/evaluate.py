@@ -31,9 +31,10 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 def run(graph: Graph, values: dict[Value, Any]) -> None:
     """Fills ``values`` with torch tensors for all of the graph's values; inputs and captured outer
-    values must be there. Tensors are dropped after their last reader unless the graph returns them."""
+    values must be there, and so may constants, which are then taken as they are."""
     for constant in graph.constants.values():
-        values[constant] = _to_torch(constant.numpy())
+        if constant not in values:
+            values[constant] = _to_torch(constant.numpy())
     for node in graph.nodes:
         for value, tensor in zip(node.outputs, evaluate_node(node, values), strict=False):
             values[value] = tensor

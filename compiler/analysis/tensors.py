@@ -1,0 +1,64 @@
+"""Tensors of weights as sums or chains of small ones, by tensorly.
+
+    CP            W[a, b, c] ~ sum over r of A[a, r] B[b, r] C[c, r]
+    Tucker        W[a, b, ..] ~ sum over p, q of G[p, q, ..] A[a, p] B[b, q]     (two axes of any number)
+    tensor train  W[a, b, c] ~ sum over r, s of G1[a, r] G2[r, b, s] G3[s, c]
+
+(Kolda and Bader 2009; Oseledets 2011.)  All in f64, from starts that are the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import Unsupported
+
+_SWEEPS = 100
+_TOLERANCE = 1e-8  # Of the error, from sweep to sweep.
+
+
+def cp(tensor: np.ndarray, rank: int) -> list[np.ndarray]:
+    """Factors [size, rank], an axis each; the weights of the terms are in the first."""
+    found = _decomposition().parafac(
+        tensor, rank, init="svd", n_iter_max=_SWEEPS, tol=_TOLERANCE, random_state=0
+    )
+    factors = [np.asarray(f) for f in found.factors]
+    return [factors[0] * np.asarray(found.weights), *factors[1:]]
+
+
+def tucker2(
+    tensor: np.ndarray, ranks: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(core [p, q, …], A [a, p], B [b, q]) over the first two axes of [a, b, …]."""
+    (core, factors), _ = _decomposition().partial_tucker(
+        tensor, list(ranks), modes=[0, 1], n_iter_max=_SWEEPS, tol=_TOLERANCE
+    )
+    return np.asarray(core), np.asarray(factors[0]), np.asarray(factors[1])
+
+
+def tensor_train(tensor: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
+    """Cores [r, size, s], an axis each, the outermost r and s being 1. ``ranks``: those between."""
+    found = _decomposition().tensor_train(tensor, [1, *ranks, 1])
+    return [np.asarray(core) for core in found]
+
+
+def train_ranks(shape: Sequence[int], most: int | None = None) -> list[int]:
+    """Ranks between the axes at which a tensor train is exact, cut at ``most``."""
+    found = []
+    for i in range(1, len(shape)):
+        full = min(int(np.prod(shape[:i])), int(np.prod(shape[i:])))
+        found.append(full if most is None else min(full, most))
+    return found
+
+
+def _decomposition() -> Any:
+    try:
+        import tensorly.decomposition
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"tensor decompositions need the package {error.name!r}: pip install 'tersor[tensor]'"
+        ) from None
+    return tensorly.decomposition
