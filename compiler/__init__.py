@@ -16,8 +16,9 @@ from tersor.errors import TersorError
 from tersor.recipe import Recipe
 from tersor.report import Report, TuneReport
 from tersor.target import Target
+from tersor.trimming import trim_vocabulary
 
 __all__ = [
     "Artifact", "Recipe", "Report", "Target", "TersorError", "TuneReport", "Verified", "__version__",
-    "compile", "convert", "inspect", "load", "tune", "verify",
+    "compile", "convert", "inspect", "load", "trim_vocabulary", "tune", "verify",
 ]  # fmt: skip

@@ -59,7 +59,7 @@ def compile(
 
     Args:
         model: an ONNX file (path, bytes, ModelProto), an ``nn.Module``, an ``ExportedProgram``, an
-            ``fx.GraphModule`` or a Hugging Face model directory.
+            ``fx.GraphModule``, a Hugging Face model directory, or what :func:`trim_vocabulary` makes.
         target: ``cpu`` (this machine), ``cpu:<isa>``, or a :class:`Target`.
         recipe: a shipped recipe's name, a ``.toml`` file, or plain data.
         runtime: ``ort``, or ``tvm``: a library of machine code. Where nothing that it builds is faster
@@ -170,7 +170,7 @@ def convert(
     report.size_after = built_size(built)
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
     manifest = _manifest(given, plan, chosen, graph)
-    return Artifact(built, runtime, choice.to_json(), manifest, report)
+    return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
 
 
 def tune(

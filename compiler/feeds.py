@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tersor.analysis.match import dims
+from tersor.analysis.vocabulary import walk_ids
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Dim, DType, Graph, Node, TensorType, Value
 from tersor.ir.dims import evaluate, symbols
@@ -14,16 +15,6 @@ from tersor.ir.dims import evaluate, symbols
 # Sizes of (batch, every other open dim) that language models are measured at.
 SIZES = ((1, 32), (1, 128), (8, 128))
 Sizes = Mapping[str, int]
-_PASSES_IDS_ON = {
-    "Cast",
-    "Reshape",
-    "Unsqueeze",
-    "Squeeze",
-    "Expand",
-    "Transpose",
-    "Identity",
-    "Clip",
-}
 
 
 def dim_names(graph: Graph) -> list[str]:
@@ -128,22 +119,7 @@ def _size(dim: Dim, sizes: Sizes, value: Value) -> int:
 
 def table_rows(value: Value) -> int:
     """The fewest rows of the tables that ``value`` picks rows from; 0 if it picks none."""
-    work, seen, rows = [value], set(), []
-    while work:
-        item = work.pop()
-        if item in seen:
-            continue
-        seen.add(item)
-        for use in item.uses:
-            node = use.user
-            if isinstance(node, Graph):
-                continue
-            if node.op == "Gather" and use.operand == 1 and node.inputs[0] is not None:
-                rows.append(_first_dim(node.inputs[0]))
-            elif node.op == "tersor.EmbeddingLayerNormalization" and node.inputs[use.operand + 1]:
-                rows.append(_first_dim(node.inputs[use.operand + 1]))
-            elif node.op in _PASSES_IDS_ON and use.operand == 0:
-                work.extend(node.outputs)
+    rows = [_first_dim(item.node.input(item.table)) for item in walk_ids(value)[0]]
     return min((r for r in rows if r), default=0)
 
 

@@ -157,7 +157,7 @@ def _step(flow: nx.DiGraph, u: Value, v: Value, order: dict[Node, int]) -> _Step
     weighted = any(_has_weights(node) for node in nodes)
     if not _has_way_around(u, v, between, weighted):
         return None
-    return _Step(u, v, nodes, weighted)  # type: ignore[arg-type]
+    return _Step(u, v, nodes, weighted)
 
 
 def _has_way_around(u: Value, v: Value, between: set[Value], sums: bool) -> bool:

@@ -43,7 +43,7 @@ def load_model(
     trust: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
-    ``fx.GraphModule``, a Hugging Face model directory, or a graph of the IR.
+    ``fx.GraphModule``, a Hugging Face model directory, a graph of the IR, or what was imported already.
 
     ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
     ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, which can run code when they are read.
@@ -53,6 +53,10 @@ def load_model(
         InvalidOption: a kind of model that is none of these.
     """
     names = {"input_names": input_names, "output_names": output_names}
+    if isinstance(model, Imported):
+        if input_names is None and output_names is None:
+            return model
+        return Imported(_renamed(model.graph.copy(), input_names, output_names), files=model.files)
     if isinstance(model, Graph):
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():

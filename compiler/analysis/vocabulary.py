@@ -1,0 +1,301 @@
+"""Vocabularies of a graph: inputs of ids, the tables that they pick rows from, tied projections onto them.
+
+    x = table[ids]                 a lookup, in the graph or a subgraph of it
+    logits = h table^T             a tied head: its weights are the table's numbers
+
+Where only ``kept`` of the V rows stay, ids have to be counted anew: ``new_of_old``[V] for ids as they
+were, ``kept`` itself (the old id of each new one) the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from tersor.analysis.match import dims, dtype, made_by, rank
+from tersor.errors import InvalidOption, suggest
+from tersor.ir import Graph, Node, Value
+
+_MOVES = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Identity"}
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A node that picks rows of a table.
+
+    Attributes:
+        ids: which operand holds the ids.
+        table: which operand is the table.
+        clipped: whether a Clip is between the input and the ids.
+    """
+
+    node: Node
+    ids: int
+    table: int
+    clipped: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Inputs whose numbers are ids of one and the same things.
+
+    Attributes:
+        inputs: of the graph.
+        size: V, how many ids there are; the fewest rows of a table.
+        lookups: all that they reach, with tables that are constants [V, width].
+    """
+
+    inputs: tuple[Value, ...]
+    size: int
+    lookups: tuple[Lookup, ...]
+
+    @property
+    def tables(self) -> list[Value]:
+        """The tables, each once."""
+        return list(dict.fromkeys(_operand(item.node, item.table) for item in self.lookups))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A projection onto the vocabulary: a Linear or MatMul with weights [width, V].
+
+    ``tied``: its weights are the numbers of one of the tables.
+    """
+
+    node: Node
+    tied: bool
+
+
+def walk_ids(value: Value) -> tuple[list[Lookup], list[Value]]:
+    """The lookups that ``value`` reaches, and the values that hold its numbers as they are, itself the
+    first, moved at most."""
+    lookups, straight = [], [value]
+    work, seen = [(value, False)], {value}
+    while work:
+        item, clipped = work.pop()
+        for use in item.uses:
+            node = use.user
+            if isinstance(node, Graph):
+                continue
+            if node.op == "Gather" and use.operand == 1:
+                lookups.append(Lookup(node, 1, 0, clipped))
+            elif node.op == "tersor.EmbeddingLayerNormalization" and use.operand % 2 == 0:
+                lookups.append(Lookup(node, use.operand, use.operand + 1, clipped))
+            elif use.operand == 0 and (moves(node) or node.op == "Clip"):
+                for result in (r for r in node.outputs if r not in seen):
+                    seen.add(result)
+                    work.append((result, clipped or node.op == "Clip"))
+                    if not work[-1][1]:
+                        straight.append(result)
+    return lookups, straight
+
+
+def moves(node: Node) -> bool:
+    """Whether ids come out of the node as they went in, in another shape or integer type."""
+    kind = dtype(node.output)
+    return node.op in _MOVES and kind is not None and kind.is_integer
+
+
+def find_vocabularies(graph: Graph) -> list[Vocabulary]:
+    """All of them, the largest first. Inputs that share a table share a vocabulary."""
+    found = {value: [i for i in walk_ids(value)[0] if _is_lookup(i)] for value in graph.inputs}
+    shared: nx.Graph[Value] = nx.Graph()
+    for value, lookups in found.items():
+        shared.add_edges_from((value, _operand(i.node, i.table)) for i in lookups)
+    vocabularies = []
+    for part in nx.connected_components(shared):
+        inputs = tuple(v for v in graph.inputs if v in part)
+        reached = tuple(dict.fromkeys(i for v in inputs for i in found[v]))
+        sizes = [_operand(i.node, i.table).tensor.shape[0] for i in reached]
+        vocabularies.append(Vocabulary(inputs, min(sizes), reached))
+    return sorted(vocabularies, key=lambda v: -v.size)
+
+
+def choose_vocabulary(graph: Graph, input: str) -> Vocabulary | None:
+    """The one that the input of that name is of; without a name the largest, None where there is none.
+
+    Raises:
+        InvalidOption: no input of that name, or it picks rows from no table.
+    """
+    found = find_vocabularies(graph)
+    if not input:
+        return found[0] if found else None
+    for vocabulary in found:
+        if any(v.name == input for v in vocabulary.inputs):
+            return vocabulary
+    names = [v.name for v in graph.inputs]
+    if input not in names:
+        raise InvalidOption(
+            f"no input {input!r}{suggest(input, names)}; there are {', '.join(names)}"
+        )
+    raise InvalidOption(f"input {input!r} picks rows from no table of weights")
+
+
+def find_heads(graph: Graph, vocabulary: Vocabulary) -> list[Head]:
+    """Projections onto the vocabulary: all that are tied, and those onto V columns that are not but are
+    returned as they are, or elementwise."""
+    tables = [t for t in vocabulary.tables if t.tensor.shape[0] == vocabulary.size]
+    heads = []
+    for node in graph.walk():
+        weight = node.input(1)
+        if node.op not in ("tersor.Linear", "MatMul") or weight is None or rank(weight) != 2:
+            continue
+        if dims(weight)[1] != vocabulary.size:  # type: ignore[index]
+            continue
+        if any(_is_transposed(weight, table) for table in tables):
+            heads.append(Head(node, True))
+        elif weight.is_constant and logits_flow(node.output) is not None:
+            heads.append(Head(node, False))
+    return heads
+
+
+def logits_flow(logits: Value) -> list[Node] | None:
+    """The nodes, in order, that work on ``logits`` elementwise until they are returned; None where
+    something else reads them on the way, or nothing returns them."""
+    flow: list[Node] = []
+    work, returned = [logits], False
+    if logits.graph.outer is not None:
+        return None
+    while work:
+        value = work.pop()
+        returned = returned or value.is_output
+        for node in value.users:
+            if node.op not in _ELEMENTWISE or not _one_of_logits(node, value):
+                return None
+            flow.append(node)
+            work += node.outputs
+    return flow if returned else None
+
+
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast", "Tanh", "Identity", "Clip"}
+
+
+def _one_of_logits(node: Node, logits: Value) -> bool:
+    """Whether all else that it reads are constants that fit the last axis."""
+    last = dims(logits)[-1]  # type: ignore[index]
+    others = [v for v in node.inputs if v is not None and v is not logits]
+    return all(v.is_constant and (dims(v) or (1,))[-1] in (1, last) for v in others)
+
+
+def _is_lookup(item: Lookup) -> bool:
+    table = item.node.input(item.table)
+    return (
+        table is not None
+        and table.is_constant
+        and rank(table) == 2
+        and item.node.attrs.get("axis", 0) == 0
+        and table.tensor.dtype.is_float
+    )
+
+
+def _is_transposed(weight: Value, table: Value) -> bool:
+    if (node := made_by(weight, "Transpose")) is not None:
+        return node.inputs[0] is table
+    if not weight.is_constant or weight.tensor.shape != table.tensor.shape[::-1]:
+        return False
+    return weight.tensor.dtype is table.tensor.dtype and np.array_equal(
+        weight.numpy().T, table.numpy(), equal_nan=True
+    )
+
+
+def _operand(node: Node, index: int) -> Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+# -- cutting ---------------------------------------------------------------------------------------
+
+
+def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """``ids``, i64, each once, ascending; those that count from the end counted from the beginning.
+
+    Raises:
+        InvalidOption: one that is outside of the vocabulary, or none at all.
+    """
+    found = np.unique(np.asarray(ids, np.int64))
+    if not len(found):
+        raise InvalidOption("no ids are used: the vocabulary would be empty")
+    if found[0] < -size or found[-1] >= size:
+        outside = found[0] if found[0] < -size else found[-1]
+        raise InvalidOption(f"id {outside} is outside of the vocabulary of {size}")
+    return np.unique(found % size)
+
+
+def new_of_old(kept: np.ndarray, size: int, unknown: int) -> np.ndarray:
+    """i64[size], the new id of each old one; of those that are not ``kept`` that of ``unknown``, an old
+    id that is."""
+    found = np.full(size, int(np.searchsorted(kept, unknown)), np.int64)
+    found[kept] = np.arange(len(kept))
+    return found
+
+
+def cut_tables(vocabulary: Vocabulary, kept: np.ndarray) -> None:
+    """The lookups read tables of the rows ``kept``; whole tables go, where nothing else reads them."""
+    parts = {table: _part(table, kept, 0) for table in vocabulary.tables}
+    for item in vocabulary.lookups:
+        _read(item.node, item.table, parts[_operand(item.node, item.table)])
+
+
+def cut_heads(heads: Sequence[Head], kept: np.ndarray) -> None:
+    """Leaves the columns ``kept`` of projections and of their biases, and types their results anew."""
+    parts: dict[Value, Value] = {}
+    for head in heads:
+        node, weight = head.node, _operand(head.node, 1)
+        if weight not in parts:
+            parts[weight] = _part(weight, kept, 1)
+        _read(node, 1, parts[weight])
+        if node.input(2) is not None:
+            cut_last_axis(node, 2, kept)
+        assert node.graph is not None
+        node.graph.infer(node)
+
+
+def cut_last_axis(node: Node, index: int, kept: np.ndarray) -> None:
+    """Leaves the positions ``kept`` of the last axis of a constant operand."""
+    constant = _operand(node, index)
+    _read(node, index, _part(constant, kept, constant.tensor.rank - 1))  # type: ignore[operator]
+
+
+def _part(whole: Value, kept: np.ndarray, axis: int) -> Value:
+    """A constant of the positions ``kept`` of an axis of a constant or of the transpose of one."""
+    if (transpose := made_by(whole, "Transpose")) is not None:
+        table = _operand(transpose, 0)
+        return table.graph.constant(np.ascontiguousarray(table.numpy().T[:, kept]), table.name)
+    assert whole.encoding is not None
+    return whole.graph.constant(whole.encoding.take(kept, axis), whole.name)
+
+
+def _read(node: Node, index: int, part: Value) -> None:
+    """Operand ``index`` becomes ``part``; what it was goes, if nothing else reads it."""
+    assert node.graph is not None
+    old = _operand(node, index)
+    node.graph.set_input(node, index, part)
+    if (transpose := old.producer) is not None and not old.uses:
+        table = _operand(transpose, 0)
+        old.graph.erase(transpose)
+        _erase_unread(table)
+    _erase_unread(old)
+
+
+def _erase_unread(constant: Value) -> None:
+    if constant.is_constant and not constant.uses:
+        constant.graph.erase_constant(constant)
+
+
+def gathered(table: Value, ids: Value) -> Value:
+    """``table``[ids], made where ``ids`` are."""
+    graph = ids.graph
+    with graph.at(node_behind(graph, ids.producer)):
+        return graph.emit("Gather", [table, ids], {"axis": 0}, scope="")
+
+
+def node_behind(graph: Graph, node: Node | None) -> Node | None:
+    """The node after ``node``; None where that is the last. The first, where ``node`` is None."""
+    nodes = iter(graph.nodes)
+    if node is not None:
+        next(n for n in nodes if n is node)
+    return next(nodes, None)

@@ -1,0 +1,151 @@
+"""An embedding keeps the rows of the ids that are used; inputs keep their meaning.
+
+    table[ids]   ->   table[kept][new_of_old[ids]]          new_of_old: i64[V], kept: ids, ascending
+
+An id that was dropped reads the row of ``unknown``. All lookups by inputs that share a table are
+changed together, those in subgraphs too. On ids that are kept, outputs are the same to the bit.
+
+With ``logits=mask`` a tied head (h table^T) keeps the columns of the same ids, and returns -inf for
+the others, as if they were forbidden. Without, heads stay whole.
+
+    h table^T   ->   gather(pad(h table[kept]^T, -inf), new_of_old)
+
+For a tokenizer and a model that both count anew, see :func:`tersor.trim_vocabulary`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tersor.analysis.vocabulary import (
+    Head,
+    Vocabulary,
+    checked_ids,
+    choose_vocabulary,
+    cut_heads,
+    cut_tables,
+    find_heads,
+    gathered,
+    new_of_old,
+    node_behind,
+)
+from tersor.errors import InvalidOption
+from tersor.ir import Graph, Value
+from tersor.pipeline import LOSSY, Context, Feeds, Pass, weight_bytes
+
+
+@dataclass(frozen=True)
+class TrimVocabulary(Pass):
+    """Options:
+
+    ids: a file of the ids that are used, as integers between anything; in place of calibration.
+    keep: ids that stay besides.
+    unknown: the id, which stays, that stands for those that are dropped.
+    input: whose vocabulary it is, by an input's name; by default the largest.
+    logits: ``keep``: heads stay whole. ``mask``: tied ones shrink, and dropped ids have -inf.
+    """
+
+    keeps = LOSSY
+    ids: str = ""
+    keep: tuple[int, ...] = ()
+    unknown: int | None = None
+    input: str = ""
+    logits: Literal["keep", "mask"] = "keep"
+
+    def run(self, graph: Graph, context: Context) -> None:
+        vocabulary = choose_vocabulary(graph, self.input)
+        if vocabulary is None:
+            context.report.notes.append("no input picks rows from a table of weights")
+            return
+        kept = self._kept(vocabulary, context.calibration)
+        if len(kept) == vocabulary.size:
+            context.report.notes.append(f"all {len(kept)} ids are used: nothing to drop")
+            return
+        if self.unknown is None:
+            raise InvalidOption(
+                f"{self.label}: {len(kept)} of {vocabulary.size} ids are used: say with unknown=ID "
+                "which of them stands for the others"
+            )
+        before = weight_bytes(graph)
+        remap = new_of_old(kept, vocabulary.size, self.unknown % vocabulary.size)
+        heads = find_heads(graph, vocabulary)
+        _count_anew(graph, vocabulary, remap)
+        cut_tables(vocabulary, kept)
+        tied = [head for head in heads if head.tied] if self.logits == "mask" else []
+        cut_heads(tied, kept)
+        for head in tied:
+            _mask(head, kept, vocabulary.size)
+        for head in heads:
+            if head not in tied:
+                context.skip(head.node, f"its {vocabulary.size} columns stay")
+        context.rewrote()
+        less = (before - weight_bytes(graph)) / 2**20
+        context.report.notes.append(
+            f"{', '.join(v.name for v in vocabulary.inputs)}: {len(kept)} of {vocabulary.size} ids "
+            f"are kept, {less:.2f} MiB of weights less"
+        )
+
+    def _kept(self, vocabulary: Vocabulary, calibration: Feeds) -> np.ndarray:
+        """The old ids that stay, ascending.
+
+        Raises:
+            InvalidOption: there are none, or some are outside of the vocabulary.
+        """
+        if self.ids:
+            used: Sequence[np.ndarray] = [_read_ids(self.ids)]
+        elif calibration:
+            used = [np.ravel(feed[v.name]) for feed in calibration for v in vocabulary.inputs]
+        else:
+            raise InvalidOption(
+                f"{self.label} needs calibration inputs, or a file of the ids that are used (ids=FILE)"
+            )
+        more = [*self.keep, *([] if self.unknown is None else [self.unknown])]
+        checked_ids(np.concatenate(used), vocabulary.size)
+        return checked_ids(np.concatenate([*used, np.asarray(more, np.int64)]), vocabulary.size)
+
+
+def _read_ids(path: str) -> np.ndarray:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOption(f"ids: cannot read {path}: {error}") from None
+    return np.array([int(number) for number in re.findall(r"-?\d+", text)], np.int64)
+
+
+def _count_anew(graph: Graph, vocabulary: Vocabulary, remap: np.ndarray) -> None:
+    """The lookups read new ids."""
+    new: dict[Value, Value] = {}
+    tables: dict[np.dtype, Value] = {}
+    for item in vocabulary.lookups:
+        ids = item.node.inputs[item.ids]
+        assert ids is not None and item.node.graph is not None
+        if ids not in new:
+            kind = ids.tensor.dtype.numpy
+            if kind not in tables:
+                tables[kind] = graph.constant(remap.astype(kind), "new_ids")
+            new[ids] = gathered(tables[kind], ids)
+        item.node.graph.set_input(item.node, item.ids, new[ids])
+
+
+def _mask(head: Head, kept: np.ndarray, size: int) -> None:
+    """Whatever reads the head's logits, of ``kept``, reads those of all ids: -inf where there is none."""
+    logits, graph = head.node.output, head.node.graph
+    assert graph is not None
+    readers, axis = list(logits.uses), (logits.tensor.rank or 0) - 1
+    index = np.full(size, len(kept), np.int64)
+    index[kept] = np.arange(len(kept))
+    pads = np.array([0] * (2 * axis + 1) + [1], np.int64)
+    lowest = np.array(-np.inf, logits.tensor.dtype.numpy)
+    with graph.at(node_behind(graph, head.node)):
+        operands = [logits, graph.constant(pads, "pads"), graph.constant(lowest, "lowest")]
+        padded = graph.emit("Pad", operands, scope=head.node.scope)
+        whole = [padded, graph.constant(index, "columns")]
+        result = graph.emit("Gather", whole, {"axis": axis}, scope=head.node.scope)
+    for use in readers:
+        graph.set_input(use.user, use.operand, result)
