@@ -31,25 +31,31 @@ Json = dict[str, Any]
 Tell = Callable[[int, int, str], None]
 
 
-def code(scripts: Iterable[Path]) -> str:
+def code(scripts: Iterable[Path], folders: Iterable[str] = FOLDERS) -> str:
     """Of all sources and recipes that a row depends on."""
     digest = hashlib.sha256()
     for path in sorted(scripts):
         digest.update(path.read_bytes())
-    for folder in FOLDERS:
+    for folder in folders:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".toml"):
                 digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def conditions(scripts: Iterable[Path], options: Json, packages: Iterable[str] = ()) -> Json:
-    """What rows have to share to stand in one table. ``packages``: more than what Tersor builds on."""
+def conditions(
+    scripts: Iterable[Path],
+    options: Json,
+    packages: Iterable[str] = (),
+    folders: Iterable[str] = FOLDERS,
+) -> Json:
+    """What rows have to share to stand in one table. ``packages``: more than what Tersor builds on;
+    ``folders``: those of Tersor's sources that the rows depend on."""
     host = Target.host()
     machine = {"cpu": host.cpu, "features": sorted(host.features), "cores": len(usable_cores())}
     more = {name: importlib.metadata.version(name) for name in packages}
     return {
-        "code": code(scripts),
+        "code": code(scripts, folders),
         "versions": {**versions(), **more},
         "machine": machine,
         "options": options,

@@ -55,6 +55,20 @@ def calibration() -> list[Feed]:
     return batches(sentences()[CALIBRATION], 8)
 
 
+def much_calibration() -> list[Feed]:
+    """1,500 sentences that are not tested on, without padding: up to 32 of one length in a batch."""
+    texts = [*sentences()[: TEST.start], *sentences()[TEST.stop : TEST.stop + 1000]]
+    by_length: dict[int, list[list[int]]] = {}
+    for encoded in _tokenizer().encode_batch(texts):
+        by_length.setdefault(len(encoded.ids), []).append(encoded.ids)
+    made = []
+    for _, rows in sorted(by_length.items()):
+        for i in range(0, len(rows), 32):
+            ids = np.array(rows[i : i + 32], np.int64)
+            made.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return made
+
+
 def test_feeds() -> list[Feed]:
     """The 500 sentences that fidelity is measured on."""
     return batches(sentences()[TEST])
