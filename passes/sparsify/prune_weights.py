@@ -12,7 +12,7 @@ What a weight W_ij (output i, input j) is worth, the lowest go first:
                  that come later make up for what went (Frantar and Alistarh 2023, arXiv 2301.00774; see
                  ``tersor.analysis.second_order``).  The only criterion that moves the weights that stay.
 
-Layers are seen some at a time, with the inputs that they have once those before are pruned.
+Some layers are observed at a time, with the inputs that they have once those before these are pruned.
 """
 
 from __future__ import annotations
