@@ -207,7 +207,7 @@ class PruneWeights(Pass):
         assert layer.gram is not None
 
         def choose(costs: np.ndarray, at: slice) -> np.ndarray:
-            return self._choose(np.where(was[:, at], costs, 0)) & was[:, at]
+            return np.asarray(self._choose(np.where(was[:, at], costs, 0)) & was[:, at])
 
         try:
             factor = inverse_factor(damped(layer.gram.xtx, self.damping))
@@ -234,7 +234,7 @@ class PruneWeights(Pass):
         if self.criterion == "wanda":
             assert layer.gram is not None
             return np.asarray(np.abs(numbers) * layer.gram.norm)
-        return np.abs(numbers)
+        return np.asarray(np.abs(numbers))
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
         """The mask of what stays, among these weights."""
