@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,12 @@ _TOLERANCE = 1e-8  # Of the error, from sweep to sweep.
 
 def cp(tensor: np.ndarray, rank: int) -> list[np.ndarray]:
     """Factors [size, rank], an axis each; the weights of the terms are in the first."""
-    found = _decomposition().parafac(
-        tensor, rank, init="svd", n_iter_max=_SWEEPS, tol=_TOLERANCE, random_state=0
-    )
+    with warnings.catch_warnings():
+        # That the start has fewer vectors than the rank where an axis is shorter: it draws the others.
+        warnings.simplefilter("ignore", UserWarning)
+        found = _decomposition().parafac(
+            tensor, rank, init="svd", n_iter_max=_SWEEPS, tol=_TOLERANCE, random_state=0
+        )
     factors = [np.asarray(f) for f in found.factors]
     return [factors[0] * np.asarray(found.weights), *factors[1:]]
 
@@ -43,6 +47,37 @@ def tensor_train(tensor: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
     """Cores [r, size, s], an axis each, the outermost r and s being 1. ``ranks``: those between."""
     found = _decomposition().tensor_train(tensor, [1, *ranks, 1])
     return [np.asarray(core) for core in found]
+
+
+def cp_product(factors: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor that CP factors stand for."""
+    rank = factors[0].shape[1]
+    terms = np.ones((1, rank))
+    for factor in factors:
+        terms = (terms[:, None] * factor[None]).reshape(-1, rank)
+    return np.asarray(terms.sum(axis=1).reshape([len(f) for f in factors]))
+
+
+def tucker2_product(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The tensor that a Tucker core and its two factors stand for."""
+    return np.einsum("pq...,ap,bq->ab...", core, a, b)
+
+
+def train_product(cores: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor that the cores of a tensor train stand for."""
+    found = np.ones((1, 1))
+    for core in cores:
+        found = np.tensordot(found, core, axes=1)
+    return np.asarray(found.reshape([core.shape[1] for core in cores]))
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest of 1 .. ``most`` that fits, where what fits does so for all smaller ones; 0: none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def train_ranks(shape: Sequence[int], most: int | None = None) -> list[int]:

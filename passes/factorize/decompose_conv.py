@@ -1,0 +1,271 @@
+"""A convolution in a chain of smaller ones (see :mod:`tersor.analysis.tensors`).
+
+For W[m, c, h, w], c channels in and m out:
+
+    tucker        1x1 c -> q,  h x w q -> p,  1x1 p -> m                              (Kim et al. 2016)
+    cp            1x1 c -> r,  h x 1 and 1 x w a channel alone,  1x1 r -> m       (Lebedev et al. 2015)
+    tensor-train  1x1 c -> r1,  h x 1 r1 -> r2,  1 x w r2 -> r3,  1x1 r3 -> m
+
+128 x 128 x 3 x 3 at half of its 147,456 weights: Tucker with p = q = 77, CP with r = 281.  Only the first
+has strides of neither axis to wait for, so that it multiplies at every position of a strided layer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tersor.analysis.break_even import Verdict, weigh
+from tersor.analysis.lowrank import weight_error
+from tersor.analysis.scopes import chosen
+from tersor.analysis.tensors import (
+    cp,
+    cp_product,
+    largest,
+    tensor_train,
+    train_product,
+    train_ranks,
+    tucker2,
+    tucker2_product,
+)
+from tersor.errors import InvalidOption
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir.node import Attribute
+from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One convolution of the chain.
+
+    Attributes:
+        weight: [out, in / group, kernel…].
+        axes: the spatial axes that it walks over, with the layer's strides, dilations and pads there.
+    """
+
+    weight: np.ndarray
+    axes: tuple[int, ...] = ()
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class DecomposeConv(Pass):
+    """Options:
+
+    method: ``tucker``, ``cp`` or ``tensor-train``.
+    ratio: the share of each layer's weights that is left, at most.
+    must_pay: layers whose chain is not faster stay whole; False: those whose chain is not smaller.
+    scopes: patterns of the scopes that are taken apart; none: all.
+    ignored_scopes: patterns of scopes that stay.
+    """
+
+    keeps = LOSSY
+    method: Literal["tucker", "cp", "tensor-train"] = "tucker"
+    ratio: float = 0.5
+    must_pay: bool = True
+    scopes: tuple[str, ...] = ()
+    ignored_scopes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise InvalidOption(
+                f"{self.pass_name()}: ratio {self.ratio:g} does not lie between 0, which leaves nothing, "
+                "and 1, which takes nothing away"
+            )
+
+    def run(self, graph: Graph, context: Context) -> None:
+        convolutions = [n for n in graph.walk() if n.op == "Conv"]
+        nodes = chosen(convolutions, self.scopes, self.ignored_scopes, context)
+        for i, node in enumerate(nodes):
+            context.progress(i, len(nodes), f"decomposing {node.scope or node.output.name}")
+            if not context.may_rewrite():
+                return
+            try:
+                self._take_apart(node, context)
+            except Skip as reason:
+                context.skip(node, str(reason))
+
+    def _take_apart(self, node: Node, context: Context) -> None:
+        weight = _weight(node)
+        steps, product = self._steps(weight)
+        verdict = self._verdict(node, steps, context)
+        if not verdict.pays:
+            raise Skip(f"{self._told(weight, steps)}: {verdict.numbers}")
+        graph, x = node.graph, node.inputs[0]
+        assert graph is not None and x is not None
+        with graph.at(node):
+            made = _emit(graph, node, x, steps, node.input(2), node.output.name)
+        replace_node(node, [made])
+        context.rewrote()
+        error = weight_error(weight, product)
+        where = node.scope or made.name
+        context.report.notes.append(
+            f"{where}: {self._told(weight, steps)}: {verdict.numbers}; "
+            f"relative error of the weight {error:.4f}"
+        )
+
+    def _told(self, weight: np.ndarray, steps: Sequence[_Step]) -> str:
+        left = sum(step.weight.size for step in steps)
+        shape = "x".join(map(str, weight.shape))
+        return f"{self.method} of {shape} in {len(steps)}, {left / weight.size:.2f} of its weights"
+
+    def _steps(self, weight: np.ndarray) -> tuple[list[_Step], np.ndarray]:
+        """The chain, and the weight that it stands for."""
+        kernel = weight.shape[2:]
+        long = [axis for axis, size in enumerate(kernel) if size > 1]
+        if not long and self.method != "tensor-train":
+            raise Skip("its kernel is one position: tensor-train is what takes that apart")
+        if self.method == "tucker":
+            return self._tucker(weight)
+        # Along the others the kernel is 1, and yet there may be strides.
+        first = tuple(axis for axis in range(len(kernel)) if axis not in long[1:])
+        walks = [first, *((axis,) for axis in long[1:])] if long else []
+        plain = weight.reshape([*weight.shape[:2], *(kernel[axis] for axis in long)])
+        if self.method == "cp":
+            return self._cp(weight, plain, walks)
+        return self._train(weight, plain, walks)
+
+    def _tucker(self, weight: np.ndarray) -> tuple[list[_Step], np.ndarray]:
+        m, c, *kernel = weight.shape
+        whole = max(m, c)
+
+        def ranks(t: int) -> tuple[int, int]:
+            return max(m * t // whole, 1), max(c * t // whole, 1)
+
+        def fits(t: int) -> bool:
+            p, q = ranks(t)
+            return p * q * int(np.prod(kernel)) + p * m + q * c <= self.ratio * weight.size
+
+        core, a, b = tucker2(weight, ranks(self._knob(fits, whole)))
+        axes = tuple(range(len(kernel)))
+        steps = [_pointwise(b.T, len(kernel)), _Step(core, axes), _pointwise(a, len(kernel))]
+        return steps, tucker2_product(core, a, b)
+
+    def _cp(
+        self, weight: np.ndarray, plain: np.ndarray, walks: Sequence[tuple[int, ...]]
+    ) -> tuple[list[_Step], np.ndarray]:
+        spatial = weight.ndim - 2
+        rank = self._knob(lambda r: r * sum(plain.shape) <= self.ratio * weight.size, weight.size)
+        factors = cp(plain, rank)
+        steps = [_pointwise(factors[1].T, spatial)]
+        for factor, axes in zip(factors[2:], walks, strict=True):
+            steps.append(_along(factor.T[:, None], axes, weight, group=rank))
+        steps.append(_pointwise(factors[0], spatial))
+        return steps, cp_product(factors).reshape(weight.shape)
+
+    def _train(
+        self, weight: np.ndarray, plain: np.ndarray, walks: Sequence[tuple[int, ...]]
+    ) -> tuple[list[_Step], np.ndarray]:
+        spatial = weight.ndim - 2
+        turned = np.moveaxis(plain, 0, -1)  # c, kernel…, m
+
+        def fits(most: int) -> bool:
+            bounds = [1, *train_ranks(turned.shape, most), 1]
+            sizes = zip(bounds, turned.shape, bounds[1:], strict=False)
+            return sum(r * size * s for r, size, s in sizes) <= self.ratio * weight.size
+
+        most = self._knob(fits, max(train_ranks(turned.shape)))
+        cores = tensor_train(turned, train_ranks(turned.shape, most))
+        enter = _pointwise(cores[0][0].T, spatial)
+        if not walks:
+            enter = _Step(enter.weight, tuple(range(spatial)))
+        steps = [enter]
+        for core, axes in zip(cores[1:-1], walks, strict=True):
+            steps.append(_along(core.transpose(2, 0, 1), axes, weight))
+        steps.append(_pointwise(cores[-1][:, :, 0].T, spatial))
+        return steps, np.moveaxis(train_product(cores), -1, 0).reshape(weight.shape)
+
+    def _knob(self, fits: Callable[[int], bool], most: int) -> int:
+        found = largest(fits, most)
+        if not found:
+            raise Skip(f"not even rank 1 has as few as {self.ratio:g} of its weights")
+        return found
+
+    def _verdict(self, node: Node, steps: Sequence[_Step], context: Context) -> Verdict:
+        reads, weight = node.inputs[0], node.inputs[1]
+        assert reads is not None and weight is not None
+
+        def dense(graph: Graph, x: Value) -> Value:
+            return graph.emit("Conv", [x, graph.constant(weight.numpy(), "w")], node.attrs)
+
+        def chain(graph: Graph, x: Value) -> Value:
+            return _emit(graph, node, x, steps, None)
+
+        latency = context.latency if self.must_pay else None
+        counts = (float(weight.numpy().size), _multiplications(node, steps))
+        return weigh(latency, reads, dense, chain, counts)
+
+
+def _weight(node: Node) -> np.ndarray:
+    """f64[m, c, kernel…].
+
+    Raises:
+        Skip: it cannot be taken apart.
+    """
+    weight = node.inputs[1]
+    if weight is None or not isinstance(weight.encoding, Dense):
+        raise Skip("its weight is not a dense constant")
+    if node.attrs["group"] != 1:
+        raise Skip("its channels are in groups, and so in smaller convolutions already")
+    dense = weight.numpy().astype(np.float64)
+    if not np.isfinite(dense).all():
+        raise Skip("its weight holds NaN or infinity")
+    if not dense.any():
+        raise Skip("its weight is zero")
+    return dense
+
+
+def _pointwise(matrix: np.ndarray, spatial: int) -> _Step:
+    """out x in, at each position."""
+    return _Step(matrix.reshape([*matrix.shape, *[1] * spatial]))
+
+
+def _along(core: np.ndarray, axes: tuple[int, ...], weight: np.ndarray, group: int = 1) -> _Step:
+    """[out, in / group, size] along that of ``axes`` where the ``weight`` is longer than 1."""
+    kernel = [weight.shape[2 + a] if a in axes else 1 for a in range(weight.ndim - 2)]
+    return _Step(core.reshape([*core.shape[:2], *kernel]), axes, group)
+
+
+def _multiplications(node: Node, steps: Sequence[_Step]) -> float:
+    """Of the chain, for one position of its result: before an axis is walked over by strides there are
+    as many times more."""
+    strides = node.attrs.get("strides") or (1,) * (steps[0].weight.ndim - 2)
+    assert isinstance(strides, tuple)
+    waiting, total = float(np.prod([int(s) for s in strides])), 0.0
+    for step in steps:
+        for axis in step.axes:
+            waiting /= int(strides[axis])
+        total += step.weight.size * waiting
+    return total
+
+
+def _emit(
+    graph: Graph, node: Node, x: Value, steps: Sequence[_Step], bias: Value | None, name: str = ""
+) -> Value:
+    """The chain on ``x`` in place of ``node``, in its dtype; the last step adds the bias."""
+    weight = node.inputs[1]
+    assert weight is not None
+    for step in steps:
+        last = step is steps[-1]
+        held = graph.constant(step.weight.astype(weight.tensor.dtype.numpy), weight.name)
+        operands = [x, held] if bias is None or not last else [x, held, bias]
+        x = graph.emit("Conv", operands, _attributes(node, step), name=name if last else "")
+    return x
+
+
+def _attributes(node: Node, step: _Step) -> dict[str, Attribute]:
+    """Those of ``node`` along the axes that the step walks over; elsewhere it stays where it is."""
+    spatial = step.weight.ndim - 2
+    found: dict[str, Attribute] = {**node.attrs, "group": step.group}
+    found["kernel_shape"] = step.weight.shape[2:]
+    for name, elsewhere in (("strides", 1), ("dilations", 1), ("pads", 0)):
+        given = node.attrs.get(name)
+        if isinstance(given, tuple) and given:
+            found[name] = tuple(
+                int(v) if i % spatial in step.axes else elsewhere  # type: ignore[call-overload]
+                for i, v in enumerate(given)
+            )
+    return found

@@ -1,0 +1,383 @@
+"""A linear layer in two of lower rank (see :mod:`tersor.analysis.lowrank`).
+
+    x[., k] W[k, n] + b   ->   (x A[k, r]) B[r, n] + b'          r (k + n) weights instead of k n
+
+384 x 1536 at rank 128: 245,760 instead of 589,824, 0.42 of the multiplications.  From rank 308 on the
+factors are larger than the layer; how far below that they are faster is for the machine to tell, so a
+layer is only taken apart where that was measured to pay, or by count where nothing can be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from tersor.analysis.break_even import Verdict, weigh
+from tersor.analysis.decompositions import landmarks, nystrom, semi_nmf
+from tersor.analysis.linear_layers import LinearLayer, by_weight, observed
+from tersor.analysis.lowrank import (
+    Factors,
+    count_limit,
+    decompose,
+    output_error,
+    rank_of_energy,
+    rank_of_ratio,
+    ranks_of_budget,
+    refit,
+    spectrum,
+    truncate,
+    weight_error,
+    whitening,
+)
+from tersor.analysis.scopes import chosen
+from tersor.errors import InvalidOption
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ops.fisher import fisher
+from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+
+Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
+RankBy = Literal["energy", "ratio", "rank", "parameters", "break-even"]
+
+_NEED_DATA = ("whitened-svd", "fisher-svd", "pca")
+_BEST_ALREADY = ("whitened-svd", "pca")  # No other B is nearer to what the layer makes.
+TILE = 16  # Larger ranks are multiples of it: kernels take as long for one less.
+
+
+@dataclass(frozen=True)
+class FactorizeLinear(Pass):
+    """Options:
+
+    method: ``svd`` keeps the weight, ``whitened-svd`` the layer's outputs on calibration inputs,
+        ``fisher-svd`` what the model's outputs depend on. ``pca``: as whitened-svd, about the mean row,
+        which goes into the bias. ``nmf``: B is not negative (semi-NMF). ``nystrom``: columns and rows
+        of the weight itself, chosen by leverage. With calibration, B is fitted anew to the layer's
+        outputs where that is better.
+    rank_by: what ``amount`` is. ``energy``: the share of the squared singular values that is kept, under
+        the method's metric: for whitened-svd, 0.99 leaves a relative output error of 0.1. ``ratio``:
+        the share of each layer's weights that is left. ``rank``: the rank. ``parameters``: the share of
+        the whole model's weights that is left, under one threshold for all layers. ``break-even``: the
+        share of the layer's time that the largest rank may take.
+    amount: see ``rank_by``.
+    max_error: layers that would lose more stay whole: relative root mean square of the output on
+        calibration inputs, without them of the weight. 1: as much as leaving a layer out.
+    must_pay: layers whose factors are not faster stay whole; False: those whose factors are not smaller.
+    scopes: patterns of the scopes that are taken apart; none: all.
+    ignored_scopes: patterns of scopes that stay.
+    """
+
+    keeps = LOSSY
+    method: Method = "whitened-svd"
+    rank_by: RankBy = "energy"
+    amount: float = 0.99
+    max_error: float = 1.0
+    must_pay: bool = True
+    scopes: tuple[str, ...] = ()
+    ignored_scopes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank_by == "rank" and (self.amount < 1 or self.amount % 1):
+            raise InvalidOption(f"{self.pass_name()}: there is no rank {self.amount:g}")
+        if self.rank_by != "rank" and not 0 < self.amount < 1:
+            raise InvalidOption(
+                f"{self.pass_name()}: {self.rank_by} {self.amount:g} does not lie between 0, which leaves "
+                "nothing, and 1, which takes nothing away"
+            )
+
+    def run(self, graph: Graph, context: Context) -> None:
+        if self.method in _NEED_DATA and not (context.calibration and context.evaluate):
+            raise InvalidOption(
+                f"{self.pass_name()}: method {self.method} needs calibration inputs, and none were given; "
+                "svd, nmf and nystrom need none"
+            )
+        layers = self._layers(graph, context)
+        metrics = self._sensitivities(graph, layers, context)
+        ranks = self._budgeted(graph, layers, metrics, context)
+        plans = []
+        for i, layer in enumerate(observed(graph, layers, context)):
+            context.progress(i, len(layers), f"factorizing {layer.label}")
+            try:
+                plans.append(self._plan(layer, ranks.get(layer.weight), metrics, context))
+            except Skip as reason:
+                context.skip(layer.nodes[0], str(reason))
+        before = _parameters(graph)
+        done = [plan for plan in plans if context.may_rewrite() and _apply(plan, context)]
+        _summarize(done, before, _parameters(graph), context)
+
+    # -- which layers --------------------------------------------------------------------------------
+
+    def _layers(self, graph: Graph, context: Context) -> list[LinearLayer]:
+        linears = [n for n in graph.walk() if n.op == "tersor.Linear"]
+        wanted = []
+        for node in chosen(linears, self.scopes, self.ignored_scopes, context):
+            if (reason := self._refused(node, graph)) is None:
+                wanted.append(node)
+            else:
+                context.skip(node, reason)
+        layers = []
+        for layer in by_weight(wanted):
+            if layer.weight.is_output or set(layer.weight.users) != set(layer.nodes):
+                reason = f"@{layer.weight.name} is also read by what stays as it is"
+                context.skip(layer.nodes[0], reason)
+            else:
+                layers.append(layer)
+        return layers
+
+    def _refused(self, node: Node, graph: Graph) -> str | None:
+        weight, bias = node.inputs[1], node.input(2)
+        if weight is None or not isinstance(weight.encoding, Dense):
+            return "its weight is not a dense constant"
+        if min(weight.tensor.shape) < 2:
+            return "its weight has no rank above 1"
+        if not np.isfinite(weight.numpy().astype(np.float64)).all():
+            return "its weight holds NaN or infinity"
+        if self.method in _NEED_DATA and (node.graph is not graph or weight.graph is not graph):
+            return "it lies in a subgraph, which calibration does not see into"
+        if self.method == "pca" and bias is not None and not isinstance(bias.encoding, Dense):
+            return "its bias is not a dense constant"
+        return None
+
+    # -- what counts of them -------------------------------------------------------------------------
+
+    def _sensitivities(
+        self, graph: Graph, layers: Sequence[LinearLayer], context: Context
+    ) -> dict[Value, np.ndarray]:
+        """The metric of each weight for ``fisher-svd``: the root of the information of each row."""
+        if self.method != "fisher-svd" or not layers:
+            return {}
+        found = fisher(graph, [layer.weight for layer in layers], context.calibration)
+        return {weight: np.diag(np.sqrt(f.sum(axis=1))) for weight, f in found.items()}
+
+    def _metric(
+        self, layer: LinearLayer, sensitivities: dict[Value, np.ndarray]
+    ) -> np.ndarray | None:
+        """M of :mod:`tersor.analysis.lowrank`; None: the identity."""
+        if self.method == "fisher-svd":
+            return sensitivities[layer.weight]
+        if self.method not in _NEED_DATA:
+            return None
+        if layer.gram is None:
+            raise Skip("calibration shows nothing of what it reads, or NaN or infinity")
+        return whitening(layer.about if self.method == "pca" else layer.gram.xtx)
+
+    # -- ranks ---------------------------------------------------------------------------------------
+
+    def _budgeted(
+        self,
+        graph: Graph,
+        layers: Sequence[LinearLayer],
+        sensitivities: dict[Value, np.ndarray],
+        context: Context,
+    ) -> dict[Value, int]:
+        """Ranks by weight under one budget for the whole model; none for other ``rank_by``."""
+        if self.rank_by != "parameters":
+            return {}
+        total = _parameters(graph)
+        fixed = total - sum(k * n for k, n in (layer.shape for layer in layers))
+        budget = int(self.amount * total) - fixed
+        if budget < sum(k + n for k, n in (layer.shape for layer in layers)):
+            raise InvalidOption(
+                f"{self.pass_name()}: parameters {self.amount:g} cannot be had: {fixed:,} of {total:,} lie "
+                "outside of the layers that can be taken apart"
+            )
+        spectra: dict[Value, np.ndarray] = {}
+        for layer in observed(graph, layers, context):
+            try:
+                metric = self._metric(layer, sensitivities)
+            except Skip:
+                budget -= layer.shape[0] * layer.shape[1]
+                continue  # It is told when its turn comes.
+            spectra[layer.weight] = spectrum(layer.dense, metric)
+        shapes = [layer.shape for layer in layers if layer.weight in spectra]
+        found = ranks_of_budget(list(spectra.values()), shapes, budget)
+        return dict(zip(spectra, found, strict=True))
+
+    def _rank(self, layer: LinearLayer, values: np.ndarray, context: Context) -> int:
+        k, n = layer.shape
+        if self.rank_by == "energy":
+            rank = rank_of_energy(values, self.amount)
+            rounded = ceil(rank / TILE) * TILE
+            return rounded if rank > 4 * TILE and rounded < count_limit(k, n) else rank
+        if self.rank_by == "ratio":
+            rank = rank_of_ratio(k, n, self.amount)
+            return rank // TILE * TILE if rank > 4 * TILE else rank
+        if self.rank_by == "break-even":
+            return self._largest_that_pays(layer, context)
+        return int(self.amount)
+
+    def _largest_that_pays(self, layer: LinearLayer, context: Context) -> int:
+        """By bisection: a product of more columns takes longer."""
+        ranks = range(TILE, ceil(count_limit(*layer.shape)), TILE) or range(1, 2)
+        low, high = 0, len(ranks)
+        verdict = None
+        while low < high:
+            middle = (low + high) // 2
+            found = self._verdict(layer, ranks[middle], context)
+            if found.pays:
+                low = middle + 1
+            else:
+                high, verdict = middle, found
+        if low == 0 and verdict is not None:
+            raise Skip(_told(ranks[0], layer, verdict))
+        return ranks[low - 1]
+
+    def _verdict(self, layer: LinearLayer, rank: int, context: Context) -> Verdict:
+        """Whether factors of ``rank`` pay."""
+        k, n = layer.shape
+        node = layer.nodes[0]
+        whole = node.inputs[1]
+        assert whole is not None
+        a, b = (np.zeros(shape, whole.tensor.dtype.numpy) for shape in ((k, rank), (rank, n)))
+
+        def dense(graph: Graph, x: Value) -> Value:
+            weight = graph.constant(layer.weight.numpy(), "w")
+            return graph.emit("tersor.Linear", [x, weight], node.attrs)
+
+        def factored(graph: Graph, x: Value) -> Value:
+            return _emit(graph, node, [x, graph.constant(a, "a"), graph.constant(b, "b"), None])
+
+        share = self.amount if self.rank_by == "break-even" else 1.0
+        latency = context.latency if self.must_pay else None
+        counts = (float(k * n), float(rank * (k + n)))
+        return weigh(latency, layer.reads[0], dense, factored, counts, share)
+
+    # -- factors -------------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        layer: LinearLayer,
+        rank: int | None,
+        sensitivities: dict[Value, np.ndarray],
+        context: Context,
+    ) -> _Plan:
+        """Raises: Skip, where the layer stays whole."""
+        metric = self._metric(layer, sensitivities)
+        values, rows = decompose(layer.dense, metric)
+        if not values[0] > 0:
+            raise Skip("nothing of it counts: it is zero, or multiplies what was always zero")
+        rank = self._rank(layer, values, context) if rank is None else rank
+        if rank >= min(layer.shape):
+            raise Skip(f"rank {rank} of {_shape(layer)} takes nothing away")
+        verdict = self._verdict(layer, rank, context)
+        if not verdict.pays:
+            raise Skip(_told(rank, layer, verdict))
+        plan = self._held(layer, self._factors(layer, rows, rank), verdict)
+        if plan.error > self.max_error:
+            raise Skip(f"{plan.remark}, above max_error {self.max_error:g}")
+        return plan
+
+    def _factors(self, layer: LinearLayer, rows: np.ndarray, rank: int) -> Factors:
+        dense = layer.dense
+        if self.method == "nmf":
+            return semi_nmf(dense, rank)  # Its A is the best for its B, whatever the layer reads.
+        factors = truncate(dense, rows, rank)
+        if self.method == "nystrom":
+            left = np.linalg.qr(factors.a)[0]
+            factors = nystrom(dense, landmarks(left.T, rank), landmarks(rows[:rank], rank))
+        if layer.gram is None or self.method in _BEST_ALREADY:
+            return factors
+        moments = layer.gram.xtx
+        fitted = refit(dense, factors.a, whitening(moments))
+        errors = [output_error(dense, f.product, moments) for f in (factors, fitted)]
+        return fitted if errors[1] < errors[0] else factors
+
+    def _held(self, layer: LinearLayer, factors: Factors, verdict: Verdict) -> _Plan:
+        """The factors in the weight's dtype, with the error that they have there."""
+        dtype = layer.weight.tensor.dtype
+        with np.errstate(over="ignore"):
+            a, b = factors.a.astype(dtype.numpy), factors.b.astype(dtype.numpy)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise Skip(f"its factors hold numbers that {dtype.value} does not")
+        dense, product = layer.dense, a.astype(np.float64) @ b.astype(np.float64)
+        if layer.gram is None:
+            return _Plan(layer, a, b, None, weight_error(dense, product), verdict)
+        shift, about = None, None
+        if self.method == "pca":
+            shift, about = (layer.gram.mean @ (dense - product)).astype(dtype.numpy), layer.about
+        error = output_error(dense, product, layer.gram.xtx, about)
+        return _Plan(layer, a, b, shift, error, verdict, of="output")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a layer becomes.
+
+    Attributes:
+        a, b: the factors.
+        shift: what is added to the bias; None: nothing.
+        error: relative, ``of`` the layer's output or its weight.
+    """
+
+    layer: LinearLayer
+    a: np.ndarray
+    b: np.ndarray
+    shift: np.ndarray | None
+    error: float
+    verdict: Verdict
+    of: str = "weight"
+
+    @property
+    def remark(self) -> str:
+        """Rank, what it brings and what it costs."""
+        told = _told(self.a.shape[1], self.layer, self.verdict)
+        return f"{told}; relative error of the {self.of} {self.error:.4f}"
+
+
+def _apply(plan: _Plan, context: Context) -> bool:
+    weight = plan.layer.weight
+    a, b = (weight.graph.constant(f, weight.name) for f in (plan.a, plan.b))
+    for node in plan.layer.nodes:
+        graph, x = node.graph, node.inputs[0]
+        assert graph is not None and x is not None
+        with graph.at(node):
+            bias = _shifted(graph, node.input(2), plan.shift)
+            made = _emit(graph, node, [x, a, b, bias], node.output.name)
+        replace_node(node, [made])
+    context.rewrote()
+    context.report.notes.append(f"{plan.layer.label}: {plan.remark}")
+    return True
+
+
+def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Value | None:
+    if shift is None:
+        return bias
+    if bias is None:
+        return graph.constant(shift, "bias")
+    return graph.constant(bias.numpy() + shift, bias.name)
+
+
+def _emit(graph: Graph, node: Node, operands: Sequence[Value | None], name: str = "") -> Value:
+    """activation((x A) B + bias) for the operands x, A, B and bias, with the activation of ``node``."""
+    x, a, *rest = operands
+    inner = graph.emit("tersor.Linear", [x, a])
+    return graph.emit("tersor.Linear", [inner, *rest], node.attrs, name=name)
+
+
+def _told(rank: int, layer: LinearLayer, verdict: Verdict) -> str:
+    return f"rank {rank} of {_shape(layer)}: {verdict.numbers}"
+
+
+def _shape(layer: LinearLayer) -> str:
+    return "x".join(map(str, layer.shape))
+
+
+def _parameters(graph: Graph) -> int:
+    """Elements of all float constants."""
+    return sum(
+        int(np.prod(v.tensor.shape))
+        for g in graph.all_graphs()
+        for v in g.constants.values()
+        if v.tensor.dtype.is_float
+    )
+
+
+def _summarize(plans: Sequence[_Plan], before: int, after: int, context: Context) -> None:
+    if not plans:
+        context.report.notes.append("no layer was taken apart")
+        return
+    context.report.notes.append(
+        f"{len(plans)} weights taken apart: {before:,} parameters before, {after:,} after"
+    )
