@@ -210,7 +210,8 @@ class FactorizeLinear(Pass):
 
     def _largest_that_pays(self, layer: LinearLayer, context: Context) -> int:
         """By bisection: a product of more columns takes longer."""
-        ranks = range(TILE, ceil(count_limit(*layer.shape)), TILE) or range(1, 2)
+        limit = ceil(count_limit(*layer.shape))
+        ranks = range(TILE, limit, TILE) if limit > 4 * TILE else range(1, max(limit, 2))
         low, high = 0, len(ranks)
         verdict = None
         while low < high:
