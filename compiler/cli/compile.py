@@ -59,6 +59,15 @@ Calibration = Annotated[
         "They run in batches of 8.",
     ),
 ]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocabulary",
+        metavar="FILE.txt",
+        help="Texts, one a line. Tables, logits and the tokenizer of a model folder keep only what they "
+        "use, and count ids anew.",
+    ),
+]
 Portable = Annotated[
     bool, typer.Option("--portable", help="Only standard ONNX ops, for other runtimes to load.")
 ]
@@ -89,6 +98,7 @@ def compile(
             "batch=8,sequence=128 (only runtime tvm). Repeatable.",
         ),
     ] = None,
+    vocabulary: Vocabulary = None,
     portable: Portable = False,
     no_measure: Annotated[
         bool,
@@ -120,6 +130,7 @@ def compile(
     tersor.Recipe.of(recipe).override(settings)
     tersor.Target.parse(target)
     registry.backend(runtime)
+    texts = inputs.vocabulary(vocabulary, out, calibration) if vocabulary is not None else None
     batches = (
         inputs.calibration(calibration, model, allow_hf_cache, trust)
         if calibration is not None
@@ -127,7 +138,9 @@ def compile(
     )
     with Teller() as tell, naming(model):
         artifact = tersor.compile(
-            model,
+            model
+            if texts is None
+            else tersor.trim_vocabulary(model, texts, allow_hf_cache=allow_hf_cache, trust=trust),
             target,
             recipe,
             runtime=runtime,

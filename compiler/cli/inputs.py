@@ -51,6 +51,31 @@ def check_output(path: Path, model: Path) -> None:
         )
 
 
+def vocabulary(path: Path, out: Path, calibration: Path | None) -> list[str]:
+    """Texts of a file, one a line, for a model and a tokenizer that are made for them.
+
+    Raises:
+        InvalidOption: it cannot be read, or the rest of the command does not go with new ids.
+    """
+    if out.suffix == ".onnx":
+        raise InvalidOption(
+            f"--vocabulary counts ids anew: {out} would be without the tokenizer that does so, too; "
+            "choose a path that does not end in .onnx"
+        )
+    if calibration is not None:
+        raise InvalidOption(
+            f"--vocabulary counts ids anew, and {calibration} has the old ones; in Python, "
+            "tersor.trim_vocabulary gives the tokenizer for new inputs"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidOption(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidOption(f"cannot read {path}: it is not UTF-8") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
 def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     """``key=value`` texts as a mapping.
 

@@ -97,7 +97,7 @@ def test_ids_from_a_file_and_by_option(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("[1, 4\n9]")
     _, after, _ = trim(LOOKUP, TrimVocabulary(ids=str(path), keep=(2,), unknown=0), [])
-    index = [v for v in after.constants.values() if v.name == "new_ids"][0].numpy()
+    index = after.constants["new_ids"].numpy()
     assert index.tolist() == [0, 1, 2, 0, 3, 0, 0, 0, 0, 4]
     step = build_pass("trim-vocabulary", {"keep": "2:5", "unknown": "0"})
     _, after, report = trim(LOOKUP, step)  # type: ignore[arg-type]
