@@ -46,7 +46,7 @@ class PruneWeights(Pass):
     pattern: ``unstructured``; ``N:M``: N of every M consecutive inputs of an output stay (2:4); ``RxC``:
         blocks of R consecutive outputs by C consecutive inputs go as a whole (32x1; 1x8 for groups of 8
         inputs). The inputs of a convolution are the channels, one place of the kernel after the other.
-    sparsity: the share that goes, from 0 to less than 1; N:M says it itself.
+    sparsity: the share that goes, from 0 to less than 1. N:M says it itself, and takes none.
     threshold: in place of a sparsity: weights below this magnitude go, or blocks whose mean is.
     across: what the lowest are sought in: every ``output``, ``layer``, or the whole ``model``. ``auto``:
         every output for wanda, every layer else. Sparsegpt seeks in 128 inputs of a layer at a time.
@@ -60,8 +60,8 @@ class PruneWeights(Pass):
     keeps = LOSSY
     criterion: Criterion = "magnitude"
     pattern: str = "unstructured"
-    sparsity: float | None = None
-    threshold: float | None = None
+    sparsity: float = 0.0
+    threshold: float = 0.0
     across: Across = "auto"
     embeddings: bool = False
     scopes: tuple[str, ...] = field(default=())
@@ -77,7 +77,7 @@ class PruneWeights(Pass):
         if self._needs_data and not (context.calibration and context.evaluate):
             raise InvalidOption(f"{self.label} needs calibration, and none was given")
         layers = self._layers(graph, context)
-        if self.sparsity == 0:
+        if not (self.sparsity or self.threshold or Pattern.parse(self.pattern).kept):
             context.report.notes.append("sparsity 0: nothing is pruned")
             return
         if self.across == "model":
@@ -104,17 +104,17 @@ class PruneWeights(Pass):
     def _problem(self) -> str:
         """What is wrong with the options; empty if nothing is."""
         kept = Pattern.parse(self.pattern).kept
-        if kept and not (self.sparsity is self.threshold is None and self.across == "auto"):
+        if kept and (self.sparsity or self.threshold or self.across != "auto"):
             return f"pattern {self.pattern} leaves nothing to sparsity, threshold and across"
-        if not kept and (self.sparsity is None) == (self.threshold is None):
-            return "one of sparsity and threshold says how much goes, and neither or both are given"
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+        if self.sparsity and self.threshold:
+            return "sparsity or threshold says how much goes, not both"
+        if not 0 <= self.sparsity < 1:
             return (
                 f"sparsity {self.sparsity:g} is not from 0 to less than 1, where no weight is left"
             )
-        if self.threshold is not None and not 0 <= self.threshold < np.inf:
+        if not 0 <= self.threshold < np.inf:
             return f"threshold {self.threshold:g} is no magnitude"
-        if self.threshold is not None and (self.criterion, self.across) != ("magnitude", "auto"):
+        if self.threshold and (self.criterion, self.across) != ("magnitude", "auto"):
             return "a threshold is for magnitudes, each by itself: no other criterion, no across"
         if self.criterion == "sparsegpt" and self.across == "model":
             return "sparsegpt chooses among the inputs of a layer: across is output or layer"
@@ -220,7 +220,6 @@ class PruneWeights(Pass):
         seen = _observed(graph, layers, context) if self._needs_data else layers
         told = (layer for layer in seen if not (self._needs_data and _unseen(layer.gram)))
         scores = {layer: self._scores(layer) for layer in told}
-        assert self.sparsity is not None
         masks = by_sparsity(list(scores.values()), Pattern.parse(self.pattern), self.sparsity)
         for layer, mask in zip(scores, masks, strict=True):
             layer.mask = mask
@@ -241,9 +240,8 @@ class PruneWeights(Pass):
         pattern = Pattern.parse(self.pattern)
         if pattern.kept:
             return n_of_m(scores, pattern)
-        if self.threshold is not None:
+        if self.threshold:
             return by_threshold(scores, pattern, self.threshold)
-        assert self.sparsity is not None
         return by_sparsity([scores], pattern, self.sparsity, per_output=self._per_output)[0]
 
     @property
