@@ -36,7 +36,7 @@ class DropLayers(Pass):
     """Options:
 
     count: how many layers go.
-    amount: which share of all layers goes, rounded to the nearest number, in place of ``count``.
+    amount: or which share of all layers goes, rounded to the nearest number.
     unit: what a layer is: ``block``, or ``sublayer``, an attention or a feed-forward by itself.
     consecutive: they go from one place, all at once; else one by one from anywhere, each after the
         others have been taken out and the distances have been measured again.
@@ -44,8 +44,8 @@ class DropLayers(Pass):
 
     keeps = LOSSY
     needs: ClassVar[frozenset[str]] = frozenset({"calibration", "evaluate"})
-    count: Annotated[int, Field(ge=0)] = 1
-    amount: Annotated[float, Field(ge=0, le=1)] | None = None
+    count: Annotated[int, Field(ge=0)] = 0
+    amount: Annotated[float, Field(ge=0, le=1)] = 0.0
     unit: Unit = "block"
     consecutive: bool = True
 
@@ -61,7 +61,11 @@ class DropLayers(Pass):
             context.report.notes.append(f"no {self.unit} repeats itself: nothing to drop")
         elif all(layer.pinned for layer in layers):
             context.report.notes.append("all layers have to stay: nothing to drop")
-        elif count:
+        elif not count:
+            context.report.notes.append(
+                f"none of {len(layers)} layers is to go: give count or amount"
+            )
+        else:
             norms = take_apart(graph)
             for size in [count] if self.consecutive else [1] * count:
                 self._drop(graph, size, context)
@@ -72,10 +76,12 @@ class DropLayers(Pass):
     def _how_many(self, layers: Sequence[Layer]) -> int:
         """
         Raises:
-            InvalidOption: no layer would be left, or fewer may go.
+            InvalidOption: no layer would be left, or fewer may go; it is said twice.
         """
+        if self.count and self.amount:
+            raise InvalidOption(f"{self.label}: give count or amount, not both")
         total, pinned = len(layers), [layer for layer in layers if layer.pinned]
-        count = self.count if self.amount is None else round(self.amount * total)
+        count = self.count or round(self.amount * total)
         if not total or len(pinned) == total:
             return 0
         if count >= total:

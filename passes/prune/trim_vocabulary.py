@@ -19,9 +19,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from tersor.analysis.vocabulary import (
     Head,
@@ -46,7 +47,7 @@ class TrimVocabulary(Pass):
 
     ids: a file of the ids that are used, as integers between anything; in place of calibration.
     keep: ids that stay besides.
-    unknown: the id, which stays, that stands for those that are dropped.
+    unknown: the id, which stays, that stands for those that are dropped; -1: not said.
     input: whose vocabulary it is, by an input's name; by default the largest.
     logits: ``keep``: heads stay whole. ``mask``: tied ones shrink, and dropped ids have -inf.
     """
@@ -54,7 +55,7 @@ class TrimVocabulary(Pass):
     keeps = LOSSY
     ids: str = ""
     keep: tuple[int, ...] = ()
-    unknown: int | None = None
+    unknown: Annotated[int, Field(ge=-1)] = -1
     input: str = ""
     logits: Literal["keep", "mask"] = "keep"
 
@@ -67,13 +68,13 @@ class TrimVocabulary(Pass):
         if len(kept) == vocabulary.size:
             context.report.notes.append(f"all {len(kept)} ids are used: nothing to drop")
             return
-        if self.unknown is None:
+        if self.unknown < 0:
             raise InvalidOption(
                 f"{self.label}: {len(kept)} of {vocabulary.size} ids are used: say with unknown=ID "
                 "which of them stands for the others"
             )
         before = weight_bytes(graph)
-        remap = new_of_old(kept, vocabulary.size, self.unknown % vocabulary.size)
+        remap = new_of_old(kept, vocabulary.size, self.unknown)
         heads = find_heads(graph, vocabulary)
         _count_anew(graph, vocabulary, remap)
         cut_tables(vocabulary, kept)
@@ -105,7 +106,7 @@ class TrimVocabulary(Pass):
             raise InvalidOption(
                 f"{self.label} needs calibration inputs, or a file of the ids that are used (ids=FILE)"
             )
-        more = [*self.keep, *([] if self.unknown is None else [self.unknown])]
+        more = [*self.keep, *([self.unknown] if self.unknown >= 0 else [])]
         checked_ids(np.concatenate(used), vocabulary.size)
         return checked_ids(np.concatenate([*used, np.asarray(more, np.int64)]), vocabulary.size)
 

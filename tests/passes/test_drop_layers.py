@@ -111,7 +111,7 @@ def shapes(graph: Graph) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_the_layer_that_does_least_goes_as_if_it_had_never_been_there(which: int) -> None:
     graph = with_small(PRE_NORM, f"w{which}")
-    after, report = drop(graph, DropLayers())
+    after, report = drop(graph, DropLayers(count=1))
     wanted = parse(HEAD + WITHOUT[which], TABLE)
     assert shapes(after) == shapes(wanted)
     assert [n.scope for n in after.nodes if n.op == "tersor.Linear"] == [
@@ -127,7 +127,7 @@ def test_the_layer_that_does_least_goes_as_if_it_had_never_been_there(which: int
 
 
 def test_post_norm_drops_the_norm_with_its_layer() -> None:
-    after, _ = drop(with_small(POST_NORM, "w1"), DropLayers())
+    after, _ = drop(with_small(POST_NORM, "w1"), DropLayers(count=1))
     assert [n.op for n in after.nodes].count("tersor.AddLayerNormalization") == 2
     wanted = POST_NORM.replace("tersor.Linear(%x2, @w2)", "tersor.Linear(%x1, @w2)")
     wanted = wanted.replace("(%f2, %x2, @g", "(%f2, %x1, @g")
@@ -207,7 +207,7 @@ def test_a_layer_that_makes_nan_is_the_last_to_go() -> None:
     old = graph.constants["w2"]
     graph.replace(old, graph.constant(np.full((4, 4), np.nan, np.float32), "broken"))
     graph.erase_constant(old)
-    _, report = drop(graph, DropLayers())
+    _, report = drop(graph, DropLayers(count=1))
     assert not report.notes[0].startswith("dropped stack.2")
 
 
@@ -217,20 +217,22 @@ def test_a_layer_that_makes_nan_is_the_last_to_go() -> None:
 def test_nothing_happens_where_no_layers_repeat() -> None:
     text = f'{HEAD}\n  %y: {T} = tersor.Linear(%x0, @w0) {{activation = "relu"}}\n}}'
     graph = parse(text.replace("  @w1: f32[4, 4] = dense normal(2)\n", ""), TABLE)
-    after, report = drop(graph, DropLayers())
+    after, report = drop(graph, DropLayers(count=1))
     assert print_graph(after) == print_graph(parse(print_graph(graph), TABLE, weights_of(graph)))
     assert report.notes == ["no block repeats itself: nothing to drop"]
     assert report.rewrites == 0
 
 
-@pytest.mark.parametrize(
-    "step", [DropLayers(count=0), DropLayers(amount=0.0), DropLayers(amount=0.1)]
-)
+@pytest.mark.parametrize("step", [DropLayers(), DropLayers(amount=0.1)])
 def test_a_count_of_none_changes_nothing(step: DropLayers) -> None:
     graph = parse(PRE_NORM, TABLE)
     after, report = drop(graph, step)
     assert print_graph(after) == print_graph(graph)
-    assert (report.rewrites, report.notes) == (0, [])
+    assert report.rewrites == 0
+    assert report.notes == ["none of 3 layers is to go: give count or amount"]
+    assert refusal(graph, DropLayers(count=1, amount=0.5)).endswith(
+        "give count or amount, not both"
+    )
 
 
 @pytest.mark.parametrize("options", [{"count": 3}, {"count": 9}, {"amount": 1.0}])
@@ -244,7 +246,7 @@ def test_one_layer_has_to_stay(options: dict[str, Any]) -> None:
 def test_layers_whose_inner_values_the_model_returns_stay() -> None:
     text = PRE_NORM.replace("(y = %y)", "(y = %y, key = %f1)")
     graph = parse(text, TABLE)
-    after, report = drop(graph, DropLayers())
+    after, report = drop(graph, DropLayers(count=1))
     assert [why for _, why in report.skips] == ["layer stack.1: the model returns 'key' beside it"]
     assert "dropped stack.1" not in " ".join(report.notes)
     assert len(after.outputs) == 2
@@ -258,7 +260,7 @@ def test_where_all_layers_are_pinned_nothing_goes_and_where_too_many_are_the_rea
     None
 ):
     graph = parse(PRE_NORM.replace("(y = %y)", "(y = %y, a = %f0, b = %f1, c = %f2)"), TABLE)
-    after, report = drop(graph, DropLayers())
+    after, report = drop(graph, DropLayers(count=1))
     assert print_graph(after) == print_graph(graph)
     assert report.notes == ["all layers have to stay: nothing to drop"]
     assert len(report.skips) == 3
@@ -269,7 +271,7 @@ def test_where_all_layers_are_pinned_nothing_goes_and_where_too_many_are_the_rea
 
 
 def test_calibration_is_asked_for() -> None:
-    with pytest.raises(InvalidOption, match="drop-layers needs calibration, and none was given"):
+    with pytest.raises(InvalidOption, match="drop-layers needs calibration, and none"):
         Pipeline([DropLayers()], evaluate=evaluate).run(parse(PRE_NORM, TABLE))
 
 
@@ -297,7 +299,7 @@ def test_minilm_without_a_block_runs_at_any_size() -> None:
         module, example_inputs=build.example_inputs(), dynamic_shapes=build.DYNAMIC_SHAPES
     ).graph
     fused = Pipeline(optimization()).run(graph)
-    pipeline = Pipeline([DropLayers()], calibration=data.calibration()[:2], evaluate=run)
+    pipeline = Pipeline([DropLayers(count=1)], calibration=data.calibration()[:2], evaluate=run)
     after = pipeline.run(fused)
     assert pipeline.reports[0].notes[-1] == "5 of 6 layers are left"
     feeds = [data.encode(data.sentences()[500:532]), data.encode(data.sentences()[500:501])]
@@ -332,7 +334,9 @@ def test_a_decoder_with_cross_attention_and_one_with_a_cache() -> None:
             gpt2.module(), example_inputs=gpt2.example_inputs(), dynamic_shapes=shape.DYNAMIC_SHAPES
         ).graph
     )
-    pipeline = Pipeline([DropLayers(unit="sublayer")], calibration=[examples], evaluate=run)
+    pipeline = Pipeline(
+        [DropLayers(count=1, unit="sublayer")], calibration=[examples], evaluate=run
+    )
     after = pipeline.run(cached)
     assert len(pipeline.reports[0].skips) == 2
     assert all("the model returns" in why for _, why in pipeline.reports[0].skips)
