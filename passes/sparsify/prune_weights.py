@@ -97,7 +97,7 @@ class PruneWeights(Pass):
             done.append(layer)
             if layer.gram is not None and not _unseen(layer.gram):
                 errors.append(_output_error(layer.gram, before, layer.matrix()))
-        context.report.notes += _notes(done, errors)
+        context.report.notes += _notes(done, errors, bool(context.calibration))
 
     # -- options -------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ def _output_error(gram: Gram, before: np.ndarray, after: np.ndarray) -> float:
     return (max(lost, 0) / whole) ** 0.5 if whole > 0 else float(lost > 0)
 
 
-def _notes(layers: Sequence[_Layer], errors: Sequence[float]) -> list[str]:
+def _notes(layers: Sequence[_Layer], errors: Sequence[float], calibrated: bool) -> list[str]:
     if not layers:
         return ["no weight was pruned"]
     total = sum(layer.kept().size for layer in layers)
@@ -372,5 +372,8 @@ def _notes(layers: Sequence[_Layer], errors: Sequence[float]) -> list[str]:
             f"worst {max(errors):.4f}"
         )
     else:
-        notes.append("no calibration inputs: the layers' errors are unknown")
+        reason = (
+            "calibration shows no layer's inputs as rows" if calibrated else "no calibration inputs"
+        )
+        notes.append(f"{reason}: the layers' errors are unknown")
     return [*notes, "a backend without sparse kernels writes the zeros out: its file is no smaller"]
