@@ -55,7 +55,7 @@ def landmarks(vectors: np.ndarray, count: int) -> np.ndarray:
     the earlier ones already explain is taken out: QR with column pivoting, so that no two of them
     tell the same (Sorensen and Embree 2016, DEIM)."""
     left = np.array(vectors, np.float64)
-    chosen = []
+    chosen: list[int] = []
     for _ in range(count):
         leverage = np.square(left).sum(axis=0)
         leverage[chosen] = -1.0

@@ -60,7 +60,7 @@ def cp_product(factors: Sequence[np.ndarray]) -> np.ndarray:
 
 def tucker2_product(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The tensor that a Tucker core and its two factors stand for."""
-    return np.einsum("pq...,ap,bq->ab...", core, a, b)
+    return np.asarray(np.einsum("pq...,ap,bq->ab...", core, a, b))
 
 
 def train_product(cores: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Literal, cast
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class DecomposeConv(Pass):
 
         def fits(t: int) -> bool:
             p, q = ranks(t)
-            return p * q * int(np.prod(kernel)) + p * m + q * c <= self.ratio * weight.size
+            return bool(p * q * prod(kernel) + p * m + q * c <= self.ratio * weight.size)
 
         core, a, b = tucker2(weight, ranks(self._knob(fits, whole)))
         axes = tuple(range(len(kernel)))
@@ -165,7 +166,8 @@ class DecomposeConv(Pass):
         def fits(most: int) -> bool:
             bounds = [1, *train_ranks(turned.shape, most), 1]
             sizes = zip(bounds, turned.shape, bounds[1:], strict=False)
-            return sum(r * size * s for r, size, s in sizes) <= self.ratio * weight.size
+            numbers = sum(r * size * s for r, size, s in sizes)
+            return bool(numbers <= self.ratio * weight.size)
 
         most = self._knob(fits, max(train_ranks(turned.shape)))
         cores = tensor_train(turned, train_ranks(turned.shape, most))
@@ -232,12 +234,12 @@ def _along(core: np.ndarray, axes: tuple[int, ...], weight: np.ndarray, group: i
 def _multiplications(node: Node, steps: Sequence[_Step]) -> float:
     """Of the chain, for one position of its result: before an axis is walked over by strides there are
     as many times more."""
-    strides = node.attrs.get("strides") or (1,) * (steps[0].weight.ndim - 2)
-    assert isinstance(strides, tuple)
-    waiting, total = float(np.prod([int(s) for s in strides])), 0.0
+    given = node.attrs.get("strides") or (1,) * (steps[0].weight.ndim - 2)
+    strides = cast("tuple[int, ...]", given)
+    waiting, total = float(prod(strides)), 0.0
     for step in steps:
         for axis in step.axes:
-            waiting /= int(strides[axis])
+            waiting /= strides[axis]
         total += step.weight.size * waiting
     return total
 

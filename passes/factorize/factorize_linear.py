@@ -156,6 +156,8 @@ class FactorizeLinear(Pass):
     ) -> np.ndarray | None:
         """M of :mod:`tersor.analysis.lowrank`; None: the identity."""
         if self.method == "fisher-svd":
+            if not np.isfinite(sensitivities[layer.weight]).all():
+                raise Skip("gradients of its weight hold NaN or infinity")
             return sensitivities[layer.weight]
         if self.method not in _NEED_DATA:
             return None
