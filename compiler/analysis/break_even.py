@@ -58,7 +58,8 @@ def weigh(
         numbers = f"{new:.3f} ms against {old:.3f} ms measured for the dense layer on {type}"
         if new >= share * old:
             return Verdict(False, numbers)
-        worst = max(worst, (new / old, numbers))
+        if new / old > worst[0]:
+            worst = (new / old, numbers)
     return Verdict(True, worst[1])
 
 
