@@ -275,6 +275,29 @@ def test_t5_with_one_vocabulary_for_both_sides() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_roberta_counts_positions_by_comparing_ids_with_the_padding() -> None:
+    import torch
+    import transformers
+
+    data = learned("bpe")
+    size = opened(data).get_vocab_size()
+    config = transformers.RobertaConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128, pad_token_id=size - 1)  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.RobertaModel(config, add_pooling_layer=False).eval()
+    examples = {"input_ids": torch.full((3, 17), 5)}
+    graph = load_model(model, example_inputs=examples, dynamic_shapes={"input_ids": {0: "batch", 1: "sequence"}}).graph  # fmt: skip
+    texts = list(TEXTS[:5])
+    trimmed = tersor.trim_vocabulary(Imported(graph, files={"tokenizer.json": data}), texts)
+    small = trimmed.files["tokenizer.json"]
+    count = len(old_ids(data, small))  # The padding is the last id of both.
+    (old, _), (new, _) = encoded(data, texts, size - 1), encoded(small, texts, count - 1)
+    assert count < size and (new == count - 1).any()
+    before, run = optimized(graph), ort.Evaluator()
+    for name, expected in run(before, {"input_ids": old}).items():
+        np.testing.assert_array_equal(run(trimmed.graph, {"input_ids": new})[name], expected)
+
+
 # -- small graphs ----------------------------------------------------------------------------------
 
 WORDS = json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(["u", "a", "b", "c", "d", "e"])}, "unk_token": "u"}}).encode()  # fmt: skip

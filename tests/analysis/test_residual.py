@@ -218,3 +218,39 @@ def test_fused_sums_are_taken_apart_and_put_together_again() -> None:
     }
     for name, expected in evaluate(before, feed).items():
         np.testing.assert_array_equal(evaluate(graph, feed)[name], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Albert", "DistilBert", "GPT2", "Llama"])
+def test_architectures(name: str) -> None:
+    import torch
+    import transformers
+
+    from tersor.frontends import load_model
+    from tersor.pipeline import Pipeline
+    from tersor.registry import optimization
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    others = {
+        "DistilBert": {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4},
+        "GPT2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "use_cache": False},
+        "Llama": {**sizes, "num_key_value_heads": 2, "use_cache": False},
+    }
+    config = getattr(transformers, f"{name}Config")(vocab_size=90, **others.get(name, sizes))
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    ids = {"input_ids": torch.full((3, 17), 5)}
+    graph = load_model(
+        model, example_inputs=ids, dynamic_shapes={"input_ids": {0: "batch", 1: "sequence"}}
+    ).graph
+    graph = Pipeline(optimization()).run(graph)
+    take_apart(graph)
+    for unit, count in (("block", 3), ("sublayer", 6)):
+        (layers,) = find_layers(graph, unit)
+        assert len(layers) == count
+        assert not any(layer.pinned for layer in layers)
