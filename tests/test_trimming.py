@@ -282,7 +282,7 @@ def test_roberta_counts_positions_by_comparing_ids_with_the_padding() -> None:
 
     data = learned("bpe")
     size = opened(data).get_vocab_size()
-    config = transformers.RobertaConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128, pad_token_id=size - 1)  # fmt: skip
+    config = transformers.RobertaConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=size + 128, pad_token_id=size - 1)  # fmt: skip
     torch.manual_seed(0)
     model = transformers.RobertaModel(config, add_pooling_layer=False).eval()
     examples = {"input_ids": torch.full((3, 17), 5)}
