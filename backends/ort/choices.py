@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tersor.backends.ort.options import Choice
-from tersor.ir import Affine, Graph
+from tersor.ir import Affine, Graph, Value
 from tersor.target import Target
 
 # What ONNX Runtime does by itself and what does not always pay.
@@ -17,8 +17,7 @@ def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
     portable = choice.lower.portable
     ops = {n.op for n in graph.walk()}
     float_linear = any(
-        n.op == "tersor.Linear" and not isinstance(n.inputs[1].encoding, Affine)  # type: ignore[union-attr]
-        for n in graph.walk()
+        n.op == "tersor.Linear" and not _is_affine(n.inputs[1]) for n in graph.walk()
     )
     found: list[tuple[str, tuple[Any, ...]]] = []
     norms = "tersor.AddLayerNormalization" in ops or "tersor.AddRMSNormalization" in ops
@@ -35,3 +34,8 @@ def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
     if (cores := Target.host().cores) > 1:
         found.append(("threads", (cores // 2,)))
     return found
+
+
+def _is_affine(weight: Value | None) -> bool:
+    encoding = weight.encoding if weight is not None else None
+    return encoding is not None and isinstance(encoding.unmasked, Affine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tersor.analysis.masks import drop_masks
 from tersor.backends.ort import embedding, linear, norm, quantize
 from tersor.backends.ort.attention import AttentionLowering
 from tersor.backends.ort.options import LowerOptions
@@ -40,6 +41,7 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
     options = options or LowerOptions()
     rules = {**RULES, "Attention": AttentionLowering().lower}
     result = graph.copy()
+    drop_masks(result)
     for node in result.walk():
         rule = rules.get(node.op)
         if rule is None or node.graph is None or not _is_typed(node):

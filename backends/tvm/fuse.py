@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS
 from tersor.backends.tvm.kernels.products import K_STEP, padded
@@ -33,6 +34,7 @@ LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"
 def fuse(graph: Graph, isa: Isa) -> Graph:
     """A copy of ``graph`` in which what our kernels compute is an op each."""
     result = graph.copy()
+    drop_masks(result)
     _Fusion(result, isa).run()
     return result
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.analysis.masks import drop_masks
 from tersor.ir import Affine, Attribute, DType, Graph, Node, TensorType, Value
 from tersor.ops.onnx_schema import TO_ONNX
 from tersor.rewriting import replace_node
@@ -46,6 +47,7 @@ _MASK = 3  # Attention's operand that is added to float32 scores.
 def halve(graph: Graph) -> Graph:
     """A copy of ``graph`` that holds in float16 what can be."""
     result = graph.copy()
+    drop_masks(result)
     _Halving(result).run()
     return result
 

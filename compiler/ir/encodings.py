@@ -4,13 +4,15 @@
 its constants are encoded in, and any compression of a constant can be checked numerically.
 
     Affine, per column of w[2, 3]:   q = round(w / scale) + zero_point,   w ~ (q - zero_point) * scale
+    Masked, over one of the others:  w where the mask is set, zero elsewhere
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +50,15 @@ class Encoding(ABC):
     def describe(self) -> str:
         """The encoding in a few words for the text form: ``dense``, ``affine(i8, axis=1)``."""
 
+    @property
+    def unmasked(self) -> Encoding:
+        """The same numbers, with no mask that says which of them are to stay zero."""
+        return self
+
+    def holding(self, values: Dense | Affine) -> Encoding:
+        """``values``, of this shape, in place of the numbers: what a mask left out stays zero."""
+        return values
+
 
 @dataclass(frozen=True, eq=False)
 class Dense(Encoding):
@@ -59,12 +70,17 @@ class Dense(Encoding):
     def type(self) -> TensorType:
         return TensorType(DType.of(self.array), self.array.shape)
 
+    @property
+    def storage(self) -> DType:
+        """Element type of ``array``."""
+        return DType.of(self.array)
+
     def decode(self) -> np.ndarray:
         return self.array
 
     @property
     def nbytes(self) -> int:
-        return -(-self.array.size * DType.of(self.array).bits // 8)
+        return _packed_bytes(self.array.size, self.storage)
 
     @cached_property
     def digest(self) -> str:
@@ -153,8 +169,8 @@ class Affine(Encoding):
 
     @property
     def nbytes(self) -> int:
-        packed = -(-self.values.size * self.storage.bits // 8)
-        zeros = 0 if self.is_symmetric else -(-self.zero_point.size * self.storage.bits // 8)
+        packed = _packed_bytes(self.values.size, self.storage)
+        zeros = 0 if self.is_symmetric else _packed_bytes(self.zero_point.size, self.storage)
         return packed + self.scale.nbytes + zeros
 
     @cached_property
@@ -166,6 +182,101 @@ class Affine(Encoding):
         block = f", block={self.block}" if self.block else ""
         bits = f", bits={self.bits}" if self.bits != self.storage.bits else ""
         return f"affine({self.storage.value}{where}{block}{bits})"
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Encoding):
+    """A pruned constant: ``values`` where a mask is set, zero elsewhere.
+
+    ``values`` hold zeros there themselves, so that whoever knows no masks takes them as they are
+    (``unmasked``), and the mask says that these zeros are to stay. A weight that stays may be zero.
+
+    ``packed`` is the mask, u8[ceil(n / 8)], as ``np.packbits`` packs the tensor's n elements in order.
+    """
+
+    packed: np.ndarray
+    values: Dense | Affine
+
+    def __post_init__(self) -> None:
+        shape = self.values.type.shape
+        expected = -(-math.prod(shape) // 8)
+        if self.packed.dtype != np.uint8 or self.packed.shape != (expected,):
+            raise ValueError(
+                f"Masked of {shape} needs a mask of u8[{expected}], "
+                f"got {self.packed.dtype}{list(self.packed.shape)}"
+            )
+        if np.bitwise_count(self.packed).sum() != self.kept:
+            raise ValueError("the mask has bits set behind its last element")
+        if not (_is_zero(self.values) | self.mask).all():
+            raise ValueError("values outside of the mask are not zero")
+
+    @staticmethod
+    def of(mask: np.ndarray, values: Dense | Affine) -> Masked:
+        """``values`` where ``mask`` (bool, of their shape), zero elsewhere."""
+        if mask.shape != values.type.shape:
+            raise ValueError(f"a mask of {mask.shape} over values of {values.type.shape}")
+        held: Dense | Affine
+        if isinstance(values, Dense):
+            held = Dense(np.where(mask, values.array, np.zeros((), values.array.dtype)))
+        else:
+            zero = values.expanded(values.zero_point)
+            held = replace(values, values=np.where(mask, values.values, zero))
+        return Masked(np.packbits(mask), held)
+
+    @property
+    def type(self) -> TensorType:
+        return self.values.type
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool, of the tensor's shape: what was not pruned."""
+        shape = self.type.shape
+        return np.unpackbits(self.packed, count=math.prod(shape)).astype(bool).reshape(shape)
+
+    @cached_property
+    def kept(self) -> int:
+        """How many elements were not pruned."""
+        return int(self.mask.sum())
+
+    @property
+    def unmasked(self) -> Dense | Affine:
+        return self.values
+
+    def holding(self, values: Dense | Affine) -> Masked:
+        return Masked.of(self.mask, values)
+
+    def take(self, kept: np.ndarray, axis: int) -> Encoding:
+        values = self.values.take(kept, axis)
+        assert isinstance(values, (Dense, Affine))
+        return Masked.of(np.take(self.mask, kept, axis), values)
+
+    def decode(self) -> np.ndarray:
+        return self.values.decode()
+
+    @property
+    def nbytes(self) -> int:
+        """The mask, the values that were kept, and what else these are held with (scales)."""
+        size, storage = math.prod(self.type.shape), self.values.storage
+        rest = self.values.nbytes - _packed_bytes(size, storage)
+        return self.packed.nbytes + _packed_bytes(self.kept, storage) + rest
+
+    @cached_property
+    def digest(self) -> str:
+        return _digest(f"{self.describe()} {self.values.digest}", self.packed)
+
+    def describe(self) -> str:
+        return f"masked({self.values.describe()}, kept={self.kept})"
+
+
+def _is_zero(values: Dense | Affine) -> np.ndarray:
+    """bool, of the tensor's shape: where ``values`` decode to zero because of what they hold there."""
+    if isinstance(values, Dense):
+        return np.asarray(values.array == np.zeros((), values.array.dtype))
+    return np.asarray(values.values == values.expanded(values.zero_point))
+
+
+def _packed_bytes(elements: int, storage: DType) -> int:
+    return -(-elements * storage.bits // 8)
 
 
 def _digest(kind: str, *arrays: np.ndarray) -> str:

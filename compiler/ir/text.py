@@ -415,9 +415,10 @@ class _Parser:
         if not isinstance(type, TensorType):
             raise self.fail(f"a constant cannot be {type}")
         described = self.take()
-        if self.accept("("):
-            while not self.accept(")"):
-                self.take()
+        depth = 0
+        while (mark := self.peek()[1]) == "(" or depth:
+            depth += (mark == "(") - (mark == ")")
+            self.take()
         kind, text, _ = self.peek()
         if kind == "digest":
             self.take()

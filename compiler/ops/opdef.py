@@ -80,14 +80,34 @@ class Tie:
 
 
 @dataclass(frozen=True)
-class Quantizable:
-    """Where quantizers go: the constant operand ``weight`` with its channels along ``axis``
-    (negative: from the end), and the ``activation`` operand, or None if only the weight is held in
-    fewer bits."""
+class Weight:
+    """An operand that holds a layer's weight where it is a constant, seen as a matrix [outputs, inputs].
 
-    weight: int
-    axis: int
-    activation: int | None = 0
+    operand: its index.
+    inputs: its axes that one output sums over, in the order of the matrix's columns, the last one the
+        fastest; all other axes make the rows. A table's row is an output.
+    activation: the operand whose last axis is multiplied with ``inputs``, which is one axis; None where
+        it is no operand (hidden states), or no axis of one (windows).
+    looked_up: rows are picked, not multiplied.
+    """
+
+    operand: int
+    inputs: tuple[int, ...]
+    activation: int | None = None
+    looked_up: bool = False
+
+    def matrix(self, tensor: np.ndarray) -> np.ndarray:
+        """[outputs, inputs]"""
+        columns = int(np.prod([tensor.shape[i] for i in self.inputs]))
+        return tensor.transpose(self._order(tensor.ndim)).reshape(-1, columns)
+
+    def tensor(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor of ``shape`` that ``matrix`` is made of."""
+        order = self._order(len(shape))
+        return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+
+    def _order(self, rank: int) -> list[int]:
+        return [*(i for i in range(rank) if i not in self.inputs), *self.inputs]
 
 
 @dataclass(frozen=True)
@@ -147,7 +167,7 @@ class OpDef:
             Raises Unsupported where a size is stated by an operand that is no constant.
         bound: for ops with subgraphs: axes, as (value, axis), of what is one thing inside and outside
             (an operand and what the body calls it); None: nothing is known, all axes are pinned.
-        quantizable: where quantizers go.
+        weights: the operands that hold its weights; None: it has none.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
         samples: operands for the contract tests, made from a random generator.
@@ -167,7 +187,7 @@ class OpDef:
     ties: Callable[[Node], list[Tie]] | None = None
     follow: Callable[[Node, Cut], Follow] | None = None
     bound: Callable[[Node], list[tuple[tuple[Value, int], ...]]] | None = None
-    quantizable: Quantizable | None = None
+    weights: Callable[[Node], Sequence[Weight]] | None = None
     deterministic: bool = True
     commutative: bool = False
     samples: Callable[[np.random.Generator], list[Sample]] | None = None

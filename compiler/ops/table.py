@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -11,7 +11,7 @@ from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
-from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Weight
 
 # What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
 # says, which is less than what operands must be.
@@ -112,6 +112,11 @@ class Table:
         """Axes tied by a node; None where nothing is known, so that all are pinned."""
         row = self._rows.get(node.op)
         return row.ties(node) if row is not None and row.ties is not None else None
+
+    def weights(self, node: Node) -> Sequence[Weight]:
+        """The operands that hold the node's weights where they are constants."""
+        row = self._rows.get(node.op)
+        return row.weights(node) if row is not None and row.weights is not None else ()
 
     def bound(self, node: Node) -> list[tuple[tuple[Value, int], ...]]:
         """Axes of values that are one thing inside and outside of the node's subgraphs."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import operand
-from tersor.ir import Affine, Dense, Encoding, Graph, Node, Value
+from tersor.ir import Affine, Dense, Encoding, Graph, Masked, Node, Value
 from tersor.pipeline import ROUNDING, Context, Pass, erase_dead
 
 
@@ -40,7 +40,8 @@ class MergeLinears(Pass):
 
 def _form(node: Node) -> tuple[object, ...]:
     """What must agree for layers to be merged, besides their input; empty where they cannot be."""
-    weight, bias = operand(node, 1).encoding, node.input(2)
+    held, bias = operand(node, 1).encoding, node.input(2)
+    weight = held.unmasked if held is not None else None
     if bias is not None and not isinstance(bias.encoding, Dense):
         return ()
     if isinstance(weight, Dense):
@@ -60,7 +61,7 @@ def _quantized(x: Value) -> Value:
 
 def _merge(graph: Graph, nodes: list[Node]) -> None:
     first = nodes[0]
-    weights = [operand(n, 1).encoding for n in nodes]
+    weights = [e for n in nodes if (e := operand(n, 1).encoding) is not None]
     with graph.at(first):
         operands: list[Value | None] = [
             operand(first, 0),
@@ -78,10 +79,19 @@ def _merge(graph: Graph, nodes: list[Node]) -> None:
     erase_dead(nodes)
 
 
-def _side_by_side(weights: Sequence[Encoding | None]) -> Encoding:
-    affine = [w for w in weights if isinstance(w, Affine)]
+def _side_by_side(weights: Sequence[Encoding]) -> Encoding:
+    """The columns of all; with a mask where one has it, which covers the others whole."""
+    whole = _columns(weights)
+    if not any(isinstance(w, Masked) for w in weights):
+        return whole
+    masks = [w.mask if isinstance(w, Masked) else np.ones(w.type.shape, bool) for w in weights]
+    return Masked.of(np.concatenate(masks, axis=1), whole)
+
+
+def _columns(weights: Sequence[Encoding]) -> Dense | Affine:
+    affine = [w.unmasked for w in weights if isinstance(w.unmasked, Affine)]
     if not affine:
-        return Dense(np.concatenate([w.decode() for w in weights if w is not None], axis=1))
+        return Dense(np.concatenate([w.decode() for w in weights], axis=1))
     return Affine(
         np.concatenate([w.values for w in affine], axis=1),
         np.concatenate([w.scale for w in affine]),

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
+from tersor.analysis.masks import is_dense
 from tersor.analysis.quantization import (
     Granularity,
     fake_quantize_dynamic,
@@ -22,7 +23,7 @@ from tersor.analysis.quantization import (
     quantize_weight,
     relative_error,
 )
-from tersor.ir import Affine, Dense, Graph, Node, TensorType, Value
+from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
 _FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers with weights that stay in float.
@@ -84,15 +85,15 @@ class QuantizeDynamic(Pass):
         weight, x = node.inputs[1], node.inputs[0]
         if any(fnmatchcase(node.scope, pattern) for pattern in self.ignored_scopes):
             context.skip(node, "its scope is ignored by option")
-        elif weight is None or not isinstance(weight.encoding, Dense):
+        elif weight is None or not is_dense(weight):
             context.skip(node, "its weight is not a dense constant")
-        elif weight.encoding.array.size < self.min_elements:
+        elif weight.numpy().size < self.min_elements:
             context.skip(node, f"its weight has fewer than {self.min_elements} elements")
         elif weight.tensor.dtype.value != "f32":
             context.skip(
                 node, f"its weight is {weight.tensor.dtype.value}: only f32 has int8 kernels"
             )
-        elif not np.isfinite(weight.encoding.array).all():
+        elif not np.isfinite(weight.numpy()).all():
             context.skip(node, "its weight holds NaN or infinity")
         else:
             return x is not None and isinstance(x.type, TensorType)
@@ -117,13 +118,15 @@ def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_tok
 
 
 def _encode(node: Node, encoding: Affine) -> None:
-    """The node's weight becomes ``encoding``, in a copy where others read the constant too."""
+    """The node's weight becomes ``encoding``, in a copy where others read the constant too. What was
+    pruned stays so: a symmetric scale holds zero exactly."""
     weight, graph = node.inputs[1], node.graph
-    assert weight is not None and graph is not None
+    assert weight is not None and weight.encoding is not None and graph is not None
+    held = weight.encoding.holding(encoding)
     if weight.only_user() is node:
-        weight.graph.set_encoding(weight, encoding)
+        weight.graph.set_encoding(weight, held)
     else:
-        graph.set_input(node, 1, graph.constant(encoding, weight.name))
+        graph.set_input(node, 1, graph.constant(held, weight.name))
 
 
 def _quantize_activation(graph: Graph, node: Node, x: Value, per_token: bool) -> Value:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.masks import is_dense
 from tersor.analysis.quantization import quantize_rows, relative_error
-from tersor.ir import Dense, Graph, Node, Use, Value
+from tersor.ir import DType, Graph, Node, Use, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
 
@@ -34,14 +35,15 @@ class QuantizeEmbedding(Pass):
                     self._quantize(table, readers[0].user, context)
 
     def _quantize(self, table: Value, reader: Node, context: Context) -> None:
-        if not isinstance(table.encoding, Dense) or table.tensor.dtype.value != "f32":
+        held = table.encoding
+        if held is None or not is_dense(table) or table.tensor.dtype is not DType.F32:
             return
-        if table.encoding.array.size < self.min_elements:
+        dense = np.asarray(held.decode())
+        if dense.size < self.min_elements:
             return
         if not all(_looks_up(use) for use in table.uses):
             context.skip(reader, f"@{table.name} is also read by something else than a lookup")
             return
-        dense = np.asarray(table.encoding.array)
         if not np.isfinite(dense).all():
             context.skip(reader, f"@{table.name} holds NaN or infinity")
             return
@@ -50,7 +52,7 @@ class QuantizeEmbedding(Pass):
         if error > self.max_error:
             context.skip(reader, f"error {error:.3f} is above max_error {self.max_error}")
             return
-        table.graph.set_encoding(table, encoding)
+        table.graph.set_encoding(table, held.holding(encoding))
         context.rewrote()
         context.report.notes.append(f"@{table.name}: relative error {error:.4f}")
 

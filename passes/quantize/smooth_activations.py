@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
+from tersor.analysis.masks import is_dense
 from tersor.analysis.quantization import (
     Granularity,
     fake_quantize_dynamic,
@@ -114,7 +115,7 @@ def _groups(graph: Graph) -> dict[Value, list[Node]]:
         weight, x = node.input(1), node.input(0)
         if node.op != "tersor.Linear" or weight is None or x is None:
             continue
-        if isinstance(weight.encoding, Dense) and weight.tensor.dtype.value == "f32":
+        if is_dense(weight) and weight.tensor.dtype.value == "f32":
             groups.setdefault(x, []).append(node)
     return groups
 
@@ -165,13 +166,15 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
         return None
     bias = maker.input(2)
     held = [maker.inputs[1], *([bias] if bias is not None else [])]
-    return maker if all(v is not None and isinstance(v.encoding, Dense) for v in held) else None
+    return maker if all(v is not None and is_dense(v) for v in held) else None
 
 
 def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> None:
-    """Operand ``operand`` becomes a new constant; the old one goes if nothing else reads it."""
+    """Operand ``operand`` becomes a new constant, pruned where the old one was; that goes if nothing
+    else reads it."""
     old = node.inputs[operand]
-    assert old is not None
-    graph.set_input(node, operand, graph.constant(data.astype(old.tensor.dtype.numpy), old.name))
+    assert old is not None and old.encoding is not None
+    encoding = old.encoding.holding(Dense(data.astype(old.tensor.dtype.numpy)))
+    graph.set_input(node, operand, graph.constant(encoding, old.name))
     if not old.uses:
         old.graph.erase_constant(old)

@@ -16,7 +16,7 @@ from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.families._window import Window, halves, is_too_small, torch_pads, window
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 
 
 def _group(node: Node) -> int:
@@ -109,6 +109,12 @@ def _conv_follow(node: Node, cut: Cut) -> Follow:
     return Follow({"group": len(left)})
 
 
+def _conv_weights(node: Node) -> list[Weight]:
+    """W[out, in / group, *kernel]: the input channels of one place lie side by side."""
+    rank = len(dims(node.inputs[1]))
+    return [Weight(1, (*range(2, rank), 1))] if rank > 2 else []
+
+
 # -- ConvTranspose ---------------------------------------------------------------------------------
 
 
@@ -188,6 +194,12 @@ def _transpose_ties(node: Node) -> list[Tie]:
     return ties
 
 
+def _transpose_weights(node: Node) -> list[Weight]:
+    """W[in, out / group, *kernel]"""
+    rank = len(dims(node.inputs[1]))
+    return [Weight(1, (*range(2, rank), 0))] if rank > 2 else []
+
+
 # -- samples and rows ------------------------------------------------------------------------------
 
 
@@ -231,8 +243,9 @@ def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = [
     OpDef("Conv", since=11, infer=_conv_infer, torch=_conv, cost=_conv_cost, ties=_conv_ties,
-          follow=_conv_follow, quantizable=Quantizable(weight=1, axis=0), samples=_conv_samples),
+          follow=_conv_follow, weights=_conv_weights, samples=_conv_samples),
     OpDef("ConvTranspose", since=11, infer=_transpose_infer, torch=_conv_transpose,
           cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
+          weights=_transpose_weights,
           samples=_transpose_samples),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from tersor.ops.families._symbolic import (
     tensor,
 )
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Cost, OpDef, Sample, Tie, Weight
 from tersor.ops.table import contents_of
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -59,6 +59,12 @@ def _gather(x: Any, indices: Any, *, axis: int) -> Any:
     axis %= x.dim()
     rows = x.index_select(axis, _wrapped(indices.reshape(-1), x.shape[axis]))
     return rows.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+def _gather_weights(node: Node) -> list[Weight]:
+    """A table of rows."""
+    whole_rows = len(dims(node.inputs[0])) == 2 and axis_of(node, 2) == 0
+    return [Weight(0, (1,), looked_up=True)] if whole_rows else []
 
 
 def _gather_ties(node: Node) -> list[Tie]:
@@ -305,7 +311,7 @@ def _scatter_nd_samples(rng: np.random.Generator) -> list[Sample]:
 ROWS = [
     OpDef("Gather", since=11, infer=_gather_infer, contents=_gather_contents, torch=_gather,
           cost=no_work, ties=_gather_ties, samples=_gather_samples,
-          quantizable=Quantizable(weight=0, axis=0, activation=None)),
+          weights=_gather_weights),
     OpDef("GatherElements", since=11, infer=_gather_elements_infer,
           contents=_gather_elements_contents, torch=_gather_elements, cost=no_work,
           ties=_gather_elements_ties, samples=_gather_elements_samples),

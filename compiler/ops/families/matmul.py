@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import Dim, Node, TensorType
 from tersor.ir.dims import product
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Member, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, Weight
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
 
@@ -61,6 +61,12 @@ def matmul_ties(node: Node) -> list[Tie]:
     return ties
 
 
+def matmul_weights(node: Node) -> list[Weight]:
+    """W[..., k, n]"""
+    rank = len(dims(node.inputs[1]))
+    return [Weight(1, (rank - 2,), activation=0)] if rank > 1 else []
+
+
 def _matmul_samples(rng: np.random.Generator) -> list[Sample]:
     def f(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
@@ -104,6 +110,11 @@ def _gemm_ties(node: Node) -> list[Tie]:
         Tie(b[n], tuple(columns)),
         Tie(a[k], (plain("in", 0, k), plain("in", 1, inner)), "sum"),
     ]
+
+
+def _gemm_weights(node: Node) -> list[Weight]:
+    inner = 1 if node.attrs["transB"] else 0
+    return [Weight(1, (inner,), activation=None if node.attrs["transA"] else 0)]
 
 
 def _gemm_samples(rng: np.random.Generator) -> list[Sample]:
@@ -161,7 +172,7 @@ ROWS = [
         torch=lambda a, b: a @ b,
         cost=matmul_cost,
         ties=matmul_ties,
-        quantizable=Quantizable(weight=1, axis=-1),
+        weights=matmul_weights,
         samples=_matmul_samples,
     ),
     OpDef(
@@ -170,6 +181,7 @@ ROWS = [
         torch=_gemm,
         cost=_gemm_cost,
         ties=_gemm_ties,
+        weights=_gemm_weights,
         samples=_gemm_samples,
     ),
     OpDef(
@@ -183,7 +195,7 @@ ROWS = [
         torch=_linear,
         cost=matmul_cost,
         ties=_linear_ties,
-        quantizable=Quantizable(weight=1, axis=-1),
+        weights=matmul_weights,
         samples=_linear_samples,
     ),
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims, plain
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Quantizable, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 
 
 def _norm_cost(node: Node) -> Cost:
@@ -151,6 +151,10 @@ def _embedding(scale: Any, bias: Any, *pairs: Any, epsilon: float) -> Any:
     return _layer_norm(total, scale, bias, axis=-1, epsilon=epsilon)[0]
 
 
+def _embedding_weights(node: Node) -> list[Weight]:
+    return [Weight(i, (1,), looked_up=True) for i in range(3, len(node.inputs), 2)]
+
+
 def _embedding_ties(node: Node) -> list[Tie]:
     rank, size = len(dims(node.output)), dims(node.output)[-1] if dims(node.output) else None
     tables = [plain("in", i, 1) for i in range(3, len(node.inputs), 2)]
@@ -284,7 +288,7 @@ ROWS = [
         LayerNormalization(table_0[ids_0] + table_1[ids_1] + ..., scale, bias). Ids broadcast.""",
         inputs=("scale", "bias", "ids_and_tables*"), attrs={"epsilon": 1e-5},
         infer=_embedding_infer, torch=_embedding, cost=_norm_cost, ties=_embedding_ties,
-        quantizable=Quantizable(weight=3, axis=0, activation=None), samples=_embedding_samples),
+        weights=_embedding_weights, samples=_embedding_samples),
     OpDef("BatchNormalization", since=14, torch=_batch_norm, cost=_norm_cost, ties=_batch_norm_ties,
           samples=_batch_norm_samples),
     OpDef("InstanceNormalization", since=6, infer=_same_infer, torch=_instance_norm, cost=_norm_cost,

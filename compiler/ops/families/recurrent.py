@@ -19,7 +19,7 @@ from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # operands
@@ -84,6 +84,10 @@ def _ties(node: Node) -> list[Tie]:
         Tie(x[2], (plain("in", 0, 2), plain("in", 1, 2)), "sum"),
         Tie(hidden, tuple(units), "shape"),
     ]
+
+
+def _weights(node: Node) -> list[Weight]:
+    return [Weight(1, (2,), activation=0), Weight(2, (2,))]
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
@@ -265,7 +269,7 @@ def _samples(op: str, *more: dict[str, Any]) -> Callable[[np.random.Generator], 
 
 def _row(op: str, since: int, step: Step, *more: dict[str, Any]) -> OpDef:
     return OpDef(op, since=since, infer=_infer, torch=_recurrence(op, step), cost=_cost, ties=_ties,
-                 follow=_follow, samples=_samples(op, *more))  # fmt: skip
+                 follow=_follow, weights=_weights, samples=_samples(op, *more))  # fmt: skip
 
 
 ROWS = [

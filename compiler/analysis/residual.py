@@ -1,0 +1,289 @@
+"""The layers of a graph: what stands between two values of a residual stream.
+
+    pre-norm    u -> norm -> f -> (+u) -> v              a layer leads from u to v = u + f(norm(u))
+    post-norm   u -> f -> (+u) -> norm -> v              from u to v = norm(u + f(u))
+
+All that u leads to passes through v (v is the immediate post-dominator of u), both are of one type, f
+has weights, and there is a way around f, of sums and normalizations alone: so the graph still means
+something where readers of v read u instead, and the layer is gone. Masks, positions and an encoder's
+result come in from the side. What a model is called, or its modules, tells nothing here.
+
+Fused sums (tersor.AddLayerNormalization) hide the stream: take them apart first
+(:mod:`tersor.analysis.skip_norm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from typing import Literal
+
+import networkx as nx
+
+from tersor.analysis.match import dtype, rank, same_type
+from tersor.ir import Graph, Node, Value
+
+Unit = Literal["block", "sublayer"]
+_OF_SHAPES = {"Shape", "Size"}  # They read no numbers: equal types, equal results.
+_NORMS = {
+    "LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization",
+    "InstanceNormalization", "LpNormalization",
+}  # fmt: skip
+_ELEMENTWISE = {"Relu", "Gelu", "LeakyRelu", "Clip", "Tanh", "Identity", "Dropout"}
+_SCALES = {"Mul", "Div", "Sub"}  # By a constant.
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A part of a residual stream.
+
+    Attributes:
+        entry, exit: values of one type; without the layer, readers of ``exit`` read ``entry``.
+        nodes: what makes ``exit`` from ``entry``, in the graph's order.
+        pinned: why it cannot go; empty where it can.
+    """
+
+    entry: Value
+    exit: Value
+    nodes: tuple[Node, ...]
+    pinned: str = ""
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Its ops, sorted: layers that repeat each other have equal ones."""
+        return tuple(sorted(node.op for node in self.nodes))
+
+    @property
+    def where(self) -> str:
+        """The scope that its weights have in common; what it makes, where there is none."""
+        scopes = [n.scope.split(".") for n in self.nodes if _has_weights(n)]
+        common = takewhile(lambda parts: len(set(parts)) == 1, zip(*scopes, strict=False))
+        return ".".join(parts[0] for parts in common) or f"%{self.exit.name}"
+
+
+def find_layers(graph: Graph, unit: Unit) -> list[list[Layer]]:
+    """Runs of layers, one after another on a stream, that repeat: of one kind (``sublayer``: an
+    attention, a feed-forward), or of the smallest group of kinds that comes again (``block``)."""
+    flow = _flow(graph)
+    streams = [s for s in _streams(graph, flow) if len(s) > 1]
+    inside = {v for s in streams for layer in s for n in layer.nodes for v in n.outputs}
+    points = {layer.exit for s in streams for layer in s}
+    found = []
+    for stream in streams:
+        if stream[0].entry in inside - points:
+            continue  # A stream within a layer of another.
+        run = _blocks(stream) if unit == "block" else _repeated(stream)
+        found += [[_pin(graph, layer) for layer in part] for part in _contiguous(run)]
+    return found
+
+
+# -- streams ---------------------------------------------------------------------------------------
+
+
+def _flow(graph: Graph) -> nx.DiGraph:
+    """Which value's numbers are made of which: an edge from each operand of a node to each result."""
+    flow = nx.DiGraph()
+    for node in graph.nodes:
+        if node.op in _OF_SHAPES:
+            continue
+        for operand in dict.fromkeys(_operands(node)):
+            flow.add_edges_from((operand, result) for result in node.outputs)
+    flow.add_nodes_from(graph.outputs)
+    return flow
+
+
+def _operands(node: Node) -> Iterator[Value]:
+    """What a node reads that is no constant, from within its subgraphs too."""
+    yield from (v for v in node.inputs if v is not None and not v.is_constant)
+    for sub in node.subgraphs:
+        for inner in sub.all_graphs():
+            reads = [v for n in inner.nodes for v in n.inputs if v is not None]
+            yield from (v for v in (*reads, *inner.outputs) if v.graph is node.graph)
+
+
+def _streams(graph: Graph, flow: nx.DiGraph) -> list[list[Layer]]:
+    """Maximal chains of layers, of any kinds."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    steps: dict[Value, _Step] = {}
+    backwards = flow.reverse()
+    for output in dict.fromkeys(graph.outputs):
+        for value, following in nx.immediate_dominators(backwards, output).items():
+            known = steps.get(value)
+            if following is None or (known and (known.weighted or known.exit is following)):
+                continue
+            step = _step(flow, value, following, order) if _alike(value, following) else None
+            if step is not None:
+                steps[value] = step
+    ends = {step.exit for step in steps.values()}
+    begun = [v for v in steps if v not in ends]
+    chains = [_chain(v, steps) for v in sorted(begun, key=lambda v: order.get(v.producer, -1))]  # type: ignore[arg-type]
+    return [_layers(chain, order) for chain in chains]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From a value to its immediate post-dominator; ``weighted``: through f, else a normalization or
+    the like."""
+
+    entry: Value
+    exit: Value
+    nodes: frozenset[Node]
+    weighted: bool
+
+
+def _alike(u: Value, v: Value) -> bool:
+    kind = dtype(u)
+    return kind is not None and kind.is_float and (rank(u) or 0) >= 2 and same_type(u, v)
+
+
+def _step(flow: nx.DiGraph, u: Value, v: Value, order: dict[Node, int]) -> _Step | None:
+    """None where there is no way around what lies between."""
+    ahead = {u}
+    work = [u]
+    while work:
+        for reached in flow.successors(work.pop()):
+            if reached not in ahead:
+                ahead.add(reached)
+                if reached is not v:
+                    work.append(reached)
+    between, work = {v}, [v]
+    while work:
+        for before in flow.predecessors(work.pop()):
+            if before in ahead and before not in between and before is not u:
+                between.add(before)
+                work.append(before)
+    nodes = frozenset(w.producer for w in between if w.producer in order)
+    weighted = any(_has_weights(node) for node in nodes)
+    if not _has_way_around(u, v, between, weighted):
+        return None
+    return _Step(u, v, nodes, weighted)  # type: ignore[arg-type]
+
+
+def _has_way_around(u: Value, v: Value, between: set[Value], sums: bool) -> bool:
+    work, seen = [v], {v}
+    while work:
+        value = work.pop()
+        for before in _straight(value.producer, sums):
+            if before is u:
+                return True
+            if before in between and before not in seen:
+                seen.add(before)
+                work.append(before)
+    return False
+
+
+def _straight(node: Node | None, sums: bool) -> list[Value]:
+    """Operands that a node lets through, itself without weights; those of a sum if ``sums``."""
+    if node is None:
+        return []
+    inputs = [v for v in node.inputs if v is not None]
+    if node.op in _NORMS | _ELEMENTWISE:
+        return inputs[:1]
+    varying = [v for v in inputs if not v.is_constant]
+    if node.op == "Add" and (sums or len(varying) == 1):
+        return varying
+    return varying if node.op in _SCALES and len(varying) == 1 else []
+
+
+def _has_weights(node: Node) -> bool:
+    """Whether a matrix of floats, or more, is among its operands, or it holds subgraphs."""
+    return bool(node.subgraphs) or any(
+        v is not None and v.is_constant and v.tensor.dtype.is_float and (v.tensor.rank or 0) >= 2
+        and v.tensor.numel not in (0, 1)
+        for v in node.inputs
+    )  # fmt: skip
+
+
+def _chain(start: Value, steps: dict[Value, _Step]) -> list[_Step]:
+    chain: list[_Step] = []
+    while start in steps:
+        chain.append(steps[start])
+        start = chain[-1].exit
+    return chain
+
+
+def _layers(chain: Sequence[_Step], order: dict[Node, int]) -> list[Layer]:
+    """One for each weighted step, with as many of the steps without weights behind it as all have: the
+    normalizations of post-norm, but not the last one of pre-norm."""
+    starts = [i for i, step in enumerate(chain) if step.weighted]
+    if not starts:
+        return []
+    behind = min(b - a for a, b in pairwise([*starts, len(chain)]))
+    parts = [chain[i : i + behind] for i in starts]
+    return [
+        Layer(p[0].entry, p[-1].exit, tuple(sorted({n for s in p for n in s.nodes}, key=order.get)))  # type: ignore[arg-type]
+        for p in parts
+    ]
+
+
+# -- what repeats ----------------------------------------------------------------------------------
+
+
+def _repeated(stream: Sequence[Layer]) -> list[Layer]:
+    kinds = [layer.kind for layer in stream]
+    return [layer for layer in stream if kinds.count(layer.kind) > 1]
+
+
+def _blocks(stream: Sequence[Layer]) -> list[Layer]:
+    """The stretch of ``stream`` that repeats itself most, in pieces of its period.
+
+    a f a f a f   ->   af af af
+    """
+    kinds = [layer.kind for layer in stream]
+    begin, end, period = 0, 0, 1
+    for p in range(1, len(kinds) // 2 + 1):
+        start = 0
+        for i in range(p, len(kinds) + 1):
+            if i < len(kinds) and kinds[i] == kinds[i - p]:
+                continue
+            whole = (i - start) // p * p
+            if whole >= 2 * p and whole > end - begin:
+                begin, end, period = start, start + whole, p
+            start = i - p + 1
+    return [_joined(stream[i : i + period]) for i in range(begin, end, period)]
+
+
+def _joined(parts: Sequence[Layer]) -> Layer:
+    return Layer(parts[0].entry, parts[-1].exit, tuple(n for part in parts for n in part.nodes))
+
+
+def _contiguous(run: Sequence[Layer]) -> Iterator[list[Layer]]:
+    part: list[Layer] = []
+    for layer in run:
+        if part and part[-1].exit is not layer.entry:
+            yield part
+            part = []
+        part.append(layer)
+    if part:
+        yield part
+
+
+# -- what has to stay ------------------------------------------------------------------------------
+
+
+def _pin(graph: Graph, layer: Layer) -> Layer:
+    """``layer``, with the reason why it has to stay if something else than its exit is read.
+
+    The parts of a layer that outputs still need when ``entry`` is read for ``exit`` do not go.
+    """
+    inside = set(layer.nodes)
+    for name, output in zip(graph.output_names, graph.outputs, strict=True):
+        seen: set[Value] = set()
+        work = [layer.entry if output is layer.exit else output]
+        while work:
+            value = work.pop()
+            if value in seen or value is layer.entry:
+                continue
+            seen.add(value)
+            if value.producer in inside:
+                return Layer(layer.entry, layer.exit, layer.nodes, _reason(name, output, value))
+            if value.producer is not None:
+                reads = (layer.entry if v is layer.exit else v for v in _operands(value.producer))
+                work += reads
+    return layer
+
+
+def _reason(name: str, output: Value, value: Value) -> str:
+    what = "" if output is value else f", which is made from its %{value.name},"
+    return f"the model returns {name!r}{what} beside it"
