@@ -23,13 +23,14 @@ from tersor.rewriting import (
     Rewrite,
     Skip,
     erase_dead,
+    erase_unread,
     replace_node,
 )
 from tersor.verification import LEVELS, Verification
 
 __all__ = [
     "EXACT", "LEVELS", "LOSSY", "ROUNDING", "Context", "Evaluate", "Feeds", "Keeps", "Latency", "Pass",
-    "Pipeline", "Rewrite", "Skip", "erase_dead", "replace_node", "weight_bytes",
+    "Pipeline", "Rewrite", "Skip", "erase_dead", "erase_unread", "replace_node", "weight_bytes",
 ]  # fmt: skip
 
 

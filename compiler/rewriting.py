@@ -238,6 +238,18 @@ def erase_dead(nodes: Iterable[Node]) -> int:
     return erased
 
 
+def erase_unread(graph: Graph) -> int:
+    """Erases all nodes and constants that no output needs, subgraphs included; how many."""
+    erased = 0
+    for owner in list(graph.all_graphs()):
+        erased += erase_dead(reversed(list(owner.nodes)))
+    for owner in graph.all_graphs():
+        for constant in [c for c in owner.constants.values() if not c.uses]:
+            owner.erase_constant(constant)
+            erased += 1
+    return erased
+
+
 def _reads(node: Node) -> list[Value | None]:
     """Operands of a node and of everything in its subgraphs."""
     found = list(node.inputs)

@@ -141,8 +141,9 @@ class Evaluator:
 
     def __call__(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if graph is not self._graph:
-            model = build(graph, Choice(LowerOptions(portable=True)))
-            self._graph, self._session = graph, open_session(model)
+            # Several of them run in turn, and idle threads that spin slow the others.
+            choice = Choice(LowerOptions(portable=True), SessionOptions(spinning=False))
+            self._graph, self._session = graph, open_session(build(graph, choice), choice)
         return run(self._session, inputs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tersor.analysis.quantization import Range
 from tersor.ir import Graph, Value
-from tersor.pipeline import Evaluate, Feeds
+from tersor.pipeline import Evaluate, Feeds, erase_unread
 
 ROWS = 2048  # Rows kept of each activation: enough to rank scales, small enough for any model.
 TAPS = 16  # Activations read in one run of the graph, to bound the memory that one run takes.
@@ -63,10 +63,11 @@ def collect(
 
 
 def tap(graph: Graph, values: Sequence[Value]) -> Graph:
-    """A copy that returns ``values`` in place of its outputs."""
+    """A copy that returns ``values`` in place of its outputs, and has no more than they need."""
     copy = graph.copy()
     by_name = {v.name: v for v in copy.values()}
     copy.set_outputs([by_name[v.name] for v in values], [v.name for v in values])
+    erase_unread(copy)
     return copy
 
 

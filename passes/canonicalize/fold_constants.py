@@ -16,9 +16,9 @@ from tersor.ops.fold import fold_node
 from tersor.pipeline import ROUNDING, Context, Pass, Skip, replace_node
 
 MAX_WORK = 1 << 30  # Operations; some seconds, as numpy does them.
-# Where the reference implementation takes arrays that neither operands nor results bound: padded
-# ones, of kernels spread out by their dilations.
-_WINDOWED = ("dilations", "kernel_shape")
+# Attributes of windows. The reference implementation takes arrays that neither operands nor results bound
+# (padded ones, of kernels spread out by their dilations), and adds up a ConvTranspose's groups wrongly.
+_WINDOWED = ("dilations", "group", "kernel_shape")
 
 
 @dataclass(frozen=True)

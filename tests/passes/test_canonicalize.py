@@ -356,6 +356,19 @@ def test_random_numbers_and_quantized_constants_are_not_folded() -> None:
     )
 
 
+def test_windows_are_not_folded() -> None:
+    """ONNX's reference implementation adds up the groups of a ConvTranspose wrongly."""
+    expect_unchanged(
+        FoldConstants(),
+        """graph main() -> (y = %y) {
+          @x: f32[1, 2, 1, 1] = dense [1, 2]
+          @w: f32[2, 1, 1, 1] = dense [1, 2]
+          @b: f32[2] = dense [3, 4]
+          %y: f32[1, 2, 1, 1] = ConvTranspose(@x, @w, @b) {group = 2}
+        }""",
+    )
+
+
 def test_what_is_held_in_fewer_bits_stays_so() -> None:
     graph = TABLE.graph()
     x = graph.add_input("x", parse("graph m(%x: f32[2, 3]) -> () {\n}").inputs[0].type)
