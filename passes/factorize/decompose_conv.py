@@ -6,8 +6,8 @@ For W[m, c, h, w], c channels in and m out:
     cp            1x1 c -> r,  h x 1 and 1 x w a channel alone,  1x1 r -> m       (Lebedev et al. 2015)
     tensor-train  1x1 c -> r1,  h x 1 r1 -> r2,  1 x w r2 -> r3,  1x1 r3 -> m
 
-128 x 128 x 3 x 3 at half of its 147,456 weights: Tucker with p = q = 77, CP with r = 281.  Only the first
-has strides of neither axis to wait for, so that it multiplies at every position of a strided layer's input.
+128 x 128 x 3 x 3 at half of its 147,456 weights: Tucker with p = q = 77, CP with r = 281.  The first one runs
+at every position of the input, so that a layer with strides has less to gain.
 """
 
 from __future__ import annotations

@@ -5,13 +5,15 @@ E[i, :] ~ scale[i] * Q[i, :],   scale[i] = max|E[i, :]| / 127
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.lookups import Lookup, lookups_of
 from tersor.analysis.masks import is_dense
 from tersor.analysis.quantization import quantize_rows, relative_error
-from tersor.ir import DType, Graph, Node, Use, Value
+from tersor.ir import DType, Graph, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
 
@@ -30,18 +32,18 @@ class QuantizeEmbedding(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         for owner in graph.all_graphs():
             for table in list(owner.constants.values()):
-                readers = [use for use in table.uses if _looks_up(use)]
-                if readers and isinstance(readers[0].user, Node):
-                    self._quantize(table, readers[0].user, context)
+                if lookups := lookups_of(table):
+                    self._quantize(table, lookups, context)
 
-    def _quantize(self, table: Value, reader: Node, context: Context) -> None:
+    def _quantize(self, table: Value, lookups: Sequence[Lookup], context: Context) -> None:
+        reader = lookups[0].node
         held = table.encoding
         if held is None or not is_dense(table) or table.tensor.dtype is not DType.F32:
             return
         dense = np.asarray(held.decode())
         if dense.size < self.min_elements:
             return
-        if not all(_looks_up(use) for use in table.uses):
+        if len(lookups) != len(table.uses):
             context.skip(reader, f"@{table.name} is also read by something else than a lookup")
             return
         if not np.isfinite(dense).all():
@@ -55,24 +57,3 @@ class QuantizeEmbedding(Pass):
         table.graph.set_encoding(table, held.holding(encoding))
         context.rewrote()
         context.report.notes.append(f"@{table.name}: relative error {error:.4f}")
-
-
-def _looks_up(use: Use) -> bool:
-    """Whether the use reads rows of a 2-D table: Gather on axis 0, or a fused embedding's table."""
-    node = use.user
-    if not isinstance(node, Node):
-        return False
-    if node.op == "Gather":
-        table = node.inputs[0]
-        return (
-            use.operand == 0
-            and node.attrs["axis"] == 0
-            and table is not None
-            and table.tensor.rank == 2
-        )
-    # Operands: scale, bias, then ids and table by turns.
-    return (
-        node.op == "tersor.EmbeddingLayerNormalization"
-        and use.operand >= 3
-        and use.operand % 2 == 1
-    )

@@ -323,6 +323,18 @@ def test_int8_weights_are_left_as_they_are() -> None:
     assert all(isinstance(w, Affine) for w in weights)
 
 
+def test_factors_in_int8() -> None:
+    graph = low()
+    steps = [FactorizeLinear("svd", "rank", 3), QuantizeDynamic(min_elements=1)]
+    after = Pipeline(steps, level="text").run(graph)
+    linears = [n for n in after.nodes if n.op == "tersor.Linear"]
+    assert len(linears) == 4
+    assert all(isinstance(n.inputs[1].encoding, Affine) for n in linears)  # type: ignore[union-attr]
+    wanted, got = (evaluate(g, feeds()[0])["y"] for g in (graph, after))
+    # Round-off of 1/255 of the range of three activations and of 1/254 of the weights.
+    assert relative_error(wanted, got) < 0.05
+
+
 def test_tied_layers_share_their_factors() -> None:
     text = """graph main(%x: f32[batch, 24]) -> (y = %y) {
       @w: f32[24, 24] = dense normal(1)
