@@ -1,0 +1,152 @@
+"""How many units go of which group: a budget shared out among groups.
+
+Each group has a curve: levels (numbers of units gone, ascending from 0) and what is lost at each.  Sought
+are levels whose cost is within the budget and whose losses add up to the least.
+
+    uniform         the same share of every group, the least that fits the budget
+    greedy          from nothing gone, again and again the step that loses the least for what it saves
+    exact           the least sum there is, where savings add up: dynamic programming (a knapsack)
+    evolutionary    mutations of what greedy found, by measured fitness
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Cost = Callable[[Sequence[int]], float]
+"""Of the whole model, with so many units of each group gone."""
+BUCKETS = 4000  # Steps that the exact search divides the budget into.
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A group's ``levels`` (units gone, ascending, the first 0) and the ``losses`` there."""
+
+    levels: Sequence[int]
+    losses: Sequence[float]
+
+
+def uniform(
+    most: Sequence[Sequence[int]], units: Sequence[int], cost: Cost, budget: float
+) -> list[int]:
+    """The same share of every group, rounded to the group's levels.
+
+    Args:
+        most: the levels of each group.
+        units: how many units each group has.
+
+    Returns:
+        Units gone; as many as there are levels for, where even that is over the budget.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(_share(most, units, middle)) > budget else (low, middle)
+    return _share(most, units, high)
+
+
+def greedy(curves: Sequence[Curve], cost: Cost, budget: float) -> list[int]:
+    """Steps along the curves, the cheapest loss per saving first, until the budget is met."""
+    at = [0] * len(curves)
+    now = cost(_gone(curves, at))
+    while now > budget:
+        steps = []
+        for i, curve in enumerate(curves):
+            for level in range(at[i] + 1, len(curve.levels)):
+                saved = now - cost(_gone(curves, [*at[:i], level, *at[i + 1 :]]))
+                lost = curve.losses[level] - curve.losses[at[i]]
+                if saved > 0:
+                    steps.append((lost / saved, i, level))
+        if not steps:
+            break
+        _, i, level = min(steps)
+        at[i] = level
+        now = cost(_gone(curves, at))
+    return _gone(curves, _trimmed(curves, at, cost, budget))
+
+
+def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: float) -> list[int]:
+    """The least sum of losses at which savings, which add up, reach ``needed``; all that can go where
+    they do not reach it.
+
+    best[s] = least loss that saves s, over s in ``BUCKETS`` steps (rounded down, so that what is found
+    does reach the budget).
+    """
+    step = needed / BUCKETS
+    best = np.full(BUCKETS + 1, np.inf)
+    best[0] = 0
+    choices = []
+    for curve, saved in zip(curves, savings, strict=True):
+        new, choice = np.full(BUCKETS + 1, np.inf), np.zeros(BUCKETS + 1, np.int64)
+        for level, loss in enumerate(curve.losses):
+            jump = min(int(saved[level] / step), BUCKETS) if step > 0 else 0
+            reached = np.minimum(np.arange(BUCKETS + 1) + jump, BUCKETS)
+            offered = best + loss
+            order = np.argsort(-offered, kind="stable")  # The last one written is the least.
+            candidate, source = np.full(BUCKETS + 1, np.inf), np.zeros(BUCKETS + 1, np.int64)
+            candidate[reached[order]], source[reached[order]] = offered[order], order
+            better = candidate < new
+            new = np.where(better, candidate, new)
+            choice = np.where(better, level * (BUCKETS + 1) + source, choice)
+        best, choices = new, [*choices, choice]
+    if not np.isfinite(best[BUCKETS]):
+        return [curve.levels[-1] for curve in curves]
+    at, levels = BUCKETS, []
+    for choice in reversed(choices):
+        level, at = divmod(int(choice[at]), BUCKETS + 1)
+        levels.append(level)
+    return _gone(curves, levels[::-1])
+
+
+def evolutionary(
+    curves: Sequence[Curve],
+    cost: Cost,
+    budget: float,
+    fitness: Callable[[Sequence[int]], float],
+    *,
+    rounds: int,
+    seed: int = 0,
+) -> list[int]:
+    """From what :func:`greedy` finds: one group up, others down until the budget is met again; kept
+    where ``fitness`` (less is better) says so. A (1 + 1) evolution strategy, ``rounds`` mutations."""
+    rng = np.random.default_rng(seed)
+    best = greedy(curves, cost, budget)
+    value = fitness(best)
+    for _ in range(rounds):
+        at = [list(c.levels).index(g) for c, g in zip(curves, best, strict=True)]
+        order = rng.permutation(len(curves))
+        up = next((i for i in order if at[i] > 0), None)
+        if up is None:
+            break
+        at[up] -= 1
+        for i in (j for j in order if j != up):
+            if cost(_gone(curves, at)) <= budget:
+                break
+            at[i] = min(at[i] + 1, len(curves[i].levels) - 1)
+        candidate = _gone(curves, at)
+        if cost(candidate) <= budget and (found := fitness(candidate)) < value:
+            best, value = candidate, found
+    return best
+
+
+def _share(most: Sequence[Sequence[int]], units: Sequence[int], share: float) -> list[int]:
+    return [
+        max((x for x in levels if x <= share * n + 1e-9), default=0)
+        for levels, n in zip(most, units, strict=True)
+    ]
+
+
+def _gone(curves: Sequence[Curve], at: Sequence[int]) -> list[int]:
+    return [curve.levels[i] for curve, i in zip(curves, at, strict=True)]
+
+
+def _trimmed(curves: Sequence[Curve], at: list[int], cost: Cost, budget: float) -> list[int]:
+    """The last step may have gone further than it had to: back where the budget allows, the dearest
+    loss first."""
+    for i in sorted(range(len(at)), key=lambda i: -curves[i].losses[at[i]]):
+        while at[i] and cost(_gone(curves, [*at[:i], at[i] - 1, *at[i + 1 :]])) <= budget:
+            at[i] -= 1
+    return at

@@ -1,0 +1,200 @@
+"""Least squares of a linear layer against what another model computes there.
+
+A layer y = x W + b of a model that was cut reads x' in place of x.  The best it can do on calibration rows is
+
+    min |x' V + c - t|^2 + r |V - W|^2,      t = x W + b  (+ s - s' where y is added to s)
+    V = (X'^T X' + r)^-1 (X'^T T + r W)      on centred X' and T;      c = mean t - mean x' V
+
+with s, s' what the layer's result is added to in the original and in the cut model: so the layer makes up
+for what was lost before it, too, and the bias for what is lost on average.  The ridge r, relative to the
+mean of the diagonal, leaves W as it is where calibration says nothing.  Where the sum goes into a norm,
+rows count by what the norm will divide them by: errors count as the norm's readers see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.calibration import tap
+from tersor.analysis.gram import padding_mask, real_rows
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ops import TABLE, Weight
+from tersor.pipeline import Evaluate, Feeds
+
+SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})
+
+
+@dataclass
+class Moments:
+    """What least squares needs of rows x' and targets t, weighted.
+
+    Attributes:
+        xtx: f64[k + 1, k + 1], of x' with a last column of ones.
+        xtt: f64[k + 1, n], with the targets.
+        ttt: sum of the squared targets, each column's mean taken off.
+    """
+
+    xtx: np.ndarray
+    xtt: np.ndarray
+    ttt: float
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(X^T X, X^T T, mean x, mean t) with the means taken off the first two."""
+        count = self.xtx[-1, -1]
+        x, t = self.xtx[-1, :-1] / count, self.xtt[-1] / count
+        xtx = self.xtx[:-1, :-1] - count * np.outer(x, x)
+        return xtx, self.xtt[:-1] - count * np.outer(x, t), x, t
+
+    def solve(
+        self, before: np.ndarray, kept: np.ndarray, ridge: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(V f64[kept, n], c f64[n]): the layer from the inputs ``kept`` alone.
+
+        Args:
+            before: [k, n], W.
+            kept: indices of inputs.
+        """
+        xtx, xtt, x, t = self.centred()
+        pull = ridge * max(float(np.diagonal(xtx).mean()), 1e-30)
+        own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
+        weight = np.linalg.solve(own, xtt[kept] + pull * before[kept])
+        return weight, t - x[kept] @ weight
+
+    def error(self, weight: np.ndarray, bias: np.ndarray, kept: np.ndarray) -> float:
+        """Mean square of what a layer misses, relative to the targets' variance."""
+        whole = np.zeros((len(self.xtx), weight.shape[1]))
+        whole[kept], whole[-1] = weight, bias
+        missed = np.einsum("ij,ij->", whole, self.xtx @ whole - 2 * self.xtt)
+        count = self.xtx[-1, -1]
+        squares = self.ttt + float((self.xtt[-1] ** 2).sum()) / count
+        return max(float(missed) + squares, 0.0) / max(self.ttt, 1e-30)
+
+
+def linear_weight(node: Node) -> Weight | None:
+    """The constant weight of a node that multiplies the last axis of an operand with it and nothing
+    else; None where it is no such node."""
+    row = TABLE.get(node.op)
+    weights = row.weights(node) if row is not None and row.weights is not None else ()
+    for weight in weights:
+        value = node.input(weight.operand)
+        if weight.activation is None or value is None or not isinstance(value.encoding, Dense):
+            continue
+        if value.tensor.dtype.value == "f32" and len(value.tensor.shape) == 2:
+            return weight
+    return None
+
+
+def bias_operand(node: Node) -> int | None:
+    """Which operand of a linear layer is its bias, where its op has one."""
+    row = TABLE.get(node.op)
+    names = [name.rstrip("?*") for name in row.inputs] if row is not None else []
+    return names.index("bias") if "bias" in names else None
+
+
+def matrices(node: Node, weight: Weight) -> tuple[np.ndarray, np.ndarray | None]:
+    """(W f64[k, n], b f64[n] or None) of a linear layer."""
+    value, at = node.inputs[weight.operand], bias_operand(node)
+    assert value is not None
+    bias = node.input(at) if at is not None else None
+    matrix = weight.matrix(value.numpy()).T.astype(np.float64)
+    return matrix, None if bias is None else bias.numpy().astype(np.float64)
+
+
+def set_matrices(
+    graph: Graph, node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarray | None
+) -> None:
+    """Gives a layer other numbers, in constants of its own."""
+    old = node.inputs[weight.operand]
+    assert old is not None and node.graph is not None
+    shape = old.tensor.shape
+    whole = weight.tensor(np.ascontiguousarray(matrix.T), shape).astype(np.float32)
+    graph.set_input(node, weight.operand, graph.constant(np.ascontiguousarray(whole), old.name))
+    at = bias_operand(node)
+    if bias is not None and at is not None:
+        have = node.input(at)
+        name = have.name if have is not None else f"{old.name}.bias"
+        graph.set_input(node, at, graph.constant(bias.astype(np.float32), name))
+
+
+def summand(node: Node) -> Value | None:
+    """What a layer's result is added to, where that is all that is done with it."""
+    user = node.output.only_user()
+    if user is None or user.op not in SUMS or node.output.is_output:
+        return None
+    others = [v for v in user.inputs[:2] if v is not node.output]
+    same = len(others) == 1 and others[0] is not None and others[0].type == node.output.type
+    return others[0] if same else None
+
+
+def moments(
+    original: Graph,
+    cut: Graph,
+    name: str,
+    feeds: Feeds,
+    evaluate: Callable[[], Evaluate],
+) -> Moments | None:
+    """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
+    ``original``. None where no feed has a row.
+
+    Args:
+        evaluate: makes ways to run a graph, of which each keeps the last one ready.
+    """
+    theirs, ours = _node(original, name), _node(cut, name)
+    weight, own = linear_weight(theirs), linear_weight(ours)
+    assert weight is not None and own is not None
+    matrix, bias = matrices(theirs, weight)
+    old, new = _inputs(theirs, weight), _inputs(ours, own)
+    runs = [(tap(original, old), evaluate(), old), (tap(cut, new), evaluate(), new)]
+    by_norm = ours.output.only_user() is not None and "Norm" in ours.output.only_user().op  # type: ignore[union-attr]
+    total: Moments | None = None
+    for feed in feeds:
+        before, after = (
+            _rows(graph, run(graph, feed), values, feed) for graph, run, values in runs
+        )
+        target = before[0] @ matrix + (0 if bias is None else bias)
+        if len(before) > 1 and len(after) > 1:
+            target = target + before[1] - after[1]
+        scale = None
+        if by_norm and len(after) > 1:
+            scale = 1 / np.maximum((target + after[1]).std(axis=1, keepdims=True), 1e-6)
+        total = _added(total, after[0], target, scale)
+    return total if total is not None and total.xtx[-1, -1] > 0 else None
+
+
+def _node(graph: Graph, name: str) -> Node:
+    return next(n for n in graph.nodes if n.outputs and n.output.name == name)
+
+
+def _inputs(node: Node, weight: Weight) -> list[Value]:
+    assert weight.activation is not None
+    x, beside = node.inputs[weight.activation], summand(node)
+    assert x is not None
+    return [x] if beside is None else [x, beside]
+
+
+def _rows(
+    graph: Graph,
+    outputs: Mapping[str, np.ndarray],
+    values: list[Value],
+    feed: Mapping[str, np.ndarray],
+) -> list[np.ndarray]:
+    mask = padding_mask(graph, values[0])
+    return [real_rows(outputs[v.name], feed, mask) for v in values]
+
+
+def _added(
+    total: Moments | None, x: np.ndarray, target: np.ndarray, scale: np.ndarray | None
+) -> Moments:
+    rows = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
+    target = target.astype(np.float32)
+    if scale is not None:
+        rows, target = rows * scale.astype(np.float32), target * scale.astype(np.float32)
+    # Sums over one feed in f32: a thousand rows lose nothing that rounding of the weights would not.
+    xtx, xtt = (rows.T @ rows).astype(np.float64), (rows.T @ target).astype(np.float64)
+    squares = float(np.square(target, dtype=np.float64).sum())
+    if total is None:
+        return Moments(xtx, xtt, squares)
+    return Moments(total.xtx + xtx, total.xtt + xtt, total.ttt + squares)
