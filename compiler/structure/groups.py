@@ -18,7 +18,7 @@ import numpy as np
 from tersor.errors import Unsupported
 from tersor.ir import Graph, Node, Value
 from tersor.ops import TABLE
-from tersor.structure.labels import Ambiguous, Labels
+from tersor.structure.labels import Ambiguous, Labels, rivals
 from tersor.structure.links import Axis, End, Link, Place, by_axis, cut_of_node, links, size_of
 
 Table = Mapping[Axis, Mapping[Place, list[tuple[Link, End]]]]
@@ -93,20 +93,19 @@ def axis_groups(graph: Graph) -> list[AxisGroup]:
 
 
 def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
-    """Groups of axes that hang together: from each axis that no group has told of yet."""
+    """Groups of axes that hang together, no two alike."""
     told: set[Axis] = set()
+    tried: set[Link] = set()
     open_axes: dict[Axis, str] = {}
-    for axis in axes:
-        size = size_of(axis)
-        if axis in told or size is None or size < 2:
-            continue
+    for axis, labels in _starts(axes, table, told, tried):
         spread = Labels(table)
         try:
-            spread.spread(axis, size)
+            spread.spread(axis, labels)
         except Ambiguous as reason:
-            open_axes[axis] = str(reason)
+            open_axes.setdefault(axis, str(reason))
             continue
         told |= set(spread.axes)
+        tried |= set(spread.links)
         if any(_is_weight(a[0]) for a in spread.axes):
             yield _group(spread)
     for axis, reason in open_axes.items():
@@ -117,6 +116,27 @@ def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
             yield AxisGroup(
                 "", size, {axis: np.arange(size)}, dict.fromkeys(range(size), reason), held
             )
+
+
+def _starts(
+    axes: Sequence[Axis], table: Table, told: Collection[Axis], tried: set[Link]
+) -> Iterator[tuple[Axis, np.ndarray]]:
+    """Where to begin, with which labels: at each axis that no group has ``told`` of yet with a label for
+    each position, then with the units of each rival tie that none has followed (``tried``). Both grow
+    as the starts are taken.
+
+    A group follows every tie that holds its labels, so what begins at another is another one; and an
+    axis of one head, or of heads of one lane, has ties of a single unit, which tell nothing.
+    """
+    for axis in axes:
+        size = size_of(axis)
+        if axis not in told and size is not None and size > 1:
+            yield axis, np.arange(size)
+    for axis in axes:
+        for link, end in rivals(table.get(axis, {})):
+            if link not in tried and link.size > 1:
+                tried.add(link)
+                yield axis, end.owner
 
 
 def _group(spread: Labels) -> AxisGroup:

@@ -11,7 +11,9 @@ or share a unit of a tie, make one label of the two:
 **Alternatives.** A Reshape of h*d lanes into h heads ties the axis twice: by heads (blocks of d), and by
 lanes (one in each head).  From the side of the heads every block has one label and only the first tie
 fits; from single positions neither fits, and either would: nothing is chosen, the axis is
-:class:`Ambiguous` and is left to whoever begins at the heads.
+:class:`Ambiguous` and is left to whoever begins with the labels of one of the ties (:func:`rivals`):
+
+    h d = 2 3      from the heads: 0 0 0 1 1 1      from the lanes: 0 1 2 0 1 2
 """
 
 from __future__ import annotations
@@ -45,14 +47,15 @@ class Labels:
         self._table = table
         self._parent = np.zeros(0, np.int64)
 
-    def spread(self, axis: Axis, size: int) -> None:
-        """Gives each position of ``axis`` a label and follows them everywhere.
+    def spread(self, axis: Axis, labels: np.ndarray) -> None:
+        """Gives the positions of ``axis`` their first labels (i64[size], -1: none) and follows them
+        everywhere.
 
         Raises:
             Ambiguous: they may be put together in several ways.
         """
-        self._parent = np.arange(size)
-        self.axes[axis] = np.arange(size)
+        self._parent = np.arange(labels.max() + 1)
+        self.axes[axis] = labels
         work = {axis: None}
         while work:
             current = next(iter(work))
@@ -77,9 +80,9 @@ class Labels:
         """Of the links of one place, those to follow: of several that hold the same positions the one
         whose units have one label each."""
         labels = self._roots(axis)
-        for rivals in _overlapping(links):
-            touched = [r for r in rivals if (labels[r[1].owner >= 0] >= 0).any()]
-            if len(rivals) == 1:
+        for group in _overlapping(links):
+            touched = [r for r in group if (labels[r[1].owner >= 0] >= 0).any()]
+            if len(group) == 1:
                 yield from touched
                 continue
             fitting = [r for r in touched if not _mixed(labels, r[1].owner, r[0].size)]
@@ -160,6 +163,14 @@ class Labels:
                 is_end = place[0] in ("input", "output")
                 reason = f"it is of {label}" if is_end else f"{label} cannot be cut along it"
                 self.pin(axis, free, reason)
+
+
+def rivals(places: Mapping[Place, Sequence[tuple[Link, End]]]) -> Iterator[tuple[Link, End]]:
+    """Of the links that hold an axis, by place, those that hold positions another one there holds too."""
+    for links in places.values():
+        for group in _overlapping(links):
+            if len(group) > 1:
+                yield from group
 
 
 def _overlapping(links: Sequence[tuple[Link, End]]) -> list[list[tuple[Link, End]]]:
