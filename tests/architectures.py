@@ -96,12 +96,12 @@ class Branches(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.narrow, self.wide = _convolution(3, 8, 1), _convolution(3, 16, 5)
-        self.half, self.head = _convolution(12, 12), torch.nn.Linear(24, 5)
+        self.changed, self.head = _convolution(12, 12), torch.nn.Linear(24, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         both = torch.relu(torch.cat([self.narrow(x), self.wide(x)], 1))
-        kept, changed = both.chunk(2, 1)
-        joined = torch.cat([kept, torch.relu(self.half(changed))], 1)
+        kept, other = both.chunk(2, 1)
+        joined = torch.cat([kept, torch.relu(self.changed(other))], 1)
         return self.head(joined.mean((2, 3)))  # type: ignore[no-any-return]
 
 

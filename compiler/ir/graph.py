@@ -268,10 +268,13 @@ class Graph(NodeList):
             self.set_input(use.user, use.operand, new)
 
     def set_input(self, user: Node | Graph, index: int, new: Value | None) -> None:
-        """Makes operand (or graph output) ``index`` of ``user`` read ``new``."""
+        """Makes operand (or graph output) ``index`` of ``user`` read ``new``; an operand may be one that
+        was left out."""
         self._changes[0] += 1
         # In place: among thousands of operands (of a Concat, a Sum), each may be replaced in turn.
         operands = _operands(user)
+        if isinstance(user, Node):
+            operands += [None] * (index + 1 - len(operands))
         old = operands[index]
         assert new is not None or isinstance(user, Node), "a graph output cannot be left out"
         if old is not None:
