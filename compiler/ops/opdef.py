@@ -42,7 +42,7 @@ class Member:
         the second operand of a Concat          offset=size of the first
 
     ``summed``: the node sums over the units here, so that the others' values do not change with a unit
-    whose positions here are zero; of a ``sum`` tie that is all of its members. (The columns of an
+    whose positions here are zero; of a ``sum`` tie that is all of its operands. (The columns of an
     LSTM's recurrent weights.)
     """
 
@@ -70,7 +70,8 @@ class Tie:
 
     kind:
         same: slicing the operands' members slices the results' members, values unchanged.
-        sum: the units are summed over: slicing all members gives what zeroing those units gives.
+        sum: the operands' units are summed over: slicing all members gives what zeroing the operands'
+            gives, sliced where a result has them too (an attention's cache of keys).
         shape: slicing keeps the shapes consistent, but changes the other units' values (the
             normalized axis of a LayerNormalization), unless the members that are ``summed`` are zero.
     """

@@ -70,6 +70,11 @@ class AxisGroup:
                     seen.add((link.node, *end.axis))
                     yield link.node, value, axis
 
+    def zeroed(self) -> Iterator[Axis]:
+        """Constants in which units that are zero are as good as gone, unless the group is inexact."""
+        for link in self.links:
+            yield from _zeroed(link)
+
 
 def axis_groups(graph: Graph) -> list[AxisGroup]:
     """All groups of axes that hold weights, in the order of the graph; also those that are pinned as a
@@ -171,12 +176,36 @@ def _pin_unfollowed(group: AxisGroup) -> None:
 
 def _inexact(group: AxisGroup) -> str:
     for link in group.links:
-        summed = [end for end in link.ends if end.summed]
+        summed = any(end.summed for end in link.ends)
         if link.kind == "shape" and not summed:
             return f"{link.node.label} normalizes over them"
-        if summed and not any(end.axis[0].is_constant for end in summed):
-            return f"{link.node.label} sums over them, and has no weight there"
+        if summed and not _zeroed(link):
+            return (
+                f"{link.node.label} sums over them, and no weight there or before makes them zero"
+            )
     return ""
+
+
+def _zeroed(link: Link) -> list[Axis]:
+    """Axes of constants whose zeros take units out of the sum that a link's node makes: those of its
+    operands, else those of the linear layer that makes one, since a product with zero is zero."""
+    summed = [end.axis for end in link.ends if end.summed]
+    weights = [axis for axis in summed if axis[0].is_constant]
+    if weights:
+        return weights
+    return next((made for value, axis in summed if (made := _made_by(value, axis))), [])
+
+
+def _made_by(value: Value, axis: int) -> list[Axis]:
+    """The columns and the bias of the linear layer that makes ``value`` along ``axis``; empty where
+    none does, or one whose zeros do not come out as such."""
+    node = value.producer
+    if node is None or node.op != "tersor.Linear" or node.attrs["activation"] != "none":
+        return []
+    held = [v for v in node.inputs[1:] if v is not None]
+    if axis != len(value.tensor.dims or ()) - 1 or not all(v.is_constant for v in held):
+        return []
+    return [(v, len(v.tensor.shape) - 1) for v in held]
 
 
 def _is_weight(value: Value) -> bool:

@@ -135,7 +135,7 @@ def _of_tie(node: Node, tie: Tie) -> Link | None:
             return None
         place = _place(node, member.side, member.index)
         owner = _owner(member.outer, member.inner, member.offset, tie.size, length)
-        summed = member.summed or tie.kind == "sum"
+        summed = member.summed or (tie.kind == "sum" and member.side == "in")
         ends.append(End((value, member.axis), place, owner, summed))
     return Link(node, tie.size, tuple(ends), tie.kind)
 

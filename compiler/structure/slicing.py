@@ -54,9 +54,9 @@ def slice_graph(graph: Graph, cut: Positions) -> None:
 
 def zero_graph(graph: Graph, group: AxisGroup, units: Collection[int]) -> None:
     """Zeroes, in place, the weights with which nodes sum over ``units`` of a group that is not
-    ``inexact``: the model then computes what it does without them."""
+    ``inexact``, or that make what they sum over: the model then computes what it does without them."""
     cut = group.positions(units)
-    for _, value, axis in list(group.weights(summed=True)):
+    for value, axis in dict.fromkeys(group.zeroed()):
         array = value.numpy().copy()
         array[(slice(None),) * axis + (cut.get((value, axis), ()),)] = 0
         value.graph.set_encoding(value, Dense(array))

@@ -3,9 +3,13 @@ from each of the ties that would put them together in another way."""
 
 from __future__ import annotations
 
-from tersor.ir import parse
+import numpy as np
+import pytest
+
+from tersor.ir import parse, verify
 from tersor.ops import TABLE
-from tersor.structure import AxisGroup, axis_groups
+from tersor.ops.evaluate import evaluate
+from tersor.structure import AxisGroup, axis_groups, joined, slice_graph, zero_graph
 
 # x[., 6] -> 2 heads of 3 lanes or 3 pairs, whatever reads it -> [., 6] -> y
 FLAT = """graph main(%x: f32[n, 5]) -> (y = %y) {{
@@ -18,8 +22,12 @@ FLAT = """graph main(%x: f32[n, 5]) -> (y = %y) {{
 
 
 def groups(text: str) -> list[AxisGroup]:
-    graph = parse(text, TABLE)
-    return axis_groups(graph)
+    return axis_groups(parse(text, TABLE))
+
+
+def free_groups(text: str) -> list[AxisGroup]:
+    """Without those of the model's input and output."""
+    return [group for group in groups(text) if group.free]
 
 
 def owners(group: AxisGroup) -> dict[tuple[str, int], list[int]]:
@@ -66,3 +74,98 @@ def test_three_and_two_blocks_of_one_axis_are_told_apart_or_pinned() -> None:
     for group in found:
         assert ("w", 1) not in owners(group) or not group.free
     assert by_name(found, "w", 1), "a weight's axis is told of, if only why it stays"
+
+
+# -- an attention on flat hidden axes --------------------------------------------------------------
+
+# 2 heads that share each 1 key head: 4 query heads of 3 lanes, 2 key heads of 3, values of 2.
+ATTENTION = """graph main(%x: f32[b, n, 5]) -> (y = %y) {
+  @q: f32[5, 12] = dense normal(0)
+  @c: f32[12] = dense normal(1)
+  @k: f32[5, 6] = dense normal(2)
+  @v: f32[5, 4] = dense normal(3)
+  @e: f32[4] = dense normal(4)
+  @o: f32[8, 5] = dense normal(5)
+  %query: f32[b, n, 12] = tersor.Linear(%x, @q, @c) {activation = "none"}
+  %key: f32[b, n, 6] = tersor.Linear(%x, @k) {activation = "none"}
+  %value: f32[b, n, 4] = tersor.Linear(%x, @v, @e) {activation = "none"}
+  %mixed: f32[b, n, 8] = Attention(%query, %key, %value) {q_num_heads = 4, kv_num_heads = 2}
+  %y: f32[b, n, 5] = tersor.Linear(%mixed, @o) {activation = "none"}
+}"""
+LANES = [0, 1, 2]
+
+
+def test_heads_and_lanes_of_an_attention_once_each() -> None:
+    """Nothing but flat axes holds them: each weight's axis alone could be cut by either."""
+    heads, scored, valued = free_groups(ATTENTION)
+    assert [g.units for g in (heads, scored, valued)] == [2, 3, 2]
+    assert owners(heads)["q", 1] == [0] * 6 + [1] * 6
+    assert owners(heads)["k", 1] == [0] * 3 + [1] * 3
+    assert owners(heads)["e", 0] == [0] * 2 + [1] * 2
+    assert owners(heads)["o", 0] == [0] * 4 + [1] * 4
+    assert owners(scored) == {
+        ("q", 1): LANES * 4,
+        ("c", 0): LANES * 4,
+        ("query", 2): LANES * 4,
+        ("k", 1): LANES * 2,
+        ("key", 2): LANES * 2,
+    }
+    assert owners(valued) == {
+        ("v", 1): [0, 1] * 2,
+        ("e", 0): [0, 1] * 2,
+        ("value", 2): [0, 1] * 2,
+        ("mixed", 2): [0, 1] * 4,
+        ("o", 0): [0, 1] * 4,
+    }
+    assert all(g.free == list(range(g.units)) and not g.inexact for g in (heads, scored, valued))
+
+
+def test_one_head_has_only_lanes() -> None:
+    text = ATTENTION.replace(
+        "q_num_heads = 4, kv_num_heads = 2", "q_num_heads = 1, kv_num_heads = 1"
+    )
+    text = text.replace("12", "6").replace("[8, 5]", "[4, 5]").replace("n, 8]", "n, 4]")
+    assert [g.units for g in free_groups(text)] == [6, 4]
+
+
+@pytest.mark.parametrize(
+    ("which", "counts", "scale"),
+    [
+        ({0: [1]}, (2, 1), None),
+        ({1: [0, 2]}, (4, 2), 3**-0.5),
+        ({2: [1]}, (4, 2), None),
+        ({0: [0], 1: [1]}, (2, 1), 3**-0.5),
+        ({0: [1], 1: [0], 2: [0]}, (2, 1), 3**-0.5),
+    ],
+)
+def test_cutting_heads_and_lanes_is_zeroing_them(
+    which: dict[int, list[int]], counts: tuple[int, int], scale: float | None
+) -> None:
+    cut, zeroed = parse(ATTENTION, TABLE), parse(ATTENTION, TABLE)
+    found, alike = ([g for g in axis_groups(x) if g.free] for x in (cut, zeroed))
+    slice_graph(cut, joined(*(found[i].positions(units) for i, units in which.items())))
+    for i, units in which.items():
+        zero_graph(zeroed, alike[i], units)
+    verify(cut)
+    node = next(n for n in cut.nodes if n.op == "Attention")
+    assert (node.attrs["q_num_heads"], node.attrs["kv_num_heads"]) == counts
+    assert node.attrs.get("scale") == (None if scale is None else float(np.float32(scale)))
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)}
+    # The same sums without their zeros, in single precision.
+    np.testing.assert_allclose(
+        evaluate(cut, feed)["y"], evaluate(zeroed, feed)["y"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_lanes_that_no_weight_makes_zero_are_inexact_to_zero() -> None:
+    """What a sigmoid makes of zero is one half."""
+    text = ATTENTION.replace(
+        '%query: f32[b, n, 12] = tersor.Linear(%x, @q, @c) {activation = "none"}',
+        '%query: f32[b, n, 12] = tersor.Linear(%x, @q, @c) {activation = "sigmoid"}',
+    ).replace(
+        '%key: f32[b, n, 6] = tersor.Linear(%x, @k) {activation = "none"}',
+        '%key: f32[b, n, 6] = tersor.Linear(%x, @k) {activation = "sigmoid"}',
+    )
+    scored = free_groups(text)[1]
+    assert scored.units == 3
+    assert "no weight there or before" in scored.inexact

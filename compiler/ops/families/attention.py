@@ -7,6 +7,7 @@ Operands are [batch, length, heads*d] with head counts as attributes, or [batch,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -142,21 +143,31 @@ def _bias(mask: Any, scores: Any, before: int, causal: bool) -> Any:
 
 
 def _cost(node: Node) -> Cost:
-    """Two products of [q length, kv length] with the head size, for all query heads."""
+    """Two products of [q length, kv length], with the head sizes of keys and of values, for all query
+    heads."""
     counts = head_counts(node)
-    q, k, past = dims(node.inputs[0]), dims(node.inputs[1]), dims(node.input(4))
-    if counts is None or not q or not k:
+    q, k, v, past = (dims(node.input(i)) for i in (0, 1, 2, 4))
+    if counts is None or not q or not k or not v:
         return Cost(None, None)
-    hidden = q[2] if len(q) == 3 else product([q[1], q[3]])
     keys = k[-2] if not past or k[-2] is None or past[2] is None else k[-2] + past[2]
     scores = product([q[0], counts[0], q[-2], keys])
-    macs = product([q[0], q[-2], keys, hidden])
-    return Cost(None if macs is None else macs * 2, None if scores is None else scores * 5)
+    lanes = [_lanes(q, counts[0]), _lanes(v, counts[1])]
+    macs = [None if scores is None or d is None else scores * d for d in lanes]
+    work = None if macs[0] is None or macs[1] is None else macs[0] + macs[1]
+    return Cost(work, None if scores is None else scores * 5)
+
+
+def _lanes(shape: tuple[Dim, ...], heads: int) -> Dim:
+    """The size of a head."""
+    if len(shape) == 4 or shape[-1] is None:
+        return shape[-1]
+    return shape[-1] // heads
 
 
 def _ties(node: Node) -> list[Tie]:
-    """Batch; and groups of heads that share keys: slicing whole groups leaves the others unchanged
-    (with the head counts that shrink alike)."""
+    """Batch; groups of heads that share keys: slicing whole groups leaves the others unchanged (with
+    the head counts that shrink alike); and lanes of all heads: those of queries and keys, which the
+    scores sum over, and those of values, which come out."""
     counts, q = head_counts(node), dims(node.inputs[0])
     if counts is None:
         return []
@@ -167,7 +178,28 @@ def _ties(node: Node) -> list[Tie]:
     if (grouped := _group_members(node, *counts)) is not None:
         each = counts[0] // counts[1]
         found.append((counts[1], grouped, _mask_members(node, 3, counts[0], each)))
-    return [Tie(size, (*held, *mask)) for size, held, mask in found if mask is not None]
+    ties = [Tie(size, (*held, *mask)) for size, held, mask in found if mask is not None]
+    return [*ties, *_lane_ties(node, *counts)]
+
+
+def _lane_ties(node: Node, heads: int, groups: int) -> list[Tie]:
+    """Lanes of queries and keys are summed over: zeroed in both they leave the scores that they leave
+    when they are cut, with the scale that they had before."""
+    q, v = dims(node.inputs[0]), dims(node.inputs[2])
+    last = len(q) - 1
+
+    def lanes(side: str, index: int, count: int) -> Member:
+        return Member("in" if side == "in" else "out", index, last, outer=count if last == 2 else 1)
+
+    scored = [lanes("in", 0, heads), lanes("in", 1, groups)]
+    valued = [lanes("in", 2, groups), lanes("out", 0, heads)]
+    for members, past, present in ((scored, 4, 1), (valued, 5, 2)):
+        members += [plain("in", past, 3)] if node.input(past) is not None else []
+        members += [plain("out", present, 3)] if present < len(node.outputs) else []
+    return [
+        Tie(_lanes(q, heads), tuple(scored), "sum"),
+        *([Tie(_lanes(v, groups), tuple(valued))] if v else []),
+    ]
 
 
 def _mask_members(node: Node, place: int, size: Dim, inner: int = 1) -> list[Member] | None:
@@ -202,15 +234,34 @@ def _group_members(node: Node, heads: int, groups: int) -> list[Member] | None:
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
-    """Head counts shrink as the hidden axes do. The factor of the scores does not: it comes from the
-    size of a head."""
-    counts = head_counts(node)
+    """Head counts shrink by the heads of which no lane is left. The factor of the scores stays, where
+    it came from the size of a head that is now smaller, as a number."""
+    counts, q = head_counts(node), dims(node.inputs[0])
     changed: dict[str, Attribute | None] = {}
-    for index, name in enumerate(("q_num_heads", "kv_num_heads")):
-        hidden, gone = dims(node.inputs[index])[-1], cut.get(("in", index, 2), ())
-        if gone and name in node.attrs and counts is not None and isinstance(hidden, int):
-            changed[name] = counts[index] * (hidden - len(gone)) // hidden
+    size = _lanes(q, counts[0]) if counts is not None else None
+    if counts is None or not isinstance(size, int):
+        return Follow(changed)
+    if len(q) == 4:
+        narrower = ("in", 0, 3) in cut
+    else:
+        left = [_left(cut.get(("in", i, 2), ()), n, size) for i, n in enumerate(counts)]
+        for name, before, (after, _) in zip(_COUNTS, counts, left, strict=True):
+            if after != before:
+                changed[name] = after
+        narrower = left[0][1] < size
+    if narrower and node.attrs.get("scale") is None:
+        changed["scale"] = onnx_schema.as_written(size**-0.5)
     return Follow(changed)
+
+
+_COUNTS = ("q_num_heads", "kv_num_heads")
+
+
+def _left(gone: Collection[int], heads: int, size: int) -> tuple[int, int]:
+    """(heads, lanes of each) that are left of a hidden axis."""
+    lanes = np.ones((heads, size), bool)
+    lanes.reshape(-1)[list(gone)] = False
+    return int(lanes.any(axis=1).sum()), int(lanes.any(axis=0).sum())
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
@@ -227,6 +278,9 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
         Sample([f(2, 2, 3, 4), f(2, 2, 5, 4), f(2, 2, 5, 4), f(3, 5)], {"softcap": 2.0}),
         Sample([f(2, 2, 1, 4), f(2, 2, 1, 4), f(2, 2, 1, 4), None, f(2, 2, 6, 4), f(2, 2, 6, 4)],
                {"is_causal": 1}, outputs=3),
+        Sample([f(2, 3, 8), f(2, 5, 4), f(2, 5, 6), None, f(2, 2, 3, 2), f(2, 2, 3, 3)],
+               {"q_num_heads": 4, "kv_num_heads": 2}, outputs=3),
+        Sample([f(2, 4, 3, 4), f(2, 2, 5, 4), f(2, 2, 5, 3)], {"scale": 0.7}),
         Sample([f(2, 3, 8), f(2, 5, 8), f(2, 5, 8)], {**heads, "qk_matmul_output_mode": 3}, outputs=4),
         Sample([f(2, 4, 3, 4), f(2, 2, 5, 4), f(2, 2, 5, 4), f(2, 4, 3, 5)], outputs=3),
         Sample([f(2, 3, 8), f(2, 5, 8), f(2, 5, 8), f(4, 3, 5)], {"q_num_heads": 4, "kv_num_heads": 4}),
