@@ -20,6 +20,7 @@ class PassReport:
         weight_bytes: bytes of all constants after it, as encoded.
         max_error: largest absolute difference against the reference on the verification inputs, where
             the pass claims values and they were checked.
+        kept: which of its units each group that was pruned has left, by their numbers before: ``0-3,5``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class PassReport:
     nodes: int | None = None
     weight_bytes: int | None = None
     max_error: float | None = None
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

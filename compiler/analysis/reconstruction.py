@@ -13,7 +13,7 @@ rows count by what the norm will divide them by: errors count as the norm's read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +49,18 @@ class Moments:
         return xtx, self.xtt[:-1] - count * np.outer(x, t), x, t
 
     def solve(
-        self, before: np.ndarray, kept: np.ndarray, ridge: float
+        self, before: np.ndarray, kept: np.ndarray, ridge: float, *, biased: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """(V f64[kept, n], c f64[n]): the layer from the inputs ``kept`` alone.
 
         Args:
             before: [k, n], W.
             kept: indices of inputs.
+            biased: whether the layer can have a bias; c is zero where it cannot.
         """
         xtx, xtt, x, t = self.centred()
+        if not biased:
+            xtx, xtt, x, t = self.xtx[:-1, :-1], self.xtt[:-1], 0 * x, 0 * t
         pull = ridge * max(float(np.diagonal(xtx).mean()), 1e-30)
         own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
         weight = np.linalg.solve(own, xtt[kept] + pull * before[kept])
@@ -134,26 +137,21 @@ def moments(
     cut: Graph,
     name: str,
     feeds: Feeds,
-    evaluate: Callable[[], Evaluate],
+    evaluate: Evaluate,
 ) -> Moments | None:
     """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
-    ``original``. None where no feed has a row.
-
-    Args:
-        evaluate: makes ways to run a graph, of which each keeps the last one ready.
-    """
+    ``original``. None where no feed has a row."""
     theirs, ours = _node(original, name), _node(cut, name)
     weight, own = linear_weight(theirs), linear_weight(ours)
     assert weight is not None and own is not None
     matrix, bias = matrices(theirs, weight)
     old, new = _inputs(theirs, weight), _inputs(ours, own)
-    runs = [(tap(original, old), evaluate(), old), (tap(cut, new), evaluate(), new)]
-    by_norm = ours.output.only_user() is not None and "Norm" in ours.output.only_user().op  # type: ignore[union-attr]
+    runs = [(tap(original, old), old), (tap(cut, new), new)]
+    user = ours.output.only_user()
+    by_norm = user is not None and user.op != "Add"
     total: Moments | None = None
     for feed in feeds:
-        before, after = (
-            _rows(graph, run(graph, feed), values, feed) for graph, run, values in runs
-        )
+        before, after = (_rows(g, evaluate(g, feed), values, feed) for g, values in runs)
         target = before[0] @ matrix + (0 if bias is None else bias)
         if len(before) > 1 and len(after) > 1:
             target = target + before[1] - after[1]
