@@ -106,20 +106,25 @@ def matrices(node: Node, weight: Weight) -> tuple[np.ndarray, np.ndarray | None]
     return matrix, None if bias is None else bias.numpy().astype(np.float64)
 
 
-def set_matrices(
-    graph: Graph, node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarray | None
-) -> None:
-    """Gives a layer other numbers, in constants of its own."""
-    old = node.inputs[weight.operand]
-    assert old is not None and node.graph is not None
-    shape = old.tensor.shape
-    whole = weight.tensor(np.ascontiguousarray(matrix.T), shape).astype(np.float32)
-    graph.set_input(node, weight.operand, graph.constant(np.ascontiguousarray(whole), old.name))
-    at = bias_operand(node)
-    if bias is not None and at is not None:
-        have = node.input(at)
-        name = have.name if have is not None else f"{old.name}.bias"
-        graph.set_input(node, at, graph.constant(bias.astype(np.float32), name))
+def set_matrices(node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarray) -> Value | None:
+    """Gives a layer, the only reader of its weight and bias, other numbers.
+
+    Returns:
+        The bias, where the layer had none.
+    """
+    value, graph, at = node.inputs[weight.operand], node.graph, bias_operand(node)
+    assert value is not None and graph is not None
+    whole = weight.tensor(np.ascontiguousarray(matrix.T), value.tensor.shape)
+    value.graph.set_encoding(value, Dense(np.ascontiguousarray(whole, np.float32)))
+    if at is None:
+        return None
+    held, numbers = node.input(at), np.asarray(bias, np.float32)
+    if held is not None:
+        held.graph.set_encoding(held, Dense(numbers))
+        return None
+    made = graph.constant(numbers, f"{value.name}.bias")
+    graph.set_input(node, at, made)
+    return made
 
 
 def summand(node: Node) -> Value | None:

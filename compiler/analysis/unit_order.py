@@ -61,6 +61,12 @@ class Reader:
     x: Value
     owner: np.ndarray
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other node reads its weight."""
+        value = self.node.inputs[self.weight.operand]
+        return value is not None and value.only_user() is self.node
+
     def inputs(self, units: Sequence[int] | np.ndarray) -> np.ndarray:
         """Indices of the inputs that the units own, i64, ascending."""
         return np.flatnonzero(np.isin(self.owner, units))

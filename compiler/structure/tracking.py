@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.ir import Value
 from tersor.structure.groups import AxisGroup
-from tersor.structure.links import Positions
+from tersor.structure.links import Axis, Positions
 
 
 class Tracked:
@@ -47,6 +48,13 @@ def follow_all(tracked: Sequence[Tracked], cut: Positions) -> None:
     """Every group takes notice of ``cut``."""
     for one in tracked:
         one.follow(cut)
+
+
+def tie_vector(tracked: Sequence[Tracked], value: Value, like: Axis) -> None:
+    """A new constant vector belongs to the groups that the axis ``like`` belongs to."""
+    for one in tracked:
+        if like in one.group.axes:
+            one.group.axes[value, 0] = one.group.axes[like]
 
 
 def spans(units: Sequence[int] | np.ndarray) -> str:

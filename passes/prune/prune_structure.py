@@ -40,7 +40,7 @@ from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Feeds, Pass
 from tersor.structure import AxisGroup, axis_groups, join_vectors, part_vectors, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters
-from tersor.structure.tracking import Tracked, follow_all, spans
+from tersor.structure.tracking import Tracked, follow_all, spans, tie_vector
 
 HELD_OUT = 5  # Every so many calibration batches tell what a cut costs, and fit nothing.
 MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
@@ -309,7 +309,7 @@ class _Work:
         """Zero inputs that go, the others fitted; before the copy is cut."""
         for reader in readers(group):
             gram = self.seen.get(reader.x)
-            if gram is None:
+            if gram is None or not reader.alone:
                 continue
             _, xtx, matrix, _ = layer_of(reader, gram)
             kept = np.setdiff1d(np.arange(len(xtx)), reader.inputs(units))
@@ -320,7 +320,7 @@ class _Work:
             bias = matrices(reader.node, reader.weight)[1]
             shift = gram.mean @ (matrix - fitted)
             node = next(n for n in copy.nodes if n.output.name == reader.node.output.name)
-            set_matrices(copy, node, reader.weight, fitted, shift if bias is None else bias + shift)
+            set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
 
     # -- which ---------------------------------------------------------------------------------------
 
@@ -403,15 +403,21 @@ class _Work:
         slice_graph(self.graph, cut)
         follow_all(self.tracked, cut)
         for reader, matrix, bias in fits:
-            set_matrices(self.graph, reader.node, reader.weight, matrix, bias)
+            made = set_matrices(reader.node, reader.weight, matrix, bias)
+            if made is not None:
+                y = reader.node.output
+                tie_vector(self.tracked, made, (y, (y.tensor.rank or 0) - 1))
 
     def _fits(
         self, group: AxisGroup, units: np.ndarray
-    ) -> list[tuple[Reader, np.ndarray, np.ndarray | None]]:
+    ) -> list[tuple[Reader, np.ndarray, np.ndarray]]:
         """The layers that read the group, by what stays of it."""
         found = []
         assert self.context.evaluate is not None
         for reader in readers(group):
+            if not reader.alone:
+                self.context.skip(reader.node, "its weight has other readers: not fitted anew")
+                continue
             name = reader.node.output.name
             seen = moments(self.original, self.graph, name, self.fit, self.context.evaluate)
             if seen is None:
