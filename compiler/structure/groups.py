@@ -87,9 +87,10 @@ def axis_groups(graph: Graph) -> list[AxisGroup]:
         nx.add_path(together, [end.axis for end in link.ends])
     together.add_nodes_from(a for link in found for a in (e.axis for e in link.ends))
     order = {node: i for i, node in enumerate(graph.walk())}
+    first = {axis: i for i, axis in enumerate(together.nodes)}
     groups = []
     for component in nx.connected_components(together):
-        axes = [a for a in together.nodes if a in component] if len(component) > 1 else [*component]
+        axes = sorted(component, key=first.__getitem__)
         if any(_is_weight(a[0]) for a in axes):
             groups += list(_of_component(axes, table))
     groups.sort(key=lambda g: min(order[link.node] for link in g.links))

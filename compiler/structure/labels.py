@@ -150,18 +150,15 @@ class Labels:
 
     def _pin(self, axis: Axis) -> None:
         """Pins the labels that some place of the value has no link for."""
-        held = self._table.get(axis, {})
-        for place, label in places(axis[0]):
-            links = [
-                entry for key, at in held.items() if key[: len(place)] == place for entry in at
-            ]
+        held: dict[Place, list[tuple[Link, End]]] = {}
+        for key, links in self._table.get(axis, {}).items():
+            held.setdefault(key[:2] if key[0] == "bound" else key, []).extend(links)
+        for place, reason in places(axis[0]):
             free = np.ones(len(self.axes[axis]), bool)
-            for link, end in links:
+            for link, end in held.get(place, ()):
                 if link in self.links:
                     free &= end.owner < 0
             if free.any():
-                is_end = place[0] in ("input", "output")
-                reason = f"it is of {label}" if is_end else f"{label} cannot be cut along it"
                 self.pin(axis, free, reason)
 
 

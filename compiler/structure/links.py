@@ -79,22 +79,27 @@ def links(graph: Graph) -> list[Link]:
 
 
 def places(value: Value) -> Iterator[tuple[Place, str]]:
-    """Everywhere that ``value`` stands, each with how messages call it."""
+    """Everywhere that ``value`` stands, each with why units that have no tie there must stay."""
     if value.producer is not None:
-        node = value.producer
-        yield _place(node, "out", value.index), node.label
+        yield _place(value.producer, "out", value.index), _needed(value.producer)
     elif value.is_input and (holder := value.graph.parent) is not None:
-        yield ("bound", holder), holder.label
+        yield ("bound", holder), _needed(holder)
     elif value.is_input:
-        yield ("input", value), f"the model's input {value.name!r}"
+        yield ("input", value), f"the model's input {value.name!r} has them"
     for use in value.uses:
         if isinstance(use.user, Node):
-            yield _place(use.user, "in", use.operand), use.user.label
+            yield _place(use.user, "in", use.operand), _needed(use.user)
         elif (holder := use.user.parent) is not None:
-            yield ("bound", holder), holder.label
+            yield ("bound", holder), _needed(holder)
         else:
             name = use.user.output_names[use.operand]
-            yield ("output", use.operand), f"the model's output {name!r}"
+            yield ("output", use.operand), f"the model's output {name!r} has them"
+
+
+def _needed(node: Node) -> str:
+    if TABLE.get(node.op) is None:
+        return f"nothing is known of {node.label}"
+    return f"{node.label} needs all of them"
 
 
 def by_axis(found: Sequence[Link]) -> dict[Axis, dict[Place, list[tuple[Link, End]]]]:
