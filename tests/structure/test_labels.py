@@ -149,9 +149,8 @@ def test_cutting_heads_and_lanes_is_zeroing_them(
     verify(cut)
     node = next(n for n in cut.nodes if n.op == "Attention")
     assert (node.attrs["q_num_heads"], node.attrs["kv_num_heads"]) == counts
-    assert node.attrs.get("scale") == pytest.approx(
-        scale, rel=1e-7
-    )  # A number in single precision.
+    # A number in single precision.
+    assert node.attrs.get("scale") == (scale and pytest.approx(scale, rel=1e-7))
     feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)}
     # The same sums without their zeros, in single precision.
     np.testing.assert_allclose(
