@@ -1,0 +1,274 @@
+"""Lanes of attention heads in the order of what they are worth, by a change of basis that loses nothing.
+
+A head's scores and its part of the result are products of two matrices, and what lies between them can
+be any basis.  With A = [Wq; bq], B = [Wk; bk] (a bias is the weight of an input that is always 1):
+
+    scores = x A B^T z^T = (x A M) (z B M^-T)^T            result = p (z V) O = p (z V M) (M^-1 O)
+
+M is chosen so that the first lanes are worth most: with x^T x of the layers' inputs, L^T L, singular value
+decomposition of what the product does on calibration inputs gives
+
+    L A (L' B)^T = U S W^T        A M = L^-1 U S^1/2        B M^-T = L'^-1 W S^1/2
+    L V O        = U S W^T        V M = L^-1 U S^1/2        M^-1 O = S^1/2 W^T
+
+so that without the last lanes the sum over all x, z of |scores - scores'|^2 is the sum of their S^2, and
+nothing of that rank is nearer (Eckart and Young 1936; whitening as in Wang et al. 2024, SVD-LLM).  Without
+calibration L = 1.  A softmax does not see what is the same for all keys, so z counts about its mean in L',
+unless a softcap comes before.
+
+Query heads that share a key head share its basis: their A are stacked, as are the O^T of those that share
+values.  The bias of the values is rotated with them, not moved behind O, where a query without any key left
+would have it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.calibration import TAPS
+from tersor.analysis.gram import Gram, grams
+from tersor.analysis.lowrank import whitening
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ops.families.attention import head_counts
+from tersor.pipeline import ROUNDING, Context, Pass, Skip
+
+_OPERANDS = ("queries", "keys", "values")
+
+
+@dataclass(frozen=True)
+class RotateHeads(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def run(self, graph: Graph, context: Context) -> None:
+        found = [node for node in graph.walk() if node.op == "Attention"]
+        for start in range(0, len(found), TAPS):
+            group = found[start : start + TAPS]
+            moments = _observed(graph, group, context)
+            for i, node in enumerate(group, start):
+                context.progress(i, len(found), f"rotating the heads of {node.label}")
+                for rotate in (_rotate_scores, _rotate_values):
+                    self._try(rotate, node, moments, context)
+
+    def _try(self, rotate: _Rotate, node: Node, moments: _Moments, context: Context) -> None:
+        if not context.may_rewrite():
+            return
+        try:
+            told = rotate(node, moments)
+        except Skip as reason:
+            context.skip(node, str(reason))
+            return
+        context.rewrote()
+        context.report.notes.append(f"{node.scope or node.output.name}: {told}")
+
+
+# -- which layers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear layer as a matrix of its own.
+
+    Attributes:
+        matrix: f64[k, n], or f64[k + 1, n] with the bias as the last row.
+    """
+
+    node: Node
+    matrix: np.ndarray
+
+    @property
+    def biased(self) -> bool:
+        return self.node.input(2) is not None
+
+    def hold(self, matrix: np.ndarray) -> None:
+        """Makes ``matrix`` its weight, and bias where it has one."""
+        parts = [matrix[:-1], matrix[-1]] if self.biased else [matrix]
+        for operand, part in enumerate(parts, 1):
+            self._set(operand, part)
+
+    def _set(self, operand: int, array: np.ndarray) -> None:
+        graph, old = self.node.graph, self.node.inputs[operand]
+        assert graph is not None and old is not None
+        held = Dense(array.astype(old.tensor.dtype.numpy))
+        graph.set_input(self.node, operand, graph.constant(held, old.name))
+        if not old.uses:
+            old.graph.erase_constant(old)
+
+
+def _maker(node: Node, index: int) -> _Layer:
+    """The linear layer that makes an operand for an attention alone.
+
+    Raises: Skip, where that is not so.
+    """
+    value, what = node.inputs[index], _OPERANDS[index]
+    assert value is not None
+    maker = value.producer
+    if maker is None or maker.op != "tersor.Linear":
+        made = "an input" if maker is None else maker.label
+        raise Skip(f"its {what} come from {made}, not from a linear layer")
+    if maker.attrs["activation"] != "none":
+        raise Skip(f"its {what} come from a linear layer with an activation")
+    if value.is_output or len(value.uses) > 1:
+        raise Skip(f"its {what} have another reader")
+    return _layer(maker, f"of its {what}")
+
+
+def _layer(node: Node, what: str) -> _Layer:
+    weight, bias = node.inputs[1], node.input(2)
+    assert weight is not None
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        if not isinstance(value.encoding, Dense):
+            raise Skip(f"the {name} {what} is not a dense constant")
+        if not np.isfinite(value.numpy()).all():
+            raise Skip(f"the {name} {what} holds NaN or infinity")
+    if len(weight.uses) > 1:
+        raise Skip(f"the weight {what} is also read elsewhere")
+    matrix = weight.numpy().astype(np.float64)
+    if bias is not None:
+        row = np.broadcast_to(bias.numpy().astype(np.float64), matrix.shape[1:])
+        matrix = np.concatenate([matrix, row[None]])
+    return _Layer(node, matrix)
+
+
+def _counts(node: Node) -> tuple[int, int]:
+    """(query heads, key heads)."""
+    counts, q = head_counts(node), node.inputs[0]
+    assert q is not None
+    if counts is None or q.tensor.rank != 3:
+        raise Skip("its operands are not [batch, length, hidden]")
+    return counts
+
+
+# -- what calibration tells ------------------------------------------------------------------------
+
+_Moments = dict[Value, Gram]
+
+
+def _observed(graph: Graph, nodes: Sequence[Node], context: Context) -> _Moments:
+    """Moments of what the layers before attentions read; empty without calibration."""
+    if not context.calibration or context.evaluate is None:
+        return {}
+    makers = [v.producer for n in nodes for v in n.inputs[:3] if v is not None]
+    reads = [
+        x
+        for m in makers
+        if m is not None and m.op == "tersor.Linear" and (x := m.inputs[0]) is not None
+    ]
+    return grams(
+        graph, [x for x in reads if x.graph is graph], context.calibration, context.evaluate
+    )
+
+
+def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.ndarray:
+    """L of the module for what a layer reads, f64[rows of its matrix, the same]."""
+    x = layer.node.inputs[0]
+    gram = moments.get(x) if x is not None else None
+    size = len(layer.matrix)
+    if gram is None:
+        return np.eye(size)
+    total, second = gram.total, gram.xtx
+    if layer.biased:
+        total = np.append(total, gram.rows)
+        second = np.block([[second, gram.total[:, None]], [total]])
+    if centred:
+        second = second - np.outer(total, total) / max(gram.rows, 1)
+    if not np.isfinite(second).all():
+        raise Skip("what its layers read holds NaN or infinity on calibration inputs")
+    return whitening(second)
+
+
+# -- rotating --------------------------------------------------------------------------------------
+
+
+def _rotate_scores(node: Node, moments: _Moments) -> str:
+    heads, groups = _counts(node)
+    _refuse_cache(node, 4, 1, "keys")
+    q, k = _maker(node, 0), _maker(node, 1)
+    centred = not node.attrs.get("softcap")
+    lq, lk = _metric(q, moments), _metric(k, moments, centred=centred)
+    # [k, heads * d] -> [groups, heads of a group * k, d]
+    each = heads // groups
+    a = (lq @ q.matrix).reshape(len(lq), groups, each, -1).transpose(1, 2, 0, 3)
+    b = (lk @ k.matrix).reshape(len(lk), groups, -1).transpose(1, 0, 2)
+    left, right, values = balanced(a.reshape(groups, each * len(lq), -1), b)
+    left = left.reshape(groups, each, len(lq), -1).transpose(2, 0, 1, 3)
+    _hold(
+        (q, np.linalg.solve(lq, left.reshape(len(lq), -1))),
+        (k, np.linalg.solve(lk, right.transpose(1, 0, 2).reshape(len(lk), -1))),
+    )
+    return _told("queries and keys", values)
+
+
+def _rotate_values(node: Node, moments: _Moments) -> str:
+    heads, groups = _counts(node)
+    _refuse_cache(node, 5, 2, "values")
+    v, y = _maker(node, 2), node.output
+    reader = y.only_user()
+    if reader is None or reader.op != "tersor.Linear" or y.is_output or len(y.uses) > 1:
+        raise Skip("its result is not read by one linear layer alone")
+    o = _layer(reader, "behind it")
+    weight = o.matrix[:-1] if o.biased else o.matrix
+    lv, n, each = _metric(v, moments), weight.shape[1], heads // groups
+    a = (lv @ v.matrix).reshape(len(lv), groups, -1).transpose(1, 0, 2)
+    # [heads * d, n] -> [groups, heads of a group * n, d]
+    b = weight.reshape(groups, each, -1, n).transpose(0, 1, 3, 2)
+    left, right, values = balanced(a, b.reshape(groups, each * n, -1))
+    behind = right.reshape(groups, each, n, -1).transpose(0, 1, 3, 2).reshape(weight.shape)
+    if o.biased:
+        behind = np.concatenate([behind, o.matrix[-1:]])
+    made = np.linalg.solve(lv, left.transpose(1, 0, 2).reshape(len(lv), -1))
+    _hold((v, made), (o, behind))
+    moments.pop(y, None)  # They were of the lanes before.
+    return _told("values", values)
+
+
+def balanced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(A', B', S) of A[..., m, d] and B[..., n, d]:  A' B'^T = A B^T = U S W^T,  A' = U S^1/2,  B' = W S^1/2.
+
+    S f64[..., d] is largest first; where the product has a lower rank, the last lanes are zero. It is found
+    from the triangles of A and B, whose product is only d x d.
+    """
+    (qa, ra), (qb, rb) = np.linalg.qr(a), np.linalg.qr(b)
+    u, s, wt = np.linalg.svd(ra @ rb.swapaxes(-1, -2), full_matrices=False)
+    s = np.where(s > np.finfo(np.float64).eps * a.shape[-1] * s[..., :1], s, 0)
+    root = np.sqrt(s)[..., None, :]
+    missing = [(0, 0)] * (a.ndim - 1) + [(0, a.shape[-1] - s.shape[-1])]
+    left, right = qa @ u * root, qb @ wt.swapaxes(-1, -2) * root
+    return np.pad(left, missing), np.pad(right, missing), np.pad(s, missing[1:])
+
+
+_Rotate = Callable[[Node, _Moments], str]
+
+
+def _refuse_cache(node: Node, past: int, present: int, what: str) -> None:
+    shown = len(node.outputs) > present and (
+        node.outputs[present].uses or node.outputs[present].is_output
+    )
+    if node.input(past) is not None or shown:
+        raise Skip(f"its {what} go through a cache, which keeps them as they were")
+
+
+def _hold(*layers: tuple[_Layer, np.ndarray]) -> None:
+    """Raises: Skip, before anything is changed, where a dtype does not hold the numbers."""
+    for layer, matrix in layers:
+        weight = layer.node.inputs[1]
+        assert weight is not None
+        dtype = weight.tensor.dtype
+        with np.errstate(over="ignore"):
+            if not np.isfinite(matrix.astype(dtype.numpy)).all():
+                raise Skip(f"its rotated weights hold numbers that {dtype.value} does not")
+    for layer, matrix in layers:
+        layer.hold(matrix)
+
+
+def _told(what: str, values: np.ndarray) -> str:
+    squares = values**2
+    half = max(1, squares.shape[-1] // 2)
+    share = float(squares[..., :half].sum() / max(squares.sum(), np.finfo(np.float64).tiny))
+    return f"{half} of {squares.shape[-1]} lanes of {what} hold {share:.2%} of what they do"
