@@ -11,7 +11,7 @@ from tersor.errors import Unsupported
 from tersor.ir import DType, Graph, Node, TensorType, Value
 from tersor.ops.table import Table
 
-__all__ = ["evaluate", "evaluate_node"]
+__all__ = ["evaluate", "evaluate_node", "run", "to_torch"]
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -21,7 +21,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
         Unsupported: a node's op has no torch evaluation (named), or torch is not installed.
         KeyError: an input is missing.
     """
-    values: dict[Value, Any] = {v: _to_torch(inputs[v.name]) for v in graph.inputs}
+    values: dict[Value, Any] = {v: to_torch(inputs[v.name]) for v in graph.inputs}
     run(graph, values)
     return {
         name: _to_numpy(values[value], value)
@@ -34,7 +34,7 @@ def run(graph: Graph, values: dict[Value, Any]) -> None:
     values must be there, and so may constants, which are then taken as they are."""
     for constant in graph.constants.values():
         if constant not in values:
-            values[constant] = _to_torch(constant.numpy())
+            values[constant] = to_torch(constant.numpy())
     for node in graph.nodes:
         for value, tensor in zip(node.outputs, evaluate_node(node, values), strict=False):
             values[value] = tensor
@@ -67,7 +67,8 @@ def _run_subgraph(graph: Graph, outer: dict[Value, Any], args: tuple[Any, ...]) 
     return [values[v] for v in graph.outputs]
 
 
-def _to_torch(array: np.ndarray) -> Any:
+def to_torch(array: np.ndarray) -> Any:
+    """A torch tensor of the same numbers; those of less than a byte have one each."""
     import torch
 
     array = np.ascontiguousarray(array).reshape(np.shape(array))

@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from tersor.analysis.importance import weights
+from tersor.analysis.importance import activations, gradients, information, structural, weights
+from tersor.analysis.importance.readers import readers, visible
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph
 from tersor.pipeline import Evaluate, Feeds
@@ -42,12 +43,15 @@ class Criterion:
         scores: f64[units] for each group that is asked for, higher matters more.
         needs_data: whether calibration inputs are run.
         relative: whether scores are divided by their mean over the group's free units.
+        reads: whether it looks at where units are summed over; ``observes``: with what.
     """
 
     description: str
     scores: Callable[[Request], Sequence[np.ndarray]]
     needs_data: bool = False
     relative: bool = False
+    reads: bool = False
+    observes: bool = False
 
 
 def importance(
@@ -82,9 +86,13 @@ def importance(
 
 def refusal(criterion: str, graph: Graph, group: AxisGroup) -> str:
     """Why a criterion can tell nothing of a group; empty if it can."""
-    _find(criterion)
+    chosen = _find(criterion)
     if broken := weights.unsound(group):
         return f"its weight @{broken[0].name} holds NaN or infinity"
+    if (chosen.reads or chosen.observes) and not readers(group):
+        return "no node sums over its units"
+    if chosen.observes and not visible(graph, group):
+        return "its units are read in a subgraph, where calibration sees nothing"
     return ""
 
 
@@ -113,6 +121,40 @@ def _random(request: Request) -> list[np.ndarray]:
     return [weights.random(group, request.seed, i) for i, group in enumerate(request.groups)]
 
 
+def _watched(
+    score: Callable[[Graph, AxisGroup, activations.SeenAt], np.ndarray], request: Request
+) -> list[np.ndarray]:
+    assert request.evaluate is not None
+    seen = activations.watch(request.graph, request.groups, request.feeds, request.evaluate)
+    return [score(request.graph, group, seen) for group in request.groups]
+
+
+def _obs(request: Request) -> list[np.ndarray]:
+    assert request.evaluate is not None
+    return list(activations.obs(request.graph, request.groups, request.feeds, request.evaluate))
+
+
+def _slopes(request: Request, times_weight: bool) -> list[np.ndarray]:
+    return gradients.slopes(
+        request.graph, request.groups, request.feeds, request.seed, times_weight=times_weight
+    )
+
+
+def _fisher(request: Request) -> list[np.ndarray]:
+    return gradients.fisher(request.graph, request.groups, request.feeds, request.seed)
+
+
+def _information(request: Request) -> list[np.ndarray]:
+    assert request.evaluate is not None
+    return information.information_gain(
+        request.graph, request.groups, request.feeds, request.evaluate
+    )
+
+
+def _structural(request: Request) -> list[np.ndarray]:
+    return structural.path_shares(request.graph, request.groups)
+
+
 CRITERIA: dict[str, Criterion] = {
     "l1": Criterion(
         "sum of the magnitudes of all weights of a unit (Li et al. 2017)",
@@ -120,7 +162,7 @@ CRITERIA: dict[str, Criterion] = {
         relative=True,
     ),
     "l2": Criterion(
-        "L2 norm of all weights of a unit (Fang et al. 2023)",
+        "L2 norm of all weights of a unit (Li et al. 2017; Fang et al. 2023)",
         partial(_each, partial(weights.magnitude, order=2)),
         relative=True,
     ),
@@ -130,4 +172,64 @@ CRITERIA: dict[str, Criterion] = {
         relative=True,
     ),
     "random": Criterion("a number drawn from [0, 1), by the seed", _random),
+    "structural": Criterion(
+        "share of the paths from inputs to outputs that go through a unit, from the graph alone",
+        _structural,
+    ),
+    "activation-mean": Criterion(
+        "mean magnitude of a unit's activation where it is read",
+        partial(_watched, activations.mean),
+        needs_data=True,
+        relative=True,
+        observes=True,
+    ),
+    "activation-max": Criterion(
+        "largest magnitude of a unit's activation where it is read",
+        partial(_watched, activations.largest),
+        needs_data=True,
+        relative=True,
+        observes=True,
+    ),
+    "apoz": Criterion(
+        "share of a unit's activations above zero, behind ReLU and its like (Hu et al. 2016)",
+        partial(_watched, activations.alive),
+        needs_data=True,
+        observes=True,
+    ),
+    "wanda": Criterion(
+        "weights that read a unit times the norm of what they read (Sun et al. 2023)",
+        partial(_watched, activations.wanda),
+        needs_data=True,
+        relative=True,
+        observes=True,
+    ),
+    "obs": Criterion(
+        "share of its readers' outputs that is lost though the others make up for it "
+        "(Hassibi and Stork 1993)",
+        _obs,
+        needs_data=True,
+        observes=True,
+    ),
+    "gradient": Criterion(
+        "sum of the outputs' gradients by a unit's weights, without signs",
+        partial(_slopes, times_weight=False),
+        needs_data=True,
+    ),
+    "taylor": Criterion(
+        "sum of weight times gradient over a unit's weights, without signs (Molchanov et al. 2019)",
+        partial(_slopes, times_weight=True),
+        needs_data=True,
+    ),
+    "fisher": Criterion(
+        "squared gradient by a mask over a unit, mean over samples (Kwon et al. 2022)",
+        _fisher,
+        needs_data=True,
+        reads=True,
+    ),
+    "information-gain": Criterion(
+        "measured change of the outputs without a unit, or a chunk of like ones",
+        _information,
+        needs_data=True,
+        reads=True,
+    ),
 }

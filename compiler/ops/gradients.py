@@ -1,0 +1,74 @@
+"""How outputs depend on weights and inputs: gradients of a graph, by torch.
+
+There are no labels here, and so no loss.  In its place stands <r, y>, for outputs y and independent
+signs r, drawn anew for each batch of inputs.  What its gradient is on average is zero, but
+
+    E_r[(d<r, y> / dw)^2]  =  sum over the elements of y of (dy_i / dw)^2
+
+is the diagonal of the Gauss-Newton matrix J^T J: the Fisher information of a model whose outputs are seen
+through unit Gaussian noise (Martens 2014).  (Normal r have the same mean, and more variance.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tersor.ir import Graph, Value
+from tersor.ops.evaluate import run, to_torch
+
+
+def gradients(
+    graph: Graph,
+    leaves: Sequence[Value],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    seed: int = 0,
+    padding: Sequence[str | None] = (),
+) -> Iterator[dict[Value, np.ndarray]]:
+    """For each feed d<r, y> / dv, f64 of its shape, of each leaf; zeros where no output depends on it.
+
+    Args:
+        leaves: floats that are constants, in subgraphs too, or inputs of ``graph``.
+        padding: for each output the name of the input that is zero at its positions (all but the last
+            axis) that do not count; None or left out: all count.
+
+    Raises:
+        Unsupported: an op of the graph has no torch evaluation, or torch is not installed.
+    """
+    import torch
+
+    draws = torch.Generator().manual_seed(seed)
+    masks = [*padding, *[None] * (len(graph.outputs) - len(padding))]
+    for feed in feeds:
+        with torch.enable_grad():
+            values: dict[Value, Any] = {v: to_torch(feed[v.name]) for v in graph.inputs}
+            at = {v: (to_torch(v.numpy()) if v.is_constant else values[v]) for v in leaves}
+            at = {v: tensor.clone().requires_grad_() for v, tensor in at.items()}
+            values.update(at)
+            run(graph, values)
+            kept = [feed[name] if name is not None else None for name in masks]
+            loss = _projected([values[v] for v in graph.outputs], kept, draws)
+            found: Sequence[Any] = [None] * len(at)
+            if loss is not None:
+                found = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
+        yield {
+            v: np.zeros(tuple(tensor.shape)) if g is None else g.double().numpy()
+            for (v, tensor), g in zip(at.items(), found, strict=True)
+        }
+
+
+def _projected(outputs: Sequence[Any], kept: Sequence[np.ndarray | None], draws: Any) -> Any:
+    """<r, y> over all outputs that depend on a leaf, where they count; None where none does."""
+    import torch
+
+    total = None
+    for y, mask in zip(outputs, kept, strict=True):
+        if isinstance(y, torch.Tensor) and y.requires_grad:
+            signs = (torch.randint(0, 2, y.shape, generator=draws) * 2 - 1).to(y.dtype)
+            if mask is not None and mask.size == y.shape[:-1].numel():
+                signs = signs * to_torch(mask != 0).reshape(*y.shape[:-1], 1)
+            part = (y * signs).sum()
+            total = part if total is None else total + part
+    return total
