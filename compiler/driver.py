@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tersor import registry
-from tersor.analysis.fidelity import fidelity
 from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
+from tersor.feeds import Sizes, check_sizes, default_sizes
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
-from tersor.pipeline import Pass, Pipeline
+from tersor.job import Feed, Job, Progress, reference
+from tersor.pipeline import Pass
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report, TuneReport
 from tersor.target import Target
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
-from tersor.tuning.measure import Bench, Paired, Worker, compare
-from tersor.tuning.search import Candidate, search
-
-Feed = Mapping[str, np.ndarray]
-Progress = Callable[[int, int, str], None]
-FINAL_PAIRS = 20
-FIDELITY_FEEDS = 8  # Batches of the calibration inputs that fidelity is told on.
 
 
 def compile(
@@ -105,7 +97,7 @@ def compile(
     check_sizes(imported.graph, buckets)
     batches = _checked(imported.graph, calibration)
     report = Report()
-    job = _Job(backend, runtime, chosen, start, report, tell, held)
+    job = Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
     if measure_here:
@@ -161,7 +153,7 @@ def convert(
     choice = backend.Choice.of(chosen, portable=portable)
     imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
     report = Report(decisions=["not measured: whether it is faster is unknown"])
-    job = _Job(backend, runtime, chosen, choice, report, tell)
+    job = Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
     graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
     given = _identity(imported)
@@ -212,7 +204,7 @@ def tune(
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     batches = _checked(imported.graph, calibration)
     start = backend.Choice.of(chosen)
-    job = _Job(backend, runtime, chosen, start, Report(), tell)
+    job = Job(backend, runtime, chosen, start, Report(), tell)
     fused = job.run_passes(registry.optimization(), imported.graph)
     graph = job.run_passes(plan.build(), fused, batches)
     _, report = backend.tune(graph, start, shapes or default_sizes(imported.graph), tell, held)
@@ -240,139 +232,6 @@ def input_identity(model: Any) -> dict[str, Any]:
     return _identity(load_model(model))
 
 
-@dataclass
-class _Job:
-    """What the steps of one compilation share. Passes see values, and the input is measured, in the
-    reference runtime, whatever runs the result."""
-
-    backend: Any
-    runtime: str
-    target: Target
-    start: Any  # The backend's choice, before anything is measured.
-    report: Report
-    tell: Progress
-    database: Database | None = None  # Where the runtime's kernels are tuned.
-    latency: Stopwatch | None = None  # None where nothing is measured.
-    evaluator: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.evaluator = _reference().Evaluator()
-
-    def run_passes(
-        self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
-    ) -> Graph:
-        pipeline = Pipeline(
-            passes,
-            target=self.target,
-            calibration=calibration,
-            evaluate=self.evaluator,
-            row_scales=self.backend.ROW_SCALES,
-            latency=self.latency,
-            progress=self.tell,
-        )
-        result = pipeline.run(graph)
-        self.report.passes += pipeline.reports
-        return result
-
-    def best(
-        self,
-        before: Path | Built,
-        levels: Sequence[tuple[str, Graph]],
-        sizes: Sequence[Sizes],
-        calibration: Sequence[Feed],
-    ) -> tuple[str, Built, Any]:
-        """The first of ``levels`` that is not slower than the input, at its best choice; else the
-        input itself. Returns the runtime, the model and the choice."""
-        timed = [make_feed(levels[0][1], s) for s in sizes]
-        told = list(calibration[:FIDELITY_FEEDS]) or timed
-        with Bench([*timed, *told]) as bench:
-            default = _reference().Choice()
-            original = bench.start(registry.REFERENCE, before, default.to_json())
-            for name, graph in levels:
-                try:
-                    candidate = self._search(name, graph, bench, sizes)
-                except InvalidModel as error:
-                    self.report.decisions.append(f"{name} was not kept: {error}")
-                    continue
-                results = self._final(name, original, candidate, sizes)
-                if not any(r.slower for r in results):
-                    self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)
-                    self.report.decisions.append(f"kept {candidate.label}")
-                    return self.runtime, candidate.model, candidate.choice
-                candidate.worker.stop()
-                self.report.decisions.append(_slower(name, results, sizes))
-        self.report.decisions.append("kept the input: nothing that was tried is faster")
-        model = _reference().read_built(before) if isinstance(before, Path) else before
-        return registry.REFERENCE, model, default
-
-    def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
-        choice = self.start
-        if self.database is not None:
-            choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
-            self.report.decisions += tuned.remarks
-        merged = Pipeline([registry.find_pass("merge-linears")()])
-        variants = {name: graph, f"{name}+merged": merged.run(graph)}
-        if not merged.reports[0].rewrites:
-            del variants[f"{name}+merged"]
-
-        def record(label: str, results: list[Paired] | str) -> None:
-            row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
-            if isinstance(results, str):
-                self.report.measured.append({**row, "refused": results})
-                return
-            self.report.measured += [
-                {**row, "feed": i, **r.to_json()} for i, r in enumerate(results)
-            ]
-
-        return search(
-            self.backend,
-            self.runtime,
-            variants,
-            bench,
-            range(len(sizes)),
-            choice=choice,
-            progress=self.tell,
-            record=record,
-        )
-
-    def _final(
-        self, name: str, original: Worker, candidate: Candidate, sizes: Sequence[Sizes]
-    ) -> list[Paired]:
-        results = []
-        for i, size in enumerate(sizes):
-            self.tell(i, len(sizes), f"measuring {name} against the input at {_text(size)}")
-            results.append(compare(original, candidate.worker, i, FINAL_PAIRS))
-            self.report.measured.append(
-                {
-                    "candidate": candidate.label,
-                    "against": "the input",
-                    "sizes": _text(size),
-                    **results[-1].to_json(),
-                }
-            )
-        return results
-
-    def _tell_fidelity(
-        self,
-        original: Worker,
-        result: Worker,
-        start: int,
-        told: Sequence[Feed],
-        calibration: Sequence[Feed],
-    ) -> None:
-        feeds = range(start, start + len(told))
-        self.tell(0, 1, "comparing outputs")
-        self.report.fidelity = fidelity(
-            [original.outputs(i) for i in feeds], [result.outputs(i) for i in feeds]
-        )
-        source = (
-            "calibration inputs"
-            if calibration
-            else "made-up inputs: give calibration for real ones"
-        )
-        self.report.decisions.append(f"fidelity is told on {source}")
-
-
 def _backend(runtime: str, target: Target) -> Any:
     backend = registry.backend(runtime)
     if target.kind not in backend.KINDS:
@@ -394,16 +253,12 @@ def _database(
     return Database(path) if wanted and backend.TUNES else None
 
 
-def _reference() -> Any:
-    return registry.backend(registry.REFERENCE)
-
-
 def _input_model(imported: Imported, report: Report) -> Path | Built:
     """What the result is compared with: the file itself where the reference runtime takes it, else the
     imported graph as it came."""
     if imported.original is not None:
         try:
-            _reference().open_session(imported.original)
+            reference().open_session(imported.original)
         except InvalidModel as error:
             report.decisions.append(f"compared with the input as imported: {error}")
         else:
@@ -412,8 +267,8 @@ def _input_model(imported: Imported, report: Report) -> Path | Built:
 
 
 def _as_imported(imported: Imported) -> Built:
-    choice = _reference().Choice().but(portable=True)
-    built: Built = _reference().build(imported.graph, choice)
+    choice = reference().Choice().but(portable=True)
+    built: Built = reference().build(imported.graph, choice)
     return built
 
 
@@ -453,17 +308,6 @@ def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:
     if any(p.rewrites for p in between):
         return False
     return print_graph(before) == print_graph(after)  # Passes need not count what they rewrite.
-
-
-def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
-    worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
-    return (
-        f"{name} is slower than the input at {_text(size)} ({worst.speedup:.2f}x) and was not kept"
-    )
-
-
-def _text(sizes: Sizes) -> str:
-    return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
 
 
 def _manifest(

@@ -92,7 +92,7 @@ def speedup(value: float) -> Paired:
 def test_what_is_slower_than_the_input_is_not_kept(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(0.9))
+    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(0.9))
     monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.model == path.read_bytes()
@@ -106,7 +106,7 @@ def test_what_is_slower_than_the_input_is_not_kept(
 
 def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = iter([speedup(0.8), speedup(1.2)])
-    monkeypatch.setattr("tersor.driver.compare", lambda *_: next(results))
+    monkeypatch.setattr("tersor.job.compare", lambda *_: next(results))
     monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32"
@@ -117,7 +117,7 @@ def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(0.8))
+    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(0.8))
     monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
     nothing = {f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding")}
     sizes = [{"batch": 1, "length": 4}]
@@ -132,7 +132,7 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
 def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
-    monkeypatch.setattr("tersor.driver.FINAL_PAIRS", 3)
+    monkeypatch.setattr("tersor.job.FINAL_PAIRS", 3)
     report = tersor.compile(path, "cpu", "fp32", sizes=[{"batch": 2, "length": 8}]).report
     last = [row for row in report.measured if row["against"] == "the input"]
     assert [row["sizes"] for row in last] == ["batch=2 length=8"]
@@ -145,7 +145,7 @@ def test_a_challenger_with_other_outputs_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tersor.tuning.search.AGREEMENT", 1.1)  # which no two outputs reach
-    monkeypatch.setattr("tersor.driver.FINAL_PAIRS", 3)
+    monkeypatch.setattr("tersor.job.FINAL_PAIRS", 3)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     refused = [row for row in report.measured if "refused" in row]
     assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
@@ -155,7 +155,7 @@ def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(0.5))
-    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(1.2))
     sizes = [{"batch": 1, "length": 4}, {"batch": 2, "length": 4}]
     report = tersor.compile(path, recipe="fp32", sizes=sizes).report
     assert report.decisions[-1] == "kept fp32"
@@ -176,7 +176,7 @@ def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
         return speedup(1.5)
 
     monkeypatch.setattr("tersor.tuning.search.compare", interrupted)
-    monkeypatch.setattr("tersor.driver.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(1.2))
     artifact = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32 linear=gemm"  # the first challenger
     assert artifact.report.measured[1]["refused"] == "interrupted: the best so far is kept"

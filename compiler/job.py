@@ -1,0 +1,177 @@
+"""The steps of one compilation: run passes, measure what comes out, keep the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor import registry
+from tersor.analysis.fidelity import fidelity
+from tersor.built import Built
+from tersor.errors import InvalidModel
+from tersor.feeds import Sizes, make_feed
+from tersor.ir import Graph
+from tersor.pipeline import Pass, Pipeline
+from tersor.report import Report
+from tersor.target import Target
+from tersor.tuning.database import Database
+from tersor.tuning.latency import Stopwatch
+from tersor.tuning.measure import Bench, Paired, Worker, compare
+from tersor.tuning.search import Candidate, search
+
+Feed = Mapping[str, np.ndarray]
+Progress = Callable[[int, int, str], None]
+FINAL_PAIRS = 20
+FIDELITY_FEEDS = 8  # Batches of the calibration inputs that fidelity is told on.
+
+
+@dataclass
+class Job:
+    """What the steps of one compilation share. Passes see values, and the input is measured, in the
+    reference runtime, whatever runs the result."""
+
+    backend: Any
+    runtime: str
+    target: Target
+    start: Any  # The backend's choice, before anything is measured.
+    report: Report
+    tell: Progress
+    database: Database | None = None  # Where the runtime's kernels are tuned.
+    latency: Stopwatch | None = None  # None where nothing is measured.
+    evaluator: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.evaluator = reference().Evaluator()
+
+    def run_passes(
+        self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
+    ) -> Graph:
+        pipeline = Pipeline(
+            passes,
+            target=self.target,
+            calibration=calibration,
+            evaluate=self.evaluator,
+            row_scales=self.backend.ROW_SCALES,
+            latency=self.latency,
+            progress=self.tell,
+        )
+        result = pipeline.run(graph)
+        self.report.passes += pipeline.reports
+        return result
+
+    def best(
+        self,
+        before: Path | Built,
+        levels: Sequence[tuple[str, Graph]],
+        sizes: Sequence[Sizes],
+        calibration: Sequence[Feed],
+    ) -> tuple[str, Built, Any]:
+        """The first of ``levels`` that is not slower than the input, at its best choice; else the
+        input itself. Returns the runtime, the model and the choice."""
+        timed = [make_feed(levels[0][1], s) for s in sizes]
+        told = list(calibration[:FIDELITY_FEEDS]) or timed
+        with Bench([*timed, *told]) as bench:
+            default = reference().Choice()
+            original = bench.start(registry.REFERENCE, before, default.to_json())
+            for name, graph in levels:
+                try:
+                    candidate = self._search(name, graph, bench, sizes)
+                except InvalidModel as error:
+                    self.report.decisions.append(f"{name} was not kept: {error}")
+                    continue
+                results = self._final(name, original, candidate, sizes)
+                if not any(r.slower for r in results):
+                    self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)
+                    self.report.decisions.append(f"kept {candidate.label}")
+                    return self.runtime, candidate.model, candidate.choice
+                candidate.worker.stop()
+                self.report.decisions.append(_slower(name, results, sizes))
+        self.report.decisions.append("kept the input: nothing that was tried is faster")
+        model = reference().read_built(before) if isinstance(before, Path) else before
+        return registry.REFERENCE, model, default
+
+    def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
+        choice = self.start
+        if self.database is not None:
+            choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
+            self.report.decisions += tuned.remarks
+        merged = Pipeline([registry.find_pass("merge-linears")()])
+        variants = {name: graph, f"{name}+merged": merged.run(graph)}
+        if not merged.reports[0].rewrites:
+            del variants[f"{name}+merged"]
+
+        def record(label: str, results: list[Paired] | str) -> None:
+            row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
+            if isinstance(results, str):
+                self.report.measured.append({**row, "refused": results})
+                return
+            self.report.measured += [
+                {**row, "feed": i, **r.to_json()} for i, r in enumerate(results)
+            ]
+
+        return search(
+            self.backend,
+            self.runtime,
+            variants,
+            bench,
+            range(len(sizes)),
+            choice=choice,
+            progress=self.tell,
+            record=record,
+        )
+
+    def _final(
+        self, name: str, original: Worker, candidate: Candidate, sizes: Sequence[Sizes]
+    ) -> list[Paired]:
+        results = []
+        for i, size in enumerate(sizes):
+            self.tell(i, len(sizes), f"measuring {name} against the input at {_text(size)}")
+            results.append(compare(original, candidate.worker, i, FINAL_PAIRS))
+            self.report.measured.append(
+                {
+                    "candidate": candidate.label,
+                    "against": "the input",
+                    "sizes": _text(size),
+                    **results[-1].to_json(),
+                }
+            )
+        return results
+
+    def _tell_fidelity(
+        self,
+        original: Worker,
+        result: Worker,
+        start: int,
+        told: Sequence[Feed],
+        calibration: Sequence[Feed],
+    ) -> None:
+        feeds = range(start, start + len(told))
+        self.tell(0, 1, "comparing outputs")
+        self.report.fidelity = fidelity(
+            [original.outputs(i) for i in feeds], [result.outputs(i) for i in feeds]
+        )
+        source = (
+            "calibration inputs"
+            if calibration
+            else "made-up inputs: give calibration for real ones"
+        )
+        self.report.decisions.append(f"fidelity is told on {source}")
+
+
+def reference() -> Any:
+    return registry.backend(registry.REFERENCE)
+
+
+def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
+    worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
+    return (
+        f"{name} is slower than the input at {_text(size)} ({worst.speedup:.2f}x) and was not kept"
+    )
+
+
+def _text(sizes: Sizes) -> str:
+    return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
