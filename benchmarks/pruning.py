@@ -5,7 +5,8 @@ others in ONNX Runtime.
 A peer is taken at its best: each of its candidates, made from an eighth of the sentences and brought to
 the budget by bisection of its ratio, is judged on another eighth; the one of the highest mean cosine is
 made anew from all of them. ``--peers`` stops there. ``--curve`` adds, for what came out and for Tersor
-from 90% to 50%, the speed over fp32 at 8x128, by the protocol of minilm.py: a process a system, in turn.
+from 90% to 50%, the speed over fp32 at 8x128, by the protocol of minilm.py: a process a system, in turn;
+and how the speeds of pruning and of int8 multiply where both are done.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from tersor.tuning.measure import Bench
 
 SHARES = (0.75, 0.6)
 PART = 8  # Candidates are made from one in so many of the batches, and judged on as many others.
-CURVE = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5)
+CURVE = (0.9, 0.75, 0.6, 0.5)
+STACKED = 0.75
 PEERS = {
     "onnxsim": pruning_onnxsim,
     "torch-pruning": pruning_torch,
@@ -216,6 +218,35 @@ def measure_curve(
     rows.save(out, results)
 
 
+def measure_stacked(original: Path, folder: Path, count: int, results: Json, out: Path) -> None:
+    """Speed at 8x128 of pruning, of int8 and of both, over fp32 of the same runtime; and how near the
+    product of the first two the third is."""
+    pruned = ours(original, STACKED, folder)
+    results["stacked"] = {"rounds": count, "share": STACKED}
+    for runtime in ("ort", "tvm"):
+        made = {
+            f"{source} {recipe}": tersor.compile(
+                path, runtime=runtime, recipe=recipe, calibration=data.calibration(), measure=False
+            )
+            for source, path in (("whole", original), ("pruned", pruned))
+            for recipe in ("fp32", "int8")
+        }
+        with Bench([data.full(*SIZES)]) as bench:
+            workers = {n: bench.start(a.runtime, a.model, a.choice) for n, a in made.items()}
+            times = {n: np.array(t) for n, t in minilm.rounds(workers, 0, count).items()}
+        speeds = {n: times["whole fp32"] / own for n, own in times.items()}
+        product = speeds["pruned int8"] / (speeds["pruned fp32"] * speeds["whole int8"])
+        results["stacked"][runtime] = {
+            "ms": {n: rows.quartiles(own) for n, own in times.items()},
+            "speedup": {n: rows.quartiles(own) for n, own in speeds.items()},
+            "over_product": rows.quartiles(product),
+        }
+        print(
+            f"pruning: {runtime}: both over the product {results['stacked'][runtime]}", flush=True
+        )
+    rows.save(out, results)
+
+
 def _at(folder: Path, name: str, share: float) -> Path:
     return folder / f"{name}-{share}.onnx"
 
@@ -248,6 +279,7 @@ def main() -> int:
     measure_ours(original, folder, results, out)
     if arguments.curve:
         measure_curve(original, at, folder, arguments.rounds, results, out)
+        measure_stacked(original, folder, arguments.rounds, results, out)
     rows.finish(out, results, since)
     return 0
 
