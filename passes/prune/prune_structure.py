@@ -23,7 +23,13 @@ from tersor.analysis import allocation, budgets
 from tersor.analysis.gram import Gram, grams
 from tersor.analysis.importance import CRITERIA, importance
 from tersor.analysis.pruned_outputs import output_loss
-from tersor.analysis.reconstruction import bias_operand, matrices, moments, set_matrices
+from tersor.analysis.reconstruction import (
+    Moments,
+    bias_operand,
+    matrices,
+    moments,
+    set_matrices,
+)
 from tersor.analysis.scopes import chosen
 from tersor.analysis.unit_order import (
     Order,
@@ -330,7 +336,7 @@ class _Work:
         found: list[Order | None] = [None] * len(groups)
         for i, group in enumerate(groups):
             self.context.progress(i, len(groups), f"ordering {group.name}")
-            found[i] = self._second_order(group, None)
+            found[i] = self._second_order(group)
         rest = [g for g, order in zip(groups, found, strict=True) if order is None]
         scores = dict(zip(map(id, rest), self._scores(rest), strict=True))
         return [
@@ -346,7 +352,7 @@ class _Work:
         values += [value for g in groups for value, _ in met(g)]
         return grams(self.graph, values, self.fit, self.context.evaluate)
 
-    def _second_order(self, group: AxisGroup, most: int | None) -> Order | None:
+    def _second_order(self, group: AxisGroup) -> Order | None:
         """By least squares or energy, where the criterion is that and the group allows it."""
         if self.options.criterion != "obs":
             return None
@@ -357,7 +363,7 @@ class _Work:
         if not layers or not all(equal_shares(group, r) for r, _ in layers):
             return None
         entries = [layer_of(r, gram) for r, gram in layers]
-        return by_least_squares(group, entries, self.options.damping, most)
+        return by_least_squares(group, entries, self.options.damping)
 
     def _scores(self, groups: Sequence[AxisGroup]) -> list[np.ndarray]:
         """By the criterion; where that is least squares and a group has no linear readers, by l2."""
@@ -391,14 +397,17 @@ class _Work:
     def _cut(self, tracked: Tracked, count: int) -> None:
         group = tracked.group
         count = min(count, len(group.free), group.units - 1)
-        if self.has_data and self.options.criterion == "obs":
-            self.seen = self._grams([group])
-        order = self._second_order(group, count)
-        if order is None:
-            (scores,) = self._scores([group])
-            order = Order.by_scores(scores, group.free)
-        units = order.units[:count]
-        fits = self._fits(group, units) if self.options.reconstruct else []
+        layers = self._layers(group)
+        units = self._order_now(group, layers, count).units[:count]
+        fits = []
+        for reader, seen in layers if self.options.reconstruct else ():
+            if not reader.alone:
+                self.context.skip(reader.node, "its weight has other readers: not fitted anew")
+                continue
+            before, _ = matrices(reader.node, reader.weight)
+            kept = np.setdiff1d(np.arange(len(before)), reader.inputs(units))
+            biased = bias_operand(reader.node) is not None
+            fits.append((reader, *seen.solve(before, kept, self.options.damping, biased=biased)))
         cut = group.positions(units.tolist())
         slice_graph(self.graph, cut)
         follow_all(self.tracked, cut)
@@ -408,26 +417,39 @@ class _Work:
                 y = reader.node.output
                 tie_vector(self.tracked, made, (y, (y.tensor.rank or 0) - 1))
 
-    def _fits(
-        self, group: AxisGroup, units: np.ndarray
-    ) -> list[tuple[Reader, np.ndarray, np.ndarray]]:
-        """The layers that read the group, by what stays of it."""
-        found = []
+    def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
+        """The group's readers with what they read now and what they are to make of it."""
+        if not self.has_data or not (self.options.reconstruct or self.options.criterion == "obs"):
+            return []
         assert self.context.evaluate is not None
+        found = []
         for reader in readers(group):
-            if not reader.alone:
-                self.context.skip(reader.node, "its weight has other readers: not fitted anew")
-                continue
             name = reader.node.output.name
             seen = moments(self.original, self.graph, name, self.fit, self.context.evaluate)
-            if seen is None:
-                continue
-            before, _ = matrices(reader.node, reader.weight)
-            kept = np.setdiff1d(np.arange(len(before)), reader.inputs(units))
-            biased = bias_operand(reader.node) is not None
-            matrix, shift = seen.solve(before, kept, self.options.damping, biased=biased)
-            found.append((reader, matrix, shift))
+            if seen is not None:
+                found.append((reader, seen))
         return found
+
+    def _order_now(
+        self, group: AxisGroup, layers: Sequence[tuple[Reader, Moments]], count: int
+    ) -> Order:
+        """By the activations of the graph as it is, and, where that is asked for, by what is best for
+        the targets."""
+        if self.options.criterion == "obs" and self.has_data:
+            if layers and all(equal_shares(group, r) for r, _ in layers):
+                entries = []
+                for reader, seen in layers:
+                    before, _ = matrices(reader.node, reader.weight)
+                    every = np.arange(len(before))
+                    weight, _ = seen.solve(before, every, self.options.damping, biased=True)
+                    entries.append((reader, seen.centred()[0], weight, seen.ttt))
+                return by_least_squares(group, entries, self.options.damping, count)
+            self.seen = self._grams([group])
+            energy = by_energy(group, self.seen)
+            if energy is not None:
+                return Order.by_scores(energy, group.free)
+        (scores,) = self._scores([group])
+        return Order.by_scores(scores, group.free)
 
 
 def _whole(share: float, group: AxisGroup) -> int:
