@@ -94,9 +94,10 @@ class _Layer:
         graph, old = self.node.graph, self.node.inputs[operand]
         assert graph is not None and old is not None
         held = Dense(array.astype(old.tensor.dtype.numpy))
-        graph.set_input(self.node, operand, graph.constant(held, old.name))
-        if not old.uses:
-            old.graph.erase_constant(old)
+        if len(old.uses) == 1:
+            old.graph.set_encoding(old, held)
+        else:  # A bias of zeros that several layers have.
+            graph.set_input(self.node, operand, graph.constant(held, old.name))
 
 
 def _maker(node: Node, index: int) -> _Layer:
