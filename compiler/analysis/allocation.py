@@ -75,6 +75,8 @@ def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: f
     best[s] = least loss that saves s, over s in ``BUCKETS`` steps (rounded down, so that what is found
     does reach the budget).
     """
+    if needed <= 0:
+        return [0] * len(curves)
     step = needed / BUCKETS
     best = np.full(BUCKETS + 1, np.inf)
     best[0] = 0
@@ -82,7 +84,8 @@ def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: f
     for curve, saved in zip(curves, savings, strict=True):
         new, choice = np.full(BUCKETS + 1, np.inf), np.zeros(BUCKETS + 1, np.int64)
         for level, loss in enumerate(curve.losses):
-            jump = min(int(saved[level] / step), BUCKETS) if step > 0 else 0
+            # 1e-6 of a bucket: 3 of 9 buckets may come out as 2.9999.
+            jump = min(int(saved[level] / step + 1e-6), BUCKETS)
             reached = np.minimum(np.arange(BUCKETS + 1) + jump, BUCKETS)
             offered = best + loss
             order = np.argsort(-offered, kind="stable")  # The last one written is the least.

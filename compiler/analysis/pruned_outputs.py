@@ -18,7 +18,8 @@ def output_loss(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> float:
             if array.dtype.kind != "f" or not array.size:
                 continue
             missed += float(np.square(array - have[name], dtype=np.float64).sum())
-            centred = array - array.mean(axis=0, keepdims=True) if len(array) > 1 else array
+            rows = array.shape[0] if array.ndim else 1
+            centred = array - array.mean(axis=0, keepdims=True) if rows > 1 else array
             whole += float(np.square(centred, dtype=np.float64).sum())
     share = missed / whole if whole > 0 else float(missed > 0)
     return share if np.isfinite(share) else float("inf")

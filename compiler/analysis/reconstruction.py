@@ -34,12 +34,14 @@ class Moments:
     Attributes:
         xtx: f64[k + 1, k + 1], of x' with a last column of ones.
         xtt: f64[k + 1, n], with the targets.
-        ttt: sum of the squared targets, each column's mean taken off.
     """
 
     xtx: np.ndarray
     xtt: np.ndarray
-    ttt: float
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.xtx).all() and np.isfinite(self.xtt).all())
 
     def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(X^T X, X^T T, mean x, mean t) with the means taken off the first two."""
@@ -65,15 +67,6 @@ class Moments:
         own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
         weight = np.linalg.solve(own, xtt[kept] + pull * before[kept])
         return weight, t - x[kept] @ weight
-
-    def error(self, weight: np.ndarray, bias: np.ndarray, kept: np.ndarray) -> float:
-        """Mean square of what a layer misses, relative to the targets' variance."""
-        whole = np.zeros((len(self.xtx), weight.shape[1]))
-        whole[kept], whole[-1] = weight, bias
-        missed = np.einsum("ij,ij->", whole, self.xtx @ whole - 2 * self.xtt)
-        count = self.xtx[-1, -1]
-        squares = self.ttt + float((self.xtt[-1] ** 2).sum()) / count
-        return max(float(missed) + squares, 0.0) / max(self.ttt, 1e-30)
 
 
 def linear_weight(node: Node) -> Weight | None:
@@ -107,10 +100,10 @@ def matrices(node: Node, weight: Weight) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def set_matrices(node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarray) -> Value | None:
-    """Gives a layer, the only reader of its weight and bias, other numbers.
+    """Gives a layer, the only reader of its weight, other numbers.
 
     Returns:
-        The bias, where the layer had none.
+        The bias, where the layer had none of its own.
     """
     value, graph, at = node.inputs[weight.operand], node.graph, bias_operand(node)
     assert value is not None and graph is not None
@@ -119,22 +112,29 @@ def set_matrices(node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarra
     if at is None:
         return None
     held, numbers = node.input(at), np.asarray(bias, np.float32)
-    if held is not None:
+    if held is not None and held.only_user() is node:
         held.graph.set_encoding(held, Dense(numbers))
         return None
-    made = graph.constant(numbers, f"{value.name}.bias")
+    made = graph.constant(numbers, held.name if held is not None else f"{value.name}.bias")
     graph.set_input(node, at, made)
     return made
 
 
 def summand(node: Node) -> Value | None:
-    """What a layer's result is added to, where that is all that is done with it."""
+    """What a layer's result x W + b is added to, where that is all that is done with it."""
     user = node.output.only_user()
-    if user is None or user.op not in SUMS or node.output.is_output:
+    if user is None or user.op not in SUMS or not _is_plain(node):
         return None
     others = [v for v in user.inputs[:2] if v is not node.output]
     same = len(others) == 1 and others[0] is not None and others[0].type == node.output.type
     return others[0] if same else None
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether nothing follows the product and the bias: no activation, no factor."""
+    if node.op == "tersor.Linear":
+        return node.attrs["activation"] == "none"
+    return node.op == "MatMul"
 
 
 def moments(
@@ -143,10 +143,12 @@ def moments(
     name: str,
     feeds: Feeds,
     evaluate: Evaluate,
+    columns: np.ndarray | None = None,
 ) -> Moments | None:
     """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
-    ``original``. None where no feed has a row."""
-    theirs, ours = _node(original, name), _node(cut, name)
+    ``original``, of its results those that ``cut`` has left (``columns``; None: all). None where no feed
+    has a row."""
+    theirs, ours = node_making(original, name), node_making(cut, name)
     weight, own = linear_weight(theirs), linear_weight(ours)
     assert weight is not None and own is not None
     matrix, bias = matrices(theirs, weight)
@@ -158,8 +160,11 @@ def moments(
     for feed in feeds:
         before, after = (_rows(g, evaluate(g, feed), values, feed) for g, values in runs)
         target = before[0] @ matrix + (0 if bias is None else bias)
-        if len(before) > 1 and len(after) > 1:
-            target = target + before[1] - after[1]
+        beside = before[1] if len(before) > 1 else None
+        if columns is not None:
+            target, beside = target[:, columns], None if beside is None else beside[:, columns]
+        if beside is not None and len(after) > 1:
+            target = target + beside - after[1]
         scale = None
         if by_norm and len(after) > 1:
             scale = 1 / np.maximum((target + after[1]).std(axis=1, keepdims=True), 1e-6)
@@ -167,8 +172,9 @@ def moments(
     return total if total is not None and total.xtx[-1, -1] > 0 else None
 
 
-def _node(graph: Graph, name: str) -> Node:
-    return next(n for n in graph.nodes if n.outputs and n.output.name == name)
+def node_making(graph: Graph, name: str) -> Node:
+    """The node of the outermost graph that makes the value ``name``."""
+    return next(n for n in graph.nodes if any(v.name == name for v in n.outputs))
 
 
 def _inputs(node: Node, weight: Weight) -> list[Value]:
@@ -197,7 +203,6 @@ def _added(
         rows, target = rows * scale.astype(np.float32), target * scale.astype(np.float32)
     # Sums over one feed in f32: a thousand rows lose nothing that rounding of the weights would not.
     xtx, xtt = (rows.T @ rows).astype(np.float64), (rows.T @ target).astype(np.float64)
-    squares = float(np.square(target, dtype=np.float64).sum())
     if total is None:
-        return Moments(xtx, xtt, squares)
-    return Moments(total.xtx + xtx, total.xtt + xtt, total.ttt + squares)
+        return Moments(xtx, xtt)
+    return Moments(total.xtx + xtx, total.xtt + xtt)

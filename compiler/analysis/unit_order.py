@@ -13,7 +13,7 @@ u adds to a score is q_u k_u, so its worth is  sqrt(sum q_u^2 sum k_u^2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from tersor.ir import Node, Value
 from tersor.ops import Weight
 from tersor.structure import AxisGroup
 
-STEPS = 48  # How often costs are taken anew while a group's units go.
+STEPS = 48  # How often the costs of all units are taken anew while a group's units go.
+CHOICE = 2  # Units that are looked at in between, for each that goes.
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,39 +109,75 @@ def by_least_squares(
     damping: float,
     most: int | None = None,
 ) -> Order:
-    """Args:
-    layers: for each reader (reader, X^T X f64[k, k], W f64[k, n], sum of squares of its results).
-    most: how many units to order; the rest is left out. None: all that may go.
+    """Among the cheapest few units each is chosen in view of those that went before it; which these are
+    is told anew ``STEPS`` times.
+
+    Args:
+        layers: for each reader (reader, X^T X f64[k, k], W f64[k, n], sum of squares of its results).
+        most: how many units to order; the rest is left out. None: all that may go.
     """
-    held = []
-    for reader, xtx, weight, squares in layers:
-        inverse = np.linalg.inv(damped(xtx, damping))
-        held.append([reader, weight.T.copy(), inverse, max(squares, 1e-30)])
+    held = [
+        _Held(reader, weight.T.copy(), np.linalg.inv(damped(xtx, damping)), max(squares, 1e-30))
+        for reader, xtx, weight, squares in layers
+    ]
     left = list(group.free)
     limit = min(len(left), group.units - 1 if most is None else most)
     step = max(1, limit // STEPS)
     order: list[int] = []
-    losses: list[float] = []
-    total = 0.0
+    costs: list[float] = []
     while len(order) < limit:
-        costs = np.zeros(len(left))
-        for reader, weight, inverse, squares in held:
-            places = np.stack([np.flatnonzero(reader.owner == u) for u in left])
-            costs += removal_costs(weight, inverse, places) / squares
         count = min(step, limit - len(order))
-        going = np.argsort(costs, kind="stable")[:count]
-        units = [left[i] for i in going]
-        for entry in held:
-            gone = entry[0].inputs(units)
-            before = entry[1]
-            entry[1], entry[2] = remove_inputs(entry[1], entry[2], gone)
-            del before
-        for i in going:
-            total += max(float(costs[i]), 0.0)
-            losses.append(total)
-        order += units
-        left = [u for u in left if u not in set(units)]
-    return Order(np.asarray(order, np.int64), np.asarray(losses))
+        cheapest = np.argsort(sum(one.costs(left) for one in held), kind="stable")
+        near = sorted(left[i] for i in cheapest[: CHOICE * count])
+        going, lost = _one_by_one([one.of(near) for one in held], near, count)
+        held = [one.without(going) for one in held]
+        order += going
+        costs += lost
+        left = [u for u in left if u not in going]
+    return Order(np.asarray(order, np.int64), np.cumsum(np.maximum(costs, 0.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A reader while its inputs go: W f64[n, k], P f64[k, k] of those that are left."""
+
+    reader: Reader
+    weight: np.ndarray
+    inverse: np.ndarray
+    squares: float
+
+    def costs(self, units: Sequence[int]) -> np.ndarray:
+        """f64[units], of removing each of ``units`` (ascending) by itself."""
+        at = self.reader.inputs(units)
+        places = at[np.argsort(self.reader.owner[at], kind="stable")].reshape(len(units), -1)
+        return removal_costs(self.weight, self.inverse, places) / self.squares
+
+    def of(self, units: Sequence[int]) -> _Held:
+        """For inputs of ``units`` alone: what goes among them changes W and P there by nothing from
+        elsewhere. Costs depend on W^T W only, so that R of W = Q R does."""
+        at = self.reader.inputs(units)
+        reader = replace(self.reader, owner=self.reader.owner[at])
+        weight = np.linalg.qr(self.weight[:, at], mode="r")
+        return _Held(reader, weight, self.inverse[np.ix_(at, at)], self.squares)
+
+    def without(self, units: Sequence[int]) -> _Held:
+        weight, inverse = remove_inputs(self.weight, self.inverse, self.reader.inputs(units))
+        return replace(self, weight=weight, inverse=inverse)
+
+
+def _one_by_one(
+    held: Sequence[_Held], units: Sequence[int], count: int
+) -> tuple[list[int], list[float]]:
+    """So many of ``units``, the cheapest first, each when those before it have gone; and their costs."""
+    left, order, lost = list(units), [], []
+    while len(order) < count:
+        costs = np.asarray(sum(one.costs(left) for one in held))
+        best = int(np.argmin(costs))
+        order.append(left.pop(best))
+        lost.append(float(costs[best]))
+        if len(order) < count:
+            held = [one.without(order[-1:]) for one in held]
+    return order, lost
 
 
 def by_energy(group: AxisGroup, seen: Mapping[Value, Gram]) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tersor.ir import Value
 from tersor.structure.groups import AxisGroup
-from tersor.structure.links import Axis, Positions
+from tersor.structure.links import Axis, End, Link, Positions
 
 
 class Tracked:
@@ -17,25 +17,23 @@ class Tracked:
     Attributes:
         group: as it is now, units numbered from 0.
         original: i64[units], the number that each unit had at first.
+        positions: for each axis, i64, the positions at first of those that it has left.
     """
 
     def __init__(self, group: AxisGroup) -> None:
         self.group = group
         self.original = np.arange(group.units)
+        self.positions = {axis: np.arange(len(owner)) for axis, owner in group.axes.items()}
 
     def follow(self, cut: Positions) -> None:
         """Takes notice that ``cut`` was made, of units of this group or of others on the same axes."""
+        self.group.links = [_link_left(link, cut) for link in self.group.links]
         if not any(axis in cut for axis in self.group.axes):
             return
-        axes = {
-            axis: np.delete(owner, cut[axis]) if axis in cut else owner
-            for axis, owner in self.group.axes.items()
-        }
+        axes = {axis: _without(owner, axis, cut) for axis, owner in self.group.axes.items()}
+        self.positions = {axis: _without(at, axis, cut) for axis, at in self.positions.items()}
         left = np.unique(np.concatenate([owner[owner >= 0] for owner in axes.values()]))
-        self.group.axes = {
-            axis: np.where(owner >= 0, np.searchsorted(left, owner), -1)
-            for axis, owner in axes.items()
-        }
+        self.group.axes = {axis: _renumbered(owner, left) for axis, owner in axes.items()}
         number = {int(unit): i for i, unit in enumerate(left)}
         self.group.pinned = {
             number[unit]: reason for unit, reason in self.group.pinned.items() if unit in number
@@ -55,6 +53,12 @@ def tie_vector(tracked: Sequence[Tracked], value: Value, like: Axis) -> None:
     for one in tracked:
         if like in one.group.axes:
             one.group.axes[value, 0] = one.group.axes[like]
+            one.positions[value, 0] = one.positions[like]
+
+
+def positions_left(tracked: Sequence[Tracked], axis: Axis) -> np.ndarray | None:
+    """The positions at first of those that an axis has left; None where no group has it: all."""
+    return next((one.positions[axis] for one in tracked if axis in one.positions), None)
 
 
 def spans(units: Sequence[int] | np.ndarray) -> str:
@@ -66,3 +70,24 @@ def spans(units: Sequence[int] | np.ndarray) -> str:
         else:
             found.append([unit, unit])
     return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in found)
+
+
+def _without(array: np.ndarray, axis: Axis, cut: Positions) -> np.ndarray:
+    return np.delete(array, cut[axis]) if axis in cut else array
+
+
+def _renumbered(owner: np.ndarray, left: np.ndarray) -> np.ndarray:
+    return np.where(owner >= 0, np.searchsorted(left, owner), -1)
+
+
+def _link_left(link: Link, cut: Positions) -> Link:
+    """A link whose owners are those of the positions that are left, its own units numbered anew."""
+    if not any(end.axis in cut for end in link.ends):
+        return link
+    owners = [_without(end.owner, end.axis, cut) for end in link.ends]
+    left = np.unique(np.concatenate([owner[owner >= 0] for owner in owners]))
+    ends = tuple(
+        End(end.axis, end.place, _renumbered(owner, left), end.summed)
+        for end, owner in zip(link.ends, owners, strict=True)
+    )
+    return Link(link.node, len(left), ends, link.kind)
