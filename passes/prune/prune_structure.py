@@ -28,6 +28,7 @@ from tersor.analysis.reconstruction import (
     bias_operand,
     matrices,
     moments,
+    node_making,
     set_matrices,
 )
 from tersor.analysis.scopes import chosen
@@ -46,7 +47,13 @@ from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Feeds, Pass
 from tersor.structure import AxisGroup, axis_groups, join_vectors, part_vectors, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters
-from tersor.structure.tracking import Tracked, follow_all, spans, tie_vector
+from tersor.structure.tracking import (
+    Tracked,
+    follow_all,
+    positions_left,
+    spans,
+    tie_vector,
+)
 
 HELD_OUT = 5  # Every so many calibration batches tell what a cut costs, and fit nothing.
 MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
@@ -325,7 +332,7 @@ class _Work:
             fitted[kept] = np.linalg.solve(own, xtx[kept] @ matrix + pull * matrix[kept])
             bias = matrices(reader.node, reader.weight)[1]
             shift = gram.mean @ (matrix - fitted)
-            node = next(n for n in copy.nodes if n.output.name == reader.node.output.name)
+            node = node_making(copy, reader.node.output.name)
             set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
 
     # -- which ---------------------------------------------------------------------------------------
@@ -425,8 +432,12 @@ class _Work:
         found = []
         for reader in readers(group):
             name = reader.node.output.name
-            seen = moments(self.original, self.graph, name, self.fit, self.context.evaluate)
-            if seen is not None:
+            made = (reader.node.output, (reader.node.output.tensor.rank or 0) - 1)
+            columns = positions_left(self.tracked, made)
+            seen = moments(
+                self.original, self.graph, name, self.fit, self.context.evaluate, columns
+            )
+            if seen is not None and seen.finite:
                 found.append((reader, seen))
         return found
 
@@ -442,7 +453,9 @@ class _Work:
                     before, _ = matrices(reader.node, reader.weight)
                     every = np.arange(len(before))
                     weight, _ = seen.solve(before, every, self.options.damping, biased=True)
-                    entries.append((reader, seen.centred()[0], weight, seen.ttt))
+                    xtx = seen.centred()[0]
+                    squares = float(np.einsum("ij,ij->", weight, xtx @ weight))
+                    entries.append((reader, xtx, weight, squares))
                 return by_least_squares(group, entries, self.options.damping, count)
             self.seen = self._grams([group])
             energy = by_energy(group, self.seen)
