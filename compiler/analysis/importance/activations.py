@@ -39,7 +39,7 @@ from tersor.pipeline import Evaluate, Feeds
 from tersor.structure import AxisGroup
 from tersor.structure.links import Axis, End
 
-DAMPING = 0.01  # Of G's diagonal, as for SparseGPT.
+DAMPING = 1e-4  # Of the mean of G's diagonal: enough that every G has an inverse, and little else.
 
 
 @dataclass
@@ -109,7 +109,8 @@ def largest(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
     found = np.zeros(group.units)
     for axis in observed_axes(graph, group):
         owner = group.axes[axis]
-        np.maximum.at(found, owner[owner >= 0], seen[axis].largest[owner >= 0])
+        with np.errstate(invalid="ignore"):  # NaN comes out as such, and is told.
+            np.maximum.at(found, owner[owner >= 0], seen[axis].largest[owner >= 0])
     return found
 
 
@@ -137,7 +138,7 @@ def obs(
         moments = {axis: seen[view] for axis, view in views.items()}
         for group in batch:
             parts = [_removal(group, r, moments) for r in visible(graph, group)]
-            yield np.sum(parts, axis=0)
+            yield np.asarray(np.sum(parts, axis=0))
 
 
 # -- inner -------------------------------------------------------------------------------------------
