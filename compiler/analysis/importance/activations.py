@@ -201,7 +201,7 @@ def _moment(end: End, reader: Reader, moments: Mapping[Axis, Gram]) -> np.ndarra
 def _matrix(end: End, reader: Reader) -> np.ndarray:
     """f64[outputs, size]: everything that the terms are multiplied with."""
     numbers = along(*end.axis)[lanes(end, reader.size)]
-    return np.moveaxis(numbers, 1, 2).reshape(-1, reader.size)
+    return np.asarray(np.moveaxis(numbers, 1, 2).reshape(-1, reader.size))
 
 
 def _equal_sets(units: np.ndarray) -> Iterator[np.ndarray]:

@@ -98,4 +98,4 @@ def _squared_distances(vectors: np.ndarray) -> np.ndarray:
     norms = np.diagonal(products)
     found = np.maximum(norms[:, None] + norms[None] - 2 * products, 0)
     np.fill_diagonal(found, 0)
-    return found
+    return np.asarray(found)
