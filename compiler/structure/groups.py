@@ -114,13 +114,13 @@ def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
         tried |= set(spread.links)
         if any(_is_weight(a[0]) for a in spread.axes):
             yield _group(spread)
-    for axis, reason in open_axes.items():
+    for axis, why in open_axes.items():
         if axis not in told and _is_weight(axis[0]):
             size = size_of(axis) or 0
             held = [link for link, _ in next(iter(table[axis].values()))]
             told.add(axis)
             yield AxisGroup(
-                "", size, {axis: np.arange(size)}, dict.fromkeys(range(size), reason), held
+                "", size, {axis: np.arange(size)}, dict.fromkeys(range(size), why), held
             )
 
 
