@@ -32,6 +32,13 @@ Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Rewrite = Value | Sequence[Value] | bool | None
 
 
+class Labelled(Protocol):
+    """A node, or what else messages call by a name."""
+
+    @property
+    def label(self) -> str: ...
+
+
 class Latency(Protocol):
     """Measures graphs in the runtime that the result is for. ``sizes``: sizes of the model's open dims
     that count."""
@@ -100,7 +107,7 @@ class Context:
         if self.rewrites_left is not None:
             self.rewrites_left -= 1
 
-    def skip(self, node: Node, reason: str) -> None:
+    def skip(self, node: Labelled, reason: str) -> None:
         entry = (node.label, reason)
         if entry not in self._skipped:
             self._skipped.add(entry)

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 from tersor.errors import InvalidOption
-from tersor.ir import Node
 from tersor.pipeline import Context
 
 SHOWN = 5  # Scopes that a message names.
 
 
+class Scoped(Protocol):
+    """A node, or what else has a scope."""
+
+    @property
+    def scope(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+S = TypeVar("S", bound=Scoped)
+
+
 def chosen(
-    nodes: Iterable[Node], scopes: Sequence[str], ignored: Sequence[str], context: Context
-) -> list[Node]:
+    nodes: Iterable[S], scopes: Sequence[str], ignored: Sequence[str], context: Context
+) -> list[S]:
     """Those of ``nodes`` whose scope fits one of ``scopes`` (none given: all) and none of ``ignored``.
 
     Raises:
@@ -35,11 +48,11 @@ def chosen(
     return kept
 
 
-def _fits(node: Node, patterns: Sequence[str]) -> bool:
+def _fits(node: Scoped, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(node.scope, pattern) for pattern in patterns)
 
 
-def _there_are(nodes: Sequence[Node]) -> str:
+def _there_are(nodes: Sequence[Scoped]) -> str:
     names = [name for name in dict.fromkeys(n.scope for n in nodes) if name]
     if not names:
         return "no layer of its kind has a scope" if nodes else "there is no layer of its kind"

@@ -103,6 +103,13 @@ def met(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:
     return list(found.items())
 
 
+def only_met(group: AxisGroup) -> bool:
+    """Whether units are summed over only where activations meet, and no norm is over them."""
+    ends = [[end for end in link.ends if end.summed] for link in group.links]
+    normed = any(link.kind == "shape" and not e for link, e in zip(group.links, ends, strict=True))
+    return any(ends) and not normed and not any(e.axis[0].is_constant for es in ends for e in es)
+
+
 def by_least_squares(
     group: AxisGroup,
     layers: Sequence[tuple[Reader, np.ndarray, np.ndarray, float]],

@@ -21,7 +21,7 @@ import numpy as np
 
 from tersor.analysis import allocation, budgets
 from tersor.analysis.gram import Gram, grams
-from tersor.analysis.importance import CRITERIA, importance
+from tersor.analysis.importance import CRITERIA, importance, refusal
 from tersor.analysis.pruned_outputs import output_loss
 from tersor.analysis.reconstruction import (
     Moments,
@@ -40,12 +40,13 @@ from tersor.analysis.unit_order import (
     equal_shares,
     layer_of,
     met,
+    only_met,
     readers,
 )
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Feeds, Pass
-from tersor.structure import AxisGroup, axis_groups, join_vectors, part_vectors, slice_graph
+from tersor.structure import AxisGroup, axis_groups, join_vectors, joined, part_vectors, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters
 from tersor.structure.tracking import (
     Tracked,
@@ -133,6 +134,10 @@ class PruneStructure(Pass):
             return f"{' and '.join(self._asked)} are given, and one of them says how much goes"
         if not 0 <= self.ratio < 1:
             return f"ratio {self.ratio:g} is not from 0 to less than 1, where no unit is left"
+        if not 0 <= self.threshold < float("inf"):
+            return f"threshold {self.threshold:g} is not a number from 0"
+        if not 0 < self.damping < float("inf"):
+            return f"damping {self.damping:g} is not a number above 0"
         for name in ("macs", "parameters", "latency"):
             if not 0 < (share := getattr(self, name)) <= 1:
                 return f"{name} {share:g} is not a share that stays, more than 0 and at most 1"
@@ -145,6 +150,10 @@ class PruneStructure(Pass):
         return ""
 
     def _check_data(self, context: Context) -> None:
+        if "latency" in self._asked and context.latency is None:
+            raise InvalidOption(
+                f"{self.label} needs a target that can be measured here; macs=… counts instead"
+            )
         if context.calibration and context.evaluate is not None:
             return
         needing = [
@@ -171,10 +180,9 @@ class PruneStructure(Pass):
     def _wanted(self, graph: Graph, context: Context) -> list[AxisGroup]:
         """Groups to cut; why the others stay is told."""
         found = axis_groups(graph)
-        named = [_Named(g) for g in found]
-        wanted = chosen(named, self.scopes, self.ignored_scopes, context)  # type: ignore[type-var, arg-type]
+        wanted = chosen([_Named(g) for g in found], self.scopes, self.ignored_scopes, context)
         kept = []
-        for group in (n.group for n in wanted):  # type: ignore[attr-defined]
+        for group in (named.group for named in wanted):
             node = group.links[0].node
             broken = [v for _, v, _ in group.weights(summed=False) if not _finite(v)]
             broken += [v for _, v, _ in group.weights(summed=True) if not _finite(v)]
@@ -185,7 +193,7 @@ class PruneStructure(Pass):
                 context.skip(
                     node, f"the units of {group.name} stay: {broken[0].name} holds NaN or infinity"
                 )
-            elif group.inexact and not self.inexact and not met(group):
+            elif group.inexact and not self.inexact and not only_met(group):
                 context.skip(node, f"the units of {group.name} stay: {group.inexact}")
             else:
                 kept.append(group)
@@ -228,9 +236,10 @@ class _Work:
         groups = [t.group for t in self.tracked]
         if self.options.ratio:
             return [_whole(self.options.ratio, g) for g in groups]
-        self.orders = self._orders(groups)
         if self.options.threshold:
-            return [self._below(g, i) for i, g in enumerate(groups)]
+            scores, least = self._scores(groups), self.options.threshold
+            return [_below(least, g, s) for g, s in zip(groups, scores, strict=True)]
+        self.orders = self._orders(groups)
         at = [budgets.levels(g) for g in groups]
         if self.options.latency < 1:
             return self._by_latency(groups, at)
@@ -241,10 +250,7 @@ class _Work:
         return self._shared_out(groups, at, budgets.by_count(counted), share * counted.total)
 
     def _by_latency(self, groups: Sequence[AxisGroup], at: list[list[int]]) -> list[int]:
-        if self.context.latency is None:
-            raise InvalidOption(
-                f"{self.options.label} needs a target that can be measured here; macs=… counts instead"
-            )
+        assert self.context.latency is not None
         tell = self.context.progress
         whole, savings = budgets.by_latency(self.graph, groups, at, self.context.latency, tell)
         budget = whole * self.options.latency
@@ -256,7 +262,7 @@ class _Work:
         if self.options.allocation == "exact":
             curves = self._curves(groups, at)
             own = [[t[g] for g in c.levels] for t, c in zip(table, curves, strict=True)]
-            return allocation.exact(curves, own, whole - budget)
+            return self._within(allocation.exact(curves, own, whole - budget), cost, budget)
         return self._shared_out(groups, at, cost, budget)
 
     def _shared_out(
@@ -270,6 +276,10 @@ class _Work:
             )  # fmt: skip
         else:
             gone = allocation.greedy(self._curves(groups, at), cost, budget)
+        return self._within(gone, cost, budget)
+
+    def _within(self, gone: list[int], cost: allocation.Cost, budget: float) -> list[int]:
+        """``gone``; tells where the budget is not met."""
         if (left := cost(gone)) > budget * 1.001:
             self.context.report.notes.append(
                 f"the budget is not met: {left / cost([0] * len(gone)):.3f} is the least that is left"
@@ -282,6 +292,8 @@ class _Work:
         scales = [1.0] * len(groups)
         if self.options.allocation != "global":
             scales = [self._sensitivity(i, list(own)) for i, own in enumerate(at)]
+        if not any(scales):
+            scales = [1.0] * len(groups)  # No output is a float, or none depends on any group.
         return [
             budgets.curve(order, own, scale)
             for order, own, scale in zip(self.orders, at, scales, strict=True)
@@ -300,40 +312,41 @@ class _Work:
             return 1.0
         counts = [0] * len(self.tracked)
         counts[i] = level
-        return self._loss(counts) / own
+        scale = self._loss(counts) / own
+        return scale if np.isfinite(scale) else 1.0
 
     def _loss(self, gone: Sequence[int]) -> float:
         """What the outputs lose on batches held out, with the first units of each order gone and their
         readers fitted as the uncut model's activations have it."""
         assert self.context.evaluate is not None
         copy = self.graph.copy()
-        for tracked, order, count in zip(self.tracked, self.orders, gone, strict=True):
-            if count:
-                self._refit_copy(copy, tracked.group, order.units[:count])
-        for tracked, order, count in zip(self.tracked, self.orders, gone, strict=True):
-            if count:
-                slice_graph(copy, _within(tracked.group, order.units[:count], copy))
+        held = list(zip([t.group for t in self.tracked], self.orders, gone, strict=True))
+        cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in held))
+        # Once each: heads, and the lanes of them, have one reader.
+        layers = {r.node: r for group, _, count in held if count for r in readers(group)}
+        for reader in layers.values():
+            self._refit_copy(copy, reader, cut[reader.x, (reader.x.tensor.rank or 0) - 1])
+        slice_graph(copy, carried(cut, copy))
         if self.wanted is None:
             self.wanted = [self.context.evaluate(self.original, f) for f in self.held_out]
         got = [self.context.evaluate(copy, f) for f in self.held_out]
         return output_loss(self.wanted, got)
 
-    def _refit_copy(self, copy: Graph, group: AxisGroup, units: np.ndarray) -> None:
-        """Zero inputs that go, the others fitted; before the copy is cut."""
-        for reader in readers(group):
-            gram = self.seen.get(reader.x)
-            if gram is None or not reader.alone:
-                continue
-            _, xtx, matrix, _ = layer_of(reader, gram)
-            kept = np.setdiff1d(np.arange(len(xtx)), reader.inputs(units))
-            pull = self.options.damping * max(float(np.diagonal(xtx).mean()), 1e-30)
-            own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
-            fitted = np.zeros_like(matrix)
-            fitted[kept] = np.linalg.solve(own, xtx[kept] @ matrix + pull * matrix[kept])
-            bias = matrices(reader.node, reader.weight)[1]
-            shift = gram.mean @ (matrix - fitted)
-            node = node_making(copy, reader.node.output.name)
-            set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
+    def _refit_copy(self, copy: Graph, reader: Reader, gone: np.ndarray) -> None:
+        """A layer without the inputs ``gone``, the others fitted; before the copy is cut."""
+        gram = self.seen.get(reader.x)
+        if gram is None or not reader.alone:
+            return
+        _, xtx, matrix, _ = layer_of(reader, gram)
+        kept = np.setdiff1d(np.arange(len(xtx)), gone)
+        pull = self.options.damping * max(float(np.diagonal(xtx).mean()), 1e-30)
+        own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
+        fitted = np.zeros_like(matrix)
+        fitted[kept] = np.linalg.solve(own, xtx[kept] @ matrix + pull * matrix[kept])
+        bias = matrices(reader.node, reader.weight)[1]
+        shift = gram.mean @ (matrix - fitted)
+        node = node_making(copy, reader.node.output.name)
+        set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
 
     # -- which ---------------------------------------------------------------------------------------
 
@@ -355,9 +368,20 @@ class _Work:
         if not self.has_data:
             return {}
         assert self.context.evaluate is not None
-        values = [r.x for g in groups for r in readers(g)]
-        values += [value for g in groups for value, _ in met(g)]
-        return grams(self.graph, values, self.fit, self.context.evaluate)
+        values = {g: [r.x for r in readers(g)] + [v for v, _ in met(g)] for g in groups}
+        every = [v for held in values.values() for v in held]
+        found = grams(self.graph, every, self.fit, self.context.evaluate)
+        sound = {v: g for v, g in found.items() if g.rows and np.isfinite(g.xtx).all()}
+        for group, held in values.items():
+            if broken := [found[v] for v in held if v not in sound]:
+                why = (
+                    "leads to NaN or infinity"
+                    if broken[0].rows
+                    else "has no rows of what reads them"
+                )
+                node = group.links[0].node
+                self.context.skip(node, f"units of {group.name} go by l2: calibration {why}")
+        return sound
 
     def _second_order(self, group: AxisGroup) -> Order | None:
         """By least squares or energy, where the criterion is that and the group allows it."""
@@ -372,19 +396,19 @@ class _Work:
         entries = [layer_of(r, gram) for r, gram in layers]
         return by_least_squares(group, entries, self.options.damping)
 
-    def _scores(self, groups: Sequence[AxisGroup]) -> list[np.ndarray]:
-        """By the criterion; where that is least squares and a group has no linear readers, by l2."""
-        criterion = "l2" if self.options.criterion == "obs" else self.options.criterion
+    def _scores(self, groups: Sequence[AxisGroup], first: int = 0) -> list[np.ndarray]:
+        """By the criterion; by l2 where that is least squares, or tells nothing of a group. ``first``: the
+        number of the first of ``groups`` among all."""
         evaluate = self.context.evaluate if self.has_data else None
-        return importance(
-            criterion, self.graph, groups, self.context.calibration, evaluate, self.options.seed
-        )
-
-    def _below(self, group: AxisGroup, i: int) -> int:
-        (scores,) = self._scores([group])
-        mean = float(scores.mean())
-        below = int((scores[group.free] < self.options.threshold * mean).sum())
-        return min(below, group.units - 1)
+        feeds, found = self.context.calibration, []
+        for i, group in enumerate(groups, first):
+            criterion = "l2" if self.options.criterion == "obs" else self.options.criterion
+            if reason := refusal(criterion, self.graph, group):
+                self.context.skip(group.links[0].node, f"units of {group.name} go by l2: {reason}")
+                criterion = "l2"
+            seed = self.options.seed + i
+            found += importance(criterion, self.graph, [group], feeds, evaluate, seed)
+        return found
 
     # -- the cut -------------------------------------------------------------------------------------
 
@@ -398,14 +422,14 @@ class _Work:
                 continue
             group = groups[i]
             self.context.progress(done, len(groups), f"pruning {gone[i]} units of {group.name}")
-            self._cut(self.tracked[i], gone[i])
+            self._cut(i, gone[i])
             self.context.rewrote()
 
-    def _cut(self, tracked: Tracked, count: int) -> None:
-        group = tracked.group
+    def _cut(self, i: int, count: int) -> None:
+        group = self.tracked[i].group
         count = min(count, len(group.free), group.units - 1)
         layers = self._layers(group)
-        units = self._order_now(group, layers, count).units[:count]
+        units = self._order_now(i, layers, count).units[:count]
         fits = []
         for reader, seen in layers if self.options.reconstruct else ():
             if not reader.alone:
@@ -439,13 +463,15 @@ class _Work:
             )
             if seen is not None and seen.finite:
                 found.append((reader, seen))
+            else:
+                why = "has no rows of it" if seen is None else "leads to NaN or infinity"
+                self.context.skip(reader.node, f"calibration {why}: not fitted anew")
         return found
 
-    def _order_now(
-        self, group: AxisGroup, layers: Sequence[tuple[Reader, Moments]], count: int
-    ) -> Order:
+    def _order_now(self, i: int, layers: Sequence[tuple[Reader, Moments]], count: int) -> Order:
         """By the activations of the graph as it is, and, where that is asked for, by what is best for
         the targets."""
+        group = self.tracked[i].group
         if self.options.criterion == "obs" and self.has_data:
             if layers and all(equal_shares(group, r) for r, _ in layers):
                 entries = []
@@ -461,7 +487,7 @@ class _Work:
             energy = by_energy(group, self.seen)
             if energy is not None:
                 return Order.by_scores(energy, group.free)
-        (scores,) = self._scores([group])
+        (scores,) = self._scores([group], i)
         return Order.by_scores(scores, group.free)
 
 
@@ -476,10 +502,10 @@ def _divided(feeds: Feeds) -> tuple[Feeds, Feeds]:
     return feeds, held or list(feeds[:1])
 
 
-def _within(
-    group: AxisGroup, units: np.ndarray, copy: Graph
-) -> dict[tuple[Value, int], np.ndarray]:
-    return carried(group.positions(units.tolist()), copy)
+def _below(threshold: float, group: AxisGroup, scores: np.ndarray) -> int:
+    """How many units are worth less than the mean of the group times ``threshold``."""
+    below = int((scores[group.free] < threshold * float(scores.mean())).sum())
+    return min(below, group.units - 1)
 
 
 def _finite(value: Value) -> bool:
