@@ -5,9 +5,9 @@
                 arXiv 1906.10771)
     fisher      mean over the samples of (d<r, y> / dm_u)^2, m_u: a factor before everything that reads u.
                 At 1 that is the sum of a g_a: how far the outputs go, to second order, without the unit
-                (Kwon et al. 2022, arXiv 2204.09656).  Samples of a batch have masks of their own, where an
-                open dim of the first output tells them apart; else one draw stands for the batch, and is
-                right on average.
+                (Kwon et al. 2022, arXiv 2204.09656).  Samples lie along the first axis of the first
+                output: where its size is open, each has masks of its own; else one draw stands for the
+                batch, and is right on average.
 
 The first two are means over the batches.
 """
