@@ -17,6 +17,7 @@ SCRIPTS = {
     "kernels": 500,
     "tvm_profile": 200,
     "break_even": 600,
+    "lowrank": 600,
     "minilm": 2700,
     "pruning": 3000,
     "zoo": 3600,

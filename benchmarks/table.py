@@ -179,6 +179,17 @@ def break_even(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{_machine(result)}, ONNX Runtime."])
 
 
+def lowrank(result: dict[str, Any]) -> str:
+    """Mean cosine by rank and method."""
+    held = result["ranks"].values()
+    methods = list(dict.fromkeys(r["method"] for r in held))
+    ranks = list(dict.fromkeys(r["rank"] for r in held))
+    cells = {(r["method"], r["rank"]): f"{r['mean_cosine']:.4f}" for r in held}
+    lines = [_row(["mean cosine at rank", *map(str, ranks)]), _row(["---"] * (len(ranks) + 1))]
+    lines += [_row([m, *(cells.get((m, r), "") for r in ranks)]) for m in methods]
+    return "\n".join(lines)
+
+
 def zoo(result: dict[str, Any]) -> str:
     """Each workload with each recipe: speed over its own ONNX file, size, fidelity and metric."""
     head = ["workload", "recipe", "kept", "speed over the input", "KiB", "mean cosine", "metric"]
@@ -227,6 +238,7 @@ def _row(cells: list[str]) -> str:
 TABLES = {
     "pruning": pruning,
     "break_even": break_even,
+    "lowrank": lowrank,
     "minilm": minilm,
     "profile": profile,
     "tvm_profile": tvm_profile,
