@@ -1,0 +1,99 @@
+"""Vectors that are one constant because they are equal, and matrices that are one because they are shared."""
+
+from __future__ import annotations
+
+import numpy as np
+from architectures import ARCHITECTURES, traced
+
+from tersor import registry
+from tersor.ir import parse, print_graph, verify, weights_of
+from tersor.ops import TABLE
+from tersor.ops.evaluate import evaluate
+from tersor.pipeline import Pipeline
+from tersor.structure import axis_groups, join_vectors, part_vectors, slice_graph
+
+# Two layers of their own weights whose biases are equal, and so one constant.
+EQUAL = """graph main(%x: f32[n, 3]) -> (y = %y) {
+  @u: f32[3, 4] = dense normal(1)
+  @v: f32[4, 4] = dense normal(2)
+  @w: f32[4, 2] = dense normal(3)
+  @zero: f32[4] = dense [0.0, 0.0, 0.0, 0.0]
+  %a: f32[n, 4] = tersor.Linear(%x, @u, @zero) {activation = "relu"} scope "first"
+  %b: f32[n, 4] = tersor.Linear(%a, @v, @zero) {activation = "relu"} scope "second"
+  %y: f32[n, 2] = tersor.Linear(%b, @w) scope "head"
+}"""
+
+
+def test_equal_biases_tie_layers_only_while_they_are_one_constant() -> None:
+    graph = parse(EQUAL, TABLE)
+    assert [len(g.free) for g in axis_groups(graph)] == [0, 4, 0]
+    before = evaluate(graph, {"x": np.ones((2, 3), np.float32)})
+    parted = part_vectors(graph)
+    verify(graph)
+    assert [[v.name for v in held] for held in parted] == [["zero", "zero_1"]]
+    assert [(g.name, len(g.free)) for g in axis_groups(graph)] == [
+        ("first", 0), ("first#2", 4), ("second", 4), ("head", 0),
+    ]  # fmt: skip
+    after = evaluate(graph, {"x": np.ones((2, 3), np.float32)})
+    np.testing.assert_array_equal(before["y"], after["y"])
+
+
+def test_joined_again_the_graph_is_what_it_was() -> None:
+    graph = parse(EQUAL, TABLE)
+    before = print_graph(graph)
+    join_vectors(graph, part_vectors(graph))
+    assert print_graph(graph) == before
+
+
+def test_vectors_that_a_cut_made_different_stay_apart_and_equal_ones_are_one_again() -> None:
+    graph = parse(EQUAL, TABLE)
+    parted = part_vectors(graph)
+    first, second = (g for g in axis_groups(graph) if g.free)
+    slice_graph(graph, first.positions([0]))
+    join_vectors(graph, parted)
+    verify(graph)
+    assert [graph.constants[n].tensor.shape for n in ("zero", "zero_1")] == [(3,), (4,)]
+    slice_graph(graph, second.positions([3]))
+    join_vectors(graph, parted)
+    verify(graph)
+    assert "zero_1" not in graph.constants
+    assert len(graph.constants["zero"].uses) == 2
+
+
+def test_vectors_in_bodies_and_outputs_keep_their_readers() -> None:
+    text = """graph main(%c: bool[]) -> (y = %y, b = @b) {
+  @b: f32[3] = dense [1.0, 2.0, 3.0]
+  %y: f32[3] = If(%c) {else_branch = graph else() -> (r = %q) {
+      %q: f32[3] = Neg(@b)
+    }, then_branch = graph then() -> (r = %p) {
+      %p: f32[3] = Relu(@b)
+    }}
+}"""
+    graph = parse(text, TABLE)
+    parted = part_vectors(graph)
+    verify(graph)
+    assert [len(held) for held in parted] == [2]
+    join_vectors(graph, parted)
+    assert print_graph(graph) == print_graph(parse(text, TABLE, weights_of(graph)))
+
+
+def test_shared_layers_of_albert_stay_one_matrix_for_all_their_readers() -> None:
+    case = ARCHITECTURES["albert"]
+    graph = Pipeline(registry.optimization(), level="none").run(traced(case, case.build("sdpa")))
+    matrices = {n: len(v.uses) for n, v in graph.constants.items() if _is_matrix(v.tensor.shape)}
+    assert sorted(matrices.values())[-6:] == [2] * 6  # Of query, key, value, output and two of FFN.
+    part_vectors(graph)
+    assert {
+        n: len(v.uses) for n, v in graph.constants.items() if _is_matrix(v.tensor.shape)
+    } == matrices
+    ffn = next(g for g in axis_groups(graph) if g.name.endswith(".ffn"))
+    assert len(ffn.free) == 64
+    readers = [node for node, _, _ in ffn.weights(summed=True)]
+    assert len(readers) == len({id(node) for node in readers}) == 2
+    assert len({value for _, value, _ in ffn.weights(summed=True)}) == 1
+    slice_graph(graph, ffn.positions(range(0, 64, 2)))
+    verify(graph)
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return sum(size != 1 for size in shape) > 1
