@@ -13,18 +13,22 @@ import pytest
 from architectures import ARCHITECTURES, batch, exported, traced
 from cutting import chosen, cut_all, difference, prepared
 
+from tersor import registry
 from tersor.backends import ort
 from tersor.feeds import dim_names, make_feed
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.models import zoo
 from tersor.structure import axis_groups, zero_graph
+from tersor.target import Target
 
 # Sums of some hundred float32 terms, of which those that are zero are left out: what is left is added in
 # another order where kernels take several terms at once, a last digit (1e-7) in each of a few layers.
 TOLERANCE = 1e-5
 # What the cut must change at least, so that the comparison says something.
 CHANGED = 100 * TOLERANCE
+# Polynomials in place of the C library's functions, and sums in another order: see test_workloads_tvm.
+ON_TVM = 2e-4
 SHARES = (0.25, 0.5)
 ROWS = ((2, 7), (5, 11))  # The example has 3 rows of 13.
 # Quick to trace; all others, and all files, take some seconds each.
@@ -110,6 +114,18 @@ def test_exact_groups_cut_together_are_the_same_units_zeroed_and_the_others_run(
         assert difference(want, got) < TOLERANCE
         assert difference(before, got) > CHANGED
     assert all(np.isfinite(array).all() for got in rest for array in got.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_on_tvm_cut_groups_give_what_onnx_runtime_gives(name: str, folder: Path) -> None:
+    pytest.importorskip("tvm", reason="the tvm backend is not installed")
+    tvm = registry.backend("tvm")
+    cut = cut_all(graph_of(name, "torch", folder), 0.5, exact=True).cut
+    choice = tvm.Choice.of(Target.host())
+    session = tvm.open_session(tvm.build(cut, choice), choice)
+    for feed, want in zip(feeds(name, cut), on_onnx_runtime(cut, name), strict=True):
+        assert difference(want, tvm.run(session, feed)) < ON_TVM
 
 
 def parameters(graph: Graph) -> int:
