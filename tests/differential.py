@@ -25,7 +25,7 @@ from tersor.errors import PassFailed, TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import DType, Graph, Node, TensorType, Value, print_graph
 from tersor.ops import TABLE
-from tersor.ops.evaluate import _to_torch, evaluate_node
+from tersor.ops.evaluate import evaluate_node, to_torch
 from tersor.pipeline import Pass, Pipeline
 
 Arrays = Mapping[str, Any]
@@ -258,9 +258,9 @@ def judge(b: Builder) -> Callable[[Node], None]:
             if value in values:
                 continue
             if value.encoding is not None:
-                values[value] = _to_torch(value.numpy())
+                values[value] = to_torch(value.numpy())
             elif value.is_input:
-                values[value] = _to_torch(b.common.first[value.name])
+                values[value] = to_torch(b.common.first[value.name])
         try:
             made = evaluate_node(node, values)
         except Exception:  # torch lacks the type, or an operand has no numbers
