@@ -18,7 +18,7 @@ import numpy as np
 
 Cost = Callable[[Sequence[int]], float]
 """Of the whole model, with so many units of each group gone."""
-BUCKETS = 4000  # Steps that the exact search divides the budget into.
+FRONT = 4000  # Choices that the exact search carries on.
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,36 +72,38 @@ def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: f
     """The least sum of losses at which savings, which add up, reach ``needed``; all that can go where
     they do not reach it.
 
-    best[s] = least loss that saves s, over s in ``BUCKETS`` steps (rounded down, so that what is found
-    does reach the budget).
+    From group to group only those choices are carried on than which none saves as much for less loss;
+    where these are more than ``FRONT``, the best of as many equal steps of what is saved.
     """
     if needed <= 0:
         return [0] * len(curves)
-    step = needed / BUCKETS
-    best = np.full(BUCKETS + 1, np.inf)
-    best[0] = 0
-    choices = []
-    for curve, saved in zip(curves, savings, strict=True):
-        new, choice = np.full(BUCKETS + 1, np.inf), np.zeros(BUCKETS + 1, np.int64)
-        for level, loss in enumerate(curve.losses):
-            # 1e-6 of a bucket: 3 of 9 buckets may come out as 2.9999.
-            jump = min(int(saved[level] / step + 1e-6), BUCKETS)
-            reached = np.minimum(np.arange(BUCKETS + 1) + jump, BUCKETS)
-            offered = best + loss
-            order = np.argsort(-offered, kind="stable")  # The last one written is the least.
-            candidate, source = np.full(BUCKETS + 1, np.inf), np.zeros(BUCKETS + 1, np.int64)
-            candidate[reached[order]], source[reached[order]] = offered[order], order
-            better = candidate < new
-            new = np.where(better, candidate, new)
-            choice = np.where(better, level * (BUCKETS + 1) + source, choice)
-        best, choices = new, [*choices, choice]
-    if not np.isfinite(best[BUCKETS]):
+    goal = needed * (1 - 1e-9)  # Sums in another order differ in the last digits.
+    saved, lost = np.zeros(1), np.zeros(1)
+    steps = []
+    for curve, own in zip(curves, savings, strict=True):
+        wide = np.minimum(np.add.outer(saved, np.asarray(own)).ravel(), goal)
+        loss = np.add.outer(lost, np.asarray(curve.losses)).ravel()
+        front = _front(wide, loss, goal)
+        steps.append(np.divmod(front, len(own)))
+        saved, lost = wide[front], loss[front]
+    if saved[-1] < goal:
         return [curve.levels[-1] for curve in curves]
-    at, levels = BUCKETS, []
-    for choice in reversed(choices):
-        level, at = divmod(int(choice[at]), BUCKETS + 1)
-        levels.append(level)
+    at, levels = len(saved) - 1, []
+    for sources, level in reversed(steps):
+        levels.append(int(level[at]))
+        at = int(sources[at])
     return _gone(curves, levels[::-1])
+
+
+def _front(saved: np.ndarray, lost: np.ndarray, goal: float) -> np.ndarray:
+    """Indices of what none else saves as much as for no more loss, ascending by savings."""
+    order = np.lexsort((lost, -saved))
+    least = np.minimum.accumulate(lost[order])
+    front = order[np.concatenate([[True], lost[order][1:] < least[:-1]])][::-1]
+    if len(front) > FRONT:
+        _, first = np.unique((saved[front] / goal * FRONT).astype(np.int64), return_index=True)
+        front = front[first]
+    return front
 
 
 def evolutionary(
