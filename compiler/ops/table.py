@@ -109,9 +109,13 @@ class Table:
             return Cost(None, None)
 
     def ties(self, node: Node) -> list[Tie] | None:
-        """Axes tied by a node; None where nothing is known, so that all are pinned."""
+        """Axes tied by a node; None where nothing is known, as where some operand or result has no rank
+        that is, so that all are pinned."""
         row = self._rows.get(node.op)
-        return row.ties(node) if row is not None and row.ties is not None else None
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        if row is None or row.ties is None or not all(map(_has_rank, values)):
+            return None
+        return row.ties(node)
 
     def weights(self, node: Node) -> Sequence[Weight]:
         """The operands that hold the node's weights where they are constants."""
@@ -135,6 +139,10 @@ class Table:
     def graph(self, name: str = "main", outer: Graph | None = None) -> Graph:
         """An empty graph over this table."""
         return Graph(name, self, outer)
+
+
+def _has_rank(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dims is not None
 
 
 def contents_of(value: Value | None) -> np.ndarray | None:

@@ -1,24 +1,35 @@
 """What a model costs once so many units of each group are left, without cutting it each time.
 
-Work and weights are products of axis lengths, so each node's cost is linear in how much of each group is
-left, and one cut of each group tells its slope.  For a linear layer from a group a to a group b:
+Work and weights are products of axis lengths.  For a linear layer [K, N] from a group a to a group b, of
+which the shares x and y are gone:
 
-    cost = K N (kept a / a) (kept b / b)
+    cost = K N (1 - x) (1 - y)
+
+Groups that lie side by side on an axis add up instead (a layer that reads a Concat; the products of an
+attention, with lanes of keys and with lanes of values), and a group may be on two axes (an LSTM's
+recurrent weights, (1 - x)^2 = 1 - (2 x - x^2)).  So each part of a cost is taken for a product of factors
+
+    1 - sum over the groups g of a factor of (a_g x_g + b_g x_g^2)
+
+Cuts of each group tell a and b; one cut of two groups together tells whether they add or multiply.  The
+units of a group are taken to cost alike, which they do not where only some of them reach a layer (behind
+a Split): there it is what they cost on average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
-from tersor.ir import Graph
+from tersor.ir import Graph, Node
 from tersor.ir.dims import evaluate
 from tersor.ops import TABLE
 from tersor.structure.groups import AxisGroup
 from tersor.structure.links import Positions
-from tersor.structure.slicing import slice_graph
+from tersor.structure.slicing import joined, slice_graph
 
 Measure = Callable[[Graph], Mapping[str, float]]
 """Costs of the parts of a graph, by name."""
@@ -28,12 +39,15 @@ Measure = Callable[[Graph], Mapping[str, float]]
 class Costs:
     """Attributes:
     base: f64[parts], of the whole graph.
-    slopes: f64[groups, parts], which share of a part's cost goes with all units of a group.
+    slopes: f64[2, groups, parts], which share of a part's cost goes with all units of a group: what is
+        in proportion to their share, and what is to its square.
+    factors: i64[groups, parts], the factor of the part that a group is in; -1: none.
     units: i64[groups], how many units each group has.
     """
 
     base: np.ndarray
     slopes: np.ndarray
+    factors: np.ndarray
     units: np.ndarray
 
     @property
@@ -42,25 +56,65 @@ class Costs:
 
     def of(self, gone: Sequence[int] | np.ndarray) -> float:
         """The cost with so many units of each group gone."""
-        shares = np.asarray(gone) / self.units
-        return float((self.base * np.prod(1 - self.slopes * shares[:, None], axis=0)).sum())
+        share = (np.asarray(gone) / self.units)[:, None]
+        lost = self.slopes[0] * share + self.slopes[1] * share**2
+        left = self.base.copy()
+        for factor in range(self.factors.max(initial=-1) + 1):
+            left *= 1 - np.where(self.factors == factor, lost, 0).sum(axis=0)
+        return float(left.sum())
 
 
 def costs(graph: Graph, groups: Sequence[AxisGroup], measure: Measure) -> Costs:
-    """Costs as a function of the units that ``groups`` of ``graph`` keep."""
+    """Costs as a function of the units that ``groups`` of ``graph``, some of which may go, keep."""
     before = measure(graph)
-    names = sorted(before)
+    names = [n for n in sorted(before) if before[n] > 0]
     base = np.array([before[n] for n in names])
-    slopes = np.zeros((len(groups), len(names)))
-    for i, group in enumerate(groups):
-        gone = group.free[: max(1, len(group.free) // 2)]
+
+    def lost(*cuts: Positions) -> np.ndarray:
+        """f64[parts], the share of each part that goes."""
         copy = graph.copy()
-        slice_graph(copy, carried(group.positions(gone), copy))
+        slice_graph(copy, carried(joined(*cuts), copy))
         after = measure(copy)
-        left = np.array([after.get(n, 0.0) for n in names])
-        share = len(gone) / group.units
-        slopes[i] = np.where(base > 0, 1 - left / np.where(base > 0, base, 1), 0) / share
-    return Costs(base, slopes, np.array([g.units for g in groups]))
+        return 1 - np.array([after.get(n, 0.0) for n in names]) / base
+
+    units = np.array([group.units for group in groups], np.int64)
+    halves = [group.free[:: min(2, len(group.free))] for group in groups]
+    cuts = [group.positions(half) for group, half in zip(groups, halves, strict=True)]
+    alone = np.array([lost(cut) for cut in cuts]).reshape(len(groups), len(names))
+    slopes = np.zeros((2, len(groups), len(names)))
+    for i, (group, half) in enumerate(zip(groups, halves, strict=True)):
+        first = lost(group.positions(half[:1])) if len(half) > 1 else None
+        slopes[:, i] = _slopes(alone[i], first, len(half), group.units)
+    factors = np.where(alone > 0, np.cumsum(alone > 0, axis=0) - 1, -1)
+    for i, j in combinations(range(len(groups)), 2):
+        both = (alone[i] > 0) & (alone[j] > 0)
+        if both.any():
+            _put_together(factors, i, j, both & _adds(lost(cuts[i], cuts[j]), alone[i], alone[j]))
+    return Costs(base, slopes, factors, units)
+
+
+def _slopes(half: np.ndarray, first: np.ndarray | None, count: int, units: int) -> np.ndarray:
+    """f64[2, parts], (a, b) of a x + b x^2 that is ``half`` with ``count`` units gone, of ``units``, and
+    ``first`` with one."""
+    share, one = count / units, 1 / units
+    if first is None:
+        return np.stack([half / share, np.zeros_like(half)])
+    square = (half / share - first / one) / (share - one)
+    return np.stack([first / one - square * one, square])
+
+
+def _adds(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """bool[parts], whether what two groups take from a part together is nearer to the sum of what each
+    does than to what a product loses."""
+    product = 1 - (1 - first) * (1 - second)
+    return np.abs(both - (first + second)) < np.abs(both - product)
+
+
+def _put_together(factors: np.ndarray, i: int, j: int, where: np.ndarray) -> None:
+    """Makes one factor of those of groups ``i`` and ``j`` in the parts ``where``."""
+    for part in np.flatnonzero(where):
+        column = factors[:, part]
+        column[column == column[j]] = column[i]
 
 
 def carried(cut: Positions, copy: Graph) -> dict[tuple[object, int], np.ndarray]:
@@ -70,7 +124,9 @@ def carried(cut: Positions, copy: Graph) -> dict[tuple[object, int], np.ndarray]
 
 
 def macs(sizes: Mapping[str, int]) -> Measure:
-    """Multiply-adds of each node at ``sizes`` of the open dims; nothing of those where they are unknown."""
+    """Multiply-adds of each node at ``sizes`` of the open dims; nothing of those where they are unknown.
+    Of a node with several weights (an LSTM's for its operand and for its states) those of each, which
+    are as many as it has elements, times the same."""
 
     def measure(graph: Graph) -> dict[str, float]:
         found = {}
@@ -79,12 +135,24 @@ def macs(sizes: Mapping[str, int]) -> Measure:
             if work is None or not node.outputs:
                 continue
             try:
-                found[node.output.name] = float(evaluate(work, sizes))
+                multiplied = float(evaluate(work, sizes))
             except KeyError:
                 continue  # of sizes that only the run tells
+            for i, share in enumerate(_shares(node)):
+                found[f"{node.output.name} {i}"] = multiplied * share
         return found
 
     return measure
+
+
+def _shares(node: Node) -> list[float]:
+    """Of each weight in the elements of all; one share where there are not several."""
+    operands = [node.input(weight.operand) for weight in TABLE.weights(node)]
+    counts = [v.tensor.numel if v is not None else None for v in operands]
+    numbers = [n for n in counts if isinstance(n, int)]
+    if len(counts) < 2 or len(numbers) < len(counts) or not sum(numbers):
+        return [1.0]
+    return [n / sum(numbers) for n in numbers]
 
 
 def parameters(graph: Graph) -> dict[str, float]:
