@@ -76,8 +76,12 @@ class Recipe(BaseModel):
             InvalidOption: the recipe has no such pass or option, or several have it.
         """
         steps = [step.model_dump() for step in self.passes]
+        given = {key.rpartition(".")[2] for key in settings}
         for key, value in settings.items():
             step, option = self._locate(key)
+            rivals = registry.find_pass(steps[step]["name"]).one_of
+            for rival in rivals - given if option in rivals else ():
+                steps[step].pop(rival, None)  # The recipe's own choice gives way.
             steps[step][option] = value
         changed = self.model_copy(update={"passes": tuple(Step(**step) for step in steps)})
         changed.build()

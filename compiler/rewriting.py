@@ -120,6 +120,7 @@ class Pass:
 
     keeps: ClassVar[Keeps] = EXACT
     needs: ClassVar[frozenset[str]] = frozenset()  # "calibration", "evaluate", "target"
+    one_of: ClassVar[frozenset[str]] = frozenset()  # Options of which one is given at most.
 
     @classmethod
     def pass_name(cls) -> str:

@@ -85,6 +85,7 @@ class PruneStructure(Pass):
     """
 
     keeps = LOSSY
+    one_of = frozenset({"ratio", "threshold", "macs", "parameters", "latency"})
     ratio: float = 0.0
     threshold: float = 0.0
     macs: float = 1.0
