@@ -165,7 +165,7 @@ class _Held:
         at = self.reader.inputs(units)
         reader = replace(self.reader, owner=self.reader.owner[at])
         weight = np.linalg.qr(self.weight[:, at], mode="r")
-        return _Held(reader, weight, self.inverse[np.ix_(at, at)], self.squares)
+        return _Held(reader, np.asarray(weight), self.inverse[np.ix_(at, at)], self.squares)
 
     def without(self, units: Sequence[int]) -> _Held:
         weight, inverse = remove_inputs(self.weight, self.inverse, self.reader.inputs(units))
@@ -176,7 +176,9 @@ def _one_by_one(
     held: Sequence[_Held], units: Sequence[int], count: int
 ) -> tuple[list[int], list[float]]:
     """So many of ``units``, the cheapest first, each when those before it have gone; and their costs."""
-    left, order, lost = list(units), [], []
+    left = list(units)
+    order: list[int] = []
+    lost: list[float] = []
     while len(order) < count:
         costs = np.asarray(sum(one.costs(left) for one in held))
         best = int(np.argmin(costs))

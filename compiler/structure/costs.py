@@ -28,7 +28,7 @@ from tersor.ir import Graph, Node
 from tersor.ir.dims import evaluate
 from tersor.ops import TABLE
 from tersor.structure.groups import AxisGroup
-from tersor.structure.links import Positions
+from tersor.structure.links import Axis, Positions
 from tersor.structure.slicing import joined, slice_graph
 
 Measure = Callable[[Graph], Mapping[str, float]]
@@ -117,7 +117,7 @@ def _put_together(factors: np.ndarray, i: int, j: int, where: np.ndarray) -> Non
         column[column == column[j]] = column[i]
 
 
-def carried(cut: Positions, copy: Graph) -> dict[tuple[object, int], np.ndarray]:
+def carried(cut: Positions, copy: Graph) -> dict[Axis, np.ndarray]:
     """A cut of a graph as one of its ``copy``, where values have the same names."""
     by_name = {v.name: v for g in copy.all_graphs() for v in g.values()}
     return {(by_name[value.name], axis): at for (value, axis), at in cut.items()}
