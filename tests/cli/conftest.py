@@ -12,9 +12,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
+from tersor.cli import console
 from tersor.cli.main import app
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes long enough over anything to tell of its progress, which tests do not expect."""
+    monkeypatch.setattr(console, "QUIET_SECONDS", 600.0)
 
 
 @pytest.fixture
