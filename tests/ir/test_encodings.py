@@ -200,6 +200,35 @@ def test_a_mask_outlives_other_numbers() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("block", [None, 0, 2])
+def test_positions_are_taken_in_the_form_that_they_are_held_in(
+    block: int | None, axis: int
+) -> None:
+    """One scale for all, one for each column, one for each two columns of a row."""
+    shape = {None: (), 0: (5,), 2: (3, 3)}[block]
+    rng = np.random.default_rng(0)
+    held = Affine(
+        integers(rng, (3, 5), np.int8), rng.uniform(0.1, 1, shape).astype(np.float32),
+        integers(rng, shape, np.int8), None if block is None else 1, block or 0, bits=7,
+    )  # fmt: skip
+    taken = held.take(np.array([2, 0]), axis)
+    # The same numbers, each by the same multiplication: exactly equal.
+    np.testing.assert_array_equal(taken.decode(), np.take(held.decode(), [2, 0], axis))
+    if block and axis == 1:  # Blocks are torn apart: there is no such form.
+        assert taken.describe() == "dense"
+    else:
+        assert isinstance(taken, Affine)
+        assert taken.describe() == held.describe()
+        np.testing.assert_array_equal(taken.values, np.take(held.values, [2, 0], axis))
+
+
+def test_positions_of_an_array_are_taken() -> None:
+    taken = Dense(np.arange(6.0).reshape(2, 3)).take(np.array([2]), 1)
+    np.testing.assert_array_equal(taken.decode(), [[2], [5]])
+    assert taken.type == TensorType(DType.F64, (2, 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
 def test_positions_are_taken_with_their_masks(axis: int) -> None:
     blocks = Affine(
         affine().values, np.ones((3, 3), np.float32), np.ones((3, 3), np.int8), axis=1, block=2

@@ -10,9 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.errors import InvalidGraph
-from tersor.ir import DType, Graph, Node, TensorType, Use, Value, parse, print_graph, verify
+from tersor.ir import (
+    DType,
+    Graph,
+    Node,
+    TensorType,
+    Use,
+    Value,
+    parse,
+    print_graph,
+    symbol,
+    verify,
+)
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
+from tersor.ops.table import contents_of
 from tersor.passes.canonicalize import canonicalization
 from tersor.passes.fuse import fusion
 from tersor.pipeline import Pipeline, erase_dead
@@ -105,9 +117,10 @@ def apply(graph: Graph, kind: str, i: int, j: int, k: int) -> None:
         erase_dead([nodes[i % len(nodes)]])
     elif kind in ("set_input", "drop_input") and nodes:
         node = nodes[i % len(nodes)]
-        if node.inputs:
-            new = value(k) if kind == "set_input" else None
-            graph.set_input(node, j % len(node.inputs), new)
+        new = value(k) if kind == "set_input" else None
+        graph.set_input(
+            node, j % (len(node.inputs) + 2), new
+        )  # Those behind the last were left out.
     elif kind == "outputs":
         graph.set_outputs([value(i), value(j), value(i)], ["p", "q", "r"])
         graph.set_input(graph, 1, value(k))
@@ -191,6 +204,43 @@ def test_a_constant_keeps_its_type_under_another_encoding() -> None:
 
     with pytest.raises(ValueError, match="cannot be held as f64"):
         graph.set_encoding(c, Dense(np.ones(3)))
+
+
+def test_an_operand_that_was_left_out_is_given_and_taken_away() -> None:
+    graph = Graph()
+    x = graph.add_input("x", F32)
+    node = graph.emit_node("t.Op", [x], types=[F32])
+    graph.set_input(node, 3, x)
+    assert node.inputs == [x, None, None, x]
+    graph.set_input(node, 3, None)
+    assert node.inputs == [x]
+    assert len(x.uses) == 1
+
+
+def test_positions_of_an_axis_are_left_of_numbers_and_of_types() -> None:
+    graph = TABLE.graph()
+    x = graph.add_input("x", TensorType(DType.F32, (symbol("n"), 3)))
+    c = graph.constant(np.arange(6, dtype=np.float32).reshape(2, 3))
+    ids = graph.constant(np.array([5, 6, 7]))
+    assert contents_of(ids) is not None
+    before, encoding = graph.changes, c.encoding
+    for value, axis in ((x, 1), (c, 1), (ids, 0)):
+        graph.slice_axis(value, axis, np.array([0, 2]))
+    assert graph.changes > before
+    assert [str(v.type) for v in (x, c, ids)] == ["f32[n, 2]", "f32[2, 2]", "i64[2]"]
+    np.testing.assert_array_equal(c.numpy(), [[0, 2], [3, 5]])
+    assert list(contents_of(ids)) == [5, 7]  # type: ignore[arg-type]
+    assert encoding is not None
+    np.testing.assert_array_equal(encoding.decode(), np.arange(6).reshape(2, 3))
+
+
+def test_attributes_are_changed_and_taken_away() -> None:
+    graph = Graph()
+    node = graph.emit_node("t.Op", [], {"a": 1, "b": 2, "c": 3}, types=[F32])
+    before = graph.changes
+    graph.set_attributes(node, {"a": 5, "b": None, "not there": None})
+    assert node.attrs == {"a": 5, "c": 3}
+    assert graph.changes > before
 
 
 # -- copies ----------------------------------------------------------------------------------------
