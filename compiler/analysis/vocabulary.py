@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 
 from tersor.analysis.match import dims, dtype, made_by, rank
@@ -102,6 +101,8 @@ def moves(node: Node) -> bool:
 def find_vocabularies(graph: Graph) -> list[Vocabulary]:
     """All of them, the largest first. Inputs that share a table share a vocabulary."""
     found = {value: [i for i in walk_ids(value)[0] if _is_lookup(i)] for value in graph.inputs}
+    import networkx as nx  # `tersor --help` gets here, and does without.
+
     shared: nx.Graph[Value] = nx.Graph()
     for value, lookups in found.items():
         shared.add_edges_from((value, _operand(i.node, i.table)) for i in lookups)
