@@ -3,22 +3,22 @@
 A head's scores and its part of the result are products of two matrices, and what lies between them can
 be any basis.  With A = [Wq; bq], B = [Wk; bk] (a bias is the weight of an input that is always 1):
 
-    scores = x A B^T z^T = (x A M) (z B M^-T)^T            result = p (z V) O = p (z V M) (M^-1 O)
+    scores = x A B^T z^T = (x A M) (z B M^-T)^T            y O = p (z V) O = p (z V M) (M^-1 O)
 
-M is chosen so that the first lanes are worth most: with x^T x of the layers' inputs, L^T L, singular value
-decomposition of what the product does on calibration inputs gives
+M is chosen so that the first lanes are worth most.  With x^T x = L^T L, the moments of what is multiplied on
+calibration inputs, the singular value decomposition of what comes of it gives
 
     L A (L' B)^T = U S W^T        A M = L^-1 U S^1/2        B M^-T = L'^-1 W S^1/2
-    L V O        = U S W^T        V M = L^-1 U S^1/2        M^-1 O = S^1/2 W^T
+    L'' O        = U S W^T        M = L''^-1 U S^1/2        M^-1 O = S^1/2 W^T           L''^T L'' = y^T y
 
-so that without the last lanes the sum over all x, z of |scores - scores'|^2 is the sum of their S^2, and
-nothing of that rank is nearer (Eckart and Young 1936; whitening as in Wang et al. 2024, SVD-LLM).  Without
-calibration L = 1.  A softmax does not see what is the same for all keys, so z counts about its mean in L',
-unless a softcap comes before.
+so that without the last lanes the sum of all |scores - scores'|^2, or |y O - y' O'|^2, is that of their S^2,
+and nothing of that rank is nearer (Eckart and Young 1936; whitening as in Wang et al. 2024, SVD-LLM).  A
+softmax does not see what is the same for all keys, so z counts about its mean in L', unless a softcap comes
+before.  Without calibration L = L' = 1, and V O is taken apart as A B^T is.
 
 Query heads that share a key head share its basis: their A are stacked, as are the O^T of those that share
-values.  The bias of the values is rotated with them, not moved behind O, where a query without any key left
-would have it too.
+values, under the sum of their moments (the best where these are alike).  The bias of the values is rotated
+with them, not moved behind O, where a query without any key left would have it too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 from tersor.analysis.calibration import TAPS
 from tersor.analysis.gram import Gram, grams
 from tersor.analysis.lowrank import whitening
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Dense, Graph, Node, TensorType, Value
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline import ROUNDING, Context, Pass, Skip
 
@@ -152,18 +152,14 @@ _Moments = dict[Value, Gram]
 
 
 def _observed(graph: Graph, nodes: Sequence[Node], context: Context) -> _Moments:
-    """Moments of what the layers before attentions read; empty without calibration."""
+    """Moments of what the layers of queries and keys read, and of results; empty without calibration."""
     if not context.calibration or context.evaluate is None:
         return {}
-    makers = [v.producer for n in nodes for v in n.inputs[:3] if v is not None]
-    reads = [
-        x
-        for m in makers
-        if m is not None and m.op == "tersor.Linear" and (x := m.inputs[0]) is not None
-    ]
-    return grams(
-        graph, [x for x in reads if x.graph is graph], context.calibration, context.evaluate
-    )
+    makers = [v.producer for n in nodes for v in n.inputs[:2] if v is not None]
+    reads = [m.inputs[0] for m in makers if m is not None and m.op == "tersor.Linear"]
+    tapped = [x for x in (*reads, *(n.output for n in nodes)) if x is not None and x.graph is graph]
+    flat = [x for x in tapped if isinstance(x.type, TensorType) and x.type.dtype.is_float]
+    return grams(graph, flat, context.calibration, context.evaluate)
 
 
 def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.ndarray:
@@ -179,8 +175,7 @@ def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.nd
         second = np.block([[second, gram.total[:, None]], [total]])
     if centred:
         second = second - np.outer(total, total) / max(gram.rows, 1)
-    if not np.isfinite(second).all():
-        raise Skip("what its layers read holds NaN or infinity on calibration inputs")
+    _refuse_no_numbers(second)
     return whitening(second)
 
 
@@ -215,18 +210,35 @@ def _rotate_values(node: Node, moments: _Moments) -> str:
         raise Skip("its result is not read by one linear layer alone")
     o = _layer(reader, "behind it")
     weight = o.matrix[:-1] if o.biased else o.matrix
-    lv, n, each = _metric(v, moments), weight.shape[1], heads // groups
-    a = (lv @ v.matrix).reshape(len(lv), groups, -1).transpose(1, 0, 2)
+    n, each = weight.shape[1], heads // groups
     # [heads * d, n] -> [groups, heads of a group * n, d]
     b = weight.reshape(groups, each, -1, n).transpose(0, 1, 3, 2)
-    left, right, values = balanced(a, b.reshape(groups, each * n, -1))
+    b = b.reshape(groups, each * n, -1)
+    a = v.matrix.reshape(len(v.matrix), groups, -1).transpose(1, 0, 2)
+    if y in moments:
+        metric = _of_heads(moments.pop(y).xtx, heads, groups)  # Of the lanes before: they go.
+        left, right, values = balanced(metric, b)
+        left = a @ np.linalg.solve(metric, left)
+    else:
+        left, right, values = balanced(a, b)
     behind = right.reshape(groups, each, n, -1).transpose(0, 1, 3, 2).reshape(weight.shape)
     if o.biased:
         behind = np.concatenate([behind, o.matrix[-1:]])
-    made = np.linalg.solve(lv, left.transpose(1, 0, 2).reshape(len(lv), -1))
-    _hold((v, made), (o, behind))
-    moments.pop(y, None)  # They were of the lanes before.
+    _hold((v, left.transpose(1, 0, 2).reshape(v.matrix.shape)), (o, behind))
     return _told("values", values)
+
+
+def _of_heads(moments: np.ndarray, heads: int, groups: int) -> np.ndarray:
+    """L'' of each group, f64[groups, d, d], from the moments f64[heads * d, heads * d] of a result."""
+    _refuse_no_numbers(moments)
+    d = len(moments) // heads
+    own = np.einsum("hihj->hij", moments.reshape(heads, d, heads, d))
+    return np.stack([whitening(m) for m in own.reshape(groups, -1, d, d).sum(axis=1)])
+
+
+def _refuse_no_numbers(moments: np.ndarray) -> None:
+    if not np.isfinite(moments).all():
+        raise Skip("what its layers read holds NaN or infinity on calibration inputs")
 
 
 def balanced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
