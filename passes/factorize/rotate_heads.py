@@ -212,8 +212,7 @@ def _rotate_values(node: Node, moments: _Moments) -> str:
     weight = o.matrix[:-1] if o.biased else o.matrix
     n, each = weight.shape[1], heads // groups
     # [heads * d, n] -> [groups, heads of a group * n, d]
-    b = weight.reshape(groups, each, -1, n).transpose(0, 1, 3, 2)
-    b = b.reshape(groups, each * n, -1)
+    b = weight.reshape(groups, each, -1, n).transpose(0, 1, 3, 2).reshape(groups, each * n, -1)
     a = v.matrix.reshape(len(v.matrix), groups, -1).transpose(1, 0, 2)
     if y in moments:
         metric = _of_heads(moments.pop(y).xtx, heads, groups)  # Of the lanes before: they go.
