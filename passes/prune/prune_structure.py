@@ -325,19 +325,23 @@ class _Work:
         cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in held))
         # Once each: heads, and the lanes of them, have one reader.
         layers = {r.node: r for group, _, count in held if count for r in readers(group)}
+        sliced = carried(cut, copy)
         for reader in layers.values():
-            self._refit_copy(copy, reader, cut[reader.x, (reader.x.tensor.rank or 0) - 1])
-        slice_graph(copy, carried(cut, copy))
+            made = self._refit_copy(copy, reader, cut[_last(reader.x)])
+            if made is not None and (columns := cut.get(_last(reader.node.output))) is not None:
+                sliced[made, 0] = columns
+        slice_graph(copy, sliced)
         if self.wanted is None:
             self.wanted = [self.context.evaluate(self.original, f) for f in self.held_out]
         got = [self.context.evaluate(copy, f) for f in self.held_out]
         return output_loss(self.wanted, got)
 
-    def _refit_copy(self, copy: Graph, reader: Reader, gone: np.ndarray) -> None:
-        """A layer without the inputs ``gone``, the others fitted; before the copy is cut."""
+    def _refit_copy(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
+        """A layer without the inputs ``gone``, the others fitted; before the copy is cut. The bias, where
+        there was none."""
         gram = self.seen.get(reader.x)
         if gram is None or not reader.alone:
-            return
+            return None
         _, xtx, matrix, _ = layer_of(reader, gram)
         kept = np.setdiff1d(np.arange(len(xtx)), gone)
         pull = self.options.damping * max(float(np.diagonal(xtx).mean()), 1e-30)
@@ -347,7 +351,7 @@ class _Work:
         bias = matrices(reader.node, reader.weight)[1]
         shift = gram.mean @ (matrix - fitted)
         node = node_making(copy, reader.node.output.name)
-        set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
+        return set_matrices(node, reader.weight, fitted, shift if bias is None else bias + shift)
 
     # -- which ---------------------------------------------------------------------------------------
 
@@ -446,8 +450,7 @@ class _Work:
         for reader, matrix, bias in fits:
             made = set_matrices(reader.node, reader.weight, matrix, bias)
             if made is not None:
-                y = reader.node.output
-                tie_vector(self.tracked, made, (y, (y.tensor.rank or 0) - 1))
+                tie_vector(self.tracked, made, _last(reader.node.output))
 
     def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
         """The group's readers with what they read now and what they are to make of it."""
@@ -457,8 +460,7 @@ class _Work:
         found = []
         for reader in readers(group):
             name = reader.node.output.name
-            made = (reader.node.output, (reader.node.output.tensor.rank or 0) - 1)
-            columns = positions_left(self.tracked, made)
+            columns = positions_left(self.tracked, _last(reader.node.output))
             seen = moments(
                 self.original, self.graph, name, self.fit, self.context.evaluate, columns
             )
@@ -501,6 +503,11 @@ def _divided(feeds: Feeds) -> tuple[Feeds, Feeds]:
     """Batches to fit on, and others to tell losses on; one batch serves for both."""
     held = [f for i, f in enumerate(feeds) if i % HELD_OUT == HELD_OUT - 1]
     return feeds, held or list(feeds[:1])
+
+
+def _last(value: Value) -> tuple[Value, int]:
+    """Its last axis."""
+    return value, (value.tensor.rank or 0) - 1
 
 
 def _below(threshold: float, group: AxisGroup, scores: np.ndarray) -> int:
