@@ -75,7 +75,7 @@ def costs(graph: Graph, groups: Sequence[AxisGroup], measure: Measure) -> Costs:
         copy = graph.copy()
         slice_graph(copy, carried(joined(*cuts), copy))
         after = measure(copy)
-        return 1 - np.array([after.get(n, 0.0) for n in names]) / base
+        return np.asarray(1 - np.array([after.get(n, 0.0) for n in names]) / base)
 
     units = np.array([group.units for group in groups], np.int64)
     halves = [group.free[:: min(2, len(group.free))] for group in groups]
@@ -107,7 +107,7 @@ def _adds(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray
     """bool[parts], whether what two groups take from a part together is nearer to the sum of what each
     does than to what a product loses."""
     product = 1 - (1 - first) * (1 - second)
-    return np.abs(both - (first + second)) < np.abs(both - product)
+    return np.asarray(np.abs(both - (first + second)) < np.abs(both - product))
 
 
 def _put_together(factors: np.ndarray, i: int, j: int, where: np.ndarray) -> None:

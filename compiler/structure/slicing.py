@@ -39,7 +39,9 @@ def slice_graph(graph: Graph, cut: Positions) -> None:
     follows = [TABLE.follow(node, cut_of_node(node, cut)) for node in nodes]
     for value, axes in by_value.items():
         for axis, at in axes.items():
-            kept = np.setdiff1d(np.arange(size_of((value, axis))), at)
+            size = size_of((value, axis))
+            assert size is not None, "only axes of known sizes are in groups"
+            kept = np.setdiff1d(np.arange(size), at)
             value.graph.slice_axis(value, axis, kept)
     for node, follow in zip(nodes, follows, strict=True):
         owner = node.graph
