@@ -19,6 +19,7 @@ from tersor.ir.types import DType
 from tersor.ops import TABLE
 from tersor.passes import optimization
 from tersor.pipeline import EXACT, Pass, Pipeline, Rewrite
+from tersor.structure import axis_groups
 
 SIZE = 250
 # Twice as much is 2; what is sorted, and what is paid once a rank of a tree, adds a little.
@@ -59,6 +60,7 @@ def stages(data: bytes) -> dict[str, int]:
         "copy": calls(graph.copy),
         "verify": calls(lambda: verify(graph)),
         "summarize": calls(lambda: summarize(graph)),
+        "axis groups": calls(lambda: axis_groups(optimized)),
     }
 
 

@@ -115,7 +115,9 @@ class Table:
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if row is None or row.ties is None or not all(map(_has_rank, values)):
             return None
-        return row.ties(node)
+        with suppress(TooComplex):
+            return row.ties(node)
+        return None
 
     def weights(self, node: Node) -> Sequence[Weight]:
         """The operands that hold the node's weights where they are constants."""

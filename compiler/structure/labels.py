@@ -46,6 +46,7 @@ class Labels:
         self.links: dict[Link, None] = {}
         self._table = table
         self._parent = np.zeros(0, np.int64)
+        self._carried: dict[Link, np.ndarray] = {}  # The labels that a link's ends last got.
 
     def spread(self, axis: Axis, labels: np.ndarray) -> None:
         """Gives the positions of ``axis`` their first labels (i64[size], -1: none) and follows them
@@ -103,6 +104,12 @@ class Labels:
                 self._join(int(low[unit]), label)
         self._settle()
         units = np.where(low == _NONE, -1, self._parent[np.where(low == _NONE, 0, low)])
+        before = self._carried.get(link)
+        if before is not None:
+            units = np.where((units < 0) & (before >= 0), self._parent[before], units)
+            if (units == before).all():
+                return  # All ends have them: of a Sum of thousands each would look at all others.
+        self._carried[link] = units
         for other in link.ends:
             if self._assign(other, units):
                 yield other.axis
