@@ -103,7 +103,7 @@ def _front(saved: np.ndarray, lost: np.ndarray, goal: float) -> np.ndarray:
     if len(front) > FRONT:
         _, first = np.unique((saved[front] / goal * FRONT).astype(np.int64), return_index=True)
         front = front[first]
-    return front
+    return np.asarray(front)
 
 
 def evolutionary(
