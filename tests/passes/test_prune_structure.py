@@ -331,13 +331,19 @@ def test_bert_keeps_its_open_dims_and_what_heads_and_lanes_it_has_left_is_told(
     assert len(report.kept) >= 2 * 4  # of two layers: heads, lanes twice, neurons
 
 
-def test_reconstruction_of_correlated_activations_is_worth_five_times_the_error() -> None:
-    graph, feeds = fused("bert"), sentences("bert", 8)
-    lost = [
-        loss(graph, prune(graph, PruneStructure(ratio=0.25, reconstruct=fit, scopes=("*intermediate*",)), feeds, runner())[0], sentences("bert", 2, seed=20), runner())
-        for fit in (True, False)
-    ]  # fmt: skip
-    assert lost[0] < lost[1]
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+@pytest.mark.parametrize("scopes", [(), ("*intermediate*",)])
+def test_reconstruction_of_correlated_activations_is_worth_five_times_the_error(
+    ratio: float, scopes: tuple[str, ...]
+) -> None:
+    """64 neurons of 32 channels, and gelu of small numbers is nearly linear: they say much the same."""
+    graph, feeds, test = fused("bert"), sentences("bert", 8), sentences("bert", 2, seed=20)
+
+    def lost(**options: Any) -> float:
+        step = PruneStructure(ratio=ratio, scopes=scopes, **options)
+        return loss(graph, prune(graph, step, feeds, runner())[0], test, runner())
+
+    assert 0 < 5 * lost() <= min(lost(reconstruct=False), lost(reconstruct=False, criterion="l2"))
 
 
 def test_tied_layers_lose_their_units_together_and_are_not_fitted() -> None:
