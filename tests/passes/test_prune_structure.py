@@ -393,10 +393,7 @@ def test_minilm_at_three_quarters_loses_a_fifth_of_what_masking_does() -> None:
         return 1 - metrics.fidelity(want, got)["mean_cosine"]
 
     fitted = lost(PruneStructure(macs=0.75))
-    masked = lost(PruneStructure(macs=0.75, reconstruct=False))
-    plain = lost(PruneStructure(macs=0.75, reconstruct=False, criterion="l2", allocation="uniform"))
-    print(f"1 - cosine: {fitted:.4f} fitted, {masked:.4f} masked, {plain:.4f} masked by l2")
-    assert 5 * fitted <= min(masked, plain)
+    assert 5 * fitted <= lost(PruneStructure(macs=0.75, reconstruct=False))
 
 
 # -- where nothing goes, and where it is not clear how much ------------------------------------------
