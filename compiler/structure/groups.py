@@ -103,12 +103,13 @@ def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
     told: set[Axis] = set()
     tried: set[Link] = set()
     open_axes: dict[Axis, str] = {}
-    for axis, labels in _starts(axes, table, told, tried):
+    for axis, labels in _starts(axes, table, told, open_axes, tried):
         spread = Labels(table)
         try:
             spread.spread(axis, labels)
         except Ambiguous as reason:
-            open_axes.setdefault(axis, str(reason))
+            for other in (axis, *spread.alike(len(labels))):
+                open_axes.setdefault(other, str(reason))
             continue
         told |= set(spread.axes)
         tried |= set(spread.links)
@@ -125,18 +126,22 @@ def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
 
 
 def _starts(
-    axes: Sequence[Axis], table: Table, told: Collection[Axis], tried: set[Link]
+    axes: Sequence[Axis],
+    table: Table,
+    told: Collection[Axis],
+    open_axes: Collection[Axis],
+    tried: set[Link],
 ) -> Iterator[tuple[Axis, np.ndarray]]:
     """Where to begin, with which labels: at each axis that no group has ``told`` of yet with a label for
-    each position, then with the units of each rival tie that none has followed (``tried``). Both grow
-    as the starts are taken.
+    each position, unless that is known to be ambiguous (``open_axes``), then with the units of each
+    rival tie that none has followed (``tried``). All of them grow as the starts are taken.
 
     A group follows every tie that holds its labels, so what begins at another is another one; and an
     axis of one head, or of heads of one lane, has ties of a single unit, which tell nothing.
     """
     for axis in axes:
         size = size_of(axis)
-        if axis not in told and size is not None and size > 1:
+        if axis not in told and axis not in open_axes and size is not None and size > 1:
             yield axis, np.arange(size)
     for axis in axes:
         for link, end in rivals(table.get(axis, {})):

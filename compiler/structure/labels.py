@@ -75,6 +75,15 @@ class Labels:
         for label in np.unique(labels[labels >= 0]).tolist():
             self.pinned.setdefault(label, reason)
 
+    def alike(self, size: int) -> list[Axis]:
+        """Axes of which each of ``size`` positions has one label of its own: to begin there is to begin
+        where these began."""
+        return [
+            axis
+            for axis in self.axes
+            if np.array_equal(np.sort(self._roots(axis)), np.arange(size))
+        ]
+
     # -- inner -----------------------------------------------------------------------------------
 
     def _chosen(self, axis: Axis, links: Sequence[tuple[Link, End]]) -> Iterator[tuple[Link, End]]:
