@@ -587,7 +587,7 @@ class Saver:
         if kind is not None and self.saving:  # what failed is to be told, not that this waits
             os.kill(self.saving, signal.SIGKILL)
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=300)
 
 
 def which(path: Path) -> int:
