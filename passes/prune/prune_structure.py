@@ -56,7 +56,7 @@ from tersor.structure.tracking import (
     tie_vector,
 )
 
-HELD_OUT = 5  # Every so many calibration batches tell what a cut costs, and fit nothing.
+HELD_OUT = 5  # One in so many calibration batches tells what a trial cut costs.
 MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
 ROUNDS = 24  # Mutations of the evolutionary search.
 
@@ -500,7 +500,7 @@ def _whole(share: float, group: AxisGroup) -> int:
 
 
 def _divided(feeds: Feeds) -> tuple[Feeds, Feeds]:
-    """Batches to fit on, and others to tell losses on; one batch serves for both."""
+    """Batches to fit on, which are all, and those of them that losses are told on."""
     held = [f for i, f in enumerate(feeds) if i % HELD_OUT == HELD_OUT - 1]
     return feeds, held or list(feeds[:1])
 
