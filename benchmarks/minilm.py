@@ -26,7 +26,7 @@ from peers import openvino_int8, torch_fp32
 from rows import Json, in_words
 
 import tersor
-from tersor import driver, registry
+from tersor import job, registry
 from tersor.built import Built
 from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
@@ -295,8 +295,8 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="pairs of runs of a choice; fewer are a trial")
     arguments = parser.parse_args()
     if arguments.pairs is not None:
-        driver.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
-    pairs = {"final": driver.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
+        job.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
+    pairs = {"final": job.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
     options = {"rounds": arguments.rounds, "pairs": pairs}
     wanted = rows.conditions(SCRIPTS, options, openvino_int8.PACKAGES)
     out: Path = arguments.out
