@@ -56,7 +56,7 @@ from tersor.structure.tracking import (
     tie_vector,
 )
 
-HELD_OUT = 5  # One in so many calibration batches tells what a trial cut costs.
+TOLD = 5  # One in so many calibration batches tells what a trial cut costs.
 MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
 ROUNDS = 24  # Mutations of the evolutionary search.
 
@@ -224,7 +224,7 @@ class _Work:
     ) -> None:
         self.options, self.graph, self.tracked, self.context = options, graph, tracked, context
         self.original = graph.copy()
-        self.fit, self.held_out = _divided(context.calibration)
+        self.fit, self.told = _divided(context.calibration)
         self.has_data = bool(context.calibration) and context.evaluate is not None
         self.orders: list[Order] = []
         self.seen: dict[Value, Gram] = {}
@@ -317,7 +317,7 @@ class _Work:
         return scale if np.isfinite(scale) else 1.0
 
     def _loss(self, gone: Sequence[int]) -> float:
-        """What the outputs lose on batches held out, with the first units of each order gone and their
+        """What the outputs lose on some of the batches, with the first units of each order gone and their
         readers fitted as the uncut model's activations have it."""
         assert self.context.evaluate is not None
         copy = self.graph.copy()
@@ -332,8 +332,8 @@ class _Work:
                 sliced[made, 0] = columns
         slice_graph(copy, sliced)
         if self.wanted is None:
-            self.wanted = [self.context.evaluate(self.original, f) for f in self.held_out]
-        got = [self.context.evaluate(copy, f) for f in self.held_out]
+            self.wanted = [self.context.evaluate(self.original, f) for f in self.told]
+        got = [self.context.evaluate(copy, f) for f in self.told]
         return output_loss(self.wanted, got)
 
     def _refit_copy(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
@@ -501,7 +501,7 @@ def _whole(share: float, group: AxisGroup) -> int:
 
 def _divided(feeds: Feeds) -> tuple[Feeds, Feeds]:
     """Batches to fit on, which are all, and those of them that losses are told on."""
-    held = [f for i, f in enumerate(feeds) if i % HELD_OUT == HELD_OUT - 1]
+    held = [f for i, f in enumerate(feeds) if i % TOLD == TOLD - 1]
     return feeds, held or list(feeds[:1])
 
 
