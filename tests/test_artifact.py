@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -509,6 +510,19 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         ".mine.tmp", ".x.tersor-0123abcd.tmp", "out.onnx",
     ]  # fmt: skip
+
+
+def test_files_that_a_killed_process_put_there_unnamed_go_and_others_stay(tmp_path: Path) -> None:
+    path = artifact(1).save(tmp_path / "out")
+    made = hashlib.sha256(b"extra").hexdigest()[:16]
+    ours = [f"extra-{made}.json", f"a-b-{made}", f"weights-{'0' * 16}.bin"]
+    theirs = [f"notes-{'0' * 16}.json", f"{made}.json", "extra.json"]
+    for name in ours + theirs:
+        (path / name).write_bytes(b"extra")
+    (path / f"link-{made}").symlink_to(path / "extra.json")
+    artifact(2).save(path)
+    named = {"manifest.json", *tersor.verify(path).files}
+    assert {p.name for p in path.iterdir()} == {*named, *theirs, f"link-{made}"}
 
 
 # At each line of its input, forks a process that saves A, B, A, B ... over one another without end, of

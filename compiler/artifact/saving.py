@@ -7,6 +7,7 @@ the replaced one named goes after that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import re
@@ -16,13 +17,14 @@ from typing import Any
 
 from tersor.artifact import manifest
 from tersor.artifact.manifest import Manifest
-from tersor.artifact.storage import Staging, Stored, locked
+from tersor.artifact.storage import Staging, Stored, locked, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.report import Report
 
 _WEIGHTS = re.compile(rb"weights-[0-9a-f]{16}\.bin")
 _OWN = re.compile(r"(model|weights)-[0-9a-f]{16}\.[a-z]+\Z")
+_HASHED = re.compile(r".*-([0-9a-f]{16})(\.[^.]*)?\Z", re.DOTALL)
 _MODELS = {".onnx", ".ort", ".pb"}
 _CHANGED = "a file that its weights are read from changed meanwhile; run it again"
 
@@ -129,9 +131,17 @@ def _old_files(path: Path) -> set[str]:
         listed = set(manifest.read_manifest(path).files)
     except InvalidModel:  # Damaged, or of another format: only what is plainly ours goes.
         listed = set()
-    return {
-        p.name for p in path.iterdir() if (p.name in listed or _OWN.match(p.name)) and p.is_file()
-    }
+    return {p.name for p in path.iterdir() if p.is_file() and (p.name in listed or _is_ours(p))}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the name of a file tells that a save put it there, as it does by the hash of what is in it."""
+    if _OWN.match(path.name):
+        return True
+    match = _HASHED.match(path.name)
+    with contextlib.suppress(OSError):  # A link, or one that cannot be read, is somebody else's.
+        return match is not None and stored(path).sha256.startswith(match[1])
+    return False
 
 
 def _weights_of(path: Path) -> set[str]:
