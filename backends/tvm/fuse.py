@@ -21,7 +21,7 @@ import numpy as np
 
 from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS
+from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP, padded
 from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ir.dims import maximum, product
@@ -171,20 +171,21 @@ def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
     ]
 
 
-def _is_fusable(node: Node) -> bool:
-    """Whether the kernel computes this layer: a constant weight of known form, whole vectors."""
+def _is_fusable(node: Node, *, norm: bool = False) -> bool:
+    """Whether the kernel computes this layer, with a norm or without: a constant weight of known form."""
     weight, x, bias = node.inputs[1], _source(node), node.input(2)
     if weight is None or weight.encoding is None or weight.tensor.dtype is not DType.F32:
         return False
     k, n = weight.tensor.shape
     dims = x.tensor.dims
     known = dims is not None and len(dims) > 1 and None not in dims and x.tensor.dtype is DType.F32
-    if k % 16 or n % 16 or not known or node.attrs["activation"] not in ACTIVATIONS:
+    int8 = _quantized_source(node) is not None
+    if not known or not takes(k, n, int8=int8, norm=norm) or node.attrs["activation"] not in ACTIVATIONS:
         return False
     if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
         return False
     encoding = weight.encoding
-    if _quantized_source(node) is None:
+    if not int8:
         return isinstance(encoding, Dense) and (x.producer is not None or x.is_input)
     return (
         isinstance(encoding, Affine)
@@ -226,7 +227,7 @@ def _ends(norm: Node) -> Node | None:
         linear = value.producer
         if linear is None or linear.op != "tersor.Linear" or value.only_user() is not norm:
             continue
-        if value.tensor == other.tensor and value is not other and _is_fusable(linear):
+        if value.tensor == other.tensor and value is not other and _is_fusable(linear, norm=True):
             return linear
     return None
 
@@ -270,8 +271,7 @@ def _has_kernel(node: Node) -> bool:
     heads, kv_heads = given.get("q_num_heads"), given.get("kv_num_heads")
     if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(hidden, int)):
         return False
-    d = hidden // heads
-    if d % 32 or k_hidden != v_hidden or k_hidden != d * kv_heads:
+    if k_hidden != hidden // heads * kv_heads or not isinstance(v_hidden, int):
         return False
     if given.get("is_causal") and queries != keys:
         return False

@@ -102,6 +102,26 @@ def _span(first: Any, lanes: int) -> Any:
     return first if lanes == 1 else T.ramp(first, 1, lanes)
 
 
+def pieces(n: int, lanes: int) -> list[tuple[int, int]]:
+    """(start, lanes) of the vectors, each as wide as can be, that ``n`` elements are: 28 by 16 are
+    (0, 16), (16, 8), (24, 4)."""
+    found, at = [], 0
+    while at < n:
+        while lanes > n - at:
+            lanes //= 2
+        found.append((at, lanes))
+        at += lanes
+    return found
+
+
+def clear(buffer: Any) -> None:
+    """Zeros in all of a buffer of known size, whose rows are whole vectors of 16."""
+    rows, width = (int(d) for d in buffer.shape)
+    with T.serial(0, rows) as r:
+        for c in range(0, width, 16):
+            store(buffer, T.broadcast(tirx.const(0, buffer.dtype), 16), r, c, lanes=16)
+
+
 def get(register: Any, lanes: int) -> Any:
     """The value of :func:`registers`."""
     return register[0]
@@ -114,7 +134,7 @@ def put(register: Any, value: Any, lanes: int) -> None:
 
 def splat(value: Any, lanes: int) -> Any:
     """A scalar in every lane."""
-    return T.broadcast(value, lanes)
+    return value if lanes == 1 else T.broadcast(value, lanes)
 
 
 def number(value: float, lanes: int) -> Any:

@@ -33,6 +33,7 @@ from tersor.backends.tvm.kernels import emit, products, rowwise, vector
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
 
+VECTOR = 16  # Numbers of the widest vector.
 LEAST_ROWS = 16  # What quantized rows are padded to: those of an AMX tile.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: x,
@@ -50,7 +51,7 @@ class Linear:
     """What a kernel is specialized for.
 
     Attributes:
-        k, n: rows and columns of the weight; n a multiple of 16, k of 16.
+        k, n: rows and columns of the weight: :func:`takes` says which.
         product: ``int8`` or ``float32``.
         quantized: whether x comes quantized (int8 only).
         activation: a name in ``ACTIVATIONS``.
@@ -103,6 +104,13 @@ def column_vectors(
         if values is not None:
             row[: spec.n] = values
     return table
+
+
+def takes(k: int, n: int, *, int8: bool, norm: bool) -> bool:
+    """Whether there is a kernel for a weight [k, n]. Sums over a row (a norm's) take each vector once, and
+    what is written or quantized may overlap, but a vector has to fit."""
+    fits = n % VECTOR == 0 or (n >= PANEL and not norm)
+    return fits and (k >= VECTOR or not int8)
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,8 @@ class _Body:
         else:
             products.float_block(isa, self.rows["x"], base + at, there, self.w, panel, acc)
         lanes = isa.lanes
-        columns = [panel * PANEL + v * lanes for v in range(PANEL // lanes)]
+        start = emit.bind(products.panel_start(panel, spec.n))
+        columns = [start + v * lanes for v in range(min(PANEL, spec.n) // lanes)]
         wanted = range(3) if spec.product == "int8" else (2,)
         held = [
             {i: emit.bind(emit.load(self.columns, i, c, lanes=lanes)) for i in wanted}
@@ -306,24 +315,18 @@ class _Body:
                     y = emit.cast(y, f"float32x{lanes}") - zero * held[v][1]
                     y = y * (emit.splat(scale, lanes) * held[v][0])
                 y = self._activate(emit.bind(y + held[v][2]))
-                self._put(first, at + r, c, y, v)
+                self._put(first, at + r, c, y)
 
     def _activate(self, y: Any) -> Any:
         if self.spec.activation == "gelu" and self.spec.product == "int8":
             return vector.gelu_coarse(y)
         return ACTIVATIONS[self.spec.activation](y)
 
-    def _put(self, first: Any, r: Any, c: Any, y: Any, vector: int) -> None:
-        lanes, spec = self.isa.lanes, self.spec
+    def _put(self, first: Any, r: Any, c: Any, y: Any) -> None:
         if self._whole_rows:
-            emit.store(self.made, y, r, c, lanes=lanes)
-            return
-        if spec.n % PANEL and vector * lanes >= spec.n % PANEL:
-            # In the last panel there are no such columns.
-            with T.If(c < spec.n), T.Then():
-                self._write(first + r, c, y)
-            return
-        self._write(first + r, c, y)
+            emit.store(self.made, y, r, c, lanes=self.isa.lanes)
+        else:
+            self._write(first + r, c, y)
 
     def _write(self, row: Any, c: Any, y: Any) -> None:
         lanes = self.isa.lanes

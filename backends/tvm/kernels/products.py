@@ -15,6 +15,9 @@ takes 16 cycles: 2048 operations a cycle. Two by two tiles, each loaded once for
 bytes a cycle; one by two tiles need 96.
 
 float32: packed[panel][k][32], accumulators of 8 rows x 32 columns stay in registers.
+
+The last panel begins early enough to have 32 columns: what is computed twice is the same. Only where there
+are fewer than 32 in all, zeros fill it.
 """
 
 from __future__ import annotations
@@ -41,11 +44,23 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def pack_int8(weight: np.ndarray) -> np.ndarray:
-    """``weight`` s8[k, n] as int8[panels, 2, k / 4, 64], zeros where there is no row or column."""
+def panel_start(panel: Any, n: int) -> Any:
+    """The first column of a panel of ``n`` columns."""
+    return panel * PANEL if n % PANEL == 0 or n < PANEL else T.min(panel * PANEL, T.int64(n - PANEL))
+
+
+def _in_panels(weight: np.ndarray, rows: int) -> np.ndarray:
+    """``weight`` [k, n] as [rows, panels * 32]: zeros where there is no row, or are too few columns."""
     k, n = weight.shape
-    full = np.zeros((padded(k, K_STEP), padded(n, PANEL)), np.int8)
+    full = np.zeros((rows, max(n, PANEL)), weight.dtype)
     full[:k, :n] = weight
+    starts = np.minimum(np.arange(0, n, PANEL), full.shape[1] - PANEL)
+    return full[:, (starts[:, None] + np.arange(PANEL)).ravel()]
+
+
+def pack_int8(weight: np.ndarray) -> np.ndarray:
+    """``weight`` s8[k, n] as int8[panels, 2, k' / 4, 64], with k' a multiple of 64."""
+    full = _in_panels(weight, padded(len(weight), K_STEP))
     blocks = full.reshape(-1, 4, full.shape[1] // PANEL, 2, 16)
     return np.ascontiguousarray(blocks.transpose(2, 3, 0, 4, 1)).reshape(
         full.shape[1] // PANEL, 2, full.shape[0] // 4, 64
@@ -64,11 +79,9 @@ def is_safe(weight: np.ndarray) -> bool:
 
 
 def pack_float(weight: np.ndarray) -> np.ndarray:
-    """``weight`` f32[k, n] as float32[panels, k, 32], zeros where there is no column."""
-    k, n = weight.shape
-    full = np.zeros((k, padded(n, PANEL)), np.float32)
-    full[:, :n] = weight
-    return np.ascontiguousarray(full.reshape(k, -1, PANEL).transpose(1, 0, 2))
+    """``weight`` f32[k, n] as float32[panels, k, 32]."""
+    k = len(weight)
+    return np.ascontiguousarray(_in_panels(weight, k).reshape(k, -1, PANEL).transpose(1, 0, 2))
 
 
 def open_tiles() -> None:

@@ -36,13 +36,15 @@ def _unrolled(vectors: int) -> int:
 
 
 def in_registers(isa: Isa, n: int) -> bool:
-    """Whether a row of ``n`` columns is worked on without loops, its vectors in registers."""
-    return n // isa.lanes <= WHOLE_ROW
+    """Whether a row of ``n`` columns is worked on without loops, its vectors in registers: such vectors
+    do not overlap."""
+    return n % isa.lanes == 0 and n // isa.lanes <= WHOLE_ROW
 
 
 def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
     """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` tells apart those of a step.
-    Columns are plain numbers where the row is in registers."""
+    Columns are plain numbers where the row is in registers. Where ``n`` is no whole number of vectors, the
+    last one overlaps the one before."""
     vectors = n // isa.lanes
     unroll = _unrolled(vectors)
     if in_registers(isa, n):
@@ -52,6 +54,8 @@ def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
     with T.serial(0, vectors // unroll) as step:
         for i in range(unroll):
             body((step * unroll + i) * isa.lanes, i)
+    if n % isa.lanes:
+        body(T.int64(n - isa.lanes), 0)
 
 
 class Fold:

@@ -101,11 +101,15 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
     q, k, v, mask = (node.input(i) for i in range(4))
     attrs: Any = node.attrs
-    hidden = int(np.asarray(node.output.tensor.dims[-1]))  # type: ignore[index]
+    heads, kv_heads = attrs["q_num_heads"], attrs["kv_num_heads"]
+    width, v_width = (_last_dim(v) for v in (q, node.output))
+    v_d = v_width // heads
+    d = (width - kv_heads * v_d) // (heads + kv_heads) if k is None else width // heads
     spec = Attention(
-        heads=attrs["q_num_heads"],
-        kv_heads=attrs["kv_num_heads"],
-        d=hidden // attrs["q_num_heads"],
+        heads=heads,
+        kv_heads=kv_heads,
+        d=d,
+        v_d=v_d,
         scale=attrs["scale"],
         dtype=attrs["dtype"],
         packed=k is None,
@@ -116,6 +120,13 @@ def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
     return _call(
         lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1]
     )
+
+
+def _last_dim(value: Value | None) -> int:
+    assert value is not None and value.tensor.dims is not None
+    (*_, last) = value.tensor.dims
+    assert isinstance(last, int)
+    return last
 
 
 def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:

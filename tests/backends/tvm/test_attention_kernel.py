@@ -16,16 +16,26 @@ TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
 
 
 def spec(
-    dtype: str, packed: bool, mask: bool, causal: bool, d: int = 32, kv_heads: int = 4
+    dtype: str,
+    packed: bool,
+    mask: bool,
+    causal: bool,
+    d: int = 32,
+    kv_heads: int = 4,
+    v_d: int | None = None,
 ) -> Attention:
-    return Attention(4, kv_heads, d, 1.5 * d**-0.5, dtype, packed, mask, causal)
+    return Attention(4, kv_heads, d, v_d or d, 1.5 * d**-0.5, dtype, packed, mask, causal)
 
 
 def rows(given: Attention, batch: int, queries: int, keys: int) -> list[np.ndarray]:
     """q, k and v, as far apart as bfloat16 tells apart."""
     rng = np.random.default_rng(queries)
-    shapes = [(queries, given.heads), (keys, given.kv_heads), (keys, given.kv_heads)]
-    made = [rng.standard_normal((batch, s, h * given.d)).astype(np.float32) for s, h in shapes]
+    shapes = [
+        (queries, given.heads * given.d),
+        (keys, given.kv_heads * given.d),
+        (keys, given.kv_heads * given.v_d),
+    ]
+    made = [rng.standard_normal((batch, *s)).astype(np.float32) for s in shapes]
     return [from_bfloat16(to_bfloat16(a)) for a in made]
 
 
@@ -43,10 +53,8 @@ def meaning(
     """In doubles; zeros where no key is left."""
     batch, queries, _ = q.shape
     split = [
-        a.reshape(batch, a.shape[1], a.shape[2] // given.d, given.d)
-        .transpose(0, 2, 1, 3)
-        .astype(np.float64)
-        for a in (q, k, v)
+        a.reshape(batch, a.shape[1], a.shape[2] // d, d).transpose(0, 2, 1, 3).astype(np.float64)
+        for a, d in ((q, given.d), (k, given.d), (v, given.v_d))
     ]
     group = given.heads // given.kv_heads
     qh, kh, vh = split[0], split[1].repeat(group, 1), split[2].repeat(group, 1)
@@ -57,7 +65,7 @@ def meaning(
     p = np.where(left, np.exp(scores - scores.max(-1, keepdims=True, initial=-1e30)), 0)
     total = p.sum(-1, keepdims=True)
     made = np.divide(p, total, out=np.zeros_like(p), where=total > 0) @ vh
-    return made.transpose(0, 2, 1, 3).reshape(q.shape)
+    return made.transpose(0, 2, 1, 3).reshape(batch, queries, given.heads * given.v_d)
 
 
 def run(
@@ -73,7 +81,7 @@ def run(
         operands = [to_bfloat16(a) for a in operands]
     if mask is not None:
         operands.append(mask)
-    out = np.full((*q.shape[:2], given.heads * given.d), 7, np.float32)
+    out = np.full((*q.shape[:2], given.heads * given.v_d), 7, np.float32)
     (made,) = call(compiled(attention.kernel, given, machine), operands, [out])
     return made
 
@@ -116,6 +124,18 @@ def test_queries_see_no_later_key(machine: Machine) -> None:
         check(given, machine, length, length)
 
 
+@on(["amx", "vnni", "widen8", "lane4"])
+@pytest.mark.parametrize(("d", "v_d"), [(28, 20), (7, 33), (44, 1)])
+def test_heads_of_any_size(machine: Machine, d: int, v_d: int) -> None:
+    """What pruning leaves: no whole vectors, and values of another size. Alone, where nothing lies behind
+    the last row, and packed."""
+    dtype = "bfloat16" if machine.isa.bfloat16 else "float32"
+    for packed in (False, True):
+        given = spec(dtype, packed, True, packed, d=d, kv_heads=2, v_d=v_d)
+        for length in (1, 33):
+            check(given, machine, length, length)
+
+
 @on(["widen8"])
 def test_keys_of_another_length(machine: Machine) -> None:
     given = spec("float32", False, False, False)
@@ -143,8 +163,8 @@ def test_odd_numbers_leave_others_alone(machine: Machine) -> None:
 
 def test_names_tell_kernels_apart() -> None:
     specs = [
-        Attention(4, kv, 32, scale, dtype, packed, mask, causal)
-        for kv in (2, 4) for scale in (0.125, 0.12500001) for dtype in TOLERANCE
+        Attention(4, kv, 32, v_d, scale, dtype, packed, mask, causal)
+        for kv in (2, 4) for v_d in (32, 16) for scale in (0.125, 0.12500001) for dtype in TOLERANCE
         for packed in (False, True) for mask in (False, True) for causal in (False, True)
     ]  # fmt: skip
     assert len({s.name for s in specs}) == len(specs) // 2  # Scales differ in their eighth digit.

@@ -233,6 +233,9 @@ SPECS: dict[str, tuple[Linear, tuple[str, ...]]] = {
         Linear(16, 1584, quantized=True, norm="layer", epsilon=1e-5, quantize=True), (HERE,)
     ),
     "long rows quantized": (Linear(16, 1536, quantized=True, quantize=True), (HERE,)),
+    "broken vectors": (Linear(83, 75, activation="gelu", quantize=True), (HERE, "widen8", "lane4")),
+    "broken vectors, not read again": (Linear(16, 44, quantized=True), (HERE, "widen8")),
+    "broken vectors in float32": (Linear(7, 33, product="float32", activation="sigmoid"), (HERE,)),
     "float32": (Linear(384, 48, product="float32"), (HERE,)),
     "float32, normalized": (
         Linear(64, 48, product="float32", norm="layer", epsilon=1e-5, quantize=True), (HERE,)
@@ -255,9 +258,10 @@ def test_a_layer_agrees_with_its_formula(spec: Linear, machine: Machine) -> None
 
 @on(["amx"])
 def test_results_in_bfloat16(machine: Machine) -> None:
-    spec = Linear(64, 144, quantized=True, result="bfloat16")
-    for m in (1, 40, 130):
-        check(spec, machine, layer(spec, m))
+    for n in (144, 77):
+        spec = Linear(64, n, quantized=True, result="bfloat16")
+        for m in (1, 40, 130):
+            check(spec, machine, layer(spec, m))
 
 
 POINTS = 1024
