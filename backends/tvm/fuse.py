@@ -180,7 +180,11 @@ def _is_fusable(node: Node, *, norm: bool = False) -> bool:
     dims = x.tensor.dims
     known = dims is not None and len(dims) > 1 and None not in dims and x.tensor.dtype is DType.F32
     int8 = _quantized_source(node) is not None
-    if not known or not takes(k, n, int8=int8, norm=norm) or node.attrs["activation"] not in ACTIVATIONS:
+    if (
+        not known
+        or not takes(k, n, int8=int8, norm=norm)
+        or node.attrs["activation"] not in ACTIVATIONS
+    ):
         return False
     if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
         return False

@@ -44,6 +44,8 @@ class FuseAttention(Pass):
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         if node.op == "Attention":
             return _grouped(graph, node)
+        if node.op == "Mul":
+            return _without_guard(node)
         if node.op != "MatMul":
             return None
         softmax, guarded = _softmax(operand(node, 0))
@@ -61,6 +63,7 @@ class FuseAttention(Pass):
         _check(q, kt, v, operand(softmax, 0), masks)
         operands: list[Value | None] = [q, *_keys_and_values(graph, kt, v)]
         if masks:
+            guarded |= any(_is_guard(value, masks[0]) for value in _factors(node.output))
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
             operands.append(_of_two_axes(graph, mask))
         return graph.emit("Attention", operands, {"scale": _exact(scale * a * b, q)})
@@ -86,6 +89,38 @@ def _softmax(weights: Value) -> tuple[Node | None, bool]:
     if softmax is None or softmax.attrs["axis"] not in (-1, 3):
         return None, False
     return softmax, guard is not None
+
+
+def _factors(value: Value) -> list[Value]:
+    """What ``value`` is multiplied by, where nothing else reads it."""
+    node = value.only_user()
+    if node is None or node.op != "Mul":
+        return []
+    return [factor for other, factor in either_way(node) if other is value]
+
+
+def _is_guard(factor: Value, mask: Value) -> bool:
+    """Whether ``factor`` is the largest over keys of m as numbers, of a mask m or ``where(m, ...)``."""
+    most = made_by(factor, "ReduceMax")
+    real = made_by(operand(most, 0), "Cast") if most is not None else None
+    if most is None or real is None or not most.attrs["keepdims"] or rank(factor) != 4:
+        return False
+    where = made_by(mask, "Where")
+    axes = most.input(1)
+    last = axes is not None and axes.is_constant and axes.numpy().tolist() in ([-1], [3])
+    return last and operand(real, 0) in (mask, operand(where, 0) if where is not None else mask)
+
+
+def _without_guard(node: Node) -> Rewrite:
+    """Attention times a guard of its own mask."""
+    for value, factor in either_way(node):
+        attention = made_by(value, "Attention")
+        mask = attention.input(3) if attention is not None else None
+        if mask is None or value.type != node.output.type or mask.tensor.dtype is not DType.BOOL:
+            continue
+        if attention is not None and len(attention.outputs) == 1 and _is_guard(factor, mask):
+            return value
+    return None
 
 
 def _split_masks(value: Value) -> tuple[Value, list[Value]]:

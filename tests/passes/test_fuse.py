@@ -344,7 +344,8 @@ def test_silu_is_swish_and_a_gate_of_something_else_is_not() -> None:
 
 # -- FuseAttention ---------------------------------------------------------------------------------
 
-ATTENTION = """graph main(%q: f32[batch, 2, seq, 4], %kt: f32[batch, 2, 4, keys], %v: f32[batch, 2, keys, 4], %mask: f32[batch, 1, 1, keys], %keep: bool[batch, 1, 1, keys]) -> (y = %y{more}) {{
+ATTENTION = """graph main(%q: f32[batch, 2, seq, 4], %kt: f32[batch, 2, 4, keys], %v: f32[batch, 2, keys, 4], %mask: f32[batch, 1, 1, keys], %keep: bool[batch, 1, 1, keys]) -> (y = {out}{more}) {{
+  @last: i64[1] = dense [-1]
   @c: f32{number} = dense [{c}]
   @zero: f32[] = dense [0.0]
   @low: f32[] = dense [{low}]
@@ -354,13 +355,14 @@ ATTENTION = """graph main(%q: f32[batch, 2, seq, 4], %kt: f32[batch, 2, 4, keys]
   %w: f32[batch, 2, seq, keys] = Softmax({scores}) {{axis = {axis}}}
   {guard}
   %y: f32[batch, 2, seq, 4] = MatMul({weights}, %v)
+  {after}
 }}"""  # fmt: skip
 
 
 def attention_text(**parts: str) -> str:
     given = {
-        "more": "", "number": "[]", "c": "0.5", "low": "-inf", "before": "", "q": "%q", "kt": "%kt", "between": "",
-        "scores": "%s", "axis": "-1", "guard": "", "weights": "%w", **parts,
+        "out": "%y", "more": "", "number": "[]", "c": "0.5", "low": "-inf", "before": "", "q": "%q", "kt": "%kt", "between": "",
+        "scores": "%s", "axis": "-1", "guard": "", "weights": "%w", "after": "", **parts,
     }  # fmt: skip
     return ATTENTION.format(**given)
 
@@ -421,6 +423,45 @@ GUARD = "%nan: bool[batch, 2, seq, keys] = IsNaN(%w)\n%u: f32[batch, 2, seq, key
 )  # fmt: skip
 def test_masks_are_taken_as_what_they_say(parts: dict[str, str], reads: list[str]) -> None:
     assert attention_of(attention_text(**parts))[1] == reads
+
+
+LEFT = """%real: f32[batch, 1, 1, keys] = Cast(%keep) {to = 1}
+%left: f32[batch, 1, 1, 1] = ReduceMax(%real, @last) {keepdims = 1}
+%z: f32[batch, 2, seq, 4] = Mul(%left, %y)"""
+
+
+def guarded_by_a_product(*changes: tuple[str, str], low: str = "-3.4028234663852886e+38") -> Graph:
+    """An attention whose rows without keys are multiplied by zero, as Tersor writes it."""
+    text = attention_text(between=WHERE, scores="%t", low=low, after=LEFT, out="%z")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return run(FuseAttention(), text)[0]
+
+
+@pytest.mark.parametrize("low", ["-3.4028234663852886e+38", "-inf"])
+def test_a_guard_that_multiplies_goes_with_its_mask(low: str) -> None:
+    graph = guarded_by_a_product(low=low)
+    assert ops(graph) == ["Transpose", "Attention"]
+    attention = next(n for n in graph.walk() if n.op == "Attention")
+    assert [v.name for v in attention.inputs[2:] if v is not None] == ["v", "keep"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("Cast(%keep)", "Cast(%mask)"),
+        ("ReduceMax", "ReduceMin"),
+        ("(y = %z", "(x = %y, y = %z"),
+        ("Mul(%left, %y)", "Add(%left, %y)"),
+    ],
+    ids=["of another mask", "of all keys", "read without it", "added"],
+)
+def test_what_is_no_guard_stays(change: tuple[str, str]) -> None:
+    graph = guarded_by_a_product(change)
+    attention = next(n for n in graph.walk() if n.op == "Attention")
+    assert attention.inputs[3] is not None and attention.inputs[3].name == "b"
+    assert ops(graph)[-1] in ("Mul", "Add")
 
 
 def test_a_mask_of_keys_alone_gets_the_axes_that_attention_takes() -> None:

@@ -46,7 +46,9 @@ def padded(size: int, multiple: int) -> int:
 
 def panel_start(panel: Any, n: int) -> Any:
     """The first column of a panel of ``n`` columns."""
-    return panel * PANEL if n % PANEL == 0 or n < PANEL else T.min(panel * PANEL, T.int64(n - PANEL))
+    return (
+        panel * PANEL if n % PANEL == 0 or n < PANEL else T.min(panel * PANEL, T.int64(n - PANEL))
+    )
 
 
 def _in_panels(weight: np.ndarray, rows: int) -> np.ndarray:
