@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.calibration import tap
-from tersor.analysis.gram import padding_mask, real_rows
+from tersor.analysis.gram import Gram, padding_mask, real_rows
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.ops import TABLE, Weight
 from tersor.pipeline import Evaluate, Feeds
@@ -38,6 +38,14 @@ class Moments:
 
     xtx: np.ndarray
     xtt: np.ndarray
+
+    @staticmethod
+    def of_layer(gram: Gram, matrix: np.ndarray, bias: np.ndarray | None) -> Moments:
+        """Of a layer whose targets are its own results: what it reads has second moments ``gram``."""
+        ends = gram.total[:, None]
+        xtx = np.block([[gram.xtx, ends], [ends.T, np.full((1, 1), float(gram.rows))]])
+        xtt = xtx[:, :-1] @ matrix
+        return Moments(xtx, xtt if bias is None else xtt + np.outer(xtx[:, -1], bias))
 
     @property
     def finite(self) -> bool:

@@ -45,6 +45,16 @@ class AxisGroup:
     inexact: str = ""
 
     @property
+    def scope(self) -> str:
+        """Its name, by which options choose among groups."""
+        return self.name
+
+    @property
+    def label(self) -> str:
+        """Its name, by which messages call it."""
+        return self.name
+
+    @property
     def free(self) -> list[int]:
         """Units that may go."""
         return [u for u in range(self.units) if u not in self.pinned]

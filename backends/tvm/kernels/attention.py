@@ -254,8 +254,8 @@ class _Body:
 
         def pack(block: Any, part: Any, read: Callable[[int], Any]) -> None:
             pairs = [emit.as_bits(read(i), "uint32x16") for i in range(16)]
-            for pair, vector in enumerate(emit.transposed(pairs)):
-                emit.store(self.packed_keys, vector, block, part, pair, 0, lanes=16)
+            for pair, found in enumerate(emit.transposed(pairs)):
+                emit.store(self.packed_keys, found, block, part, pair, 0, lanes=16)
 
         def key(block: Any, i: int) -> Any:
             return T.min(block * 16 + i, self.keys - 1)

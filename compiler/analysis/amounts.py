@@ -1,0 +1,191 @@
+"""How many units of which group go: a share or a threshold of each, or a budget that is shared out.
+
+A budget goes by curves, the loss of a group at each of its levels (``tersor.analysis.budgets``).  What an
+order says of a loss is relative to the group itself; one trial cut of each group tells what that does to the
+model's outputs, and scales its curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis import allocation, budgets
+from tersor.analysis.cutting import last_axis
+from tersor.analysis.pruned_outputs import output_loss
+from tersor.analysis.ranking import Ranking
+from tersor.analysis.reconstruction import Moments, matrices, node_making, set_matrices
+from tersor.analysis.unit_order import Reader, readers
+from tersor.ir import Graph, Value
+from tersor.pipeline import Feeds
+from tersor.structure import AxisGroup, joined, slice_graph
+from tersor.structure.costs import Measure, carried, costs, macs, parameters
+
+TOLD = 5  # One in so many calibration batches tells what a trial cut costs.
+MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
+ROUNDS = 24  # Mutations of the evolutionary search.
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What stays.
+
+    Attributes:
+        kind: ``macs``, ``parameters`` or ``latency``.
+        share: of it, above 0 and at most 1.
+        allocation: ``uniform``, ``global``, ``greedy``, ``exact`` or ``evolutionary``.
+    """
+
+    kind: str
+    share: float
+    allocation: str
+
+
+def by_share(groups: Sequence[AxisGroup], ratio: float) -> list[int]:
+    """So many units of each group as ``ratio`` is, leaving one."""
+    return [min(round(ratio * g.units), len(g.free), g.units - 1) for g in groups]
+
+
+def by_threshold(groups: Sequence[AxisGroup], ranking: Ranking, threshold: float) -> list[int]:
+    """How many units of each group are worth less than the mean of the group times ``threshold``."""
+    scores = ranking.scores(groups)
+    below = [
+        int((s[g.free] < threshold * float(s.mean())).sum())
+        for g, s in zip(groups, scores, strict=True)
+    ]
+    return [min(count, g.units - 1) for count, g in zip(below, groups, strict=True)]
+
+
+def by_budget(groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> list[int]:
+    """How many units of each group go; notes where the budget is not met."""
+    return _Sharing(groups, ranking, budget).amounts()
+
+
+class _Sharing:
+    """Shares out one budget among the groups of an uncut graph."""
+
+    def __init__(self, groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> None:
+        self.groups, self.ranking, self.budget = groups, ranking, budget
+        self.graph, self.context = ranking.graph, ranking.context
+        self.orders = ranking.orders(groups)
+        self.at = [budgets.levels(g) for g in groups]
+        self.told = _told(self.context.calibration)
+        self.wanted: list[Mapping[str, np.ndarray]] | None = None
+
+    def amounts(self) -> list[int]:
+        if self.budget.kind == "latency":
+            return self._by_latency()
+        sizes = budgets.largest_sizes(self.graph, self.context.latency)
+        measure: Measure = macs(sizes) if self.budget.kind == "macs" else parameters
+        counted = costs(self.graph, self.groups, measure)
+        return self._shared_out(budgets.by_count(counted), self.budget.share * counted.total)
+
+    def _by_latency(self) -> list[int]:
+        assert self.context.latency is not None
+        whole, savings = budgets.by_latency(
+            self.graph, self.groups, self.at, self.context.latency, self.context.progress
+        )
+        budget = whole * self.budget.share
+        table = [
+            dict(zip(own, saved, strict=True)) for own, saved in zip(self.at, savings, strict=True)
+        ]
+
+        def cost(gone: Sequence[int]) -> float:
+            return whole - sum(saved[g] for saved, g in zip(table, gone, strict=True))
+
+        if self.budget.allocation == "exact":
+            curves = self._curves()
+            own = [[t[g] for g in c.levels] for t, c in zip(table, curves, strict=True)]
+            return self._within(allocation.exact(curves, own, whole - budget), cost, budget)
+        return self._shared_out(cost, budget)
+
+    def _shared_out(self, cost: allocation.Cost, budget: float) -> list[int]:
+        if self.budget.allocation == "uniform":
+            gone = allocation.uniform(self.at, [g.units for g in self.groups], cost, budget)
+        elif self.budget.allocation == "evolutionary":
+            gone = allocation.evolutionary(
+                self._curves(), cost, budget, self._loss, rounds=ROUNDS, seed=self.ranking.seed
+            )
+        else:
+            gone = allocation.greedy(self._curves(), cost, budget)
+        return self._within(gone, cost, budget)
+
+    def _within(self, gone: list[int], cost: allocation.Cost, budget: float) -> list[int]:
+        """``gone``; tells where the budget is not met."""
+        if (left := cost(gone)) > budget * 1.001:
+            self.context.report.notes.append(
+                f"the budget is not met: {left / cost([0] * len(gone)):.3f} is the least that is left"
+            )
+        return gone
+
+    # -- what cuts cost ------------------------------------------------------------------------------
+
+    def _curves(self) -> list[allocation.Curve]:
+        scales = [1.0] * len(self.groups)
+        if self.budget.allocation != "global":
+            scales = [self._sensitivity(i) for i in range(len(self.groups))]
+        if not any(scales):
+            scales = [1.0] * len(scales)  # No output is a float, or none depends on any group.
+        return [
+            budgets.curve(order, own, scale)
+            for order, own, scale in zip(self.orders, self.at, scales, strict=True)
+        ]
+
+    def _sensitivity(self, i: int) -> float:
+        """What the outputs lose for each part that the group itself loses, by one cut of it."""
+        group, order = self.groups[i], self.orders[i]
+        self.context.progress(i, len(self.groups), f"what {group.name} does to the outputs")
+        usable = [g for g in self.at[i] if 0 < g <= len(order.units)]
+        if not usable:
+            return 1.0
+        level = min(usable, key=lambda g: abs(g - MIDDLE * group.units))
+        own = float(order.losses[level - 1])
+        if own <= 0:
+            return 1.0
+        counts = [0] * len(self.groups)
+        counts[i] = level
+        scale = self._loss(counts) / own
+        return scale if np.isfinite(scale) else 1.0
+
+    def _loss(self, gone: Sequence[int]) -> float:
+        """What the outputs lose on some of the batches, with the first units of each order gone and their
+        readers fitted as the uncut model's activations have it."""
+        assert self.context.evaluate is not None
+        copy = self.graph.copy()
+        held = list(zip(self.groups, self.orders, gone, strict=True))
+        cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in held))
+        # Once each: heads, and the lanes of them, have one reader.
+        layers = {r.node: r for group, _, count in held if count for r in readers(group)}
+        sliced = carried(cut, copy)
+        for reader in layers.values():
+            made = self._refit(copy, reader, cut[last_axis(reader.x)])
+            columns = cut.get(last_axis(reader.node.output))
+            if made is not None and columns is not None:
+                sliced[made, 0] = columns
+        slice_graph(copy, sliced)
+        if self.wanted is None:
+            self.wanted = [self.context.evaluate(self.graph, f) for f in self.told]
+        got = [self.context.evaluate(copy, f) for f in self.told]
+        return output_loss(self.wanted, got)
+
+    def _refit(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
+        """A layer of ``copy`` without the inputs ``gone``, the others fitted; before the copy is cut. The
+        bias, where there was none."""
+        gram = self.ranking.seen.get(reader.x)
+        if gram is None or not reader.alone:
+            return None
+        matrix, bias = matrices(reader.node, reader.weight)
+        kept = np.setdiff1d(np.arange(len(matrix)), gone)
+        seen = Moments.of_layer(gram, matrix, bias)
+        fitted = np.zeros_like(matrix)
+        fitted[kept], shift = seen.solve(matrix, kept, self.ranking.damping, biased=True)
+        return set_matrices(
+            node_making(copy, reader.node.output.name), reader.weight, fitted, shift
+        )
+
+
+def _told(feeds: Feeds) -> Feeds:
+    """Those batches that losses are told on."""
+    return [f for i, f in enumerate(feeds) if i % TOLD == TOLD - 1] or list(feeds[:1])
