@@ -1,10 +1,11 @@
 """Fusion: chains of nodes become the ops that one kernel each computes.
 
-    tvm.Linear     x or (q, ranges), W, bias, residual, gamma, beta  ->  y, q, ranges
+    tvm.Linear     x or (q, ranges), W, bias, residual, gamma, beta, smooth  ->  y, q, ranges
 
-    y = norm(activation(x W + bias) + residual); q and ranges are y quantized row by row: ranges holds each
-    row's scale and zero point as float32[..., 2]. x comes in float, or as the (q, ranges) of another one,
-    then ``quantized`` is 1. q has rows for all leading dims together, at least 16, padded to 64 columns.
+    y = norm(activation(x W + bias) + residual); q and ranges are y, times ``smooth`` where that is given,
+    quantized row by row: ranges holds each row's scale and zero point as float32[..., 2]. x comes in float,
+    or as the (q, ranges) of another one, then ``quantized`` is 1. q has rows for all leading dims together,
+    at least 16, padded to 64 columns.
     ``result`` is ``float32`` or ``bfloat16`` (then y is u16: the bits).
 
     tvm.Attention  q, k, v or one tensor of all three, mask  ->  y
@@ -29,6 +30,7 @@ from tersor.rewriting import erase_dead, replace_node
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
 LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"
+SMOOTH = 7  # The operand of LINEAR.
 
 
 def fuse(graph: Graph, isa: Isa) -> Graph:
@@ -75,7 +77,7 @@ class _Fusion:
             [
                 n
                 for n in self.graph.nodes
-                if n.op in ("DequantizeLinear", "tersor.DynamicQuantizeRows")
+                if n.op in ("DequantizeLinear", "tersor.DynamicQuantizeRows", "Mul")
             ]
         )
 
@@ -98,6 +100,8 @@ class _Fusion:
             "result": result,
         }
         x = _source(first)
+        if int8:
+            self._take_smoothing(x)
         source: list[Value | None] = [x, None]
         if int8 and x in self.rows:
             source, attrs["quantized"] = list(self.rows[x]), 1
@@ -118,6 +122,22 @@ class _Fusion:
         if len(linears) == 1:
             replace_node(last, [y])
         return y
+
+    def _take_smoothing(self, x: Value) -> None:
+        """Where x is y times a vector, and y of a kernel that nobody reads quantized: it quantizes x."""
+        node = x.producer
+        if node is None or node.op != "Mul":
+            return
+        for y, factor in (tuple(node.inputs), tuple(node.inputs[::-1])):
+            if y not in self.rows or y.type != x.type or factor is None or not factor.is_constant:
+                continue
+            q, ranges = self.rows[y]
+            maker = q.producer
+            if q.uses or maker is None or factor.tensor.dims != y.tensor.dims[-1:]:
+                continue
+            self.graph.set_input(maker, SMOOTH, factor)
+            del self.rows[y]
+            self.rows[x] = q, ranges
 
     def _bias(self, linears: list[Node], n: int) -> Value | None:
         given = [node.input(2) for node in linears]

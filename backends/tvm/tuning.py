@@ -22,7 +22,7 @@ import tvm
 from tersor.backends.tvm import kernels
 from tersor.backends.tvm.fuse import LINEAR, fuse
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import LEAST_ROWS, Grain, Linear, kernel
+from tersor.backends.tvm.kernels.linear import COLUMN_VECTORS, LEAST_ROWS, Grain, Linear, kernel
 from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
 from tersor.backends.tvm.ops.fused import linear_spec
 from tersor.backends.tvm.options import Choice
@@ -214,7 +214,7 @@ def operands(spec: Linear, m: int) -> list[np.ndarray]:
         given.append(rng.integers(-64, 64, (width // PANEL, 2, k // 4, 64), np.int8))
     else:
         given.append(floats(width // PANEL, spec.k, PANEL))
-    given.append(floats(5, width))
+    given.append(floats(COLUMN_VECTORS, width))
     if spec.norm != "none":
         given.append(floats(*lead, spec.n))
     if spec.result:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis import allocation, budgets
-from tersor.analysis.cutting import last_axis
+from tersor.analysis.products import matrices, set_matrices
 from tersor.analysis.pruned_outputs import output_loss
 from tersor.analysis.ranking import Ranking
-from tersor.analysis.reconstruction import Moments, matrices, node_making, set_matrices
+from tersor.analysis.reconstruction import Moments, node_making
 from tersor.analysis.unit_order import Reader, readers
 from tersor.ir import Graph, Value
 from tersor.pipeline import Feeds
@@ -160,10 +160,9 @@ class _Sharing:
         layers = {r.node: r for group, _, count in held if count for r in readers(group)}
         sliced = carried(cut, copy)
         for reader in layers.values():
-            made = self._refit(copy, reader, cut[last_axis(reader.x)])
-            columns = cut.get(last_axis(reader.node.output))
-            if made is not None and columns is not None:
-                sliced[made, 0] = columns
+            made = self._refit(copy, reader, reader.inputs_at(cut))
+            if made is not None and reader.outputs in cut:
+                sliced[made, len(made.tensor.shape) - 1] = reader.biases_at(cut)
         slice_graph(copy, sliced)
         if self.wanted is None:
             self.wanted = [self.context.evaluate(self.graph, f) for f in self.told]
@@ -173,7 +172,7 @@ class _Sharing:
     def _refit(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
         """A layer of ``copy`` without the inputs ``gone``, the others fitted; before the copy is cut. The
         bias, where there was none."""
-        gram = self.ranking.seen.get(reader.x)
+        gram = self.ranking.seen.get(reader.rows)
         if gram is None or not reader.alone:
             return None
         matrix, bias = matrices(reader.node, reader.weight)

@@ -12,18 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.analysis.products import columns_at, matrices, set_matrices
 from tersor.analysis.ranking import Ranking
-from tersor.analysis.reconstruction import (
-    Moments,
-    bias_operand,
-    matrices,
-    moments,
-    set_matrices,
-)
-from tersor.analysis.unit_order import Reader, readers
-from tersor.ir import Graph, Value
+from tersor.analysis.reconstruction import Moments, moments
+from tersor.analysis.unit_order import Reader, not_fitted, readers
+from tersor.ir import Graph
 from tersor.structure import AxisGroup, slice_graph
-from tersor.structure.links import Axis
+from tersor.structure.links import Positions
 from tersor.structure.tracking import Tracked, follow_all, positions_left, tie_vector
 
 
@@ -70,14 +65,14 @@ class _Cut:
         count = min(count, len(group.free), group.units - 1)
         layers = self._layers(group)
         units = self.ranking.order_now(i, group, layers, count).units[:count]
-        fits = self._fits(layers, units) if self.reconstruct else []
         cut = group.positions(units.tolist())
+        fits = self._fits(layers, cut) if self.reconstruct else []
         slice_graph(self.graph, cut)
         follow_all(self.tracked, cut)
         for reader, matrix, bias in fits:
             made = set_matrices(reader.node, reader.weight, matrix, bias)
             if made is not None:
-                tie_vector(self.tracked, made, last_axis(reader.node.output))
+                tie_vector(self.tracked, made, reader.outputs)
 
     def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
         """The group's readers with what they read now and what they are to make of it."""
@@ -85,6 +80,8 @@ class _Cut:
         if not self.ranking.has_data or not wanted:
             return []
         assert self.context.evaluate is not None
+        for node, why in not_fitted(group) if self.reconstruct else ():
+            self.context.skip(node, f"{why}: not fitted anew")
         found = []
         for reader in readers(group):
             seen = moments(
@@ -93,7 +90,7 @@ class _Cut:
                 reader.node.output.name,
                 self.context.calibration,
                 self.context.evaluate,
-                positions_left(self.tracked, last_axis(reader.node.output)),
+                positions_left(self.tracked, reader.outputs),
             )
             if seen is not None and seen.finite:
                 found.append((reader, seen))
@@ -103,22 +100,21 @@ class _Cut:
         return found
 
     def _fits(
-        self, layers: Sequence[tuple[Reader, Moments]], units: np.ndarray
+        self, layers: Sequence[tuple[Reader, Moments]], cut: Positions
     ) -> list[tuple[Reader, np.ndarray, np.ndarray]]:
-        """(reader, its matrix, its bias) once ``units`` have gone."""
+        """(reader, its matrix, its bias) after the cut."""
         found = []
         for reader, seen in layers:
             if not reader.alone:
                 self.context.skip(reader.node, "its weight has other readers: not fitted anew")
                 continue
             before, _ = matrices(reader.node, reader.weight)
-            kept = np.setdiff1d(np.arange(len(before)), reader.inputs(units))
-            biased = bias_operand(reader.node) is not None
-            fitted = seen.solve(before, kept, self.ranking.damping, biased=biased)
-            found.append((reader, *fitted))
+            kept = np.setdiff1d(np.arange(len(before)), reader.inputs_at(cut))
+            biased = reader.weight.bias is not None
+            weight, bias = seen.solve(before, kept, self.ranking.damping, biased=biased)
+            # A layer whose result is added to what it reads loses outputs with its inputs.
+            value, axis = reader.outputs
+            left = np.delete(np.arange(value.tensor.shape[axis]), cut.get(reader.outputs, ()))
+            columns = columns_at(reader.node, reader.weight, left)
+            found.append((reader, weight[:, columns], bias[columns]))
         return found
-
-
-def last_axis(value: Value) -> Axis:
-    """The axis of its features."""
-    return value, (value.tensor.rank or 0) - 1

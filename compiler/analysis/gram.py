@@ -1,6 +1,7 @@
 """Second moments of activations on calibration inputs, padding left out.
 
-    G = sum of x x^T,   s = sum of x,   n = number of rows,    x: rows of the activation's last axis
+    G = sum of x x^T,   s = sum of x,   n = number of rows,    x: rows of the activation's last axis, or
+                                                               what a window sees of its channels
 
 Least squares, whitening and second-order criteria need no more of a linear layer's input than that:
 
@@ -9,6 +10,7 @@ Least squares, whitening and second-order criteria need no more of a linear laye
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +19,14 @@ import numpy as np
 from tersor.analysis.calibration import TAPS, tap
 from tersor.analysis.match import dims
 from tersor.feeds import table_rows
-from tersor.ir import DType, Graph, TensorType, Value
+from tersor.ir import Dim, DType, Graph, TensorType, Value
 from tersor.ir.dims import product
+from tersor.ops.families._window import Window
 from tersor.pipeline import Evaluate, Feeds
+
+WINDOWS = (
+    4096  # Windows of one feed that are looked at: patches of more are as large as many models.
+)
 
 
 @dataclass
@@ -47,20 +54,61 @@ class Gram:
         return np.asarray(np.sqrt(np.maximum(np.diagonal(self.xtx), 0)))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a weight is multiplied with.
+
+    Attributes:
+        value: f32[..., k]; with a window f32[batch, channels, positions…].
+        window: what it sees at a place is a row; None: rows are the last axis.
+    """
+
+    value: Value
+    window: Window | None = None
+
+    def of(self, array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
+        """f32[n, k], of the value's ``array``: the rows that the feed's ``mask`` says are no padding. Of
+        more than WINDOWS windows as many are drawn, the same ones at each call."""
+        if self.window is None:
+            return real_rows(array, feed, mask)
+        places = (len(array), *self.window.sizes(array.shape[2:]))
+        count = math.prod(max(int(n), 0) for n in places)  # type: ignore[arg-type]
+        real = None if mask is None else np.asarray(feed[mask]).reshape(-1)
+        at = np.arange(count) if real is None or len(real) != count else np.flatnonzero(real)
+        if len(at) > WINDOWS:
+            at = np.sort(np.random.default_rng(0).choice(at, WINDOWS, replace=False))
+        return self.window.patches(np.asarray(array, np.float32), at)
+
+    def mask(self, graph: Graph) -> str | None:
+        """The name of the input that tells which rows are padding, as :func:`padding_mask` does."""
+        shape = dims(self.value)
+        if self.window is None or not shape:
+            return padding_mask(graph, self.value)
+        return _mask_over(graph, (shape[0], *self.window.sizes(shape[2:])))
+
+
 def grams(
     graph: Graph, values: Sequence[Value], feeds: Feeds, evaluate: Evaluate
 ) -> dict[Value, Gram]:
     """Runs ``graph`` on ``feeds`` and sums up ``values``, float tensors of its outermost level."""
-    found: dict[Value, Gram] = {}
-    for value, rows in observed_rows(graph, values, feeds, evaluate):
-        wide = rows.astype(np.float64)
-        gram = found.get(value)
+    found = grams_of_rows(graph, [Rows(v) for v in values], feeds, evaluate)
+    return {rows.value: gram for rows, gram in found.items()}
+
+
+def grams_of_rows(
+    graph: Graph, wanted: Sequence[Rows], feeds: Feeds, evaluate: Evaluate
+) -> dict[Rows, Gram]:
+    """Runs ``graph`` on ``feeds`` and sums up rows of its outermost level."""
+    found: dict[Rows, Gram] = {}
+    for rows, array in _observed(graph, wanted, feeds, evaluate):
+        wide = array.astype(np.float64)
+        gram = found.get(rows)
         if gram is None:
-            k = rows.shape[1]
-            gram = found[value] = Gram(np.zeros((k, k)), np.zeros(k), 0)
+            k = array.shape[1]
+            gram = found[rows] = Gram(np.zeros((k, k)), np.zeros(k), 0)
         gram.xtx += wide.T @ wide
         gram.total += wide.sum(axis=0)
-        gram.rows += len(rows)
+        gram.rows += len(array)
     return found
 
 
@@ -68,15 +116,22 @@ def observed_rows(
     graph: Graph, values: Sequence[Value], feeds: Feeds, evaluate: Evaluate
 ) -> Iterator[tuple[Value, np.ndarray]]:
     """(value, f32[n, k]) for each value and feed: its rows at positions that are no padding."""
-    unique = list(dict.fromkeys(values))
+    for rows, array in _observed(graph, [Rows(v) for v in values], feeds, evaluate):
+        yield rows.value, array
+
+
+def _observed(
+    graph: Graph, wanted: Sequence[Rows], feeds: Feeds, evaluate: Evaluate
+) -> Iterator[tuple[Rows, np.ndarray]]:
+    unique = list(dict.fromkeys(wanted))
     for start in range(0, len(unique), TAPS):
         group = unique[start : start + TAPS]
-        tapped = tap(graph, group)
-        masks = {v: padding_mask(graph, v) for v in group}
+        tapped = tap(graph, list(dict.fromkeys(rows.value for rows in group)))
+        masks = {rows: rows.mask(graph) for rows in group}
         for feed in feeds:
             outputs = evaluate(tapped, feed)
-            for value in group:
-                yield value, real_rows(outputs[value.name], feed, masks[value])
+            for rows in group:
+                yield rows, rows.of(outputs[rows.value.name], feed, masks[rows])
 
 
 def real_rows(array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
@@ -91,10 +146,12 @@ def padding_mask(graph: Graph, value: Value) -> str | None:
     booleans with one element for each row, that pick no rows of a table (as ids do). None where there
     is none, or more than one.
     """
-    leading = dims(value)
-    if not leading:
-        return None
-    leading = leading[:-1]
+    shape = dims(value)
+    return _mask_over(graph, shape[:-1]) if shape else None
+
+
+def _mask_over(graph: Graph, leading: tuple[Dim, ...]) -> str | None:
+    """As :func:`padding_mask`, of rows at positions of these dims."""
     candidates = [
         v
         for v in graph.inputs

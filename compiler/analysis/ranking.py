@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.analysis.gram import Gram, grams
+from tersor.analysis.gram import Gram, Rows, grams_of_rows
 from tersor.analysis.importance import importance, refusal
-from tersor.analysis.reconstruction import Moments, matrices
+from tersor.analysis.products import matrices
+from tersor.analysis.reconstruction import Moments
 from tersor.analysis.unit_order import (
     Order,
     Reader,
@@ -23,7 +24,7 @@ from tersor.analysis.unit_order import (
     met,
     readers,
 )
-from tersor.ir import Graph, Value
+from tersor.ir import Graph
 from tersor.pipeline import Context
 from tersor.structure import AxisGroup
 
@@ -42,7 +43,7 @@ class Ranking:
         self.graph, self.context = graph, context
         self.criterion, self.damping, self.seed = criterion, damping, seed
         self.has_data = bool(context.calibration) and context.evaluate is not None
-        self.seen: dict[Value, Gram] = {}
+        self.seen: dict[Rows, Gram] = {}
 
     def orders(self, groups: Sequence[AxisGroup]) -> list[Order]:
         """Of all units of each group, none of them cut."""
@@ -93,12 +94,12 @@ class Ranking:
         if not self.has_data:
             return
         assert self.context.evaluate is not None
-        values = {g: [r.x for r in readers(g)] + [v for v, _ in met(g)] for g in groups}
-        every = [v for held in values.values() for v in held]
-        found = grams(self.graph, every, self.context.calibration, self.context.evaluate)
-        self.seen = {v: g for v, g in found.items() if g.rows and np.isfinite(g.xtx).all()}
-        for group, held in values.items():
-            if broken := [found[v] for v in held if v not in self.seen]:
+        wanted = {g: [r.rows for r in readers(g)] + [Rows(v) for v, _ in met(g)] for g in groups}
+        every = [rows for held in wanted.values() for rows in held]
+        found = grams_of_rows(self.graph, every, self.context.calibration, self.context.evaluate)
+        self.seen = {r: g for r, g in found.items() if g.rows and np.isfinite(g.xtx).all()}
+        for group, held in wanted.items():
+            if broken := [found[rows] for rows in held if rows not in self.seen]:
                 why = (
                     "leads to NaN or infinity"
                     if broken[0].rows
@@ -114,7 +115,7 @@ class Ranking:
         energy = by_energy(group, self.seen)
         if energy is not None:
             return Order.by_scores(energy, group.free)
-        layers = [(r, self.seen[r.x]) for r in readers(group) if r.x in self.seen]
+        layers = [(r, self.seen[r.rows]) for r in readers(group) if r.rows in self.seen]
         if not layers or not all(equal_shares(group, r) for r, _ in layers):
             return None
         return by_least_squares(group, [layer_of(r, gram) for r, gram in layers], self.damping)

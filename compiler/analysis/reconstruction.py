@@ -1,4 +1,7 @@
-"""Least squares of a linear layer against what another model computes there.
+"""Least squares of a layer against what another model computes there.
+
+Layers are what multiplies rows with a matrix (``tersor.analysis.products``): linear ones, convolutions by
+their patches, recurrent ones by what they read at each step, of which x W + b is what gates go by.
 
 A layer y = x W + b of a model that was cut reads x' in place of x.  The best it can do on calibration rows is
 
@@ -19,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.calibration import tap
-from tersor.analysis.gram import Gram, padding_mask, real_rows
-from tersor.ir import Dense, Graph, Node, Value
-from tersor.ops import TABLE, Weight
+from tersor.analysis.gram import Gram, Rows
+from tersor.analysis.products import columns_at, linear_weight, matrices, rows_of
+from tersor.ir import Graph, Node, Value
+from tersor.ops import Weight
+from tersor.ops.families._window import window
 from tersor.pipeline import Evaluate, Feeds
 
 SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})
@@ -77,62 +82,13 @@ class Moments:
         return weight, t - x[kept] @ weight
 
 
-def linear_weight(node: Node) -> Weight | None:
-    """The constant weight of a node that multiplies the last axis of an operand with it and nothing
-    else; None where it is no such node."""
-    row = TABLE.get(node.op)
-    weights = row.weights(node) if row is not None and row.weights is not None else ()
-    for weight in weights:
-        value = node.input(weight.operand)
-        if weight.activation is None or value is None or not isinstance(value.encoding, Dense):
-            continue
-        if value.tensor.dtype.value == "f32" and len(value.tensor.shape) == 2:
-            return weight
-    return None
-
-
-def bias_operand(node: Node) -> int | None:
-    """Which operand of a linear layer is its bias, where its op has one."""
-    row = TABLE.get(node.op)
-    names = [name.rstrip("?*") for name in row.inputs] if row is not None else []
-    return names.index("bias") if "bias" in names else None
-
-
-def matrices(node: Node, weight: Weight) -> tuple[np.ndarray, np.ndarray | None]:
-    """(W f64[k, n], b f64[n] or None) of a linear layer."""
-    value, at = node.inputs[weight.operand], bias_operand(node)
-    assert value is not None
-    bias = node.input(at) if at is not None else None
-    matrix = weight.matrix(value.numpy()).T.astype(np.float64)
-    return matrix, None if bias is None else bias.numpy().astype(np.float64)
-
-
-def set_matrices(node: Node, weight: Weight, matrix: np.ndarray, bias: np.ndarray) -> Value | None:
-    """Gives a layer, the only reader of its weight, other numbers.
-
-    Returns:
-        The bias, where the layer had none of its own.
-    """
-    value, graph, at = node.inputs[weight.operand], node.graph, bias_operand(node)
-    assert value is not None and graph is not None
-    whole = weight.tensor(np.ascontiguousarray(matrix.T), value.tensor.shape)
-    value.graph.set_encoding(value, Dense(np.ascontiguousarray(whole, np.float32)))
-    if at is None:
-        return None
-    held, numbers = node.input(at), np.asarray(bias, np.float32)
-    if held is not None and held.only_user() is node:
-        held.graph.set_encoding(held, Dense(numbers))
-        return None
-    made = graph.constant(numbers, held.name if held is not None else f"{value.name}.bias")
-    graph.set_input(node, at, made)
-    return made
-
-
 def summand(node: Node) -> Value | None:
     """What a layer's result x W + b is added to, where that is all that is done with it."""
     user = node.output.only_user()
     if user is None or user.op not in SUMS or not _is_plain(node):
         return None
+    if node.op == "Conv" and user.op != "Add":
+        return None  # The norm is over positions, not over what makes a row.
     others = [v for v in user.inputs[:2] if v is not node.output]
     same = len(others) == 1 and others[0] is not None and others[0].type == node.output.type
     return others[0] if same else None
@@ -142,7 +98,7 @@ def _is_plain(node: Node) -> bool:
     """Whether nothing follows the product and the bias: no activation, no factor."""
     if node.op == "tersor.Linear":
         return node.attrs["activation"] == "none"
-    return node.op == "MatMul"
+    return node.op in ("MatMul", "Conv")
 
 
 def moments(
@@ -151,22 +107,22 @@ def moments(
     name: str,
     feeds: Feeds,
     evaluate: Evaluate,
-    columns: np.ndarray | None = None,
+    left: np.ndarray | None = None,
 ) -> Moments | None:
     """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
-    ``original``, of its results those that ``cut`` has left (``columns``; None: all). None where no feed
-    has a row."""
+    ``original``, of its outputs those that ``cut`` has ``left``, by their positions on the axis of its
+    weight (None: all). None where no feed has a row."""
     theirs, ours = node_making(original, name), node_making(cut, name)
     weight, own = linear_weight(theirs), linear_weight(ours)
     assert weight is not None and own is not None
     matrix, bias = matrices(theirs, weight)
-    old, new = _inputs(theirs, weight), _inputs(ours, own)
-    runs = [(tap(original, old), old), (tap(cut, new), new)]
+    columns = None if left is None else columns_at(theirs, weight, left)
+    runs = [_Run(original, _inputs(theirs, weight)), _Run(cut, _inputs(ours, own))]
     user = ours.output.only_user()
     by_norm = user is not None and user.op != "Add"
     total: Moments | None = None
     for feed in feeds:
-        before, after = (_rows(g, evaluate(g, feed), values, feed) for g, values in runs)
+        before, after = (run.rows(evaluate, feed) for run in runs)
         target = before[0] @ matrix + (0 if bias is None else bias)
         beside = before[1] if len(before) > 1 else None
         if columns is not None:
@@ -185,21 +141,26 @@ def node_making(graph: Graph, name: str) -> Node:
     return next(n for n in graph.nodes if any(v.name == name for v in n.outputs))
 
 
-def _inputs(node: Node, weight: Weight) -> list[Value]:
-    assert weight.activation is not None
-    x, beside = node.inputs[weight.activation], summand(node)
-    assert x is not None
-    return [x] if beside is None else [x, beside]
+def _inputs(node: Node, weight: Weight) -> list[Rows]:
+    """What the layer multiplies, and then what its result is added to, if there is such."""
+    x, beside = rows_of(node, weight), summand(node)
+    if beside is None:
+        return [x]
+    # Of a convolution: the channels at each place, which are windows of one.
+    one = None if x.window is None else window([1] * len(x.window.kernel), {})
+    return [x, Rows(beside, one)]
 
 
-def _rows(
-    graph: Graph,
-    outputs: Mapping[str, np.ndarray],
-    values: list[Value],
-    feed: Mapping[str, np.ndarray],
-) -> list[np.ndarray]:
-    mask = padding_mask(graph, values[0])
-    return [real_rows(outputs[v.name], feed, mask) for v in values]
+class _Run:
+    """A graph that gives rows, the first of which tell what is padding in all."""
+
+    def __init__(self, graph: Graph, wanted: list[Rows]) -> None:
+        self.tapped, self.wanted = tap(graph, [rows.value for rows in wanted]), wanted
+        self.mask = wanted[0].mask(graph)
+
+    def rows(self, evaluate: Evaluate, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = evaluate(self.tapped, feed)
+        return [rows.of(outputs[rows.value.name], feed, self.mask) for rows in self.wanted]
 
 
 def _added(

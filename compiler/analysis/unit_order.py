@@ -1,8 +1,9 @@
 """In which order a group's units go, and what is lost by then.
 
 **By least squares** (optimal brain surgeon, Hassibi and Stork 1993, a unit's inputs at a time).  A group
-whose units are inputs of linear layers: the unit whose removal costs least goes first, when the others make
-up for it, and the costs of the rest are those of the layers that are left:
+whose units are inputs of layers, rows times a matrix (``tersor.analysis.products``): the unit whose removal
+costs least goes first, when the others make up for it, and the costs of the rest are those of the layers
+that are left:
 
     cost_u = sum over readers of trace(W_u (P_uu)^-1 W_u^T) / |T|^2,    P = (X^T X)^-1
 
@@ -12,17 +13,18 @@ u adds to a score is q_u k_u, so its worth is  sqrt(sum q_u^2 sum k_u^2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tersor.analysis.gram import Gram
-from tersor.analysis.reconstruction import linear_weight, matrices
+from tersor.analysis.gram import Gram, Rows
+from tersor.analysis.products import along_inputs, matrices, output_axis, rows_of, unfit
 from tersor.analysis.second_order import damped, removal_costs, remove_inputs
 from tersor.ir import Node, Value
-from tersor.ops import Weight
+from tersor.ops import TABLE, Weight
 from tersor.structure import AxisGroup
+from tersor.structure.links import Axis, Positions
 
 STEPS = 48  # How often the costs of all units are taken anew while a group's units go.
 CHOICE = 2  # Units that are looked at in between, for each that goes.
@@ -49,44 +51,80 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A linear layer that sums over a group's units.
+    """A layer that sums over a group's units.
 
     Attributes:
         node, weight: the layer, and where its weight is.
-        x: what it reads.
+        axis: of the weight, which the units are on.
         owner: i64[k], the unit of each input; -1: of no unit.
     """
 
     node: Node
     weight: Weight
-    x: Value
+    axis: Axis
     owner: np.ndarray
+
+    @property
+    def rows(self) -> Rows:
+        """What it multiplies."""
+        return rows_of(self.node, self.weight)
+
+    @property
+    def outputs(self) -> Axis:
+        """The axis of the weight that its outputs are on."""
+        return output_axis(self.node, self.weight)
 
     @property
     def alone(self) -> bool:
         """Whether no other node reads its weight."""
-        value = self.node.inputs[self.weight.operand]
-        return value is not None and value.only_user() is self.node
+        return self.axis[0].only_user() is self.node
 
     def inputs(self, units: Sequence[int] | np.ndarray) -> np.ndarray:
         """Indices of the inputs that the units own, i64, ascending."""
         return np.flatnonzero(np.isin(self.owner, units))
 
+    def inputs_at(self, cut: Positions) -> np.ndarray:
+        """Indices of the inputs that a cut takes, i64, ascending."""
+        value, axis = self.axis
+        at = along_inputs(self.node, self.weight, axis, np.arange(value.tensor.shape[axis]))
+        return np.flatnonzero(np.isin(at, cut[self.axis]))
+
+    def biases_at(self, cut: Positions) -> np.ndarray:
+        """Positions on the last axis of its bias that a cut of its outputs takes, i64, ascending."""
+        value, axis = self.outputs
+        width = value.tensor.shape[axis]
+        return np.concatenate([cut[self.outputs] + i * width for i in range(self.weight.biases)])
+
 
 def readers(group: AxisGroup) -> list[Reader]:
-    """Linear layers, of the outermost graph, whose inputs are units of the group."""
+    """Layers whose inputs are units of the group, and which can be fitted anew."""
     found = {}
-    for node, value, _ in group.weights(summed=True):
-        weight = linear_weight(node)
-        if weight is None or node.graph is None or node.graph.parent is not None:
-            continue
-        x = node.inputs[weight.activation] if weight.activation is not None else None
-        if node.inputs[weight.operand] is not value or x is None:
-            continue
-        owner = group.axes.get((x, (x.tensor.rank or 0) - 1))
-        if owner is not None:
-            found[node] = Reader(node, weight, x, owner)
+    for node, axis, weight in _summing(group):
+        if weight is not None and not unfit(node, weight):
+            owner = along_inputs(node, weight, axis[1], group.axes[axis])
+            found[node] = Reader(node, weight, axis, owner)
     return list(found.values())
+
+
+def not_fitted(group: AxisGroup) -> list[tuple[Node, str]]:
+    """Nodes that sum over units with a weight, and are no readers, with the reason."""
+    found = []
+    for node, axis, weight in _summing(group):
+        if weight is None:
+            found.append((node, f"@{axis[0].name} is no weight of {node.op}"))
+        elif reason := unfit(node, weight):
+            found.append((node, reason))
+    return found
+
+
+def _summing(group: AxisGroup) -> Iterator[tuple[Node, Axis, Weight | None]]:
+    """(node, axis of a constant, as what it is a weight) where nodes sum over units."""
+    for node, value, axis in group.weights(summed=True):
+        forms = [
+            w for w in TABLE.weights(node)
+            if node.inputs[w.operand] is value and axis in w.inputs
+        ]  # fmt: skip
+        yield node, (value, axis), forms[0] if forms else None
 
 
 def met(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:
@@ -189,16 +227,16 @@ def _one_by_one(
     return order, lost
 
 
-def by_energy(group: AxisGroup, seen: Mapping[Value, Gram]) -> np.ndarray | None:
+def by_energy(group: AxisGroup, seen: Mapping[Rows, Gram]) -> np.ndarray | None:
     """f64[units], worth of lanes that only meet each other; None where the group is no such."""
     ends = met(group)
-    if len(ends) < 2 or any(value not in seen for value, _ in ends):
+    if len(ends) < 2 or any(Rows(value) not in seen for value, _ in ends):
         return None
     worth = np.ones(group.units)
     for value, owner in ends:
         energy = np.zeros(group.units)
         held = owner >= 0
-        np.add.at(energy, owner[held], np.diagonal(seen[value].xtx)[held])
+        np.add.at(energy, owner[held], np.diagonal(seen[Rows(value)].xtx)[held])
         worth *= energy
     # A lane's share of the squared scores, whose sum is what Order wants.
     return worth

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tersor.ir import Attribute, Dim, Node, Value, ValueType
+
+if TYPE_CHECKING:
+    from tersor.ops.families._window import Window
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,23 @@ class Weight:
     operand: its index.
     inputs: its axes that one output sums over, in the order of the matrix's columns, the last one the
         fastest; all other axes make the rows. A table's row is an output.
-    activation: the operand whose last axis is multiplied with ``inputs``, which is one axis; None where
-        it is no operand (hidden states), or no axis of one (windows).
+    activation: the operand, rows of which are multiplied with the matrix: its last axis at every
+        position, or what a ``window`` sees at every place of the result; None where there are no such
+        rows (hidden states), or not one matrix for all (a convolution of several groups).
     looked_up: rows are picked, not multiplied.
+    window: over an activation [batch, channels, positions…], the channels of one place side by side;
+        None: its last axis.
+    bias: the operand, which may be missing, that is added to the outputs: of their shape, but for the
+        last axis, on which ``biases`` vectors lie one after the other, and the first is meant.
     """
 
     operand: int
     inputs: tuple[int, ...]
     activation: int | None = None
     looked_up: bool = False
+    window: Window | None = None
+    bias: int | None = None
+    biases: int = 1
 
     def matrix(self, tensor: np.ndarray) -> np.ndarray:
         """[outputs, inputs]"""
@@ -110,8 +121,12 @@ class Weight:
         order = self._order(len(shape))
         return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
 
+    def outputs(self, rank: int) -> list[int]:
+        """Axes of a tensor of this rank that make the matrix's rows."""
+        return [i for i in range(rank) if i not in self.inputs]
+
     def _order(self, rank: int) -> list[int]:
-        return [*(i for i in range(rank) if i not in self.inputs), *self.inputs]
+        return [*self.outputs(rank), *self.inputs]
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,14 @@ def follow_all(tracked: Sequence[Tracked], cut: Positions) -> None:
 
 
 def tie_vector(tracked: Sequence[Tracked], value: Value, like: Axis) -> None:
-    """A new constant vector belongs to the groups that the axis ``like`` belongs to."""
+    """The last axis of a new constant, on which biases lie one after the other, belongs to the groups
+    that the axis ``like`` belongs to."""
+    last = value, len(value.tensor.shape) - 1
     for one in tracked:
-        if like in one.group.axes:
-            one.group.axes[value, 0] = one.group.axes[like]
-            one.positions[value, 0] = one.positions[like]
+        if (owner := one.group.axes.get(like)) is not None:
+            size = value.tensor.shape[-1]
+            one.group.axes[last] = np.tile(owner, size // len(owner))
+            one.positions[last] = np.arange(size)
 
 
 def positions_left(tracked: Sequence[Tracked], axis: Axis) -> np.ndarray | None:

@@ -24,8 +24,9 @@ from typing import Literal
 import numpy as np
 
 from tersor.analysis.calibration import TAPS
-from tersor.analysis.gram import Gram, grams
+from tersor.analysis.gram import Gram, Rows, grams_of_rows
 from tersor.analysis.masks import Pattern, by_sparsity, by_threshold, n_of_m
+from tersor.analysis.products import no_rows, rows_of
 from tersor.analysis.scopes import chosen
 from tersor.analysis.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.errors import InvalidOption
@@ -146,8 +147,9 @@ class PruneWeights(Pass):
         for node, form, value in users:
             if node in wanted:
                 layer = found.setdefault(value, _Layer(value, form, len(found)))
-                if layer.form == form:
+                if layer.form.inputs == form.inputs:
                     layer.readers.append(node)
+                    layer.forms.append(form)
         layers = []
         for layer in found.values():
             if reason := self._refusal(layer, graph):
@@ -171,10 +173,8 @@ class PruneWeights(Pass):
             return "its weight holds NaN or infinity"
         if misfit := Pattern.parse(self.pattern).misfit(numbers.shape):
             return misfit
-        if self._needs_data and layer.form.activation is None:
-            return f"{self.criterion} needs a layer's inputs as rows, which {layer.op} has not"
-        if self._needs_data and any(node.graph is not graph for node in layer.readers):
-            return "it is in a subgraph, where calibration sees nothing"
+        if self._needs_data and (reason := layer.unseen()):
+            return f"{self.criterion} needs a layer's inputs: {reason}"
         if self.criterion == "sparsegpt" and isinstance(held, Affine):
             return "sparsegpt moves the weights that stay, and these are quantized: prune first"
         return ""
@@ -256,8 +256,9 @@ class _Layer:
     """A constant that nodes read as their weight.
 
     Attributes:
-        form: how all readers see it.
+        form: how the first reader sees it; the matrix is the same for all.
         index: its place among the layers.
+        readers, forms: nodes, and how each of them sees it.
         gram: of what it is multiplied with, while that is known.
         mask: bool[outputs, inputs], where it was chosen beforehand.
     """
@@ -266,22 +267,24 @@ class _Layer:
     form: Weight
     index: int
     readers: list[Node] = field(default_factory=list)
+    forms: list[Weight] = field(default_factory=list)
     gram: Gram | None = None
     mask: np.ndarray | None = None
-
-    @property
-    def op(self) -> str:
-        return self.readers[0].op
 
     @property
     def label(self) -> str:
         return self.readers[0].scope or self.constant.name
 
-    def inputs(self) -> list[Value]:
-        """What the readers multiply it with, where rows of that are operands."""
-        at = self.form.activation
-        found = [] if at is None else [node.inputs[at] for node in self.readers]
-        return [v for v in found if v is not None and not v.is_constant]
+    def unseen(self) -> str:
+        """Why calibration does not see what the readers multiply it with; empty if it does."""
+        reasons = (no_rows(n, form) for n, form in zip(self.readers, self.forms, strict=True))
+        return next(filter(None, reasons), "")
+
+    def inputs(self) -> list[Rows]:
+        """What the readers multiply it with, where that can be seen."""
+        pairs = zip(self.readers, self.forms, strict=True)
+        found = [rows_of(node, form) for node, form in pairs if not no_rows(node, form)]
+        return [rows for rows in found if not rows.value.is_constant]
 
     def matrix(self) -> np.ndarray:
         """f64[outputs, inputs]"""
@@ -319,19 +322,18 @@ def _observed(graph: Graph, layers: Sequence[_Layer], context: Context) -> Itera
     the weights. TAPS layers are seen in one run of the graph, as it is by then."""
     for start in range(0, len(layers), TAPS):
         group = layers[start : start + TAPS]
-        seen = _moments(graph, [v for layer in group for v in layer.inputs()], context)
+        seen = _moments(graph, [rows for layer in group for rows in layer.inputs()], context)
         for layer in group:
-            layer.gram = _sum([seen[v] for v in layer.inputs() if v in seen])
+            layer.gram = _sum([seen[rows] for rows in layer.inputs() if rows in seen])
             yield layer
             layer.gram = None
 
 
-def _moments(graph: Graph, inputs: Sequence[Value], context: Context) -> dict[Value, Gram]:
-    """Of those at the outermost level; none without calibration."""
+def _moments(graph: Graph, inputs: Sequence[Rows], context: Context) -> dict[Rows, Gram]:
+    """None without calibration."""
     if not context.calibration or context.evaluate is None:
         return {}
-    outermost = [value for value in inputs if value.graph is graph]
-    return grams(graph, outermost, context.calibration, context.evaluate)
+    return grams_of_rows(graph, inputs, context.calibration, context.evaluate)
 
 
 def _sum(moments: Sequence[Gram]) -> Gram | None:

@@ -5,16 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tersor.analysis.reconstruction import (
-    Moments,
-    bias_operand,
-    linear_weight,
-    matrices,
-    moments,
-    node_making,
-    set_matrices,
-    summand,
-)
+from tersor.analysis.products import linear_weight, matrices, set_matrices
+from tersor.analysis.reconstruction import Moments, moments, node_making, summand
 from tersor.ir import Dense, Graph, parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -226,7 +218,7 @@ def test_new_numbers_in_every_way_that_a_layer_holds_them() -> None:
         matrix, _ = matrices(node, weight)
         bias = np.arange(1.0, 1 + matrix.shape[1])
         assert (set_matrices(node, weight, 2 * matrix, bias) is not None) is made
-        want = 2 * x @ matrix + (bias if bias_operand(node) is not None else 0)
+        want = 2 * x @ matrix + (bias if weight.bias is not None else 0)
         np.testing.assert_allclose(evaluate(graph, {"x": x})[name], want, rtol=1e-5, atol=1e-6)
     # The bias was one constant of two layers: the other keeps it.
     np.testing.assert_array_equal(evaluate(graph, {"x": x})["b"], untouched)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tersor.analysis import unit_order
-from tersor.analysis.gram import Gram, grams
-from tersor.analysis.reconstruction import matrices
+from tersor.analysis.gram import Gram, Rows, grams_of_rows
+from tersor.analysis.products import matrices
 from tersor.analysis.unit_order import (
     Order,
     Reader,
@@ -185,7 +185,7 @@ def test_lanes_of_queries_and_keys_are_worth_the_energy_of_their_products() -> N
     graph = group.links[0].node.graph
     assert graph is not None
     x = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
-    seen = grams(graph, [v for v, _ in met(group)], [{"x": x}], evaluate)
+    seen = grams_of_rows(graph, [Rows(v) for v, _ in met(group)], [{"x": x}], evaluate)
     q, k = (x @ graph.constants[w].numpy() for w in ("wq", "wk"))
     want = np.array([np.square(q[..., i::2]).sum() * np.square(k[..., i::2]).sum() for i in (0, 1)])
     np.testing.assert_allclose(by_energy(group, seen), want, rtol=1e-5)

@@ -38,15 +38,17 @@ def test_a_weight_is_a_matrix_and_back(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_column_meets_one_input(case: Case) -> None:
-    """Without column j of the matrix, the result is what it is without input j."""
+    """Without column j of the matrix, the result is what it is without input j; under a window, without
+    all columns of a channel, what it is without the channel."""
     told = [form for form in weights(case) if form.activation is not None]
     for form in told:
         assert form.activation is not None
         x, held = case.sample.inputs[form.activation], case.sample.inputs[form.operand]
         assert x is not None and held is not None
         silent, matrix = x.copy(), form.matrix(held).copy()
-        silent[..., 1] = 0
-        matrix[:, 1] = 0
+        channels = x.shape[-1 if form.window is None else 1]
+        silent[(slice(None), 1) if form.window else (..., 1)] = 0
+        matrix[:, 1::channels] = 0
         without_input = changed(case.sample, form.activation, silent)
         without_column = changed(case.sample, form.operand, form.tensor(matrix, held.shape))
         for a, b in zip(run(case, without_input), run(case, without_column), strict=True):

@@ -268,9 +268,8 @@ def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
     feed = {v.name: np.ones(v.tensor.shape, v.tensor.dtype.numpy) for v in others().inputs}
     after, report = run(PruneWeights(criterion="wanda", sparsity=0.5), others(), calibration=[feed])
     assert [why for _, why in report.skips] == [
-        "wanda needs a layer's inputs as rows, which Conv has not",
-        "wanda needs a layer's inputs as rows, which ConvTranspose has not",
-        "wanda needs a layer's inputs as rows, which LSTM has not",
+        "wanda needs a layer's inputs: ConvTranspose multiplies no rows of an operand with @t as one matrix",
+        "wanda needs a layer's inputs: LSTM multiplies no rows of an operand with @R as one matrix",
     ]
     np.testing.assert_array_equal(masked(after, "W").mask.sum(axis=2), 4)
     np.testing.assert_array_equal(masked(after, "g").mask.sum(axis=1), 4)
@@ -409,7 +408,9 @@ def test_layers_in_subgraphs_are_pruned_unless_data_decides() -> None:
     assert masked(after, "w").kept == 32
     feed = {"c": np.array(True), "x": np.ones((2, 8), np.float32)}
     _, report = run(PruneWeights(criterion="wanda", sparsity=0.5), graph, calibration=[feed])
-    assert [w for _, w in report.skips] == ["it is in a subgraph, where calibration sees nothing"]
+    assert [w for _, w in report.skips] == [
+        "wanda needs a layer's inputs: it is in a subgraph, where calibration sees nothing"
+    ]
 
 
 # -- one after the other ---------------------------------------------------------------------------

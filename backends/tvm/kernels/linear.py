@@ -3,7 +3,8 @@
     x   float rows, quantized row by row first; or rows that were quantized by another kernel
     y = act(x W + b)
     y = norm(y + residual)          where the layer ends a residual branch
-    y   is written in float32 or bfloat16, or quantized row by row for the layer that reads it, or both
+    y   is written in float32 or bfloat16, or quantized row by row for the layer that reads it, or both;
+        quantized is y times a factor a column, where the reader was smoothed by it
 
 int8: with row r quantized as ``x = s_r (q - z_r)`` and column n of W as ``w_n v``,
 
@@ -34,6 +35,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
 
 VECTOR = 16  # Numbers of the widest vector.
+COLUMN_VECTORS = 6
 LEAST_ROWS = 16  # What quantized rows are padded to: those of an AMX tile.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: x,
@@ -59,6 +61,7 @@ class Linear:
         epsilon: of the norm.
         result: dtype that y is written in: ``float32``, ``bfloat16``, or empty.
         quantize: whether y is written quantized too.
+        smooth: whether it is multiplied by a factor a column before that.
         lead: how many dims x has before the last; m below is their product.
         safe: whether :func:`products.is_safe` holds for the weight, and AVX's pairs may be used.
     """
@@ -72,6 +75,7 @@ class Linear:
     epsilon: float = 0.0
     result: str = "float32"
     quantize: bool = False
+    smooth: bool = False
     lead: int = 2
     safe: bool = False
 
@@ -83,7 +87,7 @@ class Linear:
             self.activation,
             self.norm, emit.in_name(self.epsilon) if self.norm != "none" else "",
             self.result,
-            "quantize" if self.quantize else "", "safe" if self.safe else "",
+            "quantize" if self.quantize else "", "smooth" if self.smooth else "", "safe" if self.safe else "",
         ]  # fmt: skip
         return "_".join(str(p) for p in parts if p not in ("", "none"))
 
@@ -95,11 +99,12 @@ def column_vectors(
     bias: np.ndarray | None,
     gamma: np.ndarray | None = None,
     beta: np.ndarray | None = None,
+    smooth: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The float32[5, n'] operand: scales and sums of the columns of an int8 ``weight`` [k, n], bias,
-    and the norm's gamma and beta; n' is n padded to a panel."""
-    table = np.zeros((5, padded(spec.n, PANEL)), np.float32)
-    rows = (scale, weight.sum(0) if scale is not None else None, bias, gamma, beta)
+    """The float32[6, n'] operand: scales and sums of the columns of an int8 ``weight`` [k, n], bias,
+    the norm's gamma and beta, and factors before quantization; n' is n padded to a panel."""
+    table = np.zeros((COLUMN_VECTORS, padded(spec.n, PANEL)), np.float32)
+    rows = (scale, weight.sum(0) if scale is not None else None, bias, gamma, beta, smooth)
     for row, values in zip(table, rows, strict=True):
         if values is not None:
             row[: spec.n] = values
@@ -163,7 +168,7 @@ class _Body:
         panels = self.width // PANEL
         packed = (panels, 2, padded(k, K_STEP) // 4, 64) if int8 else (panels, k, PANEL)
         self.w = emit.parameter("w", packed, "int8" if int8 else "float32")
-        self.columns = emit.parameter("columns", (5, self.width), "float32")
+        self.columns = emit.parameter("columns", (COLUMN_VECTORS, self.width), "float32")
         if spec.norm != "none":
             self.rows["residual"] = emit.parameter("residual", (*lead, n), "float32")
         if spec.result:
@@ -374,4 +379,8 @@ class _Body:
             rowwise.over(isa, spec.n, lambda c, i: self._write(first + r, c, read(c)))
         if spec.quantize:
             out_ranges = self.rows["out_ranges"]
-            rowwise.quantize(isa, spec.n, read, self.out, first + r, out_ranges, first + r)
+
+            def smoothed(c: Any) -> Any:
+                return read(c) * column(5)(c) if spec.smooth else read(c)
+
+            rowwise.quantize(isa, spec.n, smoothed, self.out, first + r, out_ranges, first + r)

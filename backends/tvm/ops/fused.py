@@ -64,6 +64,7 @@ def linear_spec(node: Node, isa: Isa) -> Linear:
         epsilon=attrs["epsilon"],
         result=attrs["result"] if y.uses else "",
         quantize=bool(q.uses),
+        smooth=node.input(7) is not None,
         lead=len(y.tensor.dims or ()) - 1,
         safe=isa.dot == "widen"
         and isinstance(weight.encoding, Affine)
@@ -73,10 +74,10 @@ def linear_spec(node: Node, isa: Isa) -> Linear:
 
 def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain]) -> list[Any]:
     y, q, ranges = node.outputs
-    x, x_ranges, weight, bias, residual, gamma, beta = (node.input(i) for i in range(7))
+    x, x_ranges, weight, bias, residual, gamma, beta, smooth = (node.input(i) for i in range(8))
     assert x is not None and weight is not None
     spec, encoding = linear_spec(node, isa), weight.encoding
-    numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta)]
+    numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta, smooth)]
     if isinstance(encoding, Affine):
         packed = products.pack_int8(encoding.values)
         columns = linear.column_vectors(spec, encoding.scale, encoding.values, *numbers)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tersor.ir import Dim
 from tersor.ir.dims import floordiv
@@ -61,6 +65,24 @@ class Window:
         stride = self.strides[axis]
         total = max((-(-size // stride) - 1) * stride + self.span[axis] - size, 0)
         return halves(total, self.auto_pad)
+
+    def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """[len(at), kernel… * channels]: what windows see of ``x`` [batch, channels, positions…], the
+        channels of one place side by side; zeros in the padding.
+
+            x = [[[1, 2, 3]]], a kernel of 2, padding (1, 0)     windows 0 1 2:  [0, 1] [1, 2] [2, 3]
+
+        Args:
+            at: numbers of windows, counted over batch and places, the last axis the fastest.
+        """
+        axes = len(self.kernel)
+        padded = np.pad(x, [(0, 0), (0, 0), *self.padding(x.shape[2:])])
+        if not len(at) or any(n < s for n, s in zip(padded.shape[2:], self.span, strict=True)):
+            return np.zeros((0, math.prod(self.kernel) * x.shape[1]), x.dtype)
+        seen = sliding_window_view(padded, self.span, axis=tuple(range(2, 2 + axes)))
+        steps = [slice(None, None, n) for n in (*self.strides, *self.dilations)]
+        seen = np.moveaxis(seen[:, :, *steps], 1, -1)  # [batch, places…, kernel…, channels], a view
+        return seen[np.unravel_index(at, seen.shape[: 1 + axes])].reshape(len(at), -1)
 
     def extra(self, have: Sequence[int]) -> list[int]:
         """Positions behind the padding that the last window of ``ceil`` reaches."""

@@ -110,9 +110,13 @@ def _conv_follow(node: Node, cut: Cut) -> Follow:
 
 
 def _conv_weights(node: Node) -> list[Weight]:
-    """W[out, in / group, *kernel]: the input channels of one place lie side by side."""
-    rank = len(dims(node.inputs[1]))
-    return [Weight(1, (*range(2, rank), 1))] if rank > 2 else []
+    """W[out, in / group, *kernel]: the input channels of one place lie side by side. Each of several
+    groups sees windows of its own channels."""
+    kernel = dims(node.inputs[1])[2:]
+    inputs = (*range(2, len(kernel) + 2), 1)
+    if _group(node) == 1 and all_ints(kernel):
+        return [Weight(1, inputs, activation=0, window=window(kernel, node.attrs), bias=2)]
+    return [Weight(1, inputs)] if kernel else []
 
 
 # -- ConvTranspose ---------------------------------------------------------------------------------

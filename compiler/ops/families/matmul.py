@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ def matmul_weights(node: Node) -> list[Weight]:
     """W[..., k, n]"""
     rank = len(dims(node.inputs[1]))
     return [Weight(1, (rank - 2,), activation=0)] if rank > 1 else []
+
+
+def _linear_weights(node: Node) -> list[Weight]:
+    return [replace(weight, bias=2) for weight in matmul_weights(node)]
 
 
 def _matmul_samples(rng: np.random.Generator) -> list[Sample]:
@@ -195,7 +200,7 @@ ROWS = [
         torch=_linear,
         cost=matmul_cost,
         ties=_linear_ties,
-        weights=matmul_weights,
+        weights=_linear_weights,
         samples=_linear_samples,
     ),
 ]

@@ -87,7 +87,7 @@ def _ties(node: Node) -> list[Tie]:
 
 
 def _weights(node: Node) -> list[Weight]:
-    return [Weight(1, (2,), activation=0), Weight(2, (2,))]
+    return [Weight(1, (2,), activation=0, bias=3, biases=2), Weight(2, (2,))]
 
 
 def _follow(node: Node, cut: Cut) -> Follow:

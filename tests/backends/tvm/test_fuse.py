@@ -186,6 +186,45 @@ def of_width(n: int) -> str:
     )  # fmt: skip
 
 
+# The second half reads what the first half's norm makes, times a vector.
+SMOOTHED = changed(
+    ("@b1: f32[144]", "@b1: f32[144]\n  @s: f32[64]"),
+    ("%h: f32[b, s, 144] = tersor.Linear(%n", "%m: f32[b, s, 64] = Mul(@s, %n)\n  %h: f32[b, s, 144] = tersor.Linear(%m"),
+)  # fmt: skip
+
+
+def test_rows_are_smoothed_where_they_are_quantized() -> None:
+    made = fuse(quantized(ir(SMOOTHED)), AMX)
+    assert ops(made) == WHOLE
+    output, neurons = list(made.nodes)[2:4]
+    assert output.inputs[7] is not None and output.inputs[7].name == "s"
+    assert neurons.attrs["quantized"] == 1
+    assert ops(fuse(ir(SMOOTHED), AMX)) == [*WHOLE[:3], "Mul", *WHOLE[3:]]  # in float
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("@s: f32[64]", "@s: f32[1]"),
+        ("Mul(@s, %n)", "Mul(@s, %x)"),
+        ("Mul(@s, %n)", "Add(@s, %n)"),
+    ],
+    ids=["by one number", "of what no kernel made", "a sum"],
+)
+def test_other_factors_stay(change: tuple[str, str]) -> None:
+    made = fuse(quantized(ir(changed(change, text=SMOOTHED))), AMX)
+    assert ops(made) == [*WHOLE[:3], change[1][:3] if "(" in change[1] else "Mul", *WHOLE[3:]]
+
+
+def test_rows_that_are_read_quantized_are_not_smoothed_for_another() -> None:
+    text = changed(
+        ("(y = %y)", "(y = %y, z = %z)"), ("  %m:", "  %z: f32[b, s, 64] = tersor.Linear(%n, @wq)\n  %m:"),
+        text=SMOOTHED,
+    )  # fmt: skip
+    made = fuse(quantized(ir(text)), AMX)
+    assert ops(made) == [*WHOLE[:3], "tvm.Linear", "Mul", *WHOLE[3:]]
+
+
 def test_a_layer_of_less_than_a_panel_stays() -> None:
     assert ops(fuse(ir(of_width(24)), VNNI)) == [*WHOLE[:3], "tersor.Linear", "tvm.Linear"]
     assert ops(fuse(ir(of_width(33)), VNNI)) == WHOLE
@@ -324,16 +363,36 @@ def expected(graph: Graph, given: dict[str, np.ndarray]) -> dict[str, Any]:
 MIDDLE = changed(("(y = %y)", "(y = %y, n = %n, o = %o, h = %h, a = %a)"))
 
 
-def test_float_layers_agree_with_the_runtime() -> None:
+# Two heads of 28, and values of 20.
+ODD = changed(
+    ("@wq: f32[64, 64]", "@wq: f32[64, 56]"), ("@wk: f32[64, 64]", "@wk: f32[64, 56]"),
+    ("@wv: f32[64, 64]", "@wv: f32[64, 40]"), ("@wo: f32[64, 64]", "@wo: f32[40, 64]"),
+    ("@bq: f32[64]", "@bq: f32[56]"), ("@bv: f32[64]", "@bv: f32[40]"),
+    ("%q: f32[b, s, 64]", "%q: f32[b, s, 56]"), ("%k: f32[b, s, 64]", "%k: f32[b, s, 56]"),
+    ("%v: f32[b, s, 64]", "%v: f32[b, s, 40]"), ("%a: f32[b, s, 64]", "%a: f32[b, s, 40]"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [MIDDLE, ODD], ids=["with outputs in the middle", "odd heads"])
+def test_float_layers_agree_with_the_runtime(text: str) -> None:
     """Sums of up to 144 products of numbers of size one, in another order, six times in turn."""
-    graph = ir(changed(("gelu", "relu"), text=MIDDLE))
+    graph = ir(changed(("gelu", "relu"), text=text))
     given = feed(2, 37)
     got = run(graph, given)
     for name, want in expected(graph, given).items():
         np.testing.assert_allclose(got[name], want, rtol=0, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("text", [LAYER, MIDDLE], ids=["a layer", "with outputs in the middle"])
+def test_heads_of_any_size_are_five_ops() -> None:
+    assert ops(fuse(ir(ODD), VNNI)) == WHOLE
+    assert ops(fuse(quantized(ir(ODD)), AMX)) == WHOLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LAYER, MIDDLE, SMOOTHED, ODD],
+    ids=["a layer", "with outputs in the middle", "smoothed", "odd heads"],
+)
 def test_int8_layers_agree_with_the_runtime(text: str) -> None:
     """Where a number lies between two levels, rounding decides, and a level is 1/255 of a row's range."""
     graph = quantized(ir(text))

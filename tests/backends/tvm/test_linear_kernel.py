@@ -62,6 +62,7 @@ class Layer:
     residual: np.ndarray
     gamma: np.ndarray
     beta: np.ndarray
+    smooth: np.ndarray
 
     def operands(self, spec: Linear) -> list[np.ndarray]:
         """What the kernel takes."""
@@ -79,7 +80,13 @@ class Layer:
         operands.append(products.pack_int8(weight) if int8 else products.pack_float(weight))
         operands.append(
             linear.column_vectors(
-                spec, self.scale if int8 else None, weight, self.bias, self.gamma, self.beta
+                spec,
+                self.scale if int8 else None,
+                weight,
+                self.bias,
+                self.gamma,
+                self.beta,
+                self.smooth if spec.smooth else None,
             )
         )
         if spec.norm != "none":
@@ -123,6 +130,7 @@ def layer(spec: Linear, m: int, seed: int = 0) -> Layer:
         weight if int8 else rng.standard_normal((k, n)).astype(np.float32) / math.sqrt(k),
         rng.uniform(0.5, 1, n).astype(np.float32) / (64 * math.sqrt(k)),
         *normal,
+        rng.uniform(0.25, 2, n).astype(np.float32),
     )
 
 
@@ -180,8 +188,10 @@ def check(spec: Linear, machine: Machine, given: Layer) -> None:
         allowed += 2.0**-8  # Half of the last bit of eight, and what the number was off before.
     if y is not None:
         assert_close(y, want, allowed)
+    if spec.smooth:
+        want = want * given.smooth
     if q is not None and spec.result == "float32":
-        assert_quantized(y, q, ranges)
+        assert_quantized(y * given.smooth if spec.smooth else y, q, ranges)
     elif q is not None:
         scale, zero = ranges[:, :1], ranges[:, 1:]
         # Half a level; at the ends another half, by which the zero point was rounded.
@@ -225,6 +235,11 @@ SPECS: dict[str, tuple[Linear, tuple[str, ...]]] = {
     "float rows, normalized": (
         Linear(16, 16, norm="rms", epsilon=1e-5, quantize=True), (HERE, "widen8")
     ),
+    "smoothed": (
+        Linear(64, 64, quantized=True, norm="layer", epsilon=1e-5, quantize=True, smooth=True),
+        (HERE, "widen8"),
+    ),
+    "smoothed, of broken vectors": (Linear(16, 1581, quantize=True, smooth=True), (HERE,)),
     "within a branch": (
         Linear(64, 48, quantized=True, activation="gelu", result="", quantize=True),
         (HERE, "lane4"),
