@@ -133,7 +133,7 @@ class _Fusion:
                 continue
             q, ranges = self.rows[y]
             maker = q.producer
-            if q.uses or maker is None or factor.tensor.dims != y.tensor.dims[-1:]:
+            if q.uses or maker is None or factor.tensor.dims != (y.tensor.dims or ())[-1:]:
                 continue
             self.graph.set_input(maker, SMOOTH, factor)
             del self.rows[y]
