@@ -66,7 +66,7 @@ def unfit(node: Node, weight: Weight) -> str:
     bias = node.input(weight.bias) if weight.bias is not None else None
     if bias is not None and not bias.is_constant:
         return "its bias is no constant"
-    return "its matrices are for rows of their own" if _is_stacked(node, weight) else ""
+    return "its weight is a stack of matrices" if _is_stacked(node, weight) else ""
 
 
 def matrices(node: Node, weight: Weight) -> tuple[np.ndarray, np.ndarray | None]:
@@ -137,13 +137,9 @@ def _outputs(node: Node, weight: Weight) -> tuple[int, ...]:
 
 
 def _is_stacked(node: Node, weight: Weight) -> bool:
-    """Whether outputs are of some rows only: products of stacks of matrices."""
-    assert weight.activation is not None
+    """Whether the result has an axis of the weight beside that of the outputs: a stack of matrices."""
     value = node.inputs[weight.operand]
     assert value is not None
-    own = {("in", weight.operand, a) for a in weight.outputs(len(value.tensor.shape))}
-    for tie in TABLE.ties(node) or ():
-        members = {(m.side, m.index, m.axis) for m in tie.members}
-        if members & own and any(m[:2] == ("in", weight.activation) for m in members):
-            return True
-    return False
+    stack = {("in", weight.operand, a) for a in weight.outputs(len(value.tensor.shape))[:-1]}
+    ties = TABLE.ties(node) or ()
+    return any(stack & {(m.side, m.index, m.axis) for m in tie.members} for tie in ties)

@@ -237,3 +237,93 @@ def test_what_is_no_linear_layer() -> None:
   %c: f32[2, 4] = Gather(@t, %i) {axis = 0}
 }"""
     assert [linear_weight(n) for n in parse(text, TABLE).nodes] == [None] * 3
+
+
+# -- convolutions and recurrent layers --------------------------------------------------------------
+
+CONV = """graph main(%x: f32[n, 3, 6, 5]) -> (z = %z) {{
+  @w1: f32[4, 3, 1, 1] = dense normal(0)
+  @w2: f32[2, 4, 3, 2] = dense normal(1)
+  @w3: f32[2, 3, 3, 2] = dense normal(2)
+  @b: f32[2] = dense normal(3)
+  %h: f32[n, 4, 6, 5] = Conv(%x, @w1)
+  %r: f32[n, 2, 3, 2] = Conv(%x, @w3) {{pads = [1, 0, 1, 0], strides = [2, 2]}}
+  %y: f32[n, 2, 3, 2] = Conv(%h, @w2, @b) {{pads = [1, 0, 1, 0], strides = [2, 2]}}
+  %z: f32[n, 2, 3, 2] = {sum}
+}}"""
+
+
+def patches(x: np.ndarray) -> np.ndarray:
+    """Of a 3x2 kernel in steps of 2, with a line of padding above and below."""
+    x = np.pad(x, [(0, 0), (0, 0), (1, 1), (0, 0)])
+    found = [
+        x[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2].transpose(1, 2, 0).reshape(-1)
+        for n in range(len(x)) for i in range(3) for j in range(2)
+    ]  # fmt: skip
+    return np.stack(found)
+
+
+def lines(x: np.ndarray) -> np.ndarray:
+    """[batch, channels, …] -> [positions, channels]"""
+    return np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+
+
+@pytest.mark.parametrize("sum", ["Add(%y, %r)", "Relu(%y)"])
+def test_a_convolution_makes_up_for_what_is_lost_before_and_beside_it(sum: str) -> None:
+    original = parse(CONV.format(sum=sum), TABLE)
+    other, rng = original.copy(), np.random.default_rng(5)
+    for name in ("w1", "w3"):
+        held = other.constants[name]
+        noise = 0.3 * rng.standard_normal(held.tensor.shape).astype(np.float32)
+        other.set_encoding(held, Dense(held.numpy() + noise))
+    x = rng.standard_normal((12, 3, 6, 5)).astype(np.float32)
+    seen = moments(original, other, "y", [{"x": x[:5]}, {"x": x[5:]}], evaluate)
+    assert seen is not None
+    assert seen.xtx[-1, -1] == 12 * 6
+    old, new = values(original, x), values(other, x)
+    target = lines(old["y"])
+    if sum.startswith("Add"):
+        target = target + lines(old["r"]) - lines(new["r"])
+    kept = np.array([0, 1, 3, 7, 9, 10, 15, 22])
+    weight, bias = seen.solve(np.zeros((24, 2)), kept, 1e-12, biased=True)
+    rows = np.concatenate([patches(new["h"])[:, kept], np.ones((72, 1))], axis=1)
+    want = np.linalg.lstsq(rows, target, rcond=None)[0]
+    np.testing.assert_allclose(np.concatenate([weight, bias[None]]), want, **RECKONED)
+
+
+def test_a_norm_over_positions_is_none_of_a_convolutions_rows() -> None:
+    text = """graph main(%x: f32[2, 3, 5], %r: f32[2, 4, 3]) -> (z = %z) {
+  @w: f32[4, 3, 3] = dense normal(0)
+  @g: f32[3] = dense [1.0, 1.0, 1.0]
+  %y: f32[2, 4, 3] = Conv(%x, @w)
+  %z: f32[2, 4, 3] = tersor.AddLayerNormalization(%y, %r, @g, @g) {axis = -1, epsilon = 0.00001}
+}"""
+    assert summand(node_making(parse(text, TABLE), "y")) is None
+
+
+LSTM = """graph main(%x: f32[s, n, 5]) -> (y = %y) {
+  @e: f32[5, 4] = dense normal(0)
+  @w: f32[2, 12, 4] = dense normal(1)
+  @r: f32[2, 12, 3] = dense normal(2)
+  @b: f32[2, 24] = dense normal(3)
+  %h: f32[s, n, 4] = tersor.Linear(%x, @e) {activation = "none"}
+  %y: f32[s, 2, n, 3] = LSTM(%h, @w, @r, @b) {direction = "bidirectional", hidden_size = 3}
+}"""
+
+
+def test_a_recurrent_layer_is_fitted_to_what_its_gates_go_by_of_the_outputs_left() -> None:
+    original = parse(LSTM, TABLE)
+    other, rng = original.copy(), np.random.default_rng(6)
+    other.set_encoding(other.constants["e"], Dense(rng.standard_normal((5, 4)).astype(np.float32)))
+    x = rng.standard_normal((7, 6, 5)).astype(np.float32)
+    left = np.array([0, 2, 3, 5, 6, 8, 9, 11])  # Without hidden unit 1, in four gates.
+    seen = moments(original, other, "y", [{"x": x}], evaluate, left)
+    assert seen is not None
+    h = (x.reshape(-1, 5) @ original.constants["e"].numpy()).astype(np.float64)
+    w, b = original.constants["w"].numpy(), original.constants["b"].numpy()
+    target = np.concatenate([h @ w[d, left].T + b[d, :12][left] for d in (0, 1)], axis=1)
+    rows = x.reshape(-1, 5) @ other.constants["e"].numpy()
+    rows = np.concatenate([rows, np.ones((42, 1))], axis=1)
+    weight, bias = seen.solve(np.zeros((4, 16)), np.arange(4), 1e-12, biased=True)
+    want = np.linalg.lstsq(rows, target, rcond=None)[0]
+    np.testing.assert_allclose(np.concatenate([weight, bias[None]]), want, **RECKONED)

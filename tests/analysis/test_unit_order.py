@@ -18,10 +18,11 @@ from tersor.analysis.unit_order import (
     equal_shares,
     layer_of,
     met,
+    not_fitted,
     only_met,
     readers,
 )
-from tersor.ir import parse
+from tersor.ir import Node, parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.structure import AxisGroup, axis_groups
@@ -234,3 +235,112 @@ def test_weights_with_two_readers_and_layers_in_subgraphs() -> None:
     (reader,) = readers(group)
     assert reader.node.output.name == "y"
     assert not reader.alone
+
+
+CHANNELS = """graph main(%x: f32[n, 2, 5, 5]) -> (y = %y, z = %z, u = %u, v = %v) {
+  @w: f32[6, 2, 1, 1] = dense normal(0)
+  @a: f32[3, 6, 2, 2] = dense normal(1)
+  @b: f32[4, 6, 3, 1] = dense normal(2)
+  @c: f32[4, 3, 2, 2] = dense normal(3)
+  @t: f32[6, 2, 2, 2] = dense normal(4)
+  %h: f32[n, 6, 5, 5] = Conv(%x, @w)
+  %y: f32[n, 3, 4, 4] = Conv(%h, @a)
+  %z: f32[n, 4, 3, 5] = Conv(%h, @b)
+  %u: f32[n, 4, 4, 4] = Conv(%h, @c) {group = 2}
+  %v: f32[n, 2, 6, 6] = ConvTranspose(%h, @t)
+}"""
+
+
+def test_convolutions_read_a_unit_at_every_place_of_the_kernel_or_are_told() -> None:
+    text = "\n".join(
+        line for line in CHANNELS.splitlines() if "%u: " not in line and "%v: " not in line
+    )
+    graph = parse(text.replace(", u = %u, v = %v", ""), TABLE)
+    group = next(g for g in axis_groups(graph) if g.units == 6)
+    found = {r.node.output.name: r for r in readers(group)}
+    assert set(found) == {"y", "z"}
+    for name, places in (("y", 4), ("z", 3)):
+        assert found[name].owner.tolist() == [0, 1, 2, 3, 4, 5] * places
+        assert equal_shares(group, found[name])
+        cut = group.positions([1, 4])
+        want = sorted(6 * p + u for p in range(places) for u in (1, 4))
+        assert found[name].inputs_at(cut).tolist() == found[name].inputs([4, 1]).tolist() == want
+    assert found["y"].rows != found["z"].rows  # one operand, two windows
+    assert not_fitted(group) == []
+
+    graph = parse(CHANNELS, TABLE)
+    told = {
+        (node.output.name, why)
+        for g in axis_groups(graph) if (graph.constants["w"], 0) in g.axes
+        for node, why in not_fitted(g)
+    }  # fmt: skip
+    assert told == {
+        ("u", "Conv multiplies no rows of an operand with @c as one matrix"),
+        ("v", "ConvTranspose multiplies no rows of an operand with @t as one matrix"),
+    }
+
+
+def test_channels_that_convolutions_read_go_in_the_order_of_least_squares() -> None:
+    """The patches, by hand, and the solution that numpy has without each of the channels."""
+    text = "\n".join(
+        line for line in CHANNELS.splitlines() if "%u: " not in line and "%v: " not in line
+    )
+    graph = parse(text.replace(", u = %u, v = %v", ""), TABLE)
+    group = next(g for g in axis_groups(graph) if g.units == 6)
+    x = np.random.default_rng(0).standard_normal((9, 2, 5, 5)).astype(np.float32)
+    # Of 2 input channels 6 are made, with noise: with none of it all but two would go for nothing.
+    h = np.einsum("oc,nchw->nohw", graph.constants["w"].numpy()[:, :, 0, 0], x).astype(np.float64)
+    h += 0.5 * np.random.default_rng(1).standard_normal(h.shape)
+    layers, entries = [], []
+    for reader in readers(group):
+        kh, kw = (2, 2) if reader.node.output.name == "y" else (3, 1)
+        rows = np.stack(
+            [
+                h[n, :, i : i + kh, j : j + kw].transpose(1, 2, 0).reshape(-1)
+                for n in range(9) for i in range(6 - kh) for j in range(6 - kw)
+            ]
+        )  # fmt: skip
+        rows -= rows.mean(axis=0)
+        matrix, _ = matrices(reader.node, reader.weight)
+        layers.append((rows, matrix, np.tile(np.arange(6), kh * kw)))
+        gram = Gram(rows.T @ rows, rows.sum(axis=0), len(rows))
+        entries.append(layer_of(reader, gram))
+    order = by_least_squares(group, entries, DAMPING)
+    gone: list[int] = []
+    for unit, told in zip(order.units.tolist(), order.losses, strict=True):
+        offered = {u: loss(layers, [*gone, u]) for u in range(6) if u not in gone}
+        assert offered[unit] == pytest.approx(min(offered.values()), rel=1e-6, abs=1e-9)
+        gone.append(unit)
+        np.testing.assert_allclose(told, loss(layers, gone), **CLOSE)
+
+
+def test_units_that_a_recurrent_layer_reads_and_its_own() -> None:
+    text = """graph main(%x: f32[s, n, 4]) -> (y = %y) {
+  @e: f32[4, 5] = dense normal(0)
+  @w: f32[2, 9, 5] = dense normal(1)
+  @r: f32[2, 9, 3] = dense normal(2)
+  @o: f32[6, 2] = dense normal(3)
+  @two: i64[3] = dense [0, 0, 6]
+  %h: f32[s, n, 5] = tersor.Linear(%x, @e) {activation = "tanh"}
+  %g: f32[s, 2, n, 3] = GRU(%h, @w, @r) {direction = "bidirectional", hidden_size = 3}
+  %t: f32[s, n, 2, 3] = Transpose(%g) {perm = [0, 2, 1, 3]}
+  %f: f32[s, n, 6] = Reshape(%t, @two)
+  %y: f32[s, n, 2] = tersor.Linear(%f, @o) {activation = "none"}
+}"""
+    graph = parse(text, TABLE)
+    groups = {g.units: g for g in axis_groups(graph) if g.free}
+    (reader,) = readers(groups[5])
+    assert reader.node.op == "GRU"
+    assert reader.owner.tolist() == list(range(5))
+    assert reader.outputs == (graph.constants["w"], 1)
+    assert matrices(reader.node, reader.weight)[0].shape == (5, 18)
+    (reader,) = readers(groups[3])
+    assert reader.node.op == "tersor.Linear"
+    told: list[tuple[Node, str]] = not_fitted(groups[3])
+    assert [(n.op, why) for n, why in told] == [
+        ("GRU", "GRU multiplies no rows of an operand with @r as one matrix")
+    ]
+    # Where biases lie: of the input's half and of the states', each of three gates.
+    cut = groups[3].positions([2])
+    (gru,) = readers(groups[5])
+    assert gru.biases_at(cut).tolist() == [2, 5, 8, 11, 14, 17]

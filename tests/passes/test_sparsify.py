@@ -197,6 +197,100 @@ def test_layers_see_what_the_pruned_ones_before_them_give(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(kept(after, "v"), np.stack([best(r, 16) for r in scores]))
 
 
+CONV = """graph main(%x: f32[batch, 4, 7, 6]) -> (y = %y, z = %z) {
+  @c: f32[6, 4, 3, 2] = dense normal(1)
+  @s: i64[3] = dense [0, 6, 12]
+  @w: f32[1, 20, 6] = dense normal(2)
+  @r: f32[1, 20, 5] = dense normal(3)
+  %y: f32[batch, 6, 4, 3] = Conv(%x, @c) {pads = [1, 0, 1, 0], strides = [2, 2]} scope "conv"
+  %m: f32[batch, 6, 12] = Reshape(%y, @s)
+  %t: f32[12, batch, 6] = Transpose(%m) {perm = [2, 0, 1]}
+  %z: f32[12, 1, batch, 5] = LSTM(%t, @w, @r) {hidden_size = 5} scope "lstm"
+}"""
+
+
+def images() -> list[dict[str, np.ndarray]]:
+    """Two batches whose channels are of unequal size, and each like its neighbour."""
+    rng = np.random.default_rng(8)
+    mix = rng.standard_normal((2, 4)) * np.linspace(0.2, 3, 4)
+    return [
+        {
+            "x": np.einsum("bchw,cd->bdhw", rng.standard_normal((20, 2, 7, 6)), mix).astype("f")
+            + 0.1 * rng.standard_normal((20, 4, 7, 6)).astype("f")
+        }
+        for _ in range(2)
+    ]
+
+
+def patches() -> np.ndarray:
+    """f64[windows, 3 * 2 * 4], the channels of one place side by side."""
+    x = np.pad(np.concatenate([f["x"] for f in images()]), [(0, 0), (0, 0), (1, 1), (0, 0)])
+    found = [
+        x[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2].transpose(1, 2, 0).reshape(-1)
+        for n in range(len(x)) for i in range(4) for j in range(3)
+    ]  # fmt: skip
+    return np.stack(found).astype(np.float64)
+
+
+def test_wanda_of_a_convolution_is_magnitude_times_norm_over_its_windows() -> None:
+    graph = parse(CONV, TABLE)
+    step = PruneWeights(criterion="wanda", sparsity=0.5)
+    after, report = run(step, graph, calibration=images())
+    kernel = graph.constants["c"].numpy().transpose(0, 2, 3, 1).reshape(6, 24)
+    scores = np.abs(kernel) * np.linalg.norm(patches(), axis=0)
+    held = masked(after, "c").mask.transpose(0, 2, 3, 1).reshape(6, 24)
+    np.testing.assert_array_equal(held, np.stack([best(row, 12) for row in scores]))
+    np.testing.assert_array_equal(masked(after, "w").mask.sum(axis=2), 3)
+    assert [why for _, why in report.skips] == [
+        "wanda needs a layer's inputs: LSTM multiplies no rows of an operand with @r as one matrix"
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_sparsegpt_of_a_convolution_is_its_algebra_on_the_windows(pattern: str) -> None:
+    graph, form = parse(CONV, TABLE), Pattern.parse(pattern)
+    amount = {} if form.kept else {"sparsity": 0.5}
+    step = PruneWeights(criterion="sparsegpt", pattern=pattern, scopes=("conv",), **amount)  # type: ignore[arg-type]
+    after, report = run(step, graph, calibration=images())
+
+    def choose(costs: np.ndarray, at: slice) -> np.ndarray:
+        return n_of_m(costs, form) if form.kept else by_sparsity([costs], form, 0.5)[0]
+
+    x = patches()
+    kernel = graph.constants["c"].numpy().transpose(0, 2, 3, 1).reshape(6, 24).astype(np.float64)
+    wanted, mask = prune_in_order(
+        kernel, inverse_factor(damped(x.T @ x, 0.01)), choose, 4 if form.kept else 24
+    )
+    np.testing.assert_array_equal(masked(after, "c").mask, mask.reshape(6, 3, 2, 4).transpose(0, 3, 1, 2))  # fmt: skip
+    got = after.constants["c"].numpy()
+    np.testing.assert_allclose(got.transpose(0, 2, 3, 1).reshape(6, 24), wanted, rtol=1e-5, atol=1e-6)  # fmt: skip
+    # What is told is the error of the convolution itself.
+    want, have = ([evaluate(g, f)["y"] for f in images()] for g in (graph, after))
+    error = np.linalg.norm(np.subtract(have, want)) / np.linalg.norm(want)
+    assert float(report.notes[1].split("worst ")[1]) == pytest.approx(error, abs=1e-4)
+
+
+def test_convolutions_that_share_a_kernel_and_not_their_strides_are_pruned_once() -> None:
+    text = """graph main(%x: f32[2, 4, 9]) -> (y = %y, z = %z) {
+      @c: f32[3, 4, 2] = dense normal(1)
+      %y: f32[2, 3, 8] = Conv(%x, @c)
+      %z: f32[2, 3, 5] = Conv(%x, @c) {dilations = [2], pads = [1, 1], strides = [2]}
+    }"""
+    graph = parse(text, TABLE)
+    x = np.random.default_rng(9).standard_normal((2, 4, 9)).astype(np.float32)
+    after, report = run(
+        PruneWeights(criterion="wanda", sparsity=0.5), graph, calibration=[{"x": x}]
+    )
+    assert report.rewrites == 1
+    padded = np.pad(x, [(0, 0), (0, 0), (1, 1)])
+    rows = [x[n, :, i : i + 2].T.reshape(-1) for n in (0, 1) for i in range(8)]
+    rows += [padded[n, :, 2 * i : 2 * i + 3 : 2].T.reshape(-1) for n in (0, 1) for i in range(5)]
+    kernel = graph.constants["c"].numpy().transpose(0, 2, 1).reshape(3, 8)
+    scores = np.abs(kernel) * np.linalg.norm(np.stack(rows), axis=0)
+    held = masked(after, "c").mask.transpose(0, 2, 1).reshape(3, 8)
+    np.testing.assert_array_equal(held, np.stack([best(row, 4) for row in scores]))
+
+
 # -- patterns and orientation ----------------------------------------------------------------------
 
 
