@@ -16,7 +16,7 @@ from tersor.analysis.unit_order import Order
 from tersor.feeds import default_sizes, make_feed
 from tersor.ir import Graph
 from tersor.rewriting import Latency
-from tersor.structure import AxisGroup, slice_graph
+from tersor.structure import AxisGroup, joined, slice_graph
 from tersor.structure.costs import Costs, carried
 
 LEVELS = 16  # Of a group, at most.
@@ -62,8 +62,7 @@ def by_latency(
 ) -> tuple[float, list[list[float]]]:
     """(milliseconds of ``graph``, for each group milliseconds that each of its levels saves). Some levels
     are measured, those between lie on lines; groups that are built alike are measured once."""
-    feed = make_feed(graph, largest_sizes(graph, latency))
-    whole = latency(graph, feed)
+    whole = milliseconds(graph, [], [], latency)
     known: dict[tuple[object, ...], float] = {}
     savings = []
     for i, (group, own) in enumerate(zip(groups, at, strict=True)):
@@ -73,13 +72,21 @@ def by_latency(
         for level in picked:
             key = (_likeness(group), level)
             if key not in known:
-                copy = graph.copy()
-                slice_graph(copy, carried(group.positions(group.free[:level]), copy))
-                known[key] = latency(copy, feed) if level else whole
+                known[key] = milliseconds(graph, [group], [level], latency) if level else whole
             times.append(max(whole - known[key], 0.0))
         # More units gone never take longer: what says so is noise.
         savings.append([float(v) for v in np.interp(own, picked, np.maximum.accumulate(times))])
     return whole, savings
+
+
+def milliseconds(
+    graph: Graph, groups: Sequence[AxisGroup], gone: Sequence[int], latency: Latency
+) -> float:
+    """Of ``graph`` at the largest sizes, without so many units of each group; which, makes no difference."""
+    copy, feed = graph.copy(), make_feed(graph, largest_sizes(graph, latency))
+    cut = joined(*(g.positions(g.free[:n]) for g, n in zip(groups, gone, strict=True)))
+    slice_graph(copy, carried(cut, copy))
+    return latency(copy, feed)
 
 
 def _likeness(group: AxisGroup) -> tuple[object, ...]:

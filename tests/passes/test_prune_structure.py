@@ -206,14 +206,15 @@ def test_every_allocation_meets_every_budget_and_not_by_far(allocation: Any, mea
     step = PruneStructure(allocation=allocation, **{measure: 0.6})  # type: ignore[arg-type]
     after, report = prune(graph, step, latency=Clock([{"n": 8}]))
     left = share(graph, after, measure, sizes)
-    # A unit of either layer is less than a tenth of the whole; savings in time are added up as if the
-    # layers did not meet, which leaves more than they promise: 0.1 of 0.4, here.
+    # A unit of either layer is less than a tenth of the whole; time may be missed by what noise makes.
     # The fit gives two layers 16 biases that they had not, of 276 weights.
-    over = {"macs": 0.001, "parameters": 16 / 276, "latency": 0.1}
+    over = {"macs": 0.001, "parameters": 16 / 276, "latency": 0.02 * 0.6}
     assert 0.6 - 0.1 <= left <= 0.6 + over[measure]
     assert not any("not met" in note for note in report.notes)
     said = 1 if measure == "parameters" else 0
     assert f"({share(graph, after, measure, sizes):.1%})" in report.notes[said]
+    if measure == "latency":
+        assert report.notes[0].startswith("milliseconds: ")
 
 
 def test_exact_is_for_latency_and_loses_no_more_than_greedy() -> None:
@@ -222,13 +223,15 @@ def test_exact_is_for_latency_and_loses_no_more_than_greedy() -> None:
         name: prune(mlp(), PruneStructure(allocation=name, latency=0.7), latency=clock)[0]  # type: ignore[arg-type]
         for name in ("exact", "greedy")
     }
-    assert share(mlp(), found["exact"], "latency", {"n": 8}) <= 0.8
+    assert share(mlp(), found["exact"], "latency", {"n": 8}) <= 0.7 * 1.02
     assert loss(mlp(), found["exact"], rows()) <= 1.01 * loss(mlp(), found["greedy"], rows())
     with pytest.raises(InvalidOption, match="allocation exact is for latency"):
         PruneStructure(allocation="exact", macs=0.5)
 
 
-@pytest.mark.parametrize("step", [{"macs": 0.01}, {"parameters": 0.01, "allocation": "uniform"}])
+@pytest.mark.parametrize(
+    "step", [{"macs": 0.01}, {"parameters": 0.01, "allocation": "uniform"}, {"latency": 0.01}]
+)
 def test_a_budget_that_cannot_be_met_is_told(step: Any) -> None:
     after, report = prune(mlp(), PruneStructure(**step), latency=Clock([{"n": 8}]))
     assert widths(after) == [1, 1, 4]
