@@ -180,7 +180,9 @@ class _Sharing:
         held = list(zip(self.groups, self.orders, gone, strict=True))
         cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in held))
         # Once each: heads, and the lanes of them, have one reader.
-        layers = {r.node: r for group, _, count in held if count for r in readers(group)}
+        layers = {
+            (r.node, r.weight): r for group, _, count in held if count for r in readers(group)
+        }
         sliced = carried(cut, copy)
         for reader in layers.values():
             made = self._refit(copy, reader, reader.inputs_at(cut))

@@ -91,6 +91,7 @@ class _Cut:
                 self.context.calibration,
                 self.context.evaluate,
                 positions_left(self.tracked, reader.outputs),
+                reader.weight,
             )
             if seen is not None and seen.finite:
                 found.append((reader, seen))

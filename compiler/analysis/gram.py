@@ -61,14 +61,18 @@ class Rows:
     Attributes:
         value: f32[..., k]; with a window f32[batch, channels, positions…].
         window: what it sees at a place is a row; None: rows are the last axis.
+        part: of the value's axis 1, what is meant; None: all.
     """
 
     value: Value
     window: Window | None = None
+    part: int | None = None
 
     def of(self, array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
         """f32[n, k], of the value's ``array``: the rows that the feed's ``mask`` says are no padding. Of
         more than WINDOWS windows as many are drawn, the same ones at each call."""
+        if self.part is not None:
+            array = array[:, self.part]
         if self.window is None:
             return real_rows(array, feed, mask)
         places = (len(array), *self.window.sizes(array.shape[2:]))

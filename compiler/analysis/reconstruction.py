@@ -108,16 +108,18 @@ def moments(
     feeds: Feeds,
     evaluate: Evaluate,
     left: np.ndarray | None = None,
+    weight: Weight | None = None,
 ) -> Moments | None:
     """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
     ``original``, of its outputs those that ``cut`` has ``left``, by their positions on the axis of its
-    weight (None: all). None where no feed has a row."""
+    weight (None: all). ``weight``: which of the layer's, as :func:`products` gives them; None: the first
+    that can be fitted. None where no feed has a row."""
     theirs, ours = node_making(original, name), node_making(cut, name)
-    weight, own = linear_weight(theirs), linear_weight(ours)
-    assert weight is not None and own is not None
+    weight = weight or linear_weight(theirs)
+    assert weight is not None
     matrix, bias = matrices(theirs, weight)
     columns = None if left is None else columns_at(theirs, weight, left)
-    runs = [_Run(original, _inputs(theirs, weight)), _Run(cut, _inputs(ours, own))]
+    runs = [_Run(original, _inputs(theirs, weight)), _Run(cut, _inputs(ours, weight))]
     user = ours.output.only_user()
     by_norm = user is not None and user.op != "Add"
     total: Moments | None = None

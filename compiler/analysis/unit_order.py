@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tersor.analysis.gram import Gram, Rows
-from tersor.analysis.products import along_inputs, matrices, output_axis, rows_of, unfit
+from tersor.analysis.products import along_inputs, matrices, output_axis, products, rows_of, unfit
 from tersor.analysis.second_order import damped, removal_costs, remove_inputs
 from tersor.ir import Node, Value
-from tersor.ops import TABLE, Weight
+from tersor.ops import Weight
 from tersor.structure import AxisGroup
 from tersor.structure.links import Axis, Positions
 
@@ -93,17 +93,18 @@ class Reader:
         """Positions on the last axis of its bias that a cut of its outputs takes, i64, ascending."""
         value, axis = self.outputs
         width = value.tensor.shape[axis]
-        return np.concatenate([cut[self.outputs] + i * width for i in range(self.weight.biases)])
+        bias = self.weight.bias
+        count = 1 if bias is None else bias.vectors
+        return np.concatenate([cut[self.outputs] + i * width for i in range(count)])
 
 
 def readers(group: AxisGroup) -> list[Reader]:
     """Layers whose inputs are units of the group, and which can be fitted anew."""
-    found = {}
-    for node, axis, weight in _summing(group):
-        if weight is not None and not unfit(node, weight):
-            owner = along_inputs(node, weight, axis[1], group.axes[axis])
-            found[node] = Reader(node, weight, axis, owner)
-    return list(found.values())
+    return [
+        Reader(node, weight, axis, along_inputs(node, weight, axis[1], group.axes[axis]))
+        for node, axis, weight in _summing(group)
+        if weight is not None and not unfit(node, weight)
+    ]
 
 
 def not_fitted(group: AxisGroup) -> list[tuple[Node, str]]:
@@ -120,11 +121,9 @@ def not_fitted(group: AxisGroup) -> list[tuple[Node, str]]:
 def _summing(group: AxisGroup) -> Iterator[tuple[Node, Axis, Weight | None]]:
     """(node, axis of a constant, as what it is a weight) where nodes sum over units."""
     for node, value, axis in group.weights(summed=True):
-        forms = [
-            w for w in TABLE.weights(node)
-            if node.inputs[w.operand] is value and axis in w.inputs
-        ]  # fmt: skip
-        yield node, (value, axis), forms[0] if forms else None
+        held = [w for w in products(node) if node.inputs[w.operand] is value and axis in w.inputs]
+        for weight in held or [None]:
+            yield node, (value, axis), weight
 
 
 def met(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:

@@ -2,12 +2,12 @@
 
 from tersor.ops import families
 from tersor.ops.onnx_schema import IR_OPSET
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 from tersor.ops.table import Table, contents_of
 
 TABLE = Table(families.rows())
 
 __all__ = [
-    "IR_OPSET", "TABLE", "Cost", "Cut", "Follow", "Member", "OpDef", "Sample", "Table", "Tie", "Weight",
+    "IR_OPSET", "TABLE", "Bias", "Cost", "Cut", "Follow", "Member", "OpDef", "Sample", "Table", "Tie", "Weight",
     "contents_of",
 ]  # fmt: skip

@@ -85,6 +85,16 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """What is added to a weight's outputs: an operand, which may be missing, of their shape but for the
+    last axis, on which ``vectors`` lie one after the other; the one that is meant is ``which``."""
+
+    operand: int
+    vectors: int = 1
+    which: int = 0
+
+
+@dataclass(frozen=True)
 class Weight:
     """An operand that holds a layer's weight where it is a constant, seen as a matrix [outputs, inputs].
 
@@ -93,12 +103,15 @@ class Weight:
         fastest; all other axes make the rows. A table's row is an output.
     activation: the operand, rows of which are multiplied with the matrix: its last axis at every
         position, or what a ``window`` sees at every place of the result; None where there are no such
-        rows (hidden states), or not one matrix for all (a convolution of several groups).
-    looked_up: rows are picked, not multiplied.
+        rows, or not one matrix for all (a convolution of several groups).
     window: over an activation [batch, channels, positions…], the channels of one place side by side;
         None: its last axis.
-    bias: the operand, which may be missing, that is added to the outputs: of their shape, but for the
-        last axis, on which ``biases`` vectors lie one after the other, and the first is meant.
+    state: in place of an activation, the result [length, directions, …, k] whose last axis is multiplied,
+        as it was a step before: each direction with a matrix of its own, of a stack on the weight's
+        axis 0.
+    part: of such a stack, the matrix that is meant; None: all, one below the other.
+    bias: what is added to the outputs; None: nothing that an operand tells.
+    looked_up: rows are picked, not multiplied.
     """
 
     operand: int
@@ -106,18 +119,24 @@ class Weight:
     activation: int | None = None
     looked_up: bool = False
     window: Window | None = None
-    bias: int | None = None
-    biases: int = 1
+    state: int | None = None
+    part: int | None = None
+    bias: Bias | None = None
+
+    @property
+    def parts(self) -> slice:
+        """What is meant of the weight's axis 0."""
+        return slice(None) if self.part is None else slice(self.part, self.part + 1)
 
     def matrix(self, tensor: np.ndarray) -> np.ndarray:
         """[outputs, inputs]"""
-        order = self._order(tensor.ndim)
+        tensor, order = tensor[self.parts], self._order(tensor.ndim)
         sizes = [tensor.shape[i] for i in order]
         rows = tensor.ndim - len(self.inputs)
         return tensor.transpose(order).reshape(math.prod(sizes[:rows]), math.prod(sizes[rows:]))
 
     def tensor(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of ``shape`` that ``matrix`` is made of."""
+        """The tensor of ``shape``, or of its part, that ``matrix`` is made of."""
         order = self._order(len(shape))
         return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
 

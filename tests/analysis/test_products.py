@@ -17,6 +17,7 @@ from tersor.analysis.products import (
     matrices,
     no_rows,
     output_axis,
+    products,
     rows_of,
     set_matrices,
     unfit,
@@ -167,6 +168,33 @@ def test_a_product_that_is_moved_between_matrix_and_bias_leaves_the_results(
     np.testing.assert_allclose(back, new, rtol=1e-6)
 
 
+def test_the_states_of_each_direction_have_a_matrix_of_their_own() -> None:
+    graph = recurrent("GRU", 2)
+    (node,) = graph.nodes
+    w, r, b = (graph.constants[name].numpy().copy() for name in "wrb")
+    read, *states = products(node)
+    assert [unfit(node, s) for s in states] == ["", ""]
+    y = np.random.default_rng(7).standard_normal((5, 2, 3, 3)).astype(np.float32)
+    for i, weight in enumerate(states):
+        rows = rows_of(node, weight)
+        assert rows.value is node.outputs[0]
+        np.testing.assert_array_equal(rows.of(y, {}, None), y[:, i].reshape(-1, 3))
+        matrix, bias = matrices(node, weight)
+        np.testing.assert_array_equal(matrix, r[i].T)
+        np.testing.assert_array_equal(bias, b[i, 9:])
+        left = np.array([1, 4, 7])
+        np.testing.assert_array_equal(columns_at(node, weight, left), left)
+    # The second direction's are set: nothing else changes.
+    assert set_matrices(node, states[1], np.zeros((3, 9)), np.arange(9.0)) is None
+    r[1], b[1, 9:] = 0, np.arange(9)
+    for name, want in (("w", w), ("r", r), ("b", b)):
+        np.testing.assert_array_equal(graph.constants[name].numpy(), want)
+    # All of them at once, which is what weights are pruned by: states of both directions are rows.
+    every = next(weight for weight in TABLE.weights(node) if weight.operand == 2)
+    np.testing.assert_array_equal(rows_of(node, every).of(y, {}, None), y.reshape(-1, 3))
+    assert matrices(node, read)[0].shape == (4, 18)
+
+
 def test_new_numbers_of_a_convolution_with_and_without_a_bias() -> None:
     for bias in (", @b", ""):
         graph = conv((2, 3, 6), (4, 3, 2), {})
@@ -301,7 +329,7 @@ def test_where_there_is_no_product_the_reason_is_told() -> None:
     none = "{} multiplies no rows of an operand with @{} as one matrix"
     assert told["a"] == [none.format("Conv", "w")]
     assert told["b"] == [none.format("ConvTranspose", "k")]
-    assert told["d"] == ["", none.format("RNN", "r")]
+    assert told["d"] == ["", ""]
     assert told["e"] == ["its bias is no constant"]
     assert told["f"] == ["its weight is a stack of matrices"]
     assert told["h"] == ["it is in a subgraph, where calibration sees nothing"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tersor.analysis.products import linear_weight, matrices, set_matrices
+from tersor.analysis.products import linear_weight, matrices, products, set_matrices
 from tersor.analysis.reconstruction import Moments, moments, node_making, summand
 from tersor.ir import Dense, Graph, parse
 from tersor.ops import TABLE
@@ -327,3 +327,22 @@ def test_a_recurrent_layer_is_fitted_to_what_its_gates_go_by_of_the_outputs_left
     weight, bias = seen.solve(np.zeros((4, 16)), np.arange(4), 1e-12, biased=True)
     want = np.linalg.lstsq(rows, target, rcond=None)[0]
     np.testing.assert_allclose(np.concatenate([weight, bias[None]]), want, **RECKONED)
+
+
+def test_the_states_of_a_recurrent_layer_are_fitted_direction_by_direction() -> None:
+    original = parse(LSTM, TABLE)
+    other, rng = original.copy(), np.random.default_rng(8)
+    other.set_encoding(other.constants["e"], Dense(rng.standard_normal((5, 4)).astype(np.float32)))
+    x = rng.standard_normal((7, 30, 5)).astype(np.float32)
+    left = np.array([0, 2, 3, 5, 6, 8, 9, 11])
+    old, new = values(original, x), values(other, x)
+    r, b = original.constants["r"].numpy(), original.constants["b"].numpy()
+    _, *states = products(node_making(original, "y"))
+    for i, weight in enumerate(states):
+        seen = moments(original, other, "y", [{"x": x}], evaluate, left, weight)
+        assert seen is not None
+        target = old["y"][:, i].reshape(-1, 3) @ r[i, left].T + b[i, 12:][left]
+        rows = np.concatenate([new["y"][:, i].reshape(-1, 3), np.ones((210, 1))], axis=1)
+        fitted, bias = seen.solve(np.zeros((3, 8)), np.arange(3), 1e-12, biased=True)
+        want = np.linalg.lstsq(rows, target, rcond=None)[0]
+        np.testing.assert_allclose(np.concatenate([fitted, bias[None]]), want, **RECKONED)

@@ -22,7 +22,7 @@ from tersor.analysis.unit_order import (
     only_met,
     readers,
 )
-from tersor.ir import Node, parse
+from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.structure import AxisGroup, axis_groups
@@ -334,13 +334,14 @@ def test_units_that_a_recurrent_layer_reads_and_its_own() -> None:
     assert reader.owner.tolist() == list(range(5))
     assert reader.outputs == (graph.constants["w"], 1)
     assert matrices(reader.node, reader.weight)[0].shape == (5, 18)
-    (reader,) = readers(groups[3])
-    assert reader.node.op == "tersor.Linear"
-    told: list[tuple[Node, str]] = not_fitted(groups[3])
-    assert [(n.op, why) for n, why in told] == [
-        ("GRU", "GRU multiplies no rows of an operand with @r as one matrix")
-    ]
+    states = [r for r in readers(groups[3]) if r.node.op == "GRU"]
+    assert [r.weight.part for r in states] == [0, 1]
+    assert {r.outputs for r in states} == {(graph.constants["r"], 1)}
+    assert [r.owner.tolist() for r in states] == [[0, 1, 2]] * 2
+    (head,) = [r for r in readers(groups[3]) if r.node.op == "tersor.Linear"]
+    assert head.owner.tolist() == [0, 1, 2] * 2
+    assert not_fitted(groups[3]) == []
     # Where biases lie: of the input's half and of the states', each of three gates.
     cut = groups[3].positions([2])
-    (gru,) = readers(groups[5])
-    assert gru.biases_at(cut).tolist() == [2, 5, 8, 11, 14, 17]
+    for one in (*states, reader):
+        assert one.biases_at(cut).tolist() == [2, 5, 8, 11, 14, 17]

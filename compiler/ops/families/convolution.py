@@ -16,7 +16,7 @@ from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.families._window import Window, halves, is_too_small, torch_pads, window
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 
 
 def _group(node: Node) -> int:
@@ -115,7 +115,7 @@ def _conv_weights(node: Node) -> list[Weight]:
     kernel = dims(node.inputs[1])[2:]
     inputs = (*range(2, len(kernel) + 2), 1)
     if _group(node) == 1 and all_ints(kernel):
-        return [Weight(1, inputs, activation=0, window=window(kernel, node.attrs), bias=2)]
+        return [Weight(1, inputs, activation=0, window=window(kernel, node.attrs), bias=Bias(2))]
     return [Weight(1, inputs)] if kernel else []
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tersor.ir import Dim, Node, TensorType
 from tersor.ir.dims import product
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Member, OpDef, Sample, Tie, Weight
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
 
@@ -69,7 +69,7 @@ def matmul_weights(node: Node) -> list[Weight]:
 
 
 def _linear_weights(node: Node) -> list[Weight]:
-    return [replace(weight, bias=2) for weight in matmul_weights(node)]
+    return [replace(weight, bias=Bias(2)) for weight in matmul_weights(node)]
 
 
 def _matmul_samples(rng: np.random.Generator) -> list[Sample]:

@@ -19,7 +19,7 @@ from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # operands
@@ -87,7 +87,12 @@ def _ties(node: Node) -> list[Tie]:
 
 
 def _weights(node: Node) -> list[Weight]:
-    return [Weight(1, (2,), activation=0, bias=3, biases=2), Weight(2, (2,))]
+    """GRU's hidden gate multiplies the state after the reset gate has scaled it, unless
+    ``linear_before_reset``: of that gate its rows are only near to what is meant."""
+    return [
+        Weight(1, (2,), activation=0, bias=Bias(3, 2)),
+        Weight(2, (2,), state=0, bias=Bias(3, 2, 1)),
+    ]
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
