@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.gram import Rows
-from tersor.analysis.match import dims
 from tersor.ir import Dense, Node, Value
 from tersor.ops import TABLE, Weight
 
@@ -37,11 +36,10 @@ def products(node: Node) -> Iterator[Weight]:
     """All weights, those that are a stack for several states one matrix after the other."""
     for weight in TABLE.weights(node):
         held = node.inputs[weight.operand]
-        count = dims(held)[0] if weight.state is not None and held is not None else None
-        if isinstance(count, int):
-            yield from (replace(weight, part=i) for i in range(count))
-        else:
+        if weight.state is None or held is None or not held.is_constant:
             yield weight
+        else:
+            yield from (replace(weight, part=i) for i in range(held.tensor.shape[0]))
 
 
 def linear_weight(node: Node) -> Weight | None:

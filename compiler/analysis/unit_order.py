@@ -122,8 +122,9 @@ def _summing(group: AxisGroup) -> Iterator[tuple[Node, Axis, Weight | None]]:
     """(node, axis of a constant, as what it is a weight) where nodes sum over units."""
     for node, value, axis in group.weights(summed=True):
         held = [w for w in products(node) if node.inputs[w.operand] is value and axis in w.inputs]
-        for weight in held or [None]:
-            yield node, (value, axis), weight
+        yield from ((node, (value, axis), weight) for weight in held)
+        if not held:
+            yield node, (value, axis), None
 
 
 def met(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:

@@ -8,6 +8,6 @@ from tersor.ops.table import Table, contents_of
 TABLE = Table(families.rows())
 
 __all__ = [
-    "IR_OPSET", "TABLE", "Bias", "Cost", "Cut", "Follow", "Member", "OpDef", "Sample", "Table", "Tie", "Weight",
-    "contents_of",
+    "IR_OPSET", "TABLE", "Bias", "Cost", "Cut", "Follow", "Member", "OpDef", "Sample", "Table", "Tie",
+    "Weight", "contents_of",
 ]  # fmt: skip
