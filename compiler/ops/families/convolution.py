@@ -112,9 +112,9 @@ def _conv_follow(node: Node, cut: Cut) -> Follow:
 def _conv_weights(node: Node) -> list[Weight]:
     """W[out, in / group, *kernel]: the input channels of one place lie side by side. Each of several
     groups sees windows of its own channels."""
-    kernel = dims(node.inputs[1])[2:]
+    x, kernel = dims(node.inputs[0]), dims(node.inputs[1])[2:]
     inputs = (*range(2, len(kernel) + 2), 1)
-    if _group(node) == 1 and all_ints(kernel):
+    if _group(node) == 1 and all_ints(kernel) and x:  # Attributes are checked against a known rank.
         return [Weight(1, inputs, activation=0, window=window(kernel, node.attrs), bias=Bias(2))]
     return [Weight(1, inputs)] if kernel else []
 
