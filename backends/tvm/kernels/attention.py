@@ -20,6 +20,7 @@ summed over d; values with anything, for nobody reads what comes of it.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import padded
 
 ROWS = 16  # Queries of a block.
+TOGETHER = 4  # Rows of it whose softmax is taken at once.
 KEYS = 32  # What keys are padded to.
 LEFT_OUT = -1e30  # A score that no sum of real scores comes near to.
 _SEEN = -1e29
@@ -179,8 +181,8 @@ class _Body:
                     self.isa, self.block, 0, ROWS, self.packed_keys, panel, self.scores,
                     panel * KEYS,
                 )  # fmt: skip
-        with T.serial(0, ROWS) as r:
-            self._softmax(r, first + r, seen)
+        with T.serial(0, ROWS // TOGETHER) as group:
+            self._softmax([emit.bind(group * TOGETHER + i) for i in range(TOGETHER)], first, seen)
         if self._amx:
             self._values_bfloat16(seen)
         else:
@@ -193,48 +195,56 @@ class _Body:
 
     # -- softmax -----------------------------------------------------------------------------------
 
-    def _softmax(self, r: Any, query: Any, seen: Any) -> None:
-        """Row r of the scores becomes chances, not yet divided; ``sums`` gets one over their sum. Scores
-        are scaled to be exponents of two."""
+    def _softmax(self, rows: list[Any], first: Any, seen: Any) -> None:
+        """Rows of the scores become chances, not yet divided; ``sums`` gets one over their sums. Scores
+        are scaled to be exponents of two. Several rows at once, for each waits for its maximum and its
+        sum."""
         lanes, spec = self.isa.lanes, self.spec
         unroll = KEYS // lanes
         scale = emit.number(spec.scale * math.log2(math.e), lanes)
         steps = T.ramp(T.int32(0), 1, lanes)
 
-        def score(c: Any) -> Any:
-            value = emit.load(self.scores, r, c, lanes=lanes) * scale
-            value = emit.bind(value + emit.load(self.masked, c, lanes=lanes))
+        def score(r: Any, c: Any, masked: Any) -> Any:
+            value = emit.bind(emit.load(self.scores, r, c, lanes=lanes) * scale + masked)
             if not spec.causal:
                 return value
-            limit = emit.splat(emit.cast(query - c, "int32"), lanes)
+            limit = emit.splat(emit.cast(first + r - c, "int32"), lanes)
             return emit.bind(T.Select(steps <= limit, value, emit.number(LEFT_OUT, lanes)))
 
-        highs = [emit.registers(lanes, "float32") for _ in range(unroll)]
-        sums = [emit.registers(lanes, "float32") for _ in range(unroll)]
-        for high, total in zip(highs, sums, strict=True):
-            emit.put(high, emit.number(LEFT_OUT, lanes), lanes)
-            emit.put(total, emit.number(0.0, lanes), lanes)
+        def accumulators(start: float) -> list[list[Any]]:
+            made = [[emit.registers(lanes, "float32") for _ in range(unroll)] for _ in rows]
+            for held in itertools.chain.from_iterable(made):
+                emit.put(held, emit.number(start, lanes), lanes)
+            return made
+
+        def folded(held: list[Any], combine: Callable[[Any, Any], Any]) -> Any:
+            values = [emit.get(one, lanes) for one in held]
+            both = functools.reduce(combine, values)
+            return emit.bind(emit.reduce_lanes(both, lanes, combine))
+
+        highs, sums = accumulators(LEFT_OUT), accumulators(0.0)
         with T.serial(0, seen // KEYS) as step:
-            for i, high in enumerate(highs):
+            for i in range(unroll):
                 c = step * KEYS + i * lanes
-                value = score(c)
-                emit.store(self.scores, value, r, c, lanes=lanes)
-                emit.put(high, tirx.max(emit.get(high, lanes), value), lanes)
-        both = functools.reduce(tirx.max, [emit.get(high, lanes) for high in highs])
-        most = emit.bind(emit.reduce_lanes(both, lanes, tirx.max))
-        shift = emit.bind(emit.splat(most, lanes))
+                masked = emit.bind(emit.load(self.masked, c, lanes=lanes))
+                for r, high in zip(rows, highs, strict=True):
+                    value = score(r, c, masked)
+                    emit.store(self.scores, value, r, c, lanes=lanes)
+                    emit.put(high[i], tirx.max(emit.get(high[i], lanes), value), lanes)
+        most = [folded(high, tirx.max) for high in highs]
+        shifts = [emit.bind(emit.splat(one, lanes)) for one in most]
         with T.serial(0, seen // KEYS) as step:
-            for i, total in enumerate(sums):
+            for i in range(unroll):
                 c = step * KEYS + i * lanes
-                y = emit.bind(emit.load(self.scores, r, c, lanes=lanes) - shift)
-                y = emit.bind(self._exp2(y))
-                emit.put(total, emit.get(total, lanes) + y, lanes)
-                held = rowwise.bfloat16(y) if self._amx else y
-                emit.store(self.chances, held, r, c, lanes=lanes)
-        both = functools.reduce(operator.add, [emit.get(total, lanes) for total in sums])
-        total = emit.bind(emit.reduce_lanes(both, lanes, operator.add))
-        inverse = T.Select(most > T.float32(_SEEN), T.float32(1) / total, T.float32(0))
-        T.buffer_store(self.sums, inverse, [r])
+                for r, total, shift in zip(rows, sums, shifts, strict=True):
+                    y = emit.bind(emit.load(self.scores, r, c, lanes=lanes) - shift)
+                    y = emit.bind(self._exp2(y))
+                    emit.put(total[i], emit.get(total[i], lanes) + y, lanes)
+                    held = rowwise.bfloat16(y) if self._amx else y
+                    emit.store(self.chances, held, r, c, lanes=lanes)
+        for r, total, high in zip(rows, sums, most, strict=True):
+            inverse = T.float32(1) / folded(total, operator.add)
+            T.buffer_store(self.sums, T.Select(high > T.float32(_SEEN), inverse, T.float32(0)), [r])
 
     def _exp2(self, x: Any) -> Any:
         """2^x of what is at most zero: 2^n 2^f with n whole and |f| <= 1/2. What is rounded to bfloat16
