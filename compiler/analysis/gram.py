@@ -24,9 +24,8 @@ from tersor.ir.dims import product
 from tersor.ops.families._window import Window
 from tersor.pipeline import Evaluate, Feeds
 
-WINDOWS = (
-    4096  # Windows of one feed that are looked at: patches of more are as large as many models.
-)
+# Windows of one feed that are looked at: patches of more are as large as many models.
+WINDOWS = 4096
 
 
 @dataclass
