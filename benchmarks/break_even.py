@@ -1,8 +1,8 @@
 """From which rank on a linear layer in two factors is no longer faster: fp32 and int8, in ONNX Runtime.
 
 A layer of MiniLM's sizes alone, and its factors at ranks from a quarter of the count's limit, k n / (k + n),
-to the limit, in pairs: two processes in turn on the same rows. The break-even rank is where the speedup,
-drawn from rank to rank in straight lines, comes down to 1.
+to the limit, in pairs: two processes in turn on the same rows. Work grows in a line with the rank, so that
+the break-even rank is where the line through the ratios of the times, factors over layer, comes up to 1.
 """
 
 from __future__ import annotations
@@ -79,15 +79,11 @@ def measure(k: int, n: int, precision: str, pairs: int) -> list[dict[str, Any]]:
 
 
 def break_even(measured: Sequence[int], speedups: Sequence[float]) -> int | None:
-    """The rank at which the speedup comes down to 1; None: already below the least one measured; the
+    """The rank at which the line of 1 / speedup comes up to 1; None: below the least one measured; the
     largest where it never does."""
-    if speedups[0] < 1:
-        return None
-    for i in range(1, len(measured)):
-        if speedups[i] < 1:
-            fall = (speedups[i - 1] - 1) / (speedups[i - 1] - speedups[i])
-            return round(measured[i - 1] + fall * (measured[i] - measured[i - 1]))
-    return measured[-1]
+    slope, start = np.polyfit(measured, 1 / np.asarray(speedups), 1)
+    at = (1 - start) / slope if slope > 0 else measured[-1]
+    return round(min(at, measured[-1])) if at >= measured[0] else None
 
 
 def main() -> int:
