@@ -183,7 +183,7 @@ def lowrank(result: dict[str, Any]) -> str:
     """Mean cosine by rank and method."""
     held = result["ranks"].values()
     methods = list(dict.fromkeys(r["method"] for r in held))
-    ranks = list(dict.fromkeys(r["rank"] for r in held))
+    ranks = sorted({r["rank"] for r in held})
     cells = {(r["method"], r["rank"]): f"{r['mean_cosine']:.4f}" for r in held}
     lines = [_row(["mean cosine at rank", *map(str, ranks)]), _row(["---"] * (len(ranks) + 1))]
     lines += [_row([m, *(cells.get((m, r), "") for r in ranks)]) for m in methods]
