@@ -515,7 +515,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
 def test_files_that_a_killed_process_put_there_unnamed_go_and_others_stay(tmp_path: Path) -> None:
     path = artifact(1).save(tmp_path / "out")
     made = hashlib.sha256(b"extra").hexdigest()[:16]
-    ours = [f"extra-{made}.json", f"a-b-{made}", f"weights-{'0' * 16}.bin"]
+    ours = [f"extra-{made}.json", f"a-b-{made}", f"weights-{made}.bin"]
     theirs = [f"notes-{'0' * 16}.json", f"{made}.json", "extra.json"]
     for name in ours + theirs:
         (path / name).write_bytes(b"extra")

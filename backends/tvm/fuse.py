@@ -138,6 +138,7 @@ class _Fusion:
             self.graph.set_input(maker, SMOOTH, factor)
             del self.rows[y]
             self.rows[x] = q, ranges
+            return
 
     def _bias(self, linears: list[Node], n: int) -> Value | None:
         given = [node.input(2) for node in linears]

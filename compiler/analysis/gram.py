@@ -21,7 +21,7 @@ from tersor.analysis.match import dims
 from tersor.feeds import table_rows
 from tersor.ir import Dim, DType, Graph, TensorType, Value
 from tersor.ir.dims import product
-from tersor.ops.families._window import Window
+from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
 
 # Windows of one feed that are looked at: patches of more are as large as many models.

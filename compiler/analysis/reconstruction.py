@@ -25,8 +25,7 @@ from tersor.analysis.calibration import tap
 from tersor.analysis.gram import Gram, Rows
 from tersor.analysis.products import columns_at, linear_weight, matrices, rows_of
 from tersor.ir import Graph, Node, Value
-from tersor.ops import Weight
-from tersor.ops.families._window import window
+from tersor.ops import Weight, window
 from tersor.pipeline import Evaluate, Feeds
 
 SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})

@@ -23,7 +23,6 @@ from tersor.errors import InvalidModel, InvalidOption
 from tersor.report import Report
 
 _WEIGHTS = re.compile(rb"weights-[0-9a-f]{16}\.bin")
-_OWN = re.compile(r"(model|weights)-[0-9a-f]{16}\.[a-z]+\Z")
 _HASHED = re.compile(r".*-([0-9a-f]{16})(\.[^.]*)?\Z", re.DOTALL)
 _MODELS = {".onnx", ".ort", ".pb"}
 _CHANGED = "a file that its weights are read from changed meanwhile; run it again"
@@ -136,8 +135,6 @@ def _old_files(path: Path) -> set[str]:
 
 def _is_ours(path: Path) -> bool:
     """Whether the name of a file tells that a save put it there, as it does by the hash of what is in it."""
-    if _OWN.match(path.name):
-        return True
     match = _HASHED.match(path.name)
     with contextlib.suppress(OSError):  # A link, or one that cannot be read, is somebody else's.
         return match is not None and stored(path).sha256.startswith(match[1])

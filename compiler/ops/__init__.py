@@ -1,6 +1,7 @@
 """The op table: what every op means, one row an op, one file a family."""
 
 from tersor.ops import families
+from tersor.ops.families._window import Window, window
 from tersor.ops.onnx_schema import IR_OPSET
 from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
 from tersor.ops.table import Table, contents_of
@@ -9,5 +10,5 @@ TABLE = Table(families.rows())
 
 __all__ = [
     "IR_OPSET", "TABLE", "Bias", "Cost", "Cut", "Follow", "Member", "OpDef", "Sample", "Table", "Tie",
-    "Weight", "contents_of",
+    "Weight", "Window", "contents_of", "window",
 ]  # fmt: skip

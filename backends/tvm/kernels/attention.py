@@ -51,7 +51,8 @@ class Attention:
         d, v_d: size of a head of queries and keys, and of values.
         scale: of the scores.
         dtype: that queries, keys and values are held in: ``bfloat16`` or ``float32``.
-        packed: whether they are one tensor [batch, length, (heads + 2 kv_heads) d], in this order.
+        packed: whether they are one tensor [batch, length, (heads + kv_heads) d + kv_heads v_d], in
+            this order.
         mask: whether there is a boolean mask [batch, 1, 1, keys].
         causal: whether query i sees keys 0 … i only.
     """
