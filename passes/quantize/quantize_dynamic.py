@@ -16,6 +16,8 @@ import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
 from tersor.analysis.masks import is_dense
+from tersor.analysis.match import operand
+from tersor.analysis.places import place_for_all
 from tersor.analysis.quantization import (
     Granularity,
     fake_quantize_dynamic,
@@ -54,7 +56,7 @@ class QuantizeDynamic(Pass):
                 context.skip(node, f"{node.op} has no int8 form yet")
         seen = _observe(graph, nodes, context)
         per_token = is_per_token(self.granularity, context)
-        quantized: dict[Value, Value] = {}
+        readers: dict[Value, list[Node]] = {}
         errors: list[float] = []
         for i, node in enumerate(nodes):
             context.progress(i, len(nodes), f"int8 {node.scope or node.output.name}")
@@ -69,10 +71,10 @@ class QuantizeDynamic(Pass):
                     continue
                 errors.append(error)
             _encode(node, encoding)
-            if x not in quantized:
-                quantized[x] = _quantize_activation(node.graph, node, x, per_token)
-            node.graph.set_input(node, 0, quantized[x])
+            readers.setdefault(x, []).append(node)
             context.rewrote()
+        for x, reading in readers.items():
+            _quantize_activation(x, reading, per_token)
         if errors:
             context.report.notes.append(
                 f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
@@ -129,12 +131,20 @@ def _encode(node: Node, encoding: Affine) -> None:
         graph.set_input(node, 1, graph.constant(held, weight.name))
 
 
-def _quantize_activation(graph: Graph, node: Node, x: Value, per_token: bool) -> Value:
+def _quantize_activation(x: Value, readers: list[Node], per_token: bool) -> None:
+    """One quantizer for all ``readers``, which are in the order of execution."""
     op, attrs = "DynamicQuantizeLinear", {}
     if per_token:
-        assert node.inputs[1] is not None
         op = "tersor.DynamicQuantizeRows"
-        attrs = {"axis": -1, "block_size": node.inputs[1].tensor.shape[0]}
-    with graph.at(node):
-        quantizer = graph.emit_node(op, [x], names=["", "", ""])
-        return graph.emit("DequantizeLinear", quantizer.outputs, attrs)
+        attrs = {"axis": -1, "block_size": operand(readers[0], 1).tensor.shape[0]}
+    first = place_for_all(x, readers)
+    graph = first.graph
+    assert graph is not None
+    with graph.at(first):
+        # It belongs to the layers that read it, not to the If or Loop that they may be in.
+        scope = readers[0].scope
+        quantizer = graph.emit_node(op, [x], names=["", "", ""], scope=scope)
+        held = graph.emit("DequantizeLinear", quantizer.outputs, attrs, scope=scope)
+    for node in readers:
+        assert node.graph is not None
+        node.graph.set_input(node, 0, held)

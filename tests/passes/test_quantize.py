@@ -299,6 +299,76 @@ def test_a_weight_that_two_layers_share_is_not_changed_for_a_third_reader() -> N
     np.testing.assert_array_equal(evaluate(after, feeds()[0])["w"], graph.constants["w"].numpy())
 
 
+def _linear(made: str, reads: str, weight: str) -> str:
+    return f'%{made}: f32[batch, 64] = tersor.Linear(%{reads}, @{weight}) {{activation = "none"}}'
+
+
+def _if(made: str, then: str, other: str) -> str:
+    return (
+        f"%{made}: f32[batch, 64] = If(%c) {{else_branch = graph {made}_else() -> (r = %{made}_e) {{\n"
+        f"{other}\n}}, then_branch = graph {made}_then() -> (r = %{made}_t) {{\n{then}\n}}}}"
+    )
+
+
+def _loop(made: str, body: str) -> str:
+    return (
+        f"%{made}: f32[batch, 64] = Loop(%n, _, %x) {{body = graph {made}_body(%i: i64[], %go: bool[], "
+        f"%s: f32[batch, 64]) -> (go = %go, s = %{made}_s) {{\n{body}\n}}}}"
+    )
+
+
+# Readers of one value in graphs beside, within and around each other -> quantizers in all, and of them
+# in the outermost graph.
+PLACES = {
+    "both branches": (_if("y", _linear("y_t", "x", "w"), _linear("y_e", "x", "v")), (1, 1)),
+    "one branch": (_if("y", _linear("y_t", "x", "w"), "%y_e: f32[batch, 64] = Relu(%x)"), (1, 0)),
+    "a branch, then outside": (
+        _if("p", _linear("p_t", "x", "w"), "%p_e: f32[batch, 64] = Relu(%x)")
+        + f"\n{_linear('q', 'x', 'v')}\n%y: f32[batch, 64] = Add(%p, %q)",
+        (1, 1),
+    ),
+    "branches in a branch": (
+        _if("y", _if("y_t", _linear("y_t_t", "x", "w"), _linear("y_t_e", "x", "v")),
+            "%y_e: f32[batch, 64] = Relu(%x)"),
+        (1, 0),
+    ),
+    "a body, then outside": (
+        _loop("p", f"{_linear('m', 'x', 'w')}\n%p_s: f32[batch, 64] = Add(%m, %s)")
+        + f"\n{_linear('q', 'x', 'v')}\n%y: f32[batch, 64] = Add(%p, %q)",
+        (1, 1),
+    ),
+    "a body alone": (
+        _loop("y", f"{_linear('m', 'x', 'w')}\n{_linear('k', 's', 'v')}\n"
+              "%y_s: f32[batch, 64] = Add(%m, %k)"),
+        (2, 1),
+    ),
+    "a branch in a body": (
+        _loop("y", f"{_if('m', _linear('m_t', 'x', 'w'), _linear('m_e', 's', 'v'))}\n"
+              "%y_s: f32[batch, 64] = Add(%m, %s)"),
+        (2, 1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_readers_in_subgraphs_share_a_quantizer_where_all_see_it(name: str) -> None:
+    body, (in_all, outermost) = PLACES[name]
+    graph = parse(
+        f"""graph main(%x: f32[batch, 64], %c: bool[], %n: i64[]) -> (y = %y) {{
+          @w: f32[64, 64] = dense normal(1)
+          @v: f32[64, 64] = dense normal(2)
+          {body}
+        }}""",
+        TABLE,
+    )
+    after, _ = run(QuantizeDynamic(), graph)  # Which verifies that all is made before it is read.
+    quantizers = [n.graph for n in after.walk() if n.op == "DynamicQuantizeLinear"]
+    assert (len(quantizers), quantizers.count(after)) == (in_all, outermost)
+    for taken in (True, False):
+        feed = {"x": feeds()[0]["x"], "c": np.array(taken), "n": np.array(2)}
+        assert error_of(graph, after, feed) < 0.03
+
+
 @pytest.mark.parametrize(
     ("step", "change", "scope", "reason"),
     [

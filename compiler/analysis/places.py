@@ -1,0 +1,43 @@
+"""Where a graph with subgraphs can hold what several of its nodes are to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tersor.ir import Graph, Node, Value
+
+_REPEATS = ("Loop", "Scan")
+
+
+def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
+    """The node before which what is computed from ``x`` serves all ``readers``, given in the order of
+    execution: in the innermost graph that holds them all, but outside of loops that ``x`` is not made
+    in, which would compute it anew at every turn.
+
+        x read in both branches of an If      -> the If
+        x read in a Loop's body, and after it -> the Loop
+        x read in one branch alone            -> its reader there
+    """
+    outers = [_outers(node, x.graph) for node in readers]
+    common = [g for g in outers[0] if all(g in held for held in outers)]
+    place = common[0]
+    for graph in common:
+        if graph.parent is not None and graph is not x.graph and graph.parent.op in _REPEATS:
+            assert graph.outer is not None
+            place = graph.outer
+    node = readers[0]
+    while node.graph is not place:
+        assert node.graph is not None and node.graph.parent is not None
+        node = node.graph.parent
+    return node
+
+
+def _outers(node: Node, outermost: Graph) -> list[Graph]:
+    """The graphs that hold ``node``, from its own to ``outermost``."""
+    assert node.graph is not None
+    found = [node.graph]
+    while found[-1] is not outermost:
+        outer = found[-1].outer
+        assert outer is not None, "a node reads what is not made around it"
+        found.append(outer)
+    return found
