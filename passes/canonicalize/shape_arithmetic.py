@@ -4,6 +4,9 @@
 2. A Reshape's target is written as a constant wherever its dims are numbers, equal to the operand's
    dim at the same place (0), or the only one left (-1):
        x: [batch, seq, 384],  Reshape(x, [batch, seq, 12, 32])  ->  Reshape(x, [0, 0, 12, 32])
+   but for a -1 beside a kept dim that may be empty, unless the model wrote it: then -1 could be anything.
+   A matrix of merged dims is a Flatten there:
+       x: [n, a, 4],  Reshape(x, [n, 4*a])  ->  Flatten(x) {axis = 1}
    Where several dims are symbols, a Reshape that only inserts dims of 1, perhaps after other views
    of the same, is an Unsqueeze.
 3. An Expand to the operand's own shape is the operand.
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, operand, same_type
+from tersor.analysis.reshapes import flattened, reshape_target, reshaped
 from tersor.ir import Dim, Graph, Node, TensorType, Value, ValueType
 from tersor.ops import TABLE, contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
@@ -84,14 +88,16 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
         return None
     if same_type(x, node.output):
         return x
-    wanted = _target(have, out)
-    if wanted is None:
-        return _unsqueezed(graph, x, out)
     contents = contents_of(target)
-    written = list(contents) if contents is not None and target.is_constant else None
-    if written == wanted and not node.attrs["allowzero"]:
+    written = list(contents) if contents is not None else []
+    wanted = reshape_target(have, out, written)
+    if wanted is None:
+        return _unsqueezed(graph, x, out) or (
+            None if target.is_constant else flattened(graph, x, out)
+        )
+    if target.is_constant and written == wanted and not node.attrs["allowzero"]:
         return None
-    return graph.emit("Reshape", [x, graph.constant(np.array(wanted, np.int64), "shape")])
+    return reshaped(graph, x, wanted)
 
 
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -106,22 +112,3 @@ def _unsqueezed(graph: Graph, x: Value, out: tuple[Dim, ...]) -> Value | None:
         return None
     axes = np.array([i for i, d in enumerate(out) if d == 1], np.int64)
     return graph.emit("Unsqueeze", [x, graph.constant(axes, "axes")]) if axes.size else x
-
-
-def _target(have: tuple[object, ...], out: tuple[object, ...]) -> list[int] | None:
-    """The target as integers, with 0 for a dim kept in place and at most one -1."""
-    target: list[int] = []
-    open_ = 0
-    for i, dim in enumerate(out):
-        if isinstance(dim, int) and dim > 0:
-            target.append(dim)
-        elif i < len(have) and dim is not None and dim == have[i] and dim != 0:
-            target.append(0)
-        elif isinstance(dim, int):
-            return None  # An empty dim that is not kept: 0 would copy another.
-        else:
-            target.append(-1)
-            open_ += 1
-    # With a dim that may be 0 in it, what -1 stands for could not be told; symbols are sizes of at
-    # least 1 wherever a -1 is needed, as ONNX refuses it otherwise.
-    return target if open_ <= 1 else None

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from tersor.analysis.match import dims, made_by, operand, rank, read_once
+from tersor.analysis.reshapes import reshape_target, reshaped
 from tersor.ir import Dim, Graph, Node
 from tersor.ir.dims import product
+from tersor.ops import contents_of
 from tersor.pipeline import ROUNDING, Pass, Rewrite
 
 
@@ -61,16 +61,20 @@ def _merged_later(graph: Graph, node: Node) -> Rewrite:
         return None
     if not read_once(merge.output) or not read_once(inner.output):
         return None
-    at = _merged_at(dims(inner.output), dims(merge.output))
-    target = _target(dims(node.output), perm, at)
-    if at is None or target is None:
+    have, made = dims(inner.output), dims(node.output)
+    at = _merged_at(have, dims(merge.output))
+    if at is None or have is None or made is None:
         return None
+    order = [int(axis) for axis in perm if isinstance(axis, int)]
     wide: list[int] = []
-    for axis in perm:
-        assert isinstance(axis, int)
+    for axis in order:
         wide += (axis, axis + 1) if axis == at else (axis + (axis > at),)
-    moved = graph.emit("Transpose", [inner.output], {"perm": tuple(wide)})
-    return graph.emit("Reshape", [moved, graph.constant(np.array(target, np.int64), "shape")])
+    written = contents_of(operand(merge, 1))
+    turned = [] if written is None else [written[axis] for axis in order]
+    target = reshape_target([have[axis] for axis in wide], made, turned)
+    if target is None:
+        return None
+    return reshaped(graph, graph.emit("Transpose", [inner.output], {"perm": tuple(wide)}), target)
 
 
 def _merged_at(have: tuple[Dim, ...] | None, made: tuple[Dim, ...] | None) -> int | None:
@@ -82,15 +86,3 @@ def _merged_at(have: tuple[Dim, ...] | None, made: tuple[Dim, ...] | None) -> in
         if both is not None and (*have[:i], both, *have[i + 2 :]) == made:
             return i
     return None
-
-
-def _target(
-    made: tuple[Dim, ...] | None, perm: tuple[object, ...], at: int | None
-) -> list[int] | None:
-    """The shape for a Reshape to ``made`` of the transposed value: what is before the merged dims
-    stays in its place (0), the rest are numbers, but for one (-1)."""
-    if made is None or at is None:
-        return None
-    place = perm.index(at)
-    rest = [d if isinstance(d, int) else -1 for d in made[place:]]
-    return [*[0] * place, *rest] if rest.count(-1) <= 1 else None

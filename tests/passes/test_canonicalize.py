@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tersor.backends import ort
 from tersor.ir import Affine, Graph, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -276,6 +277,57 @@ def test_a_reshape_that_cannot_be_written_stays(target: str) -> None:
           %y: f32{target} = Reshape(%x, %t)
         }}""",
     )
+
+
+VIEW = """graph main(%x: f32{have}) -> (y = %y) {{
+  @minus: i64[1] = dense [-1]
+  @two: i64[1] = dense [2]
+  @three: i64[1] = dense [3]
+  @four: i64[1] = dense [4]
+  %n: i64[1] = Shape(%x) {{start = 0, end = 1}}
+  %a: i64[1] = Shape(%x) {{start = 1, end = 2}}
+  %na: i64[1] = Mul(%n, %a)
+  %a4: i64[1] = Mul(%a, @four)
+  %t: i64[{rank}] = Concat({target}) {{axis = 0}}
+  %y: f32{out} = Reshape(%x, %t)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("have", "target", "out", "left"),
+    [
+        ("[n, a, 4]", "%n, %a4", "[n, 4*a]", "Flatten"),  # [0, -1] could be anything at n = 0.
+        ("[n, a, 4]", "%na, @four", "[a*n, 4]", "[-1, 4]"),
+        ("[n, a, 4]", "%n, @minus", "[n, 4*a]", "[0, -1]"),  # As the model has it.
+        ("[n, a, 4]", "%n, %a, @two, @two", "[n, a, 2, 2]", "[0, 0, 2, 2]"),
+        ("[n, a, 2, 2]", "%n, %a4, @two", "[n, 4*a, 2]", "Concat"),  # No one op says it.
+        ("[n, a, 3]", "@three, %n, %a", "[3, n, a]", "Concat"),
+        ("[n + 1, a, 4]", "%n, %a4", "[1 + n, 4*a]", "[0, -1]"),  # Never empty beside the -1.
+    ],
+)
+def test_a_reshape_holds_at_sizes_of_zero(have: str, target: str, out: str, left: str) -> None:
+    text = VIEW.format(have=have, target=target, out=out, rank=target.count(",") + 1)
+    graph, _ = run(ShapeArithmetic(), text)
+    last = graph.outputs[0].producer
+    assert last is not None
+    shape = last.input(1)
+    if left == "Flatten":
+        assert last.op == "Flatten"
+    elif left == "Concat":
+        assert shape is not None and shape.producer is not None and shape.producer.op == "Concat"
+    else:
+        assert shape is not None and str(shape.numpy().tolist()) == left
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("groups", ["%n, %a4", "%na, @four"])
+def test_flattened_dims_run_at_sizes_of_zero(groups: str, sizes: tuple[int, int]) -> None:
+    out = "[n, 4*a]" if groups == "%n, %a4" else "[a*n, 4]"
+    graph = parse(VIEW.format(have="[n, a, 4]", target=groups, out=out, rank=2), TABLE)
+    feed = {"x": np.zeros((*sizes, 4), np.float32)}
+    after = Pipeline(canonicalization(), level="text").run(graph)
+    shapes = [ort.open_session(ort.build(g)).run(None, feed)[0].shape for g in (graph, after)]
+    assert shapes[0] == shapes[1]
 
 
 def test_what_overflows_is_left_to_the_runtime() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tersor.errors import InvalidGraph
 from tersor.ir import Dim, Node, Sym, TensorType, Value
-from tersor.ir.dims import Call, KnownDim, divide, floordiv, maximum, minimum, product
+from tersor.ir.dims import KnownDim, divide, floordiv, product
 from tersor.ops.opdef import Cost
 from tersor.ops.table import CONTENTS_ELEMENTS, contents_of
 
@@ -136,53 +136,6 @@ def merge(node: Node, *dims: Dim) -> Dim:
 
 
 # -- dims ------------------------------------------------------------------------------------------
-
-
-def lower_bound(dim: KnownDim) -> int | None:
-    """A number that ``dim`` is never below, symbols being sizes; None where none follows."""
-    if isinstance(dim, int):
-        return dim
-    total = 0
-    for monomial, coefficient in dim.terms:
-        bounds = [0 if isinstance(atom, str) else _call_bound(atom) for atom in monomial]
-        if (coefficient < 0 and monomial) or any(b is None or b < 0 for b in bounds):
-            return None
-        total += coefficient * math.prod(b for b in bounds if b is not None)
-    return total
-
-
-def _call_bound(call: Call) -> int | None:
-    bounds = [lower_bound(a) for a in call.arguments]
-    numbers = [b for b in bounds if b is not None]
-    if call.function == "max":
-        return max(numbers, default=None)
-    if len(numbers) < len(bounds):
-        return None
-    if call.function == "min":
-        return min(numbers)
-    return 0 if numbers[0] >= 0 and numbers[1] >= 0 else None
-
-
-def larger(a: KnownDim, b: KnownDim) -> KnownDim:
-    """The maximum; one of the two where that can be told."""
-    for low, high in ((a, b), (b, a)):
-        if is_at_least(high, low):
-            return high
-    return maximum(a, b)
-
-
-def smaller(a: KnownDim, b: KnownDim) -> KnownDim:
-    """The minimum; one of the two where that can be told."""
-    for low, high in ((a, b), (b, a)):
-        if is_at_least(high, low):
-            return low
-    return minimum(a, b)
-
-
-def is_at_least(high: KnownDim, low: KnownDim) -> bool:
-    """Whether ``high >= low`` follows for all sizes."""
-    bound = lower_bound(high - low)
-    return bound is not None and bound >= 0
 
 
 def ceil_div(a: KnownDim, b: int) -> KnownDim:

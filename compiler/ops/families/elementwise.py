@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
-from tersor.ir.dims import KnownDim, divide, floordiv, maximum, minimum
+from tersor.ir.bounds import is_at_least, larger, smaller
+from tersor.ir.dims import KnownDim, divide, floordiv
 from tersor.ops import onnx_schema
-from tersor.ops.families._symbolic import broadcast_dims, is_at_least, small
+from tersor.ops.families._symbolic import broadcast_dims, small
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
@@ -102,9 +103,9 @@ def _compare(op: Callable[[Any, Any], bool]) -> Callable[[Any, Any], int | None]
         span = a - b
         if isinstance(span, int):
             return int(op(span, 0))
-        if is_at_least(span, 1):
+        if is_at_least(a, b + 1):
             return int(op(1, 0))
-        return int(op(-1, 0)) if is_at_least(-1, span) else None
+        return int(op(-1, 0)) if is_at_least(b, a + 1) else None
 
     return decide
 
@@ -385,8 +386,8 @@ ROWS = [
         Sample([_positive(rng, 3, 4), _f(rng, 4)]), Sample([_f(rng, 3), np.array(2, np.float32)]),
         Sample([_f(rng, 3), np.array(3, np.int64)])]),
     _binary("PRelu", 9, lambda x, slope: x.where(x >= 0, x * slope)),
-    _binary("Max", 12, _fold("maximum"), contents=_lift(maximum), commutative=True),
-    _binary("Min", 12, _fold("minimum"), contents=_lift(minimum), commutative=True),
+    _binary("Max", 12, _fold("maximum"), contents=_lift(larger), commutative=True),
+    _binary("Min", 12, _fold("minimum"), contents=_lift(smaller), commutative=True),
     _binary("Sum", 8, _fold("add"), samples=_pairs(_f, integers=False)),
     _binary("Mean", 8, lambda *xs: sum(xs) / len(xs), samples=_pairs(_f, integers=False)),
     _logical("And", "logical_and", _and),

@@ -8,29 +8,24 @@ import numpy as np
 
 from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
+from tersor.ir.bounds import ENDLESS, is_at_least, larger, lower_bound, smaller
 from tersor.ir.dims import KnownDim, divide
 from tersor.ops.families._symbolic import (
     axis_of,
     ceil_div,
     checked_axes,
     ints,
-    is_at_least,
     is_negative,
     known,
-    larger,
-    lower_bound,
     merge,
     no_work,
     refuse,
     small,
-    smaller,
     tensor,
 )
 from tersor.ops.families._ties import constant, dims, plain
 from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
 from tersor.ops.table import contents_of
-
-END = 2**31 - 1  # Ends and starts from here on mean "to the end", as INT64_MAX does.
 
 
 def kept_axes(node: Node, changed: set[int]) -> list[Tie]:
@@ -253,7 +248,9 @@ def _cuts(node: Node, rank: int) -> dict[int, Stretch] | None:
 def _position(position: Any, size: KnownDim) -> Dim:
     """A start or end counted from the front, not clamped; None where its sign is not known."""
     if isinstance(position, int):
-        return size if position >= END else size + position if position < 0 else position
+        if isinstance(size, Sym) and abs(position) >= ENDLESS:
+            return size if position > 0 else 0
+        return size + position if position < 0 else position
     if isinstance(position, Sym):
         if is_at_least(position, 0):
             return position
@@ -274,8 +271,10 @@ def _sliced(size: Dim, cut: Stretch) -> Dim:
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(positions(size, start, end, step))
     if step < 0:
-        from_last = isinstance(start, int) and (start == -1 or start >= END)
-        return size if from_last and step == -1 and isinstance(end, int) and end <= -END else None
+        from_last = isinstance(start, int) and (start == -1 or start >= ENDLESS)
+        return (
+            size if from_last and step == -1 and isinstance(end, int) and end <= -ENDLESS else None
+        )
     low, high = _position(start, size), _position(end, size)
     if low is None or high is None:
         return None

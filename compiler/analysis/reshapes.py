@@ -1,0 +1,58 @@
+"""How a view of known dims is written so that it holds at every size, zero included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tersor.ir import Dim, Graph, Value
+from tersor.ir.bounds import is_at_least
+from tersor.ir.dims import product
+
+
+def reshape_target(
+    have: Sequence[Dim], out: Sequence[Dim], written: Sequence[Dim] = ()
+) -> list[int] | None:
+    """The constant target of a Reshape from ``have`` to ``out``: a number, 0 for a dim that is kept at its
+    place, and at most one -1; None where the dims cannot be told so.
+
+        [batch, seq, 384] -> [batch, seq, 12, 32]    [0, 0, 12, 32]
+        [batch, seq, 384] -> [batch*seq, 384]        [-1, 384]
+        [n, a, 4]         -> [n, 4*a]                None: at n = 0, [0, -1] could not be told
+
+    ``written``: the target as it is now. A -1 that stands in it was asked for, and fails where it did.
+    """
+    target: list[int] = []
+    for i, dim in enumerate(out):
+        if isinstance(dim, int) and dim > 0:
+            target.append(dim)
+        elif i < len(have) and dim is not None and dim == have[i] and dim != 0:
+            target.append(0)
+        elif isinstance(dim, int):
+            return None  # An empty dim that is not kept: 0 would copy another.
+        else:
+            target.append(-1)
+    if -1 not in target:
+        return target
+    copied = [dim for dim, size in zip(out, target, strict=True) if size == 0]
+    at = target.index(-1)
+    asked = len(written) == len(target) and written[at] == -1
+    safe = asked or all(dim is not None and is_at_least(dim, 1) for dim in copied)
+    return target if safe and target.count(-1) == 1 else None
+
+
+def flattened(graph: Graph, x: Value, out: Sequence[Dim]) -> Value | None:
+    """``x`` as a matrix of dims ``out`` by Flatten, which holds at every size; None where it is not one."""
+    have = x.tensor.dims
+    if have is None or None in have or len(out) != 2:
+        return None
+    for axis in range(len(have) + 1):
+        if (product(have[:axis]), product(have[axis:])) == tuple(out):
+            return graph.emit("Flatten", [x], {"axis": axis})
+    return None
+
+
+def reshaped(graph: Graph, x: Value, target: Sequence[int]) -> Value:
+    """``x`` in the shape that a constant ``target`` tells."""
+    return graph.emit("Reshape", [x, graph.constant(np.array(target, np.int64), "shape")])
