@@ -32,7 +32,7 @@ from tersor.backends.ort.attention_mask import (
     ready,
     some_allowed,
 )
-from tersor.backends.ort.options import LowerOptions
+from tersor.backends.ort.lowering import Lowering
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
@@ -60,7 +60,7 @@ class AttentionLowering:
     masks: dict[object, Mask] = field(default_factory=dict)
     rows: dict[object, Value] = field(default_factory=dict)
 
-    def lower(self, graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value] | None:
+    def lower(self, graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
         """See the module; None keeps the standard op."""
         heads = _heads(node)
         if heads is None:
@@ -68,6 +68,7 @@ class AttentionLowering:
         q, k, v = (_operand(node, i) for i in range(3))
         d = _last(q) // heads.query if heads.flat else _last(q)
         scale = float(node.attrs.get("scale", d**-0.5))
+        options = lowering.options
         if options.attention == "mha" and not options.portable and _suits_mha(node, heads):
             return self._mha(graph, node, heads, scale)
         k, v = (_by_heads(graph, x, heads) for x in (k, v))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
 from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
@@ -22,18 +23,18 @@ from tersor.ops.onnx_schema import TO_ONNX
 _PLAIN_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def lower_linear(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value]:
+def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
     """See the module."""
     x, weight, bias = node.inputs[0], node.inputs[1], node.input(2)
     assert x is not None and weight is not None
-    activation = str(node.attrs["activation"])
+    activation, options = str(node.attrs["activation"]), lowering.options
     quantizer = _dynamic_quantizer(x)
     if (
         isinstance(weight.encoding, Affine)
         and quantizer is not None
         and _per_column(weight.encoding)
     ):
-        y = _integer(graph, node, quantizer, weight, options)
+        y = _integer(graph, node, quantizer, weight, lowering)
     elif options.linear == "gemm" and bias is not None and x.tensor.rank != 1:
         y = _gemm(graph, x, weight, bias)
     else:
@@ -46,7 +47,7 @@ def lower_linear(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Va
     return [_activate(graph, y, activation, options)]
 
 
-def lower_swish(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value]:
+def lower_swish(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
     """x * sigmoid(alpha x): ONNX Runtime has no kernel of that name."""
     x = node.inputs[0]
     assert x is not None
@@ -79,21 +80,19 @@ def _per_column(encoding: Affine) -> bool:
     )
 
 
-def _integer(
-    graph: Graph, node: Node, quantizer: Node, weight: Value, options: LowerOptions
-) -> Value:
+def _integer(graph: Graph, node: Node, quantizer: Node, weight: Value, lowering: Lowering) -> Value:
     encoding, bias = weight.encoding, node.input(2)
     assert isinstance(encoding, Affine)
-    values = _shared(graph, weight, encoding.values, "quantized")
-    scale = _shared(graph, weight, encoding.scale, "scale")
+    values = lowering.part(weight, "quantized", encoding.values)
+    scale = lowering.part(weight, "scale", encoding.scale)
     zero = (
-        None if encoding.is_symmetric else _shared(graph, weight, encoding.zero_point, "zero_point")
+        None if encoding.is_symmetric else lowering.part(weight, "zero_point", encoding.zero_point)
     )
     x = quantizer.inputs[0]
     assert x is not None
     q, x_scale, x_zero = quantizer.outputs
     made = x.tensor.with_dims((*(x.tensor.dims or ())[:-1], encoding.values.shape[1]))
-    if options.portable:
+    if lowering.options.portable:
         product = graph.emit("MatMulInteger", [q, values, x_zero, zero])
         real = graph.emit("Cast", [product], {"to": TO_ONNX[x.tensor.dtype]})
         if any(_widens(user, node.output) for user in node.output.users):
@@ -122,15 +121,6 @@ def _readers(quantizer: Node) -> int:
     for user in quantizer.outputs[0].users:
         count += len(user.output.users) if user.op == "DequantizeLinear" else 1
     return count
-
-
-def _shared(graph: Graph, weight: Value, data: np.ndarray, what: str) -> Value:
-    """A part of an encoding as a constant beside the weight; made once for all its readers."""
-    name = f"{weight.name}_{what}"
-    existing = weight.graph.constants.get(name)
-    if existing is not None:
-        return existing
-    return weight.graph.constant(data, name)
 
 
 def _gemm(graph: Graph, x: Value, weight: Value, bias: Value) -> Value:

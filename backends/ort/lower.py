@@ -1,7 +1,7 @@
 """Lowering: our fused ops and encodings become ops that ONNX Runtime executes.
 
 A graph goes in, a graph of standard and ``com.microsoft`` ops with dense constants comes out.  Each
-rule is a function ``(graph, node, options) -> values`` that emits the node's replacement before it.
+rule is a function ``(graph, node, lowering) -> values`` that emits the node's replacement before it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from tersor.analysis.masks import drop_masks
 from tersor.backends.ort import embedding, linear, norm, quantize
 from tersor.backends.ort.attention import AttentionLowering
+from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
 from tersor.ir import Affine, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.pipeline import erase_dead, replace_node
 
-Rule = Callable[[Graph, Node, LowerOptions], Sequence[Value] | None]
+Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]
 
 # Rules by op. One that returns None leaves the node as it is.
 RULES: dict[str, Rule] = {
@@ -38,7 +39,7 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
     Raises:
         Unsupported: a ``tersor.*`` op has no rule, or an encoding no form (node named).
     """
-    options = options or LowerOptions()
+    lowering = Lowering(options or LowerOptions())
     rules = {**RULES, "Attention": AttentionLowering().lower}
     result = graph.copy()
     drop_masks(result)
@@ -47,13 +48,13 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
         if rule is None or node.graph is None or not _is_typed(node):
             continue
         with node.graph.at(node):
-            values = rule(node.graph, node, options)
+            values = rule(node.graph, node, lowering)
         if values is not None:
             replace_node(node, values)
     for owner in list(result.all_graphs()):
         for constant in list(owner.constants.values()):
             if not isinstance(constant.encoding, Dense):
-                _dequantize(owner, constant)
+                _dequantize(owner, constant, lowering)
     # Quantizers of activations whose readers took the integers themselves.
     erase_dead([n for n in result.walk() if n.op in ("DequantizeLinear", "DynamicQuantizeLinear")])
     for node in result.walk():
@@ -80,7 +81,7 @@ def supports(op: str, encoding: Encoding | None = None) -> str:
     return ""
 
 
-def _dequantize(graph: Graph, constant: Value) -> None:
+def _dequantize(graph: Graph, constant: Value, lowering: Lowering) -> None:
     """A quantized constant that no integer kernel takes: the file keeps the integers, and the numbers
     are computed from them (by ONNX Runtime, when the model is loaded).
 
@@ -95,13 +96,13 @@ def _dequantize(graph: Graph, constant: Value) -> None:
         graph.erase_constant(constant)
         return
     with graph.at(next(graph.nodes)):
-        graph.replace(constant, _decoded(graph, constant.name, encoding))
+        graph.replace(constant, _decoded(graph, constant, encoding, lowering))
     graph.erase_constant(constant)
 
 
-def _decoded(graph: Graph, name: str, encoding: Affine) -> Value:
-    """``encoding``'s numbers, computed from constants called after ``name``."""
-    values = graph.constant(encoding.values, f"{name}_quantized")
+def _decoded(graph: Graph, constant: Value, encoding: Affine, lowering: Lowering) -> Value:
+    """A constant's numbers, computed from the parts of its encoding."""
+    name, values = constant.name, lowering.part(constant, "quantized", encoding.values)
     scale, zero = encoding.scale, encoding.zero_point
     plain = encoding.storage in (DType.I8, DType.U8) and not encoding.block
     if plain:

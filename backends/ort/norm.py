@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.ir import Attribute, Graph, Node, Value
 
 
-def lower_add_layer_norm(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value]:
+def lower_add_layer_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
     """s = x + skip; LayerNormalization(s), s."""
     x, skip, scale, bias = node.inputs[0], node.inputs[1], node.inputs[2], node.input(3)
     assert x is not None and skip is not None
-    if _fusable(node, options):
+    if _fusable(node, lowering.options):
         attrs = {"epsilon": node.attrs["epsilon"]}
         return _skip_norm(graph, node, "SkipLayerNormalization", [x, skip, scale, bias], attrs)
     total = graph.emit("Add", [x, skip])
@@ -20,11 +21,11 @@ def lower_add_layer_norm(graph: Graph, node: Node, options: LowerOptions) -> Seq
     return [graph.emit("LayerNormalization", [total, scale, bias], attrs), total]
 
 
-def lower_add_rms_norm(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value]:
+def lower_add_rms_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
     """s = x + skip; RMSNormalization(s), s."""
     x, skip, scale = node.inputs[:3]
     assert x is not None and skip is not None and scale is not None
-    if _fusable(node, options):
+    if _fusable(node, lowering.options):
         attrs = {"epsilon": node.attrs["epsilon"]}
         operands = [x, skip, scale]
         return _skip_norm(graph, node, "SkipSimplifiedLayerNormalization", operands, attrs)
@@ -33,7 +34,7 @@ def lower_add_rms_norm(graph: Graph, node: Node, options: LowerOptions) -> Seque
     return [graph.emit("RMSNormalization", [total, scale], attrs), total]
 
 
-def lower_rms_norm(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value] | None:
+def lower_rms_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
     """Stays: ONNX Runtime has a kernel for the standard op."""
     return None
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.backends.ort.options import LowerOptions
+from tersor.backends.ort.lowering import Lowering
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
 
-def lower_dynamic_rows(graph: Graph, node: Node, options: LowerOptions) -> Sequence[Value]:
+def lower_dynamic_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
     """The formula of the op's row in the table, step by step, so that it rounds the same."""
     x = node.inputs[0]
     assert x is not None
@@ -34,9 +34,7 @@ def lower_dynamic_rows(graph: Graph, node: Node, options: LowerOptions) -> Seque
     return [q, scale, zero_point]
 
 
-def lower_dequantize_rows(
-    graph: Graph, node: Node, options: LowerOptions
-) -> Sequence[Value] | None:
+def lower_dequantize_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
     """Activations only, with one block a row. ONNX Runtime has the op, but fuses it with the product
     of a quantized weight into a kernel that then refuses more than one zero point."""
     q, scale, axis = node.inputs[0], node.inputs[1], node.attrs["axis"]

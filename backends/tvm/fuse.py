@@ -24,6 +24,7 @@ from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.errors import Unsupported
 from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ir.dims import maximum, product
 from tersor.rewriting import erase_dead, replace_node
@@ -34,7 +35,14 @@ SMOOTH = 7  # The operand of LINEAR.
 
 
 def fuse(graph: Graph, isa: Isa) -> Graph:
-    """A copy of ``graph`` in which what our kernels compute is an op each."""
+    """A copy of ``graph`` in which what our kernels compute is an op each.
+
+    Raises:
+        Unsupported: an op of the model's own that is called like one of these.
+    """
+    for node in graph.walk():
+        if node.op in (LINEAR, ATTENTION):
+            raise Unsupported(f"TVM has no lowering for {node.label}: an op of the model's own")
     result = graph.copy()
     drop_masks(result)
     _Fusion(result, isa).run()

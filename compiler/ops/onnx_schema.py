@@ -301,17 +301,19 @@ def infer(node: Node) -> list[ValueType]:
     ):
         return [UnknownType() for _ in node.outputs]
     proto = onnx.NodeProto(op_type=found.name, domain=found.domain)
-    proto.input.extend("" if v is None else v.name for v in node.inputs)
-    proto.output.extend(f"{v.name}!out" for v in node.outputs)
+    # By place: names are the model's own, and one may be called as a result would be here.
+    read = {v: f"x{i}" for i, v in enumerate(node.inputs) if v is not None}
+    made = [f"y{i}" for i in range(len(node.outputs))]
+    proto.input.extend("" if v is None else read[v] for v in node.inputs)
+    proto.output.extend(made)
     for key, attr in node.attrs.items():
         if _has_graph(attr):
             return [UnknownType() for _ in node.outputs]  # Control flow is typed by its row.
         proto.attribute.append(attribute_to_proto(key, attr, found))
-    operands = [v for v in node.inputs if v is not None]
-    types = {v.name: type_to_proto(v.type) for v in operands if v.type != UnknownType()}
-    if len(types) < len({v.name for v in operands}):
+    if any(v.type == UnknownType() for v in read):
         return [UnknownType() for _ in node.outputs]
-    data = {v.name: _tensor_proto(v) for v in operands if _shown(v)}
+    types = {name: type_to_proto(v.type) for v, name in read.items()}
+    data = {name: array_to_proto(v.numpy(), name) for v, name in read.items() if _shown(v)}
     try:
         inferred = onnx.shape_inference.infer_node_outputs(
             found, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", IR_OPSET)]
@@ -319,10 +321,7 @@ def infer(node: Node) -> list[ValueType]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidGraph(f"{node.label}: {reason}") from None
-    return [
-        type_from_proto(inferred[f"{v.name}!out"]) if f"{v.name}!out" in inferred else UnknownType()
-        for v in node.outputs
-    ]
+    return [type_from_proto(inferred[name]) if name in inferred else UnknownType() for name in made]
 
 
 def _has_graph(attr: Attribute) -> bool:
@@ -339,10 +338,6 @@ def _shown(value: Value) -> bool:
         and math.prod(value.type.shape) <= DATA_ELEMENTS
         and value.type.dtype is not DType.STRING
     )
-
-
-def _tensor_proto(value: Value) -> onnx.TensorProto:
-    return array_to_proto(value.numpy(), value.name)
 
 
 def array_to_proto(array: np.ndarray, name: str = "") -> onnx.TensorProto:

@@ -22,6 +22,7 @@ import numpy as np
 
 from tersor.built import Built
 from tersor.errors import InvalidModel, InvalidOption
+from tersor.tuning.arrays import read_arrays, write_arrays
 
 # Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
 # Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
@@ -79,7 +80,7 @@ class Bench:
             held = {k: np.asarray(v) for k, v in feed.items()}
             if any(v.dtype == object for v in held.values()):
                 raise InvalidOption("inputs that hold strings cannot be measured")
-            np.savez(path, **held)  # type: ignore[arg-type]
+            write_arrays(path, held)
 
     def start(
         self,
@@ -150,8 +151,7 @@ class Worker:
         """The outputs of a feed, by name."""
         path = self._folder / "outputs.npz"
         self._ask(f"run {feed} {path}")
-        with np.load(path) as held:
-            return dict(held)
+        return read_arrays(path)
 
     def stop(self) -> None:
         """Ends the process."""

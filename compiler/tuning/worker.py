@@ -19,6 +19,7 @@ import numpy as np
 
 from tersor import registry
 from tersor.errors import TersorError
+from tersor.tuning.arrays import read_arrays, write_arrays
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
 def serve(backend: Any, model: str, choice: str, *paths: str) -> int:
     """Obeys stdin until it ends. ``backend`` has ``open_session`` and ``run``."""
-    feeds = [dict(np.load(path)) for path in paths]
+    feeds = [read_arrays(Path(path)) for path in paths]
     try:
         session = backend.open_session(Path(model), json.loads(choice))
     except TersorError as error:
@@ -48,7 +49,7 @@ def _obey(backend: Any, session: Any, feeds: list[dict[str, np.ndarray]], words:
     feed = feeds[int(words[1])]
     outputs = backend.run(session, feed)
     if words[0] == "run":
-        np.savez(words[2], **outputs)
+        write_arrays(Path(words[2]), outputs)
         return "ok"
     start = time.perf_counter()
     backend.run(session, feed)

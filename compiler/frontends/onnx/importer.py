@@ -44,7 +44,7 @@ from tersor.frontends.onnx.check import (
 from tersor.frontends.onnx.control import body_input_types
 from tersor.frontends.onnx.exporter import DOMAIN_KEY
 from tersor.frontends.onnx.functions import inlined
-from tersor.frontends.onnx.inputs import input_types
+from tersor.frontends.onnx.inputs import InputDims
 from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.normalize import normalize
 from tersor.frontends.onnx.old import Old
@@ -89,7 +89,8 @@ def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
     check_versions(model)
     model = inlined(model)
     opsets = check_versions(model)
-    scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets)
+    dims = InputDims(model.graph)
+    scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets, dims)
     scope.graph.metadata = {
         entry.key: entry.value
         for entry in model.metadata_props
@@ -159,6 +160,7 @@ class _Scope:
     graph: Graph
     tensors: Tensors
     opsets: dict[str, int]
+    dims: InputDims
     outer: _Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
     written: dict[str, ValueType] = field(default_factory=dict)
@@ -187,7 +189,7 @@ def _import_graph(
     # Inputs name the interface, so their names are taken before any other. What is an initializer
     # as well (IR version 3 asked for that) is a constant.
     interface = [info for info in proto.input if info.name not in initializers]
-    for i, (info, type) in enumerate(zip(interface, input_types(interface), strict=True)):
+    for i, (info, type) in enumerate(zip(interface, scope.dims.types(interface), strict=True)):
         if i < len(inputs):
             type = _merged(type, inputs[i])
         scope.values[info.name] = graph.add_input(info.name, type)
@@ -397,5 +399,6 @@ def _subgraph(
     surgeon: gs.Graph, proto: GraphProto, outer: _Scope, types: Sequence[ValueType]
 ) -> Graph:
     graph = Graph(proto.name or "body", None, outer.graph)
-    _import_graph(surgeon, proto, _Scope(graph, outer.tensors, outer.opsets, outer), types)
+    scope = _Scope(graph, outer.tensors, outer.opsets, outer.dims, outer)
+    _import_graph(surgeon, proto, scope, types)
     return graph

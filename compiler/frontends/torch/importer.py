@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,8 +117,11 @@ def _inputs(
         if isinstance(placeholders[s.arg.name].meta.get("val"), torch.Tensor)
     ]
     chosen = _chosen(names, [name for name, _ in tensors], "input")
-    for (own_name, node), name in zip(tensors, chosen, strict=True):
-        _name_symbols(lowering, node.meta["val"], own_name, name, dim_names)
+    for own_name, node in tensors:
+        _name_symbols(lowering, node.meta["val"], own_name, dim_names)
+    for (_, node), name in zip(tensors, chosen, strict=True):
+        for axis, theirs in _symbols(node.meta["val"]):
+            lowering.sizes.name_by_place(theirs, f"{name}_dim{axis}")
     values: dict[Any, Any] = {}
     for (_, node), name in zip(tensors, chosen, strict=True):
         type = lowering.type_of(node.meta["val"])
@@ -133,16 +136,26 @@ def _inputs(
     return values
 
 
-def _name_symbols(lowering: Lowering, val: Any, own: str, chosen: str, names: DimNames) -> None:
-    """The user's names of dims; else an input's dim is called by the input and its position."""
-    for axis, size in enumerate(val.shape):
-        # A size that tracing found to be fixed may still be a SymInt, whose expression is the number.
-        dim = str(size if isinstance(size, int) else size.node.expr)
-        given = names.name(own, axis)
+def _name_symbols(lowering: Lowering, val: Any, own: str, names: DimNames) -> None:
+    """The user's names of an input's dims."""
+    for axis, dim in enumerate(map(_size_text, val.shape)):
         if dim.isdecimal():
             names.check_free(own, axis, int(dim))
-        elif dim.isidentifier():
-            lowering.sizes.rename(dim, given or f"{chosen}_dim{axis}")
+    for axis, dim in _symbols(val):
+        if (given := names.name(own, axis)) is not None:
+            lowering.sizes.name(dim, given)
+
+
+def _symbols(val: Any) -> Iterator[tuple[int, str]]:
+    """Axes of a tensor whose size is one symbol of torch's, and that."""
+    for axis, dim in enumerate(map(_size_text, val.shape)):
+        if dim.isidentifier():
+            yield axis, dim
+
+
+def _size_text(size: Any) -> str:
+    # A size that tracing found to be fixed may still be a SymInt, whose expression is the number.
+    return str(size if isinstance(size, int) else size.node.expr)
 
 
 def _weight(program: Any, lowering: Lowering, spec: Any, shared: dict[Any, Late]) -> Any:

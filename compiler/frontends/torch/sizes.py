@@ -22,6 +22,7 @@ class Sizes:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._names: dict[str, KnownDim] = {}  # torch's symbol (s43) -> ours
+        self._given: dict[str, Sym] = {}  # What users call sizes -> our symbol
         self._dims: dict[str, Dim] = {}
         self._sources: dict[str, Callable[[], Value]] = {}
         self._vectors: dict[KnownDim, Value] = {}
@@ -30,9 +31,26 @@ class Sizes:
 
     # -- torch's sizes as dims ---------------------------------------------------------------------
 
-    def rename(self, theirs: str, ours: str) -> None:
-        """Calls torch's symbol by our name, unless it has one already."""
-        self._names.setdefault(theirs, symbol(ours))
+    def name(self, theirs: str, given: str) -> None:
+        """Calls torch's symbol as its user does, unless it has a name already. Sizes that are called
+        the same are the same."""
+        if given not in self._given:
+            self._given[given] = self._fresh(given)
+        self._names.setdefault(theirs, self._given[given])
+
+    def name_by_place(self, theirs: str, place: str) -> None:
+        """Calls torch's symbol by where it stands, unless it has a name already."""
+        if theirs not in self._names:
+            self._names[theirs] = self._fresh(place)
+
+    def _fresh(self, wanted: str) -> Sym:
+        """A symbol called like this, or with a number where another size is called so."""
+        taken, number = {*self._names.values(), *self._given.values()}, 0
+        made = symbol(wanted)
+        while made in taken:
+            number += 1
+            made = symbol(f"{wanted}_{number}")
+        return made
 
     def dim(self, size: Any) -> Dim:
         """A torch size (an int or SymInt) as a dim; None for what dims cannot express."""
@@ -44,6 +62,8 @@ class Sizes:
                 parsed = parse_dim(text)
             except ValueError:
                 parsed = None
+            for name in sorted(symbols_of(parsed)):
+                self.name_by_place(name, name)
             self._dims[text] = None if parsed is None else substitute(parsed, self._names)
         return self._dims[text]
 
