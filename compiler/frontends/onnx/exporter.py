@@ -16,6 +16,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tersor.errors import Unsupported
+from tersor.frontends.onnx.normalize import form_since
 from tersor.frontends.onnx.scopes import NAMESPACE
 from tersor.ir import Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE
@@ -92,7 +93,7 @@ def _node_opset(node: Node) -> int:
     newest = schema(node.op)
     if newest is None:
         raise Unsupported(f"{node.label}: {node.op} is no ONNX op; a backend must lower it first")
-    start = row.since if row is not None and row.since else newest.since_version
+    start = row.since if row is not None and row.since else form_since(node.op)
     if row is not None and row.needs is not None:
         start = max(start, row.needs(node))
     for version in _versions(node.op):

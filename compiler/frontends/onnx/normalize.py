@@ -27,6 +27,11 @@ def normalize(old: Old, opset: int) -> None:
             adapter(old)
 
 
+def form_since(op: str) -> int:
+    """The opset since which a standard op has had the form that it has at ``IR_OPSET``."""
+    return max((until for until, _ in ADAPTERS.get(op, ()) if until != _ALWAYS), default=1)
+
+
 def _batch_normalization(old: Old) -> None:
     """Before 14, more than one output meant training; today the attribute ``training_mode`` does,
     and there are two such outputs in place of four."""
