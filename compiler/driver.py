@@ -96,7 +96,7 @@ def compile(
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     check_sizes(imported.graph, buckets)
     batches = _checked(imported.graph, calibration)
-    report = Report()
+    report = Report(decisions=list(imported.remarks))
     job = Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
@@ -152,7 +152,8 @@ def convert(
     backend = _backend(runtime, chosen)
     choice = backend.Choice.of(chosen, portable=portable)
     imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
-    report = Report(decisions=["not measured: whether it is faster is unknown"])
+    unmeasured = "not measured: whether it is faster is unknown"
+    report = Report(decisions=[*imported.remarks, unmeasured])
     job = Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
     graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))

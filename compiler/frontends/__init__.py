@@ -25,11 +25,13 @@ class Imported:
         original: the ONNX file that it came from, or its bytes; None where its interface is another
             (new names), and for models from torch.
         files: what belongs beside the compiled model (a tokenizer), by file name.
+        remarks: what is wrong with the model and does not matter, a line each.
     """
 
     graph: Graph
     original: Path | bytes | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 def load_model(
@@ -56,7 +58,11 @@ def load_model(
     if isinstance(model, Imported):
         if input_names is None and output_names is None:
             return model
-        return Imported(_renamed(model.graph.copy(), input_names, output_names), files=model.files)
+        return Imported(
+            _renamed(model.graph.copy(), input_names, output_names),
+            files=model.files,
+            remarks=model.remarks,
+        )
     if isinstance(model, Graph):
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():
@@ -66,13 +72,13 @@ def load_model(
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
         from tersor.frontends.onnx import import_model, model_bytes
 
-        imported = import_model(model, allow_hf_cache=allow_hf_cache)
+        remarks: list[str] = []
+        imported = import_model(model, allow_hf_cache=allow_hf_cache, remarks=remarks)
         graph = _renamed(imported, input_names, output_names)
         if input_names is not None or output_names is not None:
-            return Imported(graph)
-        return Imported(
-            graph, Path(model) if isinstance(model, (str, Path)) else model_bytes(model)
-        )
+            return Imported(graph, remarks=remarks)
+        original = Path(model) if isinstance(model, (str, Path)) else model_bytes(model)
+        return Imported(graph, original, remarks=remarks)
     if not _is_from(model, "torch"):
         raise InvalidOption(
             f"a {type(model).__name__} is no model: give an ONNX file, a torch module or a model directory"

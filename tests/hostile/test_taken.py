@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from hostile.external import cache, external, in_folder
-from hostile.graphs import nested
+from hostile.graphs import nested, written
 from hostile.table import text
 from onnx import ModelProto, helper, numpy_helper
 
@@ -189,3 +189,25 @@ def test_many_external_files_do_not_use_up_descriptors(tmp_path: Path) -> None:
     graph = import_model(path)
     assert len(graph.constants) == 300
     assert len(os.listdir("/proc/self/fd")) < before + 20
+
+
+# Shapes that contradict what follows: ONNX Runtime warns of them and goes on.
+CONTRADICTED = {
+    "value_info of another shape": (written("h", [3]), "node Relu making 'h': 'h' is f32[2], but the model writes f32[3]"),
+    "value_info of another rank": (written("h", [2, 1]), "node Relu making 'h': 'h' is f32[2], but the model writes f32[2, 1]"),
+    "an output of another shape": (text("(float[2] x) => (float[3] y) { y = Relu (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[3]"),
+    "an output of another rank": (text("(float[2] x) => (float[1, n] y) { y = Relu (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[1, n]"),
+    "two outputs": (text("(float[2] x) => (float[3] y, float[4] z) { y = Relu (x)  z = Neg (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[3], and 1 more such"),
+    "an input returned as another type": (text("(float[2] x) => (float[3] x, float[2] y) { y = Relu (x) }"), "graph: 'x' is f32[2], but the model writes f32[3]"),
+    "a shape in a branch": (text("(float[2] x) => (float[2] y) { c = Constant <value = bool {1}> () y = If (c) <then_branch = a () => (float[3] t) { t = Relu (x) }, else_branch = b () => (float[2] e) { e = Neg (x) }> }"), "node Relu making 't': 't' is f32[2], but the model writes f32[3]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTED)
+def test_a_shape_that_contradicts_what_follows_is_a_remark(name: str) -> None:
+    model, remark = CONTRADICTED[name]
+    made = tersor.convert(model)
+    assert f"{remark}: the inferred shape is taken" in made.report.decisions
+    assert isinstance(made.model, bytes)
+    want, got = run(model.SerializeToString(), x=X), run(made.model, x=X)
+    assert {k: v.tolist() for k, v in want.items()} == {k: v.tolist() for k, v in got.items()}

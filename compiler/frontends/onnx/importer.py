@@ -11,7 +11,6 @@ graphs and tensors, byte strings, metadata.
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +50,8 @@ from tersor.frontends.onnx.old import Old
 from tersor.frontends.onnx.order import check_names, node_label, sorted_nodes
 from tersor.frontends.onnx.scopes import module_path
 from tersor.frontends.onnx.tensors import Tensors, element_type
-from tersor.ir import Attribute, Dense, Graph, TensorType, UnknownType, Value, ValueType
+from tersor.frontends.onnx.written import Written, check_initializer, merged
+from tersor.ir import Attribute, Dense, Graph, UnknownType, Value, ValueType
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import TO_ONNX, schema, type_from_proto
 
@@ -59,18 +59,22 @@ OWN_DOMAIN = "tersor"  # of ops that passes make; no file has them.
 
 
 def import_model(
-    source: str | Path | bytes | onnx.ModelProto, *, allow_hf_cache: bool = False
+    source: str | Path | bytes | onnx.ModelProto,
+    *,
+    allow_hf_cache: bool = False,
+    remarks: list[str] | None = None,
 ) -> Graph:
     """The graph of an ONNX model: a path, its bytes, or the protobuf.
 
     ``allow_hf_cache``: follow the links of the Hugging Face cache to external data.
+    ``remarks``: gains a line for what is wrong with the model and does not matter.
 
     Raises:
         InvalidModel: not a model, or one that contradicts itself; names the tensor or node.
         Unsupported: an opset or op form that cannot be brought to the newest.
     """
     try:
-        return _import(*read_model(source, allow_hf_cache=allow_hf_cache))
+        return _import(*read_model(source, allow_hf_cache=allow_hf_cache), remarks)
     except TersorError as error:
         # Names are anyone's text, and may be as long as the file.
         told = one_line(error, LONGEST)
@@ -84,7 +88,7 @@ def import_model(
         raise InvalidModel("the model takes more memory than there is") from None
 
 
-def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
+def _import(model: onnx.ModelProto, files: Files | None, remarks: list[str] | None = None) -> Graph:
     check_depth(model)
     check_versions(model)
     model = inlined(model)
@@ -100,6 +104,8 @@ def _import(model: onnx.ModelProto, files: Files | None) -> Graph:
         scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
     surgeon = _surgeon(model)
     _import_graph(surgeon, model.graph, scope)
+    if remarks is not None:
+        remarks += scope.written.remarks()
     return scope.graph
 
 
@@ -163,7 +169,7 @@ class _Scope:
     dims: InputDims
     outer: _Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
-    written: dict[str, ValueType] = field(default_factory=dict)
+    written: Written = field(default_factory=Written)
 
     def value(self, name: str, reader: str) -> Value | None:
         """The value called ``name``, here or in an outer graph; None for an empty name."""
@@ -191,7 +197,7 @@ def _import_graph(
     interface = [info for info in proto.input if info.name not in initializers]
     for i, (info, type) in enumerate(zip(interface, scope.dims.types(interface), strict=True)):
         if i < len(inputs):
-            type = _merged(type, inputs[i])
+            type = merged(type, inputs[i])
         scope.values[info.name] = graph.add_input(info.name, type)
     for tensor in proto.initializer:
         array = scope.tensors.array(tensor)
@@ -199,13 +205,13 @@ def _import_graph(
     for sparse in proto.sparse_initializer:
         name = sparse.values.name
         scope.values[name] = graph.constant(scope.tensors.dense(sparse), name)
-    scope.written = {i.name: type_from_proto(i.type) for i in (*proto.value_info, *proto.output)}
+    for info in (*proto.value_info, *proto.output):
+        scope.written.types[info.name] = type_from_proto(info.type)
     for name, value in scope.values.items():
-        _check_written("graph", name, value.type, scope.written.get(name))
+        scope.written.agreed("graph", name, value.type)
     for info in proto.input:
         if info.name in initializers:
-            held = scope.values[info.name].type
-            _check_written("initializer", info.name, held, type_from_proto(info.type))
+            check_initializer(info.name, scope.values[info.name].type, type_from_proto(info.type))
     for i in sorted_nodes(proto.node):
         _import_node(surgeon.nodes[i], proto.node[i], scope)
     outputs = [scope.value(o.name, f"graph output {o.name!r}") for o in proto.output]
@@ -266,24 +272,9 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         for i, v in enumerate(node.outputs)
     ]
     for name, value in zip(names, results, strict=True):
-        _check_written(label, name, value.type, scope.written.get(name))
-        value.type = _merged(value.type, scope.written.get(name))
+        value.type = scope.written.agreed(label, name, value.type)
         if name:
             scope.values[name] = value
-
-
-def _check_written(label: str, name: str, type: ValueType, written: ValueType | None) -> None:
-    """Raises:
-    InvalidModel: the file writes another type than ``type``, which is what the value has.
-    """
-    if written is None or UnknownType() in (type, written):
-        return
-    if isinstance(type, TensorType) and isinstance(written, TensorType):
-        if type.accepts(written):
-            return
-    elif builtins.type(type) is builtins.type(written):
-        return
-    raise InvalidModel(f"{label}: {name!r} is {type}, but the model writes {written}")
 
 
 def _output_names(op: str, names: list[str]) -> list[str]:
@@ -297,22 +288,6 @@ def _output_names(op: str, names: list[str]) -> list[str]:
             break
         names.pop()
     return names
-
-
-def _merged(type: ValueType, other: ValueType | None) -> ValueType:
-    """``type``, with what it leaves open taken from ``other``."""
-    if other is None or isinstance(type, UnknownType):
-        return other or type
-    if not isinstance(type, TensorType) or not isinstance(other, TensorType):
-        return type
-    if other.dims is None or type.dtype is not other.dtype:
-        return type
-    if type.dims is None:
-        return other
-    if len(type.dims) != len(other.dims):
-        return type
-    pairs = zip(type.dims, other.dims, strict=True)
-    return type.with_dims(tuple(b if a is None else a for a, b in pairs))
 
 
 def _constant(proto: NodeProto, scope: _Scope) -> np.ndarray:
@@ -399,6 +374,7 @@ def _subgraph(
     surgeon: gs.Graph, proto: GraphProto, outer: _Scope, types: Sequence[ValueType]
 ) -> Graph:
     graph = Graph(proto.name or "body", None, outer.graph)
-    scope = _Scope(graph, outer.tensors, outer.opsets, outer.dims, outer)
+    written = Written(contradicted=outer.written.contradicted)
+    scope = _Scope(graph, outer.tensors, outer.opsets, outer.dims, outer, written=written)
     _import_graph(surgeon, proto, scope, types)
     return graph
