@@ -12,10 +12,10 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test conformance lint fuzz format bench clean
+.PHONY: help venv demo test test-all conformance lint fuzz format bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create or update .venv with everything the other targets need
 
@@ -32,8 +32,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
 	@$(BIN)/python -m tersor.models.minilm.demo
 
+# A worker takes whole files, so that what a file's tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -q
+
 test: lint ## lint, then run the tests
-	@$(BIN)/python -m pytest -n $(JOBS) -q $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
+
+test-all: lint ## lint, then run all tests, exhaustive ones too (four times as long)
+	@$(PYTEST) --all $(PYTEST_ARGS)
 
 conformance: $(STAMP) ## record anew what ONNX Runtime and TVM pass of ONNX's backend suite
 	@PYTHONPATH=tests $(BIN)/python -m conformance.record

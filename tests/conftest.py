@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -24,13 +25,26 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run what `make test` leaves out")
     parser.addoption("--run-big", action="store_true", help="also run tests that take gigabytes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-big"):
-        return
-    big = [item for item in items if item.get_closest_marker("big")]
-    if big:
-        items[:] = [item for item in items if item not in big]
-        config.hook.pytest_deselected(items=big)
+    everything, big = config.getoption("--all"), config.getoption("--run-big")
+    left_out = [i for i in items if not _is_run(i, everything=everything, big=big)]
+    if left_out:
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_run(item: pytest.Item, *, everything: bool, big: bool) -> bool:
+    if item.get_closest_marker("big") and not big:
+        return False
+    if everything:
+        return True
+    if item.get_closest_marker("sweep"):
+        return False
+    sample = item.get_closest_marker("sample")
+    # By a hash of the name, so that a parameter that repeats at the same pace is not always left out.
+    return sample is None or zlib.crc32(item.nodeid.encode()) % sample.args[0] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
@@ -40,19 +42,39 @@ def run_in_onnx(graph: Graph, inputs: dict[str, np.ndarray], reference: bool) ->
     return list(session.run(None, inputs))
 
 
-def run_in_tvm(graph: Graph, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """A graph's outputs by what its nodes are lowered to in TVM, compiled for this machine."""
+Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+
+
+def compiled_in_tvm(*graphs: Graph) -> list[Run]:
+    """What runs each of ``graphs`` as its nodes are lowered to in TVM: no kernel takes their place.
+    One module for all, compiled for this machine: most of the time goes to a module, not to its nodes."""
     import tvm
 
     from tersor.backends.tvm import lowering, ops, pipeline
 
-    module, parameters = lowering.lower(graph, ops.RULES)
+    lowered = lowering.lower_all(graphs, ops.RULES)
     target = pipeline.tvm_target(Target.host().features, cores=1)
-    executable = pipeline.compile_module(module, target)
+    executable = pipeline.compile_module(lowered.module, target)
     machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
-    given = [inputs[value.name] for value in graph.inputs] + parameters
-    made = machine[lowering.MAIN](*(tvm.runtime.tensor(np.array(a, order="C")) for a in given))
-    return [tensor.numpy() for tensor in made]
+
+    def runner(place: int) -> Run:
+        graph, function = graphs[place], machine[lowering.function_name(place)]
+        weights = [lowered.arrays[i] for i in lowered.taken[place]]
+
+        def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            given = [inputs[value.name] for value in graph.inputs] + weights
+            made = function(*(tvm.runtime.tensor(np.array(a, order="C")) for a in given))
+            return [tensor.numpy() for tensor in made]
+
+        return run
+
+    return [runner(place) for place in range(len(graphs))]
+
+
+def run_in_tvm(graph: Graph, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """A graph's outputs by what its nodes are lowered to in TVM."""
+    (run,) = compiled_in_tvm(graph)
+    return run(inputs)
 
 
 def _is_ours(graph: Graph) -> bool:

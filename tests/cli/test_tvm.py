@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from typer.testing import Result
+from cli_models import two_layers
+from typer.testing import CliRunner, Result
 
 pytest.importorskip("tvm")
 
 import tersor
+from tersor.cli.main import app
 from tersor.tuning import measure, search
 
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def code(run: Run, files: Path) -> Path:
-    """An artifact of machine code in the working folder."""
-    arguments = (
-        "compile",
-        "m.onnx",
-        "code",
-        "--recipe",
-        "fp32",
-        "--runtime",
-        "tvm",
-        "--no-measure",
-    )
-    result = run(*arguments)
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of machine code, which tests copy."""
+    folder = tmp_path_factory.mktemp("code")
+    onnx.save(two_layers(), folder / "m.onnx")
+    command = "compile m.onnx code --recipe fp32 --runtime tvm --no-measure"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner().invoke(app, command.split(), prog_name="tersor")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "wrote code (an artifact: tersor.load reads it)"
-    return files / "code"
+    return folder / "code"
+
+
+@pytest.fixture
+def code(built: Path, files: Path) -> Path:
+    """An artifact of machine code in the working folder."""
+    return Path(shutil.copytree(built, files / "code"))
 
 
 def refused(result: Result) -> str:

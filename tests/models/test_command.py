@@ -26,19 +26,19 @@ def test_list_shows_every_workload_and_what_it_is() -> None:
 
 @pytest.mark.slow
 def test_an_exported_file_reaches_the_metric_of_the_module(tmp_path: Path) -> None:
-    path = tmp_path / "t5.onnx"
-    assert run("export", "t5_tiny", str(path)).exit_code == 0
+    path = tmp_path / "gru.onnx"
+    assert run("export", "gru_classifier", str(path)).exit_code == 0
     assert list(tmp_path.iterdir()) == [path]
     onnx.checker.check_model(path)
-    told = [run("metric", "t5_tiny", *file).stdout.split() for file in ((), (str(path),))]
+    told = [run("metric", "gru_classifier", *file).stdout.split() for file in ((), (str(path),))]
     for (name, _), (key, value) in zip(
-        zoo.find("t5_tiny").floor.items(),
+        zoo.find("gru_classifier").floor.items(),
         zip(told[0][::2], told[0][1::2], strict=True),
         strict=True,
     ):
         assert key == name
         assert 0 < float(value) < 1
-    # Float32 in another order of summing: of some thousand letters, one may turn.
+    # Float32 in another order of summing: of some hundred words, one may turn.
     assert told[1][::2] == told[0][::2]
     assert [float(v) for v in told[1][1::2]] == pytest.approx(
         [float(v) for v in told[0][1::2]], abs=0.003

@@ -100,8 +100,15 @@ def test_compiled_it_computes_what_torch_does_at_other_sizes(
         check_equal(ort.run(session, feed), expected(feed))
 
 
+# Training all of them takes minutes.
+QUICK = ["gru_classifier", "mobilenet_digits"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.sweep) for n in NAMES],
+)
 def test_it_has_learned_its_task_and_int8_keeps_it(name: str) -> None:
     workload = zoo.find(name)
     module = workload.build()

@@ -333,10 +333,10 @@ def test_what_is_not_fitted_is_told() -> None:
     ("name", "share"),
     # Seen: 0.30, 0.05, 0.68, 0.29
     [
-        ("text_cnn", 0.5),
+        pytest.param("text_cnn", 0.5, marks=pytest.mark.sweep),
         ("mobilenet_digits", 0.15),
         ("gru_classifier", 0.9),
-        ("bilstm_tagger", 0.5),
+        pytest.param("bilstm_tagger", 0.5, marks=pytest.mark.sweep),
     ],
 )
 def test_a_quarter_of_all_units_of_a_trained_workload(name: str, share: float) -> None:

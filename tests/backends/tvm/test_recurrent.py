@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import run_in_onnx
+from contract import Run, compiled_in_tvm, run_in_onnx
 
 from tersor.ir import DType, Graph, TensorType, symbol
 from tersor.ops import TABLE
@@ -119,16 +119,25 @@ OWN: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("op", "form", "attrs"), ALIKE + OWN, ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
+EVERY = {f"{op} {form}": (op, attrs) for op, form, attrs in ALIKE + OWN}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, tuple[Graph, Run]]:
+    graphs = [recurrent(op, **attrs) for op, attrs in EVERY.values()]
+    runs = compiled_in_tvm(*graphs)
+    return dict(zip(EVERY, zip(graphs, runs, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("form", EVERY)
 def test_one_library_serves_every_length_and_batch(
-    op: str, form: str, attrs: dict[str, Any]
+    form: str, compiled: dict[str, tuple[Graph, Run]]
 ) -> None:
-    graph = recurrent(op, **attrs)
-    session = backend.open_session(backend.build(graph))
+    graph, run = compiled[form]
     for length, batch in SIZES:
         feeds = feeds_of(graph, length, batch)
-        got, want = backend.run(session, feeds), run_in_onnx(graph, feeds, reference=False)
-        for mine, theirs in zip(got.values(), want, strict=True):
+        got, want = run(feeds), run_in_onnx(graph, feeds, reference=False)
+        for mine, theirs in zip(got, want, strict=True):
             assert mine.shape == theirs.shape
             np.testing.assert_allclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
