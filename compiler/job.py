@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tersor import registry
-from tersor.analysis.fidelity import fidelity
 from tersor.built import Built
 from tersor.errors import InvalidModel
 from tersor.feeds import Sizes, make_feed
@@ -26,7 +25,17 @@ from tersor.tuning.search import Candidate, search
 Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
 FINAL_PAIRS = 20
-FIDELITY_FEEDS = 8  # Batches of the calibration inputs that fidelity is told on.
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a compilation gives: ``model`` for ``runtime``, run under ``choice``, built of ``graph``; None:
+    the input as it was."""
+
+    runtime: str
+    model: Built
+    choice: Any
+    graph: Graph | None
 
 
 @dataclass
@@ -68,13 +77,11 @@ class Job:
         before: Path | Built,
         levels: Sequence[tuple[str, Graph]],
         sizes: Sequence[Sizes],
-        calibration: Sequence[Feed],
-    ) -> tuple[str, Built, Any]:
+    ) -> Kept:
         """The first of ``levels`` that is not slower than the input, at its best choice; else the
-        input itself. Returns the runtime, the model and the choice."""
+        input itself."""
         timed = [make_feed(levels[0][1], s) for s in sizes]
-        told = list(calibration[:FIDELITY_FEEDS]) or timed
-        with Bench([*timed, *told]) as bench:
+        with Bench(timed) as bench:
             default = reference().Choice()
             original = bench.start(registry.REFERENCE, before, default.to_json())
             for name, graph in levels:
@@ -85,14 +92,13 @@ class Job:
                     continue
                 results = self._final(name, original, candidate, sizes)
                 if not any(r.slower for r in results):
-                    self._tell_fidelity(original, candidate.worker, len(timed), told, calibration)
                     self.report.decisions.append(f"kept {candidate.label}")
-                    return self.runtime, candidate.model, candidate.choice
+                    return Kept(self.runtime, candidate.model, candidate.choice, graph)
                 candidate.worker.stop()
                 self.report.decisions.append(_slower(name, results, sizes))
         self.report.decisions.append("kept the input: nothing that was tried is faster")
         model = reference().read_built(before) if isinstance(before, Path) else before
-        return registry.REFERENCE, model, default
+        return Kept(registry.REFERENCE, model, default, None)
 
     def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
         choice = self.start
@@ -140,26 +146,6 @@ class Job:
                 }
             )
         return results
-
-    def _tell_fidelity(
-        self,
-        original: Worker,
-        result: Worker,
-        start: int,
-        told: Sequence[Feed],
-        calibration: Sequence[Feed],
-    ) -> None:
-        feeds = range(start, start + len(told))
-        self.tell(0, 1, "comparing outputs")
-        self.report.fidelity = fidelity(
-            [original.outputs(i) for i in feeds], [result.outputs(i) for i in feeds]
-        )
-        source = (
-            "calibration inputs"
-            if calibration
-            else "made-up inputs: give calibration for real ones"
-        )
-        self.report.decisions.append(f"fidelity is told on {source}")
 
 
 def reference() -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tersor.analysis.fidelity import Fidelity
+
 
 @dataclass
 class PassReport:
@@ -62,12 +64,12 @@ class Report:
     """The whole compilation: passes in order, then the candidates that were measured.
 
     ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
-    input model with quartiles, whether it was kept and why. ``fidelity`` is against the input model.
+    input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the input model.
     """
 
     passes: list[PassReport] = field(default_factory=list)
     measured: list[dict[str, Any]] = field(default_factory=list)
-    fidelity: dict[str, float] | None = None
+    fidelity: Fidelity | None = None
     size_before: int | None = None
     size_after: int | None = None
     decisions: list[str] = field(default_factory=list)

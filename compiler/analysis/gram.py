@@ -153,6 +153,12 @@ def padding_mask(graph: Graph, value: Value) -> str | None:
     return _mask_over(graph, shape[:-1]) if shape else None
 
 
+def padding_of(graph: Graph, value: Value) -> str | None:
+    """As :func:`padding_mask`, of a value that has an element or a row for each position."""
+    shape = dims(value)
+    return (_mask_over(graph, shape) if shape else None) or padding_mask(graph, value)
+
+
 def _mask_over(graph: Graph, leading: tuple[Dim, ...]) -> str | None:
     """As :func:`padding_mask`, of rows at positions of these dims."""
     candidates = [

@@ -21,6 +21,7 @@ from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import Graph
+from tersor.analysis.fidelity import Fidelity
 from tersor.report import PassReport, Report
 
 NAME = "manifest.json"
@@ -115,6 +116,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     passes = [
         PassReport(**{**p, "skips": [(n, w) for n, w in p["skips"]]}) for p in report.pop("passes")
     ]
+    told = report.pop("fidelity")
     return Manifest(
         runtime=_of(str, data, "runtime"),
         choice=_of(dict, data, "choice"),
@@ -123,7 +125,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         extras=extras,
         files=files,
         about={k: v for k, v in data.items() if k not in _OWN},
-        report=Report(passes=passes, **report),
+        report=Report(passes=passes, fidelity=told and Fidelity.from_json(told), **report),
     )
 
 

@@ -13,6 +13,7 @@ from tersor.cli.guard import Debug, HfCache, TrustCode
 from tersor.errors import InvalidModel, InvalidOption, suggest
 
 if TYPE_CHECKING:
+    from tersor.analysis.fidelity import Fidelity
     from tersor.cli.models import Runnable
     from tersor.ir import Graph, Value
     from tersor.tuning.measure import Paired
@@ -71,10 +72,7 @@ def bench(
         made.add_row(clean(label), *report.time_cells(result.to_json()))
     show(made)
     say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
-    if fidelity:
-        report.show_fidelity(fidelity)
-    else:
-        say("fidelity: unknown, for there is no float output that both have")
+    report.show_fidelity(fidelity)
     for name in missing:
         say(f"output {name!r} is not in both, and was not compared")
     if inputs is None:
@@ -155,7 +153,7 @@ def _measure(
     pairs: int,
     tell: Teller,
     paths: tuple[Path, Path],
-) -> tuple[list[Paired], dict[str, float], list[str]]:
+) -> tuple[list[Paired], Fidelity, list[str]]:
     """Paired times on each feed, fidelity of the second to the first, outputs that only one has."""
     from tersor.analysis.fidelity import fidelity
     from tersor.cli.models import naming

@@ -9,6 +9,7 @@ from tersor.built import Built, Split
 from tersor.cli.console import clean, number, say, show, size, table
 
 if TYPE_CHECKING:
+    from tersor.analysis.fidelity import Fidelity, OutputFidelity
     from tersor.analysis.summary import Scope, Summary
     from tersor.report import PassReport, Report
 
@@ -32,10 +33,40 @@ def show_written(path: Path, model: Built) -> None:
     say(f"wrote {path} ({what})")
 
 
-def show_fidelity(fidelity: dict[str, float]) -> None:
-    """The outputs against those of the input model."""
-    told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in fidelity.items())
-    say(f"fidelity: {told}")
+def show_fidelity(fidelity: Fidelity) -> None:
+    """The outputs against those of the input model, the worst first."""
+    on = f"on {fidelity.on}" if fidelity.on else ""
+    if fidelity.samples is not None:
+        on += f" ({number(fidelity.samples)} samples)"
+    if fidelity.worst is None:
+        say(f"fidelity: unknown {on}".rstrip() + ": no output has anything to compare")
+        return
+    say(f"fidelity: {_share(fidelity.kept)} {on}".rstrip() + f", by {fidelity.worst.label}")
+    made = table(
+        "output", ">elements", ">agree", ">mean cosine", ">worst", ">relative error", ">largest"
+    )
+    for one in fidelity.outputs:
+        made.add_row(clean(one.label), number(one.elements), *_told(one))
+    show(made)
+    for one in fidelity.outputs:
+        if one.misplaced:
+            say(f"{one.label}: NaN or infinity elsewhere in {number(one.misplaced)} elements")
+
+
+def _told(one: OutputFidelity) -> list[str]:
+    shares = (one.agreement, one.mean_cosine, one.min_cosine)
+    errors = (one.relative_error, one.max_error)
+    return [
+        *("" if v is None else _share(v) for v in shares),
+        *("" if v is None else f"{v:.3g}" for v in errors),
+    ]
+
+
+def _share(value: float | None) -> str:
+    """Never 1 for what is less."""
+    if value is None:
+        return "unknown"
+    return "1" if value == 1 else f"{min(value, 0.999999):.6g}"
 
 
 def _show_passes(passes: list[PassReport]) -> None:

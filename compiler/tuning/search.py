@@ -126,7 +126,8 @@ def _duel(
 
 def _agreement(a: Worker, b: Worker, feed: int) -> float:
     """The worst cosine between the rows of two systems' float outputs; 1 where there are none."""
-    return fidelity([a.outputs(feed)], [b.outputs(feed)]).get("min_cosine", 1.0)
+    worst = fidelity([a.outputs(feed)], [b.outputs(feed)]).min_cosine
+    return 1.0 if worst is None else worst
 
 
 def is_gain(results: Sequence[Paired]) -> bool:
