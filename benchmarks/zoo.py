@@ -71,7 +71,11 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
         "speed": [r for r in against_input if r["candidate"] == label],
         "not_kept": [r for r in against_input if r["candidate"] != label],
         "bytes": report.size_after,
-        "fidelity": {k: v if math.isfinite(v) else None for k, v in told.items()},
+        "fidelity": {
+            name: value if value is not None and math.isfinite(value) else None
+            for name in ("mean_cosine", "min_cosine", "max_error", "agreement")
+            for value in [getattr(told, name)]
+        },
         "metric": workload.metric(artifact.run),
         "seconds": round(seconds, 1),
     }

@@ -10,20 +10,25 @@ import numpy as np
 
 from tersor import registry
 from tersor.analysis.summary import Summary, summarize
+from tersor.analysis.thinning import thinned
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.feeds import Sizes, check_sizes, default_sizes
+from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
-from tersor.job import Feed, Job, Progress, reference
+from tersor.job import Feed, Job, Kept, Progress, reference
+from tersor.judging import Judge
 from tersor.pipeline import Pass
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report, TuneReport
 from tersor.target import Target
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
+
+JUDGED = 256  # Samples that fidelity is told on.
+MADE_UP = "made-up inputs: give calibration for real ones"
 
 
 def compile(
@@ -113,21 +118,27 @@ def compile(
     elif lossy:
         levels.append(("fp32", fused))
     given = _identity(imported)
+    before = _input_model(imported, report) if measure_here or batches else b""
     if measure_here:
-        before = _input_model(imported, report)
-        runtime, built, choice = job.best(before, levels, counted, batches)
+        kept = job.best(before, levels, counted)
     else:
         why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
-        choice = start
-        built = backend.build(compressed, choice)
+        kept = Kept(runtime, backend.build(compressed, start), start, compressed)
+    if batches:
+        job.tell_fidelity(before, kept, _judge(fused, imported.graph, batches, job))
+    elif measure_here:
+        made_up = [make_feed(fused, size) for size in counted]
+        job.tell_fidelity(before, kept, Judge(fused, made_up, job.evaluator, MADE_UP))
     report.size_before = manifests.identity_size(given)
-    report.size_after = built_size(built)
+    report.size_after = built_size(kept.model)
     manifest = {
         **_manifest(given, plan, chosen, compressed),
         "calibration": manifests.calibration_identity(batches),
     }
-    return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
+    return Artifact(
+        kept.model, kept.runtime, kept.choice.to_json(), manifest, report, imported.files
+    )
 
 
 def convert(
@@ -156,9 +167,14 @@ def convert(
     report = Report(decisions=[*imported.remarks, unmeasured])
     job = Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
-    graph = job.run_passes(steps, imported.graph, _checked(imported.graph, calibration))
+    batches = _checked(imported.graph, calibration)
+    graph = job.run_passes(steps, imported.graph, batches)
     given = _identity(imported)
     built = backend.build(graph, choice)
+    if batches:
+        before = _input_model(imported, report)
+        judge = _judge(imported.graph, imported.graph, batches, job)
+        job.tell_fidelity(before, Kept(runtime, built, choice, graph), judge)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(built)
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
@@ -233,6 +249,12 @@ def input_identity(model: Any) -> dict[str, Any]:
     return _identity(load_model(model))
 
 
+def _judge(graph: Graph, imported: Graph, batches: Sequence[Feed], job: Job) -> Judge:
+    """By samples of all batches; of many batches, fewer samples of each."""
+    told = thinned(graph, batches, JUDGED, job.evaluator)
+    return Judge(graph, told, job.evaluator, named_by=imported)
+
+
 def _backend(runtime: str, target: Target) -> Any:
     backend = registry.backend(runtime)
     if target.kind not in backend.KINDS:
@@ -298,10 +320,15 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
                 f"calibration batch {i} has {', '.join(map(str, batch)) or 'nothing'}; "
                 f"the model takes {', '.join(names)}"
             )
-        found.append({k: np.asarray(v) for k, v in batch.items()})
+        found.append({k: _array(v) for k, v in batch.items()})
     if calibration is not None and not found:
         raise InvalidOption("calibration holds no batches")
     return found
+
+
+def _array(data: Any) -> np.ndarray:
+    # A torch tensor that requires gradients is none to numpy.
+    return np.asarray(data.detach() if hasattr(data, "detach") else data)
 
 
 def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 
 from tersor import registry
 from tersor.built import Built
-from tersor.errors import InvalidModel
+from tersor.errors import InvalidModel, TersorError
 from tersor.feeds import Sizes, make_feed
 from tersor.ir import Graph
+from tersor.judging import Judge, Run
 from tersor.pipeline import Pass, Pipeline
 from tersor.report import Report
 from tersor.target import Target
@@ -146,6 +147,34 @@ class Job:
                 }
             )
         return results
+
+    def tell_fidelity(self, before: Path | Built, kept: Kept, judge: Judge) -> None:
+        """Of what was built, where this machine can run it; else of its graph."""
+        if kept.graph is None or not judge.feeds:
+            return
+        self.tell(0, 1, "comparing outputs")
+        try:
+            of_graph = judge(kept.graph)
+        except TersorError as error:
+            of_graph = None
+            self.report.decisions.append(f"its scores were not judged: {error}")
+        if self.target.is_host:
+            self.report.fidelity = judge.of_built(
+                _runner(registry.REFERENCE, before, None),
+                _runner(kept.runtime, kept.model, kept.choice),
+                of_graph,
+            )
+        elif of_graph is not None:
+            self.report.fidelity = of_graph
+            self.report.decisions.append(
+                f"fidelity is that of the graph in ONNX Runtime: {self.target.name} is not this machine"
+            )
+
+
+def _runner(runtime: str, model: Path | Built, choice: Any) -> Run:
+    backend = registry.backend(runtime)
+    session = backend.open_session(model, choice)
+    return lambda feed: dict(backend.run(session, feed))
 
 
 def reference() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,13 @@ import numpy as np
 
 from tersor.analysis.fidelity import Fidelity, OutputFidelity, Tally
 from tersor.analysis.gram import padding_of
-from tersor.analysis.scores import Score, rounded, unordered_axis, with_scores
+from tersor.analysis.scores import Score, rounded, scores_of, unordered_axis, with_scores
+from tersor.analysis.thinning import sample_count
 from tersor.ir import Graph
 from tersor.rewriting import Evaluate, Feeds
 
+Arrays = Mapping[str, Any]
+Run = Callable[[Mapping[str, np.ndarray]], Arrays]
 HELD_BYTES = 1 << 28  # Outputs of the reference that are kept for the next comparison.
 
 
@@ -27,55 +30,55 @@ class Judge:
         feeds: batches of inputs.
         evaluate: runs a graph on one of them.
         on: what the feeds are.
+        named_by: the graph as its user knows it: scores are called as they are there.
     """
 
     reference: Graph
     feeds: Feeds
     evaluate: Evaluate
     on: str = "calibration inputs"
-    _wanted: dict[int, Mapping[str, np.ndarray]] = field(default_factory=dict, init=False)
+    named_by: Graph | None = None
+    _wanted: dict[int, Arrays] = field(default_factory=dict, init=False)
 
     def __call__(self, graph: Graph) -> Fidelity:
         """Of all outputs of ``graph``, and of the scores that decide them."""
         copy, added = with_scores(graph)
-        tally = self.tally()
+        tally = Tally(self._reading.unordered)
         for i, feed in enumerate(self.feeds):
-            self.add(tally, i, self.evaluate(copy, feed))
-        return self.told(tally, set(added))
+            wanted, found = self._outputs(i), self.evaluate(copy, feed)
+            # Scores that only one of them has are left out.
+            names = [name for name in wanted if name in found or name not in self._scores]
+            self._add(tally, feed, {name: wanted[name] for name in names}, found)
+        return self._told([self._named(one, set(added)) for one in tally.outputs()])
 
-    def tally(self) -> Tally:
-        """Nothing yet."""
-        return Tally(self._reading.unordered)
+    def of_built(self, before: Run, after: Run, graph: Fidelity | None) -> Fidelity:
+        """Of the outputs of ``after``, as it was built, against those of ``before``, with the scores of the
+        graph that it was built of, where these are known."""
+        tally = Tally(self._reading.unordered)
+        for feed in self.feeds:
+            self._add(tally, feed, before(feed), after(feed))
+        told = graph.outputs if graph is not None else ()
+        rounding = {o.name for o in told if not o.counts}
+        own = [replace(o, counts=o.name not in rounding) for o in tally.outputs()]
+        return self._told([*own, *(o for o in told if o.decides)])
 
-    def add(self, tally: Tally, i: int, found: Mapping[str, Any]) -> None:
-        """What came out of feed ``i``; names that the reference does not have are left out."""
-        wanted = self._outputs(i)
-        shared = [name for name in wanted if name in found or name not in self._scores]
-        tally.add(
-            self._reading.real({name: wanted[name] for name in shared}, self.feeds[i]),
-            self._reading.real({name: found.get(name) for name in shared}, self.feeds[i]),
-        )
+    def _add(
+        self, tally: Tally, feed: Mapping[str, np.ndarray], wanted: Arrays, found: Arrays
+    ) -> None:
+        tally.add(self._reading.real(wanted, feed), self._reading.real(found, feed))
 
-    def told(self, tally: Tally, scores: Iterable[str]) -> Fidelity:
-        """What a tally found. ``scores``: those that it has."""
-        found = [self._named(one, set(scores)) for one in tally.outputs()]
-        return Fidelity.of(found, self.on, samples(self.reference, self.feeds))
-
-    def with_scores_of(self, outputs: Fidelity, graph: Fidelity) -> Fidelity:
-        """Outputs of what was built, with the scores of the graph that it was built of."""
-        scores = [o for o in graph.outputs if o.decides]
-        hidden = {o.name for o in graph.outputs if not o.counts}
-        own = [replace(o, counts=o.name not in hidden) for o in outputs.outputs]
-        return Fidelity.of([*own, *scores], outputs.on, outputs.samples)
+    def _told(self, outputs: Iterable[OutputFidelity]) -> Fidelity:
+        return Fidelity.of(outputs, self.on, sample_count(self.reference, self.feeds))
 
     def _named(self, one: OutputFidelity, scores: set[str]) -> OutputFidelity:
         score = self._scores.get(one.name)
         if score is not None:
-            return replace(one, name=score.value.name, decides=score.decides)
+            name = self._names.get(score.key, score.value.name)
+            return replace(one, name=name, decides=score.decides)
         has_scores = any(self._scores[s].output == one.name for s in scores & self._scores.keys())
         return replace(one, counts=not (has_scores and one.name in self._reading.rounded))
 
-    def _outputs(self, i: int) -> Mapping[str, np.ndarray]:
+    def _outputs(self, i: int) -> Arrays:
         """The reference's; the first ones are kept, as memory allows."""
         if i not in self._wanted:
             found = self.evaluate(self._tapped[0], self.feeds[i])
@@ -87,6 +90,11 @@ class Judge:
     @cached_property
     def _tapped(self) -> tuple[Graph, dict[str, Score]]:
         return with_scores(self.reference)
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, str, int], str]:
+        scores = scores_of(self.named_by) if self.named_by is not None else []
+        return {score.key: score.value.name for score in scores}
 
     @property
     def _scores(self) -> dict[str, Score]:
@@ -123,7 +131,7 @@ class Reading:
             frozenset(name for name, value in named if rounded(value)),
         )
 
-    def real(self, outputs: Mapping[str, Any], feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def real(self, outputs: Arrays, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Outputs without positions that are padding: these as rows."""
         return {
             name: _without_padding(value, feed[self.padding[name]])
@@ -141,11 +149,5 @@ def _without_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.asarray(array[mask != 0])
 
 
-def samples(graph: Graph, feeds: Feeds) -> int | None:
-    """Of all feeds: sizes of the first axis of the graph's first input that has axes."""
-    first = next((v.name for v in graph.inputs if np.ndim(feeds[0][v.name])), None) if feeds else None
-    return sum(len(feed[first]) for feed in feeds) if first is not None else None
-
-
-def _nbytes(outputs: Mapping[str, Any]) -> int:
+def _nbytes(outputs: Arrays) -> int:
     return sum(getattr(v, "nbytes", 0) for v in outputs.values())

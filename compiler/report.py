@@ -64,7 +64,8 @@ class Report:
     """The whole compilation: passes in order, then the candidates that were measured.
 
     ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
-    input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the input model.
+    input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the
+    input model.
     """
 
     passes: list[PassReport] = field(default_factory=list)

@@ -138,7 +138,8 @@ def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPa
     assert [row["sizes"] for row in last] == ["batch=2 length=8"]
     assert last[0]["before_ms"] > 0 and last[0]["pairs"] == 3
     if report.decisions[-1].startswith("kept fp32"):
-        assert report.fidelity is not None and report.fidelity["min_cosine"] > 0.999999
+        assert report.fidelity is not None
+        assert report.fidelity.min_cosine is not None and report.fidelity.min_cosine > 0.999999
 
 
 def test_a_challenger_with_other_outputs_is_refused(

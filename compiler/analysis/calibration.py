@@ -45,7 +45,9 @@ class Activation:
 def collect(
     graph: Graph, values: Sequence[Value], feeds: Feeds, evaluate: Evaluate
 ) -> dict[Value, Activation]:
-    """Runs ``graph`` on ``feeds`` and observes ``values``, float tensors of its outermost level."""
+    """Runs ``graph`` on ``feeds`` and observes ``values``, float tensors of its outermost level. Rows
+    that hold NaN or infinity are left out where there are others, and so are values that no feed has a row
+    of."""
     unique = list(dict.fromkeys(values))
     found: dict[Value, Activation] = {}
     for start in range(0, len(unique), TAPS):
@@ -58,7 +60,9 @@ def collect(
                 rows = np.asarray(outputs[value.name], np.float32)
                 seen[value.name].append(rows.reshape(-1, rows.shape[-1]))
         for value in group:
-            found[value] = _observe(seen[value.name])
+            observed = _observe(seen[value.name])
+            if observed is not None:
+                found[value] = observed
     return found
 
 
@@ -71,7 +75,11 @@ def tap(graph: Graph, values: Sequence[Value]) -> Graph:
     return copy
 
 
-def _observe(batches: Sequence[np.ndarray]) -> Activation:
-    rows = np.concatenate(batches)
+def _observe(batches: Sequence[np.ndarray]) -> Activation | None:
+    rows = np.concatenate(batches) if batches else np.empty((0, 0), np.float32)
+    finite = np.isfinite(rows).all(axis=1)
+    rows = rows[finite] if finite.any() and not finite.all() else rows
+    if not rows.size:
+        return None
     keep = np.linspace(0, len(rows) - 1, min(len(rows), ROWS)).astype(np.int64)
     return Activation(rows.min(axis=0), rows.max(axis=0), rows[keep])

@@ -212,7 +212,9 @@ class _Sums:
         same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
         self.misplaced += int((~same).sum())
         self.broken += int((np.isfinite(a) & ~np.isfinite(b)).sum())
-        difference = np.where(finite, a - np.where(finite, b, 0), 0.0) if not finite.all() else a - b
+        difference = (
+            np.where(finite, a - np.where(finite, b, 0), 0.0) if not finite.all() else a - b
+        )
         self.missed += float(np.square(difference).sum())
         self.whole += float(np.square(np.where(finite, a, 0.0)).sum())
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
@@ -227,9 +229,7 @@ class _Sums:
             share = self.equal / self.elements if self.elements else None
             return OutputFidelity(name, self.elements, agreement=share)
         if self.elements - self.misplaced <= 0:
-            return OutputFidelity(
-                name, self.elements, misplaced=self.misplaced, broken=self.broken
-            )
+            return OutputFidelity(name, self.elements, misplaced=self.misplaced, broken=self.broken)
         # Of a reference that is all zeros, no difference is a share.
         error = (self.missed / self.whole) ** 0.5 if self.whole > 0 else float(self.missed > 0)
         return OutputFidelity(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 from tersor.ir import Graph, Node, TensorType, Value
 
-DECISIONS = frozenset(
-    {"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"}
-)
+DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
 ROUNDING = frozenset({"Cast", "QuantizeLinear", "DynamicQuantizeLinear", "Round"})
 _MOVES = frozenset(
     {

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from tersor.analysis.fidelity import Fidelity
 from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import Graph
-from tersor.analysis.fidelity import Fidelity
 from tersor.report import PassReport, Report
 
 NAME = "manifest.json"

@@ -80,8 +80,13 @@ class QuantizeDynamic(Pass):
                 f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
                 f"worst {max(errors):.4f}"
             )
-        elif nodes and not seen:
+        unseen = sum(n.inputs[0] not in seen for n in nodes)
+        if unseen and not context.calibration:
             context.report.notes.append("no calibration inputs: the layers' errors are unknown")
+        elif unseen:
+            context.report.notes.append(
+                f"calibration shows none of the inputs of {unseen} layers: their errors are unknown"
+            )
 
     def _wanted(self, node: Node, context: Context) -> bool:
         weight, x = node.inputs[1], node.inputs[0]

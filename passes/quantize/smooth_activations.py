@@ -57,6 +57,12 @@ class SmoothActivations(Pass):
         saturates = context.target is not None and context.target.saturates_int8
         per_token = is_per_token(self.granularity, context)
         for i, (x, readers) in enumerate(groups.items()):
+            if x not in seen:
+                context.skip(readers[0], "calibration shows none of its inputs")
+                continue
+            if not np.isfinite(seen[x].rows).all():
+                context.skip(readers[0], "its inputs on calibration are no numbers")
+                continue
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
             weights = np.concatenate([_weight(n) for n in readers], axis=1)
             exact = seen[x].rows @ weights

@@ -63,4 +63,4 @@ def test_tvm_gives_what_onnx_runtime_gives(name: str, recipe: str, tmp_path: Pat
                 scale = float(np.abs(array).max())
                 np.testing.assert_allclose(made[key], array, rtol=FLOAT, atol=FLOAT * scale)
     told = fidelity(wanted, got)
-    assert told.get("mean_cosine", 1.0) > INT8_COSINE
+    assert told.mean_cosine is None or told.mean_cosine > INT8_COSINE

@@ -305,7 +305,7 @@ def test_minilm_without_a_block_runs_at_any_size() -> None:
     feeds = [data.encode(data.sentences()[500:532]), data.encode(data.sentences()[500:501])]
     told = fidelity([run(fused, f) for f in feeds], [run(after, f) for f in feeds])
     # 0.93 on 192 sentences; a layer more, or one at random, is below 0.9.
-    assert told["mean_cosine"] > 0.9
+    assert told.mean_cosine is not None and told.mean_cosine > 0.9
 
 
 @pytest.mark.slow

@@ -725,3 +725,20 @@ def test_a_layer_whose_input_is_no_number_is_not_quantized() -> None:
     after = pipeline.run(graph)
     assert [n.op for n in after.nodes] == ["tersor.Linear"]
     assert pipeline.reports[0].skips[0][1] == "error inf is above max_error 0.1"
+
+
+def test_a_layer_that_calibration_never_reaches_is_quantized_and_its_error_is_unknown() -> None:
+    text = """graph main(%x: f32[n, 8]) -> (y = %y) {
+      @w: f32[8, 4] = dense normal(0)
+      %y: f32[n, 4] = tersor.Linear(%x, @w) {activation = "none"} scope "net"
+    }"""
+    empty = [{"x": np.zeros((0, 8), np.float32)}]
+    steps = [SmoothActivations(), QuantizeDynamic(min_elements=0)]
+    pipeline = Pipeline(steps, calibration=empty, evaluate=evaluate)
+    after = pipeline.run(parse(text, TABLE))
+    assert after.nodes[-1].op == "tersor.Linear" and after.nodes[0].op == "DynamicQuantizeLinear"
+    smooth, quantize = pipeline.reports
+    assert [why for _, why in smooth.skips] == ["calibration shows none of its inputs"]
+    assert quantize.notes == [
+        "calibration shows none of the inputs of 1 layers: their errors are unknown"
+    ]

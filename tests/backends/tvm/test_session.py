@@ -305,7 +305,7 @@ def test_the_input_in_onnx_runtime_is_what_has_to_be_beaten(
     made = tersor.compile(path, recipe="fp32", runtime="tvm", sizes=[{"batch": 2}])
     if gain > 1:
         assert made.runtime == "tvm" and made.report.decisions[-1] == "kept fp32"
-        assert made.report.fidelity is not None and made.report.fidelity["max_error"] == 0
+        assert made.report.fidelity is not None and made.report.fidelity.max_error == 0
     else:
         assert made.runtime == "ort" and made.model == path.read_bytes()
         assert made.report.decisions[-1] == "kept the input: nothing that was tried is faster"

@@ -1,0 +1,64 @@
+"""Fewer samples of every calibration batch, where all of them would take too long: no batch is left out, as
+each may be the only one to reach a part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tersor.analysis.match import dims
+from tersor.errors import TersorError
+from tersor.ir import Graph
+from tersor.ir.dims import symbols
+from tersor.rewriting import Evaluate, Feeds
+
+Axes = Mapping[str, int]
+
+
+def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
+    """About ``most`` samples of ``feeds``, at least one of each, spread over it; ``feeds`` itself where that
+    is not more, or where samples cannot be told apart."""
+    axes = sample_axes(graph)
+    counts = [_count(feed, axes) for feed in feeds]
+    if not axes or sum(counts) <= most or max(counts) < 2:
+        return feeds
+    share = most / sum(counts)
+    found = [_some(f, axes, max(1, round(n * share))) for f, n in zip(feeds, counts, strict=True)]
+    try:
+        evaluate(graph, found[0])
+    except TersorError:  # What is declared open may be fixed inside.
+        return feeds
+    return found
+
+
+def sample_axes(graph: Graph) -> Axes:
+    """By input, the axis that has the batch: the open dim that comes first in the first input with axes."""
+    first = next((dims(v) for v in graph.inputs if dims(v)), None)
+    batch = symbols(first[0]) if first and first[0] is not None else frozenset()
+    if len(batch) != 1:
+        return {}
+    return {
+        v.name: axis
+        for v in graph.inputs
+        for axis, dim in enumerate(dims(v) or ())
+        if dim is not None and symbols(dim) == batch
+    }
+
+
+def sample_count(graph: Graph, feeds: Feeds) -> int | None:
+    """Of all feeds; None where samples cannot be told apart."""
+    axes = sample_axes(graph)
+    return sum(_count(feed, axes) for feed in feeds) if axes else None
+
+
+def _count(feed: Mapping[str, np.ndarray], axes: Axes) -> int:
+    return min((np.shape(feed[name])[axis] for name, axis in axes.items()), default=1)
+
+
+def _some(feed: Mapping[str, np.ndarray], axes: Axes, count: int) -> dict[str, np.ndarray]:
+    at = np.linspace(0, max(_count(feed, axes) - 1, 0), count).round().astype(int)
+    return {
+        name: np.take(array, at, axis=axes[name]) if name in axes and _count(feed, axes) else array
+        for name, array in feed.items()
+    }
