@@ -42,14 +42,14 @@ class Judge:
 
     def __call__(self, graph: Graph) -> Fidelity:
         """Of all outputs of ``graph``, and of the scores that decide them."""
-        copy, added = with_scores(graph)
+        copy, _ = with_scores(graph)
         tally = Tally(self._reading.unordered)
         for i, feed in enumerate(self.feeds):
             wanted, found = self._outputs(i), self.evaluate(copy, feed)
             # Scores that only one of them has are left out.
             names = [name for name in wanted if name in found or name not in self._scores]
             self._add(tally, feed, {name: wanted[name] for name in names}, found)
-        return self._told([self._named(one, set(added)) for one in tally.outputs()])
+        return self._told([self._named(one) for one in tally.outputs()])
 
     def of_built(self, before: Run, after: Run, graph: Fidelity | None) -> Fidelity:
         """Of the outputs of ``after``, as it was built, against those of ``before``, with the scores of the
@@ -57,10 +57,8 @@ class Judge:
         tally = Tally(self._reading.unordered)
         for feed in self.feeds:
             self._add(tally, feed, before(feed), after(feed))
-        told = graph.outputs if graph is not None else ()
-        rounding = {o.name for o in told if not o.counts}
-        own = [replace(o, counts=o.name not in rounding) for o in tally.outputs()]
-        return self._told([*own, *(o for o in told if o.decides)])
+        scores = [o for o in graph.outputs if o.decides] if graph is not None else []
+        return self._told([*map(self._named, tally.outputs()), *scores])
 
     def _add(
         self, tally: Tally, feed: Mapping[str, np.ndarray], wanted: Arrays, found: Arrays
@@ -70,13 +68,12 @@ class Judge:
     def _told(self, outputs: Iterable[OutputFidelity]) -> Fidelity:
         return Fidelity.of(outputs, self.on, sample_count(self.reference, self.feeds))
 
-    def _named(self, one: OutputFidelity, scores: set[str]) -> OutputFidelity:
+    def _named(self, one: OutputFidelity) -> OutputFidelity:
         score = self._scores.get(one.name)
-        if score is not None:
-            name = self._names.get(score.key, score.value.name)
-            return replace(one, name=name, decides=score.decides)
-        has_scores = any(self._scores[s].output == one.name for s in scores & self._scores.keys())
-        return replace(one, counts=not (has_scores and one.name in self._reading.rounded))
+        if score is None:
+            return replace(one, counts=one.name not in self._reading.rounded)
+        name = self._names.get(score.key, score.value.name)
+        return replace(one, name=name, decides=score.decides)
 
     def _outputs(self, i: int) -> Arrays:
         """The reference's; the first ones are kept, as memory allows."""
