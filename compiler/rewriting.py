@@ -98,8 +98,9 @@ class Context:
     rewrites_left: int | None = None
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
 
-    def may_rewrite(self) -> bool:
-        return self.rewrites_left is None or self.rewrites_left > 0
+    def may_rewrite(self, *, after: int = 0) -> bool:
+        """Whether one more rewrite is allowed, ``after`` so many that are yet to be counted."""
+        return self.rewrites_left is None or self.rewrites_left > after
 
     def rewrote(self) -> None:
         """Counts one rewrite."""

@@ -19,6 +19,13 @@ from tersor.frontends.onnx import export_built, external_files, read_model
 from tersor.ir import Graph, TensorType, UnknownType, ValueType
 from tersor.ops.onnx_schema import FROM_ONNX
 
+# Of ONNX Runtime's own optimizer; each has what those before it have.
+LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -28,8 +35,11 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     return export_built(lower(graph, (choice or Choice()).lower))
 
 
-def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None = None) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU.
+def open_session(
+    model: Built | Path, choice: Choice | Mapping[str, Any] | None = None, *, level: str = "all"
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU. ``level``: how much its own optimizer may do, of
+    ``LEVELS``.
 
     Raises:
         InvalidModel: ONNX Runtime does not take the model; its reason, in one line.
@@ -37,10 +47,11 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
     if not isinstance(choice, Choice):
         choice = Choice.from_json(dict(choice)) if choice else Choice()
     if isinstance(model, Path):
-        return _opened(str(model), choice.session)
+        return _opened(str(model), choice.session, level)
     if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
         try:
-            return _opened(model.data, choice.session, model.weights.file.parent.resolve())
+            folder = model.weights.file.parent.resolve()
+            return _opened(model.data, choice.session, level, folder)
         except InvalidModel:
             if model.weights.is_in_place():
                 raise
@@ -50,14 +61,17 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
     with tempfile.TemporaryDirectory(prefix="tersor-") as name:
         if isinstance(model, Split):
             model.weights.place(Path(name))
-        return _opened(main_file(model), choice.session, Path(name))
+        return _opened(main_file(model), choice.session, level, Path(name))
 
 
-def _opened(source: bytes | str, options: SessionOptions, folder: Path | None = None) -> Any:
+def _opened(
+    source: bytes | str, options: SessionOptions, level: str, folder: Path | None = None
+) -> Any:
     """A session of a model, which is given whole or by its path. ``folder``: all that it may find
     beside it; of a path, what lies there."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # Errors come as exceptions.
+    settings.graph_optimization_level = LEVELS[level]
     settings.intra_op_num_threads = options.threads
     settings.add_session_config_entry(
         "session.intra_op.allow_spinning", "1" if options.spinning else "0"
@@ -133,16 +147,20 @@ def run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 class Evaluator:
     """Runs graphs in ONNX Runtime. The sessions of the last two graphs are kept (one is often compared
-    with another), so a graph that was given may not change while it is given again."""
+    with another), so a graph that was given may not change while it is given again.
+
+    A graph without inputs is constants and what follows from them: it is run once, as it is written."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Graph, Any]] = []
 
     def __call__(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # Several of them run in turn, and idle threads that spin slow the others.
+        choice = Choice(LowerOptions(portable=True), SessionOptions(spinning=False))
+        if not graph.inputs:
+            return run(open_session(build(graph, choice), choice, level="none"), inputs)
         found = next((held for held in self._held if held[0] is graph), None)
         if found is None:
-            # Several of them run in turn, and idle threads that spin slow the others.
-            choice = Choice(LowerOptions(portable=True), SessionOptions(spinning=False))
             found = (graph, open_session(build(graph, choice), choice))
         self._held = [*(held for held in self._held if held is not found), found][-2:]
         return run(found[1], inputs)

@@ -4,20 +4,26 @@
 
 The size of a result is known from its type, and the work from the op table, before anything is
 computed, so that a ConstantOfShape([100000, 100000]) costs nothing but a line in the report.
+
+What numpy computes exactly is computed there; the rest by the reference runtime, as the model would have
+done it, all of it in one run.  Without a runtime the rest stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from tersor.ir import Dense, Graph, Node, TensorType, Value
 from tersor.ops import TABLE
-from tersor.ops.fold import fold_node
-from tersor.pipeline import ROUNDING, Context, Pass, Skip, replace_node
+from tersor.ops.fold import Waiting, fold_exactly
+from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead
 
 MAX_WORK = 1 << 30  # Operations; some seconds, as numpy does them.
-# Attributes of windows. The reference implementation takes arrays that neither operands nor results bound
-# (padded ones, of kernels spread out by their dilations), and adds up a ConvTranspose's groups wrongly.
+# Attributes of windows: arrays that neither operands nor results bound (padded ones, of kernels spread out
+# by their dilations).
 _WINDOWED = ("dilations", "group", "kernel_shape")
 
 
@@ -36,12 +42,13 @@ class FoldConstants(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         left = self.byte_budget
         copied: set[Value] = set()
+        waiting = Waiting(context.evaluate) if context.evaluate is not None else None
         for node in graph.walk():
             owner = node.graph
-            if owner is None or not _foldable(node):
+            if owner is None or not _foldable(node, waiting):
                 continue
-            if not context.may_rewrite():
-                return
+            if not context.may_rewrite(after=len(waiting or ())):
+                break
             try:
                 # What others still read stays beside the result; each such operand is let off once.
                 staying = {v for v in _operands(node) if any(u.user is not node for u in v.uses)}
@@ -51,22 +58,33 @@ class FoldConstants(Pass):
                     raise Skip(f"its {growth} bytes more are over the budget: {left} are left")
                 if (work := _work(node)) > MAX_WORK:
                     raise Skip(f"its {work} operations are more than {MAX_WORK}")
-                left -= growth
-                copied |= staying
-                arrays = fold_node(node)
             except Skip as reason:
                 context.skip(node, str(reason))
                 continue
-            if arrays is None:
+            constant = all(v is None or v.is_constant for v in node.inputs)
+            arrays = fold_exactly(node) if constant else None
+            if arrays is not None:
+                _replace(node, dict(zip(node.outputs, arrays, strict=True)), context)
+            elif waiting is not None and waiting.takes(node):
+                waiting.add(node)
+            else:
                 continue
-            values: list[Value] = [
-                owner.constant(a, v.name) for a, v in zip(arrays, node.outputs, strict=True)
-            ]
-            replace_node(node, values)
-            context.rewrote()
+            left -= growth
+            copied |= staying
+        for node, made in waiting.computed() if waiting is not None else ():
+            _replace(node, made, context)
 
 
-def _foldable(node: Node) -> bool:
+def _replace(node: Node, made: Mapping[Value, np.ndarray], context: Context) -> None:
+    """Readers of a node's results read constants. What else it makes, only nodes that go too read."""
+    assert node.graph is not None
+    for value, array in made.items():
+        node.graph.replace(value, node.graph.constant(array, value.name))
+    erase_dead([node])
+    context.rewrote()
+
+
+def _foldable(node: Node, waiting: Waiting | None) -> bool:
     row = TABLE.get(node.op)
     if node.subgraphs or row is None or not row.deterministic or not node.inputs:
         return False
@@ -76,7 +94,12 @@ def _foldable(node: Node) -> bool:
     if any(name in node.attrs for name in _WINDOWED):
         return False
     # What is held in fewer bits stays so.
-    return all(v is None or isinstance(v.encoding, Dense) for v in node.inputs)
+    return all(
+        v is None
+        or isinstance(v.encoding, Dense)
+        or (v.encoding is None and waiting is not None and waiting.knows(v))
+        for v in node.inputs
+    )
 
 
 def _work(node: Node) -> int:
@@ -91,13 +114,13 @@ def _operands(node: Node) -> list[Value]:
 
 
 def _bytes(value: Value) -> int:
-    return value.encoding.nbytes if value.encoding is not None else 0
+    """Of a constant, or of what will be one."""
+    if value.encoding is not None:
+        return value.encoding.nbytes
+    if not isinstance(value.type, TensorType) or not isinstance(value.type.numel, int):
+        raise Skip("the size of its result is not known")
+    return value.type.numel * value.type.dtype.bits // 8
 
 
 def _result_bytes(node: Node) -> int:
-    total = 0
-    for value in node.outputs:
-        if not isinstance(value.type, TensorType) or not isinstance(value.type.numel, int):
-            raise Skip("the size of its result is not known")
-        total += value.type.numel * value.type.dtype.bits // 8
-    return total
+    return sum(map(_bytes, node.outputs))
