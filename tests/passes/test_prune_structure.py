@@ -359,8 +359,14 @@ def test_tied_layers_lose_their_units_together_and_are_not_fitted() -> None:
     assert share(graph, after, "parameters", {}) < 0.9
 
 
+QUICK = ["bilstm_tagger", "gru_classifier", "mobilenet_digits"]
+SLOW = ["bert_tiny", "gpt2_tiny", "t5_tiny", "text_cnn"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert_tiny", "bilstm_tagger", "gru_classifier", "mobilenet_digits", "t5_tiny", "text_cnn", "gpt2_tiny"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.sweep) for n in SLOW)]
+)
 @pytest.mark.parametrize("options", [{"ratio": 0.25}, {"macs": 0.7}, {"ratio": 0.25, "criterion": "l2", "reconstruct": False}])  # fmt: skip
 def test_workloads(name: str, options: Any) -> None:
     graph = fused(name)

