@@ -15,7 +15,7 @@ from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.built import Built, built_size
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.feeds import Sizes, check_sizes, default_sizes, make_feed
+from tersor.feeds import Sizes, check_sizes, default_sizes
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
 from tersor.job import Feed, Job, Kept, Progress, reference
@@ -24,6 +24,7 @@ from tersor.pipeline import Pass
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report, TuneReport
 from tersor.target import Target
+from tersor.tuning.cases import ADVICE, Cases, example_feed
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
 
@@ -61,13 +62,15 @@ def compile(
         recipe: a shipped recipe's name, a ``.toml`` file, or plain data.
         runtime: ``ort``, or ``tvm``: a library of machine code. Where nothing that it builds is faster
             than the input in ONNX Runtime, the artifact is the input, for ONNX Runtime.
-        example_inputs: what a torch module is traced with: a mapping by name or a sequence.
+        example_inputs: what a torch module is traced with; of other models, real inputs to measure with
+            where there is no calibration. A mapping by name or a sequence.
         dynamic_shapes: as torch.export takes them, or names: ``{"input_ids": {0: "batch"}}``.
         input_names, output_names: the compiled model's, in order; by default the input model's.
         calibration: batches of inputs by name, from data like what the model will see.
         settings: options of the recipe's passes: ``{"quantize-dynamic.max_error": 0.05}``.
-        sizes: sizes of the open dims to measure at: ``[{"batch": 8, "sequence": 128}]``; by default
-            1x32, 1x128 and 8x128.
+        sizes: sizes of the open dims to measure at: ``[{"batch": 8, "sequence": 128}]``. By default
+            those of the calibration batches or example inputs; without any, 1x32, 1x128 and 8x128 or, where
+            the model does not run at these, sizes near them at which it does.
         buckets: sizes of the open dims that get code of their own; all others share one. Runtime ``tvm``
             only.
         portable: only standard ONNX ops, so that any runtime loads the result.
@@ -102,12 +105,17 @@ def compile(
     check_sizes(imported.graph, buckets)
     batches = _checked(imported.graph, calibration)
     report = Report(decisions=list(imported.remarks))
+    example = _example(imported, example_inputs)
     job = Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
     lossless = len(report.passes)
+    cases = Cases()
+    before = _input_model(imported, report) if measure_here or batches else b""
     if measure_here:
-        counted = shapes or default_sizes(imported.graph)
-        job.latency = Stopwatch(backend, runtime, start, counted)
+        tell(0, 1, "looking for inputs to measure with")
+        cases = job.cases(before, fused, shapes, batches, example, traced=imported.traced)
+        if cases.cases:
+            job.latency = Stopwatch(backend, runtime, start, cases.cases)
     compressed = job.run_passes(plan.build(), fused, batches)
     levels = [(plan.name, compressed)]
     lossy = any(step.keeps.values is None for step in plan.build())
@@ -118,18 +126,22 @@ def compile(
     elif lossy:
         levels.append(("fp32", fused))
     given = _identity(imported)
-    before = _input_model(imported, report) if measure_here or batches else b""
-    if measure_here:
-        kept = job.best(before, levels, counted)
+    if cases.cases:
+        kept = job.best(before, levels, cases.cases)
     else:
-        why = "measuring was turned off" if chosen.is_host else f"{chosen.name} is not this machine"
+        why = f"the model does not run on made-up inputs ({cases.refusal}): {ADVICE}"
+        if not measure:
+            why = "measuring was turned off"
+        elif not chosen.is_host:
+            why = f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
         kept = Kept(runtime, backend.build(compressed, start), start, compressed)
     if batches:
         job.tell_fidelity(before, kept, _judge(fused, imported.graph, batches, job))
-    elif measure_here:
-        made_up = [make_feed(fused, size) for size in counted]
-        job.tell_fidelity(before, kept, Judge(fused, made_up, job.evaluator, MADE_UP))
+    elif cases.cases:
+        made_up = [case.feed for case in cases.cases]
+        on = MADE_UP if example is None else "example inputs"
+        job.tell_fidelity(before, kept, Judge(fused, made_up, job.evaluator, on))
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(kept.model)
     manifest = {
@@ -329,6 +341,22 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
 def _array(data: Any) -> np.ndarray:
     # A torch tensor that requires gradients is none to numpy.
     return np.asarray(data.detach() if hasattr(data, "detach") else data)
+
+
+def _example(imported: Imported, example: Any) -> Feed | None:
+    """Example inputs as arrays by name. What a torch module was traced with need not be the graph's
+    inputs; it is no example then.
+
+    Raises:
+        InvalidOption: those of another model do not fit.
+    """
+    if example is None:
+        return None
+    found = example_feed(imported.graph, example)
+    if found is None and not imported.traced:
+        takes = ", ".join(f"{v.name} {v.type}" for v in imported.graph.inputs)
+        raise InvalidOption(f"the example inputs are not what the model takes: {takes}")
+    return found
 
 
 def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:

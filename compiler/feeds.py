@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tersor.analysis.match import dims
-from tersor.analysis.vocabulary import walk_ids
+from tersor.analysis.roles import known_text, wanted_integers
+from tersor.analysis.vocabulary import Lookup, walk_ids
 from tersor.errors import InvalidOption, suggest
-from tersor.ir import Dim, DType, Graph, Node, TensorType, Value
+from tersor.ir import DType, Graph, Node, TensorType, Value
 from tersor.ir.dims import evaluate, symbols
 
 # Sizes of (batch, every other open dim) that language models are measured at.
@@ -29,7 +30,7 @@ def dim_names(graph: Graph) -> list[str]:
 def default_sizes(graph: Graph) -> list[dict[str, int]]:
     """SIZES for the graph's open dims: the first dim of the first input that has it open is the batch."""
     names = dim_names(graph)
-    batches = {n for v in graph.inputs for d in (dims(v) or ())[:1] for n in symbols(d)}
+    batches = batch_names(graph)
     chosen = [{n: batch if n in batches else length for n in names} for batch, length in SIZES]
     return [s for i, s in enumerate(chosen) if s not in chosen[:i]]
 
@@ -79,50 +80,92 @@ def _joins(user: Node | Graph, place: int, axis: int) -> bool:
     return user.op == "Attention" and place in (4, 5) and axis == 2
 
 
-def make_feed(graph: Graph, sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs by name at the given sizes. Floats are normal; integers that index a table lie in it,
-    others (masks, lengths) are ones.
+def make_feed(
+    graph: Graph, sizes: Sizes, seed: int = 0, real: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """Inputs by name at the given sizes. Floats are normal; integers are what their readers take: ids
+    that lie in a table, a shape, zeros for positions, ones where nothing is known (masks, lengths).
+
+    Args:
+        real: a batch of real inputs: their numbers, repeated or cut to the sizes, in place of others.
 
     Raises:
         InvalidOption: an input whose type or rank is unknown, so that none can be made up.
     """
     rng = np.random.default_rng(seed)
-    return {v.name: _array(v, sizes, rng) for v in graph.inputs}
+    return {
+        v.name: _array(v, sizes, rng)
+        if real is None
+        else stretched(real[v.name], _shape(v, sizes, real[v.name].shape))
+        for v in graph.inputs
+    }
+
+
+def stretched(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """``array`` repeated from its beginning, or cut, along each axis to ``shape``."""
+    for axis, size in enumerate(shape):
+        if have := array.shape[axis]:
+            array = np.take(array, np.arange(size) % have, axis)
+    return array
+
+
+def bound_sizes(graph: Graph, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Sizes of the open dims, as far as the shapes of inputs tell them."""
+    found: dict[str, int] = {}
+    for value in graph.inputs:
+        for dim, size in zip(dims(value) or (), feed[value.name].shape, strict=False):
+            name = str(dim)
+            if symbols(dim) == {name}:
+                found.setdefault(name, size)
+    return {name: found[name] for name in dim_names(graph) if name in found}
+
+
+def batch_names(graph: Graph) -> set[str]:
+    """Open dims that count samples: the first of an input."""
+    return {n for v in graph.inputs for d in (dims(v) or ())[:1] for n in symbols(d)}
 
 
 def _array(value: Value, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:
-    if not isinstance(value.type, TensorType) or value.type.dims is None:
-        raise InvalidOption(
-            f"input {value.name!r} is {value.type}: give example inputs to measure with"
-        )
-    shape = tuple(d if isinstance(d, int) else _size(d, sizes, value) for d in value.type.dims)
-    dtype = value.type.dtype
+    shape = _shape(value, sizes)
+    dtype = value.tensor.dtype
     if dtype.is_float:
         return rng.standard_normal(shape).astype(dtype.numpy)
     rows = table_rows(value)
     if dtype in (DType.I64, DType.I32) and rows:
         return rng.integers(0, rows, shape).astype(dtype.numpy)
     if dtype is DType.STRING:
-        raise InvalidOption(
-            f"input {value.name!r} holds strings: give example inputs to measure with"
-        )
+        return np.full(shape, known_text(value), object)
+    if dtype in (DType.I64, DType.I32):
+        return wanted_integers(value, shape, sizes).astype(dtype.numpy)
     return np.ones(shape, dtype.numpy)
 
 
-def _size(dim: Dim, sizes: Sizes, value: Value) -> int:
-    if dim is None:
-        raise InvalidOption(
-            f"input {value.name!r} has an unknown dim: give example inputs to measure with"
-        )
-    return evaluate(dim, sizes)
+def _shape(value: Value, sizes: Sizes, like: Sequence[int] = ()) -> tuple[int, ...]:
+    """The dims of an input; where they are not known, those of a real one (``like``)."""
+    if not isinstance(value.type, TensorType) or (value.type.dims is None and not like):
+        raise InvalidOption(f"input {value.name!r} is {value.type}")
+    if value.type.dims is None:
+        return tuple(like)
+    found = []
+    for axis, dim in enumerate(value.type.dims):
+        if dim is not None and symbols(dim) <= sizes.keys():
+            found.append(evaluate(dim, sizes))
+        elif like:
+            found.append(like[axis])
+        else:
+            raise InvalidOption(f"input {value.name!r} is {value.type}")
+    return tuple(found)
 
 
 def table_rows(value: Value) -> int:
     """The fewest rows of the tables that ``value`` picks rows from; 0 if it picks none."""
-    rows = [_first_dim(item.node.input(item.table)) for item in walk_ids(value)[0]]
+    rows = [_rows(item) for item in walk_ids(value)[0]]
     return min((r for r in rows if r), default=0)
 
 
-def _first_dim(table: Value | None) -> int:
+def _rows(item: Lookup) -> int:
+    table = item.node.input(item.table)
     have = dims(table) if table is not None else None
-    return have[0] if have and isinstance(have[0], int) else 0
+    axis = item.node.attrs.get("axis", 0)
+    rows = have[axis] if have and isinstance(axis, int) else None
+    return rows if isinstance(rows, int) else 0

@@ -12,15 +12,16 @@ import numpy as np
 from tersor import registry
 from tersor.built import Built
 from tersor.errors import InvalidModel, TersorError
-from tersor.feeds import Sizes, make_feed
+from tersor.feeds import Sizes
 from tersor.ir import Graph
 from tersor.judging import Judge, Run
 from tersor.pipeline import Pass, Pipeline
 from tersor.report import Report
 from tersor.target import Target
+from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
-from tersor.tuning.measure import Bench, Paired, Worker, compare
+from tersor.tuning.measure import Bench, Paired, Trial, Worker, compare
 from tersor.tuning.search import Candidate, search
 
 Feed = Mapping[str, np.ndarray]
@@ -73,37 +74,57 @@ class Job:
         self.report.passes += pipeline.reports
         return result
 
+    def cases(
+        self,
+        before: Path | Built,
+        graph: Graph,
+        sizes: Sequence[Sizes] | None,
+        calibration: Sequence[Feed],
+        example: Feed | None,
+        *,
+        traced: bool,
+    ) -> Cases:
+        """The inputs to measure with. They are tried on the input model in another process: what is made
+        up may be anything, and end it."""
+        batches = calibration or ([example] if example is not None and not traced else [])
+        with Trial(registry.REFERENCE, before, reference().Choice().to_json()) as trial:
+            found = find_cases(graph, trial, sizes=sizes, batches=batches, example=example)
+        self.report.decisions += found.remarks
+        return found
+
     def best(
         self,
         before: Path | Built,
         levels: Sequence[tuple[str, Graph]],
-        sizes: Sequence[Sizes],
+        cases: Sequence[Case],
     ) -> Kept:
         """The first of ``levels`` that is not slower than the input, at its best choice; else the
         input itself."""
-        timed = [make_feed(levels[0][1], s) for s in sizes]
-        with Bench(timed) as bench:
-            default = reference().Choice()
+        with Bench([case.feed for case in cases]) as bench:
+            default, slower = reference().Choice(), False
             original = bench.start(registry.REFERENCE, before, default.to_json())
             for name, graph in levels:
                 try:
-                    candidate = self._search(name, graph, bench, sizes)
+                    candidate = self._search(name, graph, bench, cases)
                 except InvalidModel as error:
                     self.report.decisions.append(f"{name} was not kept: {error}")
                     continue
-                results = self._final(name, original, candidate, sizes)
+                results = self._final(name, original, candidate, cases)
                 if not any(r.slower for r in results):
                     self.report.decisions.append(f"kept {candidate.label}")
                     return Kept(self.runtime, candidate.model, candidate.choice, graph)
                 candidate.worker.stop()
-                self.report.decisions.append(_slower(name, results, sizes))
-        self.report.decisions.append("kept the input: nothing that was tried is faster")
+                self.report.decisions.append(_slower(name, results, cases))
+                slower = True
+        why = "nothing that was tried is faster" if slower else "nothing that was tried can be run"
+        self.report.decisions.append(f"kept the input: {why}")
         model = reference().read_built(before) if isinstance(before, Path) else before
         return Kept(registry.REFERENCE, model, default, None)
 
-    def _search(self, name: str, graph: Graph, bench: Bench, sizes: Sequence[Sizes]) -> Candidate:
+    def _search(self, name: str, graph: Graph, bench: Bench, cases: Sequence[Case]) -> Candidate:
         choice = self.start
         if self.database is not None:
+            sizes = [case.sizes for case in cases]
             choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
             self.report.decisions += tuned.remarks
         merged = Pipeline([registry.find_pass("merge-linears")()])
@@ -125,24 +146,24 @@ class Job:
             self.runtime,
             variants,
             bench,
-            range(len(sizes)),
+            range(len(cases)),
             choice=choice,
             progress=self.tell,
             record=record,
         )
 
     def _final(
-        self, name: str, original: Worker, candidate: Candidate, sizes: Sequence[Sizes]
+        self, name: str, original: Worker, candidate: Candidate, cases: Sequence[Case]
     ) -> list[Paired]:
         results = []
-        for i, size in enumerate(sizes):
-            self.tell(i, len(sizes), f"measuring {name} against the input at {_text(size)}")
+        for i, case in enumerate(cases):
+            self.tell(i, len(cases), f"measuring {name} against the input at {case.label}")
             results.append(compare(original, candidate.worker, i, FINAL_PAIRS))
             self.report.measured.append(
                 {
                     "candidate": candidate.label,
                     "against": "the input",
-                    "sizes": _text(size),
+                    "sizes": case.label,
                     **results[-1].to_json(),
                 }
             )
@@ -181,12 +202,8 @@ def reference() -> Any:
     return registry.backend(registry.REFERENCE)
 
 
-def _slower(name: str, results: Sequence[Paired], sizes: Sequence[Sizes]) -> str:
-    worst, size = min(zip(results, sizes, strict=True), key=lambda pair: pair[0].speedup)
+def _slower(name: str, results: Sequence[Paired], cases: Sequence[Case]) -> str:
+    worst, case = min(zip(results, cases, strict=True), key=lambda pair: pair[0].speedup)
     return (
-        f"{name} is slower than the input at {_text(size)} ({worst.speedup:.2f}x) and was not kept"
+        f"{name} is slower than the input at {case.label} ({worst.speedup:.2f}x) and was not kept"
     )
-
-
-def _text(sizes: Sizes) -> str:
-    return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"

@@ -46,6 +46,9 @@ class Latency(Protocol):
     @property
     def sizes(self) -> Sequence[Mapping[str, int]]: ...
 
+    def feed(self, graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, np.ndarray]:
+        """Inputs of ``graph``, which takes what the model takes, at one of ``sizes``."""
+
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
         """Milliseconds of one run of ``graph`` on ``feed``."""
 

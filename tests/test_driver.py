@@ -142,6 +142,108 @@ def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPa
         assert report.fidelity.min_cosine is not None and report.fidelity.min_cosine > 0.999999
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that say that everything new is faster, but a challenger is not."""
+    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+
+
+def test_calibration_is_what_is_measured(path: Path, quick: None) -> None:
+    report = tersor.compile(path, recipe="int8", calibration=batches()).report
+    assert [r["sizes"] for r in report.measured if r["against"] == "the input"] == [
+        "batch=1 length=9",
+        "batch=2 length=9",
+    ]
+    assert report.decisions == ["kept int8"]
+
+
+@pytest.mark.parametrize("form", ["by name", "in order"])
+def test_example_inputs_of_an_onnx_file_are_measured(path: Path, quick: None, form: str) -> None:
+    (feed,) = batches(1)
+    example = feed if form == "by name" else (feed["ids"],)
+    report = tersor.compile(path, recipe="fp32", example_inputs=example).report
+    told = [r["sizes"] for r in report.measured if r["against"] == "the input"]
+    assert told == ["batch=1 length=9", "batch=2 length=9"]
+
+
+def needy() -> onnx.ModelProto:
+    """x f32[n, 160] W, and row ``at`` + 900 of a table of 1,000: no id that is made up is right."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["p"]),
+        helper.make_node("Sub", ["at", "first"], ["row"]),
+        helper.make_node("Gather", ["table", "row"], ["e"]),
+        helper.make_node("Add", ["p", "e"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 160]),
+        helper.make_tensor_value_info("at", TensorProto.INT64, ["n"]),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 96])
+    held = {"table": np.zeros((8, 96), np.float32), "weight": WEIGHT, "first": np.int64(900)}
+    constants = [numpy_helper.from_array(np.asarray(v), k) for k, v in held.items()]
+    graph = helper.make_graph(nodes, "needy", inputs, [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_what_cannot_be_measured_is_built_as_it_was_asked_for(quick: None) -> None:
+    made = tersor.compile(needy(), recipe="int8")
+    (decision,) = made.report.decisions
+    assert decision.startswith(
+        "not measured: the model does not run on made-up inputs (the model does not take these inputs: "
+    )
+    assert "indices element out of data bounds, idx=-899" in decision
+    assert decision.endswith(
+        "give real inputs by calibration or example_inputs, or sizes (--size); "
+        "whether it is faster is unknown"
+    )
+    assert made.report.measured == [] and made.report.fidelity is None
+    assert any(n.op_type.endswith("MatMul") for n in onnx.load_from_string(made.model).graph.node)
+    assert len(made.model) < 0.5 * len(needy().SerializeToString())
+    feed = {"x": RNG.standard_normal((3, 160)).astype(np.float32), "at": np.array([900, 907, 903])}
+    real = tersor.compile(needy(), recipe="int8", calibration=[feed]).report
+    assert real.decisions == ["kept int8"]
+
+
+def test_strings_are_measured_too(quick: None) -> None:
+    nodes = [
+        helper.make_node(
+            "LabelEncoder",
+            ["s"],
+            ["i"],
+            domain="ai.onnx.ml",
+            keys_strings=["a", "b"],
+            values_int64s=[0, 1],
+        ),
+        helper.make_node("Gather", ["table", "i"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "texts",
+        [helper.make_tensor_value_info("s", TensorProto.STRING, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 160])],
+        [numpy_helper.from_array(TABLE[:2], "table")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
+    texts = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    report = tersor.compile(texts, recipe="fp32").report
+    assert [r["sizes"] for r in report.measured if r["against"] == "the input"] == ["n=1", "n=8"]
+
+
+def test_where_no_candidate_runs_nothing_is_said_of_speed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidModel("it has no form here")
+
+    monkeypatch.setattr("tersor.job.search", refuse)
+    report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
+    assert report.decisions == [
+        "fp32 was not kept: it has no form here",
+        "kept the input: nothing that was tried can be run",
+    ]
+
+
 def test_a_challenger_with_other_outputs_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +321,8 @@ def test_equal_inputs_give_equal_bytes() -> None:
         ({"sizes": [{"batch": 1}]}, InvalidOption, "leave out dim 'length'"),
         ({"sizes": [{"batch": 1, "lenght": 2}]}, InvalidOption, "did you mean 'length'?"),
         ({"sizes": [{"batch": 0, "length": 2}]}, InvalidOption, "dim 'batch' cannot be 0"),
+        ({"example_inputs": {"x": 1}}, InvalidOption, "not what the model takes: ids i64[batch, length]"),
+        ({"example_inputs": [1.5]}, InvalidOption, "the example inputs are not what the model takes"),
         ({"input_names": ["a", "b"]}, InvalidOption, "2 input names for 1 inputs"),
         ({"settings": {"max_eror": 1}}, InvalidOption, "has no option 'max_eror'"),
     ],

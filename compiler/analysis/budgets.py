@@ -7,13 +7,13 @@ are wide themselves go one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tersor.analysis.allocation import Cost, Curve
 from tersor.analysis.unit_order import Order
-from tersor.feeds import default_sizes, make_feed
+from tersor.feeds import default_sizes
 from tersor.ir import Graph
 from tersor.rewriting import Latency
 from tersor.structure import AxisGroup, joined, slice_graph
@@ -44,8 +44,19 @@ def curve(order: Order, at: Sequence[int], scale: float = 1.0) -> Curve:
 
 def largest_sizes(graph: Graph, latency: Latency | None) -> dict[str, int]:
     """Sizes of the open dims at which work is counted: the most that are measured."""
-    offered = [dict(s) for s in latency.sizes] if latency is not None else default_sizes(graph)
-    return max(offered, key=lambda s: float(np.prod(list(s.values()))), default={})
+    defaults = default_sizes(graph)
+    if latency is None:
+        return max(defaults, key=_count, default={})
+    # Inputs need not tell all sizes.
+    return {**defaults[0], **_largest(latency)}
+
+
+def _largest(latency: Latency) -> Mapping[str, int]:
+    return max(latency.sizes, key=_count)
+
+
+def _count(sizes: Mapping[str, int]) -> float:
+    return float(np.prod(list(sizes.values())))
 
 
 def by_count(costs: Costs) -> Cost:
@@ -83,7 +94,7 @@ def milliseconds(
     graph: Graph, groups: Sequence[AxisGroup], gone: Sequence[int], latency: Latency
 ) -> float:
     """Of ``graph`` at the largest sizes, without so many units of each group; which, makes no difference."""
-    copy, feed = graph.copy(), make_feed(graph, largest_sizes(graph, latency))
+    copy, feed = graph.copy(), latency.feed(graph, _largest(latency))
     cut = joined(*(g.positions(g.free[:n]) for g, n in zip(groups, gone, strict=True)))
     slice_graph(copy, carried(cut, copy))
     return latency(copy, feed)

@@ -26,12 +26,14 @@ class Imported:
             (new names), and for models from torch.
         files: what belongs beside the compiled model (a tokenizer), by file name.
         remarks: what is wrong with the model and does not matter, a line each.
+        traced: whether it was run on example inputs to get the graph.
     """
 
     graph: Graph
     original: Path | bytes | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    traced: bool = False
 
 
 def load_model(
@@ -87,9 +89,8 @@ def load_model(
 
     if type(model).__name__ == "ExportedProgram":
         return Imported(frontend.import_exported(model, **names))
-    return Imported(
-        frontend.import_module(model, example_inputs, dynamic_shapes=dynamic_shapes, **names)
-    )
+    graph = frontend.import_module(model, example_inputs, dynamic_shapes=dynamic_shapes, **names)
+    return Imported(graph, traced=True)
 
 
 def _pretrained(directory: Path, examples: Any, shapes: Any, names: dict[str, Any]) -> Imported:
@@ -103,7 +104,7 @@ def _pretrained(directory: Path, examples: Any, shapes: Any, names: dict[str, An
         examples, shapes = frontend.text_inputs(module)
     graph = frontend.import_module(module, examples, dynamic_shapes=shapes, **names)
     files = {tokenizer.name: tokenizer.read_bytes()} if tokenizer is not None else {}
-    return Imported(graph, files=files)
+    return Imported(graph, files=files, traced=True)
 
 
 def _frontend(path: str | Path) -> ModuleType:

@@ -15,6 +15,13 @@ import numpy as np
 
 from tersor.ir import DType
 
+OUTPUTS = "outputs.npz"  # In the folder that a worker knows.
+
+
+def feed_path(folder: Path, number: int) -> Path:
+    """Where inputs lie for workers."""
+    return folder / f"feed-{number}.npz"
+
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes ``arrays``, of any element type of the IR, to ``path`` (.npz)."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from tersor.feeds import Sizes
 from tersor.ir import Graph, print_graph
+from tersor.tuning.cases import Case
 from tersor.tuning.measure import Bench
 
 RUNS = 20
@@ -28,14 +29,23 @@ class Stopwatch:
     Attributes:
         backend: the backend package of ``runtime``.
         choice: how it lowers and runs.
-        sizes: sizes of the model's open dims that count.
+        cases: the model's inputs that count.
     """
 
     backend: Any
     runtime: str
     choice: Any
-    sizes: Sequence[Sizes]
+    cases: Sequence[Case]
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[Sizes]:
+        """Sizes of the model's open dims that count."""
+        return [case.sizes for case in self.cases]
+
+    def feed(self, graph: Graph, sizes: Sizes) -> Mapping[str, np.ndarray]:
+        """The inputs of the model, and so of ``graph``, that have one of ``sizes``."""
+        return next(case.feed for case in self.cases if case.sizes == sizes)
 
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
         """Milliseconds of one run of ``graph`` on ``feed``: the least of RUNS, as what else goes on in

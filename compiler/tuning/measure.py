@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from tersor.built import Built
-from tersor.errors import InvalidModel, InvalidOption
-from tersor.tuning.arrays import read_arrays, write_arrays
+from tersor.errors import InvalidModel
+from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
 # Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
 # Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
@@ -71,16 +71,19 @@ class Paired:
 class Bench:
     """A folder with feeds, and the worker processes that were started on them."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
+    def __init__(self, feeds: Sequence[Feed] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tersor-")
         self.folder = Path(self._folder.name)
         self._workers: list[Worker] = []
-        self.feeds = [self.folder / f"feed-{i}.npz" for i in range(len(feeds))]
-        for path, feed in zip(self.feeds, feeds, strict=True):
-            held = {k: np.asarray(v) for k, v in feed.items()}
-            if any(v.dtype == object for v in held.values()):
-                raise InvalidOption("inputs that hold strings cannot be measured")
-            write_arrays(path, held)
+        self._feeds = 0
+        for feed in feeds:
+            self.add(feed)
+
+    def add(self, feed: Feed) -> int:
+        """The number of one more feed, which workers that run already know too."""
+        write_arrays(feed_path(self.folder, self._feeds), feed)
+        self._feeds += 1
+        return self._feeds - 1
 
     def start(
         self,
@@ -102,7 +105,7 @@ class Bench:
             path.write_bytes(model)
         else:
             path = model.place(self.folder, name)
-        worker = Worker([*program, runtime], path, choice, self.feeds, self.folder)
+        worker = Worker([*program, runtime], path, choice, self.folder)
         self._workers.append(worker)
         worker.ready()
         return worker
@@ -121,6 +124,32 @@ class Bench:
         self._folder.cleanup()
 
 
+class Trial:
+    """Tries inputs on one model in a process of its own, as a context: called with a feed, it raises
+    InvalidModel where the model does not run on it, or does not live through it."""
+
+    def __init__(self, runtime: str, model: Built | Path, choice: Mapping[str, Any]) -> None:
+        self._bench = Bench()
+        self._model = (runtime, model, choice)
+        self._worker: Worker | None = None
+
+    def __call__(self, feed: Feed) -> None:
+        if self._worker is None or not self._worker.is_alive:
+            self._worker = self._bench.start(*self._model)
+        self._worker.outputs(self._bench.add(feed))
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bench.__exit__(kind, error, trace)
+
+
 class Worker:
     """A process that runs one model; made by :meth:`Bench.start`."""
 
@@ -129,10 +158,9 @@ class Worker:
         program: Sequence[str],
         model: Path,
         choice: Mapping[str, Any],
-        feeds: Sequence[Path],
         folder: Path,
     ) -> None:
-        command = [sys.executable, *program, str(model), json.dumps(choice), *map(str, feeds)]
+        command = [sys.executable, *program, str(model), json.dumps(choice), str(folder)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, start_new_session=True
@@ -149,9 +177,13 @@ class Worker:
 
     def outputs(self, feed: int) -> dict[str, np.ndarray]:
         """The outputs of a feed, by name."""
-        path = self._folder / "outputs.npz"
-        self._ask(f"run {feed} {path}")
-        return read_arrays(path)
+        self._ask(f"run {feed}")
+        return read_arrays(self._folder / OUTPUTS)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
 
     def stop(self) -> None:
         """Ends the process."""

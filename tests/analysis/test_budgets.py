@@ -10,6 +10,7 @@ import pytest
 
 from tersor.analysis import budgets
 from tersor.analysis.unit_order import Order
+from tersor.feeds import make_feed
 from tersor.ir import Graph, Value, parse
 from tersor.ops import TABLE
 from tersor.structure import AxisGroup, axis_groups
@@ -80,6 +81,9 @@ class Clock:
     sizes: Sequence[Mapping[str, int]] = ({"n": 1}, {"n": 9})
     wrong: Mapping[float, float] = field(default_factory=dict)
     feeds: list[tuple[int, ...]] = field(default_factory=list)
+
+    def feed(self, graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, np.ndarray]:
+        return make_feed(graph, sizes)
 
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
         self.feeds.append(feed["x"].shape)

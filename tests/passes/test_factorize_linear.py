@@ -193,6 +193,9 @@ class Linear:
     def __init__(self) -> None:
         self.asked: list[Mapping[str, np.ndarray]] = []
 
+    def feed(self, graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, np.ndarray]:
+        raise NotImplementedError  # Layers alone are measured.
+
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
         self.asked.append(feed)
         return sum(1 + n.inputs[1].numpy().size / 100 for n in graph.nodes)  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ def feed(rows: int) -> dict[str, np.ndarray]:
 
 def test_what_was_measured_is_known_by_shape() -> None:
     backend = registry.backend("ort")
-    watch = Stopwatch(backend, "ort", backend.Choice(), [{"rows": 4}])
+    watch = Stopwatch(backend, "ort", backend.Choice(), [])
     first = watch(parse(LAYER, TABLE), feed(4))
     assert 0 < first < 1000
     assert watch(parse(LAYER.replace("normal(1)", "normal(2)"), TABLE), feed(4)) == first

@@ -1,0 +1,103 @@
+"""What an integer or string input means to its readers, so that inputs that run can be made up.
+
+Reshape(x, input)           a shape:  [-1, 1, 1]
+Split(x, input)             sizes that add up to the axis
+Gather(x, input)            a position that is always there:  0
+Equal(input, 16000)         a number that the model knows:  16000
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tersor.analysis.match import dims, scalar
+from tersor.analysis.vocabulary import walk_ids
+from tersor.ir import Graph, Node, Value
+from tersor.ir.dims import evaluate, symbols
+
+Sizes = Mapping[str, int]
+Shape = Sequence[int]
+END = 2**31 - 1  # Beyond the end of every axis, in 32 bits too.
+_COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+_ANY_TEXT = "a"
+
+
+def wanted_integers(value: Value, shape: Shape, sizes: Sizes) -> np.ndarray:
+    """Integers of ``shape`` that the readers of an input can take; ones where nothing is known of them."""
+    for held in walk_ids(value)[1]:
+        for use in held.uses:
+            if isinstance(use.user, Graph):
+                continue
+            found = _wanted(use.user, use.operand, shape, sizes)
+            if found is not None:
+                return found
+    return np.ones(shape, np.int64)
+
+
+def known_text(value: Value) -> str:
+    """A string that a reader of an input knows (a key of an encoder)."""
+    for use in value.uses:
+        if isinstance(use.user, Node):
+            for held in use.user.attrs.values():
+                if isinstance(held, (list, tuple)) and held and isinstance(held[0], str):
+                    return held[0]
+    return _ANY_TEXT
+
+
+def _wanted(node: Node, place: int, shape: Shape, sizes: Sizes) -> np.ndarray | None:
+    if node.op in _COMPARISONS:
+        known = scalar(node.inputs[1 - place])
+        # Of many numbers most are others; one alone chooses between ways to go on.
+        return None if known is None or np.prod(shape) != 1 else np.full(shape, int(known))
+    rule = _RULES.get((node.op, place))
+    return rule(node, shape, sizes) if rule is not None else None
+
+
+def _shape_of_all(node: Node, shape: Shape, sizes: Sizes) -> np.ndarray | None:
+    if len(shape) != 1 or not shape[0]:
+        return None
+    return np.array([-1, *[1] * (shape[0] - 1)])
+
+
+def _equal_parts(node: Node, shape: Shape, sizes: Sizes) -> np.ndarray | None:
+    whole = dims(node.inputs[0]) if node.inputs[0] is not None else None
+    axis = node.attrs.get("axis", 0)
+    dim = whole[axis] if whole and isinstance(axis, int) else None
+    if dim is None or not symbols(dim) <= sizes.keys() or len(shape) != 1 or not shape[0]:
+        return None
+    size = evaluate(dim, sizes)
+    parts = np.full(shape, size // shape[0])
+    parts[0] += size - parts.sum()
+    return parts
+
+
+def _zeros(node: Node, shape: Shape, sizes: Sizes) -> np.ndarray:
+    return np.zeros(shape, np.int64)
+
+
+def _axes(node: Node, shape: Shape, sizes: Sizes) -> np.ndarray:
+    return np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
+
+
+def _ends(node: Node, shape: Shape, sizes: Sizes) -> np.ndarray:
+    return np.full(shape, END)
+
+
+Rule = Callable[[Node, Shape, Sizes], np.ndarray | None]
+_RULES: dict[tuple[str, int], Rule] = {
+    ("Reshape", 1): _shape_of_all,
+    ("Split", 1): _equal_parts,
+    ("Gather", 1): _zeros,
+    ("GatherElements", 1): _zeros,
+    ("GatherND", 1): _zeros,
+    ("ScatterElements", 1): _zeros,
+    ("ScatterND", 1): _zeros,
+    ("Pad", 1): _zeros,
+    ("Slice", 1): _zeros,
+    ("Slice", 2): _ends,
+    ("Slice", 3): _axes,
+    ("Squeeze", 1): _axes,
+    ("Unsqueeze", 1): _axes,
+}
