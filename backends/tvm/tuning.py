@@ -213,7 +213,7 @@ def operands(spec: Linear, m: int) -> list[np.ndarray]:
     if spec.product == "int8":
         given.append(rng.integers(-64, 64, (width // PANEL, 2, k // 4, 64), np.int8))
     else:
-        given.append(floats(width // PANEL, spec.k, PANEL))
+        given.append(floats(width // PANEL, 2, spec.k, 16))
     given.append(floats(COLUMN_VECTORS, width))
     if spec.norm != "none":
         given.append(floats(*lead, spec.n))

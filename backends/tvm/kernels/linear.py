@@ -13,8 +13,8 @@ int8: with row r quantized as ``x = s_r (q - z_r)`` and column n of W as ``w_n v
 Where there are many rows, a task has up to 64 of them and all columns, so that row norms and row scales
 need no other task, and its results stay in the core's cache until the row is done.  Few rows (a short
 sentence, one token that is decoded) are bound by reading the weights: there a task has all rows and some
-columns, and rows are finished once all tasks are done.  The last task, or block, begins early enough to
-have only rows that exist: what is computed twice is the same.
+columns, and rows are finished once all tasks are done.  AMX multiplies 16 rows or 32: there the last task,
+or block, begins early enough to have only rows that exist, and what is computed twice is the same.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class _Body:
         else:
             self.rows["x"] = emit.parameter("x", (*lead, k), "float32")
         panels = self.width // PANEL
-        packed = (panels, 2, padded(k, K_STEP) // 4, 64) if int8 else (panels, k, PANEL)
+        packed = (panels, 2, padded(k, K_STEP) // 4, 64) if int8 else (panels, 2, k, 16)
         self.w = emit.parameter("w", packed, "int8" if int8 else "float32")
         self.columns = emit.parameter("columns", (COLUMN_VECTORS, self.width), "float32")
         if spec.norm != "none":
@@ -201,21 +201,30 @@ class _Body:
     def _by_rows(self) -> None:
         m, threads, most = self.m, self.isa.threads, self.grain.rows
         count = T.int64(threads) * T.ceildiv(m, T.int64(most * threads))
-        each = T.ceildiv(T.ceildiv(m, count), T.int64(LEAST_ROWS)) * LEAST_ROWS
-        there = T.max(T.floordiv(m, T.int64(LEAST_ROWS)) * LEAST_ROWS, T.int64(LEAST_ROWS))
-        rows = emit.bind(T.min(each, there))
+        each = T.ceildiv(m, count)
+        if self._in_tiles:
+            each = T.ceildiv(each, T.int64(LEAST_ROWS)) * LEAST_ROWS
+            there = T.max(T.floordiv(m, T.int64(LEAST_ROWS)) * LEAST_ROWS, T.int64(LEAST_ROWS))
+            each = T.min(each, there)
+        rows = emit.bind(each)
         with T.parallel(0, emit.bind(T.ceildiv(m, rows))) as task, self._tiles():
-            first = emit.bind(T.max(T.min(task * rows, m - rows), T.int64(0)))
+            first = task * rows
+            if self._in_tiles:
+                first = T.max(T.min(first, m - rows), T.int64(0))
+            first = emit.bind(first)
             last = emit.bind(T.min(first + rows, m))
             base = self._task_source(first, last)
             if self._whole_rows:
                 self.made = emit.scratch((most, self.width), "float32")
             acc = self._accumulators()
             with T.serial(0, self.width // PANEL) as panel:
-                with T.serial(0, rows // 32) as block:
-                    self._block(acc, panel, base, first, block * 32, 32, last)
-                with T.If(rows % 32 != 0), T.Then():
-                    self._block(acc, panel, base, first, rows - 16, 16, last)
+                if self._in_tiles:
+                    with T.serial(0, rows // 32) as block:
+                        self._block(acc, panel, base, first, block * 32, 32, last)
+                    with T.If(rows % 32 != 0), T.Then():
+                        self._block(acc, panel, base, first, rows - 16, 16, last)
+                else:
+                    self._block(acc, panel, base, first, T.int64(0), most, last)
             if self._whole_rows:
                 with T.serial(0, last - first) as r:
                     self._finish(first, r)
@@ -254,26 +263,36 @@ class _Body:
             acc = self._accumulators()
             with T.serial(0, T.min(T.int64(each), panels - task * each)) as i:
                 panel = emit.bind(task * each + i)
-                with T.If(m >= 32):
-                    with T.Then():
-                        self._column_blocks(acc, panel, 32)
-                    with T.Else():
-                        self._column_blocks(acc, panel, 16)
+                if self._in_tiles:
+                    with T.If(m >= 32):
+                        with T.Then():
+                            self._column_blocks(acc, panel, 32)
+                        with T.Else():
+                            self._column_blocks(acc, panel, 16)
+                else:
+                    self._column_blocks(acc, panel, self.grain.rows)
         if self._whole_rows:
             with T.parallel(0, m) as r:
                 self._finish(T.int64(0), r)
 
     def _column_blocks(self, acc: Any, panel: Any, rows: int) -> None:
         with T.serial(0, T.ceildiv(self.m, T.int64(rows))) as block:
-            at = emit.bind(T.max(T.min(block * rows, self.m - rows), T.int64(0)))
+            at = emit.bind(block * rows)
+            if self._in_tiles:
+                at = emit.bind(T.max(T.min(at, self.m - rows), T.int64(0)))
             self._block(acc, panel, T.int64(0), T.int64(0), at, rows, self.m)
 
     # -- what both are made of ---------------------------------------------------------------------
 
+    @property
+    def _in_tiles(self) -> bool:
+        """Whether products are of AMX's tiles, which need rows by 16."""
+        return self.isa.dot == "amx" and self.spec.product == "int8"
+
     @contextmanager
     def _tiles(self) -> Iterator[None]:
         """Within it, the core's tiles are configured, where products use them."""
-        if self.isa.dot != "amx" or self.spec.product != "int8":
+        if not self._in_tiles:
             yield
             return
         products.open_tiles()
@@ -282,7 +301,7 @@ class _Body:
 
     def _accumulators(self) -> Any:
         held = "int32" if self.spec.product == "int8" else "float32"
-        return emit.scratch((PANEL, PANEL), held)
+        return emit.scratch((PANEL if self._in_tiles else self.grain.rows, PANEL), held)
 
     def _quantize_row(self, first: Any, r: Any) -> None:
         """Row ``first + r`` of x becomes row r of what products read."""

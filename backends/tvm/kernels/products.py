@@ -14,7 +14,9 @@ products a lane) and one row of an AMX tile (16 rows x 64 bytes: 64 steps of k f
 takes 16 cycles: 2048 operations a cycle. Two by two tiles, each loaded once for two products, need 64
 bytes a cycle; one by two tiles need 96.
 
-float32: packed[panel][k][32], accumulators of 8 rows x 32 columns stay in registers.
+float32:
+
+    packed[panel][half][k][16]
 
 The last panel begins early enough to have 32 columns: what is computed twice is the same. Only where there
 are fewer than 32 in all, zeros fill it.
@@ -22,7 +24,7 @@ are fewer than 32 in all, zeros fill it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
+from tersor.backends.tvm.kernels.blocking import Tile, cover
 from tersor.backends.tvm.kernels.emit import Isa
 
 PANEL = 32  # Columns.
 K_STEP = 64  # int8 weights are padded with zeros to a multiple of this along k.
 _TILE = 16  # Rows of an AMX tile.
 _TILE_BYTES = 1024
-_FLOAT_K = 512  # Steps of k between two visits to the accumulators' memory.
+_FLOAT_K = 256  # Steps of k between two visits to the accumulators' memory.
 
 
 def padded(size: int, multiple: int) -> int:
@@ -81,9 +84,10 @@ def is_safe(weight: np.ndarray) -> bool:
 
 
 def pack_float(weight: np.ndarray) -> np.ndarray:
-    """``weight`` f32[k, n] as float32[panels, k, 32]."""
+    """``weight`` f32[k, n] as float32[panels, 2, k, 16]."""
     k = len(weight)
-    return np.ascontiguousarray(_in_panels(weight, k).reshape(k, -1, PANEL).transpose(1, 0, 2))
+    halves = _in_panels(weight, k).reshape(k, -1, 2, 16)
+    return np.ascontiguousarray(halves.transpose(1, 2, 0, 3))
 
 
 def open_tiles() -> None:
@@ -106,11 +110,12 @@ def close_tiles() -> None:
 def int8_block(
     isa: Isa, a: Any, row: Any, rows: int, there: Any, w: Any, panel: Any, acc: Any
 ) -> None:
-    """Emits the product of ``rows`` (16 or 32) rows from ``row`` on with one panel.
+    """Emits the product of rows from ``row`` on with one panel.
 
     Args:
-        a: uint8[m, k], k a multiple of 64; of ``rows`` rows all are there to be read.
-        there: how many of them count.
+        a: uint8[m, k], k a multiple of 64.
+        rows: 16 or 32 that AMX multiplies and that have to be there to be read.
+        there: how many rows count; all other instructions read no more.
         w: what :func:`pack_int8` gives.
         acc: int32[rows, 32].
     """
@@ -118,21 +123,51 @@ def int8_block(
         _amx_block(a, row, rows // _TILE, w, panel, acc)
         return
 
-    def vectors(at: Any, count: int) -> None:
-        _vector_block(isa, a, row + at, count, w, panel, acc, at)
+    dot = functools.partial(_dot, isa)
 
-    _in_steps(isa, there, vectors)
+    def multiply(tile: Tile, span: Any) -> None:
+        with tile.over((0, int(a.shape[1]) // 4)) as step:
+            columns = tile.weights(w, panel, step, 4)
+            for r in range(tile.rows):
+                four = emit.as_bits(emit.load(a, row + tile.first + r, step * 4, lanes=4), "int32")
+                spread = emit.as_bits(emit.splat(four, isa.lanes), f"uint8x{4 * isa.lanes}")
+                tile.add(r, dot, emit.bind(spread), columns)
+
+    cover(isa, there, PANEL, acc, 0, 1, multiply)
 
 
-def _in_steps(isa: Isa, there: Any, emit_rows: Callable[[Any, int], None]) -> None:
-    """Rows by as many as have accumulators in registers; one by one where there are few, for then
-    reading the weights is what takes time."""
-    step = 8 if isa.lanes == 16 else 4
-    with T.If(there < step // 2):
-        with T.Then(), T.serial(0, there) as r:
-            emit_rows(r, 1)
-        with T.Else(), T.serial(0, T.ceildiv(there, step)) as block:
-            emit_rows(block * step, step)
+def float_block(
+    isa: Isa, a: Any, row: Any, there: Any, w: Any, panel: Any, acc: Any, column: Any = 0
+) -> None:
+    """The same in float32.
+
+    Args:
+        a: float32[m, k].
+        there: how many rows; no others are read.
+        w: what :func:`pack_float` gives, or float32[panels, k, 32].
+        acc: float32[rows, ...], of which 32 columns from ``column`` on are written.
+    """
+    k = w.shape[2 if len(w.shape) == 4 else 1]
+    known = isinstance(k, (int, tirx.IntImm))
+    spans = max(1, -(-int(k) // _FLOAT_K)) if known else 1
+    each = -(-int(k) // spans) if known else k
+
+    def multiply(tile: Tile, span: Any) -> None:
+        steps = (0, k)
+        if spans > 1:
+            begin = emit.bind(span * each)
+            steps = (begin, T.min(begin + each, T.int64(k)))
+        with tile.over(steps, span > 0 if spans > 1 else None) as step:
+            columns = tile.weights(w, panel, step, 1)
+            for r in range(tile.rows):
+                spread = emit.splat(a[row + tile.first + r, step], isa.lanes)
+                tile.add(r, _multiply_add, emit.bind(spread), columns)
+
+    cover(isa, there, PANEL, acc, column, spans, multiply)
+
+
+def _multiply_add(held: Any, a: Any, w: Any) -> Any:
+    return held + a * w
 
 
 def _amx_block(a: Any, row: Any, tiles: int, w: Any, panel: Any, acc: Any) -> None:
@@ -162,32 +197,6 @@ def _amx_block(a: Any, row: Any, tiles: int, w: Any, panel: Any, acc: Any) -> No
                 acc.access_ptr("w", offset=at),
                 T.int64(PANEL * 4),
             )
-
-
-def _vector_block(
-    isa: Isa, a: Any, row: Any, rows: int, w: Any, panel: Any, acc: Any, to: Any
-) -> None:
-    """``rows`` x 32 accumulators in registers, four steps of k at a time."""
-    lanes = isa.lanes
-    vectors = PANEL // lanes
-    sums = [[emit.registers(lanes, "int32") for _ in range(vectors)] for _ in range(rows)]
-    for r in range(rows):
-        for v in range(vectors):
-            emit.put(sums[r][v], T.broadcast(T.int32(0), lanes), lanes)
-    with T.serial(0, int(a.shape[1]) // 4) as step:
-        columns = []
-        for v in range(vectors):
-            half, offset = divmod(v * lanes, 16)
-            columns.append(emit.bind(emit.load(w, panel, half, step, offset * 4, lanes=4 * lanes)))
-        for r in range(rows):
-            four = emit.as_bits(emit.load(a, row + r, step * 4, lanes=4), "int32")
-            spread = emit.bind(emit.as_bits(emit.splat(four, lanes), f"uint8x{4 * lanes}"))
-            for v in range(vectors):
-                held = emit.get(sums[r][v], lanes)
-                emit.put(sums[r][v], _dot(isa, held, spread, columns[v]), lanes)
-    for r in range(rows):
-        for v in range(vectors):
-            emit.store(acc, emit.get(sums[r][v], lanes), to + r, v * lanes, lanes=lanes)
 
 
 def _dot(isa: Isa, held: Any, a: Any, w: Any) -> Any:
@@ -243,61 +252,3 @@ def _by_lane(lanes: int, a: Any, w: Any) -> Any:
         term = byte * ((w32 << left) >> right)
         total = term if total is None else total + term
     return total
-
-
-def float_block(
-    isa: Isa, a: Any, row: Any, there: Any, w: Any, panel: Any, acc: Any, column: Any = 0
-) -> None:
-    """The same in float32: ``a`` float32[m, k], ``w`` what :func:`pack_float` gives, ``acc``
-    float32[rows, ...], of which 32 columns from ``column`` on are written. For rows beyond those that
-    are ``there``, the last one is read."""
-    k = w.shape[1]
-    spans = (
-        [(start, min(int(k), start + _FLOAT_K)) for start in range(0, int(k), _FLOAT_K)]
-        if isinstance(k, (int, tirx.IntImm))
-        else [(0, k)]
-    )
-
-    def vectors(at: Any, count: int) -> None:
-        for span in spans:
-            _float_vectors(isa, a, row, there, at, count, w, panel, acc, span, column)
-
-    _in_steps(isa, there, vectors)
-
-
-def _float_vectors(
-    isa: Isa,
-    a: Any,
-    row: Any,
-    there: Any,
-    at: Any,
-    rows: int,
-    w: Any,
-    panel: Any,
-    acc: Any,
-    span: tuple[Any, Any],
-    column: Any,
-) -> None:
-    lanes = isa.lanes
-    vectors = PANEL // lanes
-    sums = [[emit.registers(lanes, "float32") for _ in range(vectors)] for _ in range(rows)]
-    for r in range(rows):
-        for v in range(vectors):
-            first = (
-                emit.number(0.0, lanes)
-                if isinstance(span[0], int) and span[0] == 0
-                else emit.load(acc, at + r, column + v * lanes, lanes=lanes)
-            )
-            emit.put(sums[r][v], first, lanes)
-    held = [emit.bind(row + T.min(at + r, there - 1)) for r in range(rows)]
-    with T.serial(span[0], span[1]) as k:
-        columns = [
-            emit.bind(emit.load(w, panel, k, v * lanes, lanes=lanes)) for v in range(vectors)
-        ]
-        for r in range(rows):
-            spread = emit.bind(emit.splat(a[held[r], k], lanes))
-            for v in range(vectors):
-                emit.put(sums[r][v], emit.get(sums[r][v], lanes) + spread * columns[v], lanes)
-    for r in range(rows):
-        for v in range(vectors):
-            emit.store(acc, emit.get(sums[r][v], lanes), at + r, column + v * lanes, lanes=lanes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from kernels import MACHINES, Machine, call, compiled, on
+from kernels import MACHINES, Machine, build, call, compiled, on
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit, products
@@ -38,7 +40,7 @@ def kernel(spec: Product, isa: Isa) -> Any:
     panels, int8 = padded(spec.n, PANEL) // PANEL, spec.dtype == "int8"
     held, total = ("uint8", "int32") if int8 else ("float32", "float32")
     k = padded(spec.k, K_STEP) if int8 else spec.k
-    packed = (panels, 2, k // 4, 64) if int8 else (panels, k, PANEL)
+    packed = (panels, 2, k // 4, 64) if int8 else (panels, 2, k, 16)
 
     def body() -> None:
         a = emit.parameter("a", (spec.rows, k), held)
@@ -101,14 +103,14 @@ def test_weights_are_packed_as_the_docstring_says(k: int, n: int) -> None:
     w = np.random.default_rng(0).integers(-128, 128, (k, n)).astype(np.int8)
     packed, floats = products.pack_int8(w), products.pack_float(w.astype(np.float32))
     assert packed.shape == (padded(n, 32) // 32, 2, padded(k, 64) // 4, 64)
-    assert floats.shape == (padded(n, 32) // 32, k, 32)
+    assert floats.shape == (padded(n, 32) // 32, 2, k, 16)
     full = np.zeros((padded(k, 64), max(n, 32)), np.int8)
     full[:k, :n] = w
     for panel, row, within in itertools.product(range(len(packed)), range(len(full)), range(32)):
         half, lane = divmod(within, 16)
         expected = full[row, begins(panel, n) + within]
         assert packed[panel, half, row // 4, lane * 4 + row % 4] == expected
-        assert row >= k or floats[panel, row, within] == expected
+        assert row >= k or floats[panel, half, row, lane] == expected
 
 
 # -- int8 ------------------------------------------------------------------------------------------
@@ -198,3 +200,42 @@ def test_what_is_not_a_number_stays_in_its_row_and_column(machine: Machine) -> N
     assert (np.delete(made[:, 7], 5) == np.inf).all()
     rest = np.delete(np.delete(made, 5, 0), 7, 1)
     assert (rest == 16).all()
+
+
+# -- registers -------------------------------------------------------------------------------------
+
+
+def inner_loops(assembly: str) -> Iterator[list[str]]:
+    """Instructions of the loops that hold no other."""
+    lines = assembly.splitlines()
+    labels = {line.partition(":")[0]: i for i, line in enumerate(lines) if line.startswith(".LBB")}
+    for end, line in enumerate(lines):
+        jump = re.match(r"\s+j\w+\s+(\.LBB\w+)$", line)
+        start = labels.get(jump[1], end) if jump else end
+        if start < end and not any(at in range(start + 1, end) for at in labels.values()):
+            yield [text.strip() for text in lines[start + 1 : end] if text.startswith("\t")]
+
+
+@pytest.mark.parametrize(
+    "machine, dtype, instruction, most",
+    [
+        ("widen8", "float32", "vfmadd", 12),
+        ("vnni", "float32", "vfmadd", 24),
+        ("madd8", "int8", "vpmaddubsw", 8),
+        ("vnni", "int8", "vpdpbusd", 16),
+    ],
+)
+def test_accumulators_stay_in_registers(
+    machine: str, dtype: str, instruction: str, most: int
+) -> None:
+    """No inner loop of products writes to memory: one that spills is three times slower. Loops of few
+    instructions may be unrolled, so there are as many as a tile has accumulators, or a multiple of it."""
+    spec, held = Product(64, 32, 32, dtype), MACHINES[machine]
+    built = build(spec.name, kernel(spec, held.isa), held)
+    [library] = [m for m in (built.mod, *built.mod.imports) if m.kind == "llvm"]
+    counts = []
+    for body in inner_loops(library.inspect_source("s")):
+        if any(instruction in line for line in body):
+            counts.append(sum(instruction in line for line in body))
+            assert not [line for line in body if re.match(r"v?mov\S+\s+%.mm\d+, .*\)$", line)], body
+    assert any(count % most == 0 for count in counts)

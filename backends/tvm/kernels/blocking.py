@@ -1,0 +1,151 @@
+"""A product of rows with a panel of weights, cut into tiles whose accumulators stay in registers.
+
+    acc[r, c] = sum over k of a[r, k] * w[k, c]        r < rows, c < 32
+
+    for each strip of columns          two vectors of weights, where two make half a panel or all of it
+      for each span of k               so much of a strip stays in the first cache
+        for each tile of rows          6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32
+          for each step of k           a load of each vector of weights, a broadcast of each row's number
+
+A tile that is larger by one row spills, and is three times slower; one that is smaller reads more for
+what it computes, and below 8 accumulators each waits for the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tersor.backends.tvm.kernels import emit
+from tersor.backends.tvm.kernels.emit import Isa
+
+HALF = 16  # Columns that lie together in packed weights.
+
+
+def tile_size(isa: Isa, dtype: str) -> tuple[int, int]:
+    """Rows and vectors of accumulators that stay in registers, beside a row's number and a step's vectors
+    of weights. Sums of integer pairs take two registers more on AVX2."""
+    if isa.lanes == 16:
+        return (8 if dtype == "int32" else 12), 2
+    if isa.lanes == 8:
+        return (4 if dtype == "int32" else 6), 2
+    return 2, 4
+
+
+class Tile:
+    """``rows`` x ``vectors`` accumulators, of ``acc`` from row ``first`` on.
+
+    Attributes:
+        rows: how many.
+        first: of the rows.
+    """
+
+    def __init__(
+        self, isa: Isa, acc: Any, first: Any, rows: int, column: Any, strip: Any, vectors: int
+    ) -> None:
+        self.rows, self.first = rows, first
+        self._lanes, self._vectors, self._strip = isa.lanes, vectors, strip
+        self._acc, self._column = acc, column
+        self._sums = {
+            (r, v): emit.registers(isa.lanes, acc.dtype)
+            for r in range(rows)
+            for v in range(vectors)
+        }
+
+    @contextmanager
+    def over(self, steps: tuple[Any, Any], goes_on: Any = None) -> Iterator[Any]:
+        """A loop over steps of k whose body is what is emitted within. Sums begin with zero, or where
+        ``goes_on`` holds with what is in memory, and end there."""
+        lanes = self._lanes
+        for place, held in self._sums.items():
+            start = T.broadcast(tirx.const(0, self._acc.dtype), lanes)
+            if goes_on is not None:
+                there = emit.load(self._acc, *self._at(*place), lanes=lanes)
+                start = T.Select(goes_on, there, start)
+            emit.put(held, start, lanes)
+        with T.serial(*steps) as step:
+            yield step
+        for place, held in self._sums.items():
+            emit.store(self._acc, emit.get(held, lanes), *self._at(*place), lanes=lanes)
+
+    def add(
+        self, r: int, term: Callable[[Any, Any, Any], Any], a: Any, columns: Sequence[Any]
+    ) -> None:
+        """A row's accumulators become ``term(accumulator, a, vector of weights)``."""
+        for v, w in enumerate(columns):
+            held = self._sums[r, v]
+            emit.put(held, term(emit.get(held, self._lanes), a, w), self._lanes)
+
+    def weights(self, w: Any, panel: Any, step: Any, each: int) -> list[Any]:
+        """A step's vectors of packed weights, ``each`` numbers a lane. Their axes are panel, half, step
+        and column, or panel, step and column."""
+        lanes, width, found = self._lanes, self._vectors * self._lanes, []
+        for v in range(self._vectors):
+            half, within = divmod(v * lanes, HALF)
+            place: tuple[Any, ...] = (panel, step, self._strip * width + v * lanes)
+            if len(w.shape) == 4:
+                place = (panel, self._strip * (width // HALF) + half, step, within * each)
+            found.append(emit.bind(emit.load(w, *place, lanes=lanes * each)))
+        return found
+
+    def _at(self, r: int, v: int) -> tuple[Any, Any]:
+        within = (self._strip * self._vectors + v) * self._lanes
+        return self.first + r, self._column + within
+
+
+def cover(
+    isa: Isa,
+    there: Any,
+    panel: int,
+    acc: Any,
+    column: Any,
+    spans: int,
+    multiply: Callable[[Tile, Any], None],
+) -> None:
+    """Emits ``multiply(tile, span)`` for tiles that cover ``there`` rows of a ``panel`` of so many columns,
+    in ``acc`` from ``column`` on.
+
+    One row alone takes the whole panel at once: reading the weights is what takes time there, and a
+    strip has too few sums to keep the processor busy.
+    """
+    rows, vectors = tile_size(isa, acc.dtype)
+    strips = panel // (vectors * isa.lanes)
+    if isinstance(there, tirx.IntImm):
+        there = int(there)
+
+    def in_strips() -> None:
+        with T.serial(0, strips) as strip, T.serial(0, spans) as span:
+
+            def tile(first: Any, height: int) -> None:
+                multiply(Tile(isa, acc, first, height, column, strip, vectors), span)
+
+            _in_rows(rows, there, tile)
+
+    if isinstance(there, int) or strips == 1:
+        in_strips()
+        return
+    with T.If(there == 1):
+        with T.Then(), T.serial(0, spans) as span:
+            multiply(Tile(isa, acc, 0, 1, column, 0, vectors * strips), span)
+        with T.Else():
+            in_strips()
+
+
+def _in_rows(step: int, there: Any, tile: Callable[[Any, int], None]) -> None:
+    """``there`` rows by ``step`` at a time, then what is left of them by powers of two, largest first."""
+    with T.serial(0, there // step) as block:
+        tile(block * step, step)
+    size = 1 << (step - 1).bit_length()
+    while size := size // 2:
+        rest = there % step
+        first = there - rest % (2 * size)
+        if isinstance(there, int):
+            if rest & size:
+                tile(first, size)
+            continue
+        with T.If(rest % (2 * size) >= size), T.Then():
+            tile(emit.bind(first), size)
