@@ -57,6 +57,7 @@ def test_every_case_that_is_recorded_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(4)
 @by_shard
 def test_onnxruntime_passes_what_is_recorded(shard: tuple[str, int, int]) -> None:
     assert _failures(_cases(shard, passing=True), "") == {}, record.AGAIN
@@ -64,7 +65,9 @@ def test_onnxruntime_passes_what_is_recorded(shard: tuple[str, int, int]) -> Non
 
 @pytest.mark.slow
 @by_shard
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=[] if w == "compiled" else pytest.mark.sample(4)) for w in WAYS]
+)
 def test_what_onnxruntime_passes_passes_after_the_round_trip(
     way: str, shard: tuple[str, int, int]
 ) -> None:

@@ -44,6 +44,7 @@ def test_nine_of_ten_cases_with_known_ops_pass_and_none_is_wrong() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_what_is_recorded_passes_and_the_rest_is_refused_with_a_reason(shard: int) -> None:
     passing = set(RECORD["pass"])

@@ -14,7 +14,7 @@ from tersor.registry import optimization
 RANKS = (16, 64, 128, 192, 256, 320)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_whitened_svd_is_nearer_at_every_rank() -> None:
     imported = load_model(
         build.build(),

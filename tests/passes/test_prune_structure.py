@@ -386,7 +386,7 @@ def test_workloads(name: str, options: Any) -> None:
         assert 0.55 <= share(graph, after, "macs", sizes) <= 0.75
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_minilm_at_three_quarters_loses_a_third_of_what_masking_does() -> None:
     """On few sentences, of other texts than those of the test; on 1,500 it is less than a fifth."""
     from tersor.models.minilm import build, data, metrics

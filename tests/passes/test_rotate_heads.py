@@ -328,7 +328,10 @@ def test_operands_that_have_an_axis_of_heads_stay() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "attentions"), [("bert_tiny", 2), ("t5_tiny", 6), ("minilm", 6)])
+@pytest.mark.parametrize(
+    ("name", "attentions"),
+    [("bert_tiny", 2), ("t5_tiny", 6), pytest.param("minilm", 6, marks=pytest.mark.sweep)],
+)
 def test_models_compute_what_they_did(name: str, attentions: int) -> None:
     """Self-attention, cross attention, relative positions; in ONNX Runtime, to ``ROUNDING``."""
     from tersor.frontends import load_model

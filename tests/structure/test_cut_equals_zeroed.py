@@ -96,6 +96,7 @@ def on_onnx_runtime(graph: Graph, name: str) -> list[dict[str, np.ndarray]]:
     return [ort.run(session, feed) for feed in feeds(name, graph)]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(("name", "source"), CASES)
 def test_exact_groups_cut_together_are_the_same_units_zeroed_and_the_others_run(
@@ -117,6 +118,7 @@ def test_exact_groups_cut_together_are_the_same_units_zeroed_and_the_others_run(
 
 
 @pytest.mark.slow
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", names())
 def test_on_tvm_cut_groups_give_what_onnx_runtime_gives(name: str, folder: Path) -> None:
     pytest.importorskip("tvm", reason="the tvm backend is not installed")
