@@ -60,6 +60,7 @@ class Pipeline:
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     reports: list[PassReport] = field(default_factory=list)
+    _given_bytes: int = field(default=0, init=False)
 
     def run(self, graph: Graph) -> Graph:
         """A rewritten copy of ``graph``; ``reports`` gains an entry for each pass.
@@ -71,6 +72,7 @@ class Pipeline:
         self._check()
         verification = Verification(self.level, self.feeds, self.evaluate, self._context)
         current = graph.copy()
+        self._given_bytes = weight_bytes(graph)
         for i, step in enumerate(self.passes):
             self.progress(i, len(self.passes), step.label)
             # Only a failure needs the graph as it was before; claims of values are checked on it.
@@ -96,6 +98,7 @@ class Pipeline:
             self.row_scales,
             self.latency,
             self.progress,
+            self._given_bytes,
             rewrites_left,
         )
 
@@ -114,10 +117,11 @@ class Pipeline:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of all constants as encoded, subgraphs included."""
-    return sum(
-        v.encoding.nbytes
-        for g in graph.all_graphs()
-        for v in g.constants.values()
-        if v.encoding is not None
-    )
+    """Bytes of all constants as encoded, subgraphs included; of those that lie in the same memory (a
+    table, and the view of it that a tied head reads) once."""
+    held: dict[object, int] = {}
+    for owner in graph.all_graphs():
+        for value in owner.constants.values():
+            if value.encoding is not None:
+                held[value.encoding.place] = value.encoding.nbytes
+    return sum(held.values())

@@ -88,6 +88,7 @@ class Context:
         row_scales: whether the backend has kernels for activations with one scale a row.
         latency: measures graphs; None where nothing can be measured (another machine's target).
         progress: called with (done, total, what).
+        given_bytes: of all constants, when the pipeline began.
         rewrites_left: rewrites the pass may still make; for bisection.
     """
 
@@ -98,6 +99,7 @@ class Context:
     row_scales: bool = False
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    given_bytes: int = 0
     rewrites_left: int | None = None
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
 

@@ -1,21 +1,22 @@
-"""Embedding lookups for ONNX Runtime, from float tables and from int8 tables with a scale a row."""
+"""Embedding lookups for ONNX Runtime, from float tables and from tables that are held in fewer bits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tersor.backends.ort.constants import rows
 from tersor.backends.ort.lowering import Lowering
-from tersor.ir import Affine, Graph, Node, Value
-from tersor.ops.onnx_schema import TO_ONNX
+from tersor.ir import Dense, Graph, Node, Value
 
 
 def lower_gather(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """Rows of an int8 table: the integers and their scales are gathered, then multiplied."""
+    """None, which keeps the op, for floats and for what is no lookup of rows."""
     table, ids = node.inputs
     assert table is not None and ids is not None
-    if not isinstance(table.encoding, Affine) or node.attrs["axis"] != 0:
+    if table.encoding is None or isinstance(table.encoding, Dense) or node.attrs["axis"] != 0:
         return None
-    return [_lookup(graph, table, ids, lowering)]
+    made = rows(graph, table, ids, lowering)
+    return None if made is None else [made]
 
 
 def lower_embedding_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
@@ -31,13 +32,5 @@ def lower_embedding_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequen
 
 
 def _lookup(graph: Graph, table: Value, ids: Value, lowering: Lowering) -> Value:
-    encoding = table.encoding
-    if not isinstance(encoding, Affine):
-        return graph.emit("Gather", [table, ids], {"axis": 0})
-    if encoding.axis != 0 or encoding.block or not encoding.is_symmetric:
-        return graph.emit("Gather", [table, ids], {"axis": 0})
-    values = lowering.part(table, "quantized", encoding.values)
-    scales = lowering.part(table, "scale", encoding.scale.reshape(-1, 1))
-    rows = graph.emit("Gather", [values, ids], {"axis": 0})
-    real = graph.emit("Cast", [rows], {"to": TO_ONNX[table.tensor.dtype]})
-    return graph.emit("Mul", [real, graph.emit("Gather", [scales, ids], {"axis": 0})])
+    made = rows(graph, table, ids, lowering)
+    return graph.emit("Gather", [table, ids], {"axis": 0}) if made is None else made

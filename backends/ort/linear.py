@@ -75,6 +75,7 @@ def _per_column(encoding: Affine) -> bool:
     return (
         encoding.storage in (DType.I8, DType.U8)
         and not encoding.block
+        and encoding.is_standard
         and encoding.axis in (None, 1)
         and encoding.values.ndim == 2
     )

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from tersor.analysis.masks import drop_masks
 from tersor.backends.ort import embedding, linear, norm, quantize
 from tersor.backends.ort.attention import AttentionLowering
+from tersor.backends.ort.constants import decode
 from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
+from tersor.backends.ort.ties import hold_once
 from tersor.errors import Unsupported
-from tersor.ir import Affine, Dense, DType, Encoding, Graph, Node, TensorType, Value
+from tersor.ir import Dense, Encoding, Graph, Node, Plain, TensorType, Value
 from tersor.pipeline import erase_dead, replace_node
 
 Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]
@@ -54,9 +56,10 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
     for owner in list(result.all_graphs()):
         for constant in list(owner.constants.values()):
             if not isinstance(constant.encoding, Dense):
-                _dequantize(owner, constant, lowering)
+                decode(owner, constant, lowering)
     # Quantizers of activations whose readers took the integers themselves.
     erase_dead([n for n in result.walk() if n.op in ("DequantizeLinear", "DynamicQuantizeLinear")])
+    hold_once(result)
     for node in result.walk():
         if node.op.startswith("tersor."):
             raise Unsupported(f"{node.label}: {node.op} has no form in ONNX Runtime")
@@ -76,40 +79,6 @@ def supports(op: str, encoding: Encoding | None = None) -> str:
     """Why ONNX Runtime cannot execute ``op`` on a constant held as ``encoding``; empty if it can."""
     if op.startswith("tersor.") and op not in RULES:
         return f"{op} has no form in ONNX Runtime"
-    if encoding is not None and not isinstance(encoding, (Dense, Affine)):
+    if encoding is not None and not isinstance(encoding, Plain):
         return f"{encoding.describe()} constants are decoded: ONNX Runtime has no kernel for them"
     return ""
-
-
-def _dequantize(graph: Graph, constant: Value, lowering: Lowering) -> None:
-    """A quantized constant that no integer kernel takes: the file keeps the integers, and the numbers
-    are computed from them (by ONNX Runtime, when the model is loaded).
-
-    For 8 bits not by DequantizeLinear: ONNX Runtime makes MatMulNBits of that and a MatMul, which
-    quantizes the other operand too, unasked."""
-    encoding = constant.encoding
-    if not constant.uses:
-        graph.erase_constant(constant)
-        return
-    if not isinstance(encoding, Affine):
-        graph.replace(constant, graph.constant(Dense(constant.numpy()), constant.name))
-        graph.erase_constant(constant)
-        return
-    with graph.at(next(graph.nodes)):
-        graph.replace(constant, _decoded(graph, constant, encoding, lowering))
-    graph.erase_constant(constant)
-
-
-def _decoded(graph: Graph, constant: Value, encoding: Affine, lowering: Lowering) -> Value:
-    """A constant's numbers, computed from the parts of its encoding."""
-    name, values = constant.name, lowering.part(constant, "quantized", encoding.values)
-    scale, zero = encoding.scale, encoding.zero_point
-    plain = encoding.storage in (DType.I8, DType.U8) and not encoding.block
-    if plain:
-        scale, zero = encoding.expanded(scale), encoding.expanded(zero)
-    by = graph.constant(scale, f"{name}_scale")
-    minus = graph.constant(zero, f"{name}_zero_point") if not encoding.is_symmetric else None
-    if plain:
-        return quantize.dequantized(graph, values, by, minus)
-    attrs = {} if encoding.axis is None else {"axis": encoding.axis, "block_size": encoding.block}
-    return graph.emit("DequantizeLinear", [values, by, minus], attrs)

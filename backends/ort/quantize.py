@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.analysis.match import uniform
 from tersor.backends.ort.lowering import Lowering
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
@@ -50,5 +51,7 @@ def dequantized(graph: Graph, q: Value, scale: Value, zero_point: Value | None) 
     to = {"to": TO_ONNX[scale.tensor.dtype]}
     wide = graph.emit("Cast", [q], to)
     if zero_point is not None:
-        wide = graph.emit("Sub", [wide, graph.emit("Cast", [zero_point], to)])
-    return graph.emit("Mul", [wide, scale])
+        if zero_point.tensor.dtype is not scale.tensor.dtype:
+            zero_point = graph.emit("Cast", [zero_point], to)
+        wide = graph.emit("Sub", [wide, zero_point])
+    return wide if uniform(scale) == 1 else graph.emit("Mul", [wide, scale])

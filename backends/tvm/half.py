@@ -120,6 +120,7 @@ class _Halving:
     def _constant(self, node: Node, value: Value) -> Value:
         encoding = value.encoding
         is_int8 = isinstance(encoding, Affine) and encoding.storage in (DType.I8, DType.U8)
+        is_int8 = is_int8 and encoding.is_standard  # type: ignore[union-attr]
         if not is_int8 or node.op not in _PRODUCTS:
             return self.graph.constant(value.numpy().astype(np.float16), value.name)
         parts = [

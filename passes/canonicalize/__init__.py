@@ -6,6 +6,7 @@ from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
+from tersor.passes.canonicalize.hold_compact import HoldCompact
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
@@ -19,6 +20,7 @@ def canonicalization() -> list[Pass]:
     """The passes, in order. What a later one opens up for an earlier one, the second round takes."""
     round_ = [
         ShapeArithmetic(),
+        HoldCompact(),
         FoldConstants(),
         NormalizeAxes(),
         EliminateIdentity(),

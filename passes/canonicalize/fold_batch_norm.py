@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import operand, read_once
-from tersor.ir import Dense, Graph, Node
+from tersor.ir import Cast, Graph, Node
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
 _CHANNEL_AXIS = {"Conv": 0, "tersor.Linear": 1}
@@ -39,8 +39,10 @@ class FoldBatchNorm(Pass):
         ):
             raise Skip("its channels are not the columns of the linear layer")
         held = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
-        if any(v is not None and not isinstance(v.encoding, Dense) for v in held):
+        if any(v is not None and not v.is_constant for v in held):
             raise Skip("a parameter is not a constant")
+        if isinstance(operand(layer, 1).encoding, Cast):
+            raise Skip("the weight is held in half precision, and would not be any more")
         return _folded(graph, node, layer)
 
 
@@ -60,18 +62,12 @@ def _folded(graph: Graph, node: Node, layer: Node) -> Rewrite:
     if not (deviation > 0).all() or not all(np.isfinite(n).all() for n in numbers):
         raise Skip("its parameters hold NaN, infinity or a variance below zero")
     factor = gamma / np.sqrt(deviation)
-    shape = [1] * weight.numpy().ndim
-    shape[_CHANNEL_AXIS[layer.op]] = -1
-    dtype = weight.numpy().dtype
+    assert weight.encoding is not None
     with np.errstate(over="ignore"):
-        scaled, shifted = (
-            a.astype(dtype)
-            for a in (
-                weight.numpy() * factor.reshape(shape),
-                ((0.0 if old_bias is None else old_bias.numpy()) - mean) * factor + beta,
-            )
-        )
-    if not np.isfinite(scaled).all() or not np.isfinite(shifted).all():
+        scaled = weight.encoding.scaled(factor, _CHANNEL_AXIS[layer.op])
+        shift = ((0.0 if old_bias is None else old_bias.numpy()) - mean) * factor + beta
+        shifted = shift.astype(weight.tensor.dtype.numpy)
+    if not np.isfinite(scaled.decode()).all() or not np.isfinite(shifted).all():
         raise Skip(f"the folded weights do not fit in {weight.tensor.dtype.value}")
     operands = [
         operand(layer, 0),

@@ -1,4 +1,4 @@
-"""Nodes whose operands are all constants become constants, as far as a byte budget allows.
+"""Nodes whose operands are all constants become constants, where the file grows by no more than a little.
 
     Transpose(@w) -> @w'      ConstantOfShape([2]) of 1 -> [1, 1]
 
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.ir import Dense, Graph, Node, TensorType, Value
+from tersor.ir import Graph, Node, TensorType, Value
 from tersor.ops import TABLE
 from tersor.ops.fold import Waiting, fold_exactly
-from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead
+from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead, weight_bytes
 
 MAX_WORK = 1 << 30  # Operations; some seconds, as numpy does them.
+SHARE = 100  # All constants together may become larger by one part in as many.
 # Attributes of windows: arrays that neither operands nor results bound (padded ones, of kernels spread out
 # by their dilations).
 _WINDOWED = ("dilations", "group", "kernel_shape")
@@ -31,17 +32,17 @@ _WINDOWED = ("dilations", "group", "kernel_shape")
 class FoldConstants(Pass):
     """Options:
 
-    byte_budget: how much larger all constants together may become, by what makes much from little
-        (Expand, Range, the sum of a row and a column …). What others still read may be copied
-        once (a transposed table beside the table).
+    byte_budget: how much larger all constants together may become than they were when the pipeline
+        began, by what makes much from little (Expand, Range, floats from integers …) and by what copies
+        what others still read. A hundredth of them may be added anyway.
     """
 
     keeps = ROUNDING
-    byte_budget: int = 16 << 20
+    byte_budget: int = 1 << 12
 
     def run(self, graph: Graph, context: Context) -> None:
-        left = self.byte_budget
-        copied: set[Value] = set()
+        allowed = max(self.byte_budget, context.given_bytes // SHARE)
+        left = context.given_bytes + allowed - weight_bytes(graph)
         waiting = Waiting(context.evaluate) if context.evaluate is not None else None
         for node in graph.walk():
             owner = node.graph
@@ -50,12 +51,10 @@ class FoldConstants(Pass):
             if not context.may_rewrite(after=len(waiting or ())):
                 break
             try:
-                # What others still read stays beside the result; each such operand is let off once.
-                staying = {v for v in _operands(node) if any(u.user is not node for u in v.uses)}
-                credit = sum(_bytes(v) for v in _operands(node) if v not in copied)
-                growth = max(0, _result_bytes(node) - credit)
-                if growth > left:
-                    raise Skip(f"its {growth} bytes more are over the budget: {left} are left")
+                freed = sum(_freed(v, node, waiting) for v in _operands(node))
+                growth, room = _result_bytes(node) - freed, max(left, 0)
+                if growth > room:
+                    raise Skip(f"its {growth} bytes more are over the budget: {room} are left")
                 if (work := _work(node)) > MAX_WORK:
                     raise Skip(f"its {work} operations are more than {MAX_WORK}")
             except Skip as reason:
@@ -70,7 +69,6 @@ class FoldConstants(Pass):
             else:
                 continue
             left -= growth
-            copied |= staying
         for node, made in waiting.computed() if waiting is not None else ():
             _replace(node, made, context)
 
@@ -93,11 +91,8 @@ def _foldable(node: Node, waiting: Waiting | None) -> bool:
         return False
     if any(name in node.attrs for name in _WINDOWED):
         return False
-    # What is held in fewer bits stays so.
     return all(
-        v is None
-        or isinstance(v.encoding, Dense)
-        or (v.encoding is None and waiting is not None and waiting.knows(v))
+        v is None or v.is_constant or (waiting is not None and waiting.knows(v))
         for v in node.inputs
     )
 
@@ -111,6 +106,20 @@ def _work(node: Node) -> int:
 def _operands(node: Node) -> list[Value]:
     """Each once."""
     return list(dict.fromkeys(v for v in node.inputs if v is not None))
+
+
+def _freed(value: Value, node: Node, waiting: Waiting | None) -> int:
+    """Bytes of an operand that are no longer needed when ``node`` is folded. What other nodes read that
+    can be folded too (slices of one matrix) goes with the last of them: each counts its part."""
+    made: dict[Node, int] = {}
+    for user in dict.fromkeys(use.user for use in value.uses):
+        if not isinstance(user, Node) or not _foldable(user, waiting):
+            return 0
+        try:
+            made[user] = _result_bytes(user)
+        except Skip:
+            return 0
+    return _bytes(value) * made[node] // max(sum(made.values()), 1)
 
 
 def _bytes(value: Value) -> int:

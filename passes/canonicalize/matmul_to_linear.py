@@ -37,9 +37,7 @@ class MatMulToLinear(Pass):
 
 
 def _is_weight(value: Value) -> bool:
-    return (
-        isinstance(value.encoding, Dense) and value.tensor.rank == 2 and value.tensor.dtype.is_float
-    )
+    return value.is_constant and value.tensor.rank == 2 and value.tensor.dtype.is_float
 
 
 def _matmul(graph: Graph, node: Node) -> Rewrite:
@@ -58,18 +56,19 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
     if bias is not None and not _is_row(bias, weight, int(node.attrs["transB"])):  # type: ignore[arg-type]
         raise Skip("its bias is not one constant row")
     alpha, beta = node.attrs["alpha"], node.attrs["beta"]
-    data = weight.numpy().T if node.attrs["transB"] else weight.numpy()
-    if node.attrs["transB"] or alpha != 1.0:
+    held, dtype = weight.encoding, weight.tensor.dtype.numpy
+    assert held is not None
+    if node.attrs["transB"]:
         # A view where it can be one: weights may be mapped, and all of them more than memory holds.
-        scaled = (
-            data if alpha == 1.0 else np.ascontiguousarray(data * np.asarray(alpha, data.dtype))
-        )
-        weight = graph.constant(scaled, weight.name)
+        held = held.transpose((1, 0))
+    if alpha != 1.0:
+        held = held.scaled(np.asarray(alpha, dtype), None)
+    if held is not weight.encoding:
+        weight = graph.constant(held, weight.name)
     operands: list[Value | None] = [x, weight]
     if bias is not None and beta != 0.0:
-        row = np.broadcast_to(bias.numpy().reshape(-1), (data.shape[1],)) * np.asarray(
-            beta, data.dtype
-        )
+        columns = weight.tensor.shape[1]
+        row = np.broadcast_to(bias.numpy().reshape(-1), (columns,)) * np.asarray(beta, dtype)
         operands.append(graph.constant(np.ascontiguousarray(row), bias.name))
     return graph.emit("tersor.Linear", operands, name=node.output.name)
 

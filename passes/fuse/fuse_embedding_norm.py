@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, made_by, operand, rank
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 
@@ -81,9 +81,7 @@ def _terms(value: Value) -> tuple[list[Node], list[Value]]:
 
 def _is_lookup(gather: Node) -> bool:
     table = operand(gather, 0)
-    return (
-        isinstance(table.encoding, Dense) and table.tensor.rank == 2 and gather.attrs["axis"] == 0
-    )
+    return table.is_constant and table.tensor.rank == 2 and gather.attrs["axis"] == 0
 
 
 def _is_row(value: Value) -> bool:
