@@ -173,7 +173,7 @@ def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Array
 def attention_of(dtype: str, rng: np.random.Generator) -> tuple[Attention, Arrays, Arrays]:
     """MiniLM's attention, with a mask that leaves nothing out."""
     spec = Attention(
-        HEADS, HEADS, HEAD, HEAD, HEAD**-0.5, dtype, packed=True, mask=True, causal=False
+        HEADS, HEADS, HEAD, HEAD, HEAD**-0.5, dtype, "packed", mask="bool", axes="b11k"
     )
     packed = _normal(rng, BATCH, LENGTH, 3 * HIDDEN)
     held = (packed.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else packed

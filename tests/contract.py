@@ -45,14 +45,19 @@ def run_in_onnx(graph: Graph, inputs: dict[str, np.ndarray], reference: bool) ->
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
-def compiled_in_tvm(*graphs: Graph) -> list[Run]:
-    """What runs each of ``graphs`` as its nodes are lowered to in TVM: no kernel takes their place.
-    One module for all, compiled for this machine: most of the time goes to a module, not to its nodes."""
+def compiled_in_tvm(*graphs: Graph, kernels: bool = False) -> list[Run]:
+    """What runs each of ``graphs`` as its nodes are lowered to in TVM; where not asked for, no kernel takes
+    their place. One module for all, compiled for this machine: most of the time goes to a module, not to its
+    nodes."""
     import tvm
 
-    from tersor.backends.tvm import lowering, ops, pipeline
+    from tersor.backends.tvm import fuse, lowering, ops, pipeline
+    from tersor.backends.tvm.kernels.emit import Isa
+    from tersor.backends.tvm.ops import fused
 
-    lowered = lowering.lower_all(graphs, ops.RULES)
+    isa = Isa.of(Target.host().features, threads=1)
+    rules = {**ops.RULES, **fused.rules(isa)} if kernels else ops.RULES
+    lowered = lowering.lower_all([fuse.fuse(g, isa) if kernels else g for g in graphs], rules)
     target = pipeline.tvm_target(Target.host().features, cores=1)
     executable = pipeline.compile_module(lowered.module, target)
     machine = tvm.relax.VirtualMachine(executable, tvm.cpu())

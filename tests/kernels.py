@@ -67,8 +67,12 @@ def on(names: Collection[str]) -> Any:
 
 def build(name: str, function: Any, machine: Machine) -> Any:
     """The executable of one kernel."""
-    module = tvm.IRModule({name: function})
-    return tvm.compile(module, machine.target(), tir_pipeline=TIR_PIPELINE)
+    return build_all({name: function}, machine)
+
+
+def build_all(functions: dict[str, Any], machine: Machine) -> Any:
+    """The executable of kernels, by name."""
+    return tvm.compile(tvm.IRModule(functions), machine.target(), tir_pipeline=TIR_PIPELINE)
 
 
 @cache
@@ -91,11 +95,17 @@ def fenced(array: np.ndarray) -> np.ndarray:
     return held
 
 
-def call(function: Any, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> list[Any]:
-    """The results, which begin as what is passed for them."""
+def call(
+    function: Any,
+    operands: Sequence[np.ndarray],
+    results: Sequence[np.ndarray],
+    sizes: Sequence[int] = (),
+) -> list[Any]:
+    """The results, which begin as what is passed for them; ``sizes``: numbers behind the operands."""
     arrays = [fenced(np.asarray(a)) for a in (*operands, *results)]
     # Of arrays without elements numpy tells strides that TVM does not take.
-    function(*(tvm.runtime.from_dlpack(a) if a.size else tvm.runtime.tensor(a) for a in arrays))
+    passed = [tvm.runtime.from_dlpack(a) if a.size else tvm.runtime.tensor(a) for a in arrays]
+    function(*passed[: len(operands)], *sizes, *passed[len(operands) :])
     return arrays[len(operands) :]
 
 

@@ -8,7 +8,7 @@
     at least 16, padded to 64 columns.
     ``result`` is ``float32`` or ``bfloat16`` (then y is u16: the bits).
 
-    tvm.Attention  q, k, v or one tensor of all three, mask  ->  y
+    tvm.Attention  q, k, v or one tensor of all three, mask, past k, past v, lengths  ->  y, k, v
 
 What is read of the outputs is what the kernel writes. These ops exist within this backend only, so the op
 table has no rows for them; a printed graph shows what is launched.
@@ -27,6 +27,7 @@ from tersor.backends.tvm.kernels.products import K_STEP, padded
 from tersor.errors import Unsupported
 from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ir.dims import maximum, product
+from tersor.ops.families.attention import head_counts
 from tersor.rewriting import erase_dead, replace_node
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
@@ -165,13 +166,18 @@ class _Fusion:
     def _attention(self, node: Node) -> None:
         """Where q, k and v come from layers that read the same and nobody else does, these become
         one, whose result goes to the kernel as it is."""
-        attrs: dict[str, Attribute] = {
-            name: node.attrs[name] for name in ("q_num_heads", "kv_num_heads", "is_causal")
-        }
-        attrs["scale"] = _scale(node)
+        heads, kv_heads = head_counts(node)  # type: ignore[misc]
+        attrs: dict[str, Attribute] = {"q_num_heads": heads, "kv_num_heads": kv_heads}
+        attrs |= {"is_causal": node.attrs["is_causal"], "scale": _scale(node, heads)}
+        attrs |= {n: node.attrs[n] for n, none in _RARE.items() if node.attrs.get(n, none) != none}
         linears = [v.producer for v in node.inputs[:3] if v is not None]
-        together = len(set(linears)) == 3 and all(
-            n is not None and n.op == "tersor.Linear" and _feeds_attention(n, node) for n in linears
+        together = (
+            len(set(linears)) == 3
+            and node.input(4) is None
+            and all(
+                n is not None and n.op == "tersor.Linear" and _feeds_attention(n, node)
+                for n in linears
+            )
         )
         merged = [n for n in linears if n is not None] if together else []
         if merged and len({_source(n) for n in merged}) == 1 and _alike(merged):
@@ -183,10 +189,10 @@ class _Fusion:
         attrs["dtype"] = result
         with self.graph.at(node):
             made = self.graph.emit_node(
-                ATTENTION, [*operands, node.input(3)], attrs, types=[node.output.type],
-                names=[node.output.name],
+                ATTENTION, [*operands, *node.inputs[3:]], attrs, types=[v.type for v in node.outputs],
+                names=[v.name for v in node.outputs],
             )  # fmt: skip
-        replace_node(node, [made.output])
+        replace_node(node, made.outputs)
 
 
 def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
@@ -281,44 +287,48 @@ def _alike(linears: list[Node]) -> bool:
     return len(kinds) == 1
 
 
+_RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
+"""Attributes of an Attention, and what most have."""
+
+
 def _has_kernel(node: Node) -> bool:
-    """Whether the attention kernel computes this: hidden form, keys masked or causal, no past."""
-    q, k, v = node.inputs[:3]
-    mask = node.input(3)
-    if any(node.input(i) is not None for i in range(4, 7)) or len(node.outputs) > 1:
+    """Whether the attention kernel computes this: in single precision, nobody reads the scores, and sizes
+    have names at least."""
+    counts, mask, lengths = head_counts(node), node.input(3), node.input(6)
+    if len(node.outputs) > 3 and node.outputs[3].uses:
         return False
-    given = node.attrs
-    plain = (
-        given.get("softcap", 0.0) == 0.0
-        and given.get("left_window_size", -1) == -1
-        and given.get("right_window_size", -1) == -1
-        and given.get("qk_matmul_output_mode", 0) == 0
-    )
-    types = [v.type for v in (q, k, v) if v is not None]
-    if not plain or not all(isinstance(t, TensorType) and t.rank == 3 for t in types):
+    operands = [v for v in (*node.inputs[:3], node.input(4), node.input(5)) if v is not None]
+    if counts is None or counts[0] % counts[1] or not all(_is_named(v) for v in operands):
         return False
-    dims = [t.dims for t in types if isinstance(t, TensorType) and t.dtype is DType.F32]
-    if len(dims) != 3 or any(d is None or None in d for d in dims):
+    if any(v.tensor.dtype is not DType.F32 for v in operands):
         return False
-    (batch, queries, hidden), (_, keys, k_hidden), (_, _, v_hidden) = dims  # type: ignore[misc]
-    heads, kv_heads = given.get("q_num_heads"), given.get("kv_num_heads")
-    if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(hidden, int)):
+    if any(not isinstance(v.tensor.dims[-1], int) for v in operands):  # type: ignore[index]
         return False
-    if k_hidden != hidden // heads * kv_heads or not isinstance(v_hidden, int):
-        return False
-    if given.get("is_causal") and queries != keys:
+    if lengths is not None and (
+        not _is_named(lengths) or lengths.tensor.dtype is not DType.I64 or node.input(4) is not None
+    ):
         return False
     return mask is None or (
-        mask.tensor.dtype is DType.BOOL and mask.tensor.dims == (batch, 1, 1, keys)
+        _is_named(mask)
+        and mask.tensor.dtype in (DType.BOOL, DType.F32)
+        and mask.tensor.rank in (2, 3, 4)
     )
 
 
-def _scale(node: Node) -> float:
+def _is_named(value: Value) -> bool:
+    """Whether each of its dims is a number or has a name."""
+    return isinstance(value.type, TensorType) and None not in (value.tensor.dims or (None,))
+
+
+def _scale(node: Node, heads: int) -> float:
     given = node.attrs.get("scale")
     if isinstance(given, (int, float)) and given:
         return float(given)
-    heads, hidden = node.attrs["q_num_heads"], node.inputs[0].tensor.dims[-1]  # type: ignore[union-attr,index]
-    return float((hidden // heads) ** -0.5)  # type: ignore[operator]
+    q = node.inputs[0]
+    assert q is not None and q.tensor.dims is not None
+    last = q.tensor.dims[-1]
+    assert isinstance(last, int)
+    return float((last if q.tensor.rank == 4 else last // heads) ** -0.5)
 
 
 def _encoding(value: Value | None) -> Encoding:

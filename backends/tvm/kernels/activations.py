@@ -50,7 +50,7 @@ def _sigmoid(x: Any) -> Any:
     return like(x, 1.0) / (like(x, 1.0) + _exp(held(like(x, 0.0) - x)))
 
 
-def _tanh(x: Any) -> Any:
+def tanh(x: Any) -> Any:
     """As :func:`vector.tanh`, in steps."""
     if _is_double(x):
         return tirx.tanh(x)
@@ -81,7 +81,7 @@ def _above(x: Any, threshold: float, otherwise: Any) -> Any:
 # are left out (None: it has no such parameter).
 FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "sigmoid": (_plain(_sigmoid), None, None),
-    "tanh": (_plain(_tanh), None, None),
+    "tanh": (_plain(tanh), None, None),
     "relu": (lambda x, a, b: at_least(x, 0.0), None, None),
     "softsign": (lambda x, a, b: x / (like(x, 1.0) + _absolute(x)), None, None),
     "softplus": (_plain(_softplus), None, None),
@@ -91,7 +91,7 @@ FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "hardsigmoid": (lambda x, a, b: at_least(at_most(_affine(x, a, b), 1.0), 0.0), 0.2, 0.5),
     "affine": (_affine, 1.0, 0.0),
     "scaledtanh": (
-        lambda x, a, b: like(x, a) * _tanh(held(x * like(x, b))), 1.0, 1.0
+        lambda x, a, b: like(x, a) * tanh(held(x * like(x, b))), 1.0, 1.0
     ),
 }  # fmt: skip
 

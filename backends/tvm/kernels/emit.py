@@ -193,6 +193,21 @@ def transposed(rows: Sequence[Any]) -> list[Any]:
     return held
 
 
+def lane_sums(vectors: Sequence[Any]) -> Any:
+    """The vector whose lane i is the sum of all lanes of vector i, of as many vectors as they have lanes:
+    the steps of :func:`transposed`, each of which adds what it brings together."""
+    held, n, size = list(vectors), len(vectors), 1
+    while size < n:
+        low = [c if not c & size else n + c - size for c in range(n)]
+        high = [c + size if not c & size else n + c for c in range(n)]
+        held = [
+            bind(tirx.Shuffle([a, b], low) + tirx.Shuffle([a, b], high))
+            for a, b in zip(held[::2], held[1::2], strict=True)
+        ]
+        size *= 2
+    return held[0]
+
+
 def reduce_lanes(value: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
     """Folds the lanes of a vector into one number: halves onto halves."""
     while lanes > 1:

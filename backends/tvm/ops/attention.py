@@ -93,6 +93,28 @@ def _attention(lowering: Lowering, node: Node) -> Sequence[Any]:
     return made
 
 
+def presents(
+    lowering: Lowering,
+    k: Value,
+    v: Value,
+    past_k: Value | None,
+    past_v: Value | None,
+    kv_heads: int,
+) -> list[Any]:
+    """Keys and values behind those of a past, [batch, kv_heads, past + length, d]."""
+    held = []
+    for new, past in ((k, past_k), (v, past_v)):
+        dims, before = dims_of(new), 0 if past is None else _known(dims_of(past)[2])
+        width = _known(dims[-1])
+        sizes = {
+            "batch": _known(dims[0]), "kv_heads": kv_heads, "keys": _known(dims[-2]),
+            "past": before, "all": before + _known(dims[-2]),
+            "size": floordiv(width, kv_heads) if len(dims) == 3 else width,
+        }  # fmt: skip
+        held.append(_present(lowering, new, past, sizes, "size"))
+    return held
+
+
 def _present(lowering: Lowering, new: Value, past: Value | None, dims: Sizes, size: str) -> Any:
     """[batch, kv_heads, past + keys, size]: the past, then the operand."""
     batch, heads, keys, width = (dims[name] for name in ("batch", "kv_heads", "keys", size))

@@ -16,6 +16,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
+from tersor.backends.tvm.ops.attention import presents
 from tersor.ir import Affine, DType, Node, Value
 
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
@@ -100,27 +101,56 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
 
 
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
-    q, k, v, mask = (node.input(i) for i in range(4))
+    q, k, v, mask, past_k, past_v, lengths = (node.input(i) for i in range(7))
+    spec = _attention_spec(node)
+    operands, made = [lowering[q]], list[Any]()
+    if k is not None and v is not None:
+        held = [lowering[k], lowering[v]]
+        if past_k is not None or len(node.outputs) > 1:
+            held = made = presents(lowering, k, v, past_k, past_v, spec.kv_heads)
+        operands += held
+    operands += [lowering[value] for value in (mask, lengths) if value is not None]
+    if past_k is not None:
+        operands.append(lowering.dim(past_k.tensor.dims[2]))  # type: ignore[index]
+    y = _call(lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1])
+    return [*y, *made]
+
+
+def _attention_spec(node: Node) -> Attention:
+    """What the kernel of a fused attention is specialized for."""
+    q, k, _, mask, past, _, lengths = (node.input(i) for i in range(7))
+    assert q is not None
     attrs: Any = node.attrs
     heads, kv_heads = attrs["q_num_heads"], attrs["kv_num_heads"]
-    width, v_width = (_last_dim(v) for v in (q, node.output))
-    v_d = v_width // heads
-    d = (width - kv_heads * v_d) // (heads + kv_heads) if k is None else width // heads
-    spec = Attention(
-        heads=heads,
-        kv_heads=kv_heads,
-        d=d,
-        v_d=v_d,
-        scale=attrs["scale"],
-        dtype=attrs["dtype"],
-        packed=k is None,
-        mask=mask is not None,
-        causal=bool(attrs["is_causal"]),
+    d, v_d, layout = _last_dim(q), _last_dim(node.outputs[0]), "heads"
+    if q.tensor.rank == 3:
+        v_d, layout = v_d // heads, "hidden" if k is not None else "packed"
+        d = d // heads if k is not None else (d - kv_heads * v_d) // (heads + kv_heads)
+    joined = past is not None or len(node.outputs) > 1
+    return Attention(
+        heads,
+        kv_heads,
+        d,
+        v_d,
+        attrs["scale"],
+        attrs["dtype"],
+        layout,
+        "heads" if joined or layout == "heads" else "hidden",
+        mask="" if mask is None else dtype_of(mask.type),
+        axes="" if mask is None else _axes(mask),
+        causal=bool(attrs.get("is_causal")),
+        window=(attrs.get("left_window_size", -1), attrs.get("right_window_size", -1)),
+        softcap=float(attrs.get("softcap") or 0.0),
+        past=past is not None,
+        lengths=lengths is not None,
     )
-    operands = [lowering[value] for value in (q, k, v, mask) if value is not None]
-    return _call(
-        lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1]
-    )
+
+
+def _axes(mask: Value) -> str:
+    dims = mask.tensor.dims
+    assert dims is not None
+    *outer, _ = zip("bhqk"[-len(dims) :], dims, strict=True)
+    return "".join("1" if dim == 1 else name for name, dim in outer) + "k"
 
 
 def _last_dim(value: Value | None) -> int:

@@ -1,5 +1,5 @@
-"""Attention and RotaryEmbedding as the generic rules lower them: each form, of open sizes, gives what
-the op table says it means, which is held against ONNX Runtime elsewhere."""
+"""Attention and RotaryEmbedding as the generic rules lower them, and Attention by the kernel: each form, of
+open sizes, gives what the op table says it means, which is held against ONNX Runtime elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tersor.ops.evaluate import evaluate
 
 pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
+from tersor.backends.tvm.fuse import fuse
+from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.lowering import lower
 from tersor.backends.tvm.ops import RULES
 
@@ -154,6 +156,44 @@ def test_what_is_rare_is_refused() -> None:
     graph.set_outputs([y])
     with pytest.raises(Unsupported, match="lengths of a padded cache"):
         lower(graph, RULES)
+
+
+# -- the kernel ------------------------------------------------------------------------------------
+
+
+def by_kernel() -> dict[tuple[str, ...], Graph]:
+    return {
+        ("softcap and mask",): attention(True, 2, **FORMS["softcap and mask"]),
+        ("causal and additive",): attention(False, **FORMS["causal and additive"]),
+        ("mask for each head",): attention(True, **FORMS["mask for each head"]),
+        ("additive for each head",): attention(False, 2, **FORMS["additive for each head"]),
+        ("additive of rank 2",): attention(True, 1, **FORMS["additive of rank 2"]),
+        ("short mask",): attention(True, **FORMS["short mask"]),
+        ("short additive mask",): attention(True, **FORMS["short additive mask"]),
+        ("past",): attention(True, 2, past=True, results=3, is_causal=1),
+        ("past alone",): attention(False, 2, real(BATCH, 1, Q, PAST + K), past=True),
+        ("past and mask",): attention(
+            False, 1, boolean(BATCH, 1, 1, PAST + K), past=True, results=3, is_causal=1
+        ),
+        ("read keys",): attention(True, results=3),
+    }
+
+
+@cache
+def kernels() -> dict[tuple[str, ...], tuple[Graph, Run]]:
+    graphs = by_kernel()
+    runs = compiled_in_tvm(*graphs.values(), kernels=True)
+    return {key: (graphs[key], run) for key, run in zip(graphs, runs, strict=True)}
+
+
+@pytest.mark.parametrize("form", [form for (form,) in by_kernel()])
+def test_the_kernel_means_the_same(form: str) -> None:
+    graph, run = kernels()[form,]
+    assert [n.op for n in fuse(graph, Isa(8, "widen", 1)).nodes] == ["tvm.Attention"]
+    check(
+        graph, run, feeds_of(graph), feeds_of(graph, OTHER),
+        feeds_of(graph, {"batch": 2, "queries": 35, "keys": 40, "past": 0}),
+    )  # fmt: skip
 
 
 # -- rotary embedding ------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ def test_every_kind_of_kernel_builds(level: str, tmp_path: Path) -> None:
     held = "bfloat16" if isa.bfloat16 else "float32"
     specs = [
         (linear.kernel, Linear(16, 16, quantized=True, result=held)),
-        (attention.kernel, Attention(2, 2, 32, 32, 0.25, held, True, True, False)),
+        (attention.kernel, Attention(2, 2, 32, 32, 0.25, held, "packed", mask="bool", axes="b11k")),
+        (attention.kernel, Attention(2, 1, 8, 8, 0.25, mask="float32", axes="qk", causal=True)),
         (embedding.kernel, EmbeddingNorm(16, 1e-5, (Table(9, True, "int64", True, True),))),
     ]
     module = tvm.IRModule({spec.name: make(spec, isa) for make, spec in specs})
