@@ -18,13 +18,17 @@ from tersor.analysis.products import matrices, set_matrices
 from tersor.analysis.pruned_outputs import output_loss
 from tersor.analysis.ranking import Ranking
 from tersor.analysis.reconstruction import Moments, node_making
+from tersor.analysis.scores import with_scores
+from tersor.analysis.thinning import sample_count, thinned
 from tersor.analysis.unit_order import Reader, readers
 from tersor.ir import Graph, Value
-from tersor.pipeline import Feeds
+from tersor.pipeline import Context, Feeds
 from tersor.structure import AxisGroup, joined, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters
 
-TOLD = 5  # One in so many calibration batches tells what a trial cut costs.
+TOLD = (
+    256  # Samples that tell what a trial cut costs, some of every batch; of many, a fifth of all.
+)
 MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
 GOALS = 4  # How often a goal in time is set anew.
 NEAR = 0.02  # A share of a budget in time that noise makes.
@@ -74,7 +78,7 @@ class _Sharing:
         self.graph, self.context = ranking.graph, ranking.context
         self.orders = ranking.orders(groups)
         self.at = [budgets.levels(g) for g in groups]
-        self.told = _told(self.context.calibration)
+        self.told = _told(self.graph, self.context)
         self.wanted: list[Mapping[str, np.ndarray]] | None = None
 
     def amounts(self) -> list[int]:
@@ -173,8 +177,8 @@ class _Sharing:
         return scale if np.isfinite(scale) else 1.0
 
     def _loss(self, gone: Sequence[int]) -> float:
-        """What the outputs lose on some of the batches, with the first units of each order gone and their
-        readers fitted as the uncut model's activations have it."""
+        """What outputs and scores lose on some samples of all batches, with the first units of each order
+        gone and their readers fitted as the uncut model's activations have it."""
         assert self.context.evaluate is not None
         copy = self.graph.copy()
         held = list(zip(self.groups, self.orders, gone, strict=True))
@@ -190,9 +194,10 @@ class _Sharing:
                 sliced[made, len(made.tensor.shape) - 1] = reader.biases_at(cut)
         slice_graph(copy, sliced)
         if self.wanted is None:
-            self.wanted = [self.context.evaluate(self.graph, f) for f in self.told]
-        got = [self.context.evaluate(copy, f) for f in self.told]
-        return output_loss(self.wanted, got)
+            whole, _ = with_scores(self.graph)
+            self.wanted = [self.context.evaluate(whole, f) for f in self.told]
+        copy, _ = with_scores(copy)
+        return output_loss(self.wanted, [self.context.evaluate(copy, f) for f in self.told])
 
     def _refit(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
         """A layer of ``copy`` without the inputs ``gone``, the others fitted; before the copy is cut. The
@@ -210,6 +215,10 @@ class _Sharing:
         )
 
 
-def _told(feeds: Feeds) -> Feeds:
-    """Those batches that losses are told on."""
-    return [f for i, f in enumerate(feeds) if i % TOLD == TOLD - 1] or list(feeds[:1])
+def _told(graph: Graph, context: Context) -> Feeds:
+    """What losses are told on."""
+    feeds, evaluate = context.calibration, context.evaluate
+    count = sample_count(graph, feeds)
+    if evaluate is None or count is None:
+        return feeds
+    return thinned(graph, feeds, max(TOLD, count // 5), evaluate)

@@ -16,16 +16,22 @@ def test_the_same_loses_nothing_and_the_mean_loses_all() -> None:
     assert output_loss([{"y": Y}], [{"y": mean}]) == pytest.approx(1)
 
 
-def test_all_outputs_of_all_batches_count_by_their_squares() -> None:
-    wanted = [{"y": Y, "z": 10 * Y}, {"y": Y, "z": Y}]
-    got = [{"y": Y + 1, "z": 10 * Y}, {"y": Y, "z": Y}]
-    # Squares around the mean: 2 + 8 of each Y, a hundred times that for ten times Y.
-    assert output_loss(wanted, got) == pytest.approx(4 / (10 * (1 + 100 + 1 + 1)))
+def test_outputs_and_batches_count_alike_however_large_they_are() -> None:
+    wanted = [{"y": Y, "z": 10 * Y}, {"y": Y, "z": 10 * Y}]
+    got = [{"y": Y + 1, "z": 10 * Y}, {"y": Y, "z": 10 * Y + 10}]
+    # Squares around the mean row [2, 4]: (1 + 4) / 2 a number; missed 1 of it in half of the batches.
+    assert output_loss(wanted, got) == pytest.approx(1 / 2.5 / 2)
+    # A batch of numbers that are small counts as if they were a tenth of the usual.
+    loud, quiet = np.array([[-100.0], [100.0]]), np.array([[-1.0], [1.0]])
+    lost = output_loss([{"y": loud}, {"y": quiet}], [{"y": loud}, {"y": 0 * quiet}])
+    assert lost == pytest.approx(1 / (0.01 * (100**2 + 1) / 2) / 2)
 
 
-def test_integers_and_empty_outputs_say_nothing() -> None:
-    wanted = {"y": Y, "ids": np.array([1, 2]), "none": np.zeros((0, 3), np.float32)}
-    assert output_loss([wanted], [{**wanted, "ids": np.array([5, 6])}]) == 0
+def test_integers_lose_what_differs_and_empty_outputs_say_nothing() -> None:
+    wanted = {"ids": np.array([1, 2, 3, 4]), "none": np.zeros((0, 3), np.float32)}
+    assert output_loss([wanted], [{**wanted, "ids": np.array([1, 2, 3, 6])}]) == 0.25
+    assert output_loss([wanted], [{**wanted, "ids": np.array([1, 2])}]) == 1
+    assert output_loss([{"none": wanted["none"]}], [wanted]) == 0
 
 
 def test_numbers_without_axes_and_single_rows_are_shares_of_what_they_are() -> None:

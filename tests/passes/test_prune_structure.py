@@ -82,6 +82,21 @@ BRANCH = """graph main(%c: bool[], %x: f32[n, 6]) -> (y = %y) {
   }}
 }"""
 
+# Two branches with twelve neurons each.
+FORK = """graph main(%c: bool[], %x: f32[n, 6]) -> (y = %y) {
+  @w1: f32[6, 12] = dense normal(0)
+  @w2: f32[12, 4] = dense normal(1)
+  @w3: f32[6, 12] = dense normal(2)
+  @w4: f32[12, 4] = dense normal(3)
+  %y: f32[n, 4] = If(%c) {else_branch = graph no() -> (a = %a) {
+    %h: f32[n, 12] = tersor.Linear(%x, @w1) {activation = "relu"} scope "no.hidden"
+    %a: f32[n, 4] = tersor.Linear(%h, @w2) {activation = "none"} scope "no.head"
+  }, then_branch = graph yes() -> (b = %b) {
+    %z: f32[n, 12] = tersor.Linear(%x, @w3) {activation = "relu"} scope "yes.hidden"
+    %b: f32[n, 4] = tersor.Linear(%z, @w4) {activation = "none"} scope "yes.head"
+  }}
+}"""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -638,3 +653,28 @@ def test_the_command_line(tmp_path: Path, given: str) -> None:
     assert (
         0.7 <= left <= 0.8 if given == "macs=0.8" else left == pytest.approx((54 + 81 + 36) / 264)
     )
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_all_batches_tell_what_a_cut_costs_and_not_only_the_first(first: bool) -> None:
+    """One batch for each branch: neither is taken for one that no output depends on."""
+    feeds = [
+        {"c": np.array(c), **feed} for c, feed in zip((first, not first), rows(2), strict=True)
+    ]
+    after, report = prune(parse(FORK, TABLE), PruneStructure(macs=0.6), feeds, ort.Evaluator())
+    whole = parse(FORK, TABLE)
+    assert set(report.kept) == {"yes.hidden#2", "no.hidden"}
+    for feed in feeds:
+        # A branch that has two neurons left is off by 0.6 and more.
+        assert loss(whole, after, [feed], ort.Evaluator()) < 0.5
+
+
+def test_where_a_graph_returns_labels_the_scores_tell_what_a_cut_costs() -> None:
+    """Neurons that hardly reach the scores go, and not those that do."""
+    tail = "%labels: i64[n] = ArgMax(%y) {axis = -1, keepdims = 0}\n}"
+    text = LATE[:-1].replace("(y = %y)", "(labels = %labels)") + tail
+    weak = 0.001 * np.random.default_rng(3).standard_normal((10, 4))
+    step = PruneStructure(macs=0.75)
+    _, report = prune(mlp(text, w3=weak), step, run=ort.Evaluator())
+    _, scored = prune(mlp(LATE, w3=weak), step, run=ort.Evaluator())
+    assert report.kept == scored.kept and report.kept["net.first#2"] == "0-11"
