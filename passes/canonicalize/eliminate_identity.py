@@ -7,7 +7,7 @@
  5. Transpose(Transpose(x))                        = Transpose(x) by the product, or x
  6. Transpose(x) that keeps the order              = x
  7. Reshape(Reshape(x)), Squeeze or Unsqueeze of one, as far as the last target is constant
- 8. Slice(x), Pad(x) of everything                 = x
+ 8. Slice(x), Pad(x) of everything, Resize(x) by 1 = x
  9. Concat of one, Split into one                  = x
 10. Not(Not(x)), Neg(Neg(x))                       = x
 11. Where(constant, a, b), all of it one way       = a or b       (where the type stays)
@@ -163,6 +163,15 @@ def _whole(graph: Graph, node: Node) -> Rewrite:
     return x if forward else None
 
 
+def _resize(graph: Graph, node: Node) -> Rewrite:
+    """By constant scales of 1: every position is its own, in all modes but the one that crops."""
+    scales = node.input(2)
+    cropped = node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
+    if scales is None or cropped or uniform_constant(scales) != 1.0:
+        return None
+    return operand(node, 0)
+
+
 def _involution(graph: Graph, node: Node) -> Rewrite:
     inner = made_by(operand(node, 0), node.op)
     return operand(inner, 0) if inner is not None else None
@@ -193,6 +202,7 @@ _RULES: dict[str, Callable[[Graph, Node], Rewrite]] = {
     "Pad": _whole,
     "Concat": _whole,
     "Split": _whole,
+    "Resize": _resize,
     "Not": _involution,
     "Neg": _involution,
     "Where": _where,

@@ -236,7 +236,7 @@ def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> 
     for x, sizes in ((q, (a[1], a[3])), (kt, (b[1], b[2])), (v, (c[1], c[3]))):
         if not all(isinstance(size, int) for size in sizes):
             raise Skip(f"heads or head size of {x!r} are not known")
-    if not _agree(a[0], b[0]) or not _agree(b[0], c[0]) or not a[1] == b[1] == c[1]:
+    if not _one_batch(a[0], b[0], c[0]) or not a[1] == b[1] == c[1]:
         raise Skip("its operands are of different batches or heads")
     shapes = [dims(mask) for mask in masks]
     lasts = [s[-1:] if shape is None else shape[-1:] for shape in shapes]  # () is a number's
@@ -244,8 +244,14 @@ def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> 
         raise Skip("its mask does not tell the keys apart")
 
 
+def _one_batch(*batches: Dim) -> bool:
+    """Whether operands are of one batch. Products broadcast, so that dims of two names may be 1 and n."""
+    return len({batch for batch in batches if batch is not None}) <= 1
+
+
 def _agree(a: Dim, b: Dim) -> bool:
-    """Whether two dims of one axis may be taken as equal: a number does not stand for a symbol."""
+    """Whether a mask's last dim may be taken as the number of keys: a number does not stand for a symbol,
+    but another name does, since decoders call the length of their masks as they like."""
     return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 

@@ -28,6 +28,7 @@ from tersor.analysis.quantization import (
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.pipeline import LOSSY, Context, Pass
 
+NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
 _FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers with weights that stay in float.
 
 
@@ -87,6 +88,8 @@ class QuantizeDynamic(Pass):
             context.report.notes.append(
                 f"calibration shows none of the inputs of {unseen} layers: their errors are unknown"
             )
+        if nodes and context.report.rewrites:
+            context.report.notes.append(NOT_FINITE)
 
     def _wanted(self, node: Node, context: Context) -> bool:
         weight, x = node.inputs[1], node.inputs[0]

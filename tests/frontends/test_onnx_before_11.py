@@ -98,6 +98,21 @@ CASES: dict[str, Case] = {
         f"{INPUT} <float[4] s = {{1, 1, 2, 3}}> {{ y = Resize <mode = \"nearest\"> (x, s) }}",
         lambda: X.repeat(2, 2).repeat(3, 3),
     ),
+    "resize to less": (
+        10,
+        f"{INPUT} <float[4] s = {{1, 1, 0.6, 0.7}}> {{ y = Resize <mode = \"nearest\"> (x, s) }}",
+        lambda: X[:, :, [0, 2]][..., [0, 2, 3]],
+    ),
+    "resize to less and more": (
+        10,
+        f"{INPUT} <float[4] s = {{1, 1, 0.6, 1.6}}> {{ y = Resize (x, s) }}",
+        lambda: X[:, :, [0, 2]][..., [0, 0, 1, 1, 2, 3, 3, 4]],
+    ),
+    "resize by computed scales": (
+        10,
+        f"{INPUT} <float[4] s = {{1, 1, 1.2, 3.2}}, float[4] d = {{1, 1, 2, 2}}> {{ half = Div (s, d)  y = Resize (x, half) }}",
+        lambda: X[:, :, [0, 2]][..., [0, 0, 1, 1, 2, 3, 3, 4]],
+    ),
     "upsample by attributes": (7, f"{INPUT} {{ y = Upsample <scales = [1.0, 1.0, 2.0, 3.0]> (x) }}", lambda: X.repeat(2, 2).repeat(3, 3)),
     "upsample of height and width": (1, f"{INPUT} {{ y = Upsample <height_scale = 2.0, width_scale = 3.0> (x) }}", lambda: X.repeat(2, 2).repeat(3, 3)),
     "constants of selu": (

@@ -23,7 +23,7 @@ from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from tersor.passes.fuse.merge_linears import MergeLinears
 from tersor.pipeline import Pass, Pipeline
 
-SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5, "past": 4}
+SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5, "past": 4, "other": 1}
 
 
 def feed(graph: Graph) -> dict[str, np.ndarray]:
@@ -539,6 +539,8 @@ def test_attention_stays_with_a_reason() -> None:
     assert skipped(one_head) == ["its operands are of different batches or heads"]
     one_batch = attention_text().replace("%v: f32[batch, 2,", "%v: f32[1, 2,")
     assert skipped(one_batch) == ["its operands are of different batches or heads"]
+    two_batches = attention_text().replace("%v: f32[batch, 2,", "%v: f32[other, 2,")
+    assert skipped(two_batches) == ["its operands are of different batches or heads"]
     unknown = attention_text().replace("%q: f32[batch, 2, seq, 4]", "%q: f32[batch, 2, seq, n]")
     unknown = unknown.replace("%kt: f32[batch, 2, 4, keys]", "%kt: f32[batch, 2, n, keys]")
     assert skipped(unknown) == ["heads or head size of %q: f32[batch, 2, seq, n] are not known"]

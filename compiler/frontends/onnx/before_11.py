@@ -119,9 +119,20 @@ def _recurrent(old: Old) -> None:
 
 
 def _resize(old: Old) -> None:
-    """Resize-10 had no ``roi``, and the positions of ``asymmetric``, rounded down."""
-    old.inputs = [old.operand(0), None, old.operand(1)]
+    """Resize-10 had no ``roi``, and the positions of ``asymmetric``. The nearest was the one below, and
+    of an axis that shrinks the one above, as ONNX Runtime has it: today, one Resize after the other."""
+    x, scales = old.operand(0), old.operand(1)
     old.attrs.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    old.inputs = [x, None, scales]
+    if old.attrs.get("mode", "nearest") != "nearest" or scales is None:
+        return
+    held = scales.numpy() if scales.is_constant else None
+    if held is None or (held < 1).any():
+        if held is None or (held > 1).any():
+            one = old.constant([1], "one", np.float32)
+            old.inputs[0] = old.emit("Resize", x, None, old.emit("Max", scales, one), **old.attrs)
+            old.inputs[2] = old.emit("Min", scales, one)
+        old.attrs["nearest_mode"] = "ceil"
 
 
 def _scan(old: Old) -> None:
