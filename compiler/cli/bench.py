@@ -50,7 +50,7 @@ def bench(
     """
     from tersor.cli import report
     from tersor.cli.inputs import check_arrays, read_arrays, shapes
-    from tersor.cli.models import read_runnable
+    from tersor.cli.models import naming, read_runnable
 
     if inputs is not None and shape:
         raise typer.BadParameter("--inputs brings its own shapes", param_hint="'--shape'")
@@ -62,7 +62,8 @@ def bench(
     known = second if first.is_code else first
     if arrays is not None and inputs is not None:
         check_arrays(arrays, known.graph, inputs)
-    feeds = _feeds(known.graph, arrays, wanted)
+    with naming(a):
+        feeds = _feeds(first, known.graph, arrays, wanted)
     with Teller() as tell:
         results, fidelity, missing = _measure(
             first, second, list(feeds.values()), pairs, tell, (a, b)
@@ -89,16 +90,25 @@ def _check_interfaces(first: Runnable, second: Runnable, a: Path, b: Path) -> No
 
 
 def _feeds(
-    graph: Graph, arrays: Feed | None, wanted: dict[str, tuple[int, ...]]
+    model: Runnable, graph: Graph, arrays: Feed | None, wanted: dict[str, tuple[int, ...]]
 ) -> dict[str, Feed]:
-    """What both run on, by what it is called."""
-    from tersor.feeds import default_sizes, make_feed
+    """What both run on, by what it is called. Without any from the user, such as ``model`` runs on.
+
+    Raises:
+        InvalidModel: it runs on none.
+    """
+    from tersor.feeds import make_feed
+    from tersor.tuning.cases import find_cases
+    from tersor.tuning.measure import Trial
 
     if arrays is None and not wanted:
-        return {
-            " ".join(f"{k}={v}" for k, v in sizes.items()) or "fixed": make_feed(graph, sizes)
-            for sizes in default_sizes(graph)
-        }
+        with Trial(model.runtime, model.model, model.choice) as trial:
+            found = find_cases(graph, trial)
+        if not found.cases:
+            raise InvalidModel(
+                f"it does not run on made-up inputs: {found.refusal}; give real ones by --inputs"
+            )
+        return {case.label: dict(case.feed) for case in found.cases}
     feed = arrays if arrays is not None else make_feed(graph, bind(graph, wanted))
     return {" ".join(f"{k}={'x'.join(map(str, v.shape))}" for k, v in feed.items()): feed}
 

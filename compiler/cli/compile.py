@@ -54,9 +54,17 @@ Runtime = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.npz",
-        help="Real inputs: an array for each input by its name, samples stacked along axis 0. "
-        "They run in batches of 8.",
+        metavar="FILE.npz|FOLDER",
+        help="Real inputs. A file holds an array for each input by its name: samples stacked along the "
+        "batch axis, or what is the same for all of them. Of a folder each .npz file is a batch as it is.",
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Samples of --calibration that run at once: 8 of a file, where the model leaves it open.",
     ),
 ]
 Vocabulary = Annotated[
@@ -89,6 +97,7 @@ def compile(
     target: Target = "cpu",
     runtime: Runtime = "ort",
     calibration: Calibration = None,
+    batch: Batch = None,
     size: Sizes = None,
     bucket: Annotated[
         list[str] | None,
@@ -120,6 +129,7 @@ def compile(
     from tersor import registry
     from tersor.artifact import check_path
     from tersor.cli import inputs, report
+    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
 
     check_path(out, runtime)
@@ -132,7 +142,7 @@ def compile(
     registry.backend(runtime)
     texts = inputs.vocabulary(vocabulary, out, calibration) if vocabulary is not None else None
     batches = (
-        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        read_calibration(calibration, model, batch, allow_hf_cache, trust)
         if calibration is not None
         else None
     )
@@ -181,6 +191,7 @@ def convert(
     target: Target = "cpu",
     runtime: Runtime = "ort",
     calibration: Calibration = None,
+    batch: Batch = None,
     portable: Portable = False,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
@@ -192,6 +203,7 @@ def convert(
     from tersor import registry
     from tersor.artifact import check_path
     from tersor.cli import inputs, passlist, report
+    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
 
     if out.suffix != ".onnx" and runtime not in registry.CODE:
@@ -202,7 +214,7 @@ def convert(
     tersor.Target.parse(target)
     registry.backend(runtime)
     batches = (
-        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        read_calibration(calibration, model, batch, allow_hf_cache, trust)
         if calibration is not None
         else None
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.cli.models import naming
 from tersor.errors import InvalidOption, suggest
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ MAX_UNPACKED = (
 MAX_RATIO = 100
 Arrays = dict[str, np.ndarray]
 _NPY = b"\x93NUMPY"
-BATCH = 8  # Samples of a calibration file that run at once, where the model leaves the number open.
 
 
 def check_output(path: Path, model: Path) -> None:
@@ -174,9 +172,13 @@ def _check_unpacked(path: Path) -> None:
 
 
 def check_arrays(
-    arrays: Mapping[str, np.ndarray], graph: Graph, where: Path, *, stacked: bool = False
+    arrays: Mapping[str, np.ndarray],
+    graph: Graph,
+    where: Path,
+    stacked: Mapping[str, int | None] | None = None,
 ) -> None:
-    """That ``arrays`` are what the graph takes; ``stacked``: along axis 0, all batches together.
+    """That ``arrays`` are what the graph takes; ``stacked``: the axes along which they hold all batches
+    together.
 
     Raises:
         InvalidOption: a name, dtype or rank that does not fit; says which and what would.
@@ -200,70 +202,13 @@ def check_arrays(
             dtype = DType.of(array)
         except TypeError:
             raise InvalidOption(f"{where}: array {value.name!r} is {array.dtype}") from None
-        wanted = type
-        if stacked and type.dims and array.ndim:
-            wanted = type.with_dims((array.shape[0], *type.dims[1:]))
+        wanted, axis = type, (stacked or {}).get(value.name)
+        if axis is not None and type.dims is not None:
+            own = list(type.dims)
+            own[axis] = array.shape[axis]
+            wanted = type.with_dims(tuple(own))
         if not wanted.accepts(TensorType(dtype, array.shape)):
             raise InvalidOption(
                 f"{where}: array {value.name!r} is {TensorType(dtype, array.shape)}, "
                 f"the model takes {type}"
             )
-
-
-def batches(
-    arrays: Mapping[str, np.ndarray], where: Path, fixed: int | None = None
-) -> list[Arrays]:
-    """Samples, stacked along axis 0 of each array, in batches of BATCH (the last may be smaller), or
-    of ``fixed`` where the model takes just so many.
-
-    Raises:
-        InvalidOption: the arrays hold different numbers of samples, none, or no whole batches.
-    """
-    counts = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
-    for name, count in counts.items():
-        if not count:
-            raise InvalidOption(f"{where}: array {name!r} holds no samples along axis 0")
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InvalidOption(f"{where}: arrays hold different numbers of samples (axis 0): {told}")
-    total = next(iter(counts.values()))
-    if fixed is not None and total % fixed:
-        raise InvalidOption(
-            f"{where}: {total} samples (axis 0) are no whole batches of {fixed}, "
-            "which is what the model takes at once"
-        )
-    step = fixed or BATCH
-    return [{k: v[i : i + step] for k, v in arrays.items()} for i in range(0, total, step)]
-
-
-def calibration(
-    path: Path, model: Path, allow_hf_cache: bool = False, trust: bool = False
-) -> list[Arrays]:
-    """The batches in an .npz file for a model.
-
-    Names, dtypes and shapes are checked here for ONNX files; what else is a model has to be traced
-    first, and ``compile`` checks the names after that.
-
-    Raises:
-        InvalidOption, InvalidModel: what is wrong with the file or the model.
-    """
-    arrays = read_arrays(path)
-    if not model.is_file():
-        return batches(arrays, path)
-    from tersor.frontends import load_model
-
-    with naming(model):
-        graph = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust).graph
-    check_arrays(arrays, graph, path, stacked=True)
-    return batches(arrays, path, _fixed_batch(graph))
-
-
-def _fixed_batch(graph: Graph) -> int | None:
-    """The first dim of all inputs where that is one and the same number."""
-    from tersor.ir import TensorType
-
-    firsts = {
-        v.type.dims[0] for v in graph.inputs if isinstance(v.type, TensorType) and v.type.dims
-    }
-    only = firsts.pop() if len(firsts) == 1 else None
-    return only if isinstance(only, int) else None

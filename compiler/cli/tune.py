@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tersor.cli.compile import (
+    Batch,
     Calibration,
     Database,
     In,
@@ -30,6 +31,7 @@ def tune(
     target: Target = "cpu",
     runtime: Runtime = "tvm",
     calibration: Calibration = None,
+    batch: Batch = None,
     size: Sizes = None,
     database: Database = None,
     allow_hf_cache: HfCache = False,
@@ -42,13 +44,14 @@ def tune(
     """
     import tersor
     from tersor.cli import inputs
+    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
 
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
     batches = (
-        inputs.calibration(calibration, model, allow_hf_cache, trust)
+        read_calibration(calibration, model, batch, allow_hf_cache, trust)
         if calibration is not None
         else None
     )

@@ -1,0 +1,95 @@
+"""Batches of calibration files: along which axis samples lie, how many run at once, what is shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tersor import registry
+from tersor.cli.calibration import batches, read_calibration
+from tersor.errors import InvalidOption
+from tersor.ir import parse
+from tersor.ops import TABLE
+
+HERE = Path("c.npz")
+AUDIO = """graph main(%x: f32[batch, samples], %state: f32[2, batch, 4], %sr: i64[], %k: f32[3]) -> (y = %x) {
+}"""
+UNNAMED = AUDIO.replace("2, batch", "2, state_dim1")
+FIXED = """graph main(%x: f32[2, 5], %state: f32[1, 2, 4], %sr: i64[]) -> (y = %x) {
+}"""
+
+
+def stacked(count: int) -> dict[str, np.ndarray]:
+    x = np.arange(count * 5, dtype=np.float32).reshape(count, 5)
+    state = np.arange(2 * count * 4, dtype=np.float32).reshape(2, count, 4)
+    return {"x": x, "state": state, "sr": np.array(16000), "k": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize("text", [AUDIO, UNNAMED])
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(None, [8, 3]), (4, [4, 4, 3]), (1, [1] * 11), (20, [11])]
+)
+def test_samples_lie_along_the_batch_wherever_that_is(
+    text: str, batch: int | None, sizes: list[int]
+) -> None:
+    arrays = stacked(11)
+    found = batches(arrays, HERE, parse(text, TABLE), batch)
+    assert [len(b["x"]) for b in found] == sizes
+    assert [b["state"].shape for b in found] == [(2, size, 4) for size in sizes]
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in found]), arrays["x"])
+    np.testing.assert_array_equal(np.concatenate([b["state"] for b in found], 1), arrays["state"])
+    for one in found:  # The same in every batch.
+        assert one["sr"] == 16000 and one["k"].shape == (3,)
+
+
+def test_a_state_of_one_is_the_same_in_every_batch_where_samples_are_many() -> None:
+    arrays = {**stacked(5), "state": np.zeros((2, 1, 4), np.float32)}
+    found = batches(arrays, HERE, parse(UNNAMED, TABLE), 1)
+    assert [b["state"].shape for b in found] == [(2, 1, 4)] * 5
+
+
+def test_a_model_of_a_fixed_batch_gets_just_that() -> None:
+    graph, arrays = parse(FIXED, TABLE), {k: v for k, v in stacked(6).items() if k != "k"}
+    arrays["state"] = arrays["state"][:1]
+    assert [b["x"].shape for b in batches(arrays, HERE, graph)] == [(2, 5)] * 3
+    shared = {**arrays, "state": arrays["state"][:, :2]}
+    assert [b["state"].shape for b in batches(shared, HERE, graph)] == [(1, 2, 4)] * 3
+    one = {**shared, "x": arrays["x"][:2]}
+    assert len(batches(one, HERE, graph)) == 1
+    with pytest.raises(InvalidOption, match=r"c.npz: 5 samples are no whole batches of 2, which"):
+        batches({**shared, "x": stacked(5)["x"]}, HERE, graph)
+    with pytest.raises(
+        InvalidOption, match=r"c.npz: batches of 3 are no whole batches of 2, which"
+    ):
+        batches(arrays, HERE, graph, 3)
+
+
+def test_samples_have_to_be_as_many_in_every_array() -> None:
+    arrays = {**stacked(4), "state": np.zeros((2, 3, 4), np.float32)}
+    with pytest.raises(
+        InvalidOption, match=r"numbers of samples: x 4 \(axis 0\), state 3 \(axis 1\)$"
+    ):
+        batches(arrays, HERE, parse(AUDIO, TABLE))
+    # What is no ONNX file is traced later: all arrays are stacked along their first axis.
+    with pytest.raises(InvalidOption, match=r"numbers of samples: a 3 \(axis 0\), b 4 \(axis 0\)$"):
+        batches({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))}, HERE, None)
+    (only,) = batches({"a": np.zeros((3, 2)), "rate": np.array(8000)}, HERE, None)
+    assert only["rate"] == 8000
+
+
+def test_of_a_folder_each_file_is_a_batch(tmp_path: Path) -> None:
+    model, folder = tmp_path / "m.onnx", tmp_path / "data"
+    model.write_bytes(registry.backend("ort").build(parse(AUDIO, TABLE)))
+    folder.mkdir()
+    for name, count in (("b", 3), ("a", 9)):
+        np.savez(folder / f"{name}.npz", **stacked(count))
+    (folder / "notes.txt").write_text("")
+    assert [len(b["x"]) for b in read_calibration(folder, model)] == [9, 3]
+    assert [len(b["x"]) for b in read_calibration(folder, model, batch=4)] == [4, 4, 1, 3]
+    np.savez(folder / "c.npz", **{**stacked(2), "sr": np.array([1, 2])})
+    with pytest.raises(
+        InvalidOption, match=r"c.npz: array 'sr' is i64\[2\], the model takes i64\[\]"
+    ):
+        read_calibration(folder, model)
