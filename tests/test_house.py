@@ -34,6 +34,7 @@ RIM = {
         ["compiler/frontends/torch/", "compiler/training/", "backends/torch/", "models/"],
         ["compiler/ops/"],
     ),
+    "sentence_transformers": ([], []),  # Its folders are read by hand.
     "tvm": (["backends/tvm/"], []),
     "tvm_ffi": (["backends/tvm/"], []),
 }

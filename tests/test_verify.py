@@ -137,6 +137,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "name is empty": (rename("model", ""), f"{DAMAGED}file name '' leads out of the folder"),
     "name holds a null byte": (rename("model", "a\0b"), f"{DAMAGED}file name 'a\\x00b' leads out of the folder"),
     "name is the manifest's": (rename("model", manifest.NAME), f"{DAMAGED}file name 'manifest.json' leads out of the folder"),
+    "extra climbs out of its folder": (edit(lambda d: d["extras"].update({"a/../../x": d["model"]})), f"{DAMAGED}file name 'a/../../x' leads out of the folder"),
     "extra climbs out": (edit(lambda d: d["extras"].update({"../x": d["model"]})), f"{DAMAGED}file name '../x' leads out of the folder"),
     "hash is none": (edit(lambda d: d["files"][d["model"]].update(sha256="0")), DAMAGED),
     "size is negative": (resized("model", -1), DAMAGED),

@@ -43,7 +43,8 @@ class Manifest:
         choice: how it was built and is run best, as the backend writes it.
         model: name of the model's file in the folder.
         weights: name of the file of its weights, where they are not in the model's.
-        extras: files that belong to it (a tokenizer), names in the folder by their own names.
+        extras: files that belong to it (a tokenizer), names in the folder by their own names, which may be
+            in folders (``1_Pooling/config.json``).
         files: all files, by name in the folder.
         about: the rest, as plain data: input, interface, recipe, target, versions.
         report: what was done.
@@ -108,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(data: dict[str, Any]) -> Manifest:
     files = {_plain_name(name): _stored(name, entry) for name, entry in data["files"].items()}
-    extras = {_plain_name(k): v for k, v in data["extras"].items()}
+    extras = {_plain_path(k): v for k, v in data["extras"].items()}
     for name in (data["model"], data["weights"], *extras.values()):
         if name not in files and not (name is None and data["weights"] is None):
             raise ValueError(f"it does not list the file {name!r}")
@@ -135,9 +136,16 @@ def _of(kind: type, data: dict[str, Any], key: str) -> Any:
     return data[key]
 
 
-def _plain_name(name: str) -> str:
+def _plain_name(name: str, whole: str | None = None) -> str:
     if name in ("", ".", "..", NAME) or any(c in name for c in "/\\\0"):
-        raise ValueError(f"file name {name!r} leads out of the folder")
+        raise ValueError(f"file name {whole or name!r} leads out of the folder")
+    return name
+
+
+def _plain_path(name: str) -> str:
+    """A name that may lie in folders below (``1_Pooling/config.json``)."""
+    for part in name.split("/"):
+        _plain_name(part, whole=name)
     return name
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.frontends import folder
 from tersor.ir import Graph
 
 SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
@@ -24,8 +25,8 @@ class Imported:
         graph: its IR.
         original: the ONNX file that it came from, or its bytes; None where its interface is another
             (new names), and for models from torch.
-        files: what belongs beside the compiled model (a tokenizer), by file name.
-        remarks: what is wrong with the model and does not matter, a line each.
+        files: what belongs beside the compiled model (a tokenizer), by name in the folder it came from.
+        remarks: what is worth knowing of the model, a line each.
         traced: whether it was run on example inputs to get the graph.
     """
 
@@ -47,10 +48,12 @@ def load_model(
     trust: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
-    ``fx.GraphModule``, a Hugging Face model directory, a graph of the IR, or what was imported already.
+    ``fx.GraphModule``, a Hugging Face model directory (of sentence-transformers too), a graph of the IR, or
+    what was imported already.
 
     ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
-    ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, which can run code when they are read.
+    ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, and a directory's pickled weights, which
+    can run code when they are read.
 
     Raises:
         InvalidModel, Unsupported: what the frontends say.
@@ -68,7 +71,7 @@ def load_model(
     if isinstance(model, Graph):
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():
-        return _pretrained(Path(model), example_inputs, dynamic_shapes, names)
+        return _folder(Path(model), example_inputs, dynamic_shapes, names, trust)
     if trust and isinstance(model, (str, Path)) and Path(model).suffix in SAVED_BY_TORCH:
         model = _frontend(model).load_saved(Path(model))
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
@@ -93,18 +96,23 @@ def load_model(
     return Imported(graph, traced=True)
 
 
-def _pretrained(directory: Path, examples: Any, shapes: Any, names: dict[str, Any]) -> Imported:
-    if not (directory / "config.json").is_file():
+def _folder(
+    directory: Path, examples: Any, shapes: Any, names: dict[str, Any], trust: bool
+) -> Imported:
+    sentences = (directory / folder.MODULES).is_file()
+    if not sentences and not any((directory / name).is_file() for name in folder.CONFIGS):
         raise InvalidModel(
             f"{directory}: a folder without config.json; give an ONNX file or a model folder"
         )
     frontend = _frontend(directory)
-    module, tokenizer = frontend.load_pretrained(directory)
+    load = frontend.load_sentences if sentences else frontend.load_pretrained
+    loaded = load(directory, trust=trust)
     if examples is None:
-        examples, shapes = frontend.text_inputs(module)
-    graph = frontend.import_module(module, examples, dynamic_shapes=shapes, **names)
-    files = {tokenizer.name: tokenizer.read_bytes()} if tokenizer is not None else {}
-    return Imported(graph, files=files, traced=True)
+        examples, shapes = loaded.examples, loaded.shapes
+    graph = frontend.import_module(loaded.module, examples, dynamic_shapes=shapes, **names)
+    files = folder.files_beside(directory)
+    graph.metadata |= folder.labels(files)
+    return Imported(graph, files=files, remarks=loaded.remarks, traced=True)
 
 
 def _frontend(path: str | Path) -> ModuleType:

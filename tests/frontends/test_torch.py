@@ -19,7 +19,6 @@ from tersor.frontends.torch import (
     import_graph_module,
     import_module,
     load_pretrained,
-    text_inputs,
 )
 from tersor.ir import Graph
 from tersor.ops.evaluate import evaluate
@@ -352,11 +351,11 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_model_directories_are_loaded(directory: Path) -> None:
-    module, tokenizer = load_pretrained(directory)
+    loaded = load_pretrained(directory)
+    module = loaded.module
     assert type(module).__name__ == "BertModel" and not module.training
-    assert tokenizer == directory / "tokenizer.json"
-    examples, shapes = text_inputs(module)
-    graph = import_module(module, examples, dynamic_shapes=shapes)
+    assert loaded.remarks == []
+    graph = import_module(module, loaded.examples, dynamic_shapes=loaded.shapes)
     assert [repr(v) for v in graph.inputs] == [
         "%input_ids: i64[batch, sequence]", "%attention_mask: i64[batch, sequence]",
     ]  # fmt: skip
@@ -393,7 +392,7 @@ def test_pickled_weights_are_refused(directory: Path) -> None:
         load_pretrained(directory)
     assert str(error.value) == (
         f"{directory}: pytorch_model.bin is a pickle, which can run code: save it as safetensors "
-        "(save_pretrained does)"
+        "(save_pretrained does), or trust it (--trust)"
     )
 
 
