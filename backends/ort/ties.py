@@ -1,4 +1,5 @@
-"""Equal constants are written once, and so are a matrix and its transpose.
+"""Equal constants are written once, and so are a matrix and its transpose, a vector and the same as a
+column.
 
     Gather(@e[v, d], ids), MatMul(h, @e'[d, v])   ->   @e, and Transpose(@e) for the MatMul
 
@@ -46,6 +47,7 @@ def _large(graph: Graph) -> Iterator[tuple[Value, np.ndarray]]:
 
 def _key(array: np.ndarray) -> tuple[object, ...]:
     """What equal arrays and transposed matrices have in common, and few others do."""
+    array = array.squeeze()
     if array.ndim != 2:
         return array.dtype, array.shape, array.reshape(-1)[:SAMPLE].tobytes()
     return array.dtype, frozenset(array.shape), array.diagonal()[:SAMPLE].tobytes()
@@ -53,13 +55,16 @@ def _key(array: np.ndarray) -> tuple[object, ...]:
 
 def _as(graph: Graph, kept: Value, value: Value, array: np.ndarray) -> Value | None:
     """The numbers of ``value``, made of ``kept``; None where these are others."""
-    have = kept.numpy()
+    have, owner = kept.numpy(), kept.graph
     if _equal(have, array):
         return kept
-    if array.ndim != 2 or not _equal(have.T, array):
-        return None
-    with kept.graph.at(next(kept.graph.nodes, None)):
-        return kept.graph.emit("Transpose", [kept], {"perm": (1, 0)}, name=value.name)
+    with owner.at(next(owner.nodes, None)):
+        if array.ndim == have.ndim == 2 and _equal(have.T, array):
+            return owner.emit("Transpose", [kept], {"perm": (1, 0)}, name=value.name)
+        if have.shape != array.shape and _equal(have.squeeze(), array.squeeze()):
+            shape = owner.constant(np.array(array.shape, np.int64), "shape")
+            return owner.emit("Reshape", [kept, shape], name=value.name)
+    return None
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

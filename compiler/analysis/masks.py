@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.errors import InvalidOption
-from tersor.ir import Dense, Graph, Masked, Value
+from tersor.ir import Cast, Dense, Graph, Masked, Value
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def by_threshold(scores: np.ndarray, pattern: Pattern, threshold: float) -> np.n
 
 
 def is_dense(value: Value) -> bool:
-    """Whether it is a constant of numbers as they are, pruned or not."""
-    return value.encoding is not None and isinstance(value.encoding.unmasked, Dense)
+    """Whether it is a constant of floats that nobody quantized, in half precision or not, pruned or not."""
+    return value.encoding is not None and isinstance(value.encoding.unmasked, (Dense, Cast))
 
 
 def drop_masks(graph: Graph) -> None:

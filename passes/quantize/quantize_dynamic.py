@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
+from tersor.analysis.lookups import lookups_of
 from tersor.analysis.masks import is_dense
 from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
@@ -27,6 +28,7 @@ from tersor.analysis.quantization import (
 )
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
 _FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers with weights that stay in float.
@@ -57,23 +59,35 @@ class QuantizeDynamic(Pass):
                 context.skip(node, f"{node.op} has no int8 form yet")
         seen = _observe(graph, nodes, context)
         per_token = is_per_token(self.granularity, context)
-        readers: dict[Value, list[Node]] = {}
+        saturates = context.target is not None and context.target.saturates_int8
+        of_weight: dict[Value, list[Node]] = {}
+        for node in nodes:
+            of_weight.setdefault(operand(node, 1), []).append(node)
+        quantized: set[Node] = set()
         errors: list[float] = []
-        for i, node in enumerate(nodes):
-            context.progress(i, len(nodes), f"int8 {node.scope or node.output.name}")
-            x, weight = node.inputs[0], node.inputs[1]
-            assert x is not None and weight is not None and node.graph is not None
-            saturates = context.target is not None and context.target.saturates_int8
+        for i, (weight, sharing) in enumerate(of_weight.items()):
+            first = sharing[0]
+            context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
             encoding = quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
-            if x in seen:
-                error = _layer_error(seen[x], weight.numpy(), encoding, per_token)
-                if error > self.max_error:
-                    context.skip(node, f"error {error:.3f} is above max_error {self.max_error}")
-                    continue
-                errors.append(error)
-            _encode(node, encoding)
-            readers.setdefault(x, []).append(node)
-            context.rewrote()
+            found = [
+                (_layer_error(seen[x], weight.numpy(), encoding, per_token), node)
+                for node in sharing
+                if (x := operand(node, 0)) in seen
+            ]
+            worst, node = max(found, key=lambda e: e[0], default=(0.0, first))
+            if worst > self.max_error:
+                # Its other readers stay as well: in two forms it would be larger than in one.
+                context.skip(node, f"error {worst:.3f} is above max_error {self.max_error}")
+                continue
+            errors += [error for error, _ in found]
+            _encode(weight, sharing, encoding, context)
+            quantized.update(sharing)
+            for _ in sharing:
+                context.rewrote()
+        readers: dict[Value, list[Node]] = {}
+        for node in nodes:
+            if node in quantized:
+                readers.setdefault(operand(node, 0), []).append(node)
         for x, reading in readers.items():
             _quantize_activation(x, reading, per_token)
         if errors:
@@ -127,16 +141,24 @@ def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_tok
     return relative_error(rows @ weight.astype(np.float64), got @ held)
 
 
-def _encode(node: Node, encoding: Affine) -> None:
-    """The node's weight becomes ``encoding``, in a copy where others read the constant too. What was
-    pruned stays so: a symmetric scale holds zero exactly."""
-    weight, graph = node.inputs[1], node.graph
-    assert weight is not None and weight.encoding is not None and graph is not None
+def _encode(weight: Value, nodes: list[Node], encoding: Affine, context: Context) -> None:
+    """The weight of ``nodes`` becomes ``encoding``, in one copy for all of them where others read the
+    constant too. What was pruned stays so: a symmetric scale holds zero exactly. A table that only
+    lookups read, and that the weight is tied to, becomes the same integers."""
+    assert weight.encoding is not None
     held = weight.encoding.holding(encoding)
-    if weight.only_user() is node:
+    tables = [(v, turn(weight, v)) for v in tied_to(weight) if len(lookups_of(v)) == len(v.uses)]
+    if set(weight.users) == set(nodes) and not weight.is_output:
         weight.graph.set_encoding(weight, held)
     else:
-        graph.set_input(node, 1, graph.constant(held, weight.name))
+        copy = weight.graph.constant(held, weight.name)
+        for node in nodes:
+            assert node.graph is not None
+            node.graph.set_input(node, 1, copy)
+        weight = copy
+    for table, perm in tables:
+        tie_again(weight, table, perm)
+        context.report.notes.append(f"@{table.name} is held as @{weight.name}, its head")
 
 
 def _quantize_activation(x: Value, readers: list[Node], per_token: bool) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from tersor.analysis.calibration import Activation, collect
 from tersor.analysis.masks import is_dense
+from tersor.analysis.match import operand
 from tersor.analysis.quantization import (
     Granularity,
     fake_quantize_dynamic,
@@ -30,6 +31,7 @@ from tersor.analysis.quantization import (
 )
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.structure.ties import held_twice
 
 _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
 
@@ -64,6 +66,9 @@ class SmoothActivations(Pass):
                 context.skip(readers[0], "its inputs on calibration are no numbers")
                 continue
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
+            if reason := next(filter(None, (held_twice(n, operand(n, 1)) for n in readers)), ""):
+                context.skip(readers[0], f"{reason}, and would be held twice")
+                continue
             weights = np.concatenate([_weight(n) for n in readers], axis=1)
             exact = seen[x].rows @ weights
             error = partial(_error, seen[x], weights, exact, saturates, per_token)
@@ -171,8 +176,9 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
     if maker is None or maker.op != "tersor.Linear" or maker.attrs["activation"] not in activations:
         return None
     bias = maker.input(2)
-    held = [maker.inputs[1], *([bias] if bias is not None else [])]
-    return maker if all(v is not None and is_dense(v) for v in held) else None
+    held = [operand(maker, 1), *([bias] if bias is not None else [])]
+    own = all(is_dense(v) for v in held) and not held_twice(maker, operand(maker, 1))
+    return maker if own else None
 
 
 def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> None:
