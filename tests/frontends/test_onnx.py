@@ -75,6 +75,59 @@ def optimized(graph: Graph) -> Graph:
     return Pipeline(optimization(), level="text").run(graph)
 
 
+# -- names of dims ---------------------------------------------------------------------------------
+
+
+def turned(dims: list[str | int], values: tuple[str | int, ...] = ()) -> ModelProto:
+    """y = x in the shape of x with its first two dims exchanged, plus b."""
+
+    def info(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    perm = numpy_helper.from_array(np.array([1, 0, 2]), "perm")
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "perm"], ["t"]),
+        helper.make_node("Reshape", ["x", "t"], ["r"]),
+        helper.make_node("Add", ["r", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [info("x", dims), info("b", dims)], [info("y", dims)], [perm],
+        value_info=[info("r", dims)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("-1", "-1"), ("0", "3"), ("1", "1"), ("N", "N"), ("None", "None"), ("?", "?"), ("a b", "a b")],
+)  # fmt: skip
+def test_dims_whose_names_say_nothing_are_open(names: tuple[str, str]) -> None:
+    model = turned([*names, 4])
+    graph = optimized(import_model(model))
+    made = export_model(graph)
+    for sizes in ((2, 3), (3, 3), (1, 4)):
+        x = np.arange(4 * sizes[0] * sizes[1], dtype=np.float32).reshape(*sizes, 4)
+        feeds = {"x": x, "b": np.ones((*sizes[::-1], 4), np.float32)}
+        np.testing.assert_array_equal(run(made, feeds), run(model, feeds))
+
+
+def test_a_name_that_stands_once_in_each_input_says_that_they_agree() -> None:
+    graph = import_model(
+        text("(float[N, 4] x, float[N] m) => (float[N, 4] y) { y = Identity (x) }")
+    )
+    x, m = (v.tensor.dims for v in graph.inputs)
+    assert x is not None and m is not None and x[0] == m[0]
+
+
+def test_a_name_beside_others_says_that_its_dims_agree() -> None:
+    graph = import_model(
+        text("(float[b, s, s] x, float[b, s] m) => (float[b, s, s] y) { y = Identity (x) }")
+    )
+    x, m = (v.tensor.dims for v in graph.inputs)
+    assert x is not None and m is not None and x[1] == x[2] == m[1]
+
+
 # -- opsets ----------------------------------------------------------------------------------------
 
 OLD_FORMS = {

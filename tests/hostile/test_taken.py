@@ -211,3 +211,19 @@ def test_a_shape_that_contradicts_what_follows_is_a_remark(name: str) -> None:
     assert isinstance(made.model, bytes)
     want, got = run(model.SerializeToString(), x=X), run(made.model, x=X)
     assert {k: v.tolist() for k, v in want.items()} == {k: v.tolist() for k, v in got.items()}
+
+
+@pytest.mark.parametrize(("ir_version", "told"), [(3, False), (8, True)])
+def test_inputs_with_defaults_become_constants_and_that_is_told(
+    ir_version: int, told: bool
+) -> None:
+    model = text(
+        "(float[2] x, float[2] k, float[2] l) => (float[2] y) { h = Mul (x, k)  y = Add (h, l) }"
+    )
+    for name in ("k", "l"):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.float32), name))
+    model.ir_version = ir_version
+    made = tersor.convert(model)
+    line = "the default of input 'k' and 1 more is taken as a constant: no caller can give another"
+    assert (line in made.report.decisions) == told
+    assert made.run({"x": X})["y"].tolist() == [4.0, -3.0]

@@ -105,8 +105,20 @@ def _import(model: onnx.ModelProto, files: Files | None, remarks: list[str] | No
     surgeon = _surgeon(model)
     _import_graph(surgeon, model.graph, scope)
     if remarks is not None:
-        remarks += scope.written.remarks()
+        remarks += [*_defaults(model), *scope.written.remarks()]
     return scope.graph
+
+
+def _defaults(model: onnx.ModelProto) -> list[str]:
+    """A line where callers could have given inputs that are constants from here on."""
+    inputs = {i.name for i in model.graph.input}
+    held = [t.name for t in model.graph.initializer if t.name in inputs]
+    if not held or model.ir_version < 4:  # Before, all initializers had to be inputs.
+        return []
+    more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+    return [
+        f"the default of input {held[0]!r}{more} is taken as a constant: no caller can give another"
+    ]
 
 
 def _surgeon(model: onnx.ModelProto) -> gs.Graph:
@@ -206,7 +218,7 @@ def _import_graph(
         name = sparse.values.name
         scope.values[name] = graph.constant(scope.tensors.dense(sparse), name)
     for info in (*proto.value_info, *proto.output):
-        scope.written.types[info.name] = type_from_proto(info.type)
+        scope.written.types[info.name] = scope.dims.written(info.type)
     for name, value in scope.values.items():
         scope.written.agreed("graph", name, value.type)
     for info in proto.input:

@@ -19,7 +19,9 @@ class InputDims:
     """Types of the inputs of a model's graphs, with a symbol for each of their dims.
 
     A dim that the file leaves open becomes a symbol of its own, so that what is computed from it can be
-    told apart from all others; equal names stay equal, different ones different.
+    told apart from all others; equal names stay equal, different ones different. Names that only say
+    "open" leave a dim open: numbers ("-1", "0", "3"), and a name that all open dims of the inputs have,
+    two of one input among them. Runtimes take such models at any sizes.
     """
 
     def __init__(self, graph: GraphProto) -> None:
@@ -27,6 +29,7 @@ class InputDims:
         self.taken = {p for p in _written(graph) if _IDENTIFIER.match(p)}
         self.plain: set[str] = set()
         self.named: dict[str, Sym] = {}
+        self.only = _only_name(graph)
 
     def types(self, inputs: Sequence[ValueInfoProto]) -> list[ValueType]:
         """Types of the inputs of one graph."""
@@ -44,16 +47,32 @@ class InputDims:
         return types
 
     def dim(self, dim: Dim, proto: TypeProto.Tensor, fallback: str) -> Dim:
-        if isinstance(dim, int):
-            return dim
         param: str = proto.dim_param
+        if isinstance(dim, int) and not param:
+            return dim
+        if not param or self._says_nothing(param):
+            return self._fresh(fallback)
         if param in self.plain or self._follows(param):
             return dim
-        if not param:
-            return self._fresh(fallback)
         if param not in self.named:
             self.named[param] = self._fresh(param)
         return self.named[param]
+
+    def written(self, proto: TypeProto) -> ValueType:
+        """The type that the file writes for what is no input; dims whose names say nothing are unknown."""
+        type = type_from_proto(proto)
+        if not isinstance(type, TensorType) or type.dims is None:
+            return type
+        pairs = zip(type.dims, proto.tensor_type.shape.dim, strict=True)
+        return type.with_dims(
+            tuple(None if p.dim_param and self._says_nothing(p.dim_param) else d for d, p in pairs)
+        )
+
+    def _says_nothing(self, param: str) -> bool:
+        try:
+            return param == self.only or isinstance(parse_dim(param), int)
+        except ValueError:
+            return False
 
     def _follows(self, param: str) -> bool:
         """Whether the name is an expression of other inputs' dims (torch writes ``2*batch``), and not
@@ -72,6 +91,16 @@ class InputDims:
             (name,) = symbols(symbol(f"{base}_{number}"))
         self.taken.add(name)
         return symbol(name)
+
+
+def _only_name(graph: GraphProto) -> str | None:
+    """The name that all open dims of the inputs have, where one input has it twice: an image of
+    [N, 3, N, N] need not be square, nor as wide as there are of them."""
+    named = [
+        [d.dim_param for d in i.type.tensor_type.shape.dim if d.dim_param] for i in graph.input
+    ]
+    names = {name for dims in named for name in dims}
+    return names.pop() if len(names) == 1 and max(map(len, named)) > 1 else None
 
 
 def _written(graph: GraphProto) -> Iterator[str]:
