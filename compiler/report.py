@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tersor.analysis.fidelity import Fidelity
+from tersor.plain import EXACT
 
 
 @dataclass
@@ -34,6 +35,7 @@ class PassReport:
     weight_bytes: int | None = None
     max_error: float | None = None
     kept: dict[str, str] = field(default_factory=dict)
+    __pydantic_config__ = EXACT
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Report:
     size_before: int | None = None
     size_after: int | None = None
     decisions: list[str] = field(default_factory=list)
+    __pydantic_config__ = EXACT
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest: the same for the same compilation, so without times of passes."""

@@ -28,6 +28,7 @@ ISA_LEVELS: dict[str, frozenset[str]] = {
     "neon": frozenset({"neon"}),
     "neon_dotprod": frozenset({"neon", "neon_dotprod"}),
 }
+MAX_THREADS = 4096  # More than any machine has cores.
 _X86 = frozenset({"avx2", "avx512f"})
 _EXACT_INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 # Linux, x86-64: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
@@ -115,6 +116,16 @@ class Target:
         if not self.is_host:
             raise InvalidOption(f"target {self.name} is not this machine and cannot be measured")
         return replace(self, gflops=_measure_gflops(), bandwidth=_measure_bandwidth())
+
+
+def check_threads(count: int) -> None:
+    """That a runtime may be asked for so many threads; 0: one for each core.
+
+    Raises:
+        InvalidOption: it may not.
+    """
+    if not 0 <= count <= MAX_THREADS:
+        raise InvalidOption(f"{count} threads: give 0 (one for each core) to {MAX_THREADS}")
 
 
 def request_amx() -> bool:

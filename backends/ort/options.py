@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from tersor.errors import InvalidOption, suggest
-from tersor.target import Target
+from tersor.errors import InvalidModel, InvalidOption, suggest
+from tersor.plain import EXACT, read_plain
+from tersor.target import Target, check_threads
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class LowerOptions:
     skip_norm: str = "plain"
     linear: str = "matmul"
     portable: bool = False
+    __pydantic_config__ = EXACT
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -55,6 +57,10 @@ class SessionOptions:
     threads: int = 0
     disabled_optimizers: tuple[str, ...] = ()
     spinning: bool = True
+    __pydantic_config__ = EXACT
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Choice:
 
     lower: LowerOptions = LowerOptions()
     session: SessionOptions = SessionOptions()
+    __pydantic_config__ = EXACT
 
     @staticmethod
     def of(
@@ -96,11 +103,16 @@ class Choice:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Choice:
-        """Reads what :meth:`to_json` writes."""
-        session = dict(data["session"])
-        session["disabled_optimizers"] = tuple(session["disabled_optimizers"])
-        return Choice(LowerOptions(**data["lower"]), SessionOptions(**session))
+    def from_json(data: Mapping[str, Any]) -> Choice:
+        """Reads what :meth:`to_json` writes.
+
+        Raises:
+            InvalidModel: it is something else.
+        """
+        try:
+            return read_plain(Choice, data)
+        except (ValueError, InvalidOption) as error:
+            raise InvalidModel(f"its choice is damaged: {error}") from None
 
     def but(self, **changes: Any) -> Choice:
         """With some settings of either part changed."""

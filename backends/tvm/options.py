@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tersor.backends.tvm.kernels.linear import Grain
-from tersor.errors import InvalidOption
-from tersor.target import Target
+from tersor.errors import InvalidModel, InvalidOption
+from tersor.plain import EXACT, read_plain
+from tersor.target import Target, check_threads
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Choice:
     threads: int = 0
     grains: tuple[tuple[str, int, int], ...] = ()
     buckets: tuple[tuple[tuple[str, int], ...], ...] = ()
+    __pydantic_config__ = EXACT
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        check_threads(self.cores)
 
     def grain_of(self) -> dict[str, Grain]:
         """``grains`` by a kernel's name."""
@@ -69,13 +75,15 @@ class Choice:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Choice:
-        """Reads what :meth:`to_json` writes."""
-        grains = tuple((str(name), *sizes) for name, *sizes in data.get("grains", ()))
-        buckets = tuple(
-            tuple((str(name), size) for name, size in sizes) for sizes in data.get("buckets", ())
-        )
-        features = tuple(data["features"])
-        return Choice(**{**data, "features": features, "grains": grains, "buckets": buckets})
+        """Reads what :meth:`to_json` writes.
+
+        Raises:
+            InvalidModel: it is something else.
+        """
+        try:
+            return read_plain(Choice, data)
+        except (ValueError, InvalidOption) as error:
+            raise InvalidModel(f"its choice is damaged: {error}") from None
 
     def but(self, **changes: Any) -> Choice:
         """With some settings changed."""

@@ -81,8 +81,7 @@ def interface(model: Path, choice: Mapping[str, Any]) -> tuple[Interface, Interf
     """Names and types of a model's inputs and of its outputs, as it tells them; none of it is run.
 
     Raises:
-        InvalidModel: the library is damaged.
-        KeyError, TypeError: ``choice`` is no choice.
+        InvalidModel: the library is damaged, or ``choice`` is none.
     """
     Choice.from_json(choice)
     description = describe(model.read_bytes())

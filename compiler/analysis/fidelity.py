@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tersor.plain import EXACT
+
 Outputs = Mapping[str, np.ndarray]
 # Rows that are this much shorter than the others in both have no direction to speak of.
 _SHORT = 1e-3
@@ -51,6 +53,7 @@ class OutputFidelity:
     broken: int = 0
     decides: str = ""
     counts: bool = True
+    __pydantic_config__ = EXACT
 
     @property
     def label(self) -> str:
@@ -82,6 +85,7 @@ class Fidelity:
     outputs: tuple[OutputFidelity, ...] = ()
     on: str = ""
     samples: int | None = None
+    __pydantic_config__ = EXACT
 
     @staticmethod
     def of(outputs: Iterable[OutputFidelity], on: str = "", samples: int | None = None) -> Fidelity:
@@ -91,11 +95,6 @@ class Fidelity:
             return one.kept is None, one.kept or 0.0
 
         return Fidelity(tuple(sorted(outputs, key=key)), on, samples)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Fidelity:
-        """Reads what ``dataclasses.asdict`` makes of one."""
-        return Fidelity(**{**data, "outputs": tuple(OutputFidelity(**o) for o in data["outputs"])})
 
     @property
     def worst(self) -> OutputFidelity | None:

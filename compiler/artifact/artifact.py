@@ -14,7 +14,7 @@ from tersor.artifact.manifest import MAX_EXTRA, MAX_MODEL, check_file, read_file
 from tersor.artifact.saving import save_file, save_folder
 from tersor.artifact.storage import locked
 from tersor.built import Built, Split, Weights
-from tersor.errors import InvalidModel, InvalidOption
+from tersor.errors import InvalidModel, InvalidOption, TersorError
 from tersor.report import Report
 
 
@@ -137,6 +137,11 @@ def _load(path: Path, trust: bool) -> Artifact:
             f"{path} is machine code (runtime {manifest.runtime}), which can do anything when it runs: "
             "if you trust who made it, load it with trust=True (--trust)"
         )
+    try:
+        backend = registry.backend(manifest.runtime)
+        backend.Choice.from_json(manifest.choice)
+    except TersorError as error:
+        raise InvalidModel(f"{path}: {error}") from None
     own = {manifest.model, *([manifest.weights] if manifest.weights else [])}
     held = {
         name: read_file(path / name, expected, MAX_MODEL if name == manifest.model else MAX_EXTRA)
@@ -149,7 +154,7 @@ def _load(path: Path, trust: bool) -> Artifact:
         model = Split(held[manifest.model], Weights.of_file(path / manifest.weights))
     if manifest.runtime in registry.CODE:
         try:
-            registry.backend(manifest.runtime).examine(model)
+            backend.examine(model)
         except InvalidModel as error:
             raise InvalidModel(f"{path}: {error}") from None
     files = {name: held[stored] for name, stored in manifest.extras.items() if stored not in own}

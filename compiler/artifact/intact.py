@@ -128,8 +128,6 @@ def _interface(runtime: str, model: Path, choice: dict[str, Any], path: Path) ->
         return _backend(runtime, path).interface(model, choice)
     except TersorError as error:
         raise InvalidModel(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidModel(f"{path}: the manifest's choice is damaged: {error!r}") from None
 
 
 def _check_input(manifest: Manifest, path: Path, model: Any) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from tersor.analysis.fidelity import Fidelity
 from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import Graph
-from tersor.report import PassReport, Report
+from tersor.plain import read_plain
+from tersor.report import Report
 
 NAME = "manifest.json"
 FORMAT = 2
@@ -75,6 +75,18 @@ class Manifest:
         return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
 
 
+@dataclass(frozen=True)
+class About:
+    """What a manifest tells of how a model was made."""
+
+    input: dict[str, Any] = field(default_factory=dict)
+    interface: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, str | list[str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, int | str] | None = None
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in ``folder``, which may be anyone's: everything in it is checked.
 
@@ -113,11 +125,6 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     for name in (data["model"], data["weights"], *extras.values()):
         if name not in files and not (name is None and data["weights"] is None):
             raise ValueError(f"it does not list the file {name!r}")
-    report = dict(data["report"])
-    passes = [
-        PassReport(**{**p, "skips": [(n, w) for n, w in p["skips"]]}) for p in report.pop("passes")
-    ]
-    told = report.pop("fidelity")
     return Manifest(
         runtime=_of(str, data, "runtime"),
         choice=_of(dict, data, "choice"),
@@ -125,9 +132,17 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         weights=data["weights"],
         extras=extras,
         files=files,
-        about={k: v for k, v in data.items() if k not in _OWN},
-        report=Report(passes=passes, fidelity=told and Fidelity.from_json(told), **report),
+        about=_about(data),
+        report=read_plain(Report, data["report"]),
     )
+
+
+def _about(data: dict[str, Any]) -> dict[str, Any]:
+    """What the rest tells, where it is told at all."""
+    about = {k: v for k, v in data.items() if k not in _OWN}
+    told = {k: v for k, v in about.items() if k in About.__dataclass_fields__}
+    read_plain(About, told)
+    return about
 
 
 def _of(kind: type, data: dict[str, Any], key: str) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tersor.analysis.fidelity import Fidelity, fidelity
+from tersor.plain import read_plain
 
 A = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
 
@@ -95,4 +96,4 @@ def test_a_reference_of_zeros_has_no_share() -> None:
 
 def test_it_is_plain_data() -> None:
     found = fidelity([{"y": A, "l": np.array([1])}], [{"y": A, "l": np.array([1])}], "test inputs")
-    assert Fidelity.from_json(json.loads(json.dumps(asdict(found)))) == found
+    assert read_plain(Fidelity, json.loads(json.dumps(asdict(found)))) == found
