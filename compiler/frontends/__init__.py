@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.frontends import folder
+from tersor.frontends import folder, torchscript
 from tersor.ir import Graph
 
 SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
@@ -72,6 +72,8 @@ def load_model(
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         return _folder(Path(model), example_inputs, dynamic_shapes, names, trust)
+    if isinstance(model, (str, Path)) and torchscript.is_torchscript(Path(model)):
+        raise Unsupported(f"{model} is {torchscript.WHY_NOT}")
     if trust and isinstance(model, (str, Path)) and Path(model).suffix in SAVED_BY_TORCH:
         model = _frontend(model).load_saved(Path(model))
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):

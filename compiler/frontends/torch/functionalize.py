@@ -8,6 +8,7 @@ import torch
 from torch.export import default_decompositions
 
 from tersor.errors import Unsupported
+from tersor.frontends.torch.folding import Folded
 from tersor.frontends.torch.lowering import missing_message
 from tersor.frontends.torch.registry import find, is_in_place
 
@@ -22,7 +23,7 @@ _MAYBE_VIEWS = {
 
 def prepare(program: Any) -> Any:
     """``program`` without writes that other readers see, its ops without a converter decomposed (only
-    those: layers that have one stay whole).
+    those: layers that have one stay whole; what is made of weights alone is computed).
 
     Raises:
         Unsupported: an op that has neither converter nor decomposition, by name.
@@ -30,8 +31,11 @@ def prepare(program: Any) -> Any:
     if any(_writes_shared(node) for node in _calls(program)):
         program = program.run_decompositions({})
     for _ in range(ROUNDS):
+        folded = Folded(program)
         missing = {
-            n.target: n for n in _calls(program) if find(n.target) is None and not _asserts(n)
+            n.target: n
+            for n in _calls(program)
+            if find(n.target) is None and not _asserts(n) and n not in folded
         }
         if not missing:
             return program

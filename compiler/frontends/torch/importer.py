@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 import tersor.frontends.torch.converters  # noqa: F401  (registers the converters)
 from tersor.errors import InvalidOption, Unsupported
 from tersor.frontends.torch.dtypes import array_of
+from tersor.frontends.torch.folding import Folded
 from tersor.frontends.torch.functionalize import prepare
 from tersor.frontends.torch.lowering import Late, Lowering
 from tersor.frontends.torch.names import input_names_of, output_names_of, unique
@@ -97,7 +98,7 @@ def _import(
         graph = TABLE.graph("main")
         lowering = Lowering(graph)
         values = _inputs(program, lowering, dim_names, input_names)
-        made = lowering.run(program.graph_module, values)
+        made = lowering.run(program.graph_module, values, Folded(program))
         _outputs(program, lowering, made, output_names)
         lowering.finish()
     return graph
@@ -176,21 +177,36 @@ def _weight(program: Any, lowering: Lowering, spec: Any, shared: dict[Any, Late]
 
 
 def _outputs(program: Any, lowering: Lowering, made: Any, names: Sequence[str] | None) -> None:
-    returned, own = [], []
+    """Outputs under their names. Those that are None are left out, and the others keep the names that
+    their places give them; ``names`` may be told for all that is returned, or for what is left of it."""
     specs = program.graph_signature.output_specs
-    users = sum(s.kind is OutputKind.USER_OUTPUT for s in specs)
-    labels = iter(output_names_of(program, users))
-    for spec, item in zip(specs, made, strict=True):
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise Unsupported(
-                f"the module changes {spec.target!r} while it runs: a graph has no state, make it an "
-                "input and an output"
-            )
-        label = next(labels)
-        if item is not None:
-            returned.append(_returned(lowering, item, label))
-            own.append(label)
-    lowering.graph.set_outputs(returned, _chosen(names, unique(own), "output"))
+    for spec in specs:
+        _check_unchanged(spec)
+    own = output_names_of(program, len(specs))
+    there = [i for i, item in enumerate(made) if item is not None]
+    if not there:
+        raise Unsupported("the module returns no tensor")
+    if names is not None and len(names) == len(specs):
+        names = [list(names)[i] for i in there]
+    returned = [_returned(lowering, made[i], own[i]) for i in there]
+    labels = unique([own[i] for i in there])
+    lowering.graph.set_outputs(returned, _chosen(names, labels, "output"))
+
+
+def _check_unchanged(spec: Any) -> None:
+    """Raises:
+    Unsupported: an output of the program that is a change of what it was given.
+    """
+    if spec.kind is OutputKind.USER_INPUT_MUTATION:
+        raise Unsupported(
+            f"the module changes its input {spec.target!r} in place, which a graph cannot: work on a copy "
+            f"({spec.target} = {spec.target}.clone()), and return it where the change is wanted"
+        )
+    if spec.kind is not OutputKind.USER_OUTPUT:
+        raise Unsupported(
+            f"the module changes {spec.target!r} while it runs: a graph has no state, make it an input and "
+            "an output"
+        )
 
 
 def _returned(lowering: Lowering, item: Any, label: str) -> Value:

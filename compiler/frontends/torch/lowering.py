@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from tersor.errors import InvalidGraph, Unsupported
-from tersor.frontends.torch.dtypes import FROM_TORCH, TO_TORCH, dtype_of
+from tersor.frontends.torch.dtypes import FROM_TORCH, TO_TORCH, array_of, dtype_of
+from tersor.frontends.torch.folding import Folded
 from tersor.frontends.torch.registry import find
 from tersor.frontends.torch.sizes import Sizes
 from tersor.ir import Dim, DType, Graph, Sym, TensorType, Value
@@ -46,11 +48,14 @@ class Lowering:
 
     # -- walking -----------------------------------------------------------------------------------
 
-    def run(self, module: Any, values: dict[Any, Any]) -> Any:
+    def run(self, module: Any, values: dict[Any, Any], folded: Folded | None = None) -> Any:
         """Converts the graph of ``module``, whose placeholders are in ``values``; returns what its
-        output node returns, converted."""
+        output node returns, converted. ``folded``: nodes that are constants."""
         for node in module.graph.nodes:
             if node.op == "placeholder":
+                continue
+            if folded is not None and node in folded:
+                values[node] = Late(partial(self._computed, folded, node))
                 continue
             if node.op == "get_attr":
                 values[node] = _attribute(module, node.target)
@@ -59,6 +64,15 @@ class Lowering:
             else:
                 values[node] = self._convert(node, values)
         return ()
+
+    def _computed(self, folded: Folded, node: Any) -> Any:
+        made = folded.value(node)
+        several = isinstance(made, (tuple, list))
+        constants = [
+            self.constant(array_of(m, node.name), name=node.name)
+            for m in (made if several else [made])
+        ]
+        return tuple(constants) if several else constants[0]
 
     def _convert(self, node: Any, values: dict[Any, Any]) -> Any:
         if all(name.startswith("_") and "assert" in name for name in [str(node.name)]):
@@ -267,11 +281,11 @@ def resolve(args: Any, values: dict[Any, Any]) -> Any:
 class Late:
     """A constant that joins the graph when it is first read."""
 
-    def __init__(self, make: Callable[[], Value]) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
-        self._value: Value | None = None
+        self._value: Any = None
 
-    def __call__(self) -> Value:
+    def __call__(self) -> Any:
         if self._value is None:
             self._value = self._make()
         return self._value

@@ -14,14 +14,21 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from tersor.errors import InvalidOption, TersorError, Unsupported
+from tersor.frontends.torch.growing import FEWEST, grown
 from tersor.frontends.torch.recurrent import recurrent_as_ops
+from tersor.frontends.torch.returned import plain_outputs
+from tersor.frontends.torchscript import WHY_NOT
 
 
 @dataclass
 class DimNames:
-    """Names that the user gave to dims of inputs, by input name and axis."""
+    """Names that the user gave to dims of inputs, by input name and axis.
+
+    ``ungrown``: why examples of size 1 could not be traced with another size; empty where they were.
+    """
 
     given: dict[tuple[str, int], str] = field(default_factory=dict)
+    ungrown: str = ""
 
     def name(self, input: str, axis: int) -> str | None:
         return self.given.get((input, axis))
@@ -29,11 +36,19 @@ class DimNames:
     def check_free(self, input: str, axis: int, size: int) -> None:
         """Raises:
         Unsupported: the dim was named, but tracing found that the model takes one size only."""
-        if (input, axis) in self.given:
+        if (input, axis) not in self.given:
+            return
+        label = self.given[input, axis]
+        if size < FEWEST and self.ungrown:
             raise Unsupported(
-                f"dimension {axis} of {input}, called {self.given[input, axis]!r}, cannot vary: the model "
-                f"works for size {size} only"
+                f"dimension {axis} of {input}, called {label!r}, cannot vary: torch fixes what is of size "
+                f"{size} in the examples, and with {FEWEST} in its place the module fails ({self.ungrown}): "
+                "give examples with other sizes"
             )
+        raise Unsupported(
+            f"dimension {axis} of {input}, called {label!r}, cannot vary: the model works for size {size} "
+            "only"
+        )
 
 
 def trace(module: Any, example_inputs: Any, dynamic_shapes: Any) -> tuple[Any, DimNames]:
@@ -45,19 +60,40 @@ def trace(module: Any, example_inputs: Any, dynamic_shapes: Any) -> tuple[Any, D
     """
     if not isinstance(module, torch.nn.Module):
         raise InvalidOption(f"a {type(module).__name__} is not a torch.nn.Module")
+    _check_no_script(module)
     args, kwargs = _examples(example_inputs)
     names = DimNames()
-    shapes = _dynamic_shapes(module, args, kwargs, dynamic_shapes, names)
-    with _evaluating(module), recurrent_as_ops(module), torch.no_grad():
-        try:
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except TersorError:
-            raise
-        except Exception as error:
-            raise Unsupported(
-                f"torch.export cannot trace the module: {_first_line(error)}"
-            ) from error
-    return program, names
+    shapes, larger = _dynamic_shapes(module, args, kwargs, dynamic_shapes, names)
+    with (
+        _evaluating(module),
+        recurrent_as_ops(module),
+        plain_outputs(module),
+        torch.no_grad(),
+    ):
+        if larger is not None:
+            try:
+                return _export(module, *larger, shapes), names
+            except TersorError as error:
+                names.ungrown = str(error).partition(": ")[2] or str(error)
+        return _export(module, args, kwargs, shapes), names
+
+
+def _export(module: Any, args: Any, kwargs: Any, shapes: Any) -> Any:
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except TersorError:
+        raise
+    except Exception as error:
+        raise Unsupported(f"torch.export cannot trace the module: {_first_line(error)}") from error
+
+
+def _check_no_script(module: Any) -> None:
+    """Raises:
+    Unsupported: TorchScript in it, whose code is not Python any more.
+    """
+    for path, inner in module.named_modules():
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise Unsupported(f"{path or 'the module'} is {WHY_NOT}")
 
 
 def _examples(examples: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -92,17 +128,27 @@ def _tensors(tree: Any, name: str) -> Any:
 
 def _dynamic_shapes(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, names: DimNames
-) -> Any:
-    """``shapes`` for torch.export, in the structure of the inputs: names alone become ``Dim.AUTO``."""
+) -> tuple[Any, tuple[Any, Any] | None]:
+    """``shapes`` for torch.export, in the structure of the inputs: names alone become ``Dim.AUTO``; and
+    the inputs with open dims of size 1 made larger, None where there are none."""
     if shapes is None:
-        return None
+        return None, None
     order = _parameters(module, args, kwargs)
     given = _by_name(order, shapes)
     inputs = {**dict(zip(order, args, strict=False)), **kwargs}
     for name, tree in inputs.items():
         _collect(name, tree, given.get(name), names)
     replaced = {name: _markers(given.get(name)) for name in inputs}
-    return replaced if kwargs else tuple(replaced.values())
+    larger = {name: grown(tree, given.get(name)) for name, tree in inputs.items()}
+    found = replaced if kwargs else tuple(replaced.values())
+    if _sizes(larger) == _sizes(inputs):
+        return found, None
+    places = list(inputs)[: len(args)]
+    return found, (tuple(larger[n] for n in places), {n: larger[n] for n in kwargs})
+
+
+def _sizes(tree: Any) -> list[Any]:
+    return [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(tree)]
 
 
 def _parameters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tersor.errors import Unsupported
+from tersor.frontends.torch.converters.reduce import reduced
 from tersor.frontends.torch.converters.shape import dims_of, rank_of
 from tersor.frontends.torch.lowering import Lowering
 from tersor.frontends.torch.registry import converter
@@ -61,11 +62,30 @@ def batch_norm(
     epsilon: float,
     cudnn: bool = True,
 ) -> Value:
-    if training or mean is None or variance is None:
-        raise Unsupported("batch normalization by the batch's own statistics")
+    if mean is None or variance is None:
+        return _by_the_batch(ctx, x, weight, bias, epsilon)
+    if training:
+        raise Unsupported("batch normalization that changes its running statistics")
     channels = dims_of(x)[1:2]
     scale, shift = _weights(ctx, weight, channels, 1.0, x), _weights(ctx, bias, channels, 0.0, x)
     return ctx.emit("BatchNormalization", x, scale, shift, mean, variance, epsilon=float(epsilon))
+
+
+def _by_the_batch(
+    ctx: Lowering, x: Value, weight: Value | None, bias: Value | None, epsilon: float
+) -> Value:
+    """(x - mean) / sqrt(var + epsilon) * weight + bias, over all axes but the channels' (1)."""
+    rank = rank_of(x)
+    axes = [axis for axis in range(rank) if axis != 1]
+    centred = ctx.emit("Sub", x, reduced(ctx, "ReduceMean", x, axes, True))
+    variance = reduced(ctx, "ReduceMean", ctx.emit("Mul", centred, centred), axes, True)
+    deviation = ctx.emit("Sqrt", ctx.emit("Add", variance, ctx.value(epsilon, x.tensor.dtype)))
+    made = ctx.emit("Div", centred, deviation)
+    along = ctx.ints([1, -1, *[1] * (rank - 2)])
+    for op, operand in (("Mul", weight), ("Add", bias)):
+        if operand is not None:
+            made = ctx.emit(op, made, ctx.emit("Reshape", operand, along))
+    return made
 
 
 @converter("aten._native_batch_norm_legit_no_training.default")

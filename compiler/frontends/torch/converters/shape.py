@@ -77,7 +77,7 @@ def permuted(ctx: Lowering, x: Value, order: list[int]) -> Value:
     return x if perm == tuple(range(len(perm))) else ctx.emit("Transpose", x, perm=perm)
 
 
-@converter("aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint")
+@converter("aten.t", "aten.numpy_T", "aten.mT", "aten.mH", "aten.matrix_H", "aten.adjoint")
 def turn(ctx: Lowering, x: Value) -> Value:
     rank = rank_of(x)
     if "numpy_T" in str(ctx.node.target):
