@@ -14,6 +14,7 @@ from tersor.analysis.thinning import thinned
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.built import Built, built_size
+from tersor.doubts import compared_with, fusion_remarks, overflow_remarks
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes
 from tersor.frontends import Imported, load_model
@@ -105,6 +106,7 @@ def compile(
     check_sizes(imported.graph, buckets)
     batches = _checked(imported.graph, calibration)
     report = Report(decisions=list(imported.remarks))
+    report.decisions += overflow_remarks(imported.graph, chosen, runtime)
     example = _example(imported, example_inputs)
     job = Job(backend, runtime, chosen, start, report, tell, held)
     fused = job.run_passes(registry.optimization(), imported.graph)
@@ -136,12 +138,16 @@ def compile(
             why = f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
         kept = Kept(runtime, backend.build(compressed, start), start, compressed)
+    judge = None
     if batches:
-        job.tell_fidelity(before, kept, _judge(fused, imported.graph, batches, job))
+        judge = _judge(fused, imported.graph, batches, job)
     elif cases.cases:
         made_up = [case.feed for case in cases.cases]
         on = MADE_UP if example is None else "example inputs"
-        job.tell_fidelity(before, kept, Judge(fused, made_up, job.evaluator, on))
+        judge = Judge(fused, made_up, job.evaluator, on)
+    if judge is not None:
+        report.decisions += fusion_remarks(before, judge.feeds[:1])
+        job.tell_fidelity(compared_with(imported.graph, before), kept, judge)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(kept.model)
     manifest = {
@@ -176,7 +182,8 @@ def convert(
     choice = backend.Choice.of(chosen, portable=portable)
     imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
     unmeasured = "not measured: whether it is faster is unknown"
-    report = Report(decisions=[*imported.remarks, unmeasured])
+    overflows = overflow_remarks(imported.graph, chosen, runtime)
+    report = Report(decisions=[*imported.remarks, *overflows, unmeasured])
     job = Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
     batches = _checked(imported.graph, calibration)
@@ -186,6 +193,7 @@ def convert(
     if batches:
         before = _input_model(imported, report)
         judge = _judge(imported.graph, imported.graph, batches, job)
+        before = compared_with(imported.graph, before)
         job.tell_fidelity(before, Kept(runtime, built, choice, graph), judge)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(built)

@@ -181,7 +181,7 @@ class Job:
             self.report.decisions.append(f"its scores were not judged: {error}")
         if self.target.is_host:
             self.report.fidelity = judge.of_built(
-                _runner(registry.REFERENCE, before, None),
+                _as_written(before),
                 _runner(kept.runtime, kept.model, kept.choice),
                 of_graph,
             )
@@ -190,6 +190,16 @@ class Job:
             self.report.decisions.append(
                 f"fidelity is that of the graph in ONNX Runtime: {self.target.name} is not this machine"
             )
+
+
+def _as_written(model: Path | Built) -> Run:
+    """A model as the reference runtime computes it without its own optimizer, whose fusions may move the
+    numbers; with it, where it has kernels only for what that makes."""
+    try:
+        session = reference().open_session(model, level="none")
+    except InvalidModel:
+        session = reference().open_session(model)
+    return lambda feed: dict(reference().run(session, feed))
 
 
 def _runner(runtime: str, model: Path | Built, choice: Any) -> Run:

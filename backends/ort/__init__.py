@@ -2,13 +2,14 @@
 
 What every backend offers: ``build``, ``open_session``, ``run``, ``interface``, ``beside``, ``axes``,
 ``Choice``, ``SUFFIX``, ``KINDS``, ``ROW_SCALES``, ``TUNES``, ``check``; and ``tune`` where ``TUNES`` says so.
-The reference runtime, which runs models as they are given, also has ``read_built``, ``Evaluator`` and
-``supports``.
+The reference runtime, which runs models as they are given, also has ``read_built``, ``Evaluator``,
+``OPTIMIZERS`` and ``supports``, and opens sessions at a ``level`` of its own optimizer.
 """
 
 from tersor.backends.ort.check import check
 from tersor.backends.ort.choices import axes
 from tersor.backends.ort.lower import lower, supports
+from tersor.backends.ort.optimizers import OPTIMIZERS
 from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
 from tersor.backends.ort.session import Evaluator, beside, build, interface, open_session, run
 from tersor.frontends.onnx import read_built
@@ -19,6 +20,7 @@ ROW_SCALES = False  # Whether there are integer kernels for activations with one
 TUNES = False  # Whether it has kernels to measure.
 
 __all__ = [
-    "KINDS", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "Evaluator", "LowerOptions", "SessionOptions", "axes",
-    "beside", "build", "check", "interface", "lower", "open_session", "read_built", "run", "supports",
+    "KINDS", "OPTIMIZERS", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "Evaluator", "LowerOptions",
+    "SessionOptions", "axes", "beside", "build", "check", "interface", "lower", "open_session", "read_built",
+    "run", "supports",
 ]  # fmt: skip

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.analysis.saturation import overflows
+from tersor.backends.ort import unsigned
 from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
@@ -84,11 +86,15 @@ def _per_column(encoding: Affine) -> bool:
 def _integer(graph: Graph, node: Node, quantizer: Node, weight: Value, lowering: Lowering) -> Value:
     encoding, bias = weight.encoding, node.input(2)
     assert isinstance(encoding, Affine)
-    values = lowering.part(weight, "quantized", encoding.values)
     scale = lowering.part(weight, "scale", encoding.scale)
-    zero = (
-        None if encoding.is_symmetric else lowering.part(weight, "zero_point", encoding.zero_point)
-    )
+    if lowering.options.unsigned_weights and overflows(node, encoding.values):
+        values = unsigned.shifted(weight, encoding.values, lowering)
+        zero: Value | None = unsigned.shifted_zero(weight, encoding.zero_point, lowering)
+    else:
+        values = lowering.part(weight, "quantized", encoding.values)
+        zero = None
+        if not encoding.is_symmetric:
+            zero = lowering.part(weight, "zero_point", encoding.zero_point)
     x = quantizer.inputs[0]
     assert x is not None
     q, x_scale, x_zero = quantizer.outputs

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tersor.analysis.masks import drop_masks
-from tersor.backends.ort import embedding, linear, norm, quantize
+from tersor.analysis.saturation import PRODUCTS
+from tersor.backends.ort import embedding, linear, norm, quantize, unsigned
 from tersor.backends.ort.attention import AttentionLowering
 from tersor.backends.ort.constants import decode
 from tersor.backends.ort.lowering import Lowering
@@ -32,6 +33,7 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": quantize.lower_dequantize_rows,
     "Gather": embedding.lower_gather,
     "Swish": linear.lower_swish,
+    **dict.fromkeys(PRODUCTS, unsigned.lower_product),
 }
 
 
@@ -68,8 +70,8 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
 
 def _is_typed(node: Node) -> bool:
     """Whether it is known to compute with tensors: what an opaque op made may be anything. Ops of our
-    own always do, and cannot stay."""
-    if node.op.startswith("tersor."):
+    own always do, and cannot stay; products of integers, too."""
+    if node.op.startswith("tersor.") or node.op in PRODUCTS:
         return True
     values = [v for v in (*node.inputs, *node.outputs[:1]) if v is not None]
     return all(isinstance(v.type, TensorType) for v in values)

@@ -20,12 +20,14 @@ class LowerOptions:
         skip_norm: ``fused``: com.microsoft.SkipLayerNormalization; ``plain``: Add, then the norm.
         linear: ``matmul``: MatMul and Add; ``gemm``: Gemm on a two-dimensional view, bias inside.
         portable: standard ONNX ops only, so that every runtime can load the file.
+        unsigned_weights: int8 weights whose products would overflow on the target are written as uint8.
     """
 
     attention: str = "unfused"
     skip_norm: str = "plain"
     linear: str = "matmul"
     portable: bool = False
+    unsigned_weights: bool = False
     __pydantic_config__ = EXACT
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class Choice:
             raise InvalidOption(
                 "buckets are for runtime tvm: runtime ort has one model for all sizes"
             )
-        return Choice().but(portable=portable)
+        return Choice().but(portable=portable, unsigned_weights=target.saturates_int8)
 
     @property
     def label(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from tersor.backends.ort.lower import lower
-from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
+from tersor.backends.ort.options import Choice, SessionOptions
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.frontends.onnx import export_built, external_files, read_model
 from tersor.ir import Graph, TensorType, UnknownType, ValueType
 from tersor.ops.onnx_schema import FROM_ONNX
+from tersor.target import Target
 
 # Of ONNX Runtime's own optimizer; each has what those before it have.
 LEVELS = {
@@ -149,14 +151,17 @@ class Evaluator:
     """Runs graphs in ONNX Runtime. The sessions of the last two graphs are kept (one is often compared
     with another), so a graph that was given may not change while it is given again.
 
-    A graph without inputs is constants and what follows from them: it is run once, as it is written."""
+    A graph without inputs is constants and what follows from them: it is run once, as it is written.
+    Sums of integer products are exact, also where this processor's usual ones overflow."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Graph, Any]] = []
+        # Several of them run in turn, and idle threads that spin slow the others.
+        session = SessionOptions(spinning=False)
+        self._choice = replace(Choice.of(Target.host(), portable=True), session=session)
 
     def __call__(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # Several of them run in turn, and idle threads that spin slow the others.
-        choice = Choice(LowerOptions(portable=True), SessionOptions(spinning=False))
+        choice = self._choice
         if not graph.inputs:
             return run(open_session(build(graph, choice), choice, level="none"), inputs)
         found = next((held for held in self._held if held[0] is graph), None)

@@ -44,7 +44,7 @@ def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = No
     scale = np.abs(rows).max(axis=1, initial=0.0) / 127
     if pair_axis is not None:
         inner = np.moveaxis(weight, (axis, pair_axis), (0, -1)).astype(np.float64)
-        scale = np.maximum(scale, _pair_sums(inner).max(axis=1, initial=0.0) / PAIR_LIMIT)
+        scale = np.maximum(scale, pair_sums(inner).max(axis=1, initial=0.0) / PAIR_LIMIT)
     # In the dtype it is held in: what is too small for that is nothing.
     scale = scale.astype(weight.dtype).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1))
@@ -54,7 +54,7 @@ def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = No
     return Affine(values, scale.astype(weight.dtype), zero, axis=axis)
 
 
-def _pair_sums(inner: np.ndarray) -> np.ndarray:
+def pair_sums(inner: np.ndarray) -> np.ndarray:
     """Per channel (axis 0), for each aligned group of four along the last axis: the largest sum of
     two weights of one sign."""
     k = inner.shape[-1]

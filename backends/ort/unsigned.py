@@ -1,0 +1,57 @@
+"""Weights without a sign, for targets on which products of u8 and s8 overflow (``analysis.saturation``):
+
+    (a - za) (w - zw)   =   (a - za) ((w + 128) - (zw + 128))       w + 128 in 0 .. 255
+
+ONNX Runtime widens both to 16 bits before it multiplies then, and its sums are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tersor.analysis.saturation import PRODUCTS, overflows
+from tersor.backends.ort.lowering import Lowering
+from tersor.ir import DType, Graph, Node, TensorType, Value
+
+SHIFT = 128
+
+
+def lower_product(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
+    """A product of integers whose sums may overflow, with weights that do not. Activations with a sign
+    would need the same, and stay: ONNX Runtime has no product of s8 and u8."""
+    place = PRODUCTS[node.op]
+    weight, zero = node.input(place.weight), node.input(place.zero)
+    if not lowering.options.unsigned_weights or weight is None or not weight.is_constant:
+        return None
+    activation = None if place.activation is None else node.input(place.activation)
+    if activation is not None and not _is_u8(activation):
+        return None
+    if (zero is not None and not zero.is_constant) or not overflows(node, weight.numpy()):
+        return None
+    operands: list[Value | None] = [*node.inputs, *[None] * (place.zero + 1 - len(node.inputs))]
+    operands[place.weight] = shifted(weight, weight.numpy(), lowering)
+    operands[place.zero] = shifted_zero(
+        weight, np.int8(0) if zero is None else zero.numpy(), lowering
+    )
+    types = [value.type for value in node.outputs]
+    made = graph.emit_node(node.op, operands, node.attrs, names=[""] * len(types), types=types)
+    return made.outputs
+
+
+def shifted(weight: Value, values: np.ndarray, lowering: Lowering) -> Value:
+    """The integers ``values`` of a weight without their sign."""
+    return lowering.part(weight, "unsigned", (values.astype(np.int16) + SHIFT).astype(np.uint8))
+
+
+def shifted_zero(weight: Value, zero: np.ndarray | np.int8, lowering: Lowering) -> Value:
+    """The zero point that belongs to them; one number where all columns have the same."""
+    numbers = (np.asarray(zero, np.int16) + SHIFT).astype(np.uint8)
+    if numbers.size and (numbers == numbers.flat[0]).all():
+        numbers = numbers.reshape(-1)[0].reshape(())
+    return lowering.part(weight, "unsigned_zero_point", numbers)
+
+
+def _is_u8(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dtype is DType.U8
