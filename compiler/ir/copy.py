@@ -21,6 +21,15 @@ def copy_graph(graph: Graph) -> Graph:
     return _Copy().graph(graph, None)
 
 
+def inline(body: Graph, before: Node) -> list[Value]:
+    """What ``body``, a subgraph without inputs, returns, its nodes and constants made anew before
+    ``before`` in the graph around it. They keep their names: the node that holds ``body`` is to go."""
+    assert before.graph is not None and not body.inputs
+    copy = _Copy()
+    copy.fill(before.graph, body, before)
+    return [copy.values.get(v, v) for v in body.outputs]
+
+
 def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     """A copy whose open dims have ``sizes``; what follows from these is inferred anew.
 
@@ -62,6 +71,13 @@ class _Copy:
             result._names = dict(graph._names)
         for value in graph.inputs:
             result.inputs.append(self.value(value, result))
+        self.fill(result, graph, None)
+        result.set_outputs([values.get(v, v) for v in graph.outputs], graph.output_names)
+        return result
+
+    def fill(self, result: Graph, graph: Graph, before: Node | None) -> None:
+        """Copies of ``graph``'s constants, and of its nodes in front of ``before``, into ``result``."""
+        values = self.values
         for value in graph.constants.values():
             copied = self.value(value, result)
             result.constants[copied.name] = copied
@@ -69,13 +85,11 @@ class _Copy:
             copy = Node(node.op, self.attrs(node, result), node.scope, node.name)
             for sub in copy.subgraphs:
                 sub.parent = copy
-            result._link(copy, None)
+            result._link(copy, before)
             result._set_inputs(copy, [None if v is None else values.get(v, v) for v in node.inputs])
             copy.outputs = tuple(self.value(v, result) for v in node.outputs)
             for value in copy.outputs:
                 value.producer = copy
-        result.set_outputs([values.get(v, v) for v in graph.outputs], graph.output_names)
-        return result
 
     def attrs(self, node: Node, outer: Graph) -> dict[str, Attribute]:
         attrs: dict[str, Attribute] = {}

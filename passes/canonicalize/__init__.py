@@ -6,7 +6,9 @@ from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
+from tersor.passes.canonicalize.fold_conv_bias import FoldConvBias
 from tersor.passes.canonicalize.hold_compact import HoldCompact
+from tersor.passes.canonicalize.inline_branches import InlineBranches
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
@@ -22,6 +24,7 @@ def canonicalization() -> list[Pass]:
         ShapeArithmetic(),
         HoldCompact(),
         FoldConstants(),
+        InlineBranches(),
         NormalizeAxes(),
         EliminateIdentity(),
         SimplifyTranspose(),
@@ -31,4 +34,4 @@ def canonicalization() -> list[Pass]:
         CommonSubexpressions(),
         DeadCode(),
     ]
-    return [*round_, MatMulToLinear(), FoldBatchNorm(), *round_]
+    return [*round_, MatMulToLinear(), FoldConvBias(), FoldBatchNorm(), *round_]

@@ -11,6 +11,8 @@
  9. Concat of one, Split into one                  = x
 10. Not(Not(x)), Neg(Neg(x))                       = x
 11. Where(constant, a, b), all of it one way       = a or b       (where the type stays)
+12. ReduceMean(x) and others over axes of 1        = x, or Squeeze(x)
+13. Unsqueeze(Gather(x, @i), axis), on one axis    = Gather(x, [i])
 """
 
 from __future__ import annotations
@@ -18,8 +20,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, is_scalar, made_by, operand, rank, same_type, uniform
+from tersor.analysis.match import (
+    dims,
+    dtype,
+    is_scalar,
+    made_by,
+    operand,
+    rank,
+    read_once,
+    same_type,
+    uniform,
+)
 from tersor.ir import DType, Graph, Node, TensorType, Value
+from tersor.ir.bounds import ENDLESS
 from tersor.pipeline import EXACT, Pass, Rewrite
 
 # Element types whose numbers all fit into the wider one, by what they are.
@@ -58,7 +71,7 @@ def _dropout(graph: Graph, node: Node) -> Rewrite:
 
 def _cast(graph: Graph, node: Node) -> Rewrite:
     x = operand(node, 0)
-    if same_type(x, node.output):
+    if dtype(x) is not None and dtype(x) is dtype(node.output):
         return x
     inner = made_by(x, "Cast")
     if inner is None:
@@ -153,6 +166,8 @@ def _whole(graph: Graph, node: Node) -> Rewrite:
         return x if len(node.inputs) == 1 else None
     if node.op == "Split":
         return x if len(node.outputs) == 1 else None
+    if node.op == "Slice" and _takes_all(node):
+        return x
     if not same_type(x, node.output):
         return None
     if node.op == "Pad":
@@ -170,6 +185,39 @@ def _resize(graph: Graph, node: Node) -> Rewrite:
     if scales is None or cropped or uniform_constant(scales) != 1.0:
         return None
     return operand(node, 0)
+
+
+def _takes_all(node: Node) -> bool:
+    """Whether a Slice goes from the beginning to the end of axes of whatever size."""
+    starts, ends, steps = operand(node, 1), operand(node, 2), node.input(4)
+    if not starts.is_constant or not ends.is_constant:
+        return False
+    if steps is not None and not (steps.is_constant and (steps.numpy() == 1).all()):
+        return False
+    return not starts.numpy().any() and bool((ends.numpy() >= ENDLESS).all())
+
+
+def _over_one(graph: Graph, node: Node) -> Rewrite:
+    x, axes, have = operand(node, 0), node.input(1), dims(operand(node, 0))
+    if have is None or axes is None or not axes.is_constant or axes.numpy().size == 0:
+        return None
+    if any(have[int(a)] != 1 for a in axes.numpy()):
+        return None
+    return x if node.attrs["keepdims"] else graph.emit("Squeeze", [x, axes])
+
+
+def _unsqueeze(graph: Graph, node: Node) -> Rewrite:
+    x, axes = operand(node, 0), operand(node, 1)
+    pick = made_by(x, "Gather")
+    if pick is None or not axes.is_constant or not read_once(x) or rank(x) is None:
+        return _as_reshape(graph, node)
+    index, size = operand(pick, 1), rank(operand(pick, 0))
+    if not index.is_constant or rank(index) != 0 or size is None or axes.numpy().size != 1:
+        return _as_reshape(graph, node)
+    if int(axes.numpy().reshape(-1)[0]) % size != int(pick.attrs["axis"]) % size:  # type: ignore[call-overload, operator, arg-type]
+        return _as_reshape(graph, node)
+    row = graph.constant(index.numpy().reshape(1), index.name)
+    return graph.emit("Gather", [operand(pick, 0), row], pick.attrs, scope=pick.scope)
 
 
 def _involution(graph: Graph, node: Node) -> Rewrite:
@@ -197,7 +245,7 @@ _RULES: dict[str, Callable[[Graph, Node], Rewrite]] = {
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Squeeze": _as_reshape,
-    "Unsqueeze": _as_reshape,
+    "Unsqueeze": _unsqueeze,
     "Slice": _whole,
     "Pad": _whole,
     "Concat": _whole,
@@ -206,4 +254,5 @@ _RULES: dict[str, Callable[[Graph, Node], Rewrite]] = {
     "Not": _involution,
     "Neg": _involution,
     "Where": _where,
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"), _over_one),
 }

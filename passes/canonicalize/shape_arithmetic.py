@@ -46,7 +46,11 @@ class ShapeArithmetic(Pass):
 def _sharpen(graph: Graph, node: Node) -> None:
     """Rule 4. A type is replaced by one that says the same and more."""
     types = [v.type for v in node.outputs]
-    if node.subgraphs or all(_is_known(t) for t in types) or TABLE.get(node.op) is None:
+    if (
+        (node.subgraphs and node.op != "If")
+        or all(_is_known(t) for t in types)
+        or TABLE.get(node.op) is None
+    ):
         return
     inferred = [type for type, _ in TABLE.infer(node)]
     if inferred != types and all(map(_says_more, inferred, types)):

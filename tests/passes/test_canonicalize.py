@@ -16,6 +16,8 @@ from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
+from tersor.passes.canonicalize.fold_conv_bias import FoldConvBias
+from tersor.passes.canonicalize.inline_branches import InlineBranches
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
@@ -198,6 +200,185 @@ def test_a_view_of_a_view_is_one_where_copied_dims_agree() -> None:
           %y: f32[2, 3, 1] = Reshape(%v, @b)
         }""",
     )
+
+
+def only(graph: Graph) -> list[str]:
+    return [n.op for n in graph.nodes]
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "goes"),
+    [
+        ("[0, 0]", "[9223372036854775807, 1000000000]", True),
+        ("[0, 0]", "[9223372036854775807, 4]", False),
+        ("[0, 1]", "[9223372036854775807, 1000000000]", False),
+    ],
+)
+def test_a_slice_to_the_end_of_axes_of_unknown_size_goes(
+    starts: str, ends: str, goes: bool
+) -> None:
+    graph, _ = run(
+        EliminateIdentity(),
+        f"""graph main(%x: f32[n]) -> (y = %y) {{
+          @s: i64[2] = dense {starts}
+          @e: i64[2] = dense {ends}
+          %a: f32[?, ?] = custom.Op(%x)
+          %y: f32[?, ?] = Slice(%a, @s, @e)
+        }}""",
+    )
+    assert only(graph) == (["custom.Op"] if goes else ["custom.Op", "Slice"])
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"])
+def test_a_reduction_of_one_is_a_view(op: str) -> None:
+    text = """graph main(%x: f32[n, 1, 4, 1]) -> (y = %y) {{
+      @axes: i64[2] = dense {axes}
+      %y: f32{out} = {op}(%x, @axes) {{keepdims = {keep}}}
+    }}"""
+    kept, _ = run(
+        EliminateIdentity(), text.format(axes="[1, -1]", out="[n, 1, 4, 1]", op=op, keep=1)
+    )
+    assert kept.outputs == kept.inputs
+    gone, _ = run(EliminateIdentity(), text.format(axes="[1, 3]", out="[n, 4]", op=op, keep=0))
+    assert only(gone) == ["Squeeze"]
+    expect_unchanged(EliminateIdentity(), text.format(axes="[1, 2]", out="[n, 1]", op=op, keep=0))
+
+
+def test_a_cast_to_its_own_type_goes_at_whatever_size() -> None:
+    graph, _ = run(
+        EliminateIdentity(),
+        """graph main(%x: f32[n]) -> (y = %y) {
+          %a: f32[?, ?] = custom.Op(%x)
+          %y: f32[?, ?] = Cast(%a) {to = 1}
+        }""",
+    )
+    assert only(graph) == ["custom.Op"]
+
+
+def test_a_row_that_is_picked_and_put_back_is_picked_with_its_axis() -> None:
+    expect(
+        EliminateIdentity(),
+        """graph main(%x: f32[2, n, 4]) -> (y = %y) {
+          @i: i64[] = dense [1]
+          @axis: i64[1] = dense [0]
+          %row: f32[n, 4] = Gather(%x, @i) {axis = 0}
+          %y: f32[1, n, 4] = Unsqueeze(%row, @axis)
+        }""",
+        """graph main(%x: f32[2, n, 4]) -> (y = %gather) {
+          @i_1: i64[1] = dense [1]
+          %gather: f32[1, n, 4] = Gather(%x, @i_1) {axis = 0}
+        }""",
+    )
+    expect_unchanged(
+        EliminateIdentity(),
+        """graph main(%x: f32[2, n, 4]) -> (y = %y) {
+          @i: i64[] = dense [1]
+          @axis: i64[1] = dense [1]
+          %row: f32[n, 4] = Gather(%x, @i) {axis = 0}
+          %y: f32[n, 1, 4] = Unsqueeze(%row, @axis)
+        }""",
+    )
+
+
+# -- InlineBranches --------------------------------------------------------------------------------
+
+BRANCHES = """graph main(%x: f32[n, 4], %c: bool[]) -> (y = %y, z = %z) {{
+  {condition}
+  %i: f32[n, 4], %z: f32[n, 4] = If({read}) {{else_branch = graph other() -> (e = %e, o = %x) {{
+    @two: f32[] = dense [2.0]
+    %e: f32[n, 4] = Mul(%x, @two)
+  }}, then_branch = graph taken() -> (t = %t, o = %x) {{
+    %h: f32[n, 4] = Tanh(%x)
+    %t: f32[n, 4] = If(%c) {{else_branch = graph inner_other() -> (f = %f) {{
+      %f: f32[n, 4] = Neg(%h)
+    }}, then_branch = graph inner() -> (g = %g) {{
+      %g: f32[n, 4] = Relu(%h)
+    }}}}
+  }}}}
+  %y: f32[n, 4] = Abs(%i)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("taken", "ops"), [("true", ["Tanh", "If", "Abs"]), ("false", ["Mul", "Abs"])]
+)
+def test_the_branch_that_is_known_to_be_taken_stands_in_the_place_of_the_if(
+    taken: str, ops: list[str]
+) -> None:
+    text = BRANCHES.format(condition=f"@k: bool[] = dense [{taken}]", read="@k")
+    before = parse(text, TABLE)
+    graph, _ = run(InlineBranches(), text)
+    verify(graph)
+    assert only(graph) == ops
+    for flag in (True, False):
+        feed = {"x": np.array([[1, -2, 3, -4]], np.float32), "c": np.array(flag)}
+        for name, want in evaluate(before, feed).items():
+            np.testing.assert_array_equal(evaluate(graph, feed)[name], want)
+
+
+def test_what_both_branches_return_is_read_where_it_is_made() -> None:
+    graph, _ = run(InlineBranches(), BRANCHES.format(condition="", read="%c"))
+    assert graph.outputs[1] is graph.inputs[0]
+    assert only(graph) == ["If", "Abs"]  # Its other result differs.
+
+
+# -- FoldConvBias ----------------------------------------------------------------------------------
+
+CONV = """graph main(%x: f32[n, 2, 5, 5], %v: f32[1, 3, 1, 1]) -> (y = %y{more}) {{
+  @w: f32{weight} = dense normal(1)
+  @b: f32[3] = dense [1.0, 2.0, 3.0]
+  @c: f32{added} = dense normal(2)
+  %h: f32[n, 3, {size}, {size}] = {layer}
+  %y: f32[n, 3, {size}, {size}] = Add({operands})
+}}"""
+
+
+@pytest.mark.parametrize("added", ["[1, 3, 1, 1]", "[3, 1, 1]", "[]", "[1]"])
+@pytest.mark.parametrize("operands", ["%h, @c", "@c, %h"])
+@pytest.mark.parametrize(
+    ("layer", "weight", "size"),
+    [
+        ("Conv(%x, @w)", "[3, 2, 3, 3]", 3),
+        ("Conv(%x, @w, @b)", "[3, 2, 3, 3]", 3),
+        ("ConvTranspose(%x, @w, @b)", "[2, 3, 3, 3]", 7),
+    ],
+)
+def test_what_is_added_to_each_channel_is_the_bias(
+    added: str, operands: str, layer: str, weight: str, size: int
+) -> None:
+    text = CONV.format(
+        more="", weight=weight, added=added, layer=layer, operands=operands, size=size
+    )
+    graph, _ = run(FoldConvBias(), text)
+    assert only(graph) == [layer.partition("(")[0]]
+    feed = {
+        "x": np.random.default_rng(0).standard_normal((2, 2, 5, 5)).astype(np.float32),
+        "v": np.zeros((1, 3, 1, 1), np.float32),
+    }
+    (want,), (got,) = (evaluate(g, feed).values() for g in (parse(text, TABLE), graph))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # The sum is of another order.
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"added": "[1, 1, 3, 1]"}, None),  # Of rows, not of channels.
+        ({"added": "[2, 3, 1, 1]"}, None),  # Of each of a batch.
+        ({"operands": "%h, %v"}, None),
+        ({"more": ", h = %h"}, "the Conv has another reader than the bias"),
+    ],
+)
+def test_what_is_no_bias_of_a_convolution_is_added_as_before(
+    change: dict[str, str], reason: str | None
+) -> None:
+    given = {
+        "more": "", "weight": "[3, 2, 3, 3]", "added": "[1, 3, 1, 1]", "layer": "Conv(%x, @w)",
+        "operands": "%h, @c", "size": "3", **change,
+    }  # fmt: skip
+    text = CONV.format(**given)
+    if given["added"].startswith("[2"):
+        text = text.replace("[n, 2, 5, 5]", "[2, 2, 5, 5]").replace("[n, 3,", "[2, 3,")
+    expect_unchanged(FoldConvBias(), text, reason)
 
 
 # -- ShapeArithmetic -------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""A constant for each channel that is added behind a convolution is its bias.
+
+Add(Conv(x, W, b), @c[1, C, 1, 1])  =  Conv(x, W, b + c)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import operand, read_once, with_constant
+from tersor.ir import Graph, Node, TensorType, Value
+from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+
+_LAYERS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class FoldConvBias(Pass):
+    """No options."""
+
+    keeps = ROUNDING
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        found = with_constant(node) if node.op == "Add" else None
+        if found is None:
+            return None
+        y, added = found
+        layer = y.producer
+        if layer is None or layer.op not in _LAYERS:
+            return None
+        channels, old = _channels(layer), layer.input(2)
+        row = None if channels is None else _row(added, channels, operand(layer, 1))
+        if row is None:
+            return None
+        if not read_once(y):
+            raise Skip(f"the {layer.op} has another reader than the bias")
+        if old is not None and not old.is_constant:
+            raise Skip(f"the bias of the {layer.op} is not a constant")
+        if old is not None:
+            row = row + old.numpy()
+        name = added.name if old is None else old.name
+        operands = [operand(layer, 0), operand(layer, 1), graph.constant(row, name)]
+        return graph.emit(layer.op, operands, layer.attrs, name=node.output.name, scope=layer.scope)
+
+
+def _channels(layer: Node) -> int | None:
+    """How many channels a convolution makes."""
+    weight, group = operand(layer, 1), layer.attrs["group"]
+    have = weight.type.dims if isinstance(weight.type, TensorType) else None
+    assert isinstance(group, int)
+    made = None if not have else have[0] if layer.op == "Conv" else have[1]
+    if not isinstance(made, int):
+        return None
+    return made if layer.op == "Conv" else made * group
+
+
+def _row(added: Value, channels: int, weight: Value) -> np.ndarray | None:
+    """What is added to each channel; None where it is not one number for all of a channel."""
+    shape, rank = (
+        added.tensor.shape,
+        weight.tensor.rank or 0,
+    )  # A weight has as many axes as the result.
+    if len(shape) > rank:
+        return None
+    shape = (1,) * (rank - len(shape)) + shape
+    if shape[1] not in (1, channels) or any(d != 1 for i, d in enumerate(shape) if i != 1):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(added.numpy().reshape(-1), (channels,)))
