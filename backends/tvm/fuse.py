@@ -24,6 +24,7 @@ from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.windows import tell_windows
 from tersor.errors import Unsupported
 from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ir.dims import maximum, product
@@ -46,6 +47,7 @@ def fuse(graph: Graph, isa: Isa) -> Graph:
             raise Unsupported(f"TVM has no lowering for {node.label}: an op of the model's own")
     result = graph.copy()
     drop_masks(result)
+    tell_windows(result)
     _Fusion(result, isa).run()
     return result
 

@@ -82,6 +82,19 @@ def same_type(a: Value, b: Value) -> bool:
     )
 
 
+def is_last_axis_mean(value: Value, x: Value) -> bool:
+    """Whether ``value`` is the mean of ``x`` over its last axis, which is kept as 1."""
+    node = made_by(value, "ReduceMean")
+    size = rank(x)
+    if node is None or operand(node, 0) is not x or not node.attrs["keepdims"]:
+        return False
+    axes = node.input(1)
+    if axes is None or not axes.is_constant or axes.numpy().size != 1:
+        return False
+    axis = int(axes.numpy().reshape(-1)[0])
+    return axis == -1 or (size is not None and axis == size - 1)
+
+
 def uniform(value: Value) -> float | None:
     """The one number that all elements of ``value`` are, whatever its shape; None if not known.
 

@@ -1,6 +1,7 @@
 """Mask arithmetic as exporters write it, brought to what it says.
 
-1. ``range >= 0`` is always true, and ``true & m`` is m (broadcast to the other's shape).
+1. ``range >= 0`` and ``not (range < 0)`` are always true, and ``true & m`` is m (broadcast to the other's
+   shape).
 2. An element lookup at its own coordinates is a view:
        GatherND(m[batch, seq], [range(batch) broadcast, range(seq) broadcast])  =  m as [batch, 1, 1, seq]
        Gather(m as [batch*seq, 1], range(batch) * seq + range(seq))             =  m as [batch, 1, 1, seq, 1]
@@ -8,6 +9,8 @@
    ConstantOfShape is that number, whatever the shape, where its readers broadcast (rule 4).
 4. A value that was broadcast for readers that broadcast anyway is left as it was: where the readers'
    own results, followed forward, keep the types they had wherever it could be seen.
+5. ``(1 - m) * c``, of a boolean m as numbers, is ``where(m, 0, c)``; a condition is turned round with its
+   branches: ``where(not m, a, b) = where(m, b, a)``.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import numpy as np
 from tersor.analysis.match import (
     coordinate,
     dims,
+    dtype,
     either_way,
     made_by,
     operand,
     rank,
     same_type,
+    scalar,
     uniform,
 )
 from tersor.ir import Dim, DType, Graph, Node, TensorType, Value, ValueType
@@ -55,6 +60,10 @@ class SimplifyMasks(Pass):
             return view
         if node.op in ("Gather", "GatherElements", "Slice"):
             return _uniform_lookup(graph, node)
+        if node.op == "Mul":
+            return _zero_or(graph, node)
+        if node.op == "Where":
+            return _turned_round(graph, node)
         if node.op == "ConstantOfShape":
             return _one_element(graph, node, uniform(node.output))
         return None
@@ -122,7 +131,9 @@ def _times(value: Value, size: Dim) -> Value | None:
 def _always_true(value: Value) -> bool:
     if value.is_constant:
         return value.tensor.dtype is DType.BOOL and uniform(value) == 1.0
-    node = made_by(value, "GreaterOrEqual")
+    inverse = made_by(value, "Not")
+    least = made_by(operand(inverse, 0), "Less") if inverse is not None else None
+    node = least or made_by(value, "GreaterOrEqual")
     if node is not None:
         # What counts up from zero is never negative.
         return uniform(operand(node, 1)) == 0.0 and coordinate(operand(node, 0)) is not None
@@ -136,6 +147,42 @@ def _true_and(graph: Graph, node: Node) -> Rewrite:
         if _always_true(true):
             return other if same_type(other, node.output) else _narrowed(graph, node, other)
     return None
+
+
+def _zero_or(graph: Graph, node: Node) -> Rewrite:
+    """Rule 5; a zero times a negative number is -0."""
+    for rest, number in either_way(node):
+        low = scalar(number)
+        inverse = made_by(rest, "Sub")
+        if (
+            inverse is None
+            or low is None
+            or not np.isfinite(low)
+            or not _is_number_first(inverse, 1.0)
+        ):
+            continue
+        mask = made_by(operand(inverse, 1), "Cast")
+        if mask is None or dtype(operand(mask, 0)) is not DType.BOOL or rank(number):
+            continue
+        kind = node.output.tensor.dtype
+        if not kind.is_float:
+            continue
+        zero = graph.constant(np.asarray(0.0 * low, kind.numpy), "zero")
+        return graph.emit("Where", [operand(mask, 0), zero, number])
+    return None
+
+
+def _is_number_first(node: Node, number: float) -> bool:
+    """Whether a node's first operand is one scalar, of this number."""
+    first = operand(node, 0)
+    return scalar(first) == number and rank(first) == 0
+
+
+def _turned_round(graph: Graph, node: Node) -> Rewrite:
+    inverse = made_by(operand(node, 0), "Not")
+    if inverse is None:
+        return None
+    return graph.emit("Where", [operand(inverse, 0), operand(node, 2), operand(node, 1)])
 
 
 def _uniform_lookup(graph: Graph, node: Node) -> Rewrite:

@@ -2,16 +2,19 @@
 
     softmax(c (a Q)(b K)^T + mask) V   =   Attention(Q, K, V, mask) {scale = a b c}
 
-Covered: scores scaled before or after the product, by Mul or Div; masks added either way round, one
-after the other too (a position bias and padding); a guard against NaN after the softmax
-(``where(isnan(p), 0, p)``); keys and values repeated for groups of query heads (Unsqueeze, Expand,
-Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)`` becomes the boolean m.
+Covered: scores scaled before or after the product, by Mul or Div, and capped (``t tanh(s / t)``); masks
+added either way round, one after the other too (a position bias and padding), or put in the place of
+scores (``where(m, s, low)`` is ``s + where(m, 0, low)`` for the lowest float, which no score changes, and
+-inf); a guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups
+of query heads (Unsqueeze, Expand, Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)``
+becomes the boolean m, and one of lowest floats where it leaves every query a key by their positions.
 
 **Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are
 NaN, which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the
 lowest float, so that its rows get the mean of all values instead of what torch computes: where the
 guard is, the lowest float is read as the -inf that it stands for.  Without the guard (eager attention)
-a mask of lowest floats is kept as it is.
+a mask of lowest floats is kept as it is: rows of them get the mean of all values.  So is one of -10000, whose
+rows keep their scores; where a key is left, what both mask has a chance of zero, as with the boolean mask.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from tersor.analysis.match import (
     scalar,
     uniform,
 )
+from tersor.analysis.reach import reach
 from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
@@ -46,12 +50,15 @@ class FuseAttention(Pass):
             return _grouped(graph, node)
         if node.op == "Mul":
             return _without_guard(node)
+        if node.op == "Where":
+            return _added(graph, node)
         if node.op != "MatMul":
             return None
         softmax, guarded = _softmax(operand(node, 0))
         if softmax is None or rank(softmax.output) != 4:
             return None
         scores, masks = _split_masks(operand(softmax, 0))
+        cap, scores = _uncapped(scores)
         scale, product = _unscaled(scores)
         if product is None:
             return None
@@ -66,7 +73,8 @@ class FuseAttention(Pass):
             guarded |= any(_is_guard(value, masks[0]) for value in _factors(node.output))
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
             operands.append(_of_two_axes(graph, mask))
-        return graph.emit("Attention", operands, {"scale": _exact(scale * a * b, q)})
+        scale = _exact(scale * a * b * (cap or 1.0), q)
+        return graph.emit("Attention", operands, {"scale": scale, "softcap": cap})
 
 
 def _exact(scale: float, q: Value) -> float:
@@ -130,13 +138,58 @@ def _split_masks(value: Value) -> tuple[Value, list[Value]]:
     while (total := made_by(scores, "Add")) is not None:
         for inner, mask in either_way(total):
             sums = made_by(inner, "Add") is not None and read_once(inner)
-            if inner.type == value.type and (sums or _unscaled(inner)[1] is not None):
+            if inner.type == value.type and (sums or _is_scores(inner)):
                 masks.append(mask)
                 scores = inner
                 break
         else:
             return value, []
-    return (scores, masks) if _unscaled(scores)[1] is not None else (value, [])
+    return (scores, masks) if _is_scores(scores) else (value, [])
+
+
+def _is_scores(value: Value) -> bool:
+    return _unscaled(_uncapped(value)[1])[1] is not None
+
+
+def _uncapped(value: Value) -> tuple[float, Value]:
+    """(t, s / t) of ``t tanh(s / t)``; (0, the value) of others."""
+    node = made_by(value, "Mul")
+    for inner, number in either_way(node) if node is not None else ():
+        cap, tanh = scalar(number), made_by(inner, "Tanh")
+        if cap is not None and cap > 0 and tanh is not None:
+            return cap, operand(tanh, 0)
+    return 0.0, value
+
+
+def _added(graph: Graph, node: Node) -> Rewrite:
+    """Scores that a mask takes the place of, to a mask that is added to them."""
+    softmax = node.output.only_user()
+    mask = operand(node, 0)
+    if softmax is None or softmax.op != "Softmax" or rank(node.output) != 4:
+        return None
+    while (wide := made_by(mask, "Expand")) is not None:  # It broadcasts anyway.
+        mask = operand(wide, 0)
+    shape, keys = dims(mask), (dims(node.output) or (None,))[-1]
+    if not shape or len(shape) < 2 or keys is None or shape[-1] != keys:
+        return None
+    for place in (1, 2):
+        scores, low = operand(node, place), operand(node, 3 - place)
+        if uniform(low) not in (-np.inf, _lowest(node.output)) or scores.type != node.output.type:
+            continue
+        if made_by(scores, "Add") is None and not _is_scores(scores):
+            continue
+        kind = node.output.tensor.dtype.numpy
+        filling = graph.constant(np.asarray(uniform(low), kind), "low")
+        zero = graph.constant(np.zeros((), kind), "zero")
+        choices = [zero, filling] if place == 1 else [filling, zero]
+        return graph.emit("Add", [scores, graph.emit("Where", [mask, *choices])])
+    return None
+
+
+def _lowest(value: Value) -> float:
+    """The lowest finite number of its dtype."""
+    kind = value.tensor.dtype
+    return float(np.finfo(kind.numpy).min) if kind.is_float else math.nan
 
 
 def _sum(graph: Graph, masks: list[Value]) -> Value:
@@ -260,10 +313,16 @@ def _boolean(mask: Value, guarded: bool) -> Value:
     where = made_by(mask, "Where")
     if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
         return mask
-    masked = uniform(operand(where, 2))
-    lowest = float(np.finfo(mask.tensor.dtype.numpy).min)
+    masked, m = uniform(operand(where, 2)), operand(where, 0)
+    sure = guarded or (rank(m) == 4 and _leaves_a_key(m))
     if uniform(operand(where, 1)) != 0.0 or masked not in (
-        (-np.inf, lowest) if guarded else (-np.inf,)
+        (-np.inf, _lowest(mask)) if sure else (-np.inf,)
     ):
         return mask
-    return operand(where, 0) if dims(operand(where, 0)) == dims(mask) else mask
+    return m if dims(m) == dims(mask) else mask
+
+
+def _leaves_a_key(mask: Value) -> bool:
+    """Whether every query has a key by their positions: its own, where there are as many keys."""
+    shape = dims(mask)
+    return bool(shape) and shape[2] == shape[3] and reach(mask).is_all

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
+from tersor.analysis.match import (
+    dims,
+    either_way,
+    is_last_axis_mean,
+    is_scalar,
+    made_by,
+    operand,
+    scalar,
+)
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -94,16 +102,3 @@ def is_square_of(value: Value, base: Value) -> bool:
     if node is None or node.op not in ("Pow", "Mul") or operand(node, 0) is not base:
         return False
     return is_scalar(operand(node, 1), 2) if node.op == "Pow" else operand(node, 1) is base
-
-
-def is_last_axis_mean(value: Value, x: Value) -> bool:
-    """Whether ``value`` is the mean of ``x`` over its last axis, which is kept as 1."""
-    node = made_by(value, "ReduceMean")
-    size = rank(x)
-    if node is None or operand(node, 0) is not x or not node.attrs["keepdims"]:
-        return False
-    axes = node.input(1)
-    if axes is None or not axes.is_constant or axes.numpy().size != 1:
-        return False
-    axis = int(axes.numpy().reshape(-1)[0])
-    return axis == -1 or (size is not None and axis == size - 1)

@@ -3,7 +3,8 @@
     y = x * rsqrt(mean(x^2) + eps) * scale
 
 rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v). Without a scale (or with
-one of ones, which has been folded away) it is 1.
+one of ones, which has been folded away) it is 1. Of ``x - mean(x)`` it is the LayerNormalization of x, which
+is how a layer norm without a bias is written out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
+from tersor.analysis.match import (
+    dims,
+    either_way,
+    is_last_axis_mean,
+    is_scalar,
+    made_by,
+    operand,
+    rank,
+    scalar,
+)
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite
 
@@ -37,8 +47,15 @@ class FuseRmsNorm(Pass):
             x, epsilon = found
             if scale.tensor.shape != (dims(x) or (None,))[-1:]:
                 continue  # A norm by itself, and a product after it.
-            return graph.emit("RMSNormalization", [x, scale], {"axis": -1, "epsilon": epsilon})
+            return _norm(graph, x, scale, epsilon)
         return None
+
+
+def _norm(graph: Graph, x: Value, scale: Value, epsilon: float) -> Value:
+    centred, attrs = made_by(x, "Sub"), {"axis": -1, "epsilon": epsilon}
+    if centred is not None and is_last_axis_mean(operand(centred, 1), operand(centred, 0)):
+        return graph.emit("LayerNormalization", [operand(centred, 0), scale], attrs)
+    return graph.emit("RMSNormalization", [x, scale], attrs)
 
 
 def _unscaled(graph: Graph, node: Node, x: Value, epsilon: float) -> Rewrite:
@@ -48,7 +65,7 @@ def _unscaled(graph: Graph, node: Node, x: Value, epsilon: float) -> Rewrite:
     ):
         return None
     ones = graph.constant(np.ones(width, x.tensor.dtype.numpy), "scale")
-    return graph.emit("RMSNormalization", [x, ones], {"axis": -1, "epsilon": epsilon})
+    return _norm(graph, x, ones, epsilon)
 
 
 def _scales(user: Node | Graph, normal: Value) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tersor.ir import Graph, Value, parse, print_node
 from tersor.ops import TABLE
@@ -13,6 +14,7 @@ from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.fuse.fuse_attention import FuseAttention
+from tersor.passes.fuse.fuse_rms_norm import FuseRmsNorm
 from tersor.pipeline import Pass, Pipeline
 
 SIZES = {"b": 2, "s": 5}
@@ -194,3 +196,125 @@ REPEATED = """graph g(%q: f32[b, 4, s, 4], %k: f32[b, 2, s, 4]) -> (y = %y) {
 def test_keys_repeated_for_attention_are_read_before_they_are_repeated() -> None:
     *_, attention = after(REPEATED, FuseAttention())
     assert " = Attention(%q, %k, %k) {is_causal = 1," in attention
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", ["Less", "GreaterOrEqual"])
+def test_what_counts_from_zero_is_never_negative(least: str) -> None:
+    text = f"""graph g(%m: bool[b, s], %n: i64[]) -> (y = %y) {{
+        @zero: i64[] = dense [0]
+        @one: i64[] = dense [1]
+        @front: i64[1] = dense [0]
+        %count: i64[s] = Range(@zero, %n, @one)
+        %row: i64[1, s] = Unsqueeze(%count, @front)
+        %test: bool[1, s] = {least}(%row, @zero)
+        {"%true: bool[1, s] = Not(%test)" if least == "Less" else ""}
+        %y: bool[b, s] = And({"%true" if least == "Less" else "%test"}, %m)
+    }}"""
+    graph = Pipeline([SimplifyMasks()]).run(parse(text, TABLE))
+    assert graph.outputs[0] is graph.inputs[0]
+    other = Pipeline([SimplifyMasks()]).run(parse(text.replace("(@zero, %n", "(%n, %n"), TABLE))
+    assert other.outputs[0].producer is not None
+
+
+def test_one_minus_a_mask_times_a_number_is_a_choice() -> None:
+    text = """graph g(%m: bool[b, s]) -> (y = %y) {
+        @one: f32[] = dense [1.0]
+        @low: f32[] = dense [-10000.0]
+        %real: f32[b, s] = Cast(%m) {to = 1}
+        %inverse: f32[b, s] = Sub(@one, %real)
+        %y: f32[b, s] = Mul(%inverse, @low)
+    }"""
+    *_, last = after(text, SimplifyMasks())
+    assert last.split(" = ")[1] == "Where(%m, @zero, @low)"
+    # Of numbers that need not be 0 or 1 it is no choice.
+    *_, last = after(text.replace("%m: bool", "%m: i64"), SimplifyMasks())
+    assert " = Mul(" in last
+
+
+def test_a_condition_is_turned_round_with_its_branches() -> None:
+    text = """graph g(%m: bool[b, s], %x: f32[b, s], %z: f32[b, s]) -> (y = %y) {
+        %n: bool[b, s] = Not(%m)
+        %y: f32[b, s] = Where(%n, %x, %z)
+    }"""
+    *_, last = after(text, SimplifyMasks())
+    assert last.split(" = ")[1] == "Where(%m, %z, %x)"
+
+
+SCORES = """graph g(%q: f32[b, 2, s, 4], %m: bool[b, 1, 1, s], %n: i64[]) -> (y = %y) {{
+    @low: f32[] = dense [{low}]
+    @zero: i64[] = dense [0]
+    @one: i64[] = dense [1]
+    @fifty: f32[] = dense [50.0]
+    @rows: i64[3] = dense [0, 1, 3]
+    @columns: i64[3] = dense [0, 1, 2]
+    @nothing: f32[] = dense [0.0]
+    %count: i64[s] = Range(@zero, %n, @one)
+    %i: i64[1, 1, s, 1] = Unsqueeze(%count, @rows)
+    %j: i64[1, 1, 1, s] = Unsqueeze(%count, @columns)
+    %causal: bool[1, 1, s, s] = LessOrEqual(%j, %i)
+    %both: bool[b, 1, s, s] = And(%causal, %m)
+    %kt: f32[b, 2, 4, s] = Transpose(%q) {{perm = [0, 1, 3, 2]}}
+    %product: f32[b, 2, s, s] = MatMul(%q, %kt)
+    {between}
+    %weights: f32[b, 2, s, s] = Softmax(%scores) {{axis = -1}}
+    %y: f32[b, 2, s, 4] = MatMul(%weights, %q)
+}}"""
+LOWEST = "-3.4028234663852886e+38"
+
+
+def fused(between: str, low: str = LOWEST) -> tuple[Graph, list[str]]:
+    graph = Pipeline([FuseAttention()]).run(parse(SCORES.format(between=between, low=low), TABLE))
+    return graph, [n.op for n in graph.nodes]
+
+
+@pytest.mark.parametrize("low", [LOWEST, "-inf", "-10000.0"])
+@pytest.mark.parametrize("order", ["%product, @low", "@low, %product"])
+def test_scores_that_a_mask_takes_the_place_of_are_masked(order: str, low: str) -> None:
+    graph, made = fused(f"%scores: f32[b, 2, s, s] = Where(%m, {order})", low)
+    assert ("Attention" in made) == (low != "-10000.0")  # Which other scores may reach.
+    if "Attention" in made:
+        mask = graph.outputs[0].producer.inputs[3]  # type: ignore[union-attr]
+        assert mask is not None
+        boolean = low == "-inf" and order.startswith("%product")
+        assert str(mask.type) == f"{'bool' if boolean else 'f32'}[b, 1, 1, s]"
+
+
+def test_scores_that_are_capped_have_a_cap() -> None:
+    graph, _ = fused("""%part: f32[b, 2, s, s] = Div(%product, @fifty)
+        %tanh: f32[b, 2, s, s] = Tanh(%part)
+        %scores: f32[b, 2, s, s] = Mul(%tanh, @fifty)""")
+    attention = graph.outputs[0].producer
+    assert attention is not None and attention.op == "Attention"
+    assert (attention.attrs["softcap"], attention.attrs["scale"]) == (50.0, 1.0)
+
+
+@pytest.mark.parametrize(("mask", "kind"), [("%causal", "bool"), ("%both", "f32")])
+def test_lowest_floats_are_a_boolean_mask_where_every_query_has_a_key(mask: str, kind: str) -> None:
+    """Its own; where padding may take that, too, such rows have the mean of all values."""
+    graph, _ = (
+        fused(f"""%low_or: f32[{"1" if mask == "%causal" else "b"}, 1, s, s] = Where({mask}, @nothing, @low)
+        %scores: f32[b, 2, s, s] = Add(%product, %low_or)""")
+    )
+    attention = graph.outputs[0].producer
+    assert attention is not None and attention.op == "Attention"
+    assert str(attention.inputs[3].type).startswith(kind)  # type: ignore[union-attr]
+
+
+def test_a_norm_of_what_is_centred_is_a_layer_norm() -> None:
+    text = """graph g(%x: f32[b, 4]) -> (y = %y) {
+        @last: i64[1] = dense [-1]
+        @two: f32[] = dense [2.0]
+        @eps: f32[] = dense [0.001]
+        %mean: f32[b, 1] = ReduceMean(%x, @last) {keepdims = 1}
+        %d: f32[b, 4] = Sub(%x, %mean)
+        %square: f32[b, 4] = Pow(%d, @two)
+        %var: f32[b, 1] = ReduceMean(%square, @last) {keepdims = 1}
+        %sum: f32[b, 1] = Add(%var, @eps)
+        %root: f32[b, 1] = Sqrt(%sum)
+        %y: f32[b, 4] = Div(%d, %root)
+    }"""
+    *_, last = after(text, FuseRmsNorm())
+    assert " = LayerNormalization(%x, @scale" in last

@@ -328,6 +328,32 @@ def test_attention_of_any_form_has_the_kernel(change: tuple[tuple[str, str], ...
     assert ops(fuse(ir(changed(*change)), VNNI)) == WHOLE
 
 
+CAUSAL = changed(
+    ("%mask: bool[b, 1, 1, s]", "%mask: bool[b, 1, 1, s], %len: i64[]"),
+    ("%v, %mask)", "%v, %both)"),
+    ("  %q: f32", """  @zero: i64[] = dense [0]
+  @one: i64[] = dense [1]
+  @down: i64[3] = dense [0, 1, 3]
+  @along: i64[3] = dense [0, 1, 2]
+  %c: i64[s] = Range(@zero, %len, @one)
+  %i: i64[1, 1, s, 1] = Unsqueeze(%c, @down)
+  %j: i64[1, 1, 1, s] = Unsqueeze(%c, @along)
+  %causal: bool[1, 1, s, s] = LessOrEqual(%j, %i)
+  %both: bool[b, 1, s, s] = And(%causal, %mask)
+  %q: f32"""),
+)  # fmt: skip
+
+
+def test_what_a_mask_says_by_positions_is_a_window() -> None:
+    made = fuse(ir(CAUSAL), VNNI)
+    assert ops(made) == WHOLE
+    attention = list(made.nodes)[1]
+    assert attention.attrs["right_window_size"] == 0
+    assert attention.inputs[3] is made.inputs[1]
+    alone = fuse(ir(CAUSAL.replace("%v, %both)", "%v, %causal)")), VNNI)
+    assert list(alone.nodes)[1].input(3) is None
+
+
 PAST = (
     ("%v, %mask)", "%v, %mask, %pk, %pv)"),
     ("%mask: bool[b, 1, 1, s]", "%mask: bool[b, 1, 1, t], %pk: f32[b, 2, p, 32], %pv: f32[b, 2, p, 32]"),

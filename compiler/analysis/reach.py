@@ -1,0 +1,124 @@
+"""Which keys a boolean mask lets a query see, as far as it tells so by positions.
+
+    mask = (j <= i) & (j > i - 8) & padding        query i, key j
+
+is causal, reaches 7 keys to the left, and leaves ``padding`` to be looked up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tersor.analysis.match import coordinate, either_way, made_by, operand, rank, scalar
+from tersor.ir import Node, Value
+
+QUERIES, KEYS = 2, 3  # Axes of a mask [batch, heads, queries, keys].
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where query i, counted from the first key on, sees keys from i - left to i + right.
+
+    Attributes:
+        left, right: -1: as far as there are keys.
+        rest: masks that the key must be in besides, as they are.
+    """
+
+    left: int = -1
+    right: int = -1
+    rest: tuple[Value, ...] = ()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is to be looked up: each query sees the key at its own position."""
+        return not self.rest
+
+
+def reach(mask: Value) -> Reach:
+    """Of a mask of rank 4."""
+    left, right, rest = -1, -1, list[Value]()
+    for part in _parts(mask):
+        found = _compared(part)
+        if found is None:
+            rest.append(part)
+            continue
+        left = _nearer(left, found[0])
+        right = _nearer(right, found[1])
+    return Reach(left, right, tuple(rest))
+
+
+def _nearer(a: int, b: int) -> int:
+    return min((x for x in (a, b) if x >= 0), default=-1)
+
+
+def _parts(mask: Value) -> list[Value]:
+    """The masks that are all true where ``mask`` is."""
+    both = made_by(mask, "And")
+    if both is None:
+        return [mask]
+    return [part for i in (0, 1) for part in _parts(operand(both, i))]
+
+
+# a OP b as (what is less, what is more, whether they may be equal); of Not(a OP b) the other way round.
+_ORDERS = {
+    "LessOrEqual": (0, 1, True), "Less": (0, 1, False),
+    "GreaterOrEqual": (1, 0, True), "Greater": (1, 0, False),
+}  # fmt: skip
+
+
+def _compared(mask: Value) -> tuple[int, int] | None:
+    """(left, right) of a comparison of positions; None where it is something else."""
+    if rank(mask) != 4:
+        return None
+    inverse = made_by(mask, "Not")
+    node = operand(inverse, 0).producer if inverse is not None else mask.producer
+    if node is None or node.op not in _ORDERS:
+        return None
+    less, more, equal = _ORDERS[node.op]
+    if inverse is not None:
+        less, more, equal = more, less, not equal
+    low, high = operand(node, less), operand(node, more)
+    if (width := _whole(high)) is not None and _is_distance(low):
+        reached = width - (0 if equal else 1)
+        return (reached, reached) if reached >= 0 else None
+    a, b = _position(low), _position(high)
+    if a is None or b is None or {a[0], b[0]} != {QUERIES, KEYS}:
+        return None
+    # low + shift <= high, in whole numbers.
+    shift = a[1] - b[1] + (0 if equal else 1)
+    if a[0] == KEYS:
+        return (-1, -shift) if shift <= 0 else None
+    return (-shift, -1) if shift <= 0 else None
+
+
+def _position(value: Value) -> tuple[int, int] | None:
+    """(axis, n) of a value of rank 4 that counts n, n + 1, n + 2 … along the axis."""
+    if rank(value) == 4 and (axis := coordinate(value)) is not None:
+        return axis, 0
+    node = value.producer
+    if node is None or node.op not in ("Add", "Sub"):
+        return None
+    for inner, number in either_way(node) if node.op == "Add" else [_operands(node)]:
+        n = _whole(number)
+        if n is not None and rank(inner) == 4 and (axis := coordinate(inner)) is not None:
+            return axis, n if node.op == "Add" else -n
+    return None
+
+
+def _is_distance(value: Value) -> bool:
+    """Whether it is the absolute value of i - j or j - i."""
+    absolute = made_by(value, "Abs")
+    difference = made_by(operand(absolute, 0), "Sub") if absolute is not None else None
+    if difference is None:
+        return False
+    axes = {coordinate(v) if rank(v) == 4 else None for v in _operands(difference)}
+    return axes == {QUERIES, KEYS}
+
+
+def _operands(node: Node) -> tuple[Value, Value]:
+    return operand(node, 0), operand(node, 1)
+
+
+def _whole(value: Value) -> int | None:
+    number = scalar(value)
+    return int(number) if number is not None and float(number).is_integer() else None
