@@ -325,4 +325,4 @@ def _boolean(mask: Value, guarded: bool) -> Value:
 def _leaves_a_key(mask: Value) -> bool:
     """Whether every query has a key by their positions: its own, where there are as many keys."""
     shape = dims(mask)
-    return bool(shape) and shape[2] == shape[3] and reach(mask).is_all
+    return shape is not None and shape[2] == shape[3] and reach(mask).is_all
