@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tvm.support import cc
 
 from tersor.backends.tvm import cuda
+from tersor.backends.tvm.contrib import expand
 from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
@@ -41,13 +42,13 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
     set_threads(choice.cores)  # TVM runs code of its own while it compiles.
     if arch:
-        lowered = lower_all([halve(g) for g in graphs], cuda.GPU_RULES)
+        lowered = lower_all([halve(expand(g)) for g in graphs], cuda.GPU_RULES)
         executable = cuda.compile_for_gpu(lowered.module, arch)
     else:
         machine = _machine(choice)
         isa = Isa.of(choice.features, choice.cores)
         rules = {**RULES, **fused.rules(isa, choice.grain_of())}
-        lowered = lower_all([fuse(g, isa) for g in graphs], rules)
+        lowered = lower_all([fuse(expand(g), isa) for g in graphs], rules)
         target = tvm_target(choice.features, choice.cores, machine)
         executable = compile_module(lowered.module, target)
     weights = Weights(tuple(lowered.arrays), alignment=ALIGNMENT) if lowered.arrays else None

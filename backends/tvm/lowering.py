@@ -21,7 +21,7 @@ from tvm import relax, tirx
 from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
-from tersor.ir.dims import Call
+from tersor.ir.dims import Call, symbols
 from tersor.ops import contents_of
 
 MAIN = "main"
@@ -85,6 +85,7 @@ class Lowering:
         rules: by op.
         arrays: that parameters of the module's functions stand for.
         symbols: Relax's variables of the named sizes.
+        known: names of the sizes that were told by then: of inputs, and of results that were made.
         exprs: what was emitted for a value.
         parameters: of the function, beyond the graph's inputs: the variable, and where in ``arrays``
             lies what a session passes for it.
@@ -96,6 +97,7 @@ class Lowering:
     rules: dict[str, Rule]
     arrays: Arrays = field(default_factory=Arrays)
     symbols: dict[str, tirx.Var] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     exprs: dict[Value, Any] = field(default_factory=dict)
     parameters: list[tuple[relax.Var, int]] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
@@ -163,6 +165,15 @@ class Lowering:
         if dims is None:
             raise Refused("a rank is known at run time only")
         return [self.dim(d) for d in dims]
+
+    def tell_sizes(self, value: Value) -> None:
+        """Sizes that the dims of ``value`` name are known from here on."""
+        if isinstance(value.type, TensorType):
+            self.known.update(*(symbols(dim) for dim in value.type.dims or ()))
+
+    def is_known(self, dim: Dim) -> bool:
+        """Whether what is known by now tells the size."""
+        return dim is not None and symbols(dim) <= self.known
 
     def symbol(self, name: str) -> tirx.Var:
         """TVM's variable of a named size."""
@@ -249,6 +260,7 @@ class Lowering:
         """Where Relax knows less of a result's shape than the IR does, it is told."""
         expr = self.builder.normalize(expr)
         wanted = self.relax_type(value.type)
+        self.tell_sizes(value)
         known = expr.ty
         if tvm_ffi.structural_equal(known, wanted):
             return expr
@@ -336,6 +348,7 @@ def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
         except Refused as error:
             raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
         lowering.exprs[value] = inputs[-1]
+        lowering.tell_sizes(value)
     with builder.function(name), _closed(builder):
         with builder.dataflow():
             for node in graph.nodes:

@@ -92,9 +92,10 @@ def each(
 ) -> Any:
     """An expression of ``type`` whose elements are ``scalar`` of those of the operands, broadcast."""
     dtype, want = dtype_of(type), type.dims
-    shape = lowering.dims(want)
-    assert want is not None
     read = [o for o in operands if o is not None and not o.is_number]
+    if want is None:
+        raise Refused("a rank is known at run time only")
+    shape = [_size(lowering, dim, i - len(want), read) for i, dim in enumerate(want)]
 
     def compute(shape: Sequence[Any], *tensors: te.Tensor) -> te.Tensor:
         at = {id(o): t for o, t in zip(read, tensors, strict=True)}
@@ -112,6 +113,20 @@ def each(
         return te.compute(tuple(shape), one, name=name)
 
     return lowering.te(compute, shape, *(o.source for o in read), primfunc_name_hint=name)
+
+
+def _size(lowering: Lowering, dim: Dim, axis: int, operands: Sequence[Operand]) -> Any:
+    """The size of a result's ``axis``, counted from the end. Where only a file's own name stands for it,
+    it is what the operands' sizes give: the one that is not 1, or 0 where one is 0."""
+    if lowering.is_known(dim):
+        return lowering.dim(dim)
+    have = [o.dims[axis] for o in operands if len(o.dims) >= -axis]
+    sizes = [lowering.dim(d) for d in dict.fromkeys(have) if d != 1]
+    size = sizes[0] if sizes else tirx.IntImm("int64", 1)
+    for other in sizes[1:]:
+        least, most = tirx.min(size, other), tirx.max(size, other)
+        size = tirx.min(most, least * most)
+    return size
 
 
 def constant_scalar(value: Value | None) -> Any:

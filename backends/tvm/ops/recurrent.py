@@ -20,7 +20,7 @@ from tersor.backends.tvm.kernels.recurrent import (
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting
 from tersor.backends.tvm.ops.broadcast import float_type
-from tersor.ir import Node, Value
+from tersor.ir import Affine, Node, Value
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _BOUNDED = 2  # Activations whose operands ``clip`` bounds: runtimes do not bound LSTM's cell state.
@@ -157,6 +157,10 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
     constant is gathered by the packs of its elements' positions, where position 0 is a zero."""
     assert value is not None
     dtype = float_type(value.tensor.dtype)
+    if isinstance(value.encoding, Affine) and len(packs) == 1:
+        made = _integers(lowering, value, value.encoding, packs[0])
+        if made is not None:
+            return made
     if value.is_constant:
         array = value.numpy().astype(dtype)
         return lowering.parameter(np.sum([pack(array) for pack in packs], axis=0), value.name)
@@ -173,6 +177,24 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
         shaped = lowering.emit(relax.op.reshape(taken, order.shape))
         total = shaped if total is None else lowering.emit(relax.op.add(total, shaped))
     return total
+
+
+def _integers(lowering: Lowering, value: Value, held: Affine, pack: Pack) -> Any:
+    """Weights that the library keeps in integers, and that each run makes floats of once; None where
+    zeros of the padding would not stay zeros, or scales take as much room as weights."""
+    if not held.is_symmetric or held.storage.bits < 8:
+        return None
+    codes = pack(held.values.astype(np.float64)).astype(held.values.dtype)
+    scales = pack(np.broadcast_to(held.expanded(held.scale), held.values.shape))
+    for axis in range(scales.ndim):
+        most = scales.max(axis, keepdims=True)
+        if ((scales == most) | (codes == 0)).all():
+            scales = most
+    if 8 * scales.size > codes.size:
+        return None
+    real = relax.op.astype(lowering.parameter(codes, value.name), float_type(value.tensor.dtype))
+    scale = lowering.parameter(scales.astype(held.scale.dtype), f"{value.name}_scale")
+    return lowering.emit(relax.op.multiply(lowering.emit(real), scale))
 
 
 RULES: dict[str, Rule] = dict.fromkeys(GATES, _recurrent)

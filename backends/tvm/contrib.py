@@ -1,0 +1,204 @@
+"""ONNX Runtime's own ops (``com.microsoft``) in terms of those that TVM has lowerings for.
+
+Formulas are those of ONNX Runtime's ContribOperators.md:
+
+    FusedMatMul               alpha op(A) op(B), op transposes the last two axes where it is asked to
+    BiasGelu, FastGelu        gelu(x + b), by erf or by tanh
+    QuickGelu                 x sigmoid(alpha x)
+    SkipLayerNormalization    norm(x + skip + b) gamma + beta; its fourth result is the sum
+    DynamicQuantizeMatMul     quantize(A) B_quantized, as MatMulIntegerToFloat
+    MatMulIntegerToFloat      (A - a_zero) (B - b_zero) a_scale b_scale + b
+    DynamicQuantizeLSTM       LSTM of (W - w_zero) w_scale and (R - r_zero) r_scale
+
+ONNX Runtime quantizes what DynamicQuantizeLSTM reads, and its states, at each step; here they stay float,
+which is nearer to the model that was quantized.  The weights stay integers in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
+from tersor.ops.onnx_schema import TO_ONNX
+from tersor.rewriting import replace_node
+
+DOMAIN = "com.microsoft."
+Rule = Callable[[Graph, Node], Sequence[Value | None] | None]
+
+
+def expand(graph: Graph) -> Graph:
+    """A copy of ``graph`` without those of ONNX Runtime's own ops that are listed here; the others stay."""
+    result = graph.copy()
+    for node in list(result.walk()):
+        if node.graph is None:
+            continue
+        rule = RULES.get(node.op)
+        if rule is None:
+            if any(
+                not _is_typed(v) for v in node.outputs
+            ):  # It could read what had no type before.
+                node.graph.infer(node)
+        elif all(_is_typed(v) for v in node.inputs if v is not None):
+            with node.graph.at(node):
+                values = rule(node.graph, node)
+            if values is not None:
+                _replace(node, values)
+    return result
+
+
+def _is_typed(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dims is not None
+
+
+def _replace(node: Node, values: Sequence[Value | None]) -> None:
+    """Results that nothing makes are none that is read, else the node stays."""
+    missing = len(node.outputs) - len(values)
+    padded = [*values, *[None] * missing][: len(node.outputs)]
+    pairs = list(zip(node.outputs, padded, strict=True))
+    if not any(new is None and old.uses for old, new in pairs):
+        replace_node(node, [old if new is None else new for old, new in pairs])
+
+
+# -- what rules share ------------------------------------------------------------------------------
+
+
+def _float(graph: Graph, x: Value, like: DType) -> Value:
+    return graph.emit("Cast", [x], {"to": TO_ONNX[like]})
+
+
+def _constant(graph: Graph, value: float, like: Value, name: str) -> Value:
+    return graph.constant(np.asarray(value, like.tensor.dtype.numpy), name)
+
+
+def _plus(graph: Graph, x: Value, bias: Value | None) -> Value:
+    return x if bias is None else graph.emit("Add", [x, bias])
+
+
+def _turned(graph: Graph, x: Value, axes: Sequence[int]) -> Value:
+    """With its axes in another order; of a constant that only this reads, another constant."""
+    if x.is_constant:
+        return graph.constant(np.ascontiguousarray(x.numpy().transpose(axes)), x.name)
+    return graph.emit("Transpose", [x], {"perm": tuple(axes)})
+
+
+def _needed(node: Node, index: int) -> Value:
+    value = node.input(index)
+    assert value is not None, f"{node.label} leaves out operand {index}"
+    return value
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def _gelu(graph: Graph, node: Node) -> Sequence[Value]:
+    x = _plus(graph, _needed(node, 0), node.input(1))
+    approximate = "tanh" if node.op == f"{DOMAIN}FastGelu" else "none"
+    return [graph.emit("Gelu", [x], {"approximate": approximate})]
+
+
+def _quick_gelu(graph: Graph, node: Node) -> Sequence[Value]:
+    x = _needed(node, 0)
+    alpha = node.attrs.get("alpha", 1.702)
+    assert isinstance(alpha, float)
+    inner = graph.emit("Mul", [x, _constant(graph, alpha, x, "alpha")])
+    return [graph.emit("Mul", [x, graph.emit("Sigmoid", [inner])])]
+
+
+def _fused_matmul(graph: Graph, node: Node) -> Sequence[Value] | None:
+    if node.attrs.get("transBatchA") or node.attrs.get("transBatchB"):
+        return None
+    operands = []
+    for index, name in enumerate(("transA", "transB")):
+        x = _needed(node, index)
+        rank = x.tensor.rank or 0
+        if node.attrs.get(name) and rank > 1:
+            x = _turned(graph, x, [*range(rank - 2), rank - 1, rank - 2])
+        operands.append(x)
+    y = graph.emit("MatMul", operands)
+    alpha = node.attrs.get("alpha", 1.0)
+    assert isinstance(alpha, float)
+    return [y if alpha == 1.0 else graph.emit("Mul", [y, _constant(graph, alpha, y, "alpha")])]
+
+
+def _skip_norm(graph: Graph, node: Node) -> Sequence[Value | None]:
+    simplified = node.op == f"{DOMAIN}SkipSimplifiedLayerNormalization"
+    x, skip, gamma = (_needed(node, i) for i in range(3))
+    beta, bias = (None, node.input(3)) if simplified else (node.input(3), node.input(4))
+    total = _plus(graph, graph.emit("Add", [x, skip]), bias)
+    attrs = {"axis": -1, "epsilon": node.attrs.get("epsilon", 1e-12)}
+    if simplified:
+        y = graph.emit("RMSNormalization", [total, gamma], attrs)
+    else:
+        y = graph.emit("LayerNormalization", [total, gamma, beta], attrs)
+    return [y, None, None, total]
+
+
+def _integer_product(
+    graph: Graph, operands: Sequence[Value | None], scales: Sequence[Value], bias: Value | None
+) -> Value:
+    """``operands``: A, B and their zero points; ``scales``: of A and of B."""
+    product = graph.emit("MatMulInteger", operands)
+    real = _float(graph, product, scales[0].tensor.dtype)
+    scale = graph.emit("Mul", list(scales))
+    return _plus(graph, graph.emit("Mul", [real, scale]), bias)
+
+
+def _matmul_to_float(graph: Graph, node: Node) -> Sequence[Value]:
+    a, b, a_scale, b_scale = (_needed(node, i) for i in range(4))
+    operands = [a, b, node.input(4), node.input(5)]
+    return [_integer_product(graph, operands, [a_scale, b_scale], node.input(6))]
+
+
+def _dynamic_matmul(graph: Graph, node: Node) -> Sequence[Value]:
+    a, b, b_scale = (_needed(node, i) for i in range(3))
+    quantizer = graph.emit_node("DynamicQuantizeLinear", [a], names=["q", "scale", "zero"])
+    q, scale, zero = quantizer.outputs
+    return [_integer_product(graph, [q, b, zero, node.input(3)], [scale, b_scale], node.input(4))]
+
+
+def _lstm(graph: Graph, node: Node) -> Sequence[Value]:
+    x = _needed(node, 0)
+    w, r = (
+        _weight(graph, *(_needed(node, i) for i in places)) for places in ((1, 8, 9), (2, 10, 11))
+    )
+    operands = [x, w, r, *(node.input(i) for i in range(3, 8))]
+    while operands[-1] is None:
+        operands.pop()
+    made = graph.emit_node("LSTM", operands, dict(node.attrs), names=["y", "h", "c"])
+    return made.outputs
+
+
+def _weight(graph: Graph, codes: Value, scale: Value, zero: Value) -> Value:
+    """[directions, inputs, 4 hidden] as LSTM has it, [directions, 4 hidden, inputs]; scales and zero
+    points are one for each direction, or for each of its columns too."""
+    if scale.tensor.rank == 1 and all(v.is_constant for v in (codes, scale, zero)):
+        turned = np.ascontiguousarray(codes.numpy().transpose(0, 2, 1))
+        held = Affine(turned, scale.numpy(), zero.numpy(), 0)
+        return graph.constant(held, codes.name)
+    axes = np.array([2] if scale.tensor.rank == 2 else [1, 2])
+
+    def beside(part: Value) -> Value:
+        return graph.emit("Unsqueeze", [part, graph.constant(axes, "axes")])
+
+    real = _float(graph, _turned(graph, codes, (0, 2, 1)), scale.tensor.dtype)
+    shift = _float(graph, beside(zero), scale.tensor.dtype)
+    return graph.emit("Mul", [graph.emit("Sub", [real, shift]), beside(scale)])
+
+
+RULES: dict[str, Rule] = {
+    DOMAIN + name: rule
+    for name, rule in {
+        "BiasGelu": _gelu,
+        "DynamicQuantizeLSTM": _lstm,
+        "DynamicQuantizeMatMul": _dynamic_matmul,
+        "FastGelu": _gelu,
+        "FusedMatMul": _fused_matmul,
+        "Gelu": _gelu,
+        "MatMulIntegerToFloat": _matmul_to_float,
+        "QuickGelu": _quick_gelu,
+        "SkipLayerNormalization": _skip_norm,
+        "SkipSimplifiedLayerNormalization": _skip_norm,
+    }.items()
+}

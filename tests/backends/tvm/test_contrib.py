@@ -1,0 +1,170 @@
+"""ONNX Runtime's own ops on TVM, against ONNX Runtime: the same where they are float; where ONNX Runtime
+quantizes what they read, nearer to the float model than it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("tvm", reason="the tvm backend is not installed")
+
+from contract import compiled_in_tvm
+
+from tersor.backends.tvm.build import build
+from tersor.backends.tvm.contrib import RULES, expand
+from tersor.built import Split
+from tersor.frontends.onnx import import_model
+from tersor.ir import Affine
+
+ROWS, WIDTH = 5, 16
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2, ROWS, WIDTH)).astype(np.float32)
+VECTOR = RNG.standard_normal(WIDTH).astype(np.float32)
+MATRIX = RNG.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+CODES = RNG.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8)
+SCALES = RNG.uniform(0.001, 0.01, WIDTH).astype(np.float32)
+
+
+Operands = list[tuple[str, np.ndarray | None]]
+
+
+def model(
+    op: str,
+    operands: Operands,
+    attrs: dict[str, Any] | None = None,
+    results: tuple[str, ...] = ("y",),
+) -> onnx.ModelProto:
+    """A node on x[batch, rows, WIDTH] and constants; results without a name are left out."""
+    held = {name: array for name, array in operands if array is not None and name != "x"}
+    names = [name if array is not None else "" for name, array in operands]
+    node = helper.make_node(op, names, results, domain="com.microsoft", **(attrs or {}))
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "rows", WIDTH])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in results if n],
+        [numpy_helper.from_array(v, k) for k, v in held.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+SUM = ("y", "", "", "sum")
+NORM: Operands = [("x", X), ("x", X), ("g", VECTOR)]
+FLOAT: dict[str, tuple[Any, ...]] = {
+    "Gelu": ([("x", X)],),
+    "BiasGelu": ([("x", X), ("b", VECTOR)],),
+    "FastGelu": ([("x", X)],),
+    "FastGelu with bias": ([("x", X), ("b", VECTOR)],),
+    "QuickGelu": ([("x", X)],),
+    "QuickGelu of another slope": ([("x", X)], {"alpha": 1.0}),
+    "FusedMatMul": ([("x", X), ("w", MATRIX)], {"alpha": 0.25}),
+    "FusedMatMul turned": ([("x", X), ("w", MATRIX)], {"transB": 1}),
+    "FusedMatMul of itself": ([("x", X), ("x", X)], {"transA": 1}),
+    "SkipLayerNormalization": (
+        [*NORM, ("beta", VECTOR), ("b", VECTOR)], {"epsilon": 1e-5}, SUM),
+    "SkipLayerNormalization without bias": (NORM,),
+    "SkipSimplifiedLayerNormalization": ([*NORM, ("b", VECTOR)], {"epsilon": 1e-6}, SUM),
+    "DynamicQuantizeMatMul": (
+        [("x", X), ("w", CODES), ("s", SCALES), ("z", None), ("b", VECTOR)],),
+    "DynamicQuantizeMatMul of a zero point": (
+        [("x", X), ("w", CODES.view(np.uint8)), ("s", SCALES[:1]), ("z", np.array([128], np.uint8))],),
+}  # fmt: skip
+
+
+def made_of(name: str) -> onnx.ModelProto:
+    operands, *more = FLOAT[name]
+    return model(name.partition(" ")[0], operands, *more)
+
+
+def by_runtime(made: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, feed))
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
+    """All in one module."""
+    return dict(
+        zip(FLOAT, compiled_in_tvm(*(expand(import_model(made_of(n))) for n in FLOAT)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_it_is_what_onnx_runtime_computes(name: str, runs: Any) -> None:
+    made = made_of(name)
+    # Sums of 16 products in another order; the products of integers are exact.
+    for mine, theirs in zip(runs[name]({"x": X}), by_runtime(made, {"x": X}), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A quantized LSTM, and the float one of the weights that it stands for."""
+    hidden, rng = 24, np.random.default_rng(1)
+    shapes = {"w": (directions, WIDTH, 4 * hidden), "r": (directions, hidden, 4 * hidden)}
+    ends = (directions, 4 * hidden) if per_column else (directions,)
+    bias = rng.standard_normal((directions, 8 * hidden)).astype(np.float32) / 8
+    parts: dict[str, np.ndarray] = {}
+    real: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        parts[name] = rng.integers(-127, 128, shape).astype(np.int8)
+        scale = rng.uniform(0.001, 0.004, ends).astype(np.float32)
+        parts |= {f"{name}_scale": scale, f"{name}_zero": np.zeros(ends, np.int8)}
+        beside = scale[:, None, :] if per_column else scale[:, None, None]
+        real[name] = np.ascontiguousarray((parts[name] * beside).transpose(0, 2, 1))
+    way = {"hidden_size": hidden, "direction": "bidirectional" if directions == 2 else "forward"}
+    names = ["w_scale", "w_zero", "r_scale", "r_zero"]
+    made = model(
+        "DynamicQuantizeLSTM",
+        [
+            *(("x", X), ("w", parts["w"]), ("r", parts["r"]), ("b", bias)),
+            *[("", None)] * 4,
+            *((n, parts[n]) for n in names),
+        ],
+        way,
+    )
+    floats = model("LSTM", [("x", X), ("w", real["w"]), ("r", real["r"]), ("b", bias)], way)
+    floats.graph.node[0].domain = ""
+    return made, floats
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_quantized_lstm_is_the_float_one_of_its_weights(
+    directions: int, per_column: bool
+) -> None:
+    made, floats = lstm(directions, per_column)
+    (run,) = compiled_in_tvm(expand(import_model(made)))
+    (mine,), (want,) = run({"x": X}), by_runtime(floats, {"x": X})
+    np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
+    (theirs,) = by_runtime(made, {"x": X})
+    assert np.abs(theirs - want).max() > 10 * np.abs(mine - want).max()  # What it quantizes shows.
+
+
+def test_its_weights_stay_integers_in_the_file() -> None:
+    made, floats = lstm(2, per_column=False)
+    graph = expand(import_model(made))
+    (node,) = (n for n in graph.nodes if n.op == "LSTM")
+    assert all(isinstance(v.encoding, Affine) for v in node.inputs[1:3] if v is not None)
+    sizes = []
+    for each in (made, floats):
+        library = build(import_model(each))
+        assert isinstance(library, Split)
+        sizes.append(sum(array.nbytes for array in library.weights.arrays))
+    assert sizes[0] < 0.4 * sizes[1]
+
+
+def test_what_has_no_rule_stays() -> None:
+    made = model("FusedMatMul", [("x", X), ("w", MATRIX)], {"transBatchA": 1})
+    assert [n.op for n in expand(import_model(made)).nodes] == ["com.microsoft.FusedMatMul"]
+    assert all(op.startswith("com.microsoft.") for op in RULES)
