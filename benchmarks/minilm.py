@@ -31,7 +31,7 @@ from tersor.built import Built
 from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
 from tersor.tuning import search
-from tersor.tuning.measure import PAUSE, WORKER, Bench, Worker, compare
+from tersor.tuning.measure import WORKER, Bench, Worker, compare
 
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
 DECIDING = SHAPES.index((8, 128))
@@ -193,7 +193,6 @@ def rounds(workers: Mapping[str, Worker], feed: int, count: int) -> dict[str, li
     for _ in range(count):
         for name in order:
             times[name].append(workers[name].milliseconds(feed))
-            time.sleep(PAUSE)
         order.reverse()
     return times
 

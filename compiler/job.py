@@ -21,12 +21,13 @@ from tersor.target import Target
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
-from tersor.tuning.measure import Bench, Paired, Trial, Worker, compare
+from tersor.tuning.measure import NOT_SLOWER, Bench, Paired, Trial, Worker, compare
 from tersor.tuning.search import Candidate, search
 
 Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
-FINAL_PAIRS = 20
+DECIDING_PAIRS = 9
+FINAL_PAIRS = 100  # As many only where it is not plain after few, and a run is short.
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Job:
         results = []
         for i, case in enumerate(cases):
             self.tell(i, len(cases), f"measuring {name} against the input at {case.label}")
-            results.append(compare(original, candidate.worker, i, FINAL_PAIRS))
+            results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
             self.report.measured.append(
                 {
                     "candidate": candidate.label,
@@ -210,6 +211,11 @@ def _runner(runtime: str, model: Path | Built, choice: Any) -> Run:
 
 def reference() -> Any:
     return registry.backend(registry.REFERENCE)
+
+
+def _settled(so_far: Paired) -> bool:
+    """Whether it is plain that a result is slower than the input, or is not."""
+    return so_far.pairs >= DECIDING_PAIRS and so_far.differs_from(NOT_SLOWER)
 
 
 def _slower(name: str, results: Sequence[Paired], cases: Sequence[Case]) -> str:

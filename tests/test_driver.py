@@ -16,7 +16,7 @@ from tersor.feeds import check_sizes, default_sizes, make_feed
 from tersor.frontends.onnx import import_model
 from tersor.ir import parse
 from tersor.ops import TABLE as OPS
-from tersor.tuning import measure, search
+from tersor.tuning import search
 from tersor.tuning.measure import Bench, Paired, compare
 
 RNG = np.random.default_rng(7)
@@ -130,7 +130,6 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
 
 
 def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
     monkeypatch.setattr("tersor.job.FINAL_PAIRS", 3)
     report = tersor.compile(path, "cpu", "fp32", sizes=[{"batch": 2, "length": 8}]).report

@@ -89,6 +89,11 @@ class Choice:
         return Choice().but(portable=portable, unsigned_weights=target.saturates_int8)
 
     @property
+    def built_by(self) -> object:
+        """What the model depends on; the rest is how it is run."""
+        return self.lower
+
+    @property
     def label(self) -> str:
         """What differs from the defaults; ``default`` where nothing does."""
         default = Choice()

@@ -56,6 +56,11 @@ class Choice:
         return Choice(tuple(sorted(target.features)), target.cores, buckets=tuple(distinct))
 
     @property
+    def built_by(self) -> object:
+        """What the library depends on; the rest is how it is run."""
+        return replace(self, threads=0)
+
+    @property
     def label(self) -> str:
         """What differs from the defaults, the target apart; ``default`` where nothing does."""
         default = Choice(self.features, self.cores)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +26,14 @@ from tersor.built import Built
 from tersor.errors import InvalidModel
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
-# Seconds after each timed run, until the idle threads of that system stop waiting in loops: ONNX
-# Runtime 1.32's still do after 20 ms, and slow down whoever is next by a third.
+# Idle threads of a system that is not asked anything wait in loops for a while (ONNX Runtime's for over
+# 100 ms) and slow down whoever is next by a third: its process is held meanwhile. Where a system knows no
+# such signal, we wait so many seconds after each run.
 PAUSE = 0.1
+_HOLDS = hasattr(signal, "SIGSTOP")
+NOT_SLOWER = 0.98  # A speedup that two runs of the same can show.
+LEAST_PAIRS = 5  # Quartiles of fewer say nothing.
+SECONDS = 4.0  # A comparison takes no longer, unless the least pairs do.
 WORKER = ("-m", "tersor.tuning.worker")
 Feed = Mapping[str, np.ndarray]
 
@@ -53,8 +60,16 @@ class Paired:
 
     @property
     def slower(self) -> bool:
-        """Whether b is slower beyond doubt: three quarters of the pairs say so, by 1% and more."""
-        return self.high < 0.99
+        """Whether b may be slower: three quarters of the pairs say so, by 1% and more, or the median says
+        so by more than 2%."""
+        return self.high < 0.99 or self.speedup < NOT_SLOWER
+
+    def differs_from(self, speedup: float) -> bool:
+        """Whether it is plain on which side of ``speedup`` more pairs would end up: three standard errors of
+        the median, which of pairs that scatter normally is 0.93 of their quartiles' distance over the root
+        of their number."""
+        margin = 3 * 0.93 * (self.high - self.low) / math.sqrt(self.pairs)
+        return abs(self.speedup - speedup) > margin
 
     def to_json(self) -> dict[str, float]:
         """Plain data for reports."""
@@ -162,14 +177,17 @@ class Worker:
     ) -> None:
         command = [sys.executable, *program, str(model), json.dumps(choice), str(folder)]
         pipe = subprocess.PIPE
+        # In a group of its own Ctrl-C does not reach it; in our session the system ends it with us, even
+        # where it is held.
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+            command, stdin=pipe, stdout=pipe, text=True, process_group=0
         )
         self._folder = folder
 
     def ready(self) -> None:
         """Waits until the model is loaded."""
         self._answer()
+        self._hold()
 
     def milliseconds(self, feed: int) -> float:
         """One timed run of a feed, after an untimed one."""
@@ -192,9 +210,21 @@ class Worker:
 
     def _ask(self, command: str) -> str:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # The answer, or its absence, tells.
-            print(command, file=self._process.stdin, flush=True)
-        return self._answer()
+        if _HOLDS:
+            self._process.send_signal(signal.SIGCONT)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # The answer, or its absence, tells.
+                print(command, file=self._process.stdin, flush=True)
+            return self._answer()
+        finally:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Lets no thread of it run until it is asked again."""
+        if _HOLDS:
+            self._process.send_signal(signal.SIGSTOP)
+        else:
+            time.sleep(PAUSE)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -207,13 +237,26 @@ class Worker:
         return line
 
 
-def compare(a: Worker, b: Worker, feed: int, pairs: int) -> Paired:
-    """``pairs`` interleaved runs of both on one feed."""
-    times = np.empty((pairs, 2))
+def compare(
+    a: Worker,
+    b: Worker,
+    feed: int,
+    pairs: int,
+    settled: Callable[[Paired], bool] = lambda so_far: False,
+) -> Paired:
+    """At most ``pairs`` interleaved runs of both on one feed, and no more than it takes until the result is
+    ``settled`` or SECONDS are over."""
+    times: list[tuple[float, float]] = []
+    end = time.monotonic() + SECONDS
     for i in range(pairs):
         # Who goes first changes from pair to pair: neither profits from its place.
-        order = (0, 1) if i % 2 == 0 else (1, 0)
-        for side in order:
-            times[i, side] = (a, b)[side].milliseconds(feed)
-            time.sleep(PAUSE)
-    return Paired.of(times[:, 0].tolist(), times[:, 1].tolist())
+        if i % 2 == 0:
+            first, second = a.milliseconds(feed), b.milliseconds(feed)
+        else:
+            second, first = b.milliseconds(feed), a.milliseconds(feed)
+        times.append((first, second))
+        if len(times) < LEAST_PAIRS:
+            continue
+        if time.monotonic() > end or settled(Paired.of(*zip(*times, strict=True))):
+            break
+    return Paired.of(*zip(*times, strict=True))

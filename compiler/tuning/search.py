@@ -7,6 +7,7 @@ keeps the best so far.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 
-SEARCH_PAIRS = 12
+SEARCH_PAIRS = 24
 # Ways to build one graph differ by rounding, which int8 amplifies; below this cosine a runtime's kernel
 # does something else.
 AGREEMENT = 0.99
 HOPELESS = 0.9  # So slow on one feed by three quarters of the pairs: the other feeds are not asked.
-MIN_GAIN = 1.01  # A smaller gain is not worth leaving what is known to work.
+# A smaller gain is not worth leaving what is known to work, nor the time to be sure of it: what is chosen
+# would be another from run to run.
+MIN_GAIN = 1.03
 Progress = Callable[[int, int, str], None]
 
 
@@ -73,10 +76,11 @@ def search(
     steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
     steps += [(name, graph, {}) for name, graph in others]
     steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, choice) for v in vs]
+    began = time.monotonic()
     for i, (name, graph, change) in enumerate(steps):
         changed = best.choice.but(**change)
         label = _label(name or best.variant, changed)
-        progress(i, len(steps), f"measuring {label}")
+        progress(i, len(steps), f"measuring {label}{_left(began, i, len(steps))}")
         try:
             best = _duel(backend, runtime, bench, feeds, best, (name, graph, changed), record)
         except KeyboardInterrupt:
@@ -103,7 +107,7 @@ def _duel(
     label = _label(name or best.variant, choice)
     try:
         challenger = _build(
-            backend, runtime, bench, name or best.variant, graph or best.graph, choice
+            backend, runtime, bench, name or best.variant, graph or best.graph, choice, best
         )
     except TersorError as error:
         record(label, str(error))
@@ -114,7 +118,7 @@ def _duel(
         return best
     results: list[Paired] = []
     for feed in feeds:
-        results.append(compare(best.worker, challenger.worker, feed, SEARCH_PAIRS))
+        results.append(compare(best.worker, challenger.worker, feed, SEARCH_PAIRS, _settled))
         if results[-1].high < HOPELESS:
             break
     record(label, results)
@@ -138,10 +142,32 @@ def is_gain(results: Sequence[Paired]) -> bool:
     return gain > MIN_GAIN and surely > 1.0
 
 
+def _settled(so_far: Paired) -> bool:
+    """Whether it is plain what a feed says for or against a challenger."""
+    return so_far.differs_from(MIN_GAIN)
+
+
+def _left(began: float, done: int, total: int) -> str:
+    """How long what is left takes, by what was done."""
+    if not done:
+        return ""
+    return f" (about {(time.monotonic() - began) / done * (total - done):.0f} s to go)"
+
+
 def _build(
-    backend: Any, runtime: str, bench: Bench, name: str, graph: Graph, choice: Any
+    backend: Any,
+    runtime: str,
+    bench: Bench,
+    name: str,
+    graph: Graph,
+    choice: Any,
+    like: Candidate | None = None,
 ) -> Candidate:
-    model = backend.build(graph, choice)
+    """``like``: a candidate that may be the same model, run in another way."""
+    if like is not None and graph is like.graph and choice.built_by == like.choice.built_by:
+        model = like.model
+    else:
+        model = backend.build(graph, choice)
     worker = bench.start(runtime, model, choice.to_json())
     return Candidate(name, graph, choice, model, worker)
 

@@ -16,7 +16,7 @@ pytest.importorskip("tvm")
 
 import tersor
 from tersor.cli.main import app
-from tersor.tuning import measure, search
+from tersor.tuning import search
 
 Run = Callable[..., Result]
 
@@ -50,7 +50,6 @@ def refused(result: Result) -> str:
 def test_compile_measures_against_the_input(
     run: Run, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(search, "SEARCH_PAIRS", 2)
     monkeypatch.setattr("tersor.job.FINAL_PAIRS", 2)
     arguments = ("--recipe", "fp32", "--runtime", "tvm", "--size", "batch=2,seq=8")
@@ -66,7 +65,6 @@ def test_compile_measures_against_the_input(
 def test_bench_compares_runtimes_where_the_code_is_trusted(
     run: Run, code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
     untrusted = refused(run("bench", "m.onnx", "code", "--pairs", "2"))
     assert untrusted.startswith("error: code is machine code (runtime tvm), which can do anything")
     for sides in (("m.onnx", "code"), ("code", "m.onnx"), ("code", "code")):

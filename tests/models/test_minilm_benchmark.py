@@ -13,7 +13,6 @@ import pytest
 from scripts import script
 
 from tersor.errors import InvalidModel
-from tersor.tuning import measure
 from tersor.tuning.measure import Bench
 
 pytest.importorskip("openvino", reason="the peers are not installed")
@@ -32,10 +31,7 @@ sys.exit(worker.serve(peer, *rest))
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
-    module = script("minilm", monkeypatch)
-    monkeypatch.setattr(module, "PAUSE", 0.0)
-    return module
+    return script("minilm", monkeypatch)
 
 
 class Fake:

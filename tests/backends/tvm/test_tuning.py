@@ -366,7 +366,6 @@ def test_compile_takes_what_tune_left_into_the_manifest(
     report = tersor.tune(path, **arguments)
     assert [row["name"] for row in report.kernels] == [spec.name for spec in asked]
     assert report.database == str(file) and len(asked) == 2
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(search, "SEARCH_PAIRS", 2)
     monkeypatch.setattr("tersor.job.FINAL_PAIRS", 2)
     monkeypatch.setattr(measure.Paired, "slower", False)  # Whether it pays is not the question.
