@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.fidelity import Fidelity, OutputFidelity, Tally
-from tersor.analysis.gram import padding_of
+from tersor.analysis.padding import padding_of
 from tersor.analysis.scores import Score, rounded, scores_of, unordered_axis, with_scores
 from tersor.analysis.thinning import sample_count
 from tersor.ir import Graph

@@ -18,9 +18,8 @@ import numpy as np
 
 from tersor.analysis.calibration import TAPS, tap
 from tersor.analysis.match import dims
-from tersor.feeds import table_rows
-from tersor.ir import Dim, DType, Graph, TensorType, Value
-from tersor.ir.dims import product
+from tersor.analysis.padding import mask_over, padding_mask
+from tersor.ir import Graph, Value
 from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
 
@@ -87,7 +86,7 @@ class Rows:
         shape = dims(self.value)
         if self.window is None or not shape:
             return padding_mask(graph, self.value)
-        return _mask_over(graph, (shape[0], *self.window.sizes(shape[2:])))
+        return mask_over(graph, (shape[0], *self.window.sizes(shape[2:])))
 
 
 def grams(
@@ -142,33 +141,3 @@ def real_rows(array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | Non
     rows = np.asarray(array, np.float32).reshape(-1, array.shape[-1])
     kept = np.asarray(feed[mask]).reshape(-1) if mask is not None else None
     return rows if kept is None or len(kept) != len(rows) else rows[kept != 0]
-
-
-def padding_mask(graph: Graph, value: Value) -> str | None:
-    """The name of the input that tells which positions of ``value`` [..., k] are padding: integers or
-    booleans with one element for each row, that pick no rows of a table (as ids do). None where there
-    is none, or more than one.
-    """
-    shape = dims(value)
-    return _mask_over(graph, shape[:-1]) if shape else None
-
-
-def padding_of(graph: Graph, value: Value) -> str | None:
-    """As :func:`padding_mask`, of a value that has an element or a row for each position."""
-    shape = dims(value)
-    return (_mask_over(graph, shape) if shape else None) or padding_mask(graph, value)
-
-
-def _mask_over(graph: Graph, leading: tuple[Dim, ...]) -> str | None:
-    """As :func:`padding_mask`, of rows at positions of these dims."""
-    candidates = [
-        v
-        for v in graph.inputs
-        if isinstance(v.type, TensorType)
-        and v.type.dtype in (DType.BOOL, DType.I32, DType.I64)
-        and len(dims(v) or ()) >= 2
-        and (dims(v) == leading or leading == (product(dims(v) or ()),))
-        and None not in leading
-        and not table_rows(v)
-    ]
-    return candidates[0].name if len(candidates) == 1 else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.calibration import tap
-from tersor.analysis.gram import padding_mask
 from tersor.analysis.match import dims
+from tersor.analysis.padding import padding_mask
 from tersor.ir import Dense, Graph, Node, Use, Value
 from tersor.pipeline import Evaluate, Feeds, replace_node
 

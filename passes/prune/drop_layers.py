@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from tersor.analysis.calibration import tap
-from tersor.analysis.gram import padding_mask, real_rows
+from tersor.analysis.gram import real_rows
+from tersor.analysis.padding import padding_mask
 from tersor.analysis.residual import Layer, Unit, find_layers
 from tersor.analysis.skip_norm import put_together, take_apart
 from tersor.errors import InvalidOption

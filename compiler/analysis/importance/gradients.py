@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tersor.analysis.gram import padding_mask
 from tersor.analysis.importance.masks import Mask, masked
 from tersor.analysis.importance.weights import by_unit, weight_axes
+from tersor.analysis.padding import padding_mask
 from tersor.ir import Graph, TensorType, Value
 from tersor.ir.dims import Sym
 from tersor.ops.gradients import gradients

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tersor.analysis.gram import padding_mask, real_rows
+from tersor.analysis.gram import real_rows
 from tersor.analysis.importance.masks import masked
 from tersor.analysis.importance.weights import magnitude
+from tersor.analysis.padding import padding_mask
 from tersor.ir import Graph, TensorType
 from tersor.pipeline import Evaluate, Feeds
 from tersor.structure import AxisGroup
