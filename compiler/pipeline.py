@@ -48,6 +48,7 @@ class Pipeline:
         row_scales: whether the backend has kernels for activations with one scale a row.
         latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
         progress: called with (done, total, what).
+        spared, memo: as :class:`Context` has them.
     """
 
     passes: Sequence[Pass]
@@ -59,6 +60,8 @@ class Pipeline:
     row_scales: bool = False
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    spared: frozenset[str] = frozenset()
+    memo: dict[str, Any] = field(default_factory=dict)
     reports: list[PassReport] = field(default_factory=list)
     _given_bytes: int = field(default=0, init=False)
 
@@ -100,6 +103,8 @@ class Pipeline:
             self.progress,
             self._given_bytes,
             rewrites_left,
+            self.spared,
+            self.memo if len(self.passes) == 1 else {},
         )
 
     def _check(self) -> None:

@@ -13,13 +13,16 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tersor import registry
 from tersor.errors import InvalidOption, suggest
 from tersor.pipeline import Pass
+
+
+FLOOR = 0.95
 
 
 class Step(BaseModel):
@@ -38,12 +41,18 @@ class Step(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A named list of passes that runs after canonicalization and fusion."""
+    """A named list of passes that runs after canonicalization and fusion.
+
+    Attributes:
+        floor: what has to be kept of every output on calibration inputs (``OutputFidelity.kept``): 0.95
+            allows labels that differ in one of 20 places, and relative errors of 0.32; 0: anything.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = "custom"
     description: str = ""
     passes: tuple[Step, ...] = ()
+    floor: Annotated[float, Field(ge=0, le=1)] = FLOOR
 
     @staticmethod
     def of(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -70,11 +79,13 @@ class Recipe(BaseModel):
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:
         """With options changed: ``{"quantize-linear.max_error": 0.1}``; the pass may be left out where
-        only one of the recipe's passes has the option.
+        only one of the recipe's passes has the option. ``floor`` is the recipe's own.
 
         Raises:
             InvalidOption: the recipe has no such pass or option, or several have it.
         """
+        own = {"floor": settings["floor"]} if "floor" in settings else {}
+        settings = {key: value for key, value in settings.items() if key not in own}
         steps = [step.model_dump() for step in self.passes]
         given = {key.rpartition(".")[2] for key in settings}
         for key, value in settings.items():
@@ -83,9 +94,18 @@ class Recipe(BaseModel):
             for rival in rivals - given if option in rivals else ():
                 steps[step].pop(rival, None)  # The recipe's own choice gives way.
             steps[step][option] = value
-        changed = self.model_copy(update={"passes": tuple(Step(**step) for step in steps)})
-        changed.build()
-        return changed
+        return _validated({**self.model_dump(), "passes": steps, **own}, f"recipe {self.name}")
+
+    @property
+    def insists(self) -> list[bool]:
+        """Of each pass, whether it was said how much is to go, and not by a recipe that is shipped."""
+        shipped = registry.shipped_recipes().get(self.name, {}).get("passes", [])
+        found = []
+        for i, step in enumerate(self.passes):
+            usual = shipped[i] if len(shipped) == len(self.passes) else {}
+            options = registry.find_pass(step.name).budget
+            found.append(any(step.model_dump().get(o) != usual.get(o) for o in options))
+        return found
 
     def _locate(self, key: str) -> tuple[int, str]:
         name, _, option = key.rpartition(".")

@@ -23,6 +23,9 @@ class PassReport:
         weight_bytes: bytes of all constants after it, as encoded.
         max_error: largest absolute difference against the reference on the verification inputs, where
             the pass claims values and they were checked.
+        missed: why a budget was not met, and what was nearest; empty where it was, or there is none.
+        left: the share of what a budget counts that is left; not saved, nor is the next.
+        changed: key of each layer that can stay as it is -> (what messages call it, its own relative error).
         kept: which of its units each group that was pruned has left, by their numbers before: ``0-3,5``.
     """
 
@@ -34,6 +37,9 @@ class PassReport:
     nodes: int | None = None
     weight_bytes: int | None = None
     max_error: float | None = None
+    missed: str = ""
+    left: float | None = field(default=None, compare=False)
+    changed: dict[str, tuple[str, float | None]] = field(default_factory=dict, compare=False)
     kept: dict[str, str] = field(default_factory=dict)
     __pydantic_config__ = EXACT
 
@@ -82,5 +88,5 @@ class Report:
         """Plain data for the manifest: the same for the same compilation, so without times of passes."""
         data = asdict(self)
         for step in data["passes"]:
-            del step["seconds"]
+            del step["seconds"], step["left"], step["changed"]
         return data

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from tersor.report import PassReport
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+T = TypeVar("T")
 Rewrite = Value | Sequence[Value] | bool | None
 
 
@@ -90,6 +91,8 @@ class Context:
         progress: called with (done, total, what).
         given_bytes: of all constants, when the pipeline began.
         rewrites_left: rewrites the pass may still make; for bisection.
+        spared: keys of what stays as it is (see ``PassReport.changed``): it costs too much.
+        memo: what a pass remembers for the next run of it, with other options, on an equal graph.
     """
 
     report: PassReport
@@ -101,11 +104,20 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     given_bytes: int = 0
     rewrites_left: int | None = None
+    spared: frozenset[str] = frozenset()
+    memo: dict[str, Any] = field(default_factory=dict)
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def may_rewrite(self, *, after: int = 0) -> bool:
         """Whether one more rewrite is allowed, ``after`` so many that are yet to be counted."""
         return self.rewrites_left is None or self.rewrites_left > after
+
+    def remember(self, key: str, make: Callable[[], T]) -> T:
+        """What ``make`` gave at its first call on an equal graph."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        found: T = self.memo[key]
+        return found
 
     def rewrote(self) -> None:
         """Counts one rewrite."""
@@ -127,6 +139,9 @@ class Pass:
     keeps: ClassVar[Keeps] = EXACT
     needs: ClassVar[frozenset[str]] = frozenset()  # "calibration", "evaluate", "target"
     one_of: ClassVar[frozenset[str]] = frozenset()  # Options of which one is given at most.
+    # Whether outputs are to be those of before: else it makes no sense to compare them.
+    comparable: ClassVar[bool] = True
+    budget: ClassVar[frozenset[str]] = frozenset()  # Options that say how much is to go.
 
     @classmethod
     def pass_name(cls) -> str:
@@ -142,6 +157,11 @@ class Pass:
             if getattr(self, f.name) != f.default
         ]
         return self.pass_name() + (f"{{{','.join(given)}}}" if given else "")
+
+    def milder(self, share: float, left: float | None) -> Self | None:
+        """The pass with ``share``, between 0 and 1, of what it takes; None where it has no such dial.
+        ``left``: the share that it did leave (``PassReport.left``)."""
+        return None
 
     def run(self, graph: Graph, context: Context) -> None:
         """Sweeps ``visit`` over all nodes, subgraphs included, until nothing changes.

@@ -76,7 +76,13 @@ class _Sharing:
     def __init__(self, groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> None:
         self.groups, self.ranking, self.budget = groups, ranking, budget
         self.graph, self.context = ranking.graph, ranking.context
-        self.orders = ranking.orders(groups)
+        # The last one looks at what it cut, and so needs what the ranking saw of this graph.
+        anew = budget.allocation == "evolutionary"
+        self.orders = (
+            ranking.orders(groups)
+            if anew
+            else ranking.context.remember("orders", lambda: ranking.orders(groups))
+        )
         self.at = [budgets.levels(g) for g in groups]
         self.told = _told(self.graph, self.context)
         self.wanted: list[Mapping[str, np.ndarray]] | None = None
@@ -89,22 +95,26 @@ class _Sharing:
         counted = costs(self.graph, self.groups, measure)
         cost, budget = budgets.by_count(counted), self.budget.share * counted.total
         gone = self._shared_out(cost, budget)
+        self.context.report.left = cost(gone) / counted.total
         if cost(gone) > budget * 1.001:
             self._tell_missed(cost(gone) / counted.total)
         return gone
 
     def _tell_missed(self, left: float) -> None:
-        self.context.report.notes.append(
-            f"the budget is not met: {left:.3f} is the least that is left"
-        )
+        why = f"the budget is not met: {left:.3f} is the least that is left"
+        self.context.report.notes.append(why)
+        self.context.report.missed = why
 
     def _by_latency(self) -> list[int]:
         """Savings add up, but for groups that meet in a layer, and for noise: what a choice takes in all is
         measured, and the goal is set anew by what it missed."""
         latency = self.context.latency
         assert latency is not None
-        whole, savings = budgets.by_latency(
-            self.graph, self.groups, self.at, latency, self.context.progress
+        whole, savings = self.context.remember(
+            "savings",
+            lambda: budgets.by_latency(
+                self.graph, self.groups, self.at, latency, self.context.progress
+            ),
         )
         goal = budget = whole * self.budget.share
         found: list[tuple[float, list[int]]] = []
@@ -123,6 +133,7 @@ class _Sharing:
         self.context.report.notes.append(
             f"milliseconds: {taken:.4g} of {whole:.4g} ({taken / whole:.1%}), before readers are fitted"
         )
+        self.context.report.left = taken / whole
         if not meeting:
             self._tell_missed(taken / whole)
         return gone
@@ -152,7 +163,9 @@ class _Sharing:
     def _curves(self) -> list[allocation.Curve]:
         scales = [1.0] * len(self.groups)
         if self.budget.allocation != "global":
-            scales = [self._sensitivity(i) for i in range(len(self.groups))]
+            scales = self.context.remember(
+                "scales", lambda: [self._sensitivity(i) for i in range(len(self.groups))]
+            )
         if not any(scales):
             scales = [1.0] * len(scales)  # No output is a float, or none depends on any group.
         return [

@@ -64,6 +64,7 @@ class DecomposeConv(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"ratio"})
     method: Literal["tucker", "cp", "tensor-train"] = "tucker"
     ratio: float = 0.5
     must_pay: bool = True

@@ -43,6 +43,7 @@ class FactorizeEmbedding(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"rank_by", "amount"})
     rank_by: Literal["ratio", "energy", "rank"] = "ratio"
     amount: float = 0.5
     weighting: Literal["none", "frequency"] = "none"

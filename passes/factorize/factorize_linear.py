@@ -70,6 +70,7 @@ class FactorizeLinear(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"rank_by", "amount"})
     method: Method = "whitened-svd"
     rank_by: RankBy = "energy"
     amount: float = 0.99

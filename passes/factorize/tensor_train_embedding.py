@@ -32,6 +32,7 @@ class TensorTrainEmbedding(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"ratio"})
     ratio: float = 0.1
     min_elements: int = 1_000_000
 

@@ -44,6 +44,7 @@ class DropLayers(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"count", "amount"})
     needs: ClassVar[frozenset[str]] = frozenset({"calibration", "evaluate"})
     count: Annotated[int, Field(ge=0)] = 0
     amount: Annotated[float, Field(ge=0, le=1)] = 0.0

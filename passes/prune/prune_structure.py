@@ -11,7 +11,7 @@ fitted anew (``tersor.analysis.cutting``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,7 @@ class PruneStructure(Pass):
 
     keeps = LOSSY
     one_of = frozenset({"ratio", "threshold", "macs", "parameters", "latency"})
+    budget = one_of
     ratio: float = 0.0
     threshold: float = 0.0
     macs: float = 1.0
@@ -100,6 +101,17 @@ class PruneStructure(Pass):
             return amounts.by_threshold(groups, ranking, self.threshold)
         budget = amounts.Budget(asked, getattr(self, asked), self.allocation)
         return amounts.by_budget(groups, ranking, budget)
+
+    def milder(self, share: float, left: float | None) -> PruneStructure | None:
+        """A budget that could not be met counts from what was left."""
+        if not self._asked:
+            return None
+        (asked,) = self._asked
+        value: float = getattr(self, asked)
+        if asked in ("ratio", "threshold"):
+            return replace(self, **{asked: _rounded(value * share)})  # type: ignore[arg-type]
+        most = 1 - max(value, left or 0.0)
+        return replace(self, **{asked: _rounded(1 - most * share)})  # type: ignore[arg-type]
 
     # -- options -------------------------------------------------------------------------------------
 
@@ -178,6 +190,10 @@ class PruneStructure(Pass):
             else:
                 kept.append(group)
         return kept
+
+
+def _rounded(share: float) -> float:
+    return float(f"{share:.3g}") if share < 0.1 else round(share, 3)
 
 
 def _finite(value: Value) -> bool:

@@ -53,6 +53,7 @@ class TrimVocabulary(Pass):
     """
 
     keeps = LOSSY
+    comparable = False
     ids: str = ""
     keep: tuple[int, ...] = ()
     unknown: Annotated[int, Field(ge=-1)] = -1

@@ -62,6 +62,7 @@ class PruneWeights(Pass):
     """
 
     keeps = LOSSY
+    budget = frozenset({"sparsity", "threshold", "pattern"})
     criterion: Criterion = "magnitude"
     pattern: str = "unstructured"
     sparsity: float = 0.0
