@@ -67,7 +67,7 @@ def ours(original: Path, share: float, folder: Path) -> Path:
             original,
             recipe="prune",
             calibration=data.much_calibration(),
-            settings={"macs": share},
+            settings={"macs": share, "floor": 0},
             measure=False,
             portable=True,
             progress=rows.progress(f"pruning: {OURS} at {share}:"),

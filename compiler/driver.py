@@ -19,7 +19,7 @@ from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
-from tersor.job import Feed, Job, Kept, Progress, reference
+from tersor.job import JUDGED, Feed, Job, Kept, Progress, reference
 from tersor.judging import Judge
 from tersor.pipeline import Pass
 from tersor.recipe import Recipe
@@ -29,7 +29,6 @@ from tersor.tuning.cases import ADVICE, Cases, example_feed
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
 
-JUDGED = 256  # Samples that fidelity is told on.
 MADE_UP = "made-up inputs: give calibration for real ones"
 
 
@@ -118,7 +117,7 @@ def compile(
         cases = job.cases(before, fused, shapes, batches, example, traced=imported.traced)
         if cases.cases:
             job.latency = Stopwatch(backend, runtime, start, cases.cases)
-    compressed = job.run_passes(plan.build(), fused, batches)
+    compressed, judge = job.compress(plan, fused, batches, imported.graph)
     levels = [(plan.name, compressed)]
     lossy = any(step.keeps.values is None for step in plan.build())
     if lossy and _same(fused, compressed, report.passes[lossless:]):
@@ -138,10 +137,7 @@ def compile(
             why = f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
         kept = Kept(runtime, backend.build(compressed, start), start, compressed)
-    judge = None
-    if batches:
-        judge = _judge(fused, imported.graph, batches, job)
-    elif cases.cases:
+    if judge is None and cases.cases:
         made_up = [case.feed for case in cases.cases]
         on = MADE_UP if example is None else "example inputs"
         judge = Judge(fused, made_up, job.evaluator, on)
@@ -192,7 +188,8 @@ def convert(
     built = backend.build(graph, choice)
     if batches:
         before = _input_model(imported, report)
-        judge = _judge(imported.graph, imported.graph, batches, job)
+        told = thinned(imported.graph, batches, JUDGED, job.evaluator)
+        judge = Judge(imported.graph, told, job.evaluator)
         before = compared_with(imported.graph, before)
         job.tell_fidelity(before, Kept(runtime, built, choice, graph), judge)
     report.size_before = manifests.identity_size(given)
@@ -243,7 +240,7 @@ def tune(
     start = backend.Choice.of(chosen)
     job = Job(backend, runtime, chosen, start, Report(), tell)
     fused = job.run_passes(registry.optimization(), imported.graph)
-    graph = job.run_passes(plan.build(), fused, batches)
+    graph, _ = job.compress(plan, fused, batches, imported.graph)
     _, report = backend.tune(graph, start, shapes or default_sizes(imported.graph), tell, held)
     assert isinstance(report, TuneReport)
     return report
@@ -267,12 +264,6 @@ def input_identity(model: Any) -> dict[str, Any]:
     if isinstance(model, (str, Path)) and not Path(model).is_dir():
         return manifests.identity(Path(model))
     return _identity(load_model(model))
-
-
-def _judge(graph: Graph, imported: Graph, batches: Sequence[Feed], job: Job) -> Judge:
-    """By samples of all batches; of many batches, fewer samples of each."""
-    told = thinned(graph, batches, JUDGED, job.evaluator)
-    return Judge(graph, told, job.evaluator, named_by=imported)
 
 
 def _backend(runtime: str, target: Target) -> Any:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from tersor import registry
+from tersor.analysis.thinning import held_out, thinned
 from tersor.built import Built
 from tersor.errors import InvalidModel, TersorError
 from tersor.feeds import Sizes
+from tersor.floors import Floored
+from tersor.floors import Run as RunPass
 from tersor.ir import Graph
-from tersor.judging import Judge, Run
+from tersor.judging import Judge, Run, lowest
 from tersor.pipeline import Pass, Pipeline
-from tersor.report import Report
+from tersor.recipe import Recipe
+from tersor.report import PassReport, Report
 from tersor.target import Target
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
@@ -28,6 +32,8 @@ Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
 DECIDING_PAIRS = 9
 FINAL_PAIRS = 100  # As many only where it is not plain after few, and a run is short.
+JUDGED = 256  # Samples that fidelity is told on.
+HELD_OUT = "calibration inputs that were not fitted on"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,13 @@ class Job:
     def run_passes(
         self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
     ) -> Graph:
-        pipeline = Pipeline(
+        pipeline = self._pipeline(passes, calibration)
+        result = pipeline.run(graph)
+        self.report.passes += pipeline.reports
+        return result
+
+    def _pipeline(self, passes: Sequence[Pass], calibration: Sequence[Feed]) -> Pipeline:
+        return Pipeline(
             passes,
             target=self.target,
             calibration=calibration,
@@ -71,9 +83,43 @@ class Job:
             latency=self.latency,
             progress=self.tell,
         )
-        result = pipeline.run(graph)
-        self.report.passes += pipeline.reports
-        return result
+
+    def compress(
+        self, plan: Recipe, graph: Graph, batches: Sequence[Feed], named_by: Graph
+    ) -> tuple[Graph, Judge | None]:
+        """The recipe's passes on ``graph``, as far as its floor allows, and what judged them by calibration.
+
+        Args:
+            named_by: the graph as its user knows it.
+
+        Raises:
+            InvalidOption: a budget that was asked for cannot be had, or not above the floor.
+        """
+        steps = plan.build()
+        lossy = any(step.keeps.values is None for step in steps)
+        fitted, apart = held_out(batches) if lossy else (batches, ())
+        judges = [
+            Judge(
+                graph, thinned(graph, feeds, JUDGED, self.evaluator), self.evaluator, on, named_by
+            )
+            for feeds, on in ((apart, HELD_OUT), (fitted, "calibration inputs"))
+            if feeds
+        ]
+        asked = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
+        floored = Floored(self._one_by_one(fitted), lowest(asked), plan.floor, self.tell)
+        stages = floored(steps, plan.insists, graph)
+        self.report.passes += [stage.report for stage in stages]
+        return stages[-1].after if stages else graph, judges[0] if judges else None
+
+    def _one_by_one(self, calibration: Sequence[Feed]) -> RunPass:
+        def run(
+            step: Pass, graph: Graph, spared: frozenset[str], memo: dict[str, Any]
+        ) -> tuple[Graph, PassReport]:
+            pipeline = self._pipeline([step], calibration)
+            pipeline.spared, pipeline.memo = spared, memo
+            return pipeline.run(graph), pipeline.reports[0]
+
+        return run
 
     def cases(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,9 @@ from tersor.analysis.fidelity import Fidelity, OutputFidelity, Tally
 from tersor.analysis.padding import padding_of
 from tersor.analysis.scores import Score, rounded, scores_of, unordered_axis, with_scores
 from tersor.analysis.thinning import sample_count
+from tersor.errors import TersorError
 from tersor.ir import Graph
+from tersor.ops import TABLE
 from tersor.rewriting import Evaluate, Feeds
 
 Arrays = Mapping[str, Any]
@@ -100,6 +102,27 @@ class Judge:
     @cached_property
     def _reading(self) -> Reading:
         return Reading.of(self._tapped[0])
+
+
+def lowest(judges: Sequence[Judge]) -> Callable[[Graph], float | None]:
+    """What a graph keeps by the least content of ``judges``; None where none can tell: of a graph that draws
+    random numbers, or that the reference runtime does not run."""
+
+    def kept(graph: Graph) -> float | None:
+        if not judges or is_random(graph):
+            return None
+        try:
+            found = [judge(graph).kept for judge in judges]
+        except TersorError:
+            return None
+        return min((k for k in found if k is not None), default=None)
+
+    return kept
+
+
+def is_random(graph: Graph) -> bool:
+    """Whether it gives other outputs at each run."""
+    return any(row and not row.deterministic for row in (TABLE.get(n.op) for n in graph.walk()))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from tersor import registry
 from tersor.errors import InvalidOption, suggest
 from tersor.pipeline import Pass
 
-
 FLOOR = 0.95
 
 

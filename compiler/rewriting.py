@@ -119,6 +119,12 @@ class Context:
         found: T = self.memo[key]
         return found
 
+    def spares(self, key: str, node: Labelled) -> bool:
+        """Whether a layer is to stay as it is."""
+        if key in self.spared:
+            self.skip(node, "it would cost the outputs more than the floor allows")
+        return key in self.spared
+
     def rewrote(self) -> None:
         """Counts one rewrite."""
         self.report.rewrites += 1

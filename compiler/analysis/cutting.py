@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tersor.analysis.gram import few_rows
 from tersor.analysis.products import columns_at, matrices, set_matrices
 from tersor.analysis.ranking import Ranking
 from tersor.analysis.reconstruction import Moments, moments
@@ -40,13 +41,15 @@ def prune(
     graph, context = ranking.graph, ranking.context
     place = {node: i for i, node in enumerate(graph.walk())}
     last = [max(place[link.node] for link in t.group.links) for t in tracked]
+    fitted: list[tuple[int, int]] = []
     for done, i in enumerate(np.argsort(last, kind="stable").tolist()):
         if not gone[i] or not context.may_rewrite():
             continue
         name = tracked[i].group.name
         context.progress(done, len(tracked), f"pruning {gone[i]} units of {name}")
-        _Cut(original, ranking, tracked, reconstruct).make(i, gone[i])
+        fitted += _Cut(original, ranking, tracked, reconstruct).make(i, gone[i])
         context.rewrote()
+    context.report.notes += few_rows(fitted)
 
 
 class _Cut:
@@ -59,8 +62,9 @@ class _Cut:
         self.reconstruct = reconstruct
         self.graph, self.context = ranking.graph, ranking.context
 
-    def make(self, i: int, count: int) -> None:
-        """Cuts ``count`` units of the ``i``-th group, leaving one at least."""
+    def make(self, i: int, count: int) -> list[tuple[int, int]]:
+        """Cuts ``count`` units of the ``i``-th group, leaving one at least; (rows, inputs) of each layer that
+        is fitted."""
         group = self.tracked[i].group
         count = min(count, len(group.free), group.units - 1)
         layers = self._layers(group)
@@ -73,6 +77,7 @@ class _Cut:
             made = set_matrices(reader.node, reader.weight, matrix, bias)
             if made is not None:
                 tie_vector(self.tracked, made, reader.outputs)
+        return [(seen.rows, len(seen.xtx) - 1) for _, seen in layers] if fits else []
 
     def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
         """The group's readers with what they read now and what they are to make of it."""

@@ -11,7 +11,7 @@ Least squares, whitening and second-order criteria need no more of a linear laye
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from tersor.ir import Graph, Value
 from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
 
+ENOUGH = 2  # Rows for each input of a layer that is fitted on them.
 # Windows of one feed that are looked at: patches of more are as large as many models.
 WINDOWS = 4096
 
@@ -50,6 +51,18 @@ class Gram:
     def norm(self) -> np.ndarray:
         """f64[k], L2 norm of each channel over all rows."""
         return np.asarray(np.sqrt(np.maximum(np.diagonal(self.xtx), 0)))
+
+
+def few_rows(seen: Iterable[tuple[int, int]]) -> list[str]:
+    """A remark where fits of layers, (rows, inputs) of each, go by too few rows; else none."""
+    short = [(ENOUGH * inputs / rows, rows, inputs) for rows, inputs in seen if rows]
+    factor, rows, inputs = max(short, default=(0.0, 0, 0))
+    if factor <= 1:
+        return []
+    return [
+        f"few calibration rows: {rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
+        f"do, {factor:.2g} times the calibration inputs that were given"
+    ]
 
 
 @dataclass(frozen=True)

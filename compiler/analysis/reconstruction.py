@@ -38,10 +38,12 @@ class Moments:
     Attributes:
         xtx: f64[k + 1, k + 1], of x' with a last column of ones.
         xtt: f64[k + 1, n], with the targets.
+        rows: how many there were.
     """
 
     xtx: np.ndarray
     xtt: np.ndarray
+    rows: int = 0
 
     @staticmethod
     def of_layer(gram: Gram, matrix: np.ndarray, bias: np.ndarray | None) -> Moments:
@@ -49,7 +51,8 @@ class Moments:
         ends = gram.total[:, None]
         xtx = np.block([[gram.xtx, ends], [ends.T, np.full((1, 1), float(gram.rows))]])
         xtt = xtx[:, :-1] @ matrix
-        return Moments(xtx, xtt if bias is None else xtt + np.outer(xtx[:, -1], bias))
+        xtt = xtt if bias is None else xtt + np.outer(xtx[:, -1], bias)
+        return Moments(xtx, xtt, gram.rows)
 
     @property
     def finite(self) -> bool:
@@ -174,5 +177,5 @@ def _added(
     # Sums over one feed in f32: a thousand rows lose nothing that rounding of the weights would not.
     xtx, xtt = (rows.T @ rows).astype(np.float64), (rows.T @ target).astype(np.float64)
     if total is None:
-        return Moments(xtx, xtt)
-    return Moments(total.xtx + xtx, total.xtt + xtt)
+        return Moments(xtx, xtt, len(x))
+    return Moments(total.xtx + xtx, total.xtt + xtt, total.rows + len(x))

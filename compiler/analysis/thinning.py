@@ -13,6 +13,8 @@ from tersor.ir import Graph
 from tersor.ir.dims import symbols
 from tersor.rewriting import Evaluate, Feeds
 
+APART = 5  # One batch of so many is not fitted on,
+ENOUGH = 10  # where there are so many.
 Axes = Mapping[str, int]
 
 
@@ -30,6 +32,14 @@ def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
     except TersorError:  # What is declared open may be fixed inside.
         return feeds
     return found
+
+
+def held_out(feeds: Feeds) -> tuple[Feeds, Feeds]:
+    """(Those to fit on, those to judge by): every fifth is kept apart where there are enough."""
+    if len(feeds) < ENOUGH:
+        return feeds, ()
+    apart = range(APART - 1, len(feeds), APART)
+    return [f for i, f in enumerate(feeds) if i not in apart], [feeds[i] for i in apart]
 
 
 def sample_axes(graph: Graph) -> Axes:

@@ -10,7 +10,7 @@ layer is only taken apart where that was measured to pay, or by count where noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from tersor.analysis.break_even import Verdict, weigh
 from tersor.analysis.decompositions import landmarks, nystrom, semi_nmf
+from tersor.analysis.gram import few_rows
 from tersor.analysis.linear_layers import LinearLayer, by_weight, observed
 from tersor.analysis.lowrank import (
     Factors,
@@ -95,18 +96,36 @@ class FactorizeLinear(Pass):
                 "svd, nmf and nystrom need none"
             )
         layers = self._layers(graph, context)
+        planned = context.remember("plans", lambda: self._plans(graph, layers, context))
+        before = _parameters(graph)
+        done = []
+        for layer in layers:
+            plan = planned.get(layer.weight.name)
+            if plan is None or context.spares(layer.weight.name, layer.nodes[0]):
+                continue
+            if context.may_rewrite():
+                _apply(replace(plan, layer=layer), context)
+                done.append(plan)
+        _summarize(done, before, _parameters(graph), context)
+
+    def _plans(
+        self, graph: Graph, layers: Sequence[LinearLayer], context: Context
+    ) -> dict[str, _Plan]:
+        """By the names of weights."""
         metrics = self._sensitivities(graph, layers, context)
         ranks = self._budgeted(graph, layers, metrics, context)
-        plans = []
+        found, seen = {}, []
         for i, layer in enumerate(observed(graph, layers, context)):
             context.progress(i, len(layers), f"factorizing {layer.label}")
             try:
-                plans.append(self._plan(layer, ranks.get(layer.weight), metrics, context))
+                plan = self._plan(layer, ranks.get(layer.weight), metrics, context)
             except Skip as reason:
                 context.skip(layer.nodes[0], str(reason))
-        before = _parameters(graph)
-        done = [plan for plan in plans if context.may_rewrite() and _apply(plan, context)]
-        _summarize(done, before, _parameters(graph), context)
+            else:
+                found[layer.weight.name] = plan
+                seen += [(layer.gram.rows, layer.shape[0])] if layer.gram is not None else []
+        context.report.notes += few_rows(seen)
+        return found
 
     # -- which layers --------------------------------------------------------------------------------
 
@@ -330,8 +349,10 @@ class _Plan:
         return f"{told}; relative error of the {self.of} {self.error:.4f}"
 
 
-def _apply(plan: _Plan, context: Context) -> bool:
+def _apply(plan: _Plan, context: Context) -> None:
     weight = plan.layer.weight
+    error = plan.error if plan.of == "output" else None
+    context.report.changed[weight.name] = (plan.layer.label, error)
     a, b = (weight.graph.constant(f, weight.name) for f in (plan.a, plan.b))
     for node in plan.layer.nodes:
         graph, x = node.graph, node.inputs[0]
@@ -342,7 +363,6 @@ def _apply(plan: _Plan, context: Context) -> bool:
         replace_node(node, [made])
     context.rewrote()
     context.report.notes.append(f"{plan.layer.label}: {plan.remark}")
-    return True
 
 
 def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Value | None:

@@ -57,7 +57,8 @@ class QuantizeDynamic(Pass):
         for node in graph.walk():
             if node.op in _FLOAT:
                 context.skip(node, f"{node.op} has no int8 form yet")
-        seen = _observe(graph, nodes, context)
+        told = context.remember("seen", lambda: _observe(graph, nodes, context))
+        seen = {x: told[x.name] for x in map(_reads, nodes) if x.name in told}
         per_token = is_per_token(self.granularity, context)
         saturates = context.target is not None and context.target.saturates_int8
         of_weight: dict[Value, list[Node]] = {}
@@ -67,6 +68,8 @@ class QuantizeDynamic(Pass):
         errors: list[float] = []
         for i, (weight, sharing) in enumerate(of_weight.items()):
             first = sharing[0]
+            if context.spares(weight.name, first):
+                continue
             context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
             encoding = quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
             found = [
@@ -80,6 +83,8 @@ class QuantizeDynamic(Pass):
                 context.skip(node, f"error {worst:.3f} is above max_error {self.max_error}")
                 continue
             errors += [error for error, _ in found]
+            label = first.scope or first.output.name
+            context.report.changed[weight.name] = (label, worst if found else None)
             _encode(weight, sharing, encoding, context)
             quantized.update(sharing)
             for _ in sharing:
@@ -124,14 +129,18 @@ class QuantizeDynamic(Pass):
         return False
 
 
-def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[Value, Activation]:
-    """Statistics of the layers' inputs, for those at the outermost level; empty without calibration."""
+def _reads(node: Node) -> Value:
+    return operand(node, 0)
+
+
+def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[str, Activation]:
+    """Statistics of the layers' inputs by name, of those at the outermost level; empty without
+    calibration."""
     if not context.calibration or context.evaluate is None:
         return {}
-    inputs = [n.inputs[0] for n in nodes if n.graph is graph]
-    return collect(
-        graph, [v for v in inputs if v is not None], context.calibration, context.evaluate
-    )
+    inputs = [operand(n, 0) for n in nodes if n.graph is graph]
+    found = collect(graph, inputs, context.calibration, context.evaluate)
+    return {value.name: activation for value, activation in found.items()}
 
 
 def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_token: bool) -> float:

@@ -49,6 +49,8 @@ class QuantizeEmbedding(Pass):
         if not np.isfinite(dense).all():
             context.skip(reader, f"@{table.name} holds NaN or infinity")
             return
+        if context.spares(table.name, reader):
+            return
         encoding = quantize_rows(dense)
         error = relative_error(dense, encoding.decode())
         if error > self.max_error:
@@ -56,4 +58,5 @@ class QuantizeEmbedding(Pass):
             return
         table.graph.set_encoding(table, held.holding(encoding))
         context.rewrote()
+        context.report.changed[table.name] = (f"@{table.name}", error)
         context.report.notes.append(f"@{table.name}: relative error {error:.4f}")
