@@ -91,9 +91,18 @@ class Floored:
     def _stage(self, step: Pass, insists: bool, before: Graph) -> Stage:
         memo: dict[str, Any] = {}
         after, report = self.run(step, before, frozenset(), memo)
-        if insists and report.missed:
+        if not report.missed:
+            return Stage(step, insists, before, after, report, memo)
+        if insists:
             raise InvalidOption(f"{step.label}: {report.missed}; ask for that, or more")
-        return Stage(step, insists, before, after, report, memo)
+        # What was nearest to it left nothing that could go, and no model is built for that.
+        half = step.milder(0.5, report.left)
+        if half is None:
+            return Stage(step, insists, before, after, report, memo)
+        after, mild = self.run(half, before, frozenset(), memo)
+        mild.name = report.name
+        mild.notes.append(f"{report.missed}: half of what can go goes, which is {half.label}")
+        return Stage(half, insists, before, after, mild, memo)
 
     def _kept(self, graph: Graph) -> float | None:
         self.tell(0, 1, "comparing outputs")

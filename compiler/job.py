@@ -14,11 +14,11 @@ from tersor.analysis.thinning import held_out, thinned
 from tersor.built import Built
 from tersor.errors import InvalidModel, TersorError
 from tersor.feeds import Sizes
-from tersor.floors import Floored
+from tersor.floors import Floored, Stage
 from tersor.floors import Run as RunPass
 from tersor.ir import Graph
 from tersor.judging import Judge, Run, lowest
-from tersor.pipeline import Pass, Pipeline
+from tersor.pipeline import Feeds, Pass, Pipeline
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report
 from tersor.target import Target
@@ -95,9 +95,16 @@ class Job:
         Raises:
             InvalidOption: a budget that was asked for cannot be had, or not above the floor.
         """
-        steps = plan.build()
-        lossy = any(step.keeps.values is None for step in steps)
-        fitted, apart = held_out(batches) if lossy else (batches, ())
+        fits = any(step.fits for step in plan.build())
+        fitted, apart = held_out(graph, batches) if fits else (batches, ())
+        stages, judges = self._floored(plan, graph, fitted, apart, named_by)
+        self.report.passes += [stage.report for stage in stages]
+        return stages[-1].after if stages else graph, judges[0] if judges else None
+
+    def _floored(
+        self, plan: Recipe, graph: Graph, fitted: Feeds, apart: Feeds, named_by: Graph
+    ) -> tuple[list[Stage], list[Judge]]:
+        """The passes of a recipe that is fitted on some batches and judged by others too."""
         judges = [
             Judge(
                 graph, thinned(graph, feeds, JUDGED, self.evaluator), self.evaluator, on, named_by
@@ -105,13 +112,12 @@ class Job:
             for feeds, on in ((apart, HELD_OUT), (fitted, "calibration inputs"))
             if feeds
         ]
+        steps = plan.build()
         asked = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
         floored = Floored(self._one_by_one(fitted), lowest(asked), plan.floor, self.tell)
-        stages = floored(steps, plan.insists, graph)
-        self.report.passes += [stage.report for stage in stages]
-        return stages[-1].after if stages else graph, judges[0] if judges else None
+        return floored(steps, plan.insists, graph), judges
 
-    def _one_by_one(self, calibration: Sequence[Feed]) -> RunPass:
+    def _one_by_one(self, calibration: Feeds) -> RunPass:
         def run(
             step: Pass, graph: Graph, spared: frozenset[str], memo: dict[str, Any]
         ) -> tuple[Graph, PassReport]:

@@ -67,6 +67,9 @@ class TuneReport:
         return len(self.kernels) < self.total
 
 
+_PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
+
+
 @dataclass
 class Report:
     """The whole compilation: passes in order, then the candidates that were measured.
@@ -88,5 +91,6 @@ class Report:
         """Plain data for the manifest: the same for the same compilation, so without times of passes."""
         data = asdict(self)
         for step in data["passes"]:
-            del step["seconds"], step["left"], step["changed"]
+            for name in _PASSING:
+                del step[name]
         return data

@@ -145,6 +145,7 @@ class Pass:
     keeps: ClassVar[Keeps] = EXACT
     needs: ClassVar[frozenset[str]] = frozenset()  # "calibration", "evaluate", "target"
     one_of: ClassVar[frozenset[str]] = frozenset()  # Options of which one is given at most.
+    fits: ClassVar[bool] = False  # Whether it fits weights to calibration inputs.
     # Whether outputs are to be those of before: else it makes no sense to compare them.
     comparable: ClassVar[bool] = True
     budget: ClassVar[frozenset[str]] = frozenset()  # Options that say how much is to go.

@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 import tersor
+from tersor.analysis.fidelity import fidelity
+from tersor.analysis.thinning import held_out
 from tersor.errors import InvalidOption
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, parse
@@ -120,22 +122,58 @@ def test_layers_that_cost_most_stay_as_they_were(monkeypatch: pytest.MonkeyPatch
     assert made.report.fidelity.kept >= 0.98
 
 
-def test_batches_that_judge_are_not_fitted_on() -> None:
+def test_what_judges_is_not_fitted_on() -> None:
     made = compiled(calibration=rows(10, 8), settings={"floor": 0})
     told = made.report.fidelity
     assert told.on == "calibration inputs that were not fitted on" and told.samples == 16
-    assert compiled(calibration=rows(9, 8), settings={"floor": 0}).report.fidelity.samples == 72
+    # Of fewer batches, samples of each; what fits nothing is judged by all.
+    few = {"calibration": rows(3, 8), "settings": {"floor": 0}}
+    assert compiled(**few).report.fidelity.samples == 6
+    assert compiled("int8", **few).report.fidelity.samples == 24
+    apart = held_out(parse(MLP, TABLE), rows(3, 8))
+    for whole, fitted, kept in zip(rows(3, 8), *apart, strict=True):
+        np.testing.assert_array_equal(kept["x"], whole["x"][3::4])
+        assert len(fitted["x"]) == 6
+    assert [len(part) for part in held_out(parse(MLP, TABLE), rows(3, 1))] == [3, 0]
 
 
-def test_too_few_rows_for_what_is_fitted_are_told_with_how_many_would_do() -> None:
-    made = compiled(calibration=rows(1, 32), settings={"floor": 0})
+def test_what_was_fitted_to_a_few_rows_is_not_taken_for_what_it_does_to_others() -> None:
+    """32 rows of 64 neurons: whatever is left makes them up, and no others."""
+    few = {"calibration": rows(1, 32)}
+    with pytest.raises(InvalidOption, match="give more calibration inputs"):
+        compiled(settings={"macs": 0.5}, **few)
+    made = compiled(settings={"macs": 0.5, "floor": 0}, **few)
+    new = {"x": np.random.default_rng(9).standard_normal((256, 16)).astype(np.float32)}
+    exact = compiled("fp32")
+    truth = fidelity([exact.run(new)], [made.run(new)]).kept
+    assert truth is not None and truth < 0.95 and made.report.fidelity.kept < 0.95
     (told,) = [note for note in notes(made) if note.startswith("few calibration rows")]
     assert told.startswith(
-        "few calibration rows: 32 for a layer of 64 inputs, where 128 would do, 4 times"
+        "few calibration rows: 24 for a layer of 64 inputs, where 128 would do, 5.3 times"
     )
-    assert not any(
-        "few calibration rows" in note for note in notes(compiled(settings={"floor": 0}))
+    enough = compiled(settings={"floor": 0})
+    assert not any("few calibration rows" in note for note in notes(enough))
+
+
+def test_a_shipped_budget_out_of_reach_takes_half_of_what_can_go() -> None:
+    """A wide layer that nothing may be cut from holds most of the work."""
+    text = """graph main(%x: f32[n, 16]) -> (y = %y, z = %z) {
+      @w1: f32[16, 64] = dense normal(0)
+      @w2: f32[64, 8] = dense normal(3)
+      @w3: f32[16, 500] = dense normal(4)
+      %a: f32[n, 64] = MatMul(%x, @w1)
+      %h: f32[n, 64] = Relu(%a)
+      %y: f32[n, 8] = MatMul(%h, @w2)
+      %z: f32[n, 500] = MatMul(%x, @w3)
+    }"""
+    made = compiled(model=mlp(text), settings={"floor": 0})
+    (told,) = [note for note in notes(made) if "half of what can go" in note]
+    least = float(told.split(" is the least")[0].rpartition(" ")[2])
+    assert (
+        told.endswith(f"prune-structure{{macs={round(1 - (1 - least) / 2, 3):g}}}") or least > 0.8
     )
+    with pytest.raises(InvalidOption, match="is the least that is left; ask for that, or more"):
+        compiled(model=mlp(text), settings={"macs": 0.5, "floor": 0})
 
 
 def test_random_outputs_are_not_held_to_a_floor() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.analysis.gram import few_rows
+from tersor.analysis.gram import tell_few_rows
 from tersor.analysis.products import columns_at, matrices, set_matrices
 from tersor.analysis.ranking import Ranking
 from tersor.analysis.reconstruction import Moments, moments
@@ -49,7 +49,7 @@ def prune(
         context.progress(done, len(tracked), f"pruning {gone[i]} units of {name}")
         fitted += _Cut(original, ranking, tracked, reconstruct).make(i, gone[i])
         context.rewrote()
-    context.report.notes += few_rows(fitted)
+    tell_few_rows(fitted, context.report)
 
 
 class _Cut:

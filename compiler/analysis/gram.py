@@ -22,6 +22,7 @@ from tersor.analysis.padding import mask_over, padding_mask
 from tersor.ir import Graph, Value
 from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
+from tersor.report import PassReport
 
 ENOUGH = 2  # Rows for each input of a layer that is fitted on them.
 # Windows of one feed that are looked at: patches of more are as large as many models.
@@ -53,16 +54,16 @@ class Gram:
         return np.asarray(np.sqrt(np.maximum(np.diagonal(self.xtx), 0)))
 
 
-def few_rows(seen: Iterable[tuple[int, int]]) -> list[str]:
-    """A remark where fits of layers, (rows, inputs) of each, go by too few rows; else none."""
+def tell_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None:
+    """A remark where fits of layers, (rows, inputs) of each, go by too few rows."""
     short = [(ENOUGH * inputs / rows, rows, inputs) for rows, inputs in seen if rows]
     factor, rows, inputs = max(short, default=(0.0, 0, 0))
     if factor <= 1:
-        return []
-    return [
+        return
+    report.notes.append(
         f"few calibration rows: {rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
         f"do, {factor:.2g} times the calibration inputs that were given"
-    ]
+    )
 
 
 @dataclass(frozen=True)

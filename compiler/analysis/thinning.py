@@ -3,7 +3,7 @@ each may be the only one to reach a part of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from tersor.rewriting import Evaluate, Feeds
 
 APART = 5  # One batch of so many is not fitted on,
 ENOUGH = 10  # where there are so many.
+FEW = 4  # Of fewer batches, one sample of so many.
 Axes = Mapping[str, int]
 
 
@@ -34,12 +35,29 @@ def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
     return found
 
 
-def held_out(feeds: Feeds) -> tuple[Feeds, Feeds]:
-    """(Those to fit on, those to judge by): every fifth is kept apart where there are enough."""
-    if len(feeds) < ENOUGH:
-        return feeds, ()
-    apart = range(APART - 1, len(feeds), APART)
-    return [f for i, f in enumerate(feeds) if i not in apart], [feeds[i] for i in apart]
+def held_out(graph: Graph, feeds: Feeds) -> tuple[Feeds, Feeds]:
+    """(What to fit on, what to judge by): every fifth batch is kept apart where there are enough; else every
+    fourth sample of each batch, or batch, as far as there are so many."""
+    if len(feeds) >= ENOUGH:
+        return _parted(feeds, APART)
+    axes = sample_axes(graph)
+    if not axes or min((_count(feed, axes) for feed in feeds), default=0) < FEW:
+        return _parted(feeds, FEW)
+    fitted, apart = [], []
+    for feed in feeds:
+        at = np.arange(_count(feed, axes))
+        last = at % FEW == FEW - 1
+        fitted.append(_taken(feed, axes, at[~last]))
+        apart.append(_taken(feed, axes, at[last]))
+    return fitted, apart
+
+
+def _parted(feeds: Feeds, one_of: int) -> tuple[Feeds, Feeds]:
+    apart = [i % one_of == one_of - 1 for i in range(len(feeds))]
+    return (
+        [f for f, own in zip(feeds, apart, strict=True) if not own],
+        [f for f, own in zip(feeds, apart, strict=True) if own],
+    )
 
 
 def sample_axes(graph: Graph) -> Axes:
@@ -67,8 +85,15 @@ def _count(feed: Mapping[str, np.ndarray], axes: Axes) -> int:
 
 
 def _some(feed: Mapping[str, np.ndarray], axes: Axes, count: int) -> dict[str, np.ndarray]:
-    at = np.linspace(0, max(_count(feed, axes) - 1, 0), count).round().astype(int)
+    have = _count(feed, axes)
+    return _taken(feed, axes, np.linspace(0, have - 1, count).round().astype(int) if have else [])
+
+
+def _taken(
+    feed: Mapping[str, np.ndarray], axes: Axes, at: Sequence[int] | np.ndarray
+) -> dict[str, np.ndarray]:
+    which = np.asarray(at, np.int64)
     return {
-        name: np.take(array, at, axis=axes[name]) if name in axes and _count(feed, axes) else array
+        name: np.take(array, which, axis=axes[name]) if name in axes else array
         for name, array in feed.items()
     }

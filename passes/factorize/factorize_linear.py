@@ -18,7 +18,7 @@ import numpy as np
 
 from tersor.analysis.break_even import Verdict, weigh
 from tersor.analysis.decompositions import landmarks, nystrom, semi_nmf
-from tersor.analysis.gram import few_rows
+from tersor.analysis.gram import tell_few_rows
 from tersor.analysis.linear_layers import LinearLayer, by_weight, observed
 from tersor.analysis.lowrank import (
     Factors,
@@ -71,6 +71,7 @@ class FactorizeLinear(Pass):
     """
 
     keeps = LOSSY
+    fits = True
     budget = frozenset({"rank_by", "amount"})
     method: Method = "whitened-svd"
     rank_by: RankBy = "energy"
@@ -124,7 +125,7 @@ class FactorizeLinear(Pass):
             else:
                 found[layer.weight.name] = plan
                 seen += [(layer.gram.rows, layer.shape[0])] if layer.gram is not None else []
-        context.report.notes += few_rows(seen)
+        tell_few_rows(seen, context.report)
         return found
 
     # -- which layers --------------------------------------------------------------------------------

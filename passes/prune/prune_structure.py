@@ -55,6 +55,7 @@ class PruneStructure(Pass):
     keeps = LOSSY
     one_of = frozenset({"ratio", "threshold", "macs", "parameters", "latency"})
     budget = one_of
+    fits = True
     ratio: float = 0.0
     threshold: float = 0.0
     macs: float = 1.0

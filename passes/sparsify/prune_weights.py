@@ -62,6 +62,7 @@ class PruneWeights(Pass):
     """
 
     keeps = LOSSY
+    fits = True
     budget = frozenset({"sparsity", "threshold", "pattern"})
     criterion: Criterion = "magnitude"
     pattern: str = "unstructured"
