@@ -54,6 +54,25 @@ def trim_tokenizer(data: bytes, used: Iterable[int]) -> tuple[bytes, list[int]]:
     return json.dumps(held, ensure_ascii=False, indent=2).encode(), old
 
 
+def known_ids(data: bytes) -> set[int]:
+    """All ids of the file."""
+    held = _read(data)
+    added = {token["id"] for token in held.get("added_tokens") or []}
+    return added | set(_vocabulary(held["model"]).values())
+
+
+def lowercased(data: bytes) -> bytes:
+    """The file with texts put in lower case before all else."""
+    held = _read(data)
+    given = held.get("normalizer")
+    inner = given["normalizers"] if given and given["type"] == "Sequence" else [given]
+    parts = [{"type": "Lowercase"}, *(part for part in inner if part)]
+    if parts[0] in parts[1:]:
+        return data
+    held["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    return json.dumps(held, ensure_ascii=False, indent=2).encode()
+
+
 def unknown_id(data: bytes) -> int | None:
     """The id of what it does not know; None where it knows everything."""
     model = _read(data)["model"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor import registry
+from tersor import beside, registry
 from tersor.analysis.vocabulary import (
     Head,
     Vocabulary,
@@ -34,9 +34,8 @@ from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, Node, Use, Value, verify
 from tersor.pipeline import Pipeline
-from tersor.tokenizers import first_pieces, trim_tokenizer, unknown_id
+from tersor.tokenizers import first_pieces, known_ids, lowercased, trim_tokenizer, unknown_id
 
-NAME = "tokenizer.json"
 _OF_SHAPES = {"Shape", "Size"}
 Corpus = Iterable[str | Sequence[int]]
 
@@ -51,7 +50,8 @@ def trim_vocabulary(
     **options: Any,
 ) -> Imported:
     """``model`` with the vocabulary that ``corpus`` uses, and the tokenizer that fits it, for
-    :func:`tersor.compile`, which puts both into the artifact. On the corpus outputs are the same.
+    :func:`tersor.compile`, which puts both into the artifact. On the corpus outputs are the same; where a
+    folder of sentence-transformers has prompts, also on the corpus behind these.
 
         small = tersor.trim_vocabulary("all-MiniLM-L6-v2", sentences)
         tersor.compile(small, recipe="int8").save("out")          # out/tokenizer.json
@@ -72,8 +72,9 @@ def trim_vocabulary(
         InvalidOption: no tokenizer, an empty corpus, ids outside, no table that an input picks rows from.
     """
     imported = load_model(model, **options)
-    data = _tokenizer(imported, tokenizer)
-    texts = list(corpus)
+    name = beside.tokenizer_name(imported.files) or beside.TOKENIZER
+    data = _tokenizer(imported, tokenizer, name)
+    texts = _prompted(list(corpus), beside.prompts(imported.files))
     graph = Pipeline(registry.optimization()).run(imported.graph)
     vocabulary = choose_vocabulary(graph, input)
     if vocabulary is None:
@@ -81,7 +82,8 @@ def trim_vocabulary(
     old = _encode(data, texts)
     used = checked_ids(np.concatenate([np.zeros(0, np.int64), *old]), vocabulary.size)
     begun = _begun(data, texts, old)
-    small, order = trim_tokenizer(data, [*map(int, used), *begun])
+    named = beside.named_ids(imported.files) & known_ids(data)
+    small, order = trim_tokenizer(data, {*map(int, used), *begun, *named})
     kept = np.array([i for i in order if i < vocabulary.size], np.int64)
     if len(kept) < len(order):
         raise InvalidOption(
@@ -90,21 +92,32 @@ def trim_vocabulary(
     _check(small, texts, old, kept)
     renumber(graph, vocabulary, kept, untied)
     verify(graph)
-    return Imported(graph, files={**imported.files, NAME: small})
+    files = beside.renumbered(imported.files, order, vocabulary.size)
+    return Imported(graph, files={**files, name: small}, remarks=imported.remarks)
 
 
-def _tokenizer(imported: Imported, given: str | Path | None) -> bytes:
+def _prompted(texts: list[str | Sequence[int]], prompts: list[str]) -> list[str | Sequence[int]]:
+    """``texts``, and each with each prompt before it, as it will come."""
+    return [*texts, *(p + text for p in prompts for text in texts if isinstance(text, str))]
+
+
+def _tokenizer(imported: Imported, given: str | Path | None, name: str) -> bytes:
+    data = _tokenizer_file(imported, given, name)
+    return lowercased(data) if beside.lowers_texts(imported.files) else data
+
+
+def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> bytes:
     if given is not None:
         try:
             return Path(given).read_bytes()
         except OSError as error:
             raise InvalidOption(f"tokenizer {given}: {error.strerror}") from None
-    if NAME not in imported.files:
+    if name not in imported.files:
         raise InvalidOption(
-            f"the model has no {NAME} beside it: give tokenizer=, or keep the ids as they are with the "
+            f"the model has no {name} beside it: give tokenizer=, or keep the ids as they are with the "
             "pass trim-vocabulary"
         )
-    return imported.files[NAME]
+    return imported.files[name]
 
 
 def _encode(data: bytes, corpus: Sequence[str | Sequence[int]]) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from tersor.ir import DType, Encoding, Graph, Node, Value
 from tersor.ir.dims import KnownDim, TooComplex
 
+LABELS = "id2label"  # Key of the metadata that tells them, as JSON of label by number.
 MAX_SCOPE_DEPTH = 8  # Modules below this count in the one they lie in.
 # Integers of these widths are shapes, indices and ids, not learned numbers.
 _NOT_LEARNED = {DType.I64, DType.I32, DType.U64, DType.U32, DType.BOOL, DType.STRING}
@@ -47,6 +49,7 @@ class Summary:
         unknown_macs: how many nodes of each op do work that nobody knows; ``macs`` is without them.
         largest: constants, largest first.
         scopes: modules in the order of the graph.
+        labels: what the columns of its scores are called, by number, where its metadata tells.
     """
 
     inputs: list[tuple[str, str]]
@@ -59,6 +62,7 @@ class Summary:
     unknown_macs: dict[str, int] = field(default_factory=dict)
     largest: list[Weight] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 def summarize(graph: Graph) -> Summary:
@@ -79,7 +83,16 @@ def summarize(graph: Graph) -> Summary:
         unknown_macs=_most_first(unknown),
         largest=sorted(largest, key=lambda w: (-w.bytes, w.name)),
         scopes=_scopes(graph),
+        labels=_labels(graph),
     )
+
+
+def _labels(graph: Graph) -> dict[str, str]:
+    try:
+        found = json.loads(graph.metadata.get(LABELS, "{}"))
+        return {str(number): str(label) for number, label in found.items()}
+    except (ValueError, AttributeError, RecursionError):  # The file may be anyone's.
+        return {}
 
 
 def _most_first(counts: Counter[str]) -> dict[str, int]:

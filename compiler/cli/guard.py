@@ -43,7 +43,9 @@ HfCache = Annotated[
 Trust = Annotated[
     bool,
     typer.Option(
-        "--trust", help="Read torch's .pt2, .pt and .pth files too, which can run code then."
+        "--trust",
+        help="Read torch's .pt2, .pt and .pth files and a folder's pickled weights too, which can run code "
+        "then.",
     ),
 ]
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tersor.report import PassReport, Report
 
 
+SHOWN_LABELS = 20
+
+
 def show_report(report: Report, *, skips: bool) -> None:
     """What a compilation did: passes that changed something, times, fidelity, size, decisions."""
     _show_passes(report.passes)
@@ -132,6 +135,8 @@ def show_summary(summary: Summary, at: dict[str, int], *, top: int, depth: int) 
         say(f"input   {name}: {type}")
     for name, type in summary.outputs:
         say(f"output  {name}: {type}")
+    if summary.labels:
+        say(f"labels: {_labels(summary.labels)}")
     say(f"nodes: {number(summary.nodes)}")
     say(f"parameters: {number(summary.parameters)}, held in {size(summary.weight_bytes)}")
     say(f"MACs: {_macs(summary, at)}")
@@ -142,6 +147,12 @@ def show_summary(summary: Summary, at: dict[str, int], *, top: int, depth: int) 
     show(ops)
     _show_weights(summary, top)
     _show_scopes(summary.scopes, depth)
+
+
+def _labels(labels: dict[str, str]) -> str:
+    shown = [f"{number} {label}" for number, label in list(labels.items())[:SHOWN_LABELS]]
+    rest = f" … {len(labels)} in all" if len(labels) > SHOWN_LABELS else ""
+    return clean(", ".join(shown)) + rest
 
 
 def show_comparison(before: Summary, after: Summary, at: dict[str, int], names: list[str]) -> None:

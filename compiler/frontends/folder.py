@@ -11,9 +11,10 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tersor.analysis.summary import LABELS
+
 MODULES = "modules.json"
 CONFIGS = ("config.json", "adapter_config.json")
-LABELS = "id2label"  # Key of the labels in a config, and in a graph's metadata.
 _KEPT = {
     "config.json", "generation_config.json", MODULES, "config_sentence_transformers.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -227,7 +227,7 @@ def test_half_precision_is_computed_in_float32(bert: Path, tmp_path: Path) -> No
     model = SentenceTransformer(str(path), device="cpu").bfloat16()
     model.save(str(tmp_path / "half"))
     imported = load_model(tmp_path / "half")
-    assert imported.remarks == ["weights are held in bfloat16: computed in f32"]
+    assert imported.remarks == ["weights are held in BF16: computed in float32"]
     expected = model.float().encode(TEXTS)
     np.testing.assert_allclose(given(imported.graph, batch()), expected, **CLOSE)
 

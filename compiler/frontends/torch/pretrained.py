@@ -19,11 +19,12 @@ from tersor.errors import LONGEST, InvalidModel, Unsupported, one_line
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ATTENTIONS = ("eager", "sdpa")  # What can be traced; flash attention is code for GPUs.
-HALVES = (torch.float16, torch.bfloat16)
 # Inputs are sized so that no constant of a model is as large: tracing would take it for one.
 BATCH, SEQUENCE, CHOICES, TARGET = 3, 17, 5, 11
 # Heads whose text is always a pair, in which ``token_type_ids`` tell the second part from the first.
 PAIRS = ("ForQuestionAnswering", "ForNextSentencePrediction", "ForPreTraining", "ForMultipleChoice")
+# Heads of encoders with decoders that make the decoder's ids of the encoder's themselves.
+SHIFTS = ("ForSequenceClassification", "ForQuestionAnswering")
 # What a config of sentence-transformers' CrossEncoder carries, which scores pairs.
 CROSS_ENCODER = ("sentence_transformers", "sbert_ce_default_activation_function")
 
@@ -48,7 +49,7 @@ def load_pretrained(directory: str | Path, *, trust: bool = False) -> Loaded:
     """The model of a directory, of the first of ``architectures`` that transformers has.
 
     Nothing is downloaded, no code of the directory is run, and weights are read from safetensors only
-    (pickles can run code). What is held in half precision is computed in float32.
+    (pickles can run code). What is held in other floats is computed in float32.
 
     Args:
         trust: read pickled weights too.
@@ -89,6 +90,7 @@ def load_class(
     import transformers
 
     pickled = _check_weights(directory, trust)
+    _check_plain(read_config(directory), directory)
     with _quiet(transformers), _one_line_errors(directory):
         config = transformers.AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
@@ -105,12 +107,13 @@ def load_class(
             use_safetensors=None if pickled else True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
             **options,
         )
     remarks = _fill(model, found, directory)
-    if model.dtype in HALVES:
-        remarks.append(f"weights are held in {str(model.dtype).partition('.')[2]}: computed in f32")
-        model = model.float()
+    if others := _floats(directory) - {"F32"}:
+        remarks.append(f"weights are held in {' and '.join(sorted(others))}: computed in float32")
     return model.eval(), remarks
 
 
@@ -136,7 +139,11 @@ def text_inputs(model: Any, *, pairs: bool = False) -> tuple[dict[str, Any], dic
     if (pairs or _takes_pairs(model)) and _knows_types(model):
         names.append("token_type_ids")
     inputs = {n: dims for n in names if n in taken}
-    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
+    if (
+        "decoder_input_ids" in taken
+        and model.config.is_encoder_decoder
+        and not name.endswith(SHIFTS)
+    ):
         inputs["decoder_input_ids"] = {0: (BATCH, "batch"), 1: (TARGET, "target")}
     examples = {
         n: torch.ones([size for size, _ in d.values()], dtype=torch.long) for n, d in inputs.items()
@@ -151,12 +158,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         InvalidModel: there is none, or it is no JSON object.
     """
     path = directory / "config.json"
+    if (directory / "adapter_config.json").is_file():
+        raise InvalidModel(
+            f"{directory}: holds an adapter (adapter_config.json): merge it into its model "
+            "(merge_and_unload), and save the whole"
+        )
     if not path.is_file():
-        if (directory / "adapter_config.json").is_file():
-            raise InvalidModel(
-                f"{directory}: holds an adapter of another model: merge it into that "
-                "(merge_and_unload), and save the whole"
-            )
         raise InvalidModel(f"{directory}: no config.json in it, so not a model directory")
     return read_object(path)
 
@@ -224,6 +231,29 @@ def _check_weights(directory: Path, trust: bool) -> bool:
     raise InvalidModel(f"{directory}: no *.safetensors in it{instead}")
 
 
+def _check_plain(config: dict[str, Any], directory: Path) -> None:
+    """Raises:
+    Unsupported: weights that a package holds in a form of its own.
+    """
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise Unsupported(
+            f"{directory}: its weights are quantized{f' by {one_line(method, 60)}' if method else ''}, in a "
+            "form that is not known here: give the model before that, or dequantized"
+        )
+
+
+def _floats(directory: Path) -> set[str]:
+    """Types of the floats in a directory, by the headers of its files, in safetensors' words."""
+    found: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        found |= {entry["dtype"] for entry in header.values() if "dtype" in entry}
+    return {kind for kind in found if kind.startswith(("F", "BF"))}
+
+
 def _set_up(config: Any) -> None:
     """Keeps caches out of the outputs: a graph that runs once has no use for them."""
     if hasattr(config, "use_cache"):
@@ -240,6 +270,11 @@ def _fill(model: Any, found: dict[str, Any], directory: Path) -> list[str]:
         InvalidModel: weights are missing, by name.
     """
     remarks = []
+    if found["mismatched_keys"]:
+        name, held, wanted = min(found["mismatched_keys"])
+        raise InvalidModel(
+            f"{directory}: {one_line(name, LONGEST)} is {list(held)}, and by config.json {list(wanted)}"
+        )
     missing = sorted(found["missing_keys"])
     poolers = [name for name in missing if name.startswith("pooler.")]
     if poolers and hasattr(model, "pooler"):
