@@ -1,7 +1,7 @@
 """Linear layers for ONNX Runtime, in float and in int8.
 
 float:  ``matmul``  x W, then + b, then the activation;  ``gemm``  the same on x as [rows, k], with
-        the bias inside the product: one pass over the result less.
+        the bias inside the product: one pass over the result less, and on matrices always.
 int8:   com.microsoft.DynamicQuantizeMatMul quantizes x, multiplies in integers, scales, adds the
         bias.  Where several layers read the same x, it is quantized once and
         com.microsoft.MatMulIntegerToFloat does the rest.
@@ -37,7 +37,7 @@ def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value
         and _per_column(weight.encoding)
     ):
         y = _integer(graph, node, quantizer, weight, lowering)
-    elif options.linear == "gemm" and bias is not None and x.tensor.rank != 1:
+    elif bias is not None and _as_gemm(x, activation, options):
         y = _gemm(graph, x, weight, bias)
     else:
         y = graph.emit("MatMul", [x, weight])
@@ -47,6 +47,13 @@ def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value
         if bias is not None:
             y = graph.emit("Add", [y, bias])
     return [_activate(graph, y, activation, options)]
+
+
+def _as_gemm(x: Value, activation: str, options: LowerOptions) -> bool:
+    """A matrix needs no views for it; where an activation takes the bias in, that is left to it."""
+    if options.linear == "gemm":
+        return x.tensor.rank != 1
+    return x.tensor.rank == 2 and (options.portable or not activation.startswith("gelu"))
 
 
 def lower_swish(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:

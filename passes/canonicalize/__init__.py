@@ -14,6 +14,7 @@ from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
+from tersor.passes.canonicalize.slices_to_split import SlicesToSplit
 from tersor.passes.canonicalize.zero_states import ZeroStates
 from tersor.pipeline import Pass
 
@@ -34,4 +35,4 @@ def canonicalization() -> list[Pass]:
         CommonSubexpressions(),
         DeadCode(),
     ]
-    return [*round_, MatMulToLinear(), FoldConvBias(), FoldBatchNorm(), *round_]
+    return [*round_, MatMulToLinear(), FoldConvBias(), FoldBatchNorm(), *round_, SlicesToSplit()]

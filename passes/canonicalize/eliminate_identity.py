@@ -12,13 +12,16 @@
 10. Not(Not(x)), Neg(Neg(x))                       = x
 11. Where(constant, a, b), all of it one way       = a or b       (where the type stays)
 12. ReduceMean(x) and others over axes of 1        = x, or Squeeze(x)
-13. Unsqueeze(Gather(x, @i), axis), on one axis    = Gather(x, [i])
+13. Slice(Slice(x)) of different axes             = Slice(x)
+14. Unsqueeze(Gather(x, @i), axis), on one axis    = Gather(x, [i])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from tersor.analysis.match import (
     dims,
@@ -169,7 +172,7 @@ def _whole(graph: Graph, node: Node) -> Rewrite:
     if node.op == "Slice" and _takes_all(node):
         return x
     if not same_type(x, node.output):
-        return None
+        return _merged_slices(graph, node) if node.op == "Slice" else None
     if node.op == "Pad":
         pads = node.inputs[1]
         return x if pads is not None and pads.is_constant and not pads.numpy().any() else None
@@ -197,6 +200,34 @@ def _takes_all(node: Node) -> bool:
     return not starts.numpy().any() and bool((ends.numpy() >= ENDLESS).all())
 
 
+def _merged_slices(graph: Graph, node: Node) -> Value | None:
+    inner, size = made_by(operand(node, 0), "Slice"), rank(node.output)
+    if inner is None or size is None or not read_once(inner.output):
+        return None
+    cuts = [_cut(inner, size), _cut(node, size)]
+    if cuts[0] is None or cuts[1] is None or set(cuts[0][2]) & set(cuts[1][2]):
+        return None
+    columns = [np.concatenate([a, b]) for a, b in zip(cuts[0], cuts[1], strict=True)]
+    if (columns[3] == 1).all():
+        columns.pop()
+    names = ("starts", "ends", "axes", "steps")
+    held = [graph.constant(c, n) for c, n in zip(columns, names, strict=False)]
+    return graph.emit("Slice", [operand(inner, 0), *held])
+
+
+def _cut(node: Node, size: int) -> list[np.ndarray] | None:
+    """Starts, ends, axes and steps of a Slice by constants, i64 each."""
+    given = [node.input(i) for i in range(1, 5)]
+    if any(v is not None and not v.is_constant for v in given):
+        return None
+    starts, ends, axes, steps = (
+        None if v is None else v.numpy().astype(np.int64).reshape(-1) for v in given
+    )
+    assert starts is not None and ends is not None
+    axes = np.arange(starts.size) if axes is None else axes % size
+    return [starts, ends, axes, np.ones_like(starts) if steps is None else steps]
+
+
 def _over_one(graph: Graph, node: Node) -> Rewrite:
     x, axes, have = operand(node, 0), node.input(1), dims(operand(node, 0))
     if have is None or axes is None or not axes.is_constant or axes.numpy().size == 0:
@@ -214,7 +245,7 @@ def _unsqueeze(graph: Graph, node: Node) -> Rewrite:
     index, size = operand(pick, 1), rank(operand(pick, 0))
     if not index.is_constant or rank(index) != 0 or size is None or axes.numpy().size != 1:
         return _as_reshape(graph, node)
-    if int(axes.numpy().reshape(-1)[0]) % size != int(pick.attrs["axis"]) % size:  # type: ignore[call-overload, operator, arg-type]
+    if int(axes.numpy().reshape(-1)[0]) % size != int(pick.attrs["axis"]) % size:  # type: ignore[arg-type]
         return _as_reshape(graph, node)
     row = graph.constant(index.numpy().reshape(1), index.name)
     return graph.emit("Gather", [operand(pick, 0), row], pick.attrs, scope=pick.scope)

@@ -22,6 +22,7 @@ from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
 from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
+from tersor.passes.canonicalize.slices_to_split import SlicesToSplit
 from tersor.passes.canonicalize.zero_states import ZeroStates
 from tersor.pipeline import Pass, Pipeline
 
@@ -278,6 +279,73 @@ def test_a_row_that_is_picked_and_put_back_is_picked_with_its_axis() -> None:
           %y: f32[n, 1, 4] = Unsqueeze(%row, @axis)
         }""",
     )
+
+
+SLICES = """graph main(%x: f32[n, 8, 6]) -> (y = %y{more}) {{
+  @b: i64[1] = dense {starts}
+  @e: i64[1] = dense [5]
+  @one: i64[1] = dense [1]
+  @two: i64[1] = dense [2]
+  @step: i64[1] = dense [{step}]
+  %h: f32[n, {rows}, 6] = Slice(%x, @b, @e, @one)
+  %y: f32[n, {rows}, {last}] = Slice(%h, @b, @e, {axis}, @step)
+}}"""
+
+
+def test_slices_of_different_axes_are_one() -> None:
+    given = {"more": "", "starts": "[1]", "rows": 4}
+    for step, last in ((1, 4), (2, 2)):
+        text = SLICES.format(**given, step=step, last=last, axis="@two")
+        graph, _ = run(EliminateIdentity(), text)
+        assert only(graph) == ["Slice"]
+        feed = {"x": np.arange(96, dtype=np.float32).reshape(2, 8, 6)}
+        want = evaluate(parse(text, TABLE), feed)["y"]
+        np.testing.assert_array_equal(evaluate(graph, feed)["y"], want)
+    same = SLICES.format(**given, step=1, last=6, axis="@one").replace(
+        "%y: f32[n, 4,", "%y: f32[n, 3,"
+    )
+    read_twice = SLICES.format(**{**given, "more": ", h = %h"}, step=1, last=4, axis="@two")
+    for text in (same, read_twice):
+        graph, _ = run(EliminateIdentity(), text)
+        assert only(graph) == ["Slice", "Slice"]
+
+
+# -- SlicesToSplit ---------------------------------------------------------------------------------
+
+GATES = """graph main(%x: f32[n, {size}]) -> (a = %a, b = %b, c = %c) {{
+  @zero: i64[1] = dense [0]
+  @two: i64[1] = dense [2]
+  @five: i64[1] = dense [{five}]
+  @end: i64[1] = dense [{end}]
+  @axis: i64[1] = dense [-1]
+  %c: f32[n, {rest}] = Slice(%x, @five, @end, @axis)
+  %a: f32[n, 2] = Slice(%x, @zero, @two, @axis)
+  %b: f32[n, {middle}] = Slice(%x, @two, @five, @axis)
+}}"""
+
+
+@pytest.mark.parametrize("end", [8, 9223372036854775807])
+def test_slices_that_part_an_axis_are_a_split(end: int) -> None:
+    text = GATES.format(size=8, five=5, end=end, rest=3, middle=3)
+    graph, _ = run(SlicesToSplit(), text)
+    assert only(graph) == ["Split"]
+    feed = {"x": np.arange(16, dtype=np.float32).reshape(2, 8)}
+    want, got = (evaluate(g, feed) for g in (parse(text, TABLE), graph))
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+
+
+@pytest.mark.parametrize(
+    ("size", "five", "end", "rest", "middle"),
+    [(8, 5, 7, 2, 3), (8, 2, 8, 6, 0), ("m", 5, 8, "?", 3)],
+    ids=["a rest is left", "one is empty", "of no known size"],
+)
+def test_slices_that_do_not_part_an_axis_stay(
+    size: object, five: int, end: int, rest: object, middle: int
+) -> None:
+    text = GATES.format(size=size, five=five, end=end, rest=rest, middle=middle)
+    graph, _ = run(SlicesToSplit(), text)
+    assert only(graph) == ["Slice"] * 3
 
 
 # -- InlineBranches --------------------------------------------------------------------------------
