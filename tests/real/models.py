@@ -285,12 +285,13 @@ def _outputs(file: str, feeds: list[Feed]) -> list[list[np.ndarray]]:
     return [session.run(None, feed) for feed in feeds]
 
 
-def reference(path: Path) -> Callable[[Mapping[str, np.ndarray]], Feed]:
-    """The model in ONNX Runtime as it stands: nothing is fused."""
+def reference(path: Path, optimized: bool = False) -> Callable[[Mapping[str, np.ndarray]], Feed]:
+    """The model in ONNX Runtime as it stands: nothing is fused, unless it is to be ``optimized``."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]

