@@ -30,6 +30,7 @@ from tersor import job, registry
 from tersor.built import Built
 from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
+from tersor.target import Target
 from tersor.tuning import search
 from tersor.tuning.measure import WORKER, Bench, Worker, compare
 
@@ -43,6 +44,11 @@ OURS: dict[str, dict[str, Any]] = {
     "tersor-tvm-fp32": {"recipe": "fp32", "runtime": "tvm", "measure": False},
     "tersor-tvm-int8": {"recipe": "int8", "runtime": "tvm", "measure": False},
     "tersor-tvm-int8-calibrated": {"recipe": "int8", "runtime": "tvm", "measure": False},
+}
+# Runs on any x86 of the last ten years; here it shows what is lost on those that have no more.
+AVX2: dict[str, dict[str, Any]] = {
+    f"{name}-avx2": {**OURS[name], "target": "cpu:avx2"}
+    for name in ("tersor-tvm-fp32", "tersor-tvm-int8-calibrated")
 }
 PEER_PROGRAM = (str(Path(__file__).parent / "peers" / "worker.py"),)
 SCRIPTS = [
@@ -114,7 +120,8 @@ def systems(folder: Path) -> dict[str, System]:
             PEER_PROGRAM,
         ),
     }
-    for name, options in OURS.items():
+    levels = AVX2 if "avx512f" in Target.host().features else {}
+    for name, options in (OURS | levels).items():
         found[name] = _ours(folder / name, original, options)
     return found
 

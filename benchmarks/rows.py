@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from tersor.artifact.manifest import versions
 from tersor.target import Target, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"  # A folder for each level of processors.
+# The best first: what a processor's results are filed under.
+LEVELS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "neon_dotprod")
 BUILD = (
     ROOT / "build" / "bench"
 )  # What is built to be measured stays there until its sources change.
@@ -130,5 +132,15 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     """Options that all have: ``--fresh`` and ``--out``."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--fresh", action="store_true", help="measure anew what is there already")
-    made.add_argument("--out", type=Path, default=RESULTS / out)
+    made.add_argument("--out", type=Path, default=here() / out)
     return made
+
+
+def best_level(features: Collection[str]) -> str:
+    """The level that results of a processor with these features are filed under."""
+    return next((level for level in LEVELS if level in features), "none")
+
+
+def here() -> Path:
+    """The folder of this machine's results."""
+    return RESULTS / best_level(Target.host().features)

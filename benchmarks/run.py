@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from rows import RESULTS, ROOT, in_words
+from rows import ROOT, here, in_words
 
 # The quickest first, so that what does not run at all shows early; with the seconds that each takes on
 # two cores that nobody else uses.
@@ -27,7 +27,7 @@ ARGUMENTS = {"pruning": ["--curve"]}
 
 def expected(script: str) -> float:
     """Seconds that a script takes when it measures all; where it took longer here, so long."""
-    results = RESULTS / f"{script}.json"
+    results = here() / f"{script}.json"
     held = json.loads(results.read_text()) if results.exists() else {}
     return max(float(held.get("seconds", 0)), SCRIPTS[script])
 

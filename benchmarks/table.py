@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from rows import RESULTS, ROOT
+from rows import LEVELS, RESULTS, ROOT, best_level
 
 NAMES = {
     "ort-fp32": "ONNX Runtime, fp32",
@@ -18,6 +18,8 @@ NAMES = {
     "tersor-tvm-fp32": "**Tersor `fp32`**, by TVM",
     "tersor-tvm-int8": "**Tersor `int8`**, no calibration, by TVM",
     "tersor-tvm-int8-calibrated": "**Tersor `int8`**, calibrated, by TVM",
+    "tersor-tvm-fp32-avx2": "**Tersor `fp32`**, by TVM for `cpu:avx2`",
+    "tersor-tvm-int8-calibrated-avx2": "**Tersor `int8`**, calibrated, by TVM for `cpu:avx2`",
 }
 BASE, RIVAL = "ort-fp32", "openvino-nncf-int8"
 
@@ -28,6 +30,8 @@ def minilm(result: dict[str, Any]) -> str:
     head = ["", *shapes, "mean cosine", "worst", "nn1", "valence", "MiB"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, label in NAMES.items():
+        if name not in result["fidelity"]:
+            continue
         f, choice = result["fidelity"][name], result["choices"][name]["choice"]
         cells = [_speed(name, result["speed"][s][name]) for s in shapes]
         accuracy = [f"{f[k]:.4f}" for k in ("mean_cosine", "min_cosine")]
@@ -48,11 +52,8 @@ def minilm(result: dict[str, Any]) -> str:
 def _machine(result: dict[str, Any]) -> str:
     """``Intel(R) Xeon(R) Processor, best int8 instructions: amx_int8, 2 threads``."""
     machine = result["conditions"]["machine"]
-    best = next((level for level in BEST if level in machine["features"]), "none")
+    best = best_level(machine["features"])
     return f"{machine['cpu']}, best int8 instructions {best}, {machine['cores']} threads"
-
-
-BEST = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "neon_dotprod")
 
 
 def kernels(result: dict[str, Any]) -> str:
@@ -247,22 +248,43 @@ TABLES = {
 }
 
 
+WEAKEST = (
+    "_weakest"  # Ends the marker of a table of the weakest processor, beside that of the best.
+)
+
+
 def main() -> int:
-    """Rewrites README.md with the results that are there."""
+    """Rewrites README.md with the results that are there: of the best processor, and of the weakest where
+    the README has a place for them."""
     readme = ROOT / "README.md"
     text = readme.read_text()
     for name, render in TABLES.items():
-        results = RESULTS / f"{name}.json"
-        held = json.loads(results.read_text()) if results.exists() else {}
-        if "conditions" not in held:
-            print(f"{results.name} is not there, or of an older form: its table stays as it is")
+        held = measured(name)
+        if not held:
+            print(f"{name}.json is not there, or of an older form: its table stays as it is")
             continue
-        begin, end = f"<!-- {name}: generated -->\n", f"<!-- /{name} -->"
-        head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(end)
-        text = f"{head}{begin}{render(held)}\n{end}{tail}"
+        text = _put(text, name, render(held[0]))
+        if len(held) > 1:
+            text = _put(text, name + WEAKEST, render(held[-1]))
     readme.write_text(text)
     return 0
+
+
+def measured(name: str) -> list[dict[str, Any]]:
+    """Results of a benchmark on each level of processors, the best first."""
+    files = [RESULTS / level / f"{name}.json" for level in LEVELS]
+    held = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [result for result in held if "conditions" in result]
+
+
+def _put(text: str, name: str, table: str) -> str:
+    """The text with a table between its markers, where it has them."""
+    begin, end = f"<!-- {name}: generated -->\n", f"<!-- /{name} -->"
+    if begin not in text:
+        return text
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}{table}\n{end}{tail}"
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def test_tables_of_what_was_never_measured_stay(
     table = script("table", monkeypatch)
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    readme, older = tmp_path / "README.md", tmp_path / "minilm.json"
+    readme, older = tmp_path / "README.md", tmp_path / "avx512_vnni" / "minilm.json"
+    older.parent.mkdir()
     text = "a\n<!-- minilm: generated -->\nrow\n<!-- /minilm -->\nb\n"
     readme.write_text(text)
     older.write_text("{}")
@@ -169,3 +170,21 @@ def test_tables_of_what_was_never_measured_stay(
     monkeypatch.setitem(table.TABLES, "minilm", lambda result: "new")
     table.main()
     assert readme.read_text() == text.replace("row", "new")
+
+
+def test_the_best_and_the_weakest_processor_have_a_table_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = script("table", monkeypatch)
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setitem(table.TABLES, "minilm", lambda result: result["conditions"]["level"])
+    for level in ("avx2", "amx_int8", "avx512_vnni"):
+        (tmp_path / level).mkdir()
+        held = {"conditions": {"level": level}}
+        (tmp_path / level / "minilm.json").write_text(json.dumps(held))
+    names = ("minilm", "minilm_weakest")
+    places = "".join(f"<!-- {n}: generated -->\n<!-- /{n} -->\n" for n in names)
+    (tmp_path / "README.md").write_text(places)
+    assert table.main() == 0
+    assert (tmp_path / "README.md").read_text().splitlines()[1::3] == ["amx_int8", "avx2"]
