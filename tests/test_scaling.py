@@ -65,6 +65,7 @@ def stages(data: bytes) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_twice_the_graph_is_twice_the_work(kind: str) -> None:
     once, twice = (stages(KINDS[kind](size).SerializeToString()) for size in (SIZE, 2 * SIZE))

@@ -82,6 +82,7 @@ def test_from_torch_any_batch_and_length_match_the_module(name: str, attention: 
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", EXPORTED)
 def test_from_an_onnx_file_any_batch_and_length_match_the_module(name: str, tmp_path: Path) -> None:
     module = ARCHITECTURES[name].build("sdpa")

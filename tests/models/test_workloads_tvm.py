@@ -42,6 +42,7 @@ def _graph(workload: zoo.Workload, recipe: str, folder: Path) -> Graph:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])
 @pytest.mark.parametrize("name", zoo.names())
 def test_tvm_gives_what_onnx_runtime_gives(name: str, recipe: str, tmp_path: Path) -> None:
