@@ -35,6 +35,7 @@ from tersor.analysis.match import (
     uniform,
 )
 from tersor.analysis.reach import reach
+from tersor.analysis.sizes import size_from_inputs
 from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
@@ -72,7 +73,7 @@ class FuseAttention(Pass):
         if masks:
             guarded |= any(_is_guard(value, masks[0]) for value in _factors(node.output))
             mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
-            operands.append(_of_two_axes(graph, mask))
+            operands.append(_of_all_keys(graph, _of_two_axes(graph, mask), kt))
         scale = _exact(scale * a * b * (cap or 1.0), q)
         return graph.emit("Attention", operands, {"scale": scale, "softcap": cap})
 
@@ -208,6 +209,19 @@ def _of_two_axes(graph: Graph, mask: Value) -> Value:
     return graph.emit("Unsqueeze", [mask, graph.constant(np.arange(missing), "axes")])
 
 
+def _of_all_keys(graph: Graph, mask: Value, kt: Value) -> Value:
+    """The mask with an element for each key, where their number goes by another name: a sum stretches a
+    mask of one element over all keys, while Attention takes it for one of the first key alone."""
+    have, keys = dims(mask), dims(kt)
+    if have is None or keys is None or have[-1] == keys[3]:
+        return mask
+    count = size_from_inputs(graph, keys[3]) or graph.emit("Shape", [kt], {"start": 3, "end": 4})
+    ones = graph.constant(np.ones(len(have) - 1, np.int64), "ones")
+    target = graph.emit("Concat", [ones, count], {"axis": 0})
+    type = mask.tensor.with_dims((*have[:-1], keys[3]))
+    return graph.emit_node("Expand", [mask, target], types=[type]).output
+
+
 def _unscaled(value: Value) -> tuple[float, Node | None]:
     """(factor, the MatMul whose result times the factor is ``value``, or None)."""
     factor = 1.0
@@ -303,8 +317,8 @@ def _one_batch(*batches: Dim) -> bool:
 
 
 def _agree(a: Dim, b: Dim) -> bool:
-    """Whether a mask's last dim may be taken as the number of keys: a number does not stand for a symbol,
-    but another name does, since decoders call the length of their masks as they like."""
+    """Whether a mask's last dim may be the number of keys: a number does not stand for a symbol, but
+    another name may, since decoders call the length of their masks as they like."""
     return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 

@@ -23,7 +23,7 @@ from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from tersor.passes.fuse.merge_linears import MergeLinears
 from tersor.pipeline import Pass, Pipeline
 
-SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5, "past": 4, "other": 1}
+SIZES = {"batch": 2, "seq": 3, "n": 3, "keys": 5, "past": 4, "other": 1, "total": 1}
 
 
 def feed(graph: Graph) -> dict[str, np.ndarray]:
@@ -544,6 +544,18 @@ def test_attention_stays_with_a_reason() -> None:
     unknown = attention_text().replace("%q: f32[batch, 2, seq, 4]", "%q: f32[batch, 2, seq, n]")
     unknown = unknown.replace("%kt: f32[batch, 2, 4, keys]", "%kt: f32[batch, 2, n, keys]")
     assert skipped(unknown) == ["heads or head size of %q: f32[batch, 2, seq, n] are not known"]
+
+
+def test_a_mask_whose_length_has_a_name_of_its_own_may_be_one_element() -> None:
+    text = attention_text(between=ADD.format(mask="%mask"), scores="%t")
+    text = text.replace("%mask: f32[batch, 1, 1, keys]", "%mask: f32[batch, 1, 1, total]")
+    graph, skips = run(FuseAttention(), text)  # On inputs where it is.
+    assert not skips
+    (attention,) = [n for n in graph.nodes if n.op == "Attention"]
+    mask = attention.inputs[3]
+    assert mask is not None and str(mask.type) == "f32[batch, 1, 1, keys]"
+    (shape,) = [n for n in graph.nodes if n.op == "Shape"]
+    assert shape.inputs[0] in graph.inputs, "layers do not share it"
 
 
 def grouped_text(repeat_v: bool = True) -> str:

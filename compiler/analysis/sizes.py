@@ -1,0 +1,45 @@
+"""Sizes as values: dims that the shapes of a graph's inputs tell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tersor.analysis.match import dims
+from tersor.ir import Dim, Graph, Sym, Value
+from tersor.ir.dims import symbol
+
+
+def size_from_inputs(graph: Graph, dim: Dim) -> Value | None:
+    """``dim`` as i64[1], where it is a sum of dims of inputs and numbers; None where it is not. Equal
+    for all who ask, once common subexpressions are merged."""
+    if not isinstance(dim, Sym):
+        return None
+    outermost = graph
+    while outermost.outer is not None:
+        outermost = outermost.outer
+    places = {
+        size: (value, axis)
+        for value in reversed(outermost.inputs)
+        for axis, size in enumerate(dims(value) or ())
+        if size is not None
+    }
+    # Nothing is emitted before all of it is known to be there.
+    parts: list[tuple[Value, int] | int] = []
+    for monomial, factor in dim.terms:
+        place = places.get(symbol(monomial[0])) if _is_symbol(monomial) and factor == 1 else None
+        if monomial and place is None:
+            return None
+        parts.append(factor if place is None else place)
+    total: Value | None = None
+    for part in parts:
+        size = (
+            graph.constant(np.array([part]), "size")
+            if isinstance(part, int)
+            else graph.emit("Shape", [part[0]], {"start": part[1], "end": part[1] + 1})
+        )
+        total = size if total is None else graph.emit("Add", [total, size])
+    return total
+
+
+def _is_symbol(monomial: tuple[object, ...]) -> bool:
+    return len(monomial) == 1 and isinstance(monomial[0], str)
