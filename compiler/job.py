@@ -180,10 +180,12 @@ class Job:
             sizes = [case.sizes for case in cases]
             choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
             self.report.decisions += tuned.remarks
-        merged = Pipeline([registry.find_pass("merge-linears")()])
-        variants = {name: graph, f"{name}+merged": merged.run(graph)}
-        if not merged.reports[0].rewrites:
-            del variants[f"{name}+merged"]
+        variants = {name: graph}
+        if not self.backend.MERGES:
+            merging = Pipeline([registry.find_pass("merge-linears")()])
+            merged = merging.run(graph)
+            if merging.reports[0].rewrites:
+                variants[f"{name}+merged"] = merged
 
         def record(label: str, results: list[Paired] | str) -> None:
             row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
@@ -220,6 +222,8 @@ class Job:
                     **results[-1].to_json(),
                 }
             )
+            if results[-1].slower:
+                break  # It is not kept, whatever the others say.
         return results
 
     def tell_fidelity(self, before: Path | Built, kept: Kept, judge: Judge) -> None:
@@ -271,7 +275,7 @@ def _settled(so_far: Paired) -> bool:
 
 
 def _slower(name: str, results: Sequence[Paired], cases: Sequence[Case]) -> str:
-    worst, case = min(zip(results, cases, strict=True), key=lambda pair: pair[0].speedup)
+    worst, case = min(zip(results, cases, strict=False), key=lambda pair: pair[0].speedup)
     return (
         f"{name} is slower than the input at {case.label} ({worst.speedup:.2f}x) and was not kept"
     )

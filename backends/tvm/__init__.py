@@ -14,9 +14,10 @@ from tersor.backends.tvm.tuning import tune
 SUFFIX = ".so"
 KINDS = ("cpu", "cuda")  # of targets
 ROW_SCALES = True  # Whether there are integer kernels for activations with one scale a row.
+MERGES = True  # Whether it merges linear layers that read the same by itself.
 TUNES = True  # Whether it has kernels to measure.
 
 __all__ = [
-    "KINDS", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "axes", "beside", "build", "check", "examine",
-    "interface", "open_session", "run", "tune",
+    "KINDS", "MERGES", "ROW_SCALES", "SUFFIX", "TUNES", "Choice", "axes", "beside", "build", "check",
+    "examine", "interface", "open_session", "run", "tune",
 ]  # fmt: skip

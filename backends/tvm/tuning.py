@@ -154,15 +154,16 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
     }
     target = tvm_target(choice.features, choice.cores)
     library = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
+    calls = {name: library[name] for name in TRIED}  # Looked up once: each time takes 40 ms.
     tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, m)] for m in rows}
-    times = {m: _times(library, list(TRIED), given) for m, given in tensors.items()}
+    times = {m: _times(calls, list(TRIED), given) for m, given in tensors.items()}
     medians = {m: {name: float(np.median(t)) for name, t in of.items()} for m, of in times.items()}
     winner, default = fastest(medians), Grain()
     duels = {}
     for m in rows:
         names = used(default, m), used(winner, m)
         if names[0] != names[1]:
-            again = _times(library, names, tensors[m])
+            again = _times(calls, names, tensors[m])
             duels[m] = Paired.of(*(again[name] for name in names))
     kept = duels and is_gain(list(duels.values())) and not any(d.slower for d in duels.values())
     return {
@@ -228,10 +229,9 @@ def operands(spec: Linear, m: int) -> list[np.ndarray]:
     return given
 
 
-def _times(library: Any, names: Sequence[str], tensors: Sequence[Any]) -> Times:
-    """Of functions of a library, called in turn; who goes first changes from round to round."""
-    calls = {name: library[name] for name in names}
-    once = {name: _seconds(call, tensors, 2) for name, call in calls.items()}
+def _times(calls: Mapping[str, Any], names: Sequence[str], tensors: Sequence[Any]) -> Times:
+    """Of functions by name, called in turn; who goes first changes from round to round."""
+    once = {name: _seconds(calls[name], tensors, 2) for name in names}
     counts = {name: max(1, int(SAMPLE / once[name])) for name in names}
     found: Times = {name: [] for name in names}
     for i in range(ROUNDS):
