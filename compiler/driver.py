@@ -24,6 +24,7 @@ from tersor.judging import Judge
 from tersor.pipeline import Pass
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report, TuneReport
+from tersor.safety import check_lossless
 from tersor.target import Target
 from tersor.tuning.cases import ADVICE, Cases, example_feed
 from tersor.tuning.database import Database
@@ -117,6 +118,8 @@ def compile(
         cases = job.cases(before, fused, shapes, batches, example, traced=imported.traced)
         if cases.cases:
             job.latency = Stopwatch(backend, runtime, start, cases.cases)
+    known: list[Feed] = [*batches] or [case.feed for case in cases.cases]
+    check_lossless(registry.optimization(), imported.graph, fused, known, job.evaluator)
     compressed, judge = job.compress(plan, fused, batches, imported.graph)
     levels = [(plan.name, compressed)]
     lossy = any(step.keeps.values is None for step in plan.build())
@@ -141,6 +144,7 @@ def compile(
         made_up = [case.feed for case in cases.cases]
         on = MADE_UP if example is None else "example inputs"
         judge = Judge(fused, made_up, job.evaluator, on)
+    job.check_built(kept, known)
     if judge is not None:
         report.decisions += fusion_remarks(before, judge.feeds[:1])
         job.tell_fidelity(compared_with(imported.graph, before), kept, judge)
@@ -186,6 +190,7 @@ def convert(
     graph = job.run_passes(steps, imported.graph, batches)
     given = _identity(imported)
     built = backend.build(graph, choice)
+    job.check_built(Kept(runtime, built, choice, graph), batches)
     if batches:
         before = _input_model(imported, report)
         told = thinned(imported.graph, batches, JUDGED, job.evaluator)

@@ -21,6 +21,7 @@ from tersor.judging import Judge, Run, lowest
 from tersor.pipeline import Feeds, Pass, Pipeline
 from tersor.recipe import Recipe
 from tersor.report import PassReport, Report
+from tersor.safety import check_built
 from tersor.target import Target
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
@@ -225,6 +226,24 @@ class Job:
             if results[-1].slower:
                 break  # It is not kept, whatever the others say.
         return results
+
+    def check_built(self, kept: Kept, feeds: Feeds) -> None:
+        """That what was built computes what its graph says, where this machine can run it.
+
+        Raises:
+            PassFailed: it does not.
+        """
+        if kept.graph is None or not self.target.is_host or not feeds:
+            return
+        backend, choice = registry.backend(kept.runtime), kept.choice
+        check_built(
+            kept.graph,
+            _runner(kept.runtime, kept.model, choice),
+            lambda graph: _runner(kept.runtime, backend.build(graph, choice), choice),
+            feeds,
+            self.evaluator,
+            kept.runtime,
+        )
 
     def tell_fidelity(self, before: Path | Built, kept: Kept, judge: Judge) -> None:
         """Of what was built, where this machine can run it; else of its graph."""

@@ -73,7 +73,8 @@ class Judge:
     def _named(self, one: OutputFidelity) -> OutputFidelity:
         score = self._scores.get(one.name)
         if score is None:
-            return replace(one, counts=one.name not in self._reading.rounded)
+            by_scores = one.name in self._reading.rounded or (one.reshaped and self._scores)
+            return replace(one, counts=not by_scores)
         name = self._names.get(score.key, score.value.name)
         return replace(one, name=name, decides=score.decides)
 

@@ -10,7 +10,7 @@ For small errors the two float terms are equal; the second counts wrong magnitud
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ class OutputFidelity:
         max_error: the largest absolute difference.
         misplaced: elements that are finite in one only, or infinities that differ.
         broken: those of them that are finite in the reference.
+        reshaped: arrays that had another shape, or were not there.
         decides: where these are no outputs but scores: what is decided by them (``ArgMax of labels``).
-        counts: False where ``kept`` is told by the scores that it rounds.
+        counts: False where scores tell in its place what is kept: it rounds them, or has as many elements
+            as were chosen by them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class OutputFidelity:
     max_error: float | None = None
     misplaced: int = 0
     broken: int = 0
+    reshaped: int = 0
     decides: str = ""
     counts: bool = True
     __pydantic_config__ = EXACT
@@ -184,6 +187,7 @@ class _Sums:
     equal: float = 0.0
     misplaced: int = 0
     broken: int = 0
+    reshaped: int = 0
     missed: float = 0.0
     whole: float = 0.0
     largest: float = 0.0
@@ -199,6 +203,7 @@ class _Sums:
             return
         if b is not None and (a.shape != b.shape or (b.dtype.kind in "fcV") is self.exact):
             b = None
+        self.reshaped += b is None
         if self.exact:
             self.equal += 0.0 if b is None else _equal(a, b, self.unordered)
             return
@@ -224,23 +229,27 @@ class _Sums:
             self.rows += len(cosines)
 
     def told(self, name: str) -> OutputFidelity:
-        if self.exact:
-            share = self.equal / self.elements if self.elements else None
-            return OutputFidelity(name, self.elements, agreement=share)
-        if self.elements - self.misplaced <= 0:
-            return OutputFidelity(name, self.elements, misplaced=self.misplaced, broken=self.broken)
-        # Of a reference that is all zeros, no difference is a share.
-        error = (self.missed / self.whole) ** 0.5 if self.whole > 0 else float(self.missed > 0)
-        return OutputFidelity(
+        found = OutputFidelity(
             name,
             self.elements,
+            misplaced=self.misplaced,
+            broken=self.broken,
+            reshaped=self.reshaped,
+        )
+        if self.exact:
+            share = self.equal / self.elements if self.elements else None
+            return replace(found, agreement=share)
+        if self.elements - self.misplaced <= 0:
+            return found
+        # Of a reference that is all zeros, no difference is a share.
+        error = (self.missed / self.whole) ** 0.5 if self.whole > 0 else float(self.missed > 0)
+        return replace(
+            found,
             mean_cosine=self.cosines / self.rows if self.rows else None,
             min_cosine=self.lowest if self.rows else None,
             rows=self.rows,
             relative_error=error,
             max_error=self.largest,
-            misplaced=self.misplaced,
-            broken=self.broken,
         )
 
 
