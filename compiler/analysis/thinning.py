@@ -41,14 +41,14 @@ def held_out(graph: Graph, feeds: Feeds) -> tuple[Feeds, Feeds]:
     if len(feeds) >= ENOUGH:
         return _parted(feeds, APART)
     axes = sample_axes(graph)
-    if not axes or min((_count(feed, axes) for feed in feeds), default=0) < FEW:
+    if not axes or max((_count(feed, axes) for feed in feeds), default=0) < FEW:
         return _parted(feeds, FEW)
     fitted, apart = [], []
     for feed in feeds:
         at = np.arange(_count(feed, axes))
         last = at % FEW == FEW - 1
-        fitted.append(_taken(feed, axes, at[~last]))
-        apart.append(_taken(feed, axes, at[last]))
+        fitted.append(_taken(feed, axes, at[~last]) if last.any() else feed)
+        apart += [_taken(feed, axes, at[last])] if last.any() else []
     return fitted, apart
 
 
