@@ -1,6 +1,7 @@
 """What the machine can do at most: dot products and multiply-adds on registers alone, and reading memory.
 
-Each is a loop of one instruction on as many independent accumulators as its latency needs. What is
+Each is a loop of the best sequence of instructions for the job, whether kernels use it or not, on as many
+independent accumulators as its latency needs. What is
 multiplied is the accumulator where the instruction allows it, so that nothing can be moved out of the
 loop. The best of many runs counts: a limit is not to be blamed for its neighbours.
 """
@@ -38,7 +39,7 @@ def levels() -> dict[str, frozenset[str]]:
 
 @dataclass
 class Peak:
-    """A loop that does nothing but one instruction, ``work`` operations (or bytes) a run."""
+    """A loop of nothing but a sequence of instructions, ``work`` operations (or bytes) a run."""
 
     instruction: str
     unit: str
@@ -70,11 +71,14 @@ class Peaks:
                 self._peaks[name, threads] = make(threads)
 
     def _makers(self) -> dict[str, Callable[[int], Peak]]:
-        """``int8 LEVEL``, ``float32 LANES``, ``bfloat16``, ``read``."""
+        """``int8 LEVEL``, of levels without VNNI also ``int8 LEVEL pairs``, ``float32 LANES``,
+        ``bfloat16``, ``read``."""
         made: dict[str, Callable[[int], Peak]] = {}
         held = levels()
         for level, features in held.items():
             made[f"int8 {level}"] = functools.partial(_int8, features)
+            if Isa.of(features, 1).dot == "widen":
+                made[f"int8 {level} pairs"] = functools.partial(_pairs, features)
             lanes = Isa.of(features, 1).lanes
             made.setdefault(f"float32 {lanes}", functools.partial(_fma, features))
         if "amx_int8" in held:
@@ -166,7 +170,7 @@ def _vectors(
     step: Callable[[Isa, Any, Any], Any],
 ) -> tuple[Callable[[], None], int]:
     """Accumulators go through ``step(isa, accumulator, ones)``; how many there are."""
-    count = 16 if "avx512f" in features else 12  # AVX2 has 16 registers.
+    count = 16 if "avx512f" in features else 10  # AVX2 has 16 registers.
 
     def body(isa: Isa, a: Any, out: Any) -> None:
         lanes = isa.lanes
@@ -193,21 +197,45 @@ def _int8(features: frozenset[str], threads: int) -> Peak:
     if isa.dot == "vnni":
         run, count = _vectors("vpdpbusd", features, threads, "int32", _dot)
         return Peak("vpdpbusd", "GOP/s", threads, STEPS * count * 2 * 64 * threads, run)
-    # u8 x s8 without VNNI, exact: pairs of 16-bit numbers are multiplied and added.
-    run, count = _vectors(f"vpmaddwd{isa.lanes}", features, threads, "int32", _pairs)
-    work = STEPS * count * 2 * 2 * isa.lanes * threads
-    return Peak(f"vpmaddwd, {isa.lanes * 32} bits", "GOP/s", threads, work, run)
+    # u8 x s8 without VNNI: sums of four products in 16 bits are widened at once, which is exact where
+    # activations have 7 bits and four weights do not add up to more than 16 bits hold.
+    run, count = _vectors(f"fours{isa.lanes}", features, threads, "int32", _fours)
+    work = STEPS * count * 2 * 8 * isa.lanes * threads
+    told = f"2 vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
+    return Peak(told, "GOP/s", threads, work, run)
+
+
+def _pairs(features: frozenset[str], threads: int) -> Peak:
+    """The same for activations of 8 bits: sums of two products are widened."""
+    isa = Isa.of(features, threads)
+    run, count = _vectors(f"pairs{isa.lanes}", features, threads, "int32", _two)
+    work = STEPS * count * 2 * 4 * isa.lanes * threads
+    told = f"vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
+    return Peak(told, "GOP/s", threads, work, run)
 
 
 def _dot(isa: Isa, held: Any, ones: Any) -> Any:
     return emit.intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", held, ones, ones)
 
 
-def _pairs(isa: Isa, held: Any, ones: Any) -> Any:
-    name = "avx512.pmaddw.d.512" if isa.lanes == 16 else "avx2.pmadd.wd"
-    short = f"int16x{2 * isa.lanes}"
-    operands = (emit.as_bits(held, short), emit.as_bits(ones, short))
-    return held + emit.intrinsic(f"int32x{isa.lanes}", f"llvm.x86.{name}", *operands)
+def _two(isa: Isa, held: Any, ones: Any) -> Any:
+    return held + _widened(isa, _in_16_bits(isa, held, ones))
+
+
+def _fours(isa: Isa, held: Any, ones: Any) -> Any:
+    """The second operand differs, so that both products are made."""
+    both = [_in_16_bits(isa, held, w) for w in (ones, ones + ones)]
+    return held + _widened(isa, both[0] + both[1])
+
+
+def _in_16_bits(isa: Isa, held: Any, w: Any) -> Any:
+    a = emit.as_bits(held, f"int8x{4 * isa.lanes}")
+    return emit.intrinsic(f"int16x{2 * isa.lanes}", products.PAIRS[isa.lanes][0], a, w)
+
+
+def _widened(isa: Isa, sums: Any) -> Any:
+    ones = T.broadcast(T.int16(1), 2 * isa.lanes)
+    return emit.intrinsic(f"int32x{isa.lanes}", products.PAIRS[isa.lanes][1], sums, ones)
 
 
 def _bfloat16(features: frozenset[str], threads: int) -> Peak:

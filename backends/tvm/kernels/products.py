@@ -207,13 +207,13 @@ def _dot(isa: Isa, held: Any, a: Any, w: Any) -> Any:
         return emit.intrinsic(f"int32x{lanes}", name, held, emit.as_bits(a, f"int8x{4 * lanes}"), w)
     if isa.dot == "madd" and lanes in (8, 16):
         return held + _madd(lanes, a, w)
-    if isa.dot == "widen" and lanes in _PAIRS:
+    if isa.dot == "widen" and lanes in PAIRS:
         return held + _widened(lanes, a, w)
     return held + _by_lane(lanes, a, w)
 
 
 # Instructions that multiply pairs and add them: u8 x s8 into 16 bits that saturate; 16 into 32 bits.
-_PAIRS = {
+PAIRS = {
     8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
 }
@@ -222,7 +222,7 @@ _PAIRS = {
 def _madd(lanes: int, a: Any, w: Any) -> Any:
     """AVX's two steps; exact where no two neighbouring products can overflow 16 bits."""
     ones = T.broadcast(T.int16(1), 2 * lanes)
-    bytes_to_16, to_32 = _PAIRS[lanes]
+    bytes_to_16, to_32 = PAIRS[lanes]
     two = emit.intrinsic(f"int16x{2 * lanes}", bytes_to_16, emit.as_bits(a, f"int8x{4 * lanes}"), w)
     return emit.intrinsic(f"int32x{lanes}", to_32, two, ones)
 
@@ -236,7 +236,7 @@ def _widened(lanes: int, a: Any, w: Any) -> Any:
         emit.as_bits(a, f"uint16x{2 * lanes}") >> T.broadcast(T.uint16(8), 2 * lanes), short
     )
     a_even = a16 & T.broadcast(T.int16(255), 2 * lanes)
-    _, to_32 = _PAIRS[lanes]
+    _, to_32 = PAIRS[lanes]
     even = emit.intrinsic(f"int32x{lanes}", to_32, a_even, (w16 << eight) >> eight)
     return even + emit.intrinsic(f"int32x{lanes}", to_32, a_odd, w16 >> eight)
 
