@@ -21,9 +21,10 @@ import tvm
 
 from tersor.backends.tvm import kernels
 from tersor.backends.tvm.fuse import LINEAR, fuse
+from tersor.backends.tvm.kernels.blocking import PANEL
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import COLUMN_VECTORS, LEAST_ROWS, Grain, Linear, kernel
-from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
+from tersor.backends.tvm.kernels.products import K_STEP, padded
 from tersor.backends.tvm.ops.fused import linear_spec
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target

@@ -23,7 +23,8 @@ from tvm.tirx.script.builder import ir as T
 from tersor.backends.tvm.kernels import emit
 from tersor.backends.tvm.kernels.emit import Isa
 
-HALF = 16  # Columns that lie together in packed weights.
+PANEL = 32  # Columns.
+HALF = 16  # Columns of it that lie together in packed weights.
 
 
 def tile_size(isa: Isa, dtype: str) -> tuple[int, int]:
@@ -44,12 +45,9 @@ class Tile:
         first: of the rows.
     """
 
-    def __init__(
-        self, isa: Isa, acc: Any, first: Any, rows: int, column: Any, strip: Any, vectors: int
-    ) -> None:
+    def __init__(self, isa: Isa, acc: Any, first: Any, rows: int, strip: Any, vectors: int) -> None:
         self.rows, self.first = rows, first
-        self._lanes, self._vectors, self._strip = isa.lanes, vectors, strip
-        self._acc, self._column = acc, column
+        self._lanes, self._vectors, self._strip, self._acc = isa.lanes, vectors, strip, acc
         self._sums = {
             (r, v): emit.registers(isa.lanes, acc.dtype)
             for r in range(rows)
@@ -81,39 +79,29 @@ class Tile:
             emit.put(held, term(emit.get(held, self._lanes), a, w), self._lanes)
 
     def weights(self, w: Any, panel: Any, step: Any, each: int) -> list[Any]:
-        """A step's vectors of packed weights, ``each`` numbers a lane. Their axes are panel, half, step
-        and column, or panel, step and column."""
-        lanes, width, found = self._lanes, self._vectors * self._lanes, []
+        """A step's vectors of weights packed as [panel][half][step][16 columns], ``each`` numbers a lane."""
+        lanes, found = self._lanes, []
         for v in range(self._vectors):
             half, within = divmod(v * lanes, HALF)
-            place: tuple[Any, ...] = (panel, step, self._strip * width + v * lanes)
-            if len(w.shape) == 4:
-                place = (panel, self._strip * (width // HALF) + half, step, within * each)
-            found.append(emit.bind(emit.load(w, *place, lanes=lanes * each)))
+            half = self._strip * (self._vectors * lanes // HALF) + half
+            vector = emit.load(w, panel, half, step, within * each, lanes=lanes * each)
+            found.append(emit.bind(vector))
         return found
 
     def _at(self, r: int, v: int) -> tuple[Any, Any]:
-        within = (self._strip * self._vectors + v) * self._lanes
-        return self.first + r, self._column + within
+        return self.first + r, (self._strip * self._vectors + v) * self._lanes
 
 
 def cover(
-    isa: Isa,
-    there: Any,
-    panel: int,
-    acc: Any,
-    column: Any,
-    spans: int,
-    multiply: Callable[[Tile, Any], None],
+    isa: Isa, there: Any, acc: Any, spans: int, multiply: Callable[[Tile, Any], None]
 ) -> None:
-    """Emits ``multiply(tile, span)`` for tiles that cover ``there`` rows of a ``panel`` of so many columns,
-    in ``acc`` from ``column`` on.
+    """Emits ``multiply(tile, span)`` for tiles that cover ``there`` rows of a panel, ``acc``.
 
     One row alone takes the whole panel at once: reading the weights is what takes time there, and a
     strip has too few sums to keep the processor busy.
     """
     rows, vectors = tile_size(isa, acc.dtype)
-    strips = panel // (vectors * isa.lanes)
+    strips = PANEL // (vectors * isa.lanes)
     if isinstance(there, tirx.IntImm):
         there = int(there)
 
@@ -121,7 +109,7 @@ def cover(
         with T.serial(0, strips) as strip, T.serial(0, spans) as span:
 
             def tile(first: Any, height: int) -> None:
-                multiply(Tile(isa, acc, first, height, column, strip, vectors), span)
+                multiply(Tile(isa, acc, first, height, strip, vectors), span)
 
             _in_rows(rows, there, tile)
 
@@ -130,7 +118,7 @@ def cover(
         return
     with T.If(there == 1):
         with T.Then(), T.serial(0, spans) as span:
-            multiply(Tile(isa, acc, 0, 1, column, 0, vectors * strips), span)
+            multiply(Tile(isa, acc, 0, 1, 0, vectors * strips), span)
         with T.Else():
             in_strips()
 

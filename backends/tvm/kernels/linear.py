@@ -31,8 +31,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit, products, rowwise, vector
+from tersor.backends.tvm.kernels.blocking import PANEL
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
+from tersor.backends.tvm.kernels.products import K_STEP, padded
 
 VECTOR = 16  # Numbers of the widest vector.
 COLUMN_VECTORS = 6

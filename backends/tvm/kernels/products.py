@@ -28,14 +28,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
-from tersor.backends.tvm.kernels.blocking import Tile, cover
+from tersor.backends.tvm.kernels.blocking import PANEL, Tile, cover
 from tersor.backends.tvm.kernels.emit import Isa
 
-PANEL = 32  # Columns.
 K_STEP = 64  # int8 weights are padded with zeros to a multiple of this along k.
 _TILE = 16  # Rows of an AMX tile.
 _TILE_BYTES = 1024
@@ -133,37 +131,34 @@ def int8_block(
                 spread = emit.as_bits(emit.splat(four, isa.lanes), f"uint8x{4 * isa.lanes}")
                 tile.add(r, dot, emit.bind(spread), columns)
 
-    cover(isa, there, PANEL, acc, 0, 1, multiply)
+    cover(isa, there, acc, 1, multiply)
 
 
-def float_block(
-    isa: Isa, a: Any, row: Any, there: Any, w: Any, panel: Any, acc: Any, column: Any = 0
-) -> None:
+def float_block(isa: Isa, a: Any, row: Any, there: Any, w: Any, panel: Any, acc: Any) -> None:
     """The same in float32.
 
     Args:
         a: float32[m, k].
         there: how many rows; no others are read.
-        w: what :func:`pack_float` gives, or float32[panels, k, 32].
-        acc: float32[rows, ...], of which 32 columns from ``column`` on are written.
+        w: what :func:`pack_float` gives.
+        acc: float32[rows, 32].
     """
-    k = w.shape[2 if len(w.shape) == 4 else 1]
-    known = isinstance(k, (int, tirx.IntImm))
-    spans = max(1, -(-int(k) // _FLOAT_K)) if known else 1
-    each = -(-int(k) // spans) if known else k
+    k = int(w.shape[2])
+    spans = max(1, -(-k // _FLOAT_K))
+    each = -(-k // spans)
 
     def multiply(tile: Tile, span: Any) -> None:
-        steps = (0, k)
+        steps, goes_on = (0, k), None
         if spans > 1:
             begin = emit.bind(span * each)
-            steps = (begin, T.min(begin + each, T.int64(k)))
-        with tile.over(steps, span > 0 if spans > 1 else None) as step:
+            steps, goes_on = (begin, T.min(begin + each, T.int64(k))), span > 0
+        with tile.over(steps, goes_on) as step:
             columns = tile.weights(w, panel, step, 1)
             for r in range(tile.rows):
                 spread = emit.splat(a[row + tile.first + r, step], isa.lanes)
                 tile.add(r, _multiply_add, emit.bind(spread), columns)
 
-    cover(isa, there, PANEL, acc, column, spans, multiply)
+    cover(isa, there, acc, spans, multiply)
 
 
 def _multiply_add(held: Any, a: Any, w: Any) -> Any:

@@ -14,8 +14,9 @@ from kernels import MACHINES, Machine, build, call, compiled, on
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit, products
+from tersor.backends.tvm.kernels.blocking import PANEL
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.products import K_STEP, PANEL, padded
+from tersor.backends.tvm.kernels.products import K_STEP, padded
 from tersor.target import ISA_LEVELS
 
 EXACT = [name for name in MACHINES if not name.startswith("madd")]
