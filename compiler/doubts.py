@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tersor import registry
-from tersor.analysis.saturation import overflowing, products
+from tersor.analysis.saturation import PRODUCTS, activations_of, overflowing, products
 from tersor.built import Built
 from tersor.errors import TersorError
-from tersor.ir import DType, Graph, TensorType
+from tersor.ir import DType, Graph, Node, TensorType
 from tersor.target import Target
 
 Feed = Mapping[str, np.ndarray]
@@ -40,12 +40,11 @@ def overflow_remarks(graph: Graph, target: Target, runtime: str) -> list[str]:
     ]
 
 
-def _has_signed_activations(node: Any) -> bool:
-    x = node.inputs[0]
-    dequantizer = x.producer if x is not None else None
-    if dequantizer is not None and dequantizer.op == "DequantizeLinear":
-        x = dequantizer.inputs[0]
-    return isinstance(x.type, TensorType) and x.type.dtype is DType.I8
+def _has_signed_activations(node: Node) -> bool:
+    if node.op not in PRODUCTS:  # Those are made unsigned by ONNX Runtime.
+        return False
+    x = activations_of(node)
+    return x is not None and isinstance(x.type, TensorType) and x.type.dtype is DType.I8
 
 
 def compared_with(graph: Graph, before: Path | Built) -> Path | Built:

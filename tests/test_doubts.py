@@ -155,9 +155,16 @@ def dequantized(x_type: type = np.uint8) -> Graph:
     return import_model(proto.SerializeToString())
 
 
-def test_products_of_dequantized_operands_count_too() -> None:
-    assert [n.op for n in overflowing(dequantized())] == ["MatMul"]
-    assert "sign" in overflow_remarks(dequantized(np.int8), AVX2, "ort")[0]
+@pytest.mark.parametrize("x_type", [np.uint8, np.int8])
+def test_products_of_dequantized_operands_count_too(x_type: type) -> None:
+    graph, x = dequantized(x_type), activations(x_type)
+    assert [n.op for n in overflowing(graph)] == ["MatMul"]
+    assert overflow_remarks(graph, AVX2, "ort")[0].endswith("with which they are exact")
+    types, got = built(graph, x)
+    assert types == [DType.U8]
+    w = graph.constants["w"].numpy().astype(np.float64)
+    # Products of numbers below 30 in float32, or one rounding of an exact sum.
+    np.testing.assert_allclose(got, (x - 3.0) * 0.1 @ w * 0.1, rtol=1e-5, atol=1e-4)
 
 
 def test_it_is_said_for_the_target_alone() -> None:

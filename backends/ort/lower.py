@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {
     "RMSNormalization": norm.lower_rms_norm,
     "tersor.EmbeddingLayerNormalization": embedding.lower_embedding_norm,
     "tersor.DynamicQuantizeRows": quantize.lower_dynamic_rows,
-    "DequantizeLinear": quantize.lower_dequantize_rows,
+    "DequantizeLinear": quantize.lower_dequantize,
     "Gather": embedding.lower_gather,
     "Swish": linear.lower_swish,
     **dict.fromkeys(PRODUCTS, unsigned.lower_product),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tersor.analysis.match import uniform
+from tersor.backends.ort import unsigned
 from tersor.backends.ort.lowering import Lowering
 from tersor.ir import DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
@@ -33,6 +34,12 @@ def lower_dynamic_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence
     level, zero_point = saturated(rounded(graph.emit("Neg", [low])))
     _, q = saturated(graph.emit("Add", [rounded(x), level]))
     return [q, scale, zero_point]
+
+
+def lower_dequantize(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
+    """Activations with one block a row, and weights that lose their sign; others stay."""
+    rows = lower_dequantize_rows(graph, node, lowering)
+    return unsigned.lower_dequantized(graph, node, lowering) if rows is None else rows
 
 
 def lower_dequantize_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:

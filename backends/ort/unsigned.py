@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.analysis.saturation import PRODUCTS, overflows
+from tersor.analysis.saturation import PRODUCTS, overflows, weights_of
 from tersor.backends.ort.lowering import Lowering
 from tersor.ir import DType, Graph, Node, TensorType, Value
 
@@ -38,6 +38,32 @@ def lower_product(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Valu
     types = [value.type for value in node.outputs]
     made = graph.emit_node(node.op, operands, node.attrs, names=[""] * len(types), types=types)
     return made.outputs
+
+
+def lower_dequantized(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
+    """The same for weights that are dequantized before a product, which ONNX Runtime puts together. It
+    takes the sign of activations that are dequantized too by itself, on the processors that this is for."""
+    weight, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
+    if not lowering.options.unsigned_weights or weight is None or not weight.is_constant:
+        return None
+    if weight.tensor.dtype is not DType.I8 or (zero is not None and not zero.is_constant):
+        return None
+    values = weight.numpy()
+    if not any(_multiplies(user, values) for user in node.output.users):
+        return None
+    assert scale is not None
+    numbers = np.zeros(scale.tensor.shape, np.int16) if zero is None else zero.numpy()
+    minus = lowering.part(
+        weight, "unsigned_zero_points", (numbers.astype(np.int16) + SHIFT).astype(np.uint8)
+    )
+    operands = [shifted(weight, values, lowering), scale, minus]
+    return [graph.emit("DequantizeLinear", operands, node.attrs)]
+
+
+def _multiplies(node: Node, values: np.ndarray) -> bool:
+    """Whether a node multiplies integers by ``values``, and their sums can overflow."""
+    held = weights_of(node)
+    return held is not None and np.array_equal(held, values) and overflows(node, values)
 
 
 def shifted(weight: Value, values: np.ndarray, lowering: Lowering) -> Value:

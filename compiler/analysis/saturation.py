@@ -44,13 +44,13 @@ _FUSED = {"MatMul", "Gemm", "Conv", "tersor.Linear"}
 
 def products(graph: Graph) -> list[Node]:
     """The nodes that multiply activations and constant weights of 8 bits, subgraphs' too."""
-    return [node for node in graph.walk() if _weights(node) is not None]
+    return [node for node in graph.walk() if weights_of(node) is not None]
 
 
 def overflowing(graph: Graph) -> list[Node]:
     """Those of :func:`products` whose sums can overflow."""
     return [
-        node for node in graph.walk() if (w := _weights(node)) is not None and overflows(node, w)
+        node for node in graph.walk() if (w := weights_of(node)) is not None and overflows(node, w)
     ]
 
 
@@ -68,13 +68,22 @@ def overflows(node: Node, weights: np.ndarray) -> bool:
     return bool(pair_sums(inner.reshape(-1, inner.shape[-1])).max(initial=0) > SAFE)
 
 
-def _weights(node: Node) -> np.ndarray | None:
+def activations_of(node: Node) -> Value | None:
+    """The integers that one of :func:`products` multiplies; None where it makes them itself, as u8."""
+    place = PRODUCTS.get(node.op)
+    if place is not None:
+        return None if place.activation is None else node.input(place.activation)
+    dequantizer = made_by(node.input(0), "DequantizeLinear")
+    return None if dequantizer is None else dequantizer.inputs[0]
+
+
+def weights_of(node: Node) -> np.ndarray | None:
     """The 8-bit weights that a node multiplies activations of 8 bits by; None where it does no such."""
     place = PRODUCTS.get(node.op)
     if place is not None:
         weight = node.input(place.weight)
         return weight.numpy() if weight is not None and weight.is_constant else None
-    if node.op not in _FUSED or not _is_dequantized(node.input(0)):
+    if node.op not in _FUSED or not _is_8_bits(activations_of(node)):
         return None
     weight = node.input(1)
     held = weight.encoding if weight is not None else None
@@ -87,12 +96,6 @@ def _weights(node: Node) -> np.ndarray | None:
     return quantized.numpy()
 
 
-def _is_dequantized(x: Value | None) -> bool:
-    """Whether activations were made of integers of 8 bits."""
-    dequantizer = made_by(x, "DequantizeLinear")
-    quantized = dequantizer.inputs[0] if dequantizer is not None else None
-    return (
-        quantized is not None
-        and isinstance(quantized.type, TensorType)
-        and quantized.type.dtype in (DType.I8, DType.U8)
-    )
+def _is_8_bits(x: Value | None) -> bool:
+    known = x is not None and isinstance(x.type, TensorType)
+    return known and x.type.dtype in (DType.I8, DType.U8)  # type: ignore[union-attr]

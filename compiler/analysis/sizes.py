@@ -26,7 +26,8 @@ def size_from_inputs(graph: Graph, dim: Dim) -> Value | None:
     # Nothing is emitted before all of it is known to be there.
     parts: list[tuple[Value, int] | int] = []
     for monomial, factor in dim.terms:
-        place = places.get(symbol(monomial[0])) if _is_symbol(monomial) and factor == 1 else None
+        name = monomial[0] if len(monomial) == 1 else None
+        place = places.get(symbol(name)) if isinstance(name, str) and factor == 1 else None
         if monomial and place is None:
             return None
         parts.append(factor if place is None else place)
@@ -39,7 +40,3 @@ def size_from_inputs(graph: Graph, dim: Dim) -> Value | None:
         )
         total = size if total is None else graph.emit("Add", [total, size])
     return total
-
-
-def _is_symbol(monomial: tuple[object, ...]) -> bool:
-    return len(monomial) == 1 and isinstance(monomial[0], str)
