@@ -3,6 +3,7 @@
 from tersor.passes.canonicalize.common_subexpressions import CommonSubexpressions
 from tersor.passes.canonicalize.dead_code import DeadCode
 from tersor.passes.canonicalize.drop_kept_dims import DropKeptDims
+from tersor.passes.canonicalize.einsum_to_matmul import EinsumToMatMul
 from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
@@ -24,6 +25,7 @@ def canonicalization() -> list[Pass]:
     round_ = [
         ShapeArithmetic(),
         HoldCompact(),
+        EinsumToMatMul(),
         FoldConstants(),
         InlineBranches(),
         NormalizeAxes(),
