@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.frontends import folder, torchscript
+from tersor.frontends import folder, halves, torchscript
 from tersor.ir import Graph
 
 SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
@@ -112,6 +112,8 @@ def _folder(
     if examples is None:
         examples, shapes = loaded.examples, loaded.shapes
     graph = frontend.import_module(loaded.module, examples, dynamic_shapes=shapes, **names)
+    types = set().union(*map(halves.float_types, folder.places(directory)))
+    halves.hold_short(graph, types)
     files = folder.files_beside(directory)
     graph.metadata |= folder.labels(files)
     return Imported(graph, files=files, remarks=loaded.remarks, traced=True)

@@ -38,6 +38,13 @@ def files_beside(directory: Path) -> dict[str, bytes]:
     return found
 
 
+def places(directory: Path) -> list[Path]:
+    """The folders of its modules, itself the first."""
+    listed = directory / MODULES
+    inside = _modules(listed.read_bytes()) if listed.is_file() else []
+    return [directory, *(directory.joinpath(*path.parts) for path in inside)]
+
+
 def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []

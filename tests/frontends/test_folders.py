@@ -166,6 +166,19 @@ def test_other_floats_are_computed_in_float32(folder: Path, dtype: torch.dtype, 
     assert torch.equal(loaded.module.state_dict()[name], weights[name].float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_stay_halves(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_model(tmp_path, hidden_size=64, num_hidden_layers=1, intermediate_size=128)
+    rewrite(tmp_path, {k: v.to(dtype) for k, v in load_file(tmp_path / WEIGHTS).items()})
+    wanted = hidden(load_pretrained(tmp_path).module)
+    weights = (tmp_path / WEIGHTS).stat().st_size
+    assert sum(c.encoding.nbytes for c in load_model(tmp_path).graph.constants.values() if c.encoding) < 1.1 * weights  # fmt: skip
+    artifact = tersor.compile(tmp_path, recipe="fp32", measure=False)
+    np.testing.assert_allclose(artifact.run(batch())["last_hidden_state"], wanted, **CLOSE)
+    # Beside the weights, the graph of one layer takes some kB.
+    assert artifact.report.size_after < weights + 30_000 < 1.5 * weights
+
+
 def test_a_type_in_the_config_does_not_round_the_weights(folder: Path) -> None:
     module = load_pretrained(folder).module
     change(folder / "config.json", torch_dtype="float16", dtype="float16")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tersor.errors import LONGEST, InvalidModel, Unsupported, one_line
+from tersor.frontends.halves import float_types
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ATTENTIONS = ("eager", "sdpa")  # What can be traced; flash attention is code for GPUs.
@@ -112,7 +113,7 @@ def load_class(
             **options,
         )
     remarks = _fill(model, found, directory)
-    if others := _floats(directory) - {"F32"}:
+    if others := float_types(directory) - {"F32"}:
         remarks.append(f"weights are held in {' and '.join(sorted(others))}: computed in float32")
     return model.eval(), remarks
 
@@ -242,16 +243,6 @@ def _check_plain(config: dict[str, Any], directory: Path) -> None:
             f"{directory}: its weights are quantized{f' by {one_line(method, 60)}' if method else ''}, in a "
             "form that is not known here: give the model before that, or dequantized"
         )
-
-
-def _floats(directory: Path) -> set[str]:
-    """Types of the floats in a directory, by the headers of its files, in safetensors' words."""
-    found: set[str] = set()
-    for path in directory.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        found |= {entry["dtype"] for entry in header.values() if "dtype" in entry}
-    return {kind for kind in found if kind.startswith(("F", "BF"))}
 
 
 def _set_up(config: Any) -> None:
