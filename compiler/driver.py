@@ -18,7 +18,7 @@ from tersor.doubts import compared_with, fusion_remarks, overflow_remarks
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.feeds import Sizes, check_sizes, default_sizes
 from tersor.frontends import Imported, load_model
-from tersor.ir import Graph, print_graph
+from tersor.ir import DType, Graph, TensorType, Value, print_graph
 from tersor.job import JUDGED, Feed, Job, Kept, Progress, reference
 from tersor.judging import Judge
 from tersor.pipeline import Pass
@@ -322,29 +322,47 @@ def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str,
     """The calibration batches as arrays, each with all of the inputs.
 
     Raises:
-        InvalidOption: a batch that is no mapping, or whose names are not the inputs'.
+        InvalidOption: a batch that is no mapping, whose names are not the inputs', or whose arrays are not
+            what an input takes.
     """
-    names = [v.name for v in graph.inputs]
+    inputs = {v.name: v for v in graph.inputs}
+    if isinstance(calibration, Mapping):
+        raise InvalidOption("calibration is one batch: give a list of batches")
     found = []
     for i, batch in enumerate(calibration or ()):
+        where = f"calibration batch {i}"
         if not isinstance(batch, Mapping):
+            raise InvalidOption(f"{where} is a {type(batch).__name__}, not arrays by name")
+        if set(batch) != set(inputs):
             raise InvalidOption(
-                f"calibration batch {i} is a {type(batch).__name__}, not arrays by name"
+                f"{where} has {', '.join(map(str, batch)) or 'nothing'}; "
+                f"the model takes {', '.join(inputs)}"
             )
-        if set(batch) != set(names):
-            raise InvalidOption(
-                f"calibration batch {i} has {', '.join(map(str, batch)) or 'nothing'}; "
-                f"the model takes {', '.join(names)}"
-            )
-        found.append({k: _array(v) for k, v in batch.items()})
+        found.append({k: _array(v, inputs[k], where) for k, v in batch.items()})
     if calibration is not None and not found:
         raise InvalidOption("calibration holds no batches")
     return found
 
 
-def _array(data: Any) -> np.ndarray:
+def _array(data: Any, value: Value, where: str) -> np.ndarray:
+    """What an input gets; numbers of Python take on its element type.
+
+    Raises:
+        InvalidOption: it is not what the input takes.
+    """
     # A torch tensor that requires gradients is none to numpy.
-    return np.asarray(data.detach() if hasattr(data, "detach") else data)
+    array = np.asarray(data.detach() if hasattr(data, "detach") else data)
+    if not isinstance(value.type, TensorType):
+        return array
+    if isinstance(data, (list, tuple, int, float)) and array.dtype.kind in "biuf":
+        array = array.astype(value.type.dtype.numpy)
+    try:
+        type = TensorType(DType.of(array), array.shape)
+    except TypeError:
+        raise InvalidOption(f"{where}: {value.name!r} is {array.dtype}") from None
+    if not value.type.accepts(type):
+        raise InvalidOption(f"{where}: {value.name!r} is {type}, the model takes {value.type}")
+    return array
 
 
 def _example(imported: Imported, example: Any) -> Feed | None:

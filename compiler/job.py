@@ -26,7 +26,7 @@ from tersor.target import Target
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
-from tersor.tuning.measure import NOT_SLOWER, Bench, Paired, Trial, Worker, compare
+from tersor.tuning.measure import NOT_SLOWER, SECONDS, Bench, Paired, Trial, Worker, compare
 from tersor.tuning.search import Candidate, search
 
 Feed = Mapping[str, np.ndarray]
@@ -213,7 +213,11 @@ class Job:
     ) -> list[Paired]:
         results = []
         for i, case in enumerate(cases):
-            self.tell(i, len(cases), f"measuring {name} against the input at {case.label}")
+            self.tell(
+                i,
+                len(cases),
+                f"measuring {name} against the input at {case.label} ({SECONDS:.0f} s)",
+            )
             results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
             self.report.measured.append(
                 {

@@ -95,7 +95,7 @@ class _Finder:
     def real(self, batches: Sequence[Feed]) -> Cases:
         """Real inputs: batches of the middle and the largest size, and a single sample of the largest."""
         found = Cases()
-        for batch in _picked(batches):
+        for batch in _picked([b for b in batches if not _is_empty(b)]):
             refusal = self._refusal(batch)
             if refusal:
                 found.refusal = refusal
@@ -212,8 +212,15 @@ def label(sizes: Mapping[str, object]) -> str:
     return " ".join(f"{k}={v}" for k, v in sizes.items()) or "its only shape"
 
 
+def _is_empty(batch: Feed) -> bool:
+    """Whether it holds no sample; other axes may be empty (the past of a cache)."""
+    return any(np.shape(v)[:1] == (0,) for v in batch.values())
+
+
 def _picked(batches: Sequence[Feed]) -> list[Feed]:
     """The batches of the middle and of the largest number of elements."""
+    if not batches:
+        return []
     ordered = sorted(batches, key=lambda batch: sum(np.asarray(v).size for v in batch.values()))
     middle, largest = ordered[len(ordered) // 2], ordered[-1]
     shapes = [{k: np.shape(v) for k, v in batch.items()} for batch in (middle, largest)]

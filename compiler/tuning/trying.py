@@ -22,6 +22,9 @@ from tersor.feeds import Sizes
 Attempt = Callable[[Sizes], str | None]  # Why the model does not run at these sizes; None: it runs.
 TRIES = 120
 SECONDS = 10.0
+SLOW = (
+    1.0  # Seconds of a try from which none is changed on: larger sizes would take more, memory too.
+)
 LARGEST = 16384  # Of a size.
 _NODE = re.compile(r"Name:'([^']*)'")
 _NUMBER = re.compile(r"(?<![\w.])\d{1,5}(?![\w.])")
@@ -49,10 +52,11 @@ def search_sizes(
                 return None, first
             left -= 1
             known.add(_key(changed))
+            began = time.monotonic()
             found = attempt(changed)
             if found is None:
                 return changed, first
-            if found == refusal:
+            if found == refusal or time.monotonic() - began > SLOW:
                 continue
             better = _place(found) not in places
             places.add(_place(found))

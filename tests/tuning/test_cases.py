@@ -113,6 +113,11 @@ def test_real_batches_are_measured_as_they_are_and_one_sample_of_the_largest() -
     assert found.cases[2].feed["x"] is given[1]["x"]
 
 
+def test_batches_without_samples_are_not_measured() -> None:
+    assert labels(cases(LINE, batches=[batch(0, 3), batch(2, 3)])) == ["n=1 k=3", "n=2 k=3"]
+    assert labels(cases(LINE, batches=[batch(0, 3)]))[0] == "n=1 k=32"
+
+
 def test_at_sizes_that_the_user_gives_real_batches_lend_their_numbers() -> None:
     found = cases(LINE, batches=[batch(2, 3)], sizes=[{"n": 3, "k": 2}])
     assert labels(found) == ["n=3 k=2"]
