@@ -25,7 +25,8 @@ SHOWN = 4  # Fusions that a remark names.
 
 def overflow_remarks(graph: Graph, target: Target, runtime: str) -> list[str]:
     """A line where integer products of the input overflow in the reference runtime on ``target``."""
-    if not target.saturates_int8 or not (found := overflowing(graph)):
+    told, found = overflow(graph, target, "the input's"), overflowing(graph)
+    if not told:
         return []
     what = "; TVM's sums are exact"
     if runtime == registry.REFERENCE:
@@ -33,11 +34,19 @@ def overflow_remarks(graph: Graph, target: Target, runtime: str) -> list[str]:
         what = "; what is built has unsigned weights there, with which they are exact"
         if signed:
             what += f", but for {signed} whose activations have a sign"
-    return [
-        f"on {target.name} ONNX Runtime adds u8 x s8 products in pairs into 16 bits, and "
-        f"{len(found)} of the input's {len(products(graph))} integer products can overflow them "
-        f"(first {found[0].label}): what it gives for the input there is not what the model says{what}"
-    ]
+    return [told + what]
+
+
+def overflow(graph: Graph, target: Target, whose: str = "its") -> str:
+    """What is to be said of a model whose integer products overflow in the reference runtime on
+    ``target``; empty where they do not."""
+    if not target.saturates_int8 or not (found := overflowing(graph)):
+        return ""
+    return (
+        f"on {target.name} ONNX Runtime adds u8 x s8 products in pairs into 16 bits, and {len(found)} of "
+        f"{whose} {len(products(graph))} integer products can overflow them (first {found[0].label}): "
+        "what it gives there is not what the model says"
+    )
 
 
 def _has_signed_activations(node: Node) -> bool:

@@ -48,9 +48,12 @@ def bench(
 
     They run in turn, each in its own runtime and in a process of its own.
     """
+    from tersor import registry
     from tersor.cli import report
     from tersor.cli.inputs import check_arrays, read_arrays, shapes
     from tersor.cli.models import naming, read_runnable
+    from tersor.doubts import overflow
+    from tersor.target import Target
 
     if inputs is not None and shape:
         raise typer.BadParameter("--inputs brings its own shapes", param_hint="'--shape'")
@@ -74,6 +77,9 @@ def bench(
     show(made)
     say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
     report.show_fidelity(fidelity)
+    for path, model in ((a, first), (b, second)):
+        if model.runtime == registry.REFERENCE and (told := overflow(model.graph, Target.host())):
+            say(f"{path}: {told}")
     for name in missing:
         say(f"output {name!r} is not in both, and was not compared")
     if inputs is None:

@@ -205,6 +205,29 @@ def test_bench_tells_ratio_and_fidelity(run: Run, files: Path, given: list[str])
     assert made_up is (given[0] == "--shape")
 
 
+def test_bench_says_where_sums_of_a_model_overflow(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    w = numpy_helper.from_array(np.full((4, 2), 127, np.int8), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [3, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, [3, 2])
+    nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x], [y], [w])
+    path = tmp_path / "m.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    )
+    host = tersor.Target.parse("cpu:avx2")
+    monkeypatch.setattr(tersor.Target, "host", staticmethod(lambda: host))
+    result = run("bench", str(path), str(path), "--pairs", "2")
+    assert result.exit_code == 0, result.stderr
+    told = result.stdout.replace("\n", " ")
+    assert "on cpu:avx2 ONNX Runtime adds u8 x s8 products in pairs into 16 bits" in told
+
+
 def test_shapes_bind_open_dims_for_inputs_that_share_them() -> None:
     from tersor.cli.bench import bind
     from tersor.errors import InvalidOption
