@@ -2,22 +2,17 @@
 
     d = x - mean(x);   y = d / sqrt(mean(d^2) + eps) * scale + bias
 
-d^2 may be Pow(d, 2) or Mul(d, d); the division a Div by Sqrt, or a Mul by its Reciprocal.
+d^2 may be Pow(d, 2) or Mul(d, d); the division a Div by Sqrt, or a Mul by its Reciprocal, which may have
+been multiplied with the scale before.  A mean may be a sum times 1/n, its axis dropped and put back.
+JAX has max(0, mean(x^2) - mean(x)^2) in place of mean(d^2): the same, but for how it is rounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tersor.analysis.match import (
-    dims,
-    either_way,
-    is_last_axis_mean,
-    is_scalar,
-    made_by,
-    operand,
-    scalar,
-)
+from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -32,48 +27,32 @@ class FuseLayerNorm(Pass):
         if node.op != "Add":
             return None
         for product, bias in either_way(node):
-            scaled = made_by(product, "Mul")
-            if scaled is None or not bias.is_constant:
+            if not bias.is_constant:
                 continue
-            for normal, scale in either_way(scaled):
-                found = _normalized(normal) if scale.is_constant else None
-                if found is None:
-                    continue
-                x, epsilon = found
-                _check_parameters(x, scale, bias)
-                attrs = {"axis": -1, "epsilon": epsilon}
-                return graph.emit("LayerNormalization", [x, scale, bias], attrs)
+            for centred, inverse, scale in _factors(product):
+                if (found := _normalized(centred, inverse)) is not None:
+                    x, epsilon = found
+                    rows = [_row(graph, v, x) for v in (scale, bias)]
+                    attrs = {"axis": -1, "epsilon": epsilon}
+                    return graph.emit("LayerNormalization", [x, *rows], attrs)
         return None
 
 
-def _check_parameters(x: Value, scale: Value, bias: Value) -> None:
-    size = (dims(x) or (None,))[-1]
-    if scale.tensor.shape != (size,) or bias.tensor.shape != (size,):
-        raise Skip("its scale or bias is not a vector of the last axis")
-
-
-def _normalized(value: Value) -> tuple[Value, float] | None:
-    """(x, epsilon) of ``(x - mean) / sqrt(var + epsilon)`` over the last axis."""
-    node = value.producer
-    if node is None:
-        return None
-    if node.op == "Div":
-        pairs = [(operand(node, 0), operand(node, 1))]
-        root = [made_by(pairs[0][1], "Sqrt")]
-    elif node.op == "Mul":
-        pairs = list(either_way(node))
-        root = [_inverse_root(b) for _, b in pairs]
-    else:
-        return None
-    for (centred, _), sqrt in zip(pairs, root, strict=True):
-        sub = made_by(centred, "Sub")
-        if sqrt is None or sub is None:
-            continue
-        x, mean = operand(sub, 0), operand(sub, 1)
-        epsilon = _variance_epsilon(operand(sqrt, 0), centred)
-        if epsilon is not None and is_last_axis_mean(mean, x):
-            return x, epsilon
-    return None
+def _factors(product: Value) -> Iterator[tuple[Value, Node, Value]]:
+    """(d, the Sqrt that it is divided by, scale) of (d / sqrt) * scale or d * (1 / sqrt * scale)."""
+    outer = made_by(product, "Mul")
+    for a, b in either_way(outer) if outer is not None else ():
+        if b.is_constant and a.producer is not None:
+            inner = a.producer
+            if inner.op == "Div" and (root := made_by(operand(inner, 1), "Sqrt")) is not None:
+                yield operand(inner, 0), root, b
+            for d, inverse in either_way(inner) if inner.op == "Mul" else ():
+                if (root := _inverse_root(inverse)) is not None:
+                    yield d, root, b
+        factor = made_by(b, "Mul")
+        for inverse, scale in either_way(factor) if factor is not None else ():
+            if scale.is_constant and (root := _inverse_root(inverse)) is not None:
+                yield a, root, scale
 
 
 def _inverse_root(value: Value) -> Node | None:
@@ -82,23 +61,103 @@ def _inverse_root(value: Value) -> Node | None:
     return made_by(operand(inverse, 0), "Sqrt") if inverse is not None else None
 
 
-def _variance_epsilon(value: Value, centred: Value) -> float | None:
-    total = made_by(value, "Add")
-    if total is None:
+def _row(graph: Graph, value: Value, x: Value) -> Value:
+    """A scale or bias as a vector of the last axis."""
+    shape, have = value.tensor.shape, dims(x) or (None,)
+    if shape[-1:] != have[-1:] or any(d != 1 for d in shape[:-1]) or len(shape) > len(have):
+        raise Skip("its scale or bias is not a vector of the last axis")
+    return value if len(shape) == 1 else graph.constant(value.numpy().reshape(-1), value.name)
+
+
+def _normalized(centred: Value, root: Node) -> tuple[Value, float] | None:
+    """(x, epsilon), where ``centred`` is x - mean and ``root`` that of the variance and epsilon."""
+    sub = made_by(centred, "Sub")
+    if sub is None:
         return None
-    for variance, epsilon in either_way(total):
+    x, mean = operand(sub, 0), operand(sub, 1)
+    # Over rows of their own shape, with 1 in place of the last axis, both broadcast against x.
+    if _mean_of(mean) is not x or not all(_stands_for_rows(v, x) for v in (mean, root.output)):
+        return None
+    epsilon = _epsilon(operand(root, 0), x, centred)
+    return None if epsilon is None else (x, epsilon)
+
+
+def _stands_for_rows(value: Value, x: Value) -> bool:
+    have, made = dims(x), dims(value)
+    return have is not None and made == (*have[:-1], 1)
+
+
+def _epsilon(value: Value, x: Value, centred: Value) -> float | None:
+    total = made_by(value, "Add")
+    for variance, epsilon in either_way(total) if total is not None else ():
         number = scalar(epsilon)
-        mean = made_by(variance, "ReduceMean")
-        if number is None or mean is None or not is_last_axis_mean(variance, operand(mean, 0)):
-            continue
-        if is_square_of(operand(mean, 0), centred):
+        if number is not None and _is_variance(_unviewed(variance), x, centred):
             return number
     return None
 
 
-def is_square_of(value: Value, base: Value) -> bool:
-    """Whether ``value`` is Pow(base, 2) or Mul(base, base)."""
-    node = value.producer
-    if node is None or node.op not in ("Pow", "Mul") or operand(node, 0) is not base:
+def _is_variance(value: Value, x: Value, centred: Value) -> bool:
+    """Whether ``value`` is mean(centred^2), or max(0, mean(x^2) - mean(x)^2)."""
+    squares = _mean_of(value)
+    if squares is not None and _squared(squares) is centred:
+        return True
+    bounded = made_by(value, "Max")
+    if bounded is not None and len(bounded.inputs) == 2:
+        value = next((_unviewed(v) for v, zero in either_way(bounded) if is_scalar(zero, 0)), value)
+    difference = made_by(value, "Sub")
+    if difference is None:
         return False
-    return is_scalar(operand(node, 1), 2) if node.op == "Pow" else operand(node, 1) is base
+    squares, mean = _mean_of(operand(difference, 0)), _squared(operand(difference, 1))
+    of_squares = squares is not None and _squared(squares) is x
+    return of_squares and mean is not None and _mean_of(mean) is x
+
+
+def _squared(value: Value) -> Value | None:
+    """v of Pow(v, 2) or Mul(v, v), but for dims of 1."""
+    node = _unviewed(value).producer
+    if node is None or node.op not in ("Pow", "Mul"):
+        return None
+    base = operand(node, 0)
+    square = is_scalar(operand(node, 1), 2) if node.op == "Pow" else operand(node, 1) is base
+    return base if square else None
+
+
+def _mean_of(value: Value) -> Value | None:
+    """What ``value`` is the mean of over the last axis, kept as 1 or dropped."""
+    node = _unviewed(value).producer
+    if node is None:
+        return None
+    if node.op == "ReduceMean":
+        return _reduced(node)
+    if node.op not in ("Mul", "Div"):
+        return None
+    both = [(operand(node, 0), operand(node, 1))]
+    for total, factor in both if node.op == "Div" else either_way(node):
+        reduction = made_by(total, "ReduceSum")
+        x = _reduced(reduction) if reduction is not None else None
+        size = (dims(x) or (None,))[-1] if x is not None else None
+        if isinstance(size, int) and is_scalar(factor, size if node.op == "Div" else 1 / size):
+            return x
+    return None
+
+
+def _reduced(node: Node) -> Value | None:
+    """What a reduction over the last axis alone reduces."""
+    x, axes = operand(node, 0), node.input(1)
+    if axes is None or not axes.is_constant or axes.numpy().size != 1:
+        return None
+    axis, size = int(axes.numpy().reshape(-1)[0]), rank(x)
+    return x if axis == -1 or (size is not None and axis == size - 1) else None
+
+
+def _unviewed(value: Value) -> Value:
+    """``value`` before views that only put in or take away dims of 1."""
+    while value.producer is not None and value.producer.op in ("Reshape", "Unsqueeze", "Squeeze"):
+        before = operand(value.producer, 0)
+        have, made = dims(before), dims(value)
+        if have is None or made is None or None in (*have, *made):
+            break
+        if [d for d in have if d != 1] != [d for d in made if d != 1]:
+            break
+        value = before
+    return value

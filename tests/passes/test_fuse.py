@@ -157,6 +157,63 @@ def test_a_moment_that_is_read_elsewhere_stays_beside_the_fused_op() -> None:
     assert ops(graph) == ["ReduceMean", "LayerNormalization"]
 
 
+JAX_LAYER_NORM = """graph main(%x: f32[batch, seq, 4]) -> (y = %y) {
+  @scale: f32[1, 1, 4] = dense [1.0, 2.0, -1.0, 0.5]
+  @bias: f32[1, 4] = dense [0.0, 1.0, 2.0, 3.0]
+  @axis: i64[1] = dense [2]
+  @share: f32[] = dense [0.25]
+  @zero: f32[] = dense [0.0]
+  @eps: f32[] = dense [0.0009765625]
+  @kept: i64[3] = dense [0, 0, 1]
+  %sum: f32[batch, seq] = ReduceSum(%x, @axis) {keepdims = 0}
+  %mean: f32[batch, seq] = Mul(%sum, @share)
+  %squares: f32[batch, seq, 4] = Mul(%x, %x)
+  %total: f32[batch, seq] = ReduceSum(%squares, @axis) {keepdims = 0}
+  %of_squares: f32[batch, seq] = Mul(@share, %total)
+  %square: f32[batch, seq] = Mul(%mean, %mean)
+  %difference: f32[batch, seq] = Sub(%of_squares, %square)
+  %variance: f32[batch, seq] = Max(@zero, %difference)
+  %v: f32[batch, seq, 1] = Reshape(%variance, @kept)
+  %e: f32[batch, seq, 1] = Add(%v, @eps)
+  %root: f32[batch, seq, 1] = Sqrt(%e)
+  %inverse: f32[batch, seq, 1] = Reciprocal(%root)
+  %factor: f32[batch, seq, 4] = Mul(%inverse, @scale)
+  %m: f32[batch, seq, 1] = Unsqueeze(%mean, @axis)
+  %centred: f32[batch, seq, 4] = Sub(%x, %m)
+  %product: f32[batch, seq, 4] = Mul(%centred, %factor)
+  %y: f32[batch, seq, 4] = Add(%product, @bias)
+}"""
+
+
+def test_layer_norm_by_the_mean_of_squares_is_one_op() -> None:
+    graph, _ = run(FuseLayerNorm(), JAX_LAYER_NORM)
+    assert ops(graph) == ["LayerNormalization"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    (want,), (got,) = (
+        evaluate(g, {"x": x}).values() for g in (parse(JAX_LAYER_NORM, TABLE), graph)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # Their sums round differently.
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("@share: f32[] = dense [0.25]", "@share: f32[] = dense [0.5]"),  # Not 1/n.
+        ("Mul(%x, %x)", "Mul(%x, %y0)"),  # Not a square.
+        ("Sub(%of_squares, %square)", "Sub(%square, %of_squares)"),
+        ("@zero: f32[] = dense [0.0]", "@zero: f32[] = dense [1.0]"),  # A variance of at least 1.
+        ("Mul(%mean, %mean)", "Mul(%mean, %of_squares)"),
+    ],
+)
+def test_what_is_no_variance_by_the_mean_of_squares_stays(old: str, new: str) -> None:
+    assert old in JAX_LAYER_NORM
+    text = JAX_LAYER_NORM.replace(old, new)
+    if "%y0" in text:
+        text = text.replace("%sum:", "%y0: f32[batch, seq, 4] = Neg(%x)\n%sum:")
+    graph, _ = run(FuseLayerNorm(), text)
+    assert "LayerNormalization" not in ops(graph)
+
+
 # -- FuseRmsNorm -----------------------------------------------------------------------------------
 
 RMS_NORM = """graph main(%x: f32[batch, seq, 4]) -> (y = %y) {
