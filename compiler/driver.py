@@ -58,7 +58,8 @@ def compile(
 
     Args:
         model: an ONNX file (path, bytes, ModelProto), an ``nn.Module``, an ``ExportedProgram``, an
-            ``fx.GraphModule``, a Hugging Face model directory, or what :func:`trim_vocabulary` makes.
+            ``fx.GraphModule``, a Hugging Face model directory (of sentence-transformers too: its modules
+            are part of the model), or what :func:`trim_vocabulary` makes.
         target: ``cpu`` (this machine), ``cpu:<isa>``, or a :class:`Target`.
         recipe: a shipped recipe's name, a ``.toml`` file, or plain data.
         runtime: ``ort``, or ``tvm``: a library of machine code. Where nothing that it builds is faster
@@ -78,7 +79,8 @@ def compile(
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
         database: the file of what :func:`tune` measures; by default this user's. Runtime ``tvm`` only.
         allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
-        trust: read torch's ``.pt2``, ``.pt`` and ``.pth`` files too, which can run code then.
+        trust: read torch's ``.pt2``, ``.pt`` and ``.pth`` files and a directory's pickled weights too,
+            which can run code then.
         progress: called with (done, total, what).
 
     Raises:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tersor import beside, registry
 from tersor.analysis.vocabulary import (
+    Cut,
     Head,
     Vocabulary,
     checked_ids,
@@ -197,8 +198,9 @@ def renumber(
     for value in vocabulary.inputs:
         for held in walk_ids(value)[1]:
             _give_old_ids(held, [u for u in held.uses if not _takes_new_ids(u, lookups)], kept)
-    cut_tables(vocabulary, kept)
-    cut_heads(heads, kept)
+    cut: Cut = {}
+    cut_tables(vocabulary, kept, cut)
+    cut_heads(heads, kept, cut)
     for node in (node for flow in flows for node in flow):
         for index, operand in enumerate(node.inputs):
             if operand is not None and operand.is_constant and _spans(operand, vocabulary.size):

@@ -16,7 +16,7 @@ import numpy as np
 
 from tersor.analysis.match import dims, dtype, made_by, rank
 from tersor.errors import InvalidOption, suggest
-from tersor.ir import Graph, Node, Value
+from tersor.ir import Encoding, Graph, Node, Value
 
 _MOVES = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Identity"}
 
@@ -234,20 +234,30 @@ def new_of_old(kept: np.ndarray, size: int, unknown: int) -> np.ndarray:
     return found
 
 
-def cut_tables(vocabulary: Vocabulary, kept: np.ndarray) -> None:
+Cut = dict[tuple[object, ...], tuple[Encoding, int]]
+"""What is left of matrices by the memory that held them, and the axis that was cut: what is tied to one
+reads the same."""
+
+
+def cut_tables(vocabulary: Vocabulary, kept: np.ndarray, cut: Cut | None = None) -> None:
     """The lookups read tables of the rows ``kept``; whole tables go, where nothing else reads them."""
-    parts = {table: _part(table, kept, 0) for table in vocabulary.tables}
+    done = {} if cut is None else cut
+    parts = {table: _part(table, kept, 0, done) for table in vocabulary.tables}
     for item in vocabulary.lookups:
         _read(item.node, item.table, parts[_operand(item.node, item.table)])
 
 
-def cut_heads(heads: Sequence[Head], kept: np.ndarray) -> None:
-    """Leaves the columns ``kept`` of projections and of their biases, and types their results anew."""
+def cut_heads(heads: Sequence[Head], kept: np.ndarray, cut: Cut | None = None) -> None:
+    """Leaves the columns ``kept`` of projections and of their biases, and types their results anew.
+
+    ``cut``: what :func:`cut_tables` left, for heads that are tied to tables.
+    """
+    done = {} if cut is None else cut
     parts: dict[Value, Value] = {}
     for head in heads:
         node, weight = head.node, _operand(head.node, 1)
         if weight not in parts:
-            parts[weight] = _part(weight, kept, 1)
+            parts[weight] = _part(weight, kept, 1, done)
         _read(node, 1, parts[weight])
         if node.input(2) is not None:
             cut_last_axis(node, 2, kept)
@@ -258,16 +268,21 @@ def cut_heads(heads: Sequence[Head], kept: np.ndarray) -> None:
 def cut_last_axis(node: Node, index: int, kept: np.ndarray) -> None:
     """Leaves the positions ``kept`` of the last axis of a constant operand."""
     constant = _operand(node, index)
-    _read(node, index, _part(constant, kept, constant.tensor.rank - 1))  # type: ignore[operator]
+    axis = constant.tensor.rank - 1  # type: ignore[operator]
+    _read(node, index, _part(constant, kept, axis, {}))
 
 
-def _part(whole: Value, kept: np.ndarray, axis: int) -> Value:
+def _part(whole: Value, kept: np.ndarray, axis: int, cut: Cut) -> Value:
     """A constant of the positions ``kept`` of an axis of a constant or of the transpose of one."""
-    if (transpose := made_by(whole, "Transpose")) is not None:
-        table = _operand(transpose, 0)
-        return table.graph.constant(np.ascontiguousarray(table.numpy().T[:, kept]), table.name)
-    assert whole.encoding is not None
-    return whole.graph.constant(whole.encoding.take(kept, axis), whole.name)
+    transpose = made_by(whole, "Transpose")
+    held = whole if transpose is None else _operand(transpose, 0)
+    assert held.encoding is not None
+    encoding = held.encoding if transpose is None else held.encoding.transpose((1, 0))
+    square = len(set(encoding.type.shape)) == 1  # Which does not tell which way it lies.
+    if square or encoding.place not in cut:
+        cut[encoding.place] = encoding.take(kept, axis), axis
+    part, along = cut[encoding.place]
+    return held.graph.constant(part if along == axis else part.transpose((1, 0)), held.name)
 
 
 def _read(node: Node, index: int, part: Value) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from tersor.analysis.vocabulary import (
+    Cut,
     Head,
     Vocabulary,
     checked_ids,
@@ -78,9 +79,10 @@ class TrimVocabulary(Pass):
         remap = new_of_old(kept, vocabulary.size, self.unknown)
         heads = find_heads(graph, vocabulary)
         _count_anew(graph, vocabulary, remap)
-        cut_tables(vocabulary, kept)
+        cut: Cut = {}
+        cut_tables(vocabulary, kept, cut)
         tied = [head for head in heads if head.tied] if self.logits == "mask" else []
-        cut_heads(tied, kept)
+        cut_heads(tied, kept, cut)
         for head in tied:
             _mask(head, kept, vocabulary.size)
         for head in heads:
