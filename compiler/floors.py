@@ -98,7 +98,8 @@ class Floored:
         # What was nearest to it left nothing that could go, and no model is built for that.
         half = step.milder(0.5, report.left)
         if half is None:
-            return Stage(step, insists, before, after, report, memo)
+            gone = PassReport(report.name, skips=report.skips, notes=[f"left out: {report.missed}"])
+            return Stage(step, insists, before, before, gone, memo)
         after, mild = self.run(half, before, frozenset(), memo)
         mild.name = report.name
         mild.notes.append(f"{report.missed}: half of what can go goes, which is {half.label}")

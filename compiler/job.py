@@ -34,6 +34,7 @@ Progress = Callable[[int, int, str], None]
 DECIDING_PAIRS = 9
 FINAL_PAIRS = 100  # As many only where it is not plain after few, and a run is short.
 JUDGED = 256  # Samples that fidelity is told on.
+FITTED = "the calibration inputs that it was fitted on"
 HELD_OUT = "calibration inputs that were not fitted on"
 
 
@@ -97,7 +98,7 @@ class Job:
             InvalidOption: a budget that was asked for cannot be had, or not above the floor.
         """
         fits = any(step.fits for step in plan.build())
-        fitted, apart = held_out(graph, batches) if fits else (batches, ())
+        fitted, apart = held_out(graph, batches, self.evaluator) if fits else (batches, ())
         stages, judges = self._floored(plan, graph, fitted, apart, named_by)
         self.report.passes += [stage.report for stage in stages]
         return stages[-1].after if stages else graph, judges[0] if judges else None
@@ -106,14 +107,15 @@ class Job:
         self, plan: Recipe, graph: Graph, fitted: Feeds, apart: Feeds, named_by: Graph
     ) -> tuple[list[Stage], list[Judge]]:
         """The passes of a recipe that is fitted on some batches and judged by others too."""
+        steps = plan.build()
+        own = FITTED if any(step.fits for step in steps) else "calibration inputs"
         judges = [
             Judge(
                 graph, thinned(graph, feeds, JUDGED, self.evaluator), self.evaluator, on, named_by
             )
-            for feeds, on in ((apart, HELD_OUT), (fitted, "calibration inputs"))
+            for feeds, on in ((apart, HELD_OUT), (fitted, own))
             if feeds
         ]
-        steps = plan.build()
         asked = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
         floored = Floored(self._one_by_one(fitted), lowest(asked), plan.floor, self.tell)
         return floored(steps, plan.insists, graph), judges

@@ -11,6 +11,7 @@ import pytest
 import tersor
 from tersor.analysis.fidelity import fidelity
 from tersor.analysis.thinning import held_out
+from tersor.backends.ort import Evaluator
 from tersor.errors import InvalidOption
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, parse
@@ -130,11 +131,21 @@ def test_what_judges_is_not_fitted_on() -> None:
     few = {"calibration": rows(3, 8), "settings": {"floor": 0}}
     assert compiled(**few).report.fidelity.samples == 6
     assert compiled("int8", **few).report.fidelity.samples == 24
-    apart = held_out(parse(MLP, TABLE), rows(3, 8))
+    apart = held_out(parse(MLP, TABLE), rows(3, 8), Evaluator())
     for whole, fitted, kept in zip(rows(3, 8), *apart, strict=True):
         np.testing.assert_array_equal(kept["x"], whole["x"][3::4])
         assert len(fitted["x"]) == 6
-    assert [len(part) for part in held_out(parse(MLP, TABLE), rows(3, 1))] == [3, 0]
+    assert [len(part) for part in held_out(parse(MLP, TABLE), rows(3, 1), Evaluator())] == [3, 0]
+
+
+def test_batches_that_do_not_come_apart_are_kept_apart_as_a_whole() -> None:
+    """The states' batch has another name: samples of one input alone do not go with all states."""
+    text = """graph main(%x: f32[n, 16], %state: f32[m, 16]) -> (y = %y) {
+      %y: f32[n, 16] = Add(%x, %state)
+    }"""
+    feeds = [{**feed, "state": feed["x"]} for feed in rows(5, 8)]
+    fitted, apart = held_out(parse(text, TABLE), feeds, Evaluator())
+    assert [len(part) for part in (fitted, apart)] == [4, 1] and apart[0] is feeds[3]
 
 
 def test_what_was_fitted_to_a_few_rows_is_not_taken_for_what_it_does_to_others() -> None:

@@ -28,16 +28,12 @@ def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
         return feeds
     share = most / sum(counts)
     found = [_some(f, axes, max(1, round(n * share))) for f, n in zip(feeds, counts, strict=True)]
-    try:
-        evaluate(graph, found[0])
-    except TersorError:  # What is declared open may be fixed inside.
-        return feeds
-    return found
+    return found if _runs(graph, found[:1], evaluate) else feeds
 
 
-def held_out(graph: Graph, feeds: Feeds) -> tuple[Feeds, Feeds]:
+def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Feeds]:
     """(What to fit on, what to judge by): every fifth batch is kept apart where there are enough; else every
-    fourth sample of each batch, or batch, as far as there are so many."""
+    fourth sample of each batch, or, where batches cannot be divided, every fourth of them."""
     if len(feeds) >= ENOUGH:
         return _parted(feeds, APART)
     axes = sample_axes(graph)
@@ -49,7 +45,17 @@ def held_out(graph: Graph, feeds: Feeds) -> tuple[Feeds, Feeds]:
         last = at % FEW == FEW - 1
         fitted.append(_taken(feed, axes, at[~last]) if last.any() else feed)
         apart += [_taken(feed, axes, at[last])] if last.any() else []
-    return fitted, apart
+    return (fitted, apart) if _runs(graph, apart, evaluate) else _parted(feeds, FEW)
+
+
+def _runs(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> bool:
+    """What is declared open may be fixed inside, and states may have a batch by another name."""
+    try:
+        for feed in feeds:
+            evaluate(graph, feed)
+    except TersorError:
+        return False
+    return True
 
 
 def _parted(feeds: Feeds, one_of: int) -> tuple[Feeds, Feeds]:

@@ -23,7 +23,7 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05; "
-        "a:b for a list. Repeatable.",
+        "a:b for a list; floor=0.95, what the outputs have to keep. Repeatable.",
     ),
 ]
 Sizes = Annotated[

@@ -112,6 +112,8 @@ class PruneStructure(Pass):
         if asked in ("ratio", "threshold"):
             return replace(self, **{asked: _rounded(value * share)})  # type: ignore[arg-type]
         most = 1 - max(value, left or 0.0)
+        if most < WORTH:
+            return None
         return replace(self, **{asked: _rounded(1 - most * share)})  # type: ignore[arg-type]
 
     # -- options -------------------------------------------------------------------------------------
@@ -191,6 +193,9 @@ class PruneStructure(Pass):
             else:
                 kept.append(group)
         return kept
+
+
+WORTH = 0.005  # A budget that takes less is none.
 
 
 def _rounded(share: float) -> float:
