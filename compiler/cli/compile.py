@@ -11,7 +11,11 @@ from tersor.cli.console import Teller
 from tersor.cli.guard import Debug, HfCache, Trust
 
 In = Annotated[
-    Path, typer.Argument(metavar="IN", help="An ONNX file or a Hugging Face model folder.")
+    Path,
+    typer.Argument(
+        metavar="IN",
+        help="An ONNX file or a Hugging Face model folder (of sentence-transformers too).",
+    ),
 ]
 Recipe = Annotated[
     str,

@@ -30,18 +30,19 @@ def inspect(
 ) -> None:
     """Show what is in a model, or in two beside each other.
 
-    Ops, parameters, multiply-adds (MACs), size, largest weights, modules.
+    Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules.
     """
     from tersor.analysis.summary import summarize
     from tersor.cli import report
-    from tersor.cli.models import read_graph
+    from tersor.cli.models import read_graph, read_imported
     from tersor.feeds import default_sizes
 
-    graph = read_graph(model, allow_hf_cache, trust)
+    imported = read_imported(model, allow_hf_cache, trust)
+    graph = imported.graph
     # The last is the largest of the sizes that models are measured at.
     at = default_sizes(graph)[-1]
     if other is None:
-        report.show_summary(summarize(graph), at, top=top, depth=depth)
+        report.show_summary(summarize(graph), at, top=top, depth=depth, remarks=imported.remarks)
         return
     second = summarize(read_graph(other, allow_hf_cache, trust))
     report.show_comparison(summarize(graph), second, at, [str(model), str(other)])

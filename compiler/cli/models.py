@@ -15,6 +15,7 @@ from tersor.errors import InvalidModel, Unsupported
 from tersor.ir.types import parse_type
 
 if TYPE_CHECKING:
+    from tersor.frontends import Imported
     from tersor.ir import Graph
 
 
@@ -42,6 +43,11 @@ def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) ->
     Raises:
         TersorError: what is wrong with it; names the path.
     """
+    return read_imported(path, allow_hf_cache, trust).graph
+
+
+def read_imported(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Imported:
+    """A model with what is remarked of it; raises as :func:`read_graph`."""
     from tersor.frontends import load_model
 
     file = path
@@ -54,7 +60,7 @@ def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) ->
         load(path)  # which checks it
         file = path / written.model
     with naming(path):
-        return load_model(file, allow_hf_cache=allow_hf_cache, trust=trust).graph
+        return load_model(file, allow_hf_cache=allow_hf_cache, trust=trust)
 
 
 def read_runnable(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Runnable:

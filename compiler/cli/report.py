@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,10 @@ def _show_size(before: int | None, after: int | None) -> None:
 # -- summaries -----------------------------------------------------------------------------------
 
 
-def show_summary(summary: Summary, at: dict[str, int], *, top: int, depth: int) -> None:
-    """One model: interface, numbers, ops, largest weights, modules."""
+def show_summary(
+    summary: Summary, at: dict[str, int], *, top: int, depth: int, remarks: Sequence[str] = ()
+) -> None:
+    """One model: interface, numbers, ops, largest weights, modules; and what was remarked of it."""
     for name, type in summary.inputs:
         say(f"input   {name}: {type}")
     for name, type in summary.outputs:
@@ -140,6 +143,8 @@ def show_summary(summary: Summary, at: dict[str, int], *, top: int, depth: int) 
     say(f"nodes: {number(summary.nodes)}")
     say(f"parameters: {number(summary.parameters)}, held in {size(summary.weight_bytes)}")
     say(f"MACs: {_macs(summary, at)}")
+    for remark in remarks:
+        say(f"remark: {remark}")
     say()
     ops = table("op", ">nodes")
     for op, count in summary.ops.items():
