@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting, looked_up
@@ -272,6 +272,9 @@ def _rotary(lowering: Lowering, node: Node) -> Sequence[Any]:
     tables = [fitting(lowering, t, table) for t in (cos, sin)]
     read = [] if positions is None else [fitting(lowering, positions, steps)]
     interleaved, dtype = bool(node.attrs.get("interleaved")), float_type(x.tensor.dtype)
+    n = {"size": lowering.dim(size), "half": lowering.dim(half)}
+    if not interleaved and isinstance(half, int) and size == 2 * half:
+        return [_halves(lowering, x, heads, half, [*tables, *read], dtype)]
 
     def turned(
         n: Sizes, x: te.Tensor, cos: te.Tensor, sin: te.Tensor, *ids: te.Tensor
@@ -299,8 +302,36 @@ def _rotary(lowering: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(x.shape, at, name="rotary")
 
-    n = {"size": lowering.dim(size), "half": lowering.dim(half)}
     return [lowering.te(turned, n, lowering[x], *tables, *read, primfunc_name_hint="rotary")]
+
+
+def _halves(
+    lowering: Lowering, x: Value, heads: int, half: int, others: list[Any], dtype: str
+) -> Any:
+    """The halves of a head turned as a whole, each along an axis of its own: vectors that lie together."""
+    dims = dims_of(x)
+    groups = (dims[-2], heads) if len(dims) == 3 else dims[1:3]
+    shape = lowering.dims((dims[0], *groups, 2, half))
+    place = 1 if len(dims) == 3 else 2  # The axis of positions.
+
+    def turned(x: te.Tensor, cos: te.Tensor, sin: te.Tensor, *ids: te.Tensor) -> te.Tensor:
+        def angle(table: te.Tensor, b: Any, t: Any, i: Any) -> Any:
+            where = (looked_up(ids[0](b, t), table.shape[0]),) if ids else (b, t)
+            return table(*where, i).astype(dtype)
+
+        def at(*index: Any) -> Any:
+            *lead, side, i = index
+            b, t = index[0], index[place]
+            mine, other = (x(*lead, s, i).astype(dtype) for s in (side, 1 - side))
+            sign = tirx.Select(side == 1, tirx.const(1, dtype), tirx.const(-1, dtype))
+            made = mine * angle(cos, b, t, i) + sign * other * angle(sin, b, t, i)
+            return made.astype(x.dtype)
+
+        return te.compute(tuple(shape), at, name="rotary")
+
+    split = lowering.emit(relax.op.reshape(lowering[x], relax.ShapeExpr(shape)))
+    made = lowering.te(turned, split, *others, primfunc_name_hint="rotary")
+    return lowering.emit(relax.op.reshape(made, relax.ShapeExpr(lowering.shape_of(x))))
 
 
 RULES: dict[str, Rule] = {"Attention": _attention, "RotaryEmbedding": _rotary}

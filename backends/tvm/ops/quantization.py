@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import HALF, Operand, dims_of, each, kind, operand, widened
 from tersor.backends.tvm.ops.contraction import Labels, contract, whole
-from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, maximum, minimum
+from tersor.backends.tvm.ops.folds import Reducer, fold_or_start, folded_at, maximum, minimum
 from tersor.backends.tvm.ops.matmul import matrix_labels, operands_of
 from tersor.ir import DType, Node, TensorType, Value
 
@@ -103,6 +103,14 @@ def _dequantize(lowering: Lowering, node: Node) -> Sequence[Any]:
 # -- dynamic quantization --------------------------------------------------------------------------
 
 
+def _folded(x: te.Tensor, axes: list[int], reducer: Reducer, name: str) -> te.Tensor:
+    """Along its rows first, which are vectors and fall to all threads."""
+    if len(axes) < 2:
+        return fold_or_start(x.shape, axes, x, reducer, name)
+    rows = fold_or_start(x.shape, axes[-1:], x, reducer, f"{name}_of_rows")
+    return fold_or_start(rows.shape, axes, rows, reducer, name)
+
+
 def _dynamic(lowering: Lowering, node: Node) -> Sequence[Any]:
     """With a scale for everything, or for each row: the range is stretched to hold zero."""
     (value,) = operands_of(node, 1)
@@ -112,8 +120,10 @@ def _dynamic(lowering: Lowering, node: Node) -> Sequence[Any]:
 
     def compute(x: te.Tensor) -> list[te.Tensor]:
         zero, most = (tirx.const(c, str(x.dtype)) for c in (0, 255))
-        low = fold_or_start(x.shape, axes, x, minimum, "low")
-        high = fold_or_start(x.shape, axes, x, maximum, "high")
+        low, high = (
+            _folded(x, axes, reducer, name)
+            for reducer, name in ((minimum, "low"), (maximum, "high"))
+        )
 
         def below(*index: Any) -> Any:
             return tirx.min(low(*index), zero)
