@@ -90,6 +90,7 @@ def test_modules_follow_each_other_up_to_the_truncation(bert: Path, tmp_path: Pa
         ),
         theirs.Dropout(),
         theirs.LayerNorm(12),
+        theirs.Dense(12, 12, activation_function=torch.nn.PReLU()),
         theirs.Dense(12, 8, activation_function=None),
         theirs.Normalize(),
         truncate_dim=6,

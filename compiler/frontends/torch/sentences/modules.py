@@ -242,16 +242,17 @@ class OnFeature(nn.Module):
 
 
 class Dense(nn.Module):
-    """activation(x W + b), plus x (or x R, where the widths differ) with ``residual``."""
+    """activation(x W + b), plus x (or x R, where the widths differ) with ``residual``; members are
+    called as the package calls its weights."""
 
     def __init__(
         self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None
     ) -> None:
         super().__init__()
-        self.linear, self.activation, self.residual = linear, activation, residual
+        self.linear, self.activation_function, self.residual = linear, activation, residual
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.activation(self.linear(x))
+        made: Tensor = self.activation_function(self.linear(x))
         return made if self.residual is None else made + self.residual(x)
 
 
