@@ -51,12 +51,15 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
         lowered = lower_all([fuse(expand(g), isa) for g in graphs], rules)
         target = tvm_target(choice.features, choice.cores, machine)
         executable = compile_module(lowered.module, target)
-    weights = Weights(tuple(lowered.arrays), alignment=ALIGNMENT) if lowered.arrays else None
+    held = [a for place, a in enumerate(lowered.arrays) if place not in lowered.derived]
+    weights = Weights(tuple(held), alignment=ALIGNMENT) if held else None
     functions = [
         Function(sizes, tuple(taken))
         for sizes, taken in zip(((), *choice.buckets), lowered.taken, strict=True)
     ]
-    description = describe_graph(graph, choice.features, weights, lowered.arrays, functions)
+    description = describe_graph(
+        graph, choice.features, weights, lowered.arrays, lowered.derived, functions
+    )
     data = pack(_link(executable, compiler), description)
     return data if weights is None else Split(data, weights)
 

@@ -20,13 +20,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.analysis.dequantization import encoded
 from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP, padded
 from tersor.backends.tvm.windows import tell_windows
 from tersor.errors import Unsupported
-from tersor.ir import Affine, Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
+from tersor.ir import (
+    Affine,
+    Attribute,
+    Cast,
+    Dense,
+    DType,
+    Encoding,
+    Graph,
+    Node,
+    TensorType,
+    Value,
+)
 from tersor.ir.dims import maximum, product
 from tersor.ops.families.attention import head_counts
 from tersor.rewriting import erase_dead, replace_node
@@ -47,9 +59,20 @@ def fuse(graph: Graph, isa: Isa) -> Graph:
             raise Unsupported(f"TVM has no lowering for {node.label}: an op of the model's own")
     result = graph.copy()
     drop_masks(result)
+    _hold_weights(result)
     tell_windows(result)
     _Fusion(result, isa).run()
     return result
+
+
+def _hold_weights(graph: Graph) -> None:
+    """Weights that are written as DequantizeLinear of a constant become that constant: in machine code
+    nothing is won by doing it at every run."""
+    for node in list(graph.walk()):
+        if node.op != "DequantizeLinear" or node.graph is None:
+            continue
+        if (held := encoded(node)) is not None:
+            replace_node(node, [node.graph.constant(held, node.output.name)])
 
 
 @dataclass
@@ -227,7 +250,7 @@ def _is_fusable(node: Node, *, norm: bool = False) -> bool:
         return False
     encoding = weight.encoding
     if not int8:
-        return isinstance(encoding, Dense) and (x.producer is not None or x.is_input)
+        return x.producer is not None or x.is_input
     return (
         isinstance(encoding, Affine)
         and encoding.storage is DType.I8
@@ -285,8 +308,20 @@ def _feeds_attention(node: Node, attention: Node) -> bool:
 
 def _alike(linears: list[Node]) -> bool:
     """Whether layers can be computed side by side."""
-    kinds = {(n.attrs["activation"], _quantized_source(n) is None) for n in linears}
-    return len(kinds) == 1
+    kinds = {
+        (n.attrs["activation"], _quantized_source(n) is None, _form(_encoding(n.inputs[1])))
+        for n in linears
+    }
+    return len(kinds) == 1 and None not in {form for _, _, form in kinds}
+
+
+def _form(encoding: Encoding) -> str | None:
+    """What encodings have in common whose columns can be put side by side; None where none can."""
+    if not isinstance(encoding, Affine):
+        return encoding.describe()
+    if encoding.block or encoding.axis not in (None, 1):
+        return None
+    return f"{encoding.storage.value}, {encoding.zero_point.dtype}"
 
 
 _RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
@@ -347,11 +382,14 @@ def _side_by_side(encodings: list[Encoding]) -> Encoding:
     """Weights [k, n] as one, their columns one after the other."""
     if len(encodings) == 1:
         return encodings[0]
-    affine = [e for e in encodings if isinstance(e, Affine)]
+    affine = [e.on_axis(1) for e in encodings if isinstance(e, Affine)]
     if len(affine) == len(encodings):
         values, scale, zero = (
             np.concatenate([getattr(e, name) for e in affine], axis)
             for name, axis in (("values", 1), ("scale", 0), ("zero_point", 0))
         )
         return Affine(values, scale, zero, 1)
+    cast = [e for e in encodings if isinstance(e, Cast)]
+    if len(cast) == len(encodings):
+        return Cast(np.concatenate([e.array for e in cast], 1), cast[0].dtype)
     return Dense(np.concatenate([e.decode() for e in encodings], 1))

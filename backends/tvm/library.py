@@ -13,7 +13,7 @@ import json
 import platform
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import tvm
 
 from tersor.backends.tvm import cuda
+from tersor.backends.tvm.derive import Derivation
 from tersor.backends.tvm.lowering import DTYPES
 from tersor.built import Weights
 from tersor.errors import LONGEST, InvalidModel, one_line
@@ -30,7 +31,7 @@ from tersor.ir.dims import symbols
 from tersor.ir.types import parse_type
 from tersor.target import Target
 
-FORMAT = 2
+FORMAT = 3
 ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin")
 _MAGIC = b"tersor\0T"
@@ -41,10 +42,12 @@ Interface = list[tuple[str, TensorType]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that functions of the library take behind the inputs, and where in the weights it lies."""
+    """An array that functions of the library take behind the inputs, and where in the weights it lies;
+    or how it is made of others when the library is loaded."""
 
     type: TensorType
-    offset: int
+    offset: int = 0
+    derived: Derivation | None = None
 
     @property
     def size(self) -> int:
@@ -95,7 +98,7 @@ class Description:
             "inputs": [[name, str(type)] for name, type in self.inputs],
             "outputs": [[name, str(type)] for name, type in self.outputs],
             "features": sorted(self.features),
-            "parameters": [[str(p.type), p.offset] for p in self.parameters],
+            "parameters": [_told(p) for p in self.parameters],
             "functions": [[dict(f.sizes), f.parameters] for f in self.functions],
             "weights": self.weights,
             "tvm": self.tvm,
@@ -106,7 +109,8 @@ class Description:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights' file."""
-        return max((p.offset + p.size for p in self.parameters), default=0)
+        held = (p for p in self.parameters if p.derived is None)
+        return max((p.offset + p.size for p in held), default=0)
 
     def shapes_of(self, function: Function) -> tuple[tuple[int, ...], ...]:
         """Of the inputs, for a function that is for chosen sizes."""
@@ -119,20 +123,27 @@ def describe_graph(
     features: Sequence[str],
     weights: Weights | None,
     parameters: Sequence[np.ndarray],
+    derived: Mapping[int, Derivation],
     functions: Sequence[Function],
 ) -> Description:
-    """Of a library that was built of ``graph``, with ``parameters`` held in ``weights``."""
+    """Of a library that was built of ``graph``, with ``parameters`` held in ``weights`` but for those that
+    are ``derived``."""
     inputs, outputs = (
         [(name, type) for name, type in side if isinstance(type, TensorType)]
         for side in graph.signature()
     )
     types = [TensorType(DType.of(p), p.shape) for p in parameters]
-    offsets = weights.offsets if weights is not None else []
+    offsets = iter(weights.offsets if weights is not None else [])
     return Description(
         inputs,
         outputs,
         tuple(features),
-        tuple(Parameter(t, o) for t, o in zip(types, offsets, strict=True)),
+        tuple(
+            Parameter(type, derived=derived[place])
+            if place in derived
+            else Parameter(type, next(offsets))
+            for place, type in enumerate(types)
+        ),
         tuple(functions),
         weights.name if weights is not None else None,
     )
@@ -202,7 +213,7 @@ def _description(told: dict[str, Any]) -> Description:
         [(_text(name), _tensor(type)) for name, type in told["inputs"]],
         [(_text(name), _tensor(type)) for name, type in told["outputs"]],
         tuple(map(_text, told["features"])),
-        tuple(Parameter(_tensor(type), _offset(place)) for type, place in told["parameters"]),
+        tuple(_parameter(place, *parameter) for place, parameter in enumerate(told["parameters"])),
         tuple(
             Function(_sizes(sizes), tuple(map(_place, parameters)))
             for sizes, parameters in told["functions"]
@@ -251,6 +262,22 @@ def _tensor(text: str) -> TensorType:
     if not isinstance(type, TensorType) or type.dims is None or type.dtype not in DTYPES:
         raise ValueError(f"{text!r} is no type of a tensor that TVM has")
     return type
+
+
+def _told(parameter: Parameter) -> list[Any]:
+    made = parameter.derived
+    held = parameter.offset if made is None else [made.steps, made.sources]
+    return [str(parameter.type), held]
+
+
+def _parameter(place: int, type: Any, held: Any) -> Parameter:
+    """Sources of a derived one are before it, and are none themselves."""
+    if not isinstance(held, list):
+        return Parameter(_tensor(type), _offset(held))
+    steps, sources = held
+    if not sources or any(_place(source) >= place for source in sources):
+        raise ValueError("a parameter that is made of none before it")
+    return Parameter(_tensor(type), derived=Derivation(tuple(map(tuple, steps)), tuple(sources)))
 
 
 def _sizes(told: dict[str, Any]) -> tuple[tuple[str, int], ...]:

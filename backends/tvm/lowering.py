@@ -18,9 +18,10 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from tersor.backends.tvm.derive import Derivation, Step, compute, steps_of
 from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
-from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
+from tersor.ir import Dense, Dim, DType, Graph, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call, symbols
 from tersor.ops import contents_of
 
@@ -62,10 +63,15 @@ class Arrays:
     """What functions of a module are passed behind their inputs, each array once.
 
     Functions of one graph pack the same weights: what is equal is told by its bytes.
+
+    Attributes:
+        held: the arrays.
+        derived: places of those that are computed of others when the model is loaded.
     """
 
     held: list[np.ndarray] = field(default_factory=list)
-    _places: dict[tuple[str, str, tuple[int, ...]], int] = field(default_factory=dict)
+    derived: dict[int, Derivation] = field(default_factory=dict)
+    _places: dict[object, int] = field(default_factory=dict)
 
     def place(self, array: np.ndarray) -> int:
         """Where the array is among those held."""
@@ -73,6 +79,17 @@ class Arrays:
         if key not in self._places:
             self._places[key] = len(self.held)
             self.held.append(array)
+        return self._places[key]
+
+    def derive(self, steps: tuple[Step, ...], sources: Sequence[np.ndarray]) -> int:
+        """Where the array that ``steps`` make of ``sources`` is; the file holds only these."""
+        places = tuple(self.place(as_held(array)) for array in sources)
+        key = (steps, places)
+        if key not in self._places:
+            made = compute(steps, [self.held[place] for place in places])
+            self._places[key] = len(self.held)
+            self.derived[len(self.held)] = Derivation(steps, places)
+            self.held.append(made)
         return self._places[key]
 
 
@@ -117,9 +134,15 @@ class Lowering:
         if value in self.not_made:
             raise NotMade
         if value not in self.exprs:
-            assert value.encoding is not None, f"{value!r} is read before it is made"
-            self.exprs[value] = self.constant(value.numpy(), value.name)
+            self.exprs[value] = self._constant(value)
         return self.exprs[value]
+
+    def _constant(self, value: Value) -> Any:
+        assert value.encoding is not None, f"{value!r} is read before it is made"
+        small = value.encoding.type.numel == 0 or value.encoding.nbytes <= INLINE_BYTES
+        if isinstance(value.encoding, Dense) or small:
+            return self.constant(value.numpy(), value.name)
+        return self.derived(*steps_of(value.encoding), value.name)
 
     def constant(self, array: np.ndarray, name: str = "constant") -> Any:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
@@ -132,10 +155,22 @@ class Lowering:
 
     def parameter(self, array: np.ndarray, name: str) -> relax.Var:
         """A new parameter of the function, always passed ``array``."""
-        array = as_held(array)
+        return self._parameter(self.arrays.place(as_held(array)), name)
+
+    def derived(
+        self, steps: tuple[Step, ...], sources: Sequence[np.ndarray], name: str
+    ) -> relax.Var:
+        """A new parameter, passed what ``steps`` make of ``sources`` when the model is loaded."""
+        if not steps:
+            (array,) = sources
+            return self.parameter(array, name)
+        return self._parameter(self.arrays.derive(steps, sources), name)
+
+    def _parameter(self, place: int, name: str) -> relax.Var:
+        array = self.arrays.held[place]
         type = TensorType(DType.of(array), array.shape)
         var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
-        self.parameters.append((var, self.arrays.place(array)))
+        self.parameters.append((var, place))
         return var
 
     def dim(self, dim: Dim) -> Any:
@@ -296,11 +331,13 @@ class Lowered:
 
     Attributes:
         arrays: that its functions are passed behind the graph's inputs.
+        derived: places of those that are computed of others when the model is loaded.
         taken: for each function, which of them, in its order.
     """
 
     module: tvm.IRModule
     arrays: list[np.ndarray]
+    derived: dict[int, Derivation]
     taken: list[list[int]]
 
 
@@ -331,7 +368,7 @@ def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
     for place, graph in enumerate(graphs):
         name = function_name(place)
         module[name] = module[name].with_attr("num_input", len(graph.inputs))
-    return Lowered(module, arrays.held, taken)
+    return Lowered(module, arrays.held, arrays.derived, taken)
 
 
 def function_name(place: int) -> str:

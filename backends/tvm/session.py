@@ -18,6 +18,7 @@ import tvm
 from tvm import relax
 
 from tersor.backends.tvm import cuda
+from tersor.backends.tvm.derive import compute
 from tersor.backends.tvm.library import (
     ALIGNMENT,
     Description,
@@ -130,7 +131,7 @@ class Session:
             type.dtype is DType.BF16 or self._device is not None for _, type in description.outputs
         ]
         self._weights = weights
-        held = [self._there(_parameter(weights, p)) for p in description.parameters]
+        held = [self._there(t) for t in _parameters(weights, description.parameters)]
         # Functions with what they are passed behind the inputs.
         self._calls: list[_Call] = [
             (function, [held[place] for place in told.parameters])
@@ -281,10 +282,29 @@ def _tensor(array: np.ndarray) -> Any:
     return bits._create_view(array.shape, DTYPES[DType.of(array)])
 
 
-def _parameter(weights: np.ndarray, parameter: Parameter) -> Any:
-    type = parameter.type
-    held = weights[parameter.offset : parameter.offset + parameter.size]
-    return _tensor(held.view(type.dtype.numpy).reshape(type.shape))
+def _parameters(weights: np.ndarray, parameters: Sequence[Parameter]) -> list[Any]:
+    """The library's parameters as tensors: views of the weights, and what is made of those.
+
+    Raises:
+        InvalidModel: steps that do not make what the library tells.
+    """
+    arrays: list[np.ndarray] = []
+    for parameter in parameters:
+        type = parameter.type
+        if parameter.derived is None:
+            held = weights[parameter.offset : parameter.offset + parameter.size]
+            arrays.append(held.view(type.dtype.numpy).reshape(type.shape))
+            continue
+        try:
+            sources = [arrays[place] for place in parameter.derived.sources]
+            made = compute(parameter.derived.steps, sources)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise InvalidModel(f"a parameter cannot be made: {one_line(error)}") from None
+        if DType.of(made) is not type.dtype or made.shape != type.shape:
+            raise InvalidModel(f"a parameter is no {type}, as the library tells")
+        arrays.append(aligned(made.shape, made.dtype))
+        arrays[-1][...] = made
+    return [_tensor(array) for array in arrays]
 
 
 def _weights(model: Built | Path, description: Description) -> np.ndarray:

@@ -12,6 +12,7 @@ from tersor.analysis.match import dims
 from tersor.analysis.padding import padding_mask
 from tersor.ir import Dense, Graph, Node, Use, Value
 from tersor.pipeline import Evaluate, Feeds, replace_node
+from tersor.structure.ties import tied_to
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def unfit(table: Value, lookups: Sequence[Lookup]) -> str | None:
         return f"@{table.name} is not dense"
     if len(lookups) != len(table.uses):
         return f"@{table.name} is also read by something else than a lookup, as a tied head does"
+    if tied := tied_to(table):
+        return f"@{table.name} is tied to @{tied[0].name}, and would be held twice"
     if len({lookup.node for lookup in lookups}) != len(lookups):
         return f"@{table.name} is looked up twice by one node"
     if not all(dims(lookup.ids) for lookup in lookups):

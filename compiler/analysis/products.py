@@ -28,6 +28,7 @@ import numpy as np
 from tersor.analysis.gram import Rows
 from tersor.ir import Dense, Node, Value
 from tersor.ops import TABLE, Weight
+from tersor.structure.ties import tied_to
 
 LARGEST = 4608  # Inputs of a window that moments are taken of, 512 channels of 3x3: 170 MB in f64.
 
@@ -78,6 +79,8 @@ def unfit(node: Node, weight: Weight) -> str:
         return "its weight is no constant of f32"
     if not isinstance(held.encoding, Dense):
         return f"its weight is {held.encoding.describe() if held.encoding else 'none'}"
+    if tied := tied_to(held):
+        return f"its weight is tied to @{tied[0].name}"
     if reason := no_rows(node, weight):
         return reason
     bias = _bias(node, weight)

@@ -301,14 +301,21 @@ class Affine(Encoding):
             axis = fits[0]
         return Affine(values, self.scale, self.zero_point, axis, self.block, self.bits)
 
+    def on_axis(self, axis: int) -> Affine:
+        """The same numbers, with parameters along ``axis``, which those of the whole tensor may become."""
+        if self.axis == axis and not self.block:
+            return self
+        if self.axis is not None:
+            raise ValueError(f"{self.describe()} cannot have parameters along axis {axis}")
+        shape = (self.values.shape[axis],)
+        scale, zero = (np.broadcast_to(p, shape) for p in (self.scale, self.zero_point))
+        return replace(self, scale=scale, zero_point=zero, axis=axis)
+
     def scaled(self, factor: np.ndarray, axis: int | None) -> Encoding:
         if axis is not None and not (self.axis in (None, axis) and not self.block):
             return super().scaled(factor, axis)
-        scale, zero = self.scale, self.zero_point
-        if axis is not None and self.axis is None:
-            scale, zero = (np.broadcast_to(p, factor.shape) for p in (scale, zero))
-        scale = (scale * factor).astype(self.scale.dtype)
-        return replace(self, scale=scale, zero_point=zero, axis=self.axis if axis is None else axis)
+        held = self if axis is None else self.on_axis(axis)
+        return replace(held, scale=(held.scale * factor).astype(self.scale.dtype))
 
     @property
     def place(self) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.ops import TABLE, Tie
+from tersor.structure.ties import tied_sets, turn
 
 Axis = tuple[Value, int]
 Place = tuple[object, ...]
@@ -64,7 +65,8 @@ def size_of(axis: Axis) -> int | None:
 
 
 def links(graph: Graph) -> list[Link]:
-    """All links of ``graph`` and its subgraphs, of axes whose sizes are numbers, in order."""
+    """All links of ``graph`` and its subgraphs, of axes whose sizes are numbers, in order; then those of
+    constants that are tied."""
     found = []
     for node in graph.walk():
         for tie in TABLE.ties(node) or ():
@@ -75,6 +77,9 @@ def links(graph: Graph) -> list[Link]:
             link = _of_bound(node, same, i)
             if link is not None:
                 found.append(link)
+    for values in tied_sets(graph):
+        for other in values[1:]:
+            found += _of_tied(values[0], other)
     return found
 
 
@@ -154,6 +159,19 @@ def _of_bound(node: Node, same: Sequence[Axis], number: int) -> Link | None:
     owner = _owner(1, 1, 0, size, size)
     ends = tuple(End(axis, ("bound", node, number), owner, False) for axis in same)
     return Link(node, size, ends, "same")
+
+
+def _of_tied(first: Value, other: Value) -> Iterator[Link]:
+    """Axes of constants that are one in memory: cut for one they have to be cut for the other."""
+    reader = next(use.user for use in other.uses if isinstance(use.user, Node))
+    for axis, own in enumerate(turn(first, other)):
+        size = size_of((other, axis))
+        if size is None:
+            continue
+        owner = _owner(1, 1, 0, size, size)
+        both = ((first, own), (other, axis))
+        ends = tuple(End(held, ("tied", first, other), owner, False) for held in both)
+        yield Link(reader, size, ends, "same")
 
 
 @cache

@@ -15,6 +15,7 @@ from tersor.ir import Dense, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.structure.groups import AxisGroup
 from tersor.structure.links import Axis, Positions, cut_of_node, size_of
+from tersor.structure.ties import tie_again, tied_sets, turn
 
 
 def joined(*parts: Positions) -> dict[Axis, np.ndarray]:
@@ -36,6 +37,12 @@ def slice_graph(graph: Graph, cut: Positions) -> None:
     for (value, axis), at in cut.items():
         by_value.setdefault(value, {})[axis] = at
     nodes = [n for n in graph.walk() if _touched(n, by_value)]
+    tied = [
+        (values[0], other, turn(values[0], other))
+        for values in tied_sets(graph)
+        for other in values[1:]
+        if any(v in by_value for v in values)
+    ]
     follows = [TABLE.follow(node, cut_of_node(node, cut)) for node in nodes]
     for value, axes in by_value.items():
         for axis, at in axes.items():
@@ -43,6 +50,8 @@ def slice_graph(graph: Graph, cut: Positions) -> None:
             assert size is not None, "only axes of known sizes are in groups"
             kept = np.setdiff1d(np.arange(size), at)
             value.graph.slice_axis(value, axis, kept)
+    for first, other, perm in tied:
+        tie_again(first, other, perm)
     for node, follow in zip(nodes, follows, strict=True):
         owner = node.graph
         assert owner is not None

@@ -39,6 +39,7 @@ from tersor.errors import InvalidOption
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.ops.fisher import fisher
 from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+from tersor.structure.ties import tied_to
 
 Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
 RankBy = Literal["energy", "ratio", "rank", "parameters", "break-even"]
@@ -140,7 +141,10 @@ class FactorizeLinear(Pass):
                 context.skip(node, reason)
         layers = []
         for layer in by_weight(wanted):
-            if layer.weight.is_output or set(layer.weight.users) != set(layer.nodes):
+            if tied := tied_to(layer.weight):
+                reason = f"@{layer.weight.name} is tied to @{tied[0].name}, which would be left"
+                context.skip(layer.nodes[0], reason)
+            elif layer.weight.is_output or set(layer.weight.users) != set(layer.nodes):
                 reason = f"@{layer.weight.name} is also read by what stays as it is"
                 context.skip(layer.nodes[0], reason)
             else:

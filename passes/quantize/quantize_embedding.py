@@ -15,6 +15,7 @@ from tersor.analysis.masks import is_dense
 from tersor.analysis.quantization import quantize_rows, relative_error
 from tersor.ir import DType, Graph, Value
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.structure.ties import tied_to
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class QuantizeEmbedding(Pass):
             return
         if len(lookups) != len(table.uses):
             context.skip(reader, f"@{table.name} is also read by something else than a lookup")
+            return
+        if tied := tied_to(table):
+            context.skip(
+                reader, f"@{table.name} is tied to @{tied[0].name}, which is not quantized"
+            )
             return
         if not np.isfinite(dense).all():
             context.skip(reader, f"@{table.name} holds NaN or infinity")

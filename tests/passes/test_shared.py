@@ -18,6 +18,8 @@ from tersor.ir import Graph, parse
 from tersor.ops import TABLE
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.pipeline import Pipeline
+from tersor.structure.links import links
+from tersor.structure.slicing import slice_graph
 from tersor.structure.ties import held_twice, tied_sets, turn
 from tersor.target import Target
 
@@ -175,3 +177,27 @@ def test_what_is_tied_is_told() -> None:
     graph.set_encoding(head, parse(TIED, TABLE).constants["head"].encoding)  # type: ignore[arg-type]
     assert not tied_sets(graph)
     assert held_twice(linear, head) == ""
+
+
+@pytest.mark.parametrize("recipe", ["prune", "lowrank"])
+def test_lossy_recipes_do_not_take_a_table_and_its_head_apart(recipe: str) -> None:
+    """Cut alike, or left as they are: never two matrices where there was one."""
+    given = tied_head("transB")
+    ids = [{"ids": RNG.integers(0, VOCABULARY, 64)} for _ in range(4)]
+    made = tersor.compile(given, recipe=recipe, calibration=ids, measure=False)
+    assert built_size(made.model) < 1.01 * len(given.SerializeToString())
+
+
+def test_a_cut_of_a_tied_matrix_is_one_of_both() -> None:
+    graph = tied_graph()
+    table, head = graph.constants["table"], graph.constants["head"]
+    ends = [link.ends for link in links(graph) if link.ends[0].place[0] == "tied"]
+    assert {tuple(end.axis for end in pair) for pair in ends} == {
+        ((table, 0), (head, 1)),
+        ((table, 1), (head, 0)),
+    }
+    rows = np.array([0, 5, 7])
+    slice_graph(graph, {(table, 0): rows, (head, 1): rows})
+    assert tied_sets(graph) == [[table, head]]
+    assert head.tensor.shape == (D, VOCABULARY - 3)
+    np.testing.assert_array_equal(table.numpy(), head.numpy().T)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
+from tersor.backends.tvm.derive import steps_of, values_of
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
 from tersor.backends.tvm.kernels import attention, embedding, linear, products
 from tersor.backends.tvm.kernels.attention import Attention
@@ -17,7 +18,8 @@ from tersor.backends.tvm.kernels.linear import Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.backends.tvm.ops.attention import presents
-from tersor.ir import Affine, DType, Node, Value
+from tersor.ir import Affine, Dense, DType, Node, Value
+from tersor.structure.ties import tied_to
 
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
 
@@ -68,6 +70,7 @@ def linear_spec(node: Node, isa: Isa) -> Linear:
         smooth=node.input(7) is not None,
         lead=len(y.tensor.dims or ()) - 1,
         safe=isa.dot == "widen"
+        and attrs["product"] == "int8"
         and isinstance(weight.encoding, Affine)
         and products.is_safe(weight.encoding.values),
     )  # fmt: skip
@@ -79,16 +82,14 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
     assert x is not None and weight is not None
     spec, encoding = linear_spec(node, isa), weight.encoding
     numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta, smooth)]
-    if isinstance(encoding, Affine):
-        packed = products.pack_int8(encoding.values)
+    if spec.product == "int8":
+        assert isinstance(encoding, Affine)
         columns = linear.column_vectors(spec, encoding.scale, encoding.values, *numbers)
     else:
-        dense = weight.numpy()
-        packed = products.pack_float(dense)
-        columns = linear.column_vectors(spec, None, dense, *numbers)
+        columns = linear.column_vectors(spec, None, weight.numpy(), *numbers)
     operands = [lowering[x], *([lowering[x_ranges]] if spec.quantized else [])]
     operands += [
-        lowering.parameter(packed, f"{weight.name}_packed"),
+        _packed(lowering, weight, spec.product),
         lowering.parameter(columns, f"{weight.name}_columns"),
     ]
     if residual is not None:
@@ -98,6 +99,24 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
     made = _call(lowering, spec.name, lambda: linear.kernel(spec, isa, grain), operands, wanted)
     by_value = dict(zip(wanted, made, strict=True))
     return [by_value.get(v) for v in (y, q, ranges)]
+
+
+def _packed(lowering: Lowering, weight: Value, product: str) -> Any:
+    """The weight as the kernel reads it: packed in the file, or packed when the model is loaded, where the
+    file holds it in fewer bits than the kernel reads, or for other readers anyway."""
+    encoding, name = weight.encoding, f"{weight.name}_packed"
+    assert encoding is not None
+    tied = any(user.op != LINEAR for other in tied_to(weight) for user in other.users)
+    if product == "int8":
+        assert isinstance(encoding, Affine)
+        if tied:
+            steps, sources = values_of(encoding)
+            return lowering.derived((*steps, ("pack_int8",)), sources, name)
+        return lowering.parameter(products.pack_int8(encoding.values), name)
+    if tied or not isinstance(encoding, Dense):
+        steps, sources = steps_of(encoding)
+        return lowering.derived((*steps, ("pack_float",)), sources, name)
+    return lowering.parameter(products.pack_float(encoding.array), name)
 
 
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
@@ -190,7 +209,7 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
         operands.append(lowering[ids])
         if int8:
             assert isinstance(held, Affine)
-            operands.append(lowering.parameter(held.values, table.name))
+            operands.append(lowering.derived(*values_of(held), table.name))
             operands.append(lowering.parameter(held.scale, f"{table.name}_scale"))
         else:
             operands.append(lowering[table])

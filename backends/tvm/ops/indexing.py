@@ -15,18 +15,56 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.derive import values_of
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting, from_end, looked_up, within
 from tersor.backends.tvm.ops.movement import axis_of
-from tersor.ir import Dim, Node, Value
+from tersor.ir import Affine, Cast, Dim, Encoding, Node, Value
 
 # -- Gather, GatherElements, GatherND --------------------------------------------------------------
 
 
 def _gather(lowering: Lowering, node: Node) -> Sequence[Any]:
+    table = node.inputs[0]
+    held = table.encoding if table is not None else None
+    compact = isinstance(held, Cast) or (isinstance(held, Affine) and not held.block)
+    if compact and axis_of(node, len(_dims(table))) == 0:
+        assert held is not None
+        return [_compact_rows(lowering, node, held)]
     x, where = (lowering[v] for v in node.inputs)
     axis = axis_of(node, len(x.ty.shape))
     return [lowering.te(_gathered, x, where, lowering.shape_of(node.output), axis)]
+
+
+def _compact_rows(lowering: Lowering, node: Node, held: Encoding) -> Any:
+    """Rows of a table that is held in fewer bits: only what is asked for becomes floats."""
+    table, where = node.inputs[0], lowering[node.inputs[1]]
+    assert table is not None
+    dtype, leading = dtype_of(table.type), len(where.ty.shape)
+    parameters: list[Any] = []
+    if isinstance(held, Affine):
+        values = lowering.derived(*values_of(held), table.name)
+        zero = None if held.is_symmetric else held.zero_point
+        parameters = [lowering.constant(p) for p in (held.scale, zero) if p is not None]
+    else:
+        assert isinstance(held, Cast)
+        values = lowering.parameter(held.array, table.name)
+
+    def rows(values: Any, where: Any, *given: Any) -> Any:
+        def one(*index: Any) -> Any:
+            place = (looked_up(where(*index[:leading]), values.shape[0]), *index[leading:])
+            if not isinstance(held, Affine):
+                return values(*place).astype(dtype)
+            scale, *zero = (p() if held.axis is None else p(place[held.axis]) for p in given)
+            counted = "int32" if held.is_standard else dtype
+            level = values(*place).astype(counted)
+            if zero:
+                level = level - zero[0].astype(counted)
+            return level.astype(dtype) * scale
+
+        return te.compute(lowering.shape_of(node.output), one, name="rows")
+
+    return lowering.te(rows, values, where, *parameters, primfunc_name_hint="gather_compact")
 
 
 def _gathered(x: Any, where: Any, dims: list[Any], axis: int) -> Any:

@@ -1,0 +1,109 @@
+"""Parameters that are computed when a model is loaded, of arrays that the file holds.
+
+    a weight that is held as int8, read by a kernel of floats:   affine, pack_float
+    a head that is tied to the embedding table:                  transpose, pack_float   (or pack_int8)
+
+The file stays as small as the graph, and the code runs on what it would run on if all were written out.
+Steps are data, a name and numbers each: a library tells them in its JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tersor.backends.tvm.kernels import products
+from tersor.ir import Affine, Cast, DType, Encoding
+
+Step = tuple[Any, ...]
+NO_AXIS = -1
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """``steps`` in their order, each (name, arguments …); the first is given the arrays at ``sources``,
+    places among a library's parameters, and each of the others what the one before it made."""
+
+    steps: tuple[Step, ...]
+    sources: tuple[int, ...]
+
+
+def compute(steps: Sequence[Step], sources: Sequence[np.ndarray]) -> np.ndarray:
+    """What ``steps`` make of ``sources``.
+
+    Raises:
+        KeyError, ValueError, TypeError, IndexError: steps that there are not, or that do not fit.
+    """
+    held = list(sources)
+    for name, *arguments in steps:
+        held = [np.asarray(_STEPS[name](held, *arguments))]
+    (made,) = held
+    return made
+
+
+def steps_of(encoding: Encoding) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...]]:
+    """How to make the numbers of a constant of what it holds; no steps where that is the numbers."""
+    base, turn = _in_memory_order(encoding)
+    if isinstance(base, Cast):
+        steps: tuple[Step, ...] = (("cast", base.dtype.value),)
+        sources: tuple[np.ndarray, ...] = (base.array,)
+    elif isinstance(base, Affine):
+        steps = (("affine", NO_AXIS if base.axis is None else base.axis, base.block),)
+        sources = (base.values, base.scale, base.zero_point)
+    else:
+        steps, sources = (), (base.decode(),)
+    return (*steps, *turn), sources
+
+
+def values_of(encoding: Affine) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...]]:
+    """As :func:`steps_of`, for the integers alone."""
+    base, turn = _in_memory_order(encoding)
+    assert isinstance(base, Affine)
+    return turn, (base.values,)
+
+
+def _in_memory_order(encoding: Encoding) -> tuple[Encoding, tuple[Step, ...]]:
+    """A constant with its axes in the order in which they lie in memory, and the step from there: what
+    is tied to it is the same array then."""
+    held = encoding.values if isinstance(encoding, Affine) else getattr(encoding, "array", None)
+    if held is None or held.ndim < 2 or held.flags.c_contiguous:
+        return encoding, ()
+    order = sorted(range(held.ndim), key=lambda axis: -held.strides[axis])
+    if not held.transpose(order).flags.c_contiguous:
+        return encoding, ()
+    return encoding.transpose(order), (("transpose", *(order.index(i) for i in range(held.ndim))),)
+
+
+def _affine(held: list[np.ndarray], axis: int, block: int) -> np.ndarray:
+    values, scale, zero = held
+    return Affine(values, scale, zero, None if axis == NO_AXIS else axis, block).decode()
+
+
+def _cast(held: list[np.ndarray], dtype: str) -> np.ndarray:
+    (array,) = held
+    return array.astype(DType(dtype).numpy)
+
+
+def _transpose(held: list[np.ndarray], *perm: int) -> np.ndarray:
+    (array,) = held
+    return array.transpose(perm)
+
+
+def _pack(pack: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
+    def step(held: list[np.ndarray]) -> np.ndarray:
+        (array,) = held
+        return pack(array)
+
+    return step
+
+
+_STEPS: dict[str, Callable[..., np.ndarray]] = {
+    "affine": _affine,
+    "cast": _cast,
+    "transpose": _transpose,
+    "pack_float": _pack(products.pack_float),
+    "pack_int8": _pack(products.pack_int8),
+}

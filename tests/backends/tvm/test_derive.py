@@ -1,0 +1,148 @@
+"""Parameters that are made when a library is loaded: the file holds what the graph holds. The oracle is
+ONNX Runtime on the same graph, its weights written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+
+from tersor.backends import ort
+from tersor.backends.tvm import library, session
+from tersor.backends.tvm.build import build
+from tersor.backends.tvm.derive import compute, steps_of, values_of
+from tersor.built import Split
+from tersor.errors import InvalidModel
+from tersor.ir import Affine, Cast, Dense, DType, Encoding, Graph, Value, parse
+from tersor.ops import TABLE
+
+RNG = np.random.default_rng(0)
+K, N, ROWS = 64, 32, 40
+
+
+def _int8(*shape: int) -> np.ndarray:
+    return RNG.integers(-127, 128, shape).astype(np.int8)
+
+
+def _scale(*shape: int) -> np.ndarray:
+    return np.asarray(RNG.uniform(0.01, 0.02, shape), np.float32)
+
+
+def _zeros(dtype: type, *shape: int) -> np.ndarray:
+    return np.asarray(RNG.integers(0, 100, shape), dtype)
+
+
+HELD: dict[str, Encoding] = {
+    "one scale": Affine(_int8(K, N), _scale(), np.zeros((), np.int8)),
+    "a scale a column": Affine(_int8(K, N), _scale(N), np.zeros(N, np.int8), 1),
+    "a scale a row": Affine(_int8(K, N), _scale(K), np.zeros(K, np.int8), 0),
+    "blocks": Affine(_int8(K, N), _scale(K // 16, N), np.zeros((K // 16, N), np.int8), 0, 16),
+    "zero points": Affine(_int8(K, N).view(np.uint8), _scale(N), _zeros(np.uint8, N), 1),
+    "zero points between": Affine(_int8(K, N), _scale(), np.array(-200.5, np.float32)),
+    "four bits": Affine(
+        (_int8(K, N) // 16).astype(ml_dtypes.int4),
+        _scale(N),
+        np.zeros(N, ml_dtypes.int4),
+        1,
+        bits=4,
+    ),
+    "half": Cast((_int8(K, N) / 64).astype(np.float16), DType.F32),
+    "bfloat16": Cast((_int8(K, N) / 64).astype(ml_dtypes.bfloat16), DType.F32),
+    "transposed": Cast((_int8(N, K) / 64).astype(np.float16), DType.F32).transpose((1, 0)),
+}
+TABLES: dict[str, Encoding] = {
+    "one scale": Affine(_int8(ROWS, N), _scale(), np.zeros((), np.int8)),
+    "a scale a row": Affine(_int8(ROWS, N), _scale(ROWS), np.zeros(ROWS, np.int8), 0),
+    "zero points": Affine(_int8(ROWS, N).view(np.uint8), _scale(ROWS), _zeros(np.uint8, ROWS), 0),
+    "zero points between": Affine(_int8(ROWS, N), _scale(N), _zeros(np.float32, N) + 0.5, 1),
+    "half": Cast((_int8(ROWS, N) / 64).astype(np.float16), DType.F32),
+}
+FILTERS = Affine(_int8(16, 8, 3, 3), _scale(16), np.zeros(16, np.int8), 0)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_steps_make_what_the_encoding_means(name: str) -> None:
+    steps, sources = steps_of(HELD[name])
+    assert steps
+    np.testing.assert_array_equal(compute(steps, sources), HELD[name].decode())
+
+
+def test_what_is_tied_is_made_of_the_same_array() -> None:
+    table = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    steps, (source,) = steps_of(Dense(table.T))
+    assert np.shares_memory(source, table) and source.flags.c_contiguous
+    assert steps == (("transpose", 1, 0),)
+    held = Affine(_int8(3, 4), _scale(3), np.zeros(3, np.int8), 0)
+    turned = held.transpose((1, 0))
+    np.testing.assert_array_equal(compute(*steps_of(turned)), held.decode().T)
+    np.testing.assert_array_equal(compute(*values_of(turned)), held.values.T)
+
+
+def graph() -> Graph:
+    """A linear layer for each of HELD, a lookup for each of TABLES, and a convolution."""
+    made = TABLE.graph("compact")
+    types = "%x: f32[n, 64], %ids: i64[n, 3], %image: f32[1, 8, 6, 6]"
+    inputs = parse(f"graph g({types}) -> (y = %x) {{}}", TABLE).inputs
+    x, ids, image = (made.add_input(v.name, v.type) for v in inputs)
+    results: list[Value] = []
+    for name, held in HELD.items():
+        results.append(made.emit("tersor.Linear", [x, made.constant(held, f"weight {name}")]))
+    for name, held in TABLES.items():
+        table = made.constant(held, f"table {name}")
+        results.append(made.emit("Gather", [table, ids], {"axis": 0}))
+    results.append(made.emit("Conv", [image, made.constant(FILTERS, "filters")]))
+    made.set_outputs(results, [f"y{i}" for i in range(len(results))])
+    return made
+
+
+@pytest.fixture(scope="module")
+def built() -> Split:
+    made = build(graph())
+    assert isinstance(made, Split)
+    return made
+
+
+def test_compact_weights_stay_so_in_the_file_and_mean_the_same(built: Split) -> None:
+    n = 5
+    feed = {
+        "x": RNG.standard_normal((n, K)).astype(np.float32),
+        "ids": RNG.integers(0, ROWS, (n, 3)),
+        "image": RNG.standard_normal((1, 8, 6, 6)).astype(np.float32),
+    }
+    written_out = graph()
+    for value in written_out.constants.values():
+        written_out.set_encoding(value, Dense(value.numpy()))
+    opened = ort.open_session(ort.build(written_out))
+    want, got = ort.run(opened, feed), session.run(session.open_session(built), feed)
+    assert list(got) == list(want)
+    for name, expected in want.items():
+        # Sums of 72 products at most, in another order.
+        most = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=most, err_msg=name)
+    held = sum(e.nbytes for e in (*HELD.values(), *TABLES.values())) + 16 * 8 * 9
+    # A byte for each of four bits; six vectors for each kernel's columns.
+    columns = len(HELD) * 6 * 64 * 4
+    assert built.weights.size < held + K * N // 2 + columns + 64 * len(built.weights.arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.update({1: ["f32[3]", [[["transpose", 0]], [0]]]}), "is no f32\\[3\\]"),
+        (lambda p: p.update({1: ["f32[3]", [[["explode"]], [0]]]}), "cannot be made: 'explode'"),
+        (lambda p: p.update({1: ["f32[3]", [[["affine", 0, 0]], [0]]]}), "cannot be made"),
+    ],
+    ids=["another type", "no step", "too few sources"],
+)
+def test_steps_that_do_not_fit_are_refused(
+    change: Callable[[dict[int, object]], None], message: str
+) -> None:
+    told: dict[int, object] = {0: ["f32[8]", 0]}
+    change(told)
+    parameters = [library._parameter(i, *p) for i, p in told.items()]  # type: ignore[misc]
+    with pytest.raises(InvalidModel, match=message):
+        session._parameters(np.zeros(64, np.uint8), parameters)
