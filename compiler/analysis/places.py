@@ -18,7 +18,11 @@ def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
         x read in a Loop's body, and after it -> the Loop
         x read in one branch alone            -> its reader there
     """
-    outers = [_outers(node, x.graph) for node in readers]
+    outers = []
+    for node in readers:
+        assert node.graph is not None
+        held = enclosing(node.graph)
+        outers.append(held[: held.index(x.graph) + 1])
     common = [g for g in outers[0] if all(g in held for held in outers)]
     place = common[0]
     for graph in common:
@@ -32,12 +36,9 @@ def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
     return node
 
 
-def _outers(node: Node, outermost: Graph) -> list[Graph]:
-    """The graphs that hold ``node``, from its own to ``outermost``."""
-    assert node.graph is not None
-    found = [node.graph]
-    while found[-1] is not outermost:
-        outer = found[-1].outer
-        assert outer is not None, "a node reads what is not made around it"
+def enclosing(graph: Graph) -> list[Graph]:
+    """``graph`` and the graphs around it, from the inside out."""
+    found = [graph]
+    while (outer := found[-1].outer) is not None:
         found.append(outer)
     return found

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from tersor.analysis.places import enclosing
 from tersor.ir import Dense, Encoding, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Context, Pass, replace_node
 
 SAMPLE = 16  # Numbers of a constant that are compared before all of it is read.
+SHARED_BYTES = 1024  # Smaller constants (axes, shapes) stay in the subgraph that reads them.
 
 
 @dataclass(frozen=True)
 class CommonSubexpressions(Pass):
-    """No options. Each graph for itself: a subgraph's nodes are not merged with the outer graph's."""
+    """No options. Each graph for itself: a subgraph's nodes are not merged with the outer graph's. Weights
+    that are equal in several branches are held once, in the graph around them."""
 
     keeps = EXACT
 
@@ -32,6 +35,23 @@ class CommonSubexpressions(Pass):
                         return
                     replace_node(node, first.outputs)
                     context.rewrote()
+        self._weights(graph, context)
+
+    def _weights(self, graph: Graph, context: Context) -> None:
+        graphs = list(graph.all_graphs())
+        if len(graphs) < 2:
+            return
+        held = [c for g in graphs for c in g.constants.values() if _bytes(c) >= SHARED_BYTES]
+        samples = Counter(map(_sample, held))
+        equal: dict[tuple[object, ...], list[Value]] = {}
+        for constant in held:
+            if constant.encoding is not None and samples[_sample(constant)] > 1:
+                key = (str(constant.type), constant.encoding.digest)
+                equal.setdefault(key, []).append(constant)
+        for constants in equal.values():
+            if len(constants) > 1 and context.may_rewrite():
+                _hold_once(constants)
+                context.rewrote()
 
     def _constants(self, graph: Graph, context: Context) -> None:
         seen: dict[tuple[object, ...], str] = {}
@@ -47,6 +67,24 @@ class CommonSubexpressions(Pass):
                 graph.replace(constant, graph.constants[first])
                 graph.erase_constant(constant)
                 context.rewrote()
+
+
+def _hold_once(constants: list[Value]) -> None:
+    """Equal constants of different graphs become one, in the innermost graph that holds them all."""
+    around = [enclosing(c.graph) for c in constants]
+    common = next(g for g in around[0] if all(g in held for held in around))
+    once = next((c for c in constants if c.graph is common), None)
+    if once is None:
+        assert constants[0].encoding is not None
+        once = common.constant(constants[0].encoding, constants[0].name)
+    for constant in constants:
+        if constant is not once:
+            constant.graph.replace(constant, once)
+            constant.graph.erase_constant(constant)
+
+
+def _bytes(constant: Value) -> int:
+    return constant.encoding.nbytes if constant.encoding is not None else 0
 
 
 def _sample(constant: Value) -> tuple[str, str]:

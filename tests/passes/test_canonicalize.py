@@ -755,6 +755,44 @@ def test_what_nothing_reads_goes_and_what_a_branch_reads_stays() -> None:
     )
 
 
+SHARED = """graph main(%x: f32[n, 16], %c: bool[]) -> (y = %y{more}) {{
+  {outer}
+  %y: f32[n, 16] = If(%c) {{else_branch = graph other() -> (e = %e) {{
+    @v: f32[16, 16] = dense normal({seed})
+    @k: f32[2] = dense [1.0, 2.0]
+    @j: f32[2] = dense [1.0, 2.0]
+    %e: f32[n, 16] = MatMul(%x, @v)
+  }}, then_branch = graph taken() -> (t = %t) {{
+    @w: f32[16, 16] = dense normal(1)
+    %h: f32[n, 16] = MatMul(%x, @w)
+    %t: f32[n, 16] = Tanh(%h)
+  }}}}
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("outer", "more", "seed", "held"),
+    [
+        ("", "", 1, [1, 0, 0]),
+        ("@u: f32[16, 16] = dense normal(1)\n%z: f32[n, 16] = MatMul(%x, @u)", ", z = %z", 1, [1, 0, 0]),
+        ("", "", 2, [0, 1, 1]),
+    ],
+    ids=["two branches", "outside too", "different"],
+)  # fmt: skip
+def test_weights_that_are_equal_in_several_graphs_are_held_once(
+    outer: str, more: str, seed: int, held: list[int]
+) -> None:
+    text = SHARED.format(outer=outer, more=more, seed=seed)
+    graph, _ = run(CommonSubexpressions(), text)
+    verify(graph)
+    assert [len(g.constants) for g in graph.all_graphs()] == held
+    for flag in (True, False):
+        feed = {"x": np.ones((2, 16), np.float32), "c": np.array(flag)}
+        want, got = (evaluate(g, feed) for g in (parse(text, TABLE), graph))
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name])
+
+
 # -- MatMulToLinear --------------------------------------------------------------------------------
 
 
