@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from tersor.analysis.gram import FEW_ROWS
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
 from tersor.report import PassReport
@@ -136,27 +137,29 @@ class Floored:
             best, nearest = self._by_dial(stage, limit)
         else:
             best, nearest = self._by_layers(stage, limit)
-        asked = (
-            f"{stage.step.label} keeps {_share(kept)} of the outputs; the floor is {self.floor:g}"
-        )
+        asked = f"keeps {_share(kept)} of the outputs; the floor is {self.floor:g}"
         if stage.insists:
             point = best or nearest
             near = (
                 f"{point.label} keeps {_share(point.kept)}" if point is not None else "nothing does"
             )
             raise InvalidOption(
-                f"{asked}. Nearest to it, {near}: ask for that, give more calibration inputs, or lower "
-                f"the floor (floor={max(int(kept * 100) / 100, 0):g})"
+                f"{stage.step.label} {asked}. Nearest to it, {near}: ask for that, give more "
+                "calibration inputs, or lower the floor "
+                f"(floor={max(int(kept * 100) / 100, 0):g})"
             )
         if best is None:
             near = "" if nearest is None else f"; {nearest.label} keeps {_share(nearest.kept)}"
             report = replace(stage.report, rewrites=0, changed={}, kept={})
-            report.notes = [f"left out: {asked}{near}"]
+            few = [note for note in stage.report.notes if note.startswith(FEW_ROWS)]
+            report.notes = [*few, f"left out: as asked it {asked}{near}"]
             return replace(stage, after=stage.before, report=report)
         report = best.report
         report.name = stage.report.name
         report.skips = list(dict.fromkeys([*stage.report.skips, *report.skips]))
-        report.notes.append(f"{asked}: stopped at {best.label}, which keeps {_share(best.kept)}")
+        report.notes.append(
+            f"as asked it {asked}: stopped at {best.label}, which keeps {_share(best.kept)}"
+        )
         return replace(stage, after=best.after, report=report)
 
     def _by_dial(self, stage: Stage, limit: float) -> tuple[Point | None, Point | None]:
@@ -170,6 +173,9 @@ class Floored:
             assert step is not None
             self.tell(i, TRIALS, f"looking for what keeps {self.floor:g}: {step.label}")
             after, report = self.run(step, stage.before, frozenset(), stage.memo)
+            if not report.rewrites:
+                low = middle
+                continue
             point = Point(after, report, self._known(after), step.label)
             if point.kept >= limit:
                 best, low = point, middle

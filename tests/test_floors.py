@@ -59,9 +59,7 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
     made = compiled(settings={"floor": 0.998})
     assert made.report.fidelity.kept >= 0.998
     (told,) = [note for note in notes(made) if "stopped at" in note]
-    assert told.startswith(
-        f"prune-structure{{macs=0.75}} keeps {keeps:.4g} of the outputs; the floor is 0.998: "
-    )
+    assert told.startswith(f"as asked it keeps {keeps:.4g} of the outputs; the floor is 0.998: ")
     assert len(free.model) < len(made.model) < len(compiled("fp32").model)  # It did not give up.
     assert made.manifest["recipe"]["floor"] == 0.998
     assert compiled().model == free.model and compiled().manifest["recipe"]["floor"] == 0.95
@@ -69,9 +67,7 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
 
 def test_where_nothing_keeps_it_nothing_goes() -> None:
     made = compiled(settings={"floor": 1})
-    assert any(
-        note.startswith("left out: prune-structure{macs=0.75} keeps 0.") for note in notes(made)
-    )
+    assert any(note.startswith("left out: as asked it keeps 0.") for note in notes(made))
     assert made.report.fidelity.kept > 1 - 1e-6
     feed = rows(1)[0]
     np.testing.assert_allclose(

@@ -24,6 +24,7 @@ from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
 from tersor.report import PassReport
 
+FEW_ROWS = "few calibration rows"
 ENOUGH = 2  # Rows for each input of a layer that is fitted on them.
 # Windows of one feed that are looked at: patches of more are as large as many models.
 WINDOWS = 4096
@@ -61,7 +62,7 @@ def tell_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None:
     if factor <= 1:
         return
     report.notes.append(
-        f"few calibration rows: {rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
+        f"{FEW_ROWS}: {rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
         f"do, {factor:.2g} times the calibration inputs that were given"
     )
 

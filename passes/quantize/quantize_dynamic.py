@@ -89,6 +89,7 @@ class QuantizeDynamic(Pass):
             quantized.update(sharing)
             for _ in sharing:
                 context.rewrote()
+        unseen = sum(_reads(node) not in seen for node in nodes)
         readers: dict[Value, list[Node]] = {}
         for node in nodes:
             if node in quantized:
@@ -100,7 +101,6 @@ class QuantizeDynamic(Pass):
                 f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
                 f"worst {max(errors):.4f}"
             )
-        unseen = sum(n.inputs[0] not in seen for n in nodes)
         if unseen and not context.calibration:
             context.report.notes.append("no calibration inputs: the layers' errors are unknown")
         elif unseen:

@@ -746,3 +746,14 @@ def test_a_layer_that_calibration_never_reaches_is_quantized_and_its_error_is_un
     assert quantize.notes[0] == (
         "calibration shows none of the inputs of 1 layers: their errors are unknown"
     )
+
+
+def test_layers_that_calibration_reaches_are_not_said_to_be_unseen() -> None:
+    text = """graph main(%x: f32[n, 8]) -> (y = %y) {
+      @w: f32[8, 4] = dense normal(0)
+      %y: f32[n, 4] = tersor.Linear(%x, @w) {activation = "none"} scope "net"
+    }"""
+    feeds = [{"x": np.ones((2, 8), np.float32)}]
+    pipeline = Pipeline([QuantizeDynamic(min_elements=0)], calibration=feeds, evaluate=evaluate)
+    pipeline.run(parse(text, TABLE))
+    assert not any("unknown" in note for note in pipeline.reports[0].notes)
