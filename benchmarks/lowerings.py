@@ -81,6 +81,7 @@ CASES: dict[str, str] = {
     "ReduceMean, tokens": "%x: f32[b, s, 384] | @i: 1 | f32[b, 384] = ReduceMean(%x, @i) {keepdims = 0}",
     "ReduceSum, tokens": "%x: f32[b, s, 384] | @i: 1 | f32[b, 384] = ReduceSum(%x, @i) {keepdims = 0}",
     "ReduceMean, hidden": "%x: f32[b, s, 384] | @i: 2 | f32[b, s, 1] = ReduceMean(%x, @i)",
+    "ReduceMax, hidden": "%x: f32[b, s, 384] | @i: 2 | f32[b, s, 1] = ReduceMax(%x, @i)",
     "ReduceMax, tokens": "%x: f32[b, s, 384] | @i: 1 | f32[b, 384] = ReduceMax(%x, @i) {keepdims = 0}",
     "ReduceL2": "%x: f32[b, 384] | @i: 1 | f32[b, 1] = ReduceL2(%x, @i)",
     "Where, scores": f"%x: bool[b, 1, 1, s], %y: {SCORES} | @w: f32[] | {SCORES} = Where(%x, %y, @w)",
@@ -96,6 +97,8 @@ CASES: dict[str, str] = {
     "Attention, position bias": f"{QKV}, %m: f32[1, 12, s, s] | | {HEADS} = Attention(%x, %y, %z, %m)",
     "Attention, causal": f"{QKV} | | {HEADS} = Attention(%x, %y, %z) {{is_causal = 1}}",
     "Attention, one query": f"%x: f32[b, 12, 1, 32], %y: {HEADS}, %z: {HEADS} | | f32[b, 12, 1, 32] = Attention(%x, %y, %z)",
+    "QuantizeLinear": f"%x: {HIDDEN}, %y: f32[], %z: u8[] | | u8[b, s, 384] = QuantizeLinear(%x, %y, %z)",
+    "DequantizeLinear": "%x: u8[b, s, 384], %y: f32[], %z: u8[] | | f32[b, s, 384] = DequantizeLinear(%x, %y, %z)",
     "DynamicQuantizeLinear": f"%x: {HIDDEN} | | u8[b, s, 384], %scale: f32[], %zero: u8[] = DynamicQuantizeLinear(%x)",
 }  # fmt: skip
 _DECLARED = re.compile(r"@(\w+): (f32\[([\d, ]*)\]|\d+)")
@@ -127,9 +130,11 @@ def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
         if kind is DType.BOOL:
             made[value.name] = rng.random(shape) < 0.9
         elif kind.is_integer:
-            made[value.name] = rng.integers(0, 30000, shape).astype(kind.numpy)
+            made[value.name] = rng.integers(0, 100 if kind is DType.U8 else 30000, shape).astype(
+                kind.numpy
+            )
         else:
-            made[value.name] = rng.random(shape, np.float32) + np.float32(0.1)
+            made[value.name] = np.asarray(rng.random(shape, np.float32) + np.float32(0.1))
     return made
 
 

@@ -217,6 +217,8 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
     )
 
 
+# TVM would take vectors apart for it, although LLVM rounds them at once.
+tvm.ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)
 tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _lowering)
 # Passes in Python are called by way of C++, where Ctrl-C would become a RuntimeError without a message.
 tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

@@ -179,3 +179,8 @@ def test_double_precision_keeps_the_library(op: str) -> None:
     np.testing.assert_allclose(
         applied(elementwise(op, "float64"), x), FUNCTIONS[op][0](x), rtol=1e-14
     )
+
+
+def test_rounding_is_done_in_vectors() -> None:
+    """TVM takes vectors apart around what it does not know to have lanes."""
+    assert tvm.ir.Op.get("tirx.nearbyint").get_attr("TVectorizable")
