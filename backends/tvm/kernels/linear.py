@@ -322,7 +322,7 @@ class _Body:
             products.int8_block(isa, self.read_q, base + at, rows, there, self.w, panel, acc)
         else:
             products.float_block(isa, self.rows["x"], base + at, there, self.w, panel, acc)
-        lanes = isa.lanes
+        lanes = self._together
         start = emit.bind(products.panel_start(panel, spec.n))
         columns = [start + v * lanes for v in range(min(PANEL, spec.n) // lanes)]
         wanted = range(3) if spec.product == "int8" else (2,)
@@ -342,6 +342,14 @@ class _Body:
                 y = self._activate(emit.bind(y + held[v][2]))
                 self._put(first, at + r, c, y)
 
+    @property
+    def _together(self) -> int:
+        """How many columns the scales, the bias and the activation are taken of at once: more than a vector
+        has, so that instructions of several vectors alternate and need not wait for each other."""
+        if self.spec.result == "bfloat16" or self.spec.activation == "none":
+            return self.isa.lanes
+        return PANEL if self.spec.n >= PANEL else VECTOR
+
     def _activate(self, y: Any) -> Any:
         if self.spec.activation == "gelu" and self.spec.product == "int8":
             return vector.gelu_coarse(y)
@@ -349,12 +357,11 @@ class _Body:
 
     def _put(self, first: Any, r: Any, c: Any, y: Any) -> None:
         if self._whole_rows:
-            emit.store(self.made, y, r, c, lanes=self.isa.lanes)
+            emit.store(self.made, y, r, c, lanes=self._together)
         else:
-            self._write(first + r, c, y)
+            self._write(first + r, c, y, self._together)
 
-    def _write(self, row: Any, c: Any, y: Any) -> None:
-        lanes = self.isa.lanes
+    def _write(self, row: Any, c: Any, y: Any, lanes: int) -> None:
         if self.spec.result == "bfloat16":
             y = rowwise.bfloat16(y)
         emit.store(self.rows["y"], y, row, c, lanes=lanes)
@@ -385,7 +392,7 @@ class _Body:
         def write(c: Any, value: Any) -> None:
             value = keep(c, value)
             if spec.result:
-                self._write(first + r, c, value)
+                self._write(first + r, c, value, lanes)
 
         def column(i: int) -> rowwise.Read:
             return lambda c: emit.load(self.columns, i, c, lanes=lanes)
@@ -396,7 +403,7 @@ class _Body:
             beta = column(4) if spec.norm == "layer" else None
             rowwise.normalize(isa, spec.norm, spec.n, spec.epsilon, read, column(3), beta, write)
         elif spec.result:
-            rowwise.over(isa, spec.n, lambda c, i: self._write(first + r, c, read(c)))
+            rowwise.over(isa, spec.n, lambda c, i: self._write(first + r, c, read(c), lanes))
         if spec.quantize:
             out_ranges = self.rows["out_ranges"]
 
