@@ -176,7 +176,7 @@ def test_unexpected_errors_are_one_line_without_debug(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("tersor.cli.models.read_graph", fail)
+    monkeypatch.setattr("tersor.cli.models.read_imported", fail)
     result = run("inspect", "m.onnx")
     assert (result.exit_code, result.stderr.splitlines()) == (1, [line])
 
@@ -197,7 +197,7 @@ def test_errors_of_several_lines_show_the_first(
     def fail(*_: object) -> None:
         raise PassFailed("the outputs differ\n- old\n+ new")
 
-    monkeypatch.setattr("tersor.cli.models.read_graph", fail)
+    monkeypatch.setattr("tersor.cli.models.read_imported", fail)
     assert run("inspect", "m.onnx").stderr == "error: the outputs differ (more with --debug)\n"
     assert "\n+ new\n" in run("inspect", "m.onnx", "--debug").stderr
 
@@ -208,6 +208,6 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tersor.cli.models.read_graph", interrupt)
+    monkeypatch.setattr("tersor.cli.models.read_imported", interrupt)
     result = run("inspect", "m.onnx")
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
