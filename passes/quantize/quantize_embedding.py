@@ -27,7 +27,7 @@ class QuantizeEmbedding(Pass):
     """
 
     keeps = LOSSY
-    min_elements: int = 65536
+    min_elements: int = 4096
     max_error: float = 0.05
 
     def run(self, graph: Graph, context: Context) -> None:
