@@ -29,6 +29,8 @@ LONG = 100.0  # Milliseconds.
 def main(arguments: list[str]) -> int:
     """``RUNTIME MODEL CHOICE FOLDER``: a runtime, a model file, its choice as JSON, where feeds lie."""
     runtime, *rest = arguments
+    # TVM loads torch where it is there, which takes seconds; a worker has numpy's arrays only.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     return serve(registry.backend(runtime), *rest)
 
 
