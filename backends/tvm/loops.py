@@ -15,6 +15,7 @@ loop holds a condition.  What does not look as expected stays the loop that it w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,24 @@ TILE = "tersor.tile"  # The value is the rows of a tile, and the lanes of a vect
 GRAIN = 16384  # Elements below which threads cost more than they bring.
 _CHAINS = 4  # Vectors that a reduction folds into.
 _TILE_SUMS = 8  # Vectors of a tile: as many as keep the units busy and fit registers.
-_FOLDS: dict[type, Callable[[str], Any]] = {
+
+
+def _largest(a: Any, b: Any) -> Any:
+    return tirx.Select(tirx.Or(b < a, tirx.isnan(a)), a, b)
+
+
+def _smallest(a: Any, b: Any) -> Any:
+    return tirx.Select(tirx.Or(a < b, tirx.isnan(a)), a, b)
+
+
+# As TVM's simplifier leaves them. The last two keep NaN.
+_FOLDS: dict[Any, Callable[[str], Any]] = {
     tirx.Add: lambda dtype: tirx.const(0, dtype),
     tirx.Mul: lambda dtype: tirx.const(1, dtype),
     tirx.Max: tirx.min_value,
     tirx.Min: tirx.max_value,
+    _largest: lambda dtype: tirx.const(-math.inf, dtype),
+    _smallest: lambda dtype: tirx.const(math.inf, dtype),
 }
 
 
@@ -210,8 +224,21 @@ def _first(loop: Any, condition: Any, initial: Any) -> Any:
     return tirx.IfThenElse(_at(condition, begin), _at(initial, begin), None)
 
 
+def _extreme(store: Any) -> Any:
+    """The operator of ``S = Select(S > x or isnan(S), S, x)``, which keeps NaN, or of the least."""
+    value = store.value
+    if not isinstance(value, tirx.Select) or not _is_own(value.true_value, store):
+        return None
+    for fold in (_largest, _smallest):
+        if tvm_ffi.structural_equal(value, fold(value.true_value, value.false_value)):
+            return fold
+    return None
+
+
 def _fold(store: Any) -> Any:
     """The operator of ``S = S op x``."""
+    if isinstance(store, tirx.BufferStore) and isinstance(store.value, tirx.Select):
+        return _extreme(store)
     if not isinstance(store, tirx.BufferStore) or type(store.value) not in _FOLDS:
         return None
     loads = _loads(store.value, store.buffer)
@@ -221,6 +248,8 @@ def _fold(store: Any) -> Any:
 
 def _operand(store: Any) -> Any:
     """``x`` of ``S = S op x``."""
+    if isinstance(store.value, tirx.Select):
+        return store.value.false_value
     return store.value.b if _is_own(store.value.a, store) else store.value.a
 
 

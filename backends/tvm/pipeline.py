@@ -217,8 +217,9 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
     )
 
 
-# TVM would take vectors apart for it, although LLVM rounds them at once.
-tvm.ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)
+# TVM would take vectors apart for these, although each is an instruction.
+for _name in ("nearbyint", "isnan"):
+    tvm.ir.register_op_attr(f"tirx.{_name}", "TVectorizable", True)
 tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _lowering)
 # Passes in Python are called by way of C++, where Ctrl-C would become a RuntimeError without a message.
 tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract import compiled_in_tvm
+
+from tersor.ir import parse
+from tersor.ops import TABLE
 
 tvm = pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
@@ -181,6 +185,23 @@ def test_double_precision_keeps_the_library(op: str) -> None:
     )
 
 
-def test_rounding_is_done_in_vectors() -> None:
-    """TVM takes vectors apart around what it does not know to have lanes."""
-    assert tvm.ir.Op.get("tirx.nearbyint").get_attr("TVectorizable")
+@pytest.mark.parametrize("op", ["nearbyint", "isnan"])
+def test_tvm_knows_that_these_have_lanes(op: str) -> None:
+    """It takes vectors apart around what has none."""
+    assert tvm.ir.Op.get(f"tirx.{op}").get_attr("TVectorizable")
+
+
+def test_the_largest_of_a_row_keeps_nan_in_whatever_lane() -> None:
+    text = """graph g(%x: f32[n, 70]) -> (y = %y, z = %z) {
+        @last: i64[1] = dense [1]
+        %y: f32[n, 1] = ReduceMax(%x, @last)
+        %z: f32[n, 1] = ReduceMin(%x, @last)
+    }"""
+    x = np.random.default_rng(0).standard_normal((70, 70)).astype(np.float32)
+    want = x.max(1, keepdims=True), x.min(1, keepdims=True)
+    graph = parse(text, TABLE)
+    (run,) = compiled_in_tvm(graph)
+    for mine, theirs in zip(run({"x": x}), want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.fill_diagonal(x, np.nan)
+    assert all(np.isnan(made).all() for made in run({"x": x}))
