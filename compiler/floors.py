@@ -18,10 +18,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from tersor.analysis.gram import FEW_ROWS
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
-from tersor.report import PassReport
+from tersor.report import FEW_ROWS, PassReport
 from tersor.rewriting import Pass
 
 TRIALS = 5  # Bisections of a dial: a 32nd of what was asked.

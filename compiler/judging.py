@@ -15,7 +15,6 @@ from tersor.analysis.scores import Score, rounded, scores_of, unordered_axis, wi
 from tersor.analysis.thinning import sample_count
 from tersor.errors import TersorError
 from tersor.ir import Graph
-from tersor.ops import TABLE
 from tersor.rewriting import Evaluate, Feeds
 
 Arrays = Mapping[str, Any]
@@ -123,6 +122,8 @@ def lowest(judges: Sequence[Judge]) -> Callable[[Graph], float | None]:
 
 def is_random(graph: Graph) -> bool:
     """Whether it gives other outputs at each run."""
+    from tersor.ops import TABLE  # Loads onnx, which `tersor --help` does without.
+
     return any(row and not row.deterministic for row in (TABLE.get(n.op) for n in graph.walk()))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from tersor.analysis.fidelity import Fidelity
 from tersor.plain import EXACT
 
+# Begins the note of a pass whose fits go by too few rows; it outlives a pass that is left out.
+FEW_ROWS = "few calibration rows"
+
 
 @dataclass
 class PassReport:

@@ -22,9 +22,8 @@ from tersor.analysis.padding import mask_over, padding_mask
 from tersor.ir import Graph, Value
 from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds
-from tersor.report import PassReport
+from tersor.report import FEW_ROWS, PassReport
 
-FEW_ROWS = "few calibration rows"
 ENOUGH = 2  # Rows for each input of a layer that is fitted on them.
 # Windows of one feed that are looked at: patches of more are as large as many models.
 WINDOWS = 4096

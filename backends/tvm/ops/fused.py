@@ -156,7 +156,7 @@ def _attention_spec(node: Node) -> Attention:
         layout,
         "heads" if joined or layout == "heads" else "hidden",
         mask="" if mask is None else dtype_of(mask.type),
-        axes="" if mask is None else _axes(mask),
+        axes="" if mask is None else _axes(mask, q),
         causal=bool(attrs.get("is_causal")),
         window=(attrs.get("left_window_size", -1), attrs.get("right_window_size", -1)),
         softcap=float(attrs.get("softcap") or 0.0),
@@ -165,11 +165,13 @@ def _attention_spec(node: Node) -> Attention:
     )
 
 
-def _axes(mask: Value) -> str:
-    dims = mask.tensor.dims
+def _axes(mask: Value, q: Value) -> str:
+    dims, batch = mask.tensor.dims, (q.tensor.dims or (None,))[0]
     assert dims is not None
     *outer, _ = zip("bhqk"[-len(dims) :], dims, strict=True)
-    return "".join("1" if dim == 1 else name for name, dim in outer) + "k"
+    # A batch of one is no stretched one: buckets share the kernel of all other sizes.
+    stretched = [dim == 1 and not (name == "b" and batch == 1) for name, dim in outer]
+    return "".join("1" if s else name for s, (name, _) in zip(stretched, outer, strict=True)) + "k"
 
 
 def _last_dim(value: Value | None) -> int:
