@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, operand
-from tersor.ir import Dim, Graph, Node, Value
+from tersor.analysis.match import dims, dtype, operand
+from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.ops.families.einsum import Equation, Labels, equation_of
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -36,6 +36,8 @@ class EinsumToMatMul(Pass):
         equation = equation_of(node)
         if equation is None or operand(node, 0).is_constant:
             return None
+        if dtype(operand(node, 0)) is DType.BF16:
+            raise Skip("ONNX Runtime multiplies no matrices of bfloat16 on a processor")
         found = _kinds(node, equation)
         if operand(node, 1).is_constant:
             return _by_constant(graph, node, equation, found)

@@ -38,11 +38,10 @@ def _branch(node: Node, name: str) -> Graph:
 
 def _agreed(graph: Graph, node: Node) -> bool:
     """Rule 2, result by result; what is not read any more goes as dead code."""
-    pairs = zip(
-        _branch(node, "then_branch").outputs, _branch(node, "else_branch").outputs, strict=True
-    )
+    branches = [_branch(node, name).outputs for name in ("then_branch", "else_branch")]
     changed = False
-    for made, (one, other) in zip(node.outputs, pairs, strict=True):
+    # A file may name more results than its branches have.
+    for made, one, other in zip(node.outputs, *branches, strict=False):
         inner = one.graph in node.subgraphs
         if one is other and not inner and made.uses and one.type == made.type:
             graph.replace(made, one)
