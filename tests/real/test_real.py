@@ -23,6 +23,9 @@ pytestmark = pytest.mark.skipif(not installed(), reason="`make real` installs wh
 NAMES = [m.name for m in MODELS]
 # Of float32 sums in another order, through a hundred layers.
 EXACT = 1e-4
+# ONNX Runtime quantizes what its int8 LSTMs read, at each step; TVM leaves that in float.
+QUANTIZED_LSTMS = [name for name in NAMES if name.startswith("tashkeel") and "ensemble" not in name]
+FLOAT_LSTM = 0.02
 # The floor of 0.95 is an error of 0.32 on inputs that fits have not seen; eight batches are few, and on four
 # others it may be twice that, which the report warns of.
 LOSSY = 0.64
@@ -93,7 +96,8 @@ def test_lossless_keeps_the_numbers_and_the_size(name: str, runtime: str, tmp_pa
     if artifact is None:
         return
     errors = worst(name, artifact.run)
-    allowed = {k: max(EXACT, 2 * v) for k, v in moved(name).items()}
+    least = FLOAT_LSTM if runtime == "tvm" and name in QUANTIZED_LSTMS else EXACT
+    allowed = {k: max(least, 2 * v) for k, v in moved(name).items()}
     assert {k: v for k, v in errors.items() if not v <= allowed[k]} == {}
     if runtime == "ort":
         size = artifact.save(tmp_path / "m.onnx").stat().st_size
