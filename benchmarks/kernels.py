@@ -21,7 +21,7 @@ import rows
 import tvm
 
 from tersor.backends.tvm.kernels import attention, embedding, linear, products
-from tersor.backends.tvm.kernels.attention import Attention
+from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import Linear

@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
+from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import padded
-
-if TYPE_CHECKING:
-    from tersor.backends.tvm.kernels.attention import Attention
 
 ROWS = 16  # Queries of a block.
 KEYS = 32  # What keys are padded to.

@@ -16,18 +16,16 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import activations, emit, rowwise, vector
+from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.attention_products import KEYS
 from tersor.backends.tvm.kernels.emit import Isa
-
-if TYPE_CHECKING:
-    from tersor.backends.tvm.kernels.attention import Attention
 
 TOGETHER = 4  # Rows whose softmax is taken at once, for each waits for its maximum and its sum.
 LOG2_E = math.log2(math.e)

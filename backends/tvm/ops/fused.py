@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tersor.backends.tvm.derive import steps_of, values_of
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
 from tersor.backends.tvm.kernels import attention, embedding, linear, products
-from tersor.backends.tvm.kernels.attention import Attention
+from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import Grain, Linear

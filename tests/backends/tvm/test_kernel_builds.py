@@ -9,7 +9,7 @@ import pytest
 tvm = pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
 from tersor.backends.tvm.kernels import attention, embedding, linear  # noqa: E402
-from tersor.backends.tvm.kernels.attention import Attention  # noqa: E402
+from tersor.backends.tvm.kernels.attention_form import Attention  # noqa: E402
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table  # noqa: E402
 from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
 from tersor.backends.tvm.kernels.linear import Linear  # noqa: E402
