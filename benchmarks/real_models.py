@@ -156,6 +156,9 @@ def table(results: Json) -> str:
         line += [str(lossless.get("nodes", "")), _mb(given.get("quantize_dynamic"))]
         line += [_cell(made.get(f"{r} {t}", {})) for r, t in columns]
         lines.append(line)
+    # What was not measured yet has no column.
+    kept = [i for i in range(len(head)) if any(line[i] for line in lines[2:])]
+    lines = [[line[i] for i in kept] for line in lines]
     rendered = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
         "# Models that others made\n\n"
