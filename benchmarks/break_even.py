@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import rows
 
-from tersor import registry
-from tersor.analysis.lowrank import count_limit
 from tersor.built import Built
 from tersor.ir import DType, Graph, TensorType, Value, symbol
+from tersor.numerics.lowrank import count_limit
 from tersor.ops import TABLE
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 from tersor.tuning.measure import Bench, compare
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384))

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import rows
 
-from tersor import registry
 from tersor.frontends import load_model
 from tersor.models.minilm import build, data, metrics
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 
 RANKS = (64, 96, 128, 160, 192, 256, 304)
 # Plain: the weight alone, no data. Refitted: of the same factors the second is fitted to the outputs.

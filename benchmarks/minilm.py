@@ -26,10 +26,11 @@ from peers import openvino_int8, torch_fp32
 from rows import Json, in_words
 
 import tersor
-from tersor import job, registry
 from tersor.built import Built
+from tersor.driver import job
 from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
+from tersor.pipeline import registry
 from tersor.target import Target
 from tersor.tuning import search
 from tersor.tuning.measure import WORKER, Bench, Worker, compare

@@ -36,8 +36,8 @@ from peers import (
 from rows import Json
 
 import tersor
-from tersor import registry
 from tersor.models.minilm import build, data, metrics
+from tersor.pipeline import registry
 from tersor.tuning.measure import Bench
 
 SHARES = (0.75, 0.6)

@@ -17,9 +17,10 @@ import rows
 from rows import Json, Tell, progress
 
 import tersor
-from tersor import job, registry
-from tersor.analysis.fidelity import fidelity
+from tersor.driver import job
 from tersor.models import training, zoo
+from tersor.numerics.fidelity import fidelity
+from tersor.pipeline import registry
 from tersor.tuning import search
 
 RECIPES = ("fp32", "int8")

@@ -11,12 +11,12 @@ if __name__ != "tersor":
 __version__ = _version("tersor")
 
 from tersor.artifact import Artifact, Verified, load, verify
-from tersor.driver import compile, convert, inspect, tune
+from tersor.driver.compilation import compile, convert, inspect, tune
+from tersor.driver.recipe import Recipe
 from tersor.errors import TersorError
-from tersor.recipe import Recipe
-from tersor.report import Report, TuneReport
+from tersor.pipeline.report import Report, TuneReport
 from tersor.target import Target
-from tersor.trimming import trim_vocabulary
+from tersor.trimming.trim import trim_vocabulary
 
 __all__ = [
     "Artifact", "Recipe", "Report", "Target", "TersorError", "TuneReport", "Verified", "__version__",

@@ -89,8 +89,8 @@ def _opened(workload: zoo.Workload, path: Path) -> zoo.Run:
     Raises:
         InvalidOption: it is another model, by its inputs and outputs.
     """
-    from tersor import registry
     from tersor.cli.models import read_runnable
+    from tersor.pipeline import registry
 
     found = read_runnable(path)
     have = ([v.name for v in found.graph.inputs], list(found.graph.output_names))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor import registry
 from tersor.ir import Graph, verify
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 from tersor.structure import (
     AxisGroup,
     axis_groups,

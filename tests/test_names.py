@@ -7,12 +7,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tersor import compile, registry
+from tersor import compile
 from tersor.errors import Unsupported
 from tersor.frontends.onnx import import_model
 from tersor.frontends.torch import import_module
 from tersor.ir import parse
 from tersor.ops import TABLE
+from tersor.pipeline import registry
 from tersor.tuning.measure import Bench
 
 F = np.float32

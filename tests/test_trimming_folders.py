@@ -15,9 +15,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as theirs
 
 import tersor
-from tersor import beside
 from tersor.ops.evaluate import evaluate
-from tersor.tokenizers import lowercased
+from tersor.trimming import beside
+from tersor.trimming.tokenizers import lowercased
 
 CORPUS = TEXTS[:2]  # Without "query", ":", "red" …
 PROMPTS = {"query": "query: ", "document": ""}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tersor.analysis.masks import drop_masks
 from tersor.analysis.saturation import PRODUCTS
 from tersor.backends.ort import embedding, linear, norm, quantize, unsigned
 from tersor.backends.ort.attention import AttentionLowering
@@ -18,6 +17,7 @@ from tersor.backends.ort.options import LowerOptions
 from tersor.backends.ort.ties import hold_once
 from tersor.errors import Unsupported
 from tersor.ir import Dense, Encoding, Graph, Node, Plain, TensorType, Value
+from tersor.numerics.masks import drop_masks
 from tersor.pipeline import erase_dead, replace_node
 
 Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]

@@ -22,7 +22,7 @@ import numpy as np
 
 from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
 from tersor.ops.onnx_schema import TO_ONNX
-from tersor.rewriting import replace_node
+from tersor.pipeline.rewriting import replace_node
 
 DOMAIN = "com.microsoft."
 Rule = Callable[[Graph, Node], Sequence[Value | None] | None]

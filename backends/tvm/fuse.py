@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.analysis.dequantization import encoded
-from tersor.analysis.masks import drop_masks
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP, padded
@@ -40,8 +38,10 @@ from tersor.ir import (
     Value,
 )
 from tersor.ir.dims import maximum, product
+from tersor.numerics.masks import drop_masks
 from tersor.ops.families.attention import head_counts
-from tersor.rewriting import erase_dead, replace_node
+from tersor.pipeline.rewriting import erase_dead, replace_node
+from tersor.transforms.dequantization import encoded
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
 LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"

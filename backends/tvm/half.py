@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.analysis.masks import drop_masks
 from tersor.ir import Affine, Attribute, DType, Graph, Node, TensorType, Value
+from tersor.numerics.masks import drop_masks
 from tersor.ops.onnx_schema import TO_ONNX
-from tersor.rewriting import replace_node
+from tersor.pipeline.rewriting import replace_node
 
 _LARGEST = float(np.finfo(np.float16).max)
 _PRODUCTS = frozenset(

@@ -32,7 +32,7 @@ from tersor.backends.tvm.session import set_threads
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
 from tersor.ir.dims import evaluate, product, symbols
-from tersor.report import TuneReport
+from tersor.pipeline.report import TuneReport
 from tersor.target import Target, request_amx
 from tersor.tuning.database import Database
 from tersor.tuning.measure import Paired

@@ -10,7 +10,7 @@ from typing import Any
 
 from tersor.analysis.reach import reach
 from tersor.ir import Attribute, DType, Graph, Node
-from tersor.rewriting import erase_dead, replace_node
+from tersor.pipeline.rewriting import erase_dead, replace_node
 
 
 def tell_windows(graph: Graph) -> None:

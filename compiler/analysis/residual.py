@@ -9,7 +9,7 @@ something where readers of v read u instead, and the layer is gone. Masks, posit
 result come in from the side. What a model is called, or its modules, tells nothing here.
 
 Fused sums (tersor.AddLayerNormalization) hide the stream: take them apart first
-(:mod:`tersor.analysis.skip_norm`).
+(:mod:`tersor.transforms.skip_norm`).
 """
 
 from __future__ import annotations

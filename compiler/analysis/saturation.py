@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import made_by
-from tersor.analysis.quantization import pair_sums
 from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
+from tersor.numerics.affine import pair_sums
 
 SAFE = 128  # 255 * 128 <= 32,767
 

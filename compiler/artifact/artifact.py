@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tersor import registry
 from tersor.artifact.manifest import MAX_EXTRA, MAX_MODEL, check_file, read_file, read_manifest
 from tersor.artifact.saving import save_file, save_folder
 from tersor.artifact.storage import locked
 from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidModel, InvalidOption, TersorError
-from tersor.report import Report
+from tersor.pipeline import registry
+from tersor.pipeline.report import Report
 
 
 @dataclass

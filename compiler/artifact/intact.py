@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tersor import registry
 from tersor.artifact import manifest as manifests
 from tersor.artifact.manifest import Manifest, check_file, read_manifest
 from tersor.artifact.storage import locked, stored
 from tersor.errors import InvalidModel, TersorError
 from tersor.ir import TensorType, UnknownType
 from tersor.ir.types import parse_type
+from tersor.pipeline import registry
 
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{16})\.bin\Z")
 
@@ -131,7 +131,7 @@ def _interface(runtime: str, model: Path, choice: dict[str, Any], path: Path) ->
 
 
 def _check_input(manifest: Manifest, path: Path, model: Any) -> None:
-    from tersor.driver import input_identity
+    from tersor.driver.compilation import input_identity
 
     told = manifest.about.get("input")
     if not isinstance(told, dict) or input_identity(model) != told:

@@ -21,8 +21,8 @@ from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import LONGEST, InvalidModel, one_line
 from tersor.ir import Graph
+from tersor.pipeline.report import Report
 from tersor.plain import read_plain
-from tersor.report import Report
 
 NAME = "manifest.json"
 FORMAT = 2

@@ -20,7 +20,7 @@ from tersor.artifact.manifest import Manifest
 from tersor.artifact.storage import Staging, Stored, locked, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.report import Report
+from tersor.pipeline.report import Report
 
 _WEIGHTS = re.compile(rb"weights-[0-9a-f]{16}\.bin")
 _HASHED = re.compile(r".*-([0-9a-f]{16})(\.[^.]*)?\Z", re.DOTALL)

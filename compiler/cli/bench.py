@@ -13,9 +13,9 @@ from tersor.cli.guard import Debug, HfCache, TrustCode
 from tersor.errors import InvalidModel, InvalidOption, suggest
 
 if TYPE_CHECKING:
-    from tersor.analysis.fidelity import Fidelity
     from tersor.cli.models import Runnable
     from tersor.ir import Graph, Value
+    from tersor.numerics.fidelity import Fidelity
     from tersor.tuning.measure import Paired
 
 Feed = dict[str, np.ndarray]
@@ -48,11 +48,11 @@ def bench(
 
     They run in turn, each in its own runtime and in a process of its own.
     """
-    from tersor import registry
     from tersor.cli import report
     from tersor.cli.inputs import check_arrays, read_arrays, shapes
     from tersor.cli.models import naming, read_runnable
-    from tersor.doubts import overflow
+    from tersor.driver.doubts import overflow
+    from tersor.pipeline import registry
     from tersor.target import Target
 
     if inputs is not None and shape:
@@ -103,7 +103,7 @@ def _feeds(
     Raises:
         InvalidModel: it runs on none.
     """
-    from tersor.feeds import make_feed
+    from tersor.analysis.feeds import make_feed
     from tersor.tuning.cases import find_cases
     from tersor.tuning.measure import Trial
 
@@ -127,7 +127,7 @@ def bind(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
         InvalidOption: no such input, another rank, a dim that is another number, or a dim that is
             left open.
     """
-    from tersor.feeds import dim_names
+    from tersor.analysis.feeds import dim_names
 
     inputs = {v.name: v for v in graph.inputs}
     sizes: dict[str, int] = {}
@@ -171,8 +171,8 @@ def _measure(
     paths: tuple[Path, Path],
 ) -> tuple[list[Paired], Fidelity, list[str]]:
     """Paired times on each feed, fidelity of the second to the first, outputs that only one has."""
-    from tersor.analysis.fidelity import fidelity
     from tersor.cli.models import naming
+    from tersor.numerics.fidelity import fidelity
     from tersor.tuning.measure import Bench, compare
 
     tell(0, len(feeds), "loading")

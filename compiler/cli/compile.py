@@ -130,11 +130,11 @@ def compile(
     What measures slower than the input is not kept.
     """
     import tersor
-    from tersor import registry
     from tersor.artifact import check_path
     from tersor.cli import inputs, report
     from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
+    from tersor.pipeline import registry
 
     check_path(out, runtime)
     inputs.check_output(out, model)
@@ -204,11 +204,11 @@ def convert(
 ) -> None:
     """Run just the passes that you name; nothing is measured."""
     import tersor
-    from tersor import registry
     from tersor.artifact import check_path
     from tersor.cli import inputs, passlist, report
     from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
+    from tersor.pipeline import registry
 
     if out.suffix != ".onnx" and runtime not in registry.CODE:
         raise typer.BadParameter(f"{out} does not end in .onnx", param_hint="'OUT'")

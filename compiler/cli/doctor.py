@@ -162,7 +162,7 @@ def _show_machine() -> None:
 def _try_runtimes() -> tuple[list[str], list[str]]:
     """(Remarks, problems) of each runtime, from building and running a model of one node. That only
     the reference runtime works is no problem: it is all that everyone needs."""
-    from tersor import registry
+    from tersor.pipeline import registry
 
     remarks: list[str] = []
     problems: list[str] = []

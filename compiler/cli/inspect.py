@@ -32,10 +32,10 @@ def inspect(
 
     Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules.
     """
+    from tersor.analysis.feeds import default_sizes
     from tersor.analysis.summary import summarize
     from tersor.cli import report
     from tersor.cli.models import read_graph, read_imported
-    from tersor.feeds import default_sizes
 
     imported = read_imported(model, allow_hf_cache, trust)
     graph = imported.graph

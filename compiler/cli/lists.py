@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def passes(debug: Debug = False) -> None:
     """List the passes, with their options and defaults."""
-    from tersor import registry
+    from tersor.pipeline import registry
 
     for name, kind in registry.passes().items():
         say(name)
@@ -26,8 +26,8 @@ def passes(debug: Debug = False) -> None:
 
 def recipes(debug: Debug = False) -> None:
     """List the recipes, with what --set takes."""
-    from tersor import registry
-    from tersor.recipe import Recipe
+    from tersor.driver.recipe import Recipe
+    from tersor.pipeline import registry
 
     for name in registry.shipped_recipes():
         recipe = Recipe.of(name)

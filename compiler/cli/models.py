@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor import registry
 from tersor.artifact import Artifact, load, manifest
 from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
 from tersor.ir.types import parse_type
+from tersor.pipeline import registry
 
 if TYPE_CHECKING:
     from tersor.frontends import Imported

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, get_origin, get_type_hints
 
-from tersor import registry
+from tersor.driver.recipe import build_pass, option_names
 from tersor.errors import InvalidOption, suggest
-from tersor.pipeline import Pass
-from tersor.recipe import build_pass, option_names
+from tersor.pipeline import Pass, registry
 
 _SPECIAL = ',{}=:"'
 _TOKEN = re.compile(

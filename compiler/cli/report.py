@@ -10,9 +10,9 @@ from tersor.built import Built, Split
 from tersor.cli.console import clean, number, say, show, size, table
 
 if TYPE_CHECKING:
-    from tersor.analysis.fidelity import Fidelity, OutputFidelity
     from tersor.analysis.summary import Scope, Summary
-    from tersor.report import PassReport, Report
+    from tersor.numerics.fidelity import Fidelity, OutputFidelity
+    from tersor.pipeline.report import PassReport, Report
 
 
 SHOWN_LABELS = 20

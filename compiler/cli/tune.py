@@ -21,7 +21,7 @@ from tersor.cli.console import Teller, clean, say, show, table
 from tersor.cli.guard import INTERRUPTED, Debug, HfCache, Trust
 
 if TYPE_CHECKING:
-    from tersor.report import TuneReport
+    from tersor.pipeline.report import TuneReport
 
 
 def tune(

@@ -17,7 +17,7 @@ import numpy as np
 from tersor.ir import Attribute, Dim, Node, Value, ValueType
 
 if TYPE_CHECKING:
-    from tersor.ops.families._window import Window
+    from tersor.ops.window import Window
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.analysis.feeds import Sizes, batch_names, bound_sizes, default_sizes, make_feed
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.feeds import Sizes, batch_names, bound_sizes, default_sizes, make_feed
 from tersor.ir import DType, Graph, TensorType
 from tersor.tuning.trying import search_sizes
 

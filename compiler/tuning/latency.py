@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.feeds import Sizes
+from tersor.analysis.feeds import Sizes
 from tersor.ir import Graph, print_graph
 from tersor.tuning.cases import Case
 from tersor.tuning.measure import Bench

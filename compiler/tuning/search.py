@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tersor.analysis.fidelity import fidelity
 from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import Graph
+from tersor.numerics.fidelity import fidelity
 from tersor.tuning.measure import Bench, Paired, Worker, compare
 
 SEARCH_PAIRS = 24

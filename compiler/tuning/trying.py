@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tersor.feeds import Sizes
+from tersor.analysis.feeds import Sizes
 
 Attempt = Callable[[Sizes], str | None]  # Why the model does not run at these sizes; None: it runs.
 TRIES = 120

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from tersor import registry
 from tersor.errors import TersorError
+from tersor.pipeline import registry
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
 LONG = 100.0  # Milliseconds.

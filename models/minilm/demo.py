@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from tersor import registry
 from tersor.cli.console import Teller
 from tersor.models.minilm import build, data, metrics
+from tersor.pipeline import registry
 
 OUT = Path("out")
 

@@ -3,7 +3,7 @@
     Mul(Cast(@q: i8[k, n]), @scale[n])  ->  @w: f32[k, n] = affine(i8, axis=1)
     Transpose(@w)                       ->  @w' in the same form: of a dense one, a view of its memory
 
-Every spelling that is taken in is in ``tersor.analysis.dequantization``.  What is left to
+Every spelling that is taken in is in ``tersor.transforms.dequantization``.  What is left to
 ``fold-constants`` is what becomes no larger by that.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tersor.analysis.dequantization import encoded, is_part_of_quantized_op
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
+from tersor.transforms.dequantization import encoded, is_part_of_quantized_op
 
 
 @dataclass(frozen=True)

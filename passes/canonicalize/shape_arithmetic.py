@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, operand, same_type
-from tersor.analysis.reshapes import flattened, reshape_target, reshaped
 from tersor.ir import Dim, Graph, Node, TensorType, Value, ValueType
 from tersor.ops import TABLE, contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
+from tersor.transforms.reshapes import flattened, reshape_target, reshaped
 
 
 @dataclass(frozen=True)

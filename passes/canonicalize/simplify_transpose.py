@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tersor.analysis.match import dims, made_by, operand, rank, read_once
-from tersor.analysis.reshapes import reshape_target, reshaped
 from tersor.ir import Dim, Graph, Node
 from tersor.ir.dims import product
 from tersor.ops import contents_of
 from tersor.pipeline import ROUNDING, Pass, Rewrite
+from tersor.transforms.reshapes import reshape_target, reshaped
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A convolution in a chain of smaller ones (see :mod:`tersor.analysis.tensors`).
+"""A convolution in a chain of smaller ones (see :mod:`tersor.numerics.tensors`).
 
 For W[m, c, h, w], c channels in and m out:
 
@@ -20,9 +20,12 @@ from typing import Literal, cast
 import numpy as np
 
 from tersor.analysis.break_even import Verdict, weigh
-from tersor.analysis.lowrank import weight_error
 from tersor.analysis.scopes import chosen
-from tersor.analysis.tensors import (
+from tersor.errors import InvalidOption
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir.node import Attribute
+from tersor.numerics.lowrank import weight_error
+from tersor.numerics.tensors import (
     cp,
     cp_product,
     largest,
@@ -32,9 +35,6 @@ from tersor.analysis.tensors import (
     tucker2,
     tucker2_product,
 )
-from tersor.errors import InvalidOption
-from tersor.ir import Dense, Graph, Node, Value
-from tersor.ir.node import Attribute
 from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
 
 

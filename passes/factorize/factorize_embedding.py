@@ -3,7 +3,7 @@
     E[ids],  E: [V, d]   ->   A[ids] B,   A: [V, r],  B: [r, d]
 
 30,522 x 384 at rank 128: 3.96 M weights instead of 11.7 M.  It buys size, and costs a product: a lookup
-alone is always sooner done.  The factors are those of :mod:`tersor.analysis.lowrank`, with the metric
+alone is always sooner done.  The factors are those of :mod:`tersor.numerics.lowrank`, with the metric
 diag(sqrt(f)), f_i how often row i is asked for: a word that nobody uses may lose more.
 """
 
@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.lookups import Lookup, frequencies, lookups_of, replace_lookups, tables, unfit
-from tersor.analysis.lowrank import (
+from tersor.errors import InvalidOption
+from tersor.ir import Graph, Value
+from tersor.numerics.lowrank import (
     Factors,
     count_limit,
     decompose,
@@ -25,9 +26,15 @@ from tersor.analysis.lowrank import (
     truncate,
     weight_error,
 )
-from tersor.errors import InvalidOption
-from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Pass, Skip
+from tersor.statistics.lookups import (
+    Lookup,
+    frequencies,
+    lookups_of,
+    replace_lookups,
+    tables,
+    unfit,
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A linear layer in two of lower rank (see :mod:`tersor.analysis.lowrank`).
+"""A linear layer in two of lower rank (see :mod:`tersor.numerics.lowrank`).
 
     x[., k] W[k, n] + b   ->   (x A[k, r]) B[r, n] + b'          r (k + n) weights instead of k n
 
@@ -17,10 +17,11 @@ from typing import Literal
 import numpy as np
 
 from tersor.analysis.break_even import Verdict, weigh
-from tersor.analysis.decompositions import landmarks, nystrom, semi_nmf
-from tersor.analysis.gram import tell_few_rows
-from tersor.analysis.linear_layers import LinearLayer, by_weight, observed
-from tersor.analysis.lowrank import (
+from tersor.analysis.scopes import chosen
+from tersor.errors import InvalidOption
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.numerics.decompositions import landmarks, nystrom, semi_nmf
+from tersor.numerics.lowrank import (
     Factors,
     count_limit,
     decompose,
@@ -34,11 +35,10 @@ from tersor.analysis.lowrank import (
     weight_error,
     whitening,
 )
-from tersor.analysis.scopes import chosen
-from tersor.errors import InvalidOption
-from tersor.ir import Dense, Graph, Node, Value
 from tersor.ops.fisher import fisher
 from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+from tersor.statistics.gram import tell_few_rows
+from tersor.statistics.linear_layers import LinearLayer, by_weight, observed
 from tersor.structure.ties import tied_to
 
 Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
@@ -179,7 +179,7 @@ class FactorizeLinear(Pass):
     def _metric(
         self, layer: LinearLayer, sensitivities: dict[Value, np.ndarray]
     ) -> np.ndarray | None:
-        """M of :mod:`tersor.analysis.lowrank`; None: the identity."""
+        """M of :mod:`tersor.numerics.lowrank`; None: the identity."""
         if self.method == "fisher-svd":
             if not np.isfinite(sensitivities[layer.weight]).all():
                 raise Skip("gradients of its weight hold NaN or infinity")

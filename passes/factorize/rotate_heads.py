@@ -28,12 +28,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.calibration import TAPS
-from tersor.analysis.gram import Gram, grams
-from tersor.analysis.lowrank import whitening
 from tersor.ir import Dense, Graph, Node, TensorType, Value
+from tersor.numerics.lowrank import whitening
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline import ROUNDING, Context, Pass, Skip
+from tersor.statistics.calibration import TAPS
+from tersor.statistics.gram import Gram, grams
 
 _OPERANDS = ("queries", "keys", "values")
 

@@ -35,9 +35,9 @@ from tersor.analysis.match import (
     uniform,
 )
 from tersor.analysis.reach import reach
-from tersor.analysis.sizes import size_from_inputs
 from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
+from tersor.transforms.sizes import size_from_inputs
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.skip_norm import FUSED, fused
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite
+from tersor.transforms.skip_norm import FUSED, fused
 
 
 @dataclass(frozen=True)

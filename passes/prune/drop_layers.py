@@ -20,14 +20,14 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from tersor.analysis.calibration import tap
-from tersor.analysis.gram import real_rows
-from tersor.analysis.padding import padding_mask
 from tersor.analysis.residual import Layer, Unit, find_layers
-from tersor.analysis.skip_norm import put_together, take_apart
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Evaluate, Feeds, Pass, erase_dead
+from tersor.statistics.calibration import tap
+from tersor.statistics.gram import real_rows
+from tersor.statistics.padding import padding_mask
+from tersor.transforms.skip_norm import put_together, take_apart
 
 Pair = tuple[Value, Value]
 

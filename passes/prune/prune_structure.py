@@ -1,11 +1,11 @@
 """Structured pruning: heads, neurons, channels, hidden units go, and every runtime is faster for it.
 
 Three questions, each answered in one place.  What goes together: ``tersor.structure``, by the op table's
-ties.  How many units of which group go: ``tersor.analysis.amounts``, a share of each or a budget.  Which:
-``tersor.analysis.ranking``, by second-order costs or a criterion.
+ties.  How many units of which group go: ``tersor.pruning.amounts``, a share of each or a budget.  Which:
+``tersor.pruning.ranking``, by second-order costs or a criterion.
 
 With calibration, groups go one after the other in the order of the graph, and the layers that read them are
-fitted anew (``tersor.analysis.cutting``).
+fitted anew (``tersor.pruning.cutting``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis import amounts, budgets, cutting
-from tersor.analysis.importance import CRITERIA
-from tersor.analysis.ranking import Ranking
 from tersor.analysis.scopes import chosen
-from tersor.analysis.unit_order import only_met
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.pruning import amounts, budgets, cutting
+from tersor.pruning.importance import CRITERIA
+from tersor.pruning.ranking import Ranking
+from tersor.pruning.unit_order import only_met
 from tersor.structure import AxisGroup, axis_groups, join_vectors, part_vectors
 from tersor.structure.costs import macs, parameters
 from tersor.structure.tracking import Tracked, spans
@@ -39,7 +39,7 @@ class PruneStructure(Pass):
     parameters: the share of the weights that stays.
     latency: the share of the measured time that stays, at the same sizes.
 
-    criterion: what a unit is worth: ``obs`` (least squares), or one of ``tersor.analysis.importance``.
+    criterion: what a unit is worth: ``obs`` (least squares), or one of ``tersor.pruning.importance``.
     allocation: how a budget is shared out: ``uniform``, the same share of every group; ``global``, by the
         criterion's scores alone; ``greedy``, by losses that are scaled by what each group does to the
         outputs; ``exact``, the same by dynamic programming, for latency; ``evolutionary``, greedy, then

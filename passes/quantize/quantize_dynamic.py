@@ -14,20 +14,20 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from tersor.analysis.calibration import Activation, collect
-from tersor.analysis.lookups import lookups_of
-from tersor.analysis.masks import is_dense
 from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
-from tersor.analysis.quantization import (
+from tersor.ir import Affine, Graph, Node, TensorType, Value
+from tersor.numerics.affine import (
     Granularity,
     fake_quantize_dynamic,
     is_per_token,
     quantize_weight,
     relative_error,
 )
-from tersor.ir import Affine, Graph, Node, TensorType, Value
+from tersor.numerics.masks import is_dense
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.statistics.calibration import Activation, collect
+from tersor.statistics.lookups import lookups_of
 from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"

@@ -19,18 +19,18 @@ from functools import partial
 
 import numpy as np
 
-from tersor.analysis.calibration import Activation, collect
-from tersor.analysis.masks import is_dense
 from tersor.analysis.match import operand
-from tersor.analysis.quantization import (
+from tersor.ir import Dense, Graph, Node, Value
+from tersor.numerics.affine import (
     Granularity,
     fake_quantize_dynamic,
     is_per_token,
     quantize_weight,
     relative_error,
 )
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.numerics.masks import is_dense
 from tersor.pipeline import LOSSY, Context, Pass
+from tersor.statistics.calibration import Activation, collect
 from tersor.structure.ties import held_twice
 
 _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.

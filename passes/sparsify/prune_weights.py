@@ -10,9 +10,9 @@ What a weight W_ij (output i, input j) is worth, the lowest go first:
     wanda        |W_ij| * |x_j|_2, x_j: input j over the calibration rows (Sun et al. 2023, arXiv 2306.11695)
     sparsegpt    (W_ij / U_jj)^2, U: the factor of the inverse of H = X^T X.  Going through the inputs, those
                  that come later make up for what went (Frantar and Alistarh 2023, arXiv 2301.00774; see
-                 ``tersor.analysis.second_order``).  The only criterion that moves the weights that stay.
+                 ``tersor.numerics.second_order``).  The only criterion that moves the weights that stay.
 
-Inputs are rows of what is multiplied (``tersor.analysis.products``): of a convolution what its window sees at
+Inputs are rows of what is multiplied (``tersor.statistics.products``): of a convolution what its window sees at
 each place, of a recurrent layer's R the states of all directions.
 
 Some layers are observed at a time, with the inputs that they have once those before these are pruned.
@@ -26,16 +26,16 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.calibration import TAPS
-from tersor.analysis.gram import Gram, Rows, grams_of_rows
-from tersor.analysis.masks import Pattern, by_sparsity, by_threshold, n_of_m
-from tersor.analysis.products import no_rows, rows_of
 from tersor.analysis.scopes import chosen
-from tersor.analysis.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.errors import InvalidOption
 from tersor.ir import Affine, Dense, Graph, Masked, Node, TensorType, Value
+from tersor.numerics.masks import Pattern, by_sparsity, by_threshold, n_of_m
+from tersor.numerics.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.ops import TABLE, Weight
 from tersor.pipeline import LOSSY, Context, Pass, Skip
+from tersor.statistics.calibration import TAPS
+from tersor.statistics.gram import Gram, Rows, grams_of_rows
+from tersor.statistics.products import no_rows, rows_of
 
 Criterion = Literal["magnitude", "random", "wanda", "sparsegpt"]
 Across = Literal["auto", "output", "layer", "model"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tersor.analysis.residual import Unit, find_layers
-from tersor.analysis.skip_norm import put_together, take_apart
 from tersor.ir import Graph, parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
+from tersor.transforms.skip_norm import put_together, take_apart
 
 T = "f32[n, 4]"
 
@@ -228,7 +228,7 @@ def test_architectures(name: str) -> None:
 
     from tersor.frontends import load_model
     from tersor.pipeline import Pipeline
-    from tersor.registry import optimization
+    from tersor.pipeline.registry import optimization
 
     sizes = {
         "hidden_size": 32,

@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 from attentions import BATCH, FORMS, HEADS, PAST, SIZES, D, K, Q, attention, boolean, feeds_of, real
 
-from tersor import registry
 from tersor.backends import ort
 from tersor.backends.ort.lower import lower
 from tersor.backends.ort.options import LowerOptions
@@ -19,7 +18,7 @@ from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import DType, Graph, TensorType, parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 
 
 def run(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from tersor.frontends.onnx import export_model
 from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.pipeline import Pipeline
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
 
 
 def lowered(reader: str) -> list[str]:

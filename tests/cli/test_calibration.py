@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersor import registry
 from tersor.cli.calibration import batches, read_calibration
 from tersor.errors import InvalidOption
 from tersor.ir import parse
 from tersor.ops import TABLE
+from tersor.pipeline import registry
 
 HERE = Path("c.npz")
 AUDIO = """graph main(%x: f32[batch, samples], %state: f32[2, batch, 4], %sr: i64[], %k: f32[3]) -> (y = %x) {

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import Result
 
 import tersor
-from tersor import registry
 from tersor.cli import doctor
+from tersor.pipeline import registry
 
 Run = Callable[..., Result]
 COMMANDS = [
@@ -229,9 +229,9 @@ def test_bench_says_where_sums_of_a_model_overflow(
 
 
 def test_shapes_bind_open_dims_for_inputs_that_share_them() -> None:
+    from tersor.analysis.feeds import make_feed
     from tersor.cli.bench import bind
     from tersor.errors import InvalidOption
-    from tersor.feeds import make_feed
     from tersor.ir import DType, TensorType, symbol
     from tersor.ops import TABLE
 
@@ -264,7 +264,7 @@ def test_passes_lists_all_with_options_and_defaults(run: Run) -> None:
 
 def test_every_default_that_is_listed_can_be_given(run: Run) -> None:
     from tersor.cli.lists import options
-    from tersor.recipe import build_pass
+    from tersor.driver.recipe import build_pass
 
     for name, kind in registry.passes().items():
         assert build_pass(name, options(kind)) == kind()

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor import registry
 from tersor.cli.passlist import (
     PassText,
     build_passes,
@@ -15,6 +14,7 @@ from tersor.cli.passlist import (
     print_pass_list,
 )
 from tersor.errors import InvalidOption
+from tersor.pipeline import registry
 
 # What needs no quotes: any text without blanks and the grammar's own characters.
 WORDS = st.text(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tersor.registry import passes
+from tersor.pipeline.registry import passes
 
 TERSOR = [sys.executable, "-m", "tersor"]
 

@@ -21,7 +21,7 @@ from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import print_graph
 from tersor.ops.samples import cases, one_node
-from tersor.report import PassReport, Report
+from tersor.pipeline.report import PassReport, Report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fuzz.targets import EMPTY

@@ -18,13 +18,13 @@ from tersor import artifact
 from tersor.artifact.manifest import NAME
 from tersor.backends.ort.lower import lower
 from tersor.cli.inputs import read_arrays
+from tersor.driver.recipe import Recipe
 from tersor.errors import InvalidGraph, PassFailed, TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import Graph, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.pipeline import Pipeline
-from tersor.recipe import Recipe
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
 
 # A file beside the fuzzed model, for what its external data may name.
 NEIGHBOUR = "weights.bin"

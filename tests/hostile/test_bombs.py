@@ -13,9 +13,9 @@ from hostile.bombs import BOMBS
 from hostile.table import peak_megabytes
 
 import tersor
-from tersor import registry
 from tersor.artifact import Artifact
 from tersor.frontends.onnx import import_model
+from tersor.pipeline import registry
 
 RUNS = sum(step.pass_name() == "fold-constants" for step in registry.optimization())
 # What the lossless passes may add: at each run FoldConstants' budget, and a copy of each constant (of

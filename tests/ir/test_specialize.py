@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from contract import by_size, each_its_own, static
 
+from tersor.analysis.feeds import dim_names
 from tersor.errors import InvalidGraph
-from tersor.feeds import dim_names
 from tersor.ir import Graph, TensorType, parse, print_graph, verify
 from tersor.ir.copy import specialize
 from tersor.ops import TABLE

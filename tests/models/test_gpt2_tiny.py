@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 import tersor
-from tersor import registry
 from tersor.backends import ort
 from tersor.frontends import load_model
 from tersor.models import zoo
 from tersor.models.gpt2_tiny import data, generate, shape
 from tersor.models.zoo import Run
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 
 WORKLOAD = zoo.find("gpt2_tiny")
 # Of logits near 10, float32 in another order of summing.

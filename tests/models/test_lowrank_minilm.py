@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from tersor.analysis.gram import grams
-from tersor.analysis.lowrank import decompose, output_error, truncate, whitening
 from tersor.backends import ort
 from tersor.frontends import load_model
 from tersor.models.minilm import build, data
+from tersor.numerics.lowrank import decompose, output_error, truncate, whitening
 from tersor.pipeline import Pipeline
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
+from tersor.statistics.gram import grams
 
 RANKS = (16, 64, 128, 192, 256, 320)
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tersor import registry
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.models import zoo
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 
 # An inverted residual block: wider, each channel for itself, narrower; what came in is added.
 BLOCK = ("Conv", "Clip", "Conv", "Clip", "Conv")

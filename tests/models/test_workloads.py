@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import tersor
-from tersor import registry
+from tersor.analysis.feeds import dim_names, make_feed
 from tersor.backends import ort
-from tersor.feeds import dim_names, make_feed
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.models import zoo
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 
 NAMES = zoo.names()
 # Sums of some hundred float32 terms of magnitude 1, through some layers, in another order: errors are

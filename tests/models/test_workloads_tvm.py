@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersor import registry
-from tersor.analysis.fidelity import fidelity
+from tersor.driver.recipe import Recipe
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.models import zoo
-from tersor.pipeline import Pipeline
-from tersor.recipe import Recipe
+from tersor.numerics.fidelity import fidelity
+from tersor.pipeline import Pipeline, registry
 from tersor.target import Target
 
 pytest.importorskip("tvm", reason="the tvm backend is not installed")

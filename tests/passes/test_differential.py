@@ -21,7 +21,7 @@ from tersor.ops import TABLE
 from tersor.passes.canonicalize.dead_code import DeadCode
 from tersor.passes.fuse.merge_linears import MergeLinears
 from tersor.pipeline import EXACT, Pass, Pipeline, Rewrite
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
 
 LOSSLESS: list[Pass] = list(dict.fromkeys([*optimization(), MergeLinears()]))
 DEFAULT = LowerOptions()

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tersor.backends import ort
+from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.prune.drop_layers import DropLayers, angular_distances
 from tersor.pipeline import Pipeline
-from tersor.recipe import build_pass
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 T = "f32[batch, seq, 4]"
 HEAD = f"""graph main(%ids: i64[batch, seq], %mask: i64[batch, seq]) -> (y = %y) {{
@@ -290,9 +290,9 @@ def test_options_are_checked(options: dict[str, Any], wrong: str) -> None:
 @pytest.mark.slow
 def test_minilm_without_a_block_runs_at_any_size() -> None:
     import tersor
-    from tersor.analysis.fidelity import fidelity
     from tersor.models.minilm import build, data
-    from tersor.registry import optimization
+    from tersor.numerics.fidelity import fidelity
+    from tersor.pipeline.registry import optimization
 
     module, run = build.build(), ort.Evaluator()
     graph = tersor.frontends.load_model(
@@ -315,7 +315,7 @@ def test_a_decoder_with_cross_attention_and_one_with_a_cache() -> None:
     from tersor.models.gpt2_tiny import shape
     from tersor.models.t5_tiny import build as t5
     from tersor.models.t5_tiny import data
-    from tersor.registry import optimization
+    from tersor.pipeline.registry import optimization
 
     fused = Pipeline(optimization()).run(
         load_model(

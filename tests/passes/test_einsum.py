@@ -10,7 +10,7 @@ from tersor.ir import DType, Graph, Sym, TensorType, symbol
 from tersor.ops import TABLE
 from tersor.passes.canonicalize.einsum_to_matmul import EinsumToMatMul
 from tersor.pipeline import Pipeline
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
 
 SIZES = {"b": 2, "h": 3, "q": 4, "k": 5, "t": 4, "d": 6, "n": 2, "v": 7}
 OPEN = "bqkt"  # Labels whose sizes are symbols where they can be.

@@ -19,7 +19,7 @@ from tersor.passes.factorize.factorize_embedding import FactorizeEmbedding
 from tersor.passes.factorize.factorize_linear import FactorizeLinear, Method
 from tersor.passes.factorize.tensor_train_embedding import TensorTrainEmbedding
 from tersor.pipeline import Pipeline
-from tersor.registry import optimization
+from tersor.pipeline.registry import optimization
 
 
 @pytest.mark.slow

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.analysis.tensors import cp_product, train_product, tucker2_product
 from tersor.backends import ort
 from tersor.errors import InvalidOption, Unsupported
 from tersor.ir import Graph, parse
+from tersor.numerics.tensors import cp_product, train_product, tucker2_product
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.factorize.decompose_conv import DecomposeConv
 from tersor.pipeline import Pipeline
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 METHODS = ("tucker", "cp", "tensor-train")
 TEXT = """graph main(%x: f32[batch, 6, 11, 12]) -> (y = %y) {{

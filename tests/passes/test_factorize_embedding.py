@@ -21,7 +21,7 @@ from tersor.passes.factorize.tensor_train_embedding import (
     row_digits,
 )
 from tersor.pipeline import Pass, Pipeline
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 GATHER = """graph main(%ids: i64[batch, length]) -> (y = %y) {
   @table: f32[50, 24] = dense normal(1)

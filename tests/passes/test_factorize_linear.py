@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tersor import compile
-from tersor.analysis.lowrank import decompose, output_error, truncate, whitening
-from tersor.analysis.quantization import relative_error
 from tersor.backends import ort
+from tersor.driver.recipe import Recipe, build_pass
 from tersor.errors import InvalidOption
 from tersor.ir import Affine, Graph, parse
+from tersor.numerics.affine import relative_error
+from tersor.numerics.lowrank import decompose, output_error, truncate, whitening
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.factorize.factorize_linear import FactorizeLinear
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.pipeline import Pipeline
-from tersor.recipe import Recipe, build_pass
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 METHODS = ("svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom")
 NEED_DATA = ("whitened-svd", "fisher-svd", "pca")

@@ -15,12 +15,12 @@ from strategies.lossy import lossy_cases
 from strategies.profile import scaled
 
 from tersor.backends import ort
+from tersor.driver.recipe import Recipe
 from tersor.ir import Affine, Graph, Node, TensorType, verify
 from tersor.ops.evaluate import evaluate
 from tersor.pipeline import Pipeline
-from tersor.recipe import Recipe
-from tersor.registry import optimization
-from tersor.report import PassReport
+from tersor.pipeline.registry import optimization
+from tersor.pipeline.report import PassReport
 from tersor.target import Target
 
 SATURATES = Target("cpu:avx2", "cpu", frozenset({"avx2", "fma"}), 1)

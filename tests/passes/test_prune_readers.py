@@ -7,11 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor import registry
-from tersor.analysis.products import matrices
-from tersor.analysis.pruned_outputs import output_loss
-from tersor.analysis.reconstruction import moments
-from tersor.analysis.unit_order import readers
 from tersor.backends import ort
 from tersor.frontends import load_model
 from tersor.ir import Dense, Graph, parse, verify
@@ -19,8 +14,12 @@ from tersor.models import zoo
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.prune.prune_structure import PruneStructure
-from tersor.pipeline import Feeds, Pipeline
-from tersor.report import PassReport
+from tersor.pipeline import Feeds, Pipeline, registry
+from tersor.pipeline.report import PassReport
+from tersor.pruning.pruned_outputs import output_loss
+from tersor.pruning.reconstruction import moments
+from tersor.pruning.unit_order import readers
+from tersor.statistics.products import matrices
 from tersor.structure import axis_groups
 
 EXACT = {"rtol": 1e-4, "atol": 1e-4}  # the ridge of 1e-7 and f32 weights, of numbers up to 10

@@ -13,11 +13,10 @@ import pytest
 from architectures import ARCHITECTURES, batch, traced
 
 import tersor
-from tersor import registry
-from tersor.analysis.pruned_outputs import output_loss
+from tersor.analysis.feeds import make_feed
 from tersor.backends import ort
+from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidOption
-from tersor.feeds import make_feed
 from tersor.frontends import load_model
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, Graph, parse, print_graph, verify
@@ -25,9 +24,9 @@ from tersor.models import zoo
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.prune.prune_structure import PruneStructure
-from tersor.pipeline import Feeds, Pipeline
-from tersor.recipe import build_pass
-from tersor.report import PassReport
+from tersor.pipeline import Feeds, Pipeline, registry
+from tersor.pipeline.report import PassReport
+from tersor.pruning.pruned_outputs import output_loss
 from tersor.structure.costs import macs, parameters
 
 # Two hidden layers of 12 neurons.

@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tersor.analysis.quantization import (
+from tersor.backends import ort
+from tersor.ir import Affine, Graph, Node, parse, verify
+from tersor.numerics.affine import (
     Granularity,
     fake_quantize_dynamic,
     quantize_rows,
     quantize_weight,
     relative_error,
 )
-from tersor.backends import ort
-from tersor.ir import Affine, Graph, Node, parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.passes.quantize.smooth_activations import SmoothActivations, smoothing_scale
 from tersor.pipeline import Pass, Pipeline
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 from tersor.target import Target
 
 WEIGHTS = arrays.arrays(

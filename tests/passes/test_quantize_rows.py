@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tersor
-from tersor.analysis.quantization import Granularity, fake_quantize_dynamic
 from tersor.backends import ort
+from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidGraph, InvalidOption
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Graph, parse, print_graph, weights_of
+from tersor.numerics.affine import Granularity, fake_quantize_dynamic
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.canonicalize import canonicalization
@@ -27,8 +28,7 @@ from tersor.passes.canonicalize.dead_code import DeadCode
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.passes.quantize.smooth_activations import SmoothActivations
 from tersor.pipeline import Pipeline
-from tersor.recipe import build_pass
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 NORMAL = st.floats(2.0**-100, 100, width=32)  # Steps of smaller ranges have fewer bits than 24.
 ROWS = arrays.arrays(

@@ -16,7 +16,7 @@ from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.factorize.rotate_heads import RotateHeads, balanced
 from tersor.pipeline import Pipeline
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 from tersor.structure import axis_groups, joined, slice_graph
 
 # Scores of a few units: a softmax multiplies the rounding of large ones.
@@ -336,7 +336,7 @@ def test_models_compute_what_they_did(name: str, attentions: int) -> None:
     """Self-attention, cross attention, relative positions; in ONNX Runtime, to ``ROUNDING``."""
     from tersor.frontends import load_model
     from tersor.models import zoo
-    from tersor.registry import optimization
+    from tersor.pipeline.registry import optimization
 
     workload, run = zoo.find(name), ort.Evaluator()
     options = workload.torch_arguments()

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.analysis.gram import grams
-from tersor.analysis.masks import Pattern, by_sparsity, n_of_m
-from tersor.analysis.second_order import damped, inverse_factor, prune_in_order
 from tersor.backends import ort
+from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidOption
 from tersor.ir import Affine, Dense, Graph, Masked, parse, verify
+from tersor.numerics.masks import Pattern, by_sparsity, n_of_m
+from tersor.numerics.second_order import damped, inverse_factor, prune_in_order
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.fuse.merge_linears import MergeLinears
@@ -21,8 +21,8 @@ from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.passes.quantize.smooth_activations import SmoothActivations
 from tersor.passes.sparsify.prune_weights import PruneWeights
 from tersor.pipeline import Pass, Pipeline
-from tersor.recipe import build_pass
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
+from tersor.statistics.gram import grams
 
 CHAIN = """graph main(%x: f32[batch, 64]) -> (y = %y, z = %z) {
   @w: f32[64, 32] = dense normal(1)
@@ -668,7 +668,7 @@ def test_half_of_minilm_goes_best_by_sparsegpt_then_wanda_then_magnitude() -> No
     import tersor.models.minilm.build as build
     import tersor.models.minilm.data as data
     from tersor.frontends import load_model
-    from tersor.registry import optimization
+    from tersor.pipeline.registry import optimization
 
     imported = load_model(
         build.build(), example_inputs=build.example_inputs(), dynamic_shapes=build.DYNAMIC_SHAPES

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersor.analysis.feeds import make_feed, table_rows
 from tersor.backends import ort
+from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidOption
-from tersor.feeds import make_feed, table_rows
 from tersor.ir import Affine, Graph, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.prune.trim_vocabulary import TrimVocabulary
 from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.pipeline import Pipeline, weight_bytes
-from tersor.recipe import build_pass
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 IDS = {"ids": np.array([[1, 4, 0], [4, 9, -3]])}  # -3 is 7: counted from the end
 OTHERS = {"ids": np.array([[2, 3], [5, 8]])}
@@ -297,7 +297,7 @@ def test_a_vocabulary_that_is_used_up_passes_through() -> None:
 def test_minilm_on_a_corpus() -> None:
     from tersor.frontends import load_model
     from tersor.models.minilm import build, data
-    from tersor.registry import optimization
+    from tersor.pipeline.registry import optimization
 
     graph = load_model(
         build.build(), example_inputs=build.example_inputs(), dynamic_shapes=build.DYNAMIC_SHAPES

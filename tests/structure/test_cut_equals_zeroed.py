@@ -13,12 +13,12 @@ import pytest
 from architectures import ARCHITECTURES, batch, exported, traced
 from cutting import chosen, cut_all, difference, prepared
 
-from tersor import registry
+from tersor.analysis.feeds import dim_names, make_feed
 from tersor.backends import ort
-from tersor.feeds import dim_names, make_feed
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.models import zoo
+from tersor.pipeline import registry
 from tersor.structure import axis_groups, zero_graph
 from tersor.target import Target
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from architectures import ARCHITECTURES, traced
 
-from tersor import registry
 from tersor.ir import parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.pipeline import Pipeline
+from tersor.pipeline import Pipeline, registry
 from tersor.structure import axis_groups, join_vectors, part_vectors, slice_graph
 
 # Two layers of their own weights whose biases are equal, and so one constant.

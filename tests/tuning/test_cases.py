@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tersor import registry
+from tersor.analysis.feeds import make_feed, stretched
 from tersor.analysis.roles import END
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.feeds import make_feed, stretched
 from tersor.ir import parse
 from tersor.ops import TABLE
+from tersor.pipeline import registry
 from tersor.tuning.cases import ADVICE, Cases, example_feed, find_cases
 from tersor.tuning.measure import Trial
 

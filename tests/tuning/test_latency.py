@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tersor import compile, registry
+from tersor import compile
 from tersor.ir import Graph, parse
 from tersor.ops import TABLE
-from tersor.pipeline import Context, Pass
+from tersor.pipeline import Context, Pass, registry
 from tersor.tuning.latency import Stopwatch
 
 LAYER = """graph main(%x: f32[rows, 16]) -> (y = %y) {

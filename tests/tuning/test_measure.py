@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor import job, registry
+from tersor.driver import job
 from tersor.ir import parse
 from tersor.ops import TABLE
+from tersor.pipeline import registry
 from tersor.tuning import measure, search
 from tersor.tuning.measure import Bench, Paired, compare
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tersor.feeds import Sizes
+from tersor.analysis.feeds import Sizes
 from tersor.tuning.trying import search_sizes
 
 Sized = dict[str, int]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tersor.ops.families._window import Window
+from tersor.ops.window import Window
 
 Borders = list[tuple[Any, Any]]
 

@@ -13,7 +13,7 @@ from tersor.backends.tvm.lowering import Lowering, Rule
 from tersor.backends.tvm.ops._elements import summed_in
 from tersor.backends.tvm.ops._window import bordered, borders, places, reach, taps
 from tersor.ir import Node
-from tersor.ops.families._window import Window, window
+from tersor.ops.window import Window, window
 
 
 def _over(node: Node) -> Window:

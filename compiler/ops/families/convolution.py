@@ -15,8 +15,8 @@ from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.families._window import Window, halves, is_too_small, torch_pads, window
 from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.window import Window, halves, is_too_small, torch_pads, window
 
 
 def _group(node: Node) -> int:

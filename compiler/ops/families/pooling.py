@@ -12,8 +12,8 @@ from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import broadcast, dims
-from tersor.ops.families._window import Window, is_too_small, torch_pads, window
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
+from tersor.ops.window import Window, is_too_small, torch_pads, window
 
 
 def _over(node: Node) -> Window:

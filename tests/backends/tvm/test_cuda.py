@@ -15,7 +15,6 @@ tvm = pytest.importorskip("tvm")
 from tvm import relax, tirx  # noqa: E402
 
 import tersor  # noqa: E402
-from tersor import registry  # noqa: E402
 from tersor.backends.tvm import cuda, library, open_session  # noqa: E402
 from tersor.backends.tvm.build import build  # noqa: E402
 from tersor.backends.tvm.half import halve  # noqa: E402
@@ -26,6 +25,7 @@ from tersor.built import Built, main_file  # noqa: E402
 from tersor.errors import InvalidModel, Unsupported  # noqa: E402
 from tersor.ir import Affine, DType, Graph, TensorType, Value, parse, symbol  # noqa: E402
 from tersor.ops import TABLE  # noqa: E402
+from tersor.pipeline import registry  # noqa: E402
 
 CHOICE = Choice.of(tersor.Target.parse("cuda:sm_90"))
 # float16 has 11 bits: each of a dozen roundings in a row is off by 5e-4 at most, of numbers about 1.

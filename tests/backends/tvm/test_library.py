@@ -18,7 +18,6 @@ import pytest
 tvm = pytest.importorskip("tvm")
 
 import tersor  # noqa: E402
-from tersor import registry  # noqa: E402
 from tersor.artifact import manifest  # noqa: E402
 from tersor.backends.tvm import library, session  # noqa: E402
 from tersor.backends.tvm.build import build  # noqa: E402
@@ -27,6 +26,7 @@ from tersor.built import Split  # noqa: E402
 from tersor.errors import InvalidModel, InvalidOption, TersorError, Unsupported  # noqa: E402
 from tersor.ir import Dense, Graph, parse  # noqa: E402
 from tersor.ops import TABLE  # noqa: E402
+from tersor.pipeline import registry  # noqa: E402
 
 FEED = {"x": np.arange(-10, 10, dtype=np.float32).reshape(2, 10) / 3}
 _FOOTER = library._LENGTH.size + library._FOOTER.size

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 tvm = pytest.importorskip("tvm")
 
 import tersor  # noqa: E402
-from tersor import registry  # noqa: E402
 from tersor.backends.tvm import session as sessions  # noqa: E402
 from tersor.backends.tvm.build import build  # noqa: E402
 from tersor.backends.tvm.options import Choice  # noqa: E402
@@ -24,6 +23,7 @@ from tersor.built import Split  # noqa: E402
 from tersor.errors import InvalidOption, Unsupported  # noqa: E402
 from tersor.ir import Graph, parse  # noqa: E402
 from tersor.ops import TABLE  # noqa: E402
+from tersor.pipeline import registry  # noqa: E402
 from tersor.tuning.measure import Bench, Paired, compare  # noqa: E402
 
 HOST = Choice.of(tersor.Target.host())
@@ -301,7 +301,7 @@ def speedup(value: float) -> Paired:
 def test_the_input_in_onnx_runtime_is_what_has_to_be_beaten(
     path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
-    monkeypatch.setattr("tersor.job.compare", lambda *_: speedup(gain))
+    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(gain))
     made = tersor.compile(path, recipe="fp32", runtime="tvm", sizes=[{"batch": 2}])
     if gain > 1:
         assert made.runtime == "tvm" and made.report.decisions[-1] == "kept fp32"

@@ -1,0 +1,1 @@
+"""Numbers without a graph: arrays in, arrays out."""

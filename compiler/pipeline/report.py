@@ -1,0 +1,99 @@
+"""What was done, what was not and why, and what it cost. Unknown is None, never zero."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tersor.numerics.fidelity import Fidelity
+from tersor.plain import EXACT
+
+# Begins the note of a pass whose fits go by too few rows; it outlives a pass that is left out.
+FEW_ROWS = "few calibration rows"
+
+
+@dataclass
+class PassReport:
+    """One pass over one graph.
+
+    Attributes:
+        name: the pass, with its options as ``name{key=value}``.
+        seconds: wall time of the pass, verification apart; not saved, and no part of comparisons.
+        rewrites: how often it changed something.
+        skips: (node, reason) where a rule met its pattern but did not apply.
+        notes: lossy steps' costs and other remarks, a line each.
+        nodes: node count after it, subgraphs included.
+        weight_bytes: bytes of all constants after it, as encoded.
+        max_error: largest absolute difference against the reference on the verification inputs, where
+            the pass claims values and they were checked.
+        missed: why a budget was not met, and what was nearest; empty where it was, or there is none.
+        left: the share of what a budget counts that is left; not saved, nor is the next.
+        changed: key of each layer that can stay as it is -> (what messages call it, its own relative error).
+        kept: which of its units each group that was pruned has left, by their numbers before: ``0-3,5``.
+    """
+
+    name: str
+    seconds: float | None = field(default=None, compare=False)
+    rewrites: int = 0
+    skips: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    nodes: int | None = None
+    weight_bytes: int | None = None
+    max_error: float | None = None
+    missed: str = ""
+    left: float | None = field(default=None, compare=False)
+    changed: dict[str, tuple[str, float | None]] = field(default_factory=dict, compare=False)
+    kept: dict[str, str] = field(default_factory=dict)
+    __pydantic_config__ = EXACT
+
+
+@dataclass
+class TuneReport:
+    """What tuning found.
+
+    Attributes:
+        kernels: a row for each kernel that was reached: its ``name``, its ``grain`` (how it divides its
+            work), and whether that was ``measured`` now or was known.
+        total: kernels that the model has; more than were reached where it was interrupted.
+        database: the file that holds the results; empty where it cannot be written.
+        remarks: why kernels were not measured, or results not written.
+    """
+
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+    database: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there are kernels that were not reached."""
+        return len(self.kernels) < self.total
+
+
+_PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
+
+
+@dataclass
+class Report:
+    """The whole compilation: passes in order, then the candidates that were measured.
+
+    ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
+    input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the
+    input model.
+    """
+
+    passes: list[PassReport] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    fidelity: Fidelity | None = None
+    size_before: int | None = None
+    size_after: int | None = None
+    decisions: list[str] = field(default_factory=list)
+    __pydantic_config__ = EXACT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the manifest: the same for the same compilation, so without times of passes."""
+        data = asdict(self)
+        for step in data["passes"]:
+            for name in _PASSING:
+                del step[name]
+        return data

@@ -1,0 +1,132 @@
+"""The pipeline that runs, verifies, times and reports passes (see :mod:`tersor.pipeline.rewriting`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tersor.errors import InvalidOption
+from tersor.ir import Graph
+from tersor.pipeline.report import PassReport
+from tersor.pipeline.rewriting import (
+    EXACT,
+    LOSSY,
+    ROUNDING,
+    Context,
+    Evaluate,
+    Feeds,
+    Keeps,
+    Latency,
+    Pass,
+    Rewrite,
+    Skip,
+    erase_dead,
+    erase_unread,
+    replace_node,
+)
+from tersor.pipeline.verification import LEVELS, Verification
+
+__all__ = [
+    "EXACT", "LEVELS", "LOSSY", "ROUNDING", "Context", "Evaluate", "Feeds", "Keeps", "Latency", "Pass",
+    "Pipeline", "Rewrite", "Skip", "erase_dead", "erase_unread", "replace_node", "weight_bytes",
+]  # fmt: skip
+
+
+@dataclass
+class Pipeline:
+    """A list of passes, run in order on a copy of the graph.
+
+    Attributes:
+        passes: in order.
+        level: how much is verified after each pass: ``none``; ``types``: structure and types;
+            ``text``: also that the printed graph reads back the same; ``values``: also every claim to
+            keep values, on ``feeds``.
+        feeds: inputs for the ``values`` level.
+        evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
+        row_scales: whether the backend has kernels for activations with one scale a row.
+        latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
+        progress: called with (done, total, what).
+        spared, memo: as :class:`Context` has them.
+    """
+
+    passes: Sequence[Pass]
+    level: str = "types"
+    feeds: Feeds = ()
+    evaluate: Evaluate | None = None
+    target: Any = None
+    calibration: Feeds = ()
+    row_scales: bool = False
+    latency: Latency | None = None
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    spared: frozenset[str] = frozenset()
+    memo: dict[str, Any] = field(default_factory=dict)
+    reports: list[PassReport] = field(default_factory=list)
+    _given_bytes: int = field(default=0, init=False)
+
+    def run(self, graph: Graph) -> Graph:
+        """A rewritten copy of ``graph``; ``reports`` gains an entry for each pass.
+
+        Raises:
+            InvalidOption: a pass needs something that was not given.
+            PassFailed: a pass broke a claim; names the pass, the node, and where it can, the rewrite.
+        """
+        self._check()
+        verification = Verification(self.level, self.feeds, self.evaluate, self._context)
+        current = graph.copy()
+        self._given_bytes = weight_bytes(graph)
+        for i, step in enumerate(self.passes):
+            self.progress(i, len(self.passes), step.label)
+            # Only a failure needs the graph as it was before; claims of values are checked on it.
+            before = current.copy() if self.level == "values" else current
+            signature = current.signature()
+            report = PassReport(step.label)
+            start = time.perf_counter()
+            step.run(current, self._context(report))
+            report.seconds = time.perf_counter() - start
+            report.nodes = sum(1 for _ in current.walk())
+            report.weight_bytes = weight_bytes(current)
+            verification.check(step, signature, before, current, report)
+            self.reports.append(report)
+        self.progress(len(self.passes), len(self.passes), "done")
+        return current
+
+    def _context(self, report: PassReport, rewrites_left: int | None = None) -> Context:
+        return Context(
+            report,
+            self.target,
+            self.calibration,
+            self.evaluate,
+            self.row_scales,
+            self.latency,
+            self.progress,
+            self._given_bytes,
+            rewrites_left,
+            self.spared,
+            self.memo if len(self.passes) == 1 else {},
+        )
+
+    def _check(self) -> None:
+        if self.level not in LEVELS:
+            raise InvalidOption(
+                f"no verification level {self.level!r}; there are {', '.join(LEVELS)}"
+            )
+        given = {"calibration": self.calibration, "evaluate": self.evaluate, "target": self.target}
+        for step in self.passes:
+            for need in sorted(step.needs):
+                if not given[need]:
+                    raise InvalidOption(f"{step.label} needs {need}, and none was given")
+        if self.level == "values" and not (self.feeds and self.evaluate):
+            raise InvalidOption("verification of values needs inputs and a way to run the graph")
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all constants as encoded, subgraphs included; of those that lie in the same memory (a
+    table, and the view of it that a tied head reads) once."""
+    held: dict[object, int] = {}
+    for owner in graph.all_graphs():
+        for value in owner.constants.values():
+            if value.encoding is not None:
+                held[value.encoding.place] = value.encoding.nbytes
+    return sum(held.values())

@@ -1,0 +1,126 @@
+"""Cuts groups one after the other, and fits what reads them anew.
+
+Each group sees the activations that the cuts before it left, and the layers that read it are fitted to what
+the uncut model computes there (``tersor.pruning.reconstruction``), so that errors do not add up:
+
+    y = x W, x of 4 neurons     cut neuron 3     y ~ x[0,1,2] V + c,   V, c by least squares
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tersor.ir import Graph
+from tersor.pruning.ranking import Ranking
+from tersor.pruning.reconstruction import Moments, moments
+from tersor.pruning.unit_order import Reader, not_fitted, readers
+from tersor.statistics.gram import tell_few_rows
+from tersor.statistics.products import columns_at, matrices, set_matrices
+from tersor.structure import AxisGroup, slice_graph
+from tersor.structure.links import Positions
+from tersor.structure.tracking import Tracked, follow_all, positions_left, tie_vector
+
+
+def prune(
+    original: Graph,
+    ranking: Ranking,
+    tracked: Sequence[Tracked],
+    gone: Sequence[int],
+    *,
+    reconstruct: bool,
+) -> None:
+    """Cuts so many units of each group of the ranking's graph, in the order of the graph.
+
+    Args:
+        original: a copy of the graph before anything was cut.
+        tracked: the groups, which follow the cuts.
+        reconstruct: whether readers are fitted anew.
+    """
+    graph, context = ranking.graph, ranking.context
+    place = {node: i for i, node in enumerate(graph.walk())}
+    last = [max(place[link.node] for link in t.group.links) for t in tracked]
+    fitted: list[tuple[int, int]] = []
+    for done, i in enumerate(np.argsort(last, kind="stable").tolist()):
+        if not gone[i] or not context.may_rewrite():
+            continue
+        name = tracked[i].group.name
+        context.progress(done, len(tracked), f"pruning {gone[i]} units of {name}")
+        fitted += _Cut(original, ranking, tracked, reconstruct).make(i, gone[i])
+        context.rewrote()
+    tell_few_rows(fitted, context.report)
+
+
+class _Cut:
+    """Of one group."""
+
+    def __init__(
+        self, original: Graph, ranking: Ranking, tracked: Sequence[Tracked], reconstruct: bool
+    ) -> None:
+        self.original, self.ranking, self.tracked = original, ranking, tracked
+        self.reconstruct = reconstruct
+        self.graph, self.context = ranking.graph, ranking.context
+
+    def make(self, i: int, count: int) -> list[tuple[int, int]]:
+        """Cuts ``count`` units of the ``i``-th group, leaving one at least; (rows, inputs) of each layer that
+        is fitted."""
+        group = self.tracked[i].group
+        count = min(count, len(group.free), group.units - 1)
+        layers = self._layers(group)
+        units = self.ranking.order_now(i, group, layers, count).units[:count]
+        cut = group.positions(units.tolist())
+        fits = self._fits(layers, cut) if self.reconstruct else []
+        slice_graph(self.graph, cut)
+        follow_all(self.tracked, cut)
+        for reader, matrix, bias in fits:
+            made = set_matrices(reader.node, reader.weight, matrix, bias)
+            if made is not None:
+                tie_vector(self.tracked, made, reader.outputs)
+        return [(seen.rows, len(seen.xtx) - 1) for _, seen in layers] if fits else []
+
+    def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
+        """The group's readers with what they read now and what they are to make of it."""
+        wanted = self.reconstruct or self.ranking.criterion == "obs"
+        if not self.ranking.has_data or not wanted:
+            return []
+        assert self.context.evaluate is not None
+        for node, why in not_fitted(group) if self.reconstruct else ():
+            self.context.skip(node, f"{why}: not fitted anew")
+        found = []
+        for reader in readers(group):
+            seen = moments(
+                self.original,
+                self.graph,
+                reader.node.output.name,
+                self.context.calibration,
+                self.context.evaluate,
+                positions_left(self.tracked, reader.outputs),
+                reader.weight,
+            )
+            if seen is not None and seen.finite:
+                found.append((reader, seen))
+            else:
+                why = "has no rows of it" if seen is None else "leads to NaN or infinity"
+                self.context.skip(reader.node, f"calibration {why}: not fitted anew")
+        return found
+
+    def _fits(
+        self, layers: Sequence[tuple[Reader, Moments]], cut: Positions
+    ) -> list[tuple[Reader, np.ndarray, np.ndarray]]:
+        """(reader, its matrix, its bias) after the cut."""
+        found = []
+        for reader, seen in layers:
+            if not reader.alone:
+                self.context.skip(reader.node, "its weight has other readers: not fitted anew")
+                continue
+            before, _ = matrices(reader.node, reader.weight)
+            kept = np.setdiff1d(np.arange(len(before)), reader.inputs_at(cut))
+            biased = reader.weight.bias is not None
+            weight, bias = seen.solve(before, kept, self.ranking.damping, biased=biased)
+            # A layer whose result is added to what it reads loses outputs with its inputs.
+            value, axis = reader.outputs
+            left = np.delete(np.arange(value.tensor.shape[axis]), cut.get(reader.outputs, ()))
+            columns = columns_at(reader.node, reader.weight, left)
+            found.append((reader, weight[:, columns], bias[columns]))
+        return found

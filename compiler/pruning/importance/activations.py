@@ -1,0 +1,226 @@
+"""What calibration inputs tell of units, where nodes sum over them (:mod:`.readers`), padding left out.
+
+activation-mean   mean of |a|
+activation-max    largest |a|
+apoz              1 - the share of the a that are at most 0 (Hu et al. 2016, arXiv 1607.03250): of all
+                  positions of a map, of all that a unit owns.  Behind ReLU these are its zeros, behind
+                  GELU or SiLU what comes near; where the sign means nothing (tanh, attention), it tells
+                  nothing.
+wanda             sum of |W_t| |x_t|_2 over the terms t that belong to a unit, W_t: all weights of an
+                  input (Sun et al. 2023, arXiv 2306.11695); lanes of queries and keys: |q_t|_2 |k_t|_2
+obs               what the reader's outputs lose when the other inputs make up for it as well as they
+                  can, as a share of the outputs' squares (Hassibi and Stork 1993):
+                  trace(W_u (P_uu)^-1 W_u^T) / trace(W G W^T),  G = X^T X, P = G^-1
+                  Convolutions: each place of the kernel by itself.  Queries and keys, where there is
+                  nothing to fit: (|q_t|_2 |k_t|_2)^2 over the sum of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.ir import Graph
+from tersor.numerics.second_order import damped, removal_costs
+from tersor.pipeline import Evaluate, Feeds
+from tersor.pruning.importance.readers import (
+    Reader,
+    lanes,
+    observed_axes,
+    terms,
+    visible,
+    with_axes_last,
+)
+from tersor.pruning.importance.weights import along, by_unit
+from tersor.statistics.calibration import TAPS
+from tersor.statistics.gram import Gram, grams, observed_rows
+from tersor.structure import AxisGroup
+from tersor.structure.links import Axis, End
+
+DAMPING = 1e-4  # Of the mean of G's diagonal: enough that every G has an inverse, and little else.
+
+
+@dataclass
+class Seen:
+    """Sums over the rows of an activation of ``k`` channels.
+
+    Attributes:
+        rows: how many.
+        magnitude: f64[k], sum of |a|.
+        largest: f64[k], largest |a|.
+        off: f64[k], how many are at most 0.
+        squares: f64[k], sum of a^2.
+    """
+
+    rows: int
+    magnitude: np.ndarray
+    largest: np.ndarray
+    off: np.ndarray
+    squares: np.ndarray
+
+    @staticmethod
+    def nothing(k: int) -> Seen:
+        return Seen(0, np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k))
+
+    def add(self, rows: np.ndarray) -> None:
+        """``rows``: f32[n, k]."""
+        if not len(rows):
+            return
+        wide = np.abs(rows.astype(np.float64))
+        self.rows += len(rows)
+        self.magnitude += wide.sum(axis=0)
+        self.largest = np.maximum(self.largest, wide.max(axis=0))
+        # NaN is no number at most 0, and must not count as one that is more.
+        self.off += np.where(np.isnan(rows), np.nan, rows <= 0).sum(axis=0)
+        self.squares += np.square(wide).sum(axis=0)
+
+
+SeenAt = Mapping[Axis, Seen]
+
+
+def watch(graph: Graph, groups: Sequence[AxisGroup], feeds: Feeds, evaluate: Evaluate) -> SeenAt:
+    """Sums of all activations that the groups' readers multiply."""
+    axes = list(dict.fromkeys(a for group in groups for a in observed_axes(graph, group)))
+    copy, views = with_axes_last(graph, axes)
+    found = {axis: Seen.nothing(len(_owner(groups, axis))) for axis in axes}
+    by_view: dict[object, list[Axis]] = {}
+    for axis, view in views.items():
+        by_view.setdefault(view, []).append(axis)
+    for view, rows in observed_rows(copy, list(views.values()), feeds, evaluate):
+        for axis in by_view[view]:
+            found[axis].add(rows)
+    return found
+
+
+def mean(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
+    """f64[units], mean of |a|."""
+    return _per_number(graph, group, seen, {axis: s.magnitude for axis, s in seen.items()})
+
+
+def alive(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
+    """f64[units] in [0, 1], the share of what is above 0."""
+    return 1 - _per_number(graph, group, seen, {axis: s.off for axis, s in seen.items()})
+
+
+def largest(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
+    """f64[units], largest |a|."""
+    found = np.zeros(group.units)
+    for axis in observed_axes(graph, group):
+        owner = group.axes[axis]
+        with np.errstate(invalid="ignore"):  # NaN comes out as such, and is told.
+            np.maximum.at(found, owner[owner >= 0], seen[axis].largest[owner >= 0])
+    return found
+
+
+def wanda(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
+    """f64[units], sum of |W_t| |x_t|_2."""
+    found = np.zeros(group.units)
+    for reader in visible(graph, group):
+        worth = np.prod([_norms(end, reader, seen) for end in reader.observed], axis=0)
+        for end in reader.weights:
+            sizes = np.abs(along(*end.axis)).sum(axis=1)
+            worth = worth * sizes[lanes(end, reader.size)].sum(axis=0)
+        found += _by_term(group, reader, worth)
+    return found
+
+
+def obs(
+    graph: Graph, groups: Sequence[AxisGroup], feeds: Feeds, evaluate: Evaluate
+) -> Iterator[np.ndarray]:
+    """f64[units] for each group: shares of its readers' outputs, summed over these. Moments are as large
+    as the weights: those of some groups are held at a time."""
+    for batch in _batches(graph, groups):
+        axes = dict.fromkeys(a for group in batch for a in observed_axes(graph, group))
+        copy, views = with_axes_last(graph, list(axes))
+        seen = grams(copy, list(views.values()), feeds, evaluate)
+        moments = {axis: seen[view] for axis, view in views.items()}
+        for group in batch:
+            parts = [_removal(group, r, moments) for r in visible(graph, group)]
+            yield np.asarray(np.sum(parts, axis=0))
+
+
+# -- inner -------------------------------------------------------------------------------------------
+
+
+def _per_number(
+    graph: Graph, group: AxisGroup, seen: SeenAt, sums: Mapping[Axis, np.ndarray]
+) -> np.ndarray:
+    """f64[units], the ``sums`` by position over how many numbers each unit had."""
+    total, count = np.zeros(group.units), np.zeros(group.units)
+    for axis in observed_axes(graph, group):
+        total += by_unit(group, axis, sums[axis])
+        count += by_unit(group, axis, np.full(len(sums[axis]), float(seen[axis].rows)))
+    return total / np.maximum(count, 1)
+
+
+def _owner(groups: Sequence[AxisGroup], axis: Axis) -> np.ndarray:
+    return next(group.axes[axis] for group in groups if axis in group.axes)
+
+
+def _norms(end: End, reader: Reader, seen: SeenAt) -> np.ndarray:
+    """f64[size], L2 norm of each term over all rows, and over all of its positions."""
+    squares = seen[end.axis].squares[lanes(end, reader.size)]
+    return np.asarray(np.sqrt(squares.sum(axis=0)))
+
+
+def _by_term(group: AxisGroup, reader: Reader, worth: np.ndarray) -> np.ndarray:
+    units = terms(group, reader)
+    return np.bincount(units[units >= 0], worth[units >= 0], minlength=group.units)
+
+
+def _removal(group: AxisGroup, reader: Reader, moments: Mapping[Axis, Gram]) -> np.ndarray:
+    """f64[units], shares of a reader's output that are lost."""
+    inner = [_moment(end, reader, moments) for end in reader.observed]
+    if not reader.weights:
+        squares = np.prod([np.diagonal(m) for m in inner], axis=0)
+        return _share(_by_term(group, reader, squares), float(squares.sum()))
+    if not np.isfinite(inner[0]).all():
+        return np.full(group.units, np.nan)
+    inverse = np.linalg.inv(damped(inner[0], DAMPING))
+    units, found, whole = terms(group, reader), np.zeros(group.units), 0.0
+    for end in reader.weights:
+        weight = _matrix(end, reader)
+        whole += float(np.sum((weight @ inner[0]) * weight))
+        for at in _equal_sets(units):
+            found[units[at[:, 0]]] += removal_costs(weight, inverse, at)
+    return _share(found, whole)
+
+
+def _share(part: np.ndarray, whole: float) -> np.ndarray:
+    return part / whole if whole > 0 else np.zeros_like(part)
+
+
+def _moment(end: End, reader: Reader, moments: Mapping[Axis, Gram]) -> np.ndarray:
+    """f64[size, size], X^T X of a sum's terms; convolutions of several groups: of all of these."""
+    xtx = moments[end.axis].xtx
+    return np.asarray(sum(xtx[np.ix_(at, at)] for at in lanes(end, reader.size)))
+
+
+def _matrix(end: End, reader: Reader) -> np.ndarray:
+    """f64[outputs, size]: everything that the terms are multiplied with."""
+    numbers = along(*end.axis)[lanes(end, reader.size)]
+    return np.asarray(np.moveaxis(numbers, 1, 2).reshape(-1, reader.size))
+
+
+def _equal_sets(units: np.ndarray) -> Iterator[np.ndarray]:
+    """i64[n, s], the terms of n units that have s of them, for each s."""
+    counts = np.bincount(units[units >= 0])
+    order = np.argsort(units, kind="stable")
+    for size in np.unique(counts[counts > 0]).tolist():
+        own = np.isin(units[order], np.flatnonzero(counts == size))
+        yield order[own].reshape(-1, size)
+
+
+def _batches(graph: Graph, groups: Sequence[AxisGroup]) -> Iterator[list[AxisGroup]]:
+    """Groups that together are seen in one run."""
+    batch: list[AxisGroup] = []
+    for group in groups:
+        count = sum(len(observed_axes(graph, g)) for g in [*batch, group])
+        if batch and count > TAPS:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch

@@ -1,0 +1,181 @@
+"""Least squares of a layer against what another model computes there.
+
+Layers are what multiplies rows with a matrix (``tersor.statistics.products``): linear ones, convolutions by
+their patches, recurrent ones by what they read at each step, of which x W + b is what gates go by.
+
+A layer y = x W + b of a model that was cut reads x' in place of x.  The best it can do on calibration rows is
+
+    min |x' V + c - t|^2 + r |V - W|^2,      t = x W + b  (+ s - s' where y is added to s)
+    V = (X'^T X' + r)^-1 (X'^T T + r W)      on centred X' and T;      c = mean t - mean x' V
+
+with s, s' what the layer's result is added to in the original and in the cut model: so the layer makes up
+for what was lost before it, too, and the bias for what is lost on average.  The ridge r, relative to the
+mean of the diagonal, leaves W as it is where calibration says nothing.  Where the sum goes into a norm,
+rows count by what the norm will divide them by: errors count as the norm's readers see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.ir import Graph, Node, Value
+from tersor.ops import Weight, window
+from tersor.pipeline import Evaluate, Feeds
+from tersor.statistics.calibration import tap
+from tersor.statistics.gram import Gram, Rows
+from tersor.statistics.products import columns_at, linear_weight, matrices, rows_of
+
+SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})
+
+
+@dataclass
+class Moments:
+    """What least squares needs of rows x' and targets t, weighted.
+
+    Attributes:
+        xtx: f64[k + 1, k + 1], of x' with a last column of ones.
+        xtt: f64[k + 1, n], with the targets.
+        rows: how many there were.
+    """
+
+    xtx: np.ndarray
+    xtt: np.ndarray
+    rows: int = 0
+
+    @staticmethod
+    def of_layer(gram: Gram, matrix: np.ndarray, bias: np.ndarray | None) -> Moments:
+        """Of a layer whose targets are its own results: what it reads has second moments ``gram``."""
+        ends = gram.total[:, None]
+        xtx = np.block([[gram.xtx, ends], [ends.T, np.full((1, 1), float(gram.rows))]])
+        xtt = xtx[:, :-1] @ matrix
+        xtt = xtt if bias is None else xtt + np.outer(xtx[:, -1], bias)
+        return Moments(xtx, xtt, gram.rows)
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.xtx).all() and np.isfinite(self.xtt).all())
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(X^T X, X^T T, mean x, mean t) with the means taken off the first two."""
+        count = self.xtx[-1, -1]
+        x, t = self.xtx[-1, :-1] / count, self.xtt[-1] / count
+        xtx = self.xtx[:-1, :-1] - count * np.outer(x, x)
+        return xtx, self.xtt[:-1] - count * np.outer(x, t), x, t
+
+    def solve(
+        self, before: np.ndarray, kept: np.ndarray, ridge: float, *, biased: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(V f64[kept, n], c f64[n]): the layer from the inputs ``kept`` alone.
+
+        Args:
+            before: [k, n], W.
+            kept: indices of inputs.
+            biased: whether the layer can have a bias; c is zero where it cannot.
+        """
+        xtx, xtt, x, t = self.centred()
+        if not biased:
+            xtx, xtt, x, t = self.xtx[:-1, :-1], self.xtt[:-1], 0 * x, 0 * t
+        pull = ridge * max(float(np.diagonal(xtx).mean()), 1e-30)
+        own = xtx[np.ix_(kept, kept)] + pull * np.eye(len(kept))
+        weight = np.linalg.solve(own, xtt[kept] + pull * before[kept])
+        return weight, t - x[kept] @ weight
+
+
+def summand(node: Node) -> Value | None:
+    """What a layer's result x W + b is added to, where that is all that is done with it."""
+    user = node.output.only_user()
+    if user is None or user.op not in SUMS or not _is_plain(node):
+        return None
+    if node.op == "Conv" and user.op != "Add":
+        return None  # The norm is over positions, not over what makes a row.
+    others = [v for v in user.inputs[:2] if v is not node.output]
+    same = len(others) == 1 and others[0] is not None and others[0].type == node.output.type
+    return others[0] if same else None
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether nothing follows the product and the bias: no activation, no factor."""
+    if node.op == "tersor.Linear":
+        return node.attrs["activation"] == "none"
+    return node.op in ("MatMul", "Conv")
+
+
+def moments(
+    original: Graph,
+    cut: Graph,
+    name: str,
+    feeds: Feeds,
+    evaluate: Evaluate,
+    left: np.ndarray | None = None,
+    weight: Weight | None = None,
+) -> Moments | None:
+    """Of the layer whose result is called ``name`` in both graphs: rows as ``cut`` has them, targets by
+    ``original``, of its outputs those that ``cut`` has ``left``, by their positions on the axis of its
+    weight (None: all). ``weight``: which of the layer's, as :func:`products` gives them; None: the first
+    that can be fitted. None where no feed has a row."""
+    theirs, ours = node_making(original, name), node_making(cut, name)
+    weight = weight or linear_weight(theirs)
+    assert weight is not None
+    matrix, bias = matrices(theirs, weight)
+    columns = None if left is None else columns_at(theirs, weight, left)
+    runs = [_Run(original, _inputs(theirs, weight)), _Run(cut, _inputs(ours, weight))]
+    user = ours.output.only_user()
+    by_norm = user is not None and user.op != "Add"
+    total: Moments | None = None
+    for feed in feeds:
+        before, after = (run.rows(evaluate, feed) for run in runs)
+        target = before[0] @ matrix + (0 if bias is None else bias)
+        beside = before[1] if len(before) > 1 else None
+        if columns is not None:
+            target, beside = target[:, columns], None if beside is None else beside[:, columns]
+        if beside is not None and len(after) > 1:
+            target = target + beside - after[1]
+        scale = None
+        if by_norm and len(after) > 1:
+            scale = 1 / np.maximum((target + after[1]).std(axis=1, keepdims=True), 1e-6)
+        total = _added(total, after[0], target, scale)
+    return total if total is not None and total.xtx[-1, -1] > 0 else None
+
+
+def node_making(graph: Graph, name: str) -> Node:
+    """The node of the outermost graph that makes the value ``name``."""
+    return next(n for n in graph.nodes if any(v.name == name for v in n.outputs))
+
+
+def _inputs(node: Node, weight: Weight) -> list[Rows]:
+    """What the layer multiplies, and then what its result is added to, if there is such."""
+    x, beside = rows_of(node, weight), summand(node)
+    if beside is None:
+        return [x]
+    # Of a convolution: the channels at each place, which are windows of one.
+    one = None if x.window is None else window([1] * len(x.window.kernel), {})
+    return [x, Rows(beside, one)]
+
+
+class _Run:
+    """A graph that gives rows, the first of which tell what is padding in all."""
+
+    def __init__(self, graph: Graph, wanted: list[Rows]) -> None:
+        self.tapped, self.wanted = tap(graph, [rows.value for rows in wanted]), wanted
+        self.mask = wanted[0].mask(graph)
+
+    def rows(self, evaluate: Evaluate, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = evaluate(self.tapped, feed)
+        return [rows.of(outputs[rows.value.name], feed, self.mask) for rows in self.wanted]
+
+
+def _added(
+    total: Moments | None, x: np.ndarray, target: np.ndarray, scale: np.ndarray | None
+) -> Moments:
+    rows = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
+    target = target.astype(np.float32)
+    if scale is not None:
+        rows, target = rows * scale.astype(np.float32), target * scale.astype(np.float32)
+    # Sums over one feed in f32: a thousand rows lose nothing that rounding of the weights would not.
+    xtx, xtt = (rows.T @ rows).astype(np.float64), (rows.T @ target).astype(np.float64)
+    if total is None:
+        return Moments(xtx, xtt, len(x))
+    return Moments(total.xtx + xtx, total.xtt + xtt, total.rows + len(x))

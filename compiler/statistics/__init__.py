@@ -1,0 +1,1 @@
+"""What calibration data says of the values in a graph."""

@@ -1,0 +1,38 @@
+"""Which input tells what positions of a value are padding."""
+
+from __future__ import annotations
+
+from tersor.analysis.feeds import table_rows
+from tersor.analysis.match import dims
+from tersor.ir import Dim, DType, Graph, TensorType, Value
+from tersor.ir.dims import product
+
+
+def padding_mask(graph: Graph, value: Value) -> str | None:
+    """The name of the input that tells which positions of ``value`` [..., k] are padding: integers or
+    booleans with one element for each row, that pick no rows of a table (as ids do). None where there
+    is none, or more than one.
+    """
+    shape = dims(value)
+    return mask_over(graph, shape[:-1]) if shape else None
+
+
+def padding_of(graph: Graph, value: Value) -> str | None:
+    """As :func:`padding_mask`, of a value that has an element or a row for each position."""
+    shape = dims(value)
+    return (mask_over(graph, shape) if shape else None) or padding_mask(graph, value)
+
+
+def mask_over(graph: Graph, leading: tuple[Dim, ...]) -> str | None:
+    """As :func:`padding_mask`, of rows at positions of the dims ``leading``."""
+    candidates = [
+        v
+        for v in graph.inputs
+        if isinstance(v.type, TensorType)
+        and v.type.dtype in (DType.BOOL, DType.I32, DType.I64)
+        and len(dims(v) or ()) >= 2
+        and (dims(v) == leading or leading == (product(dims(v) or ()),))
+        and None not in leading
+        and not table_rows(v)
+    ]
+    return candidates[0].name if len(candidates) == 1 else None

@@ -1,0 +1,105 @@
+"""Fewer samples of every calibration batch, where all of them would take too long: no batch is left out, as
+each may be the only one to reach a part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tersor.analysis.match import dims
+from tersor.errors import TersorError
+from tersor.ir import Graph
+from tersor.ir.dims import symbols
+from tersor.pipeline.rewriting import Evaluate, Feeds
+
+APART = 5  # One batch of so many is not fitted on,
+ENOUGH = 10  # where there are so many.
+FEW = 4  # Of fewer batches, one sample of so many.
+Axes = Mapping[str, int]
+
+
+def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
+    """About ``most`` samples of ``feeds``, at least one of each, spread over it; ``feeds`` itself where that
+    is not more, or where samples cannot be told apart."""
+    axes = sample_axes(graph)
+    counts = [_count(feed, axes) for feed in feeds]
+    if not axes or sum(counts) <= most or max(counts) < 2:
+        return feeds
+    share = most / sum(counts)
+    found = [_some(f, axes, max(1, round(n * share))) for f, n in zip(feeds, counts, strict=True)]
+    return found if _runs(graph, found[:1], evaluate) else feeds
+
+
+def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Feeds]:
+    """(What to fit on, what to judge by): every fifth batch is kept apart where there are enough; else every
+    fourth sample of each batch, or, where batches cannot be divided, every fourth of them."""
+    if len(feeds) >= ENOUGH:
+        return _parted(feeds, APART)
+    axes = sample_axes(graph)
+    if not axes or max((_count(feed, axes) for feed in feeds), default=0) < FEW:
+        return _parted(feeds, FEW)
+    fitted, apart = [], []
+    for feed in feeds:
+        at = np.arange(_count(feed, axes))
+        last = at % FEW == FEW - 1
+        fitted.append(_taken(feed, axes, at[~last]) if last.any() else feed)
+        apart += [_taken(feed, axes, at[last])] if last.any() else []
+    return (fitted, apart) if _runs(graph, apart, evaluate) else _parted(feeds, FEW)
+
+
+def _runs(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> bool:
+    """What is declared open may be fixed inside, and states may have a batch by another name."""
+    try:
+        for feed in feeds:
+            evaluate(graph, feed)
+    except TersorError:
+        return False
+    return True
+
+
+def _parted(feeds: Feeds, one_of: int) -> tuple[Feeds, Feeds]:
+    apart = [i % one_of == one_of - 1 for i in range(len(feeds))]
+    return (
+        [f for f, own in zip(feeds, apart, strict=True) if not own],
+        [f for f, own in zip(feeds, apart, strict=True) if own],
+    )
+
+
+def sample_axes(graph: Graph) -> Axes:
+    """By input, the axis that has the batch: the open dim that comes first in the first input with axes."""
+    first = next((dims(v) for v in graph.inputs if dims(v)), None)
+    batch = symbols(first[0]) if first and first[0] is not None else frozenset()
+    if len(batch) != 1:
+        return {}
+    return {
+        v.name: axis
+        for v in graph.inputs
+        for axis, dim in enumerate(dims(v) or ())
+        if dim is not None and symbols(dim) == batch
+    }
+
+
+def sample_count(graph: Graph, feeds: Feeds) -> int | None:
+    """Of all feeds; None where samples cannot be told apart."""
+    axes = sample_axes(graph)
+    return sum(_count(feed, axes) for feed in feeds) if axes else None
+
+
+def _count(feed: Mapping[str, np.ndarray], axes: Axes) -> int:
+    return min((np.shape(feed[name])[axis] for name, axis in axes.items()), default=1)
+
+
+def _some(feed: Mapping[str, np.ndarray], axes: Axes, count: int) -> dict[str, np.ndarray]:
+    have = _count(feed, axes)
+    return _taken(feed, axes, np.linspace(0, have - 1, count).round().astype(int) if have else [])
+
+
+def _taken(
+    feed: Mapping[str, np.ndarray], axes: Axes, at: Sequence[int] | np.ndarray
+) -> dict[str, np.ndarray]:
+    which = np.asarray(at, np.int64)
+    return {
+        name: np.take(array, which, axis=axes[name]) if name in axes else array
+        for name, array in feed.items()
+    }

@@ -1,0 +1,1 @@
+"""Changes of a graph that several passes share."""

@@ -1,0 +1,1 @@
+"""A vocabulary made smaller: of a model, its tokenizer and the files beside them, together."""

@@ -1,0 +1,251 @@
+"""A model and its tokenizer with the vocabulary of a corpus: both count ids anew, together.
+
+    text -> ids -> model -> logits        all of V ids
+    text -> ids -> model -> logits        all of those kept, in the old order
+
+Tables keep the rows, tied heads the columns. What else the model does with ids (compare them with the
+padding's) it does with the old ones, which it looks up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.analysis.vocabulary import (
+    Cut,
+    Head,
+    Vocabulary,
+    checked_ids,
+    choose_vocabulary,
+    cut_heads,
+    cut_last_axis,
+    cut_tables,
+    find_heads,
+    gathered,
+    logits_flow,
+    moves,
+    walk_ids,
+)
+from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.frontends import Imported, load_model
+from tersor.ir import Graph, Node, Use, Value, verify
+from tersor.pipeline import Pipeline, registry
+from tersor.trimming import beside
+from tersor.trimming.tokenizers import (
+    first_pieces,
+    known_ids,
+    lowercased,
+    trim_tokenizer,
+    unknown_id,
+)
+
+_OF_SHAPES = {"Shape", "Size"}
+Corpus = Iterable[str | Sequence[int]]
+
+
+def trim_vocabulary(
+    model: Any,
+    corpus: Corpus,
+    *,
+    tokenizer: str | Path | None = None,
+    input: str = "",
+    untied: bool | None = None,
+    **options: Any,
+) -> Imported:
+    """``model`` with the vocabulary that ``corpus`` uses, and the tokenizer that fits it, for
+    :func:`tersor.compile`, which puts both into the artifact. On the corpus outputs are the same; where a
+    folder of sentence-transformers has prompts, also on the corpus behind these.
+
+        small = tersor.trim_vocabulary("all-MiniLM-L6-v2", sentences)
+        tersor.compile(small, recipe="int8").save("out")          # out/tokenizer.json
+
+    Inputs, calibration too, are from here on what the new tokenizer makes.
+
+    Args:
+        model: as :func:`compile` takes it.
+        corpus: texts, or the ids of texts as the old tokenizer has them.
+        tokenizer: its ``tokenizer.json``; by default that of the model's folder.
+        input: whose vocabulary it is, by an input's name; by default the largest.
+        untied: whether projections onto as many columns as there are ids, whose weights are no table's,
+            are onto the ids. Without it such a model is refused.
+        options: as :func:`compile` has them for torch modules.
+
+    Raises:
+        InvalidModel, Unsupported: as :func:`compile`; a tokenizer that is not known here.
+        InvalidOption: no tokenizer, an empty corpus, ids outside, no table that an input picks rows from.
+    """
+    imported = load_model(model, **options)
+    name = beside.tokenizer_name(imported.files) or beside.TOKENIZER
+    data = _tokenizer(imported, tokenizer, name)
+    texts = _prompted(list(corpus), beside.prompts(imported.files))
+    graph = Pipeline(registry.optimization()).run(imported.graph)
+    vocabulary = choose_vocabulary(graph, input)
+    if vocabulary is None:
+        raise InvalidOption("no input picks rows from a table of weights: there is no vocabulary")
+    old = _encode(data, texts)
+    used = checked_ids(np.concatenate([np.zeros(0, np.int64), *old]), vocabulary.size)
+    begun = _begun(data, texts, old)
+    named = beside.named_ids(imported.files) & known_ids(data)
+    small, order = trim_tokenizer(data, {*map(int, used), *begun, *named})
+    kept = np.array([i for i in order if i < vocabulary.size], np.int64)
+    if len(kept) < len(order):
+        raise InvalidOption(
+            f"the tokenizer has id {order[-1]}, the model {vocabulary.size}: they do not fit each other"
+        )
+    _check(small, texts, old, kept)
+    renumber(graph, vocabulary, kept, untied)
+    verify(graph)
+    files = beside.renumbered(imported.files, order, vocabulary.size)
+    return Imported(graph, files={**files, name: small}, remarks=imported.remarks)
+
+
+def _prompted(texts: list[str | Sequence[int]], prompts: list[str]) -> list[str | Sequence[int]]:
+    """``texts``, and each with each prompt before it, as it will come."""
+    return [*texts, *(p + text for p in prompts for text in texts if isinstance(text, str))]
+
+
+def _tokenizer(imported: Imported, given: str | Path | None, name: str) -> bytes:
+    data = _tokenizer_file(imported, given, name)
+    return lowercased(data) if beside.lowers_texts(imported.files) else data
+
+
+def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> bytes:
+    if given is not None:
+        try:
+            return Path(given).read_bytes()
+        except OSError as error:
+            raise InvalidOption(f"tokenizer {given}: {error.strerror}") from None
+    if name not in imported.files:
+        raise InvalidOption(
+            f"the model has no {name} beside it: give tokenizer=, or keep the ids as they are with the "
+            "pass trim-vocabulary"
+        )
+    return imported.files[name]
+
+
+def _encode(data: bytes, corpus: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
+    """i64[n] for each text: its ids, without truncation and padding."""
+    texts = [text for text in corpus if isinstance(text, str)]
+    encoded = iter(_opened(data).encode_batch(texts) if texts else [])
+    return [
+        np.array(next(encoded).ids if isinstance(t, str) else t, np.int64).reshape(-1)
+        for t in corpus
+    ]
+
+
+def _begun(data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndarray]) -> set[int]:
+    """Ids of pieces that are found in unknown words of the texts, before these turn out to be unknown."""
+    unknown = unknown_id(data)
+    texts = [t for t, ids in zip(corpus, old, strict=True) if isinstance(t, str) and unknown in ids]
+    if not texts:
+        return set()
+    opened = _opened(data)
+    if opened.normalizer is not None:
+        texts = [opened.normalizer.normalize_str(text) for text in texts]
+    if opened.pre_tokenizer is None:
+        return first_pieces(data, texts)
+    return first_pieces(
+        data, [word for t in texts for word, _ in opened.pre_tokenizer.pre_tokenize_str(t)]
+    )
+
+
+def _opened(data: bytes) -> Any:
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise Unsupported(
+            "texts need the package 'tokenizers': pip install tokenizers, or give ids"
+        ) from None
+    try:
+        opened = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # It raises nothing more precise.
+        raise InvalidModel(f"the tokenizer cannot be read: {error}") from None
+    opened.no_truncation()
+    opened.no_padding()
+    return opened
+
+
+def _check(
+    small: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndarray], kept: np.ndarray
+) -> None:
+    """That the new tokenizer gives all texts the ids that stand for their old ones.
+
+    Raises:
+        Unsupported: it does not.
+    """
+    if not any(isinstance(text, str) for text in corpus):
+        return
+    for text, before, after in zip(corpus, old, _encode(small, corpus), strict=True):
+        if isinstance(text, str) and not np.array_equal(np.take(kept, after), before):
+            raise Unsupported(f"the smaller tokenizer cuts {text[:80]!r} into other pieces")
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+def renumber(
+    graph: Graph, vocabulary: Vocabulary, kept: np.ndarray, untied: bool | None = None
+) -> None:
+    """Makes ``graph`` count ids anew, in place: ``kept``, ascending, are the old ids of the new ones.
+    Logits of the vocabulary shrink.
+
+    Raises:
+        InvalidOption: something of it cannot be told, or not be changed.
+    """
+    if clipped := [item.node for item in vocabulary.lookups if item.clipped]:
+        raise InvalidOption(f"{clipped[0].label} reads ids that are clipped, in their old numbers")
+    heads = [head for head in find_heads(graph, vocabulary) if head.tied or untied is not False]
+    flows = [_flow(head, untied) for head in heads]
+    lookups = {(item.node, item.ids) for item in vocabulary.lookups}
+    for value in vocabulary.inputs:
+        for held in walk_ids(value)[1]:
+            _give_old_ids(held, [u for u in held.uses if not _takes_new_ids(u, lookups)], kept)
+    cut: Cut = {}
+    cut_tables(vocabulary, kept, cut)
+    cut_heads(heads, kept, cut)
+    for node in (node for flow in flows for node in flow):
+        for index, operand in enumerate(node.inputs):
+            if operand is not None and operand.is_constant and _spans(operand, vocabulary.size):
+                cut_last_axis(node, index, kept)
+        graph.infer(node)
+
+
+def _flow(head: Head, untied: bool | None) -> list[Node]:
+    """The nodes between a head and the outputs."""
+    if not head.tied and untied is None:
+        raise InvalidOption(
+            f"{head.node.label} makes as many columns as there are ids, of weights that are no table's: "
+            "say with untied whether they are logits of the ids"
+        )
+    flow = logits_flow(head.node.output)
+    if flow is None:
+        raise InvalidOption(f"the logits that {head.node.label} makes are not returned as they are")
+    return flow
+
+
+def _spans(constant: Value, size: int) -> bool:
+    shape = constant.tensor.shape
+    return bool(shape) and shape[-1] == size
+
+
+def _takes_new_ids(use: Use, lookups: set[tuple[Node, int]]) -> bool:
+    """Whether a reader of ids needs not know that they were counted anew."""
+    node = use.user
+    if isinstance(node, Graph):
+        return node.outer is None
+    if (node, use.operand) in lookups or node.op in _OF_SHAPES:
+        return True
+    return use.operand == 0 and moves(node)
+
+
+def _give_old_ids(ids: Value, readers: Sequence[Use], kept: np.ndarray) -> None:
+    if not readers:
+        return
+    graph = ids.graph
+    old = gathered(graph.constant(kept.astype(ids.tensor.dtype.numpy), "old_ids"), ids)
+    for use in readers:
+        graph.set_input(use.user, use.operand, old)
