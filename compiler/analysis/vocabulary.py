@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, dtype, made_by, rank
+from tersor.analysis.match import dims, dtype, made_by, operand, rank
 from tersor.errors import InvalidOption, suggest
-from tersor.ir import Encoding, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 
 _MOVES = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Identity"}
 
@@ -54,7 +54,7 @@ class Vocabulary:
     @property
     def tables(self) -> list[Value]:
         """The tables, each once."""
-        return list(dict.fromkeys(_operand(item.node, item.table) for item in self.lookups))
+        return list(dict.fromkeys(operand(item.node, item.table) for item in self.lookups))
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ def find_vocabularies(graph: Graph) -> list[Vocabulary]:
 
     shared: nx.Graph[Value] = nx.Graph()
     for value, lookups in found.items():
-        shared.add_edges_from((value, _operand(i.node, i.table)) for i in lookups)
+        shared.add_edges_from((value, operand(i.node, i.table)) for i in lookups)
     vocabularies = []
     for part in nx.connected_components(shared):
         inputs = tuple(v for v in graph.inputs if v in part)
         reached = tuple(dict.fromkeys(i for v in inputs for i in found[v]))
-        sizes = [_operand(i.node, i.table).tensor.shape[0] for i in reached]
+        sizes = [operand(i.node, i.table).tensor.shape[0] for i in reached]
         vocabularies.append(Vocabulary(inputs, min(sizes), reached))
     return sorted(vocabularies, key=lambda v: -v.size)
 
@@ -202,12 +202,6 @@ def _is_transposed(weight: Value, table: Value) -> bool:
     )
 
 
-def _operand(node: Node, index: int) -> Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
 # -- cutting ---------------------------------------------------------------------------------------
 
 
@@ -232,86 +226,3 @@ def new_of_old(kept: np.ndarray, size: int, unknown: int) -> np.ndarray:
     found = np.full(size, int(np.searchsorted(kept, unknown)), np.int64)
     found[kept] = np.arange(len(kept))
     return found
-
-
-Cut = dict[tuple[object, ...], tuple[Encoding, int]]
-"""What is left of matrices by the memory that held them, and the axis that was cut: what is tied to one
-reads the same."""
-
-
-def cut_tables(vocabulary: Vocabulary, kept: np.ndarray, cut: Cut | None = None) -> None:
-    """The lookups read tables of the rows ``kept``; whole tables go, where nothing else reads them."""
-    done = {} if cut is None else cut
-    parts = {table: _part(table, kept, 0, done) for table in vocabulary.tables}
-    for item in vocabulary.lookups:
-        _read(item.node, item.table, parts[_operand(item.node, item.table)])
-
-
-def cut_heads(heads: Sequence[Head], kept: np.ndarray, cut: Cut | None = None) -> None:
-    """Leaves the columns ``kept`` of projections and of their biases, and types their results anew.
-
-    ``cut``: what :func:`cut_tables` left, for heads that are tied to tables.
-    """
-    done = {} if cut is None else cut
-    parts: dict[Value, Value] = {}
-    for head in heads:
-        node, weight = head.node, _operand(head.node, 1)
-        if weight not in parts:
-            parts[weight] = _part(weight, kept, 1, done)
-        _read(node, 1, parts[weight])
-        if node.input(2) is not None:
-            cut_last_axis(node, 2, kept)
-        assert node.graph is not None
-        node.graph.infer(node)
-
-
-def cut_last_axis(node: Node, index: int, kept: np.ndarray) -> None:
-    """Leaves the positions ``kept`` of the last axis of a constant operand."""
-    constant = _operand(node, index)
-    axis = constant.tensor.rank - 1  # type: ignore[operator]
-    _read(node, index, _part(constant, kept, axis, {}))
-
-
-def _part(whole: Value, kept: np.ndarray, axis: int, cut: Cut) -> Value:
-    """A constant of the positions ``kept`` of an axis of a constant or of the transpose of one."""
-    transpose = made_by(whole, "Transpose")
-    held = whole if transpose is None else _operand(transpose, 0)
-    assert held.encoding is not None
-    encoding = held.encoding if transpose is None else held.encoding.transpose((1, 0))
-    square = len(set(encoding.type.shape)) == 1  # Which does not tell which way it lies.
-    if square or encoding.place not in cut:
-        cut[encoding.place] = encoding.take(kept, axis), axis
-    part, along = cut[encoding.place]
-    return held.graph.constant(part if along == axis else part.transpose((1, 0)), held.name)
-
-
-def _read(node: Node, index: int, part: Value) -> None:
-    """Operand ``index`` becomes ``part``; what it was goes, if nothing else reads it."""
-    assert node.graph is not None
-    old = _operand(node, index)
-    node.graph.set_input(node, index, part)
-    if (transpose := old.producer) is not None and not old.uses:
-        table = _operand(transpose, 0)
-        old.graph.erase(transpose)
-        _erase_unread(table)
-    _erase_unread(old)
-
-
-def _erase_unread(constant: Value) -> None:
-    if constant.is_constant and not constant.uses:
-        constant.graph.erase_constant(constant)
-
-
-def gathered(table: Value, ids: Value) -> Value:
-    """``table``[ids], made where ``ids`` are."""
-    graph = ids.graph
-    with graph.at(node_behind(graph, ids.producer)):
-        return graph.emit("Gather", [table, ids], {"axis": 0}, scope="")
-
-
-def node_behind(graph: Graph, node: Node | None) -> Node | None:
-    """The node after ``node``; None where that is the last. The first, where ``node`` is None."""
-    nodes = iter(graph.nodes)
-    if node is not None:
-        next(n for n in nodes if n is node)
-    return next(nodes, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.artifact import manifest as manifests
+from tersor.artifact.identity import input_identity
 from tersor.artifact.manifest import Manifest, check_file, read_manifest
 from tersor.artifact.storage import locked, stored
 from tersor.errors import InvalidModel, TersorError
@@ -131,8 +132,6 @@ def _interface(runtime: str, model: Path, choice: dict[str, Any], path: Path) ->
 
 
 def _check_input(manifest: Manifest, path: Path, model: Any) -> None:
-    from tersor.driver.compilation import input_identity
-
     told = manifest.about.get("input")
     if not isinstance(told, dict) or input_identity(model) != told:
         raise InvalidModel(f"{path} was not made of {_shown(model)}")

@@ -12,6 +12,7 @@ from tersor.analysis.feeds import Sizes, check_sizes, default_sizes
 from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
+from tersor.artifact.identity import as_imported, identity_of
 from tersor.built import Built, built_size
 from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks
 from tersor.driver.job import JUDGED, Feed, Job, Kept, Progress, reference
@@ -130,7 +131,7 @@ def compile(
         )
     elif lossy:
         levels.append(("fp32", fused))
-    given = _identity(imported)
+    given = identity_of(imported)
     if cases.cases:
         kept = job.best(before, levels, cases.cases)
     else:
@@ -189,7 +190,7 @@ def convert(
     steps = registry.optimization() if passes is None else list(passes)
     batches = _checked(imported.graph, calibration)
     graph = job.run_passes(steps, imported.graph, batches)
-    given = _identity(imported)
+    given = identity_of(imported)
     built = backend.build(graph, choice)
     job.check_built(Kept(runtime, built, choice, graph), batches)
     if batches:
@@ -261,17 +262,6 @@ def inspect(model: Any, **options: Any) -> Summary:
     return summarize(load_model(model, **options).graph)
 
 
-def input_identity(model: Any) -> dict[str, Any]:
-    """What the manifest of a compilation of ``model`` says of its input.
-
-    Raises:
-        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
-    """
-    if isinstance(model, (str, Path)) and not Path(model).is_dir():
-        return manifests.identity(Path(model))
-    return _identity(load_model(model))
-
-
 def _backend(runtime: str, target: Target) -> Any:
     backend = registry.backend(runtime)
     if target.kind not in backend.KINDS:
@@ -303,20 +293,7 @@ def _input_model(imported: Imported, report: Report) -> Path | Built:
             report.decisions.append(f"compared with the input as imported: {error}")
         else:
             return imported.original
-    return _as_imported(imported)
-
-
-def _as_imported(imported: Imported) -> Built:
-    choice = reference().Choice().but(portable=True)
-    built: Built = reference().build(imported.graph, choice)
-    return built
-
-
-def _identity(imported: Imported) -> dict[str, Any]:
-    """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
-    if imported.original is not None:
-        return manifests.identity(imported.original)
-    return manifests.identity(_as_imported(imported), made_from="graph")
+    return as_imported(imported)
 
 
 def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tersor.ir.dims import KnownDim, substitute
-from tersor.ir.graph import Graph
-from tersor.ir.node import Attribute, Node, Value
+from tersor.ir.node import Attribute, Node, Value, subgraphs_in
 from tersor.ir.types import OptionalType, SequenceType, TensorType, ValueType
+
+if TYPE_CHECKING:
+    from tersor.ir.graph import Graph
 
 
 def copy_graph(graph: Graph) -> Graph:
@@ -65,7 +68,7 @@ class _Copy:
 
     def graph(self, graph: Graph, outer: Graph | None) -> Graph:
         values = self.values
-        result = Graph(graph.name, graph.table, outer)
+        result = type(graph)(graph.name, graph.table, outer)
         result.metadata = dict(graph.metadata)
         if outer is None:
             result._names = dict(graph._names)
@@ -94,12 +97,8 @@ class _Copy:
     def attrs(self, node: Node, outer: Graph) -> dict[str, Attribute]:
         attrs: dict[str, Attribute] = {}
         for key, attr in node.attrs.items():
-            if isinstance(attr, Graph):
-                attrs[key] = self.graph(attr, outer)
-            elif isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr):
-                attrs[key] = tuple(self.graph(a, outer) for a in attr if isinstance(a, Graph))
-            else:
-                attrs[key] = attr
+            copies = tuple(self.graph(body, outer) for body in subgraphs_in(attr))
+            attrs[key] = attr if not copies else copies if isinstance(attr, tuple) else copies[0]
         return attrs
 
     def value(self, value: Value, graph: Graph) -> Value:

@@ -116,6 +116,12 @@ def floordiv(a: KnownDim, b: KnownDim) -> KnownDim:
     return exact if exact is not None else _atom("//", (a, b))
 
 
+def ceil_div(a: KnownDim, b: int) -> KnownDim:
+    """``a / b`` rounded up, for ``b`` > 0."""
+    exact = divide(a, b)
+    return exact if exact is not None else floordiv(a + (b - 1), b)
+
+
 def divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
     """The quotient where the polynomial ``b`` divides ``a`` without a rest, else None.
 

@@ -18,6 +18,7 @@ from typing import Protocol, cast
 
 import numpy as np
 
+from tersor.ir.copy import copy_graph
 from tersor.ir.encodings import Dense, Encoding
 from tersor.ir.node import Attribute, Node, NodeList, Use, Value
 from tersor.ir.types import UnknownType, ValueType
@@ -315,8 +316,6 @@ class Graph(NodeList):
 
     def copy(self) -> Graph:
         """A graph of its own with the same names; encodings are shared."""
-        from tersor.ir.copy import copy_graph
-
         return copy_graph(self)
 
     # -- inner -----------------------------------------------------------------------------------

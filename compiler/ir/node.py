@@ -133,7 +133,7 @@ class Node:
         self.attrs = attrs
         self.scope = scope
         self.name = name
-        self.subgraphs = _subgraphs(attrs)
+        self.subgraphs = [body for key in sorted(attrs) for body in subgraphs_in(attrs[key])]
         self.inputs: Sequence[Value | None] = []
         self.outputs: tuple[Value, ...] = ()
         self.graph: Graph | None = None
@@ -160,14 +160,10 @@ class Node:
         return f"<{self.label}>"
 
 
-def _subgraphs(attrs: dict[str, Attribute]) -> list[Graph]:
-    found: dict[str, list[Graph]] = {}
-    for key, attr in attrs.items():
-        if isinstance(attr, NodeList):
-            found[key] = [attr]
-        elif isinstance(attr, tuple) and attr and isinstance(attr[0], NodeList):
-            found[key] = list(attr)
-    return [graph for key in sorted(found) for graph in found[key]]
+def subgraphs_in(attr: Attribute) -> list[Graph]:
+    """The graphs that an attribute is or holds."""
+    held = attr if isinstance(attr, tuple) else (attr,)
+    return [item for item in held if isinstance(item, NodeList)]
 
 
 class NodeList:

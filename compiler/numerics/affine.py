@@ -21,7 +21,6 @@ from typing import Literal
 import numpy as np
 
 from tersor.ir import Affine
-from tersor.pipeline import Context
 
 Granularity = Literal["tensor", "token", "auto"]
 """One scale for an activation, one for each row of its last axis, or what the backend is best at."""
@@ -73,9 +72,10 @@ def quantize_rows(table: np.ndarray) -> Affine:
     return quantize_weight(table, 0)
 
 
-def is_per_token(granularity: Granularity, context: Context) -> bool:
-    """Whether activations are quantized row by row. ``auto``: where the backend has kernels for it."""
-    return context.row_scales if granularity == "auto" else granularity == "token"
+def is_per_token(granularity: Granularity, row_scales: bool) -> bool:
+    """Whether activations are quantized row by row. ``auto``: where the backend has
+    kernels for it (``row_scales``)."""
+    return row_scales if granularity == "auto" else granularity == "token"
 
 
 Range = tuple[float | np.ndarray, float | np.ndarray]

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from tersor.errors import InvalidGraph, suggest
-from tersor.ir import Attribute, DType, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ir import Attribute, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Weight
@@ -16,7 +16,6 @@ from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Weight
 # What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
 # says, which is less than what operands must be.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-CONTENTS_ELEMENTS = 64  # Integer tensors up to this size have their elements tracked as dims.
 
 
 class Table:
@@ -145,23 +144,6 @@ class Table:
 
 def _has_rank(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dims is not None
-
-
-def contents_of(value: Value | None) -> np.ndarray | None:
-    """Elements of a small integer or boolean tensor as dims (an object array of the tensor's shape),
-    or None. Constants are read here, results as their node's row inferred them."""
-    if value is None:
-        return None
-    if value.contents is None and value.encoding is not None:
-        type = value.encoding.type
-        small = np.prod(type.shape, dtype=np.int64) <= CONTENTS_ELEMENTS
-        if small and (type.dtype.is_integer or type.dtype is DType.BOOL):
-            numbers = value.encoding.decode()
-            flat = [int(v) for v in numbers.reshape(-1)]
-            held = np.empty(len(flat), object)
-            held[:] = flat
-            value.contents = held.reshape(numbers.shape)
-    return value.contents
 
 
 def _infer(node: Node, row: OpDef | None) -> list[ValueType]:

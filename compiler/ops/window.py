@@ -11,8 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tersor.ir import Dim
-from tersor.ir.dims import floordiv
-from tersor.ops.families._symbolic import ceil_div
+from tersor.ir.dims import ceil_div, floordiv
 
 
 @dataclass(frozen=True)

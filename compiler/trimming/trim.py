@@ -16,16 +16,11 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.vocabulary import (
-    Cut,
     Head,
     Vocabulary,
     checked_ids,
     choose_vocabulary,
-    cut_heads,
-    cut_last_axis,
-    cut_tables,
     find_heads,
-    gathered,
     logits_flow,
     moves,
     walk_ids,
@@ -34,6 +29,7 @@ from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, Node, Use, Value, verify
 from tersor.pipeline import Pipeline, registry
+from tersor.transforms.vocabulary import Cut, cut_heads, cut_last_axis, cut_tables, gathered
 from tersor.trimming import beside
 from tersor.trimming.tokenizers import (
     first_pieces,

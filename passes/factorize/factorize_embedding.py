@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from tersor.analysis.lookups import Lookup, lookups_of, tables, unfit
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.numerics.lowrank import (
@@ -27,14 +28,8 @@ from tersor.numerics.lowrank import (
     weight_error,
 )
 from tersor.pipeline import LOSSY, Context, Pass, Skip
-from tersor.statistics.lookups import (
-    Lookup,
-    frequencies,
-    lookups_of,
-    replace_lookups,
-    tables,
-    unfit,
-)
+from tersor.statistics.frequencies import frequencies
+from tersor.transforms.lookups import replace_lookups
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.lookups import lookups_of, tables, unfit
 from tersor.analysis.match import dims, dtype
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.numerics.lowrank import weight_error
 from tersor.numerics.tensors import largest, tensor_train, train_product, train_ranks
 from tersor.pipeline import LOSSY, Context, Pass, Skip
-from tersor.statistics.lookups import lookups_of, replace_lookups, tables, unfit
+from tersor.transforms.lookups import replace_lookups
 
 
 @dataclass(frozen=True)

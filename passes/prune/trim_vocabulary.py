@@ -25,21 +25,17 @@ import numpy as np
 from pydantic import Field
 
 from tersor.analysis.vocabulary import (
-    Cut,
     Head,
     Vocabulary,
     checked_ids,
     choose_vocabulary,
-    cut_heads,
-    cut_tables,
     find_heads,
-    gathered,
     new_of_old,
-    node_behind,
 )
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Feeds, Pass, weight_bytes
+from tersor.transforms.vocabulary import Cut, cut_heads, cut_tables, gathered, node_behind
 
 
 @dataclass(frozen=True)

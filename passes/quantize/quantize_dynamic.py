@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from tersor.analysis.lookups import lookups_of
 from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
 from tersor.ir import Affine, Graph, Node, TensorType, Value
@@ -27,7 +28,6 @@ from tersor.numerics.affine import (
 from tersor.numerics.masks import is_dense
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.statistics.calibration import Activation, collect
-from tersor.statistics.lookups import lookups_of
 from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
@@ -59,7 +59,7 @@ class QuantizeDynamic(Pass):
                 context.skip(node, f"{node.op} has no int8 form yet")
         told = context.remember("seen", lambda: _observe(graph, nodes, context))
         seen = {x: told[x.name] for x in map(_reads, nodes) if x.name in told}
-        per_token = is_per_token(self.granularity, context)
+        per_token = is_per_token(self.granularity, context.row_scales)
         saturates = context.target is not None and context.target.saturates_int8
         of_weight: dict[Value, list[Node]] = {}
         for node in nodes:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.lookups import Lookup, lookups_of
 from tersor.ir import DType, Graph, Value
 from tersor.numerics.affine import quantize_rows, relative_error
 from tersor.numerics.masks import is_dense
 from tersor.pipeline import LOSSY, Context, Pass
-from tersor.statistics.lookups import Lookup, lookups_of
 from tersor.structure.ties import tied_to
 
 

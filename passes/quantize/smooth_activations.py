@@ -57,7 +57,7 @@ class SmoothActivations(Pass):
         groups = _groups(graph)
         seen = collect(graph, list(groups), context.calibration, context.evaluate)
         saturates = context.target is not None and context.target.saturates_int8
-        per_token = is_per_token(self.granularity, context)
+        per_token = is_per_token(self.granularity, context.row_scales)
         for i, (x, readers) in enumerate(groups.items()):
             if x not in seen:
                 context.skip(readers[0], "calibration shows none of its inputs")

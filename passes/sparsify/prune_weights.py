@@ -12,8 +12,8 @@ What a weight W_ij (output i, input j) is worth, the lowest go first:
                  that come later make up for what went (Frantar and Alistarh 2023, arXiv 2301.00774; see
                  ``tersor.numerics.second_order``).  The only criterion that moves the weights that stay.
 
-Inputs are rows of what is multiplied (``tersor.statistics.products``): of a convolution what its window sees at
-each place, of a recurrent layer's R the states of all directions.
+Inputs are rows of what is multiplied (``tersor.statistics.products``): of a convolution what its window sees
+at each place, of a recurrent layer's R the states of all directions.
 
 Some layers are observed at a time, with the inputs that they have once those before these are pruned.
 """

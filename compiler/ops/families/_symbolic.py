@@ -11,9 +11,9 @@ import numpy as np
 
 from tersor.errors import InvalidGraph
 from tersor.ir import Dim, Node, Sym, TensorType, Value
-from tersor.ir.dims import KnownDim, divide, floordiv, product
+from tersor.ir.dims import divide, floordiv, product
+from tersor.ops.contents import CONTENTS_ELEMENTS, contents_of
 from tersor.ops.opdef import Cost
-from tersor.ops.table import CONTENTS_ELEMENTS, contents_of
 
 
 def refuse(node: Node, reason: str) -> NoReturn:
@@ -136,12 +136,6 @@ def merge(node: Node, *dims: Dim) -> Dim:
 
 
 # -- dims ------------------------------------------------------------------------------------------
-
-
-def ceil_div(a: KnownDim, b: int) -> KnownDim:
-    """``a / b`` rounded up, for ``b`` > 0."""
-    exact = divide(a, b)
-    return exact if exact is not None else floordiv(a + (b - 1), b)
 
 
 def quotient(have: Sequence[Dim], given: Sequence[Dim]) -> Dim:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import element_cost, tensor
 from tersor.ops.families._ties import broadcast
 from tersor.ops.families._torch import torch_dtype
 from tersor.ops.onnx_schema import FROM_ONNX
 from tersor.ops.opdef import OpDef, Sample
-from tersor.ops.table import contents_of
 
 
 def _wanted(node: Node) -> DType:

@@ -11,10 +11,10 @@ from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.bounds import is_at_least, larger, smaller
 from tersor.ir.dims import KnownDim, divide, floordiv
 from tersor.ops import onnx_schema
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import broadcast_dims, small
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 
 def elementwise_cost(node: Node) -> Cost:

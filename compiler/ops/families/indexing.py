@@ -9,6 +9,7 @@ import numpy as np
 
 from tersor.errors import Unsupported
 from tersor.ir import Node, ValueType
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
     axis_of,
     merge,
@@ -19,7 +20,6 @@ from tersor.ops.families._symbolic import (
 )
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie, Weight
-from tersor.ops.table import contents_of
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 

@@ -9,10 +9,10 @@ import numpy as np
 from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
 from tersor.ir.bounds import ENDLESS, is_at_least, larger, lower_bound, smaller
-from tersor.ir.dims import KnownDim, divide
+from tersor.ir.dims import KnownDim, ceil_div, divide
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
     axis_of,
-    ceil_div,
     checked_axes,
     ints,
     is_negative,
@@ -25,7 +25,6 @@ from tersor.ops.families._symbolic import (
 )
 from tersor.ops.families._ties import constant, dims, plain
 from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 
 def kept_axes(node: Node, changed: set[int]) -> list[Tie]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops import onnx_schema
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import ints
 from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 
 def _read_cost(node: Node) -> Cost:

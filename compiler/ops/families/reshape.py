@@ -10,6 +10,7 @@ import numpy as np
 
 from tersor.ir import Dim, Node, TensorType, ValueType
 from tersor.ir.dims import divide, product
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
     axis_of,
     checked_axes,
@@ -23,7 +24,6 @@ from tersor.ops.families._symbolic import (
 )
 from tersor.ops.families._ties import dims, plain, stated_shape
 from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 # -- Reshape ---------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
     axis_of,
     checked_axis,
@@ -20,7 +21,6 @@ from tersor.ops.families._symbolic import (
 )
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 
 def _one_hot_infer(node: Node) -> list[ValueType]:

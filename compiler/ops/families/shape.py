@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value, ValueType
-from tersor.ir.dims import KnownDim, product
+from tersor.ir.dims import KnownDim, ceil_div, product
+from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
     broadcast_dims,
-    ceil_div,
     element_cost,
     ints,
     is_negative,
@@ -28,7 +28,6 @@ from tersor.ops.families._ties import dims, plain, stated_shape
 from tersor.ops.families._torch import torch_dtype
 from tersor.ops.onnx_schema import FROM_ONNX
 from tersor.ops.opdef import Member, OpDef, Sample, Tie
-from tersor.ops.table import contents_of
 
 
 def _shape_ties(node: Node) -> list[Tie]:

@@ -1,17 +1,14 @@
-"""Embedding lookups: who reads rows of which table, by which ids, and how often each was asked for."""
+"""Embedding lookups: who reads rows of which table, by which ids."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tersor.analysis.match import dims
 from tersor.ir import Dense, Graph, Node, Use, Value
-from tersor.pipeline import Evaluate, Feeds, replace_node
-from tersor.statistics.calibration import tap
-from tersor.statistics.padding import padding_mask
 from tersor.structure.ties import tied_to
 
 
@@ -77,55 +74,3 @@ def unfit(table: Value, lookups: Sequence[Lookup]) -> str | None:
     if not np.isfinite(table.numpy().astype(np.float64)).all():
         return f"@{table.name} holds NaN or infinity"
     return None
-
-
-def frequencies(
-    graph: Graph, table: Value, lookups: Sequence[Lookup], feeds: Feeds, evaluate: Evaluate
-) -> np.ndarray:
-    """f64[rows], how often each row was looked up on ``feeds``, padding left out; lookups in subgraphs
-    are not seen."""
-    counts = np.zeros(table.tensor.shape[0])
-    masks = {
-        lookup.ids: padding_mask(graph, lookup.node.output)
-        for lookup in lookups
-        if lookup.node.graph is graph
-    }
-    if not masks:
-        return counts
-    tapped = tap(graph, list(masks))
-    for feed in feeds:
-        outputs = evaluate(tapped, feed)
-        for ids, mask in masks.items():
-            asked = outputs[ids.name].reshape(-1)
-            kept = feed[mask].reshape(-1) if mask is not None else None
-            if kept is not None and len(kept) == len(asked):
-                asked = asked[kept != 0]
-            np.add.at(counts, asked, 1)
-    return counts
-
-
-def replace_lookups(lookups: Sequence[Lookup], rows: Callable[[Graph, Value], Value]) -> None:
-    """What ``rows`` emits for the ids takes the place of each lookup; a fused layer normalization of
-    several lookups is taken apart for it."""
-    for lookup in lookups:
-        node = lookup.node
-        graph = node.graph
-        assert graph is not None
-        with graph.at(node):
-            made = rows(graph, lookup.ids)
-            if node.op != "Gather":
-                made = _normalized(graph, lookup, made)
-        replace_node(node, [made])
-
-
-def _normalized(graph: Graph, lookup: Lookup, rows: Value) -> Value:
-    """The layer normalization of the sum of ``rows`` and of the node's other lookups."""
-    node = lookup.node
-    total = rows
-    for operand in range(3, len(node.inputs), 2):
-        if operand != lookup.operand:
-            pair = [node.inputs[operand], node.inputs[operand - 1]]
-            total = graph.emit("Add", [total, graph.emit("Gather", pair, {"axis": 0})])
-    attrs = {"axis": -1, "epsilon": node.attrs["epsilon"]}
-    operands = [total, *node.inputs[:2]]
-    return graph.emit("LayerNormalization", operands, attrs, name=node.output.name)

@@ -1,0 +1,36 @@
+"""What a model was before it was compiled: the hashes by which an artifact tells of its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tersor.artifact import manifest as manifests
+from tersor.built import Built
+from tersor.frontends import Imported, load_model
+from tersor.pipeline import registry
+
+
+def input_identity(model: Any) -> dict[str, Any]:
+    """What the manifest of a compilation of ``model`` says of its input.
+
+    Raises:
+        InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
+    """
+    if isinstance(model, (str, Path)) and not Path(model).is_dir():
+        return manifests.identity(Path(model))
+    return identity_of(load_model(model))
+
+
+def identity_of(imported: Imported) -> dict[str, Any]:
+    """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
+    if imported.original is not None:
+        return manifests.identity(imported.original)
+    return manifests.identity(as_imported(imported), made_from="graph")
+
+
+def as_imported(imported: Imported) -> Built:
+    """The imported graph as an ONNX model."""
+    reference = registry.backend(registry.REFERENCE)
+    built: Built = reference.build(imported.graph, reference.Choice().but(portable=True))
+    return built
