@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ class Import:
     target: str
     line: int
     lazy: bool
+    typing: bool = False  # under TYPE_CHECKING
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.target}"
@@ -62,26 +64,27 @@ def imports_in(file: str, source: str) -> list[Import]:
     module = module_name(file)
     found: list[Import] = []
 
-    def add(target: str, line: int, lazy: bool) -> None:
-        found.append(Import(file, module, target, line, lazy))
+    def add(target: str, line: int, lazy: bool, typing: bool) -> None:
+        found.append(Import(file, module, target, line, lazy, typing))
 
-    def visit(node: ast.AST, lazy: bool) -> None:
+    def visit(node: ast.AST, lazy: bool, typing: bool = False) -> None:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                add(alias.name, node.lineno, lazy)
+                add(alias.name, node.lineno, lazy, typing)
         elif isinstance(node, ast.ImportFrom):
             # `from tersor import passes` is an import of tersor.passes as well.
             for alias in node.names:
-                add(f"{'.' * node.level}{node.module or ''}.{alias.name}", node.lineno, lazy)
+                target = f"{'.' * node.level}{node.module or ''}.{alias.name}"
+                add(target, node.lineno, lazy, typing)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.body:
-                visit(child, True)
+                visit(child, True, True)
             for child in node.orelse:
                 visit(child, lazy)
         else:
             inner = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
-                visit(child, inner)
+                visit(child, inner, typing)
 
     visit(ast.parse(source, file), False)
     return found
@@ -153,6 +156,75 @@ def test_imports_point_the_right_way() -> None:
         if misplaced(item)
     ]
     assert not bad, "\n".join(bad)
+
+
+def room(module: str) -> str:
+    """The folder that a module lies in, of those directly in a package: ``tersor.ops``."""
+    top = next(top for top in (*FOLDERS.values(), "tersor")[::-1] if within(module, top))
+    if top != "tersor":
+        return top
+    return ".".join(module.split(".")[:2])
+
+
+@cache
+def arrows() -> list[tuple[str, str]]:
+    """Imports among our modules, lazy ones too; those for types alone do not count."""
+    modules = {module_name(file) for file in sources()}
+    found = set()
+    for file in sources():
+        for item in imports_in(file, (ROOT / file).read_text(encoding="utf-8")):
+            target = item.target
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            if target not in ("", "tersor", item.module) and not item.typing:
+                found.add((item.module, target))
+    return sorted(found)
+
+
+def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """Some circle; empty where there is none."""
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for user, used in edges:
+        sorter.add(user, used)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle([("a", "b"), ("b", "c"), ("c", "a")])  # The rule itself.
+    assert not circle(arrows())
+
+
+def test_rooms_stand_in_an_order() -> None:
+    between = {(room(a), room(b)) for a, b in arrows() if a != "tersor"}
+    assert not circle((a, b) for a, b in between if a != b)
+
+
+CHANGES = {
+    "emit",
+    "emit_node",
+    "erase",
+    "erase_constant",
+    "set_input",
+    "set_outputs",
+    "add_input",
+    "constant",
+}
+
+
+def test_analysis_only_reads() -> None:
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.func.attr}"
+        for path in sorted((ROOT / "compiler" / "analysis").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in CHANGES
+    ]
+    assert not calls
 
 
 @pytest.mark.parametrize(

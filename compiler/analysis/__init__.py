@@ -1,1 +1,1 @@
-"""What is true of a graph: axis groups, cost, sensitivity, calibration statistics."""
+"""What is true of a graph. Reads only: nothing here changes one."""

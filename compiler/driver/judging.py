@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tersor.analysis.scores import Score, rounded, scores_of, unordered_axis, with_scores
 from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.numerics.fidelity import Fidelity, OutputFidelity, Tally
 from tersor.pipeline.rewriting import Evaluate, Feeds
 from tersor.statistics.padding import padding_of
+from tersor.statistics.scores import Score, rounded, scores_of, unordered_axis, with_scores
 from tersor.statistics.thinning import sample_count
 
 Arrays = Mapping[str, Any]

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-from tersor.analysis.scores import with_scores
 from tersor.ir import Graph, Value
 from tersor.numerics import allocation
 from tersor.pipeline import Context, Feeds
@@ -23,6 +22,7 @@ from tersor.pruning.ranking import Ranking
 from tersor.pruning.reconstruction import Moments, node_making
 from tersor.pruning.unit_order import Reader, readers
 from tersor.statistics.products import matrices, set_matrices
+from tersor.statistics.scores import with_scores
 from tersor.statistics.thinning import sample_count, thinned
 from tersor.structure import AxisGroup, joined, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters

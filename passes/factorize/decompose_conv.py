@@ -19,7 +19,6 @@ from typing import Literal, cast
 
 import numpy as np
 
-from tersor.analysis.break_even import Verdict, weigh
 from tersor.analysis.scopes import chosen
 from tersor.errors import InvalidOption
 from tersor.ir import Dense, Graph, Node, Value
@@ -36,6 +35,7 @@ from tersor.numerics.tensors import (
     tucker2_product,
 )
 from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+from tersor.tuning.break_even import Verdict, weigh
 
 
 @dataclass(frozen=True)

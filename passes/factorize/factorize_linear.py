@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.break_even import Verdict, weigh
 from tersor.analysis.scopes import chosen
 from tersor.errors import InvalidOption
 from tersor.ir import Dense, Graph, Node, Value
@@ -40,6 +39,7 @@ from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
 from tersor.statistics.gram import tell_few_rows
 from tersor.statistics.linear_layers import LinearLayer, by_weight, observed
 from tersor.structure.ties import tied_to
+from tersor.tuning.break_even import Verdict, weigh
 
 Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
 RankBy = Literal["energy", "ratio", "rank", "parameters", "break-even"]

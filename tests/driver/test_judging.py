@@ -10,13 +10,13 @@ import onnx
 import pytest
 
 import tersor
-from tersor.analysis.scores import scores_of
 from tersor.backends.ort import Evaluator
 from tersor.driver.judging import Judge
 from tersor.errors import InvalidOption
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, Graph, parse
 from tersor.ops import TABLE
+from tersor.statistics.scores import scores_of
 from tersor.statistics.thinning import sample_count, thinned
 
 # Labels of 5 classes at each place; the last place of a row of the mask is padding where it says so.

@@ -23,8 +23,8 @@ from tersor.ir import (
     verify,
 )
 from tersor.ops import TABLE
+from tersor.ops.contents import contents_of
 from tersor.ops.evaluate import evaluate
-from tersor.ops.table import contents_of
 from tersor.passes.canonicalize import canonicalization
 from tersor.passes.fuse import fusion
 from tersor.pipeline import Pipeline, erase_dead

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.analysis.break_even import concrete_types, weigh
 from tersor.errors import InvalidModel
 from tersor.ir import Graph, Value, parse
 from tersor.ops import TABLE
+from tersor.tuning.break_even import concrete_types, weigh
 
 TEXT = "graph main(%x: f32[batch, {dim}]) -> (y = %y) {{\n  %y: f32[batch, {dim}] = Relu(%x)\n}}"
 SIZES = ({"batch": 2}, {"batch": 8}, {"batch": 8}, {"batch": 0})
