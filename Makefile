@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all real real-table conformance lint fuzz format bench clean
+.PHONY: help venv demo check test test-all real real-table conformance lint fuzz format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,17 @@ demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
 
 # A worker takes whole files, so that what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -q
+
+# Left out by `check`: what builds for TVM, exports from torch, trains, or starts many processes.
+SLOW := tests/backends/tvm tests/cli tests/conformance tests/fuzz tests/models tests/real tests/trimming \
+	tests/driver/test_driver.py tests/frontends/test_architectures.py tests/frontends/test_exporters_masks.py \
+	tests/frontends/test_same_ir.py tests/frontends/test_sentences.py tests/hostile/test_bombs.py \
+	tests/passes/test_differential.py tests/passes/test_drop_layers.py tests/passes/test_lossy.py \
+	tests/passes/test_properties.py tests/passes/test_prune_readers.py tests/passes/test_prune_structure.py \
+	tests/structure/test_cut_equals_zeroed.py tests/test_artifact.py tests/test_determinism.py tests/test_scaling.py
+
+check: lint ## lint, then run the fast tests (under three minutes)
+	@$(PYTEST) -m "not slow" $(SLOW:%=--ignore=%) $(PYTEST_ARGS)
 
 test: lint ## lint, then run the tests
 	@$(PYTEST) $(PYTEST_ARGS)

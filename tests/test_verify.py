@@ -192,7 +192,9 @@ def test_what_was_saved_is_whole(out: Path) -> None:
     found = tersor.verify(out, model="given.onnx")
     assert found.notes == []
     assert found.files == {
-        p.name: p.stat().st_size for p in out.iterdir() if p.name != manifest.NAME
+        p.name: p.stat().st_size
+        for p in out.iterdir()
+        if p.name not in (manifest.NAME, "README.md")
     }
     assert len(found.files) == 3
     assert tersor.verify(str(out)) == found
@@ -228,6 +230,7 @@ def test_what_the_manifest_does_not_name_is_noted(out: Path) -> None:
     here = manifest.versions()["onnxruntime"]
     assert tersor.verify(out).notes == [
         "notes.txt is in the folder, but not in the manifest",
+        "README.md is not the one that was written with this model",
         f"made with onnxruntime 0.1, here is {here}",
     ]
 

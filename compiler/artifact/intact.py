@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tersor.artifact import card
 from tersor.artifact import manifest as manifests
 from tersor.artifact.identity import input_identity
 from tersor.artifact.manifest import Manifest, check_file, read_manifest
-from tersor.artifact.storage import locked, stored
+from tersor.artifact.storage import locked, open_plain, stored
 from tersor.errors import InvalidModel, TersorError
 from tersor.ir import TensorType, UnknownType
 from tersor.ir.types import parse_type
@@ -142,9 +144,19 @@ def _shown(model: Any) -> str:
 
 
 def _unlisted(manifest: Manifest, path: Path) -> list[str]:
-    known = {manifests.NAME, *manifest.files}
+    known = {manifests.NAME, card.NAME, *manifest.files}
     others = sorted(p.name for p in path.iterdir() if p.name not in known)
-    return [f"{name} is in the folder, but not in the manifest" for name in others]
+    notes = [f"{name} is in the folder, but not in the manifest" for name in others]
+    if not _holds(path / card.NAME, card.model_card(manifest)):
+        notes.append(f"{card.NAME} is not the one that was written with this model")
+    return notes
+
+
+def _holds(path: Path, text: str) -> bool:
+    wanted = text.encode()
+    with contextlib.suppress(OSError), open_plain(path) as file:
+        return file.read(len(wanted) + 1) == wanted
+    return False
 
 
 def _other_versions(manifest: Manifest) -> list[str]:

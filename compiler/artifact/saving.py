@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tersor.artifact import manifest
+from tersor.artifact import card, manifest
 from tersor.artifact.manifest import Manifest
 from tersor.artifact.storage import Staging, Stored, locked, stored
 from tersor.built import Built, Split, main_file
@@ -93,6 +93,7 @@ def save_folder(
             report=report,
         )
         staging.write(manifest.NAME, [written.to_bytes()])
+        staging.write(card.NAME, [card.model_card(written).encode()])
         if not exists and staging.become(path):
             return
         _check_artifact(path)  # Where there was nothing, another process has put something by now.
@@ -101,8 +102,17 @@ def save_folder(
             for name in files:
                 staging.move(name, path / name)
             staging.move(manifest.NAME, path / manifest.NAME)
+            if _may_replace(path / card.NAME):
+                staging.move(card.NAME, path / card.NAME)
             for name in left:
                 (path / name).unlink(missing_ok=True)
+
+
+def _may_replace(readme: Path) -> bool:
+    """Whether there is no text of the user's there."""
+    if readme.is_symlink() or (readme.exists() and not readme.is_file()):
+        return False
+    return not readme.exists() or card.is_card(readme.read_bytes())
 
 
 def _write_weights(staging: Staging, model: Split) -> Stored:
