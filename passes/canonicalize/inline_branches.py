@@ -2,16 +2,24 @@
 
 1. If(true) {then, else}                       =  then, among the nodes around it
 2. If(c) {then returns v, else returns v}      =  v, where v is made outside of both
+3. If(x.dims[a] == 1) {Squeeze(x, a), else}    =  Squeeze(x, a), where no reader takes what else returns:
+   of another size of that dim the model fails, and so does the Squeeze
+
+   torch writes ``x.squeeze(a)`` as the If of 3, and ``if x.dim() == 2`` as one of rule 1, as soon as the
+   rank is known. So what reads a branch that was put in place is typed anew, within the same sweep.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import operand
-from tersor.ir import Graph, Node
+from tersor.analysis.match import dims, made_by, operand
+from tersor.analysis.ranks import RankProofs
+from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.copy import inline
-from tersor.pipeline import EXACT, Pass, Rewrite
+from tersor.ops import contents_of
+from tersor.pipeline import EXACT, Context, Pass, Rewrite
+from tersor.transforms.sharpen import sharpen
 
 
 @dataclass(frozen=True)
@@ -20,20 +28,63 @@ class InlineBranches(Pass):
 
     keeps = EXACT
 
+    def run(self, graph: Graph, context: Context) -> None:
+        if any(node.op == "If" for node in graph.walk()):
+            super().run(graph, context)
+
     def visit(self, graph: Graph, node: Node) -> Rewrite:
+        sharpen(graph, node)
         if node.op != "If":
             return None
-        condition = operand(node, 0)
-        if not condition.is_constant:
-            return _agreed(graph, node)
-        taken = _branch(node, "then_branch" if condition.numpy().all() else "else_branch")
-        return inline(taken, node)
+        taken = _taken(node)
+        return _agreed(graph, node) if taken is None else inline(taken, node)
 
 
 def _branch(node: Node, name: str) -> Graph:
     branch = node.attrs[name]
     assert isinstance(branch, Graph)
     return branch
+
+
+def _taken(node: Node) -> Graph | None:
+    """The branch that is taken in every run that does not fail."""
+    branches = _branch(node, "then_branch"), _branch(node, "else_branch")
+    condition = operand(node, 0)
+    contents = contents_of(condition)
+    if contents is not None and contents.size == 1 and isinstance(contents.item(), int):
+        return branches[0] if contents.item() else branches[1]
+    for branch, other, truth in ((*branches, True), (*branches[::-1], False)):
+        if _squeezes(branch, _size_of_one(condition, truth)):
+            return branch if RankProofs().impossible(node) == [other] else None
+    return None
+
+
+def _size_of_one(condition: Value, truth: bool) -> Dim:
+    """The size, no number, that is 1 exactly where ``condition`` is ``truth``."""
+    while (negated := made_by(condition, "Not")) is not None:
+        condition, truth = operand(negated, 0), not truth
+    equal = made_by(condition, "Equal")
+    if equal is None or not truth:
+        return None
+    sides = [contents_of(operand(equal, i)) for i in (0, 1)]
+    told = [side.reshape(-1)[0] for side in sides if side is not None and side.size == 1]
+    return next((d for d in told if d != 1), None) if len(told) == 2 and 1 in told else None
+
+
+def _squeezes(branch: Graph, size: Dim) -> bool:
+    """Whether a branch fails unless ``size`` is 1: it takes such a dim away."""
+    return size is not None and any(
+        node.op == "Squeeze" and size in _squeezed(node) for node in branch.nodes
+    )
+
+
+def _squeezed(node: Node) -> list[Dim]:
+    """Dims that a Squeeze takes away by name."""
+    have, axes = dims(operand(node, 0)), contents_of(node.input(1))
+    if have is None or axes is None:
+        return []
+    held = [a for a in axes.reshape(-1) if isinstance(a, int) and -len(have) <= a < len(have)]
+    return [have[a] for a in held]
 
 
 def _agreed(graph: Graph, node: Node) -> bool:

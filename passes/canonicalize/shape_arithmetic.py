@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, operand, same_type
-from tersor.ir import Dim, Graph, Node, TensorType, Value, ValueType
-from tersor.ops import TABLE, contents_of
+from tersor.ir import Dim, Graph, Node, TensorType, Value
+from tersor.ops.contents import contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
 from tersor.transforms.reshapes import flattened, reshape_target, reshaped
+from tersor.transforms.sharpen import sharpen
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ShapeArithmetic(Pass):
     keeps = EXACT
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        _sharpen(graph, node)
+        sharpen(graph, node)
         if node.op == "Reshape":
             return _reshape(graph, node)
         if node.op == "Expand" and same_type(operand(node, 0), node.output):
@@ -41,33 +42,6 @@ class ShapeArithmetic(Pass):
         if node.subgraphs or len(node.outputs) != 1 or not node.inputs:
             return None
         return _constant(graph, node.output)
-
-
-def _sharpen(graph: Graph, node: Node) -> None:
-    """Rule 4. A type is replaced by one that says the same and more."""
-    types = [v.type for v in node.outputs]
-    if (
-        (node.subgraphs and node.op != "If")
-        or all(_is_known(t) for t in types)
-        or TABLE.get(node.op) is None
-    ):
-        return
-    inferred = [type for type, _ in TABLE.infer(node)]
-    if inferred != types and all(map(_says_more, inferred, types)):
-        graph.infer(node)
-
-
-def _is_known(type: ValueType) -> bool:
-    return isinstance(type, TensorType) and type.dims is not None and None not in type.dims
-
-
-def _says_more(new: ValueType, old: ValueType) -> bool:
-    if not isinstance(new, TensorType) or not isinstance(old, TensorType):
-        return new == old
-    if old.dims is None or new.dims is None:
-        return old.dims is None
-    same_rank = len(new.dims) == len(old.dims)
-    return same_rank and all(b is None or a == b for a, b in zip(new.dims, old.dims, strict=True))
 
 
 def _constant(graph: Graph, value: Value) -> Value | None:
