@@ -70,6 +70,7 @@ class _Copy:
         values = self.values
         result = type(graph)(graph.name, graph.table, outer)
         result.metadata = dict(graph.metadata)
+        result.domains = dict(graph.domains)
         if outer is None:
             result._names = dict(graph._names)
         for value in graph.inputs:

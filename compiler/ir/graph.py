@@ -53,6 +53,7 @@ class Graph(NodeList):
         self.outputs: list[Value] = []
         self.output_names: list[str] = []
         self.metadata: dict[str, str] = {}
+        self.domains: dict[str, int] = {}  # Versions of the foreign ops' domains.
         self.parent: Node | None = None
         self._names: dict[str, int] = outer._names if outer is not None else {}
         self._changes: list[int] = outer._changes if outer is not None else [0]

@@ -120,10 +120,11 @@ def test_every_type_travels(kind: str) -> None:
 def test_domains_keep_their_versions() -> None:
     node = helper.make_node("Op", ["x"], ["y"], domain="org.example")
     given = model([node], [info("x", 1, [2])], [info("y", 1, [2])])
-    helper.set_model_props(given, {"author": "me", "opset_import.org.example": "many"})
+    notes = {"author": "me", "opset_import.org.example": "many"}
+    helper.set_model_props(given, notes)
     made = export_model(import_model(given))
     assert {o.domain: o.version for o in made.opset_import}["org.example"] == 7
-    assert {p.key: p.value for p in made.metadata_props} == {"author": "me"}
+    assert {p.key: p.value for p in made.metadata_props} == notes
 
 
 _LEAVES = {

@@ -33,8 +33,6 @@ from tersor.ops.onnx_schema import (
 
 MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
 IR_VERSION = 10
-# Graph.metadata keeps the versions of other domains' opsets under this and the domain's name.
-DOMAIN_KEY = "opset_import."
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,12 @@ def export_model(
     model = ModelProto(ir_version=ir_version, producer_name="tersor")
     model.opset_import.append(onnx.helper.make_opsetid("", opset))
     for domain in sorted({split_domain(n.op)[0] for n in graph.walk()} - {""}):
-        newest = str(ML_OPSET if domain == "ai.onnx.ml" else 1)
-        version = int(graph.metadata.get(DOMAIN_KEY + domain, newest))
+        newest = ML_OPSET if domain == "ai.onnx.ml" else 1
+        version = graph.domains.get(domain, newest)
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
     model.graph.CopyFrom(_Exporter(graph, opset, outside or {}).export())
     for key in sorted(graph.metadata):
-        if not key.startswith(DOMAIN_KEY):
-            model.metadata_props.add(key=key, value=graph.metadata[key])
+        model.metadata_props.add(key=key, value=graph.metadata[key])
     return model
 
 

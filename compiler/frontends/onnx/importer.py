@@ -41,7 +41,6 @@ from tersor.frontends.onnx.check import (
     graphs_in,
 )
 from tersor.frontends.onnx.control import body_input_types
-from tersor.frontends.onnx.exporter import DOMAIN_KEY
 from tersor.frontends.onnx.functions import inlined
 from tersor.frontends.onnx.inputs import InputDims
 from tersor.frontends.onnx.load import read_model
@@ -95,13 +94,8 @@ def _import(model: onnx.ModelProto, files: Files | None, remarks: list[str] | No
     opsets = check_versions(model)
     dims = InputDims(model.graph)
     scope = _Scope(TABLE.graph(model.graph.name or "main"), Tensors(files), opsets, dims)
-    scope.graph.metadata = {
-        entry.key: entry.value
-        for entry in model.metadata_props
-        if not entry.key.startswith(DOMAIN_KEY)
-    }
-    for domain in sorted(opsets.keys() - {""}):
-        scope.graph.metadata[DOMAIN_KEY + domain] = str(opsets[domain])
+    scope.graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    scope.graph.domains = {domain: opsets[domain] for domain in opsets if domain}
     surgeon = _surgeon(model)
     _import_graph(surgeon, model.graph, scope)
     if remarks is not None:
