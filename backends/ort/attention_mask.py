@@ -1,4 +1,4 @@
-"""Masks of attention, as scores take them: finite numbers to add, and which rows have a key at all."""
+"""Masks of attention, as scores take them: numbers to add, and which rows have a key at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Mask:
     """A mask ready to be added.
 
     Attributes:
-        bias: float [batch or 1, heads or 1, q or 1, keys], finite.
+        bias: float [batch or 1, heads or 1, q or 1, keys], of which no row is -inf throughout.
         allowed: float [batch or 1, heads or 1, q or 1, 1], 1 where a row has some key and 0 where it
             has none; None: every row has one.
     """
@@ -63,16 +63,18 @@ def ready(graph: Graph, mask: Value, dtype: DType, lower: Value | None = None) -
     if mask.tensor.dtype is DType.BOOL:
         both = mask if lower is None else graph.emit("And", [mask, lower])
         return Mask(_bias(graph, both, dtype), some_allowed(graph, both, dtype))
-    lowest = _lowest(graph, dtype)
-    if is_finite(mask):
-        bias = mask if lower is None else graph.emit("Where", [lower, mask, lowest])
-        return Mask(bias, None)
-    bias = graph.emit("Max", [mask, lowest])
-    open_ = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
+    finite = is_finite(mask)
+    # Not the lowest float for -inf: the mask may hold that, and a row of both gives weight to it alone.
     if lower is not None:
-        bias = graph.emit("Where", [lower, bias, lowest])
-        open_ = graph.emit("And", [open_, lower])
-    return Mask(bias, some_allowed(graph, open_, dtype))
+        never = graph.constant(np.asarray(-np.inf, dtype.numpy), "never")
+        mask = graph.emit("Where", [lower, mask, never])
+    if finite:  # A causal row sees the first key at least.
+        return Mask(mask, None)
+    open_ = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
+    allowed = some_allowed(graph, open_, dtype)
+    some = graph.emit("Cast", [allowed], {"to": TO_ONNX[DType.BOOL]})
+    zero = graph.constant(np.zeros((), dtype.numpy), "zero")
+    return Mask(graph.emit("Where", [some, mask, zero]), allowed)
 
 
 def _lowest(graph: Graph, dtype: DType) -> Value:

@@ -9,6 +9,7 @@ from tersor.passes.fuse.fuse_gelu import FuseGelu
 from tersor.passes.fuse.fuse_layer_norm import FuseLayerNorm
 from tersor.passes.fuse.fuse_rms_norm import FuseRmsNorm
 from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from tersor.passes.fuse.unfold_heads import UnfoldHeads
 from tersor.pipeline import Pass
 
 
@@ -18,6 +19,7 @@ def fusion() -> list[Pass]:
         FuseLayerNorm(),
         FuseRmsNorm(),
         FuseGelu(),
+        UnfoldHeads(),
         FuseAttention(),
         FuseBiasActivation(),
         FuseEmbeddingNorm(),

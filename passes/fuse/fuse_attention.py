@@ -164,9 +164,10 @@ def _uncapped(value: Value) -> tuple[float, Value]:
 
 def _added(graph: Graph, node: Node) -> Rewrite:
     """Scores that a mask takes the place of, to a mask that is added to them."""
-    softmax = node.output.only_user()
-    mask = operand(node, 0)
-    if softmax is None or softmax.op != "Softmax" or rank(node.output) != 4:
+    mask, reader = operand(node, 0), node.output.only_user()
+    while reader is not None and reader.op == "Add":  # Another mask, for padding.
+        reader = reader.output.only_user()
+    if reader is None or reader.op != "Softmax" or rank(node.output) != 4:
         return None
     while (wide := made_by(mask, "Expand")) is not None:  # It broadcasts anyway.
         mask = operand(wide, 0)
@@ -303,7 +304,8 @@ def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> 
     for x, sizes in ((q, (a[1], a[3])), (kt, (b[1], b[2])), (v, (c[1], c[3]))):
         if not all(isinstance(size, int) for size in sizes):
             raise Skip(f"heads or head size of {x!r} are not known")
-    if not _one_batch(a[0], b[0], c[0]) or not a[1] == b[1] == c[1]:
+    # One head of keys and values is read by all heads, by the products as by Attention.
+    if not _one_batch(a[0], b[0], c[0]) or b[1] != c[1] or b[1] not in (a[1], 1):
         raise Skip("its operands are of different batches or heads")
     shapes = [dims(mask) for mask in masks]
     lasts = [s[-1:] if shape is None else shape[-1:] for shape in shapes]  # () is a number's

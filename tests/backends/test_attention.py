@@ -96,6 +96,26 @@ def test_a_row_of_minus_infinity_gives_zeros(groups: int, causal: int) -> None:
     assert not evaluate(graph, feeds)["y"][1, 2].any()
 
 
+@pytest.mark.parametrize("option", ["unfused", "mha"])
+@pytest.mark.parametrize("causal", [0, 1])
+def test_the_lowest_float_is_more_than_minus_infinity(causal: int, option: str) -> None:
+    """A row of both, as where two masks are added: keys of -inf have no part in the mean of the others."""
+    graph = attention(mask=real(BATCH, 1, Q, K), is_causal=causal)
+    feeds = feeds_of(graph)
+    feeds["mask"][1, :, 3], feeds["mask"][1, :, 3, 2:5] = np.finfo(np.float32).min, -np.inf
+    check(graph, feeds, LowerOptions(attention=option))
+    finite = attention(mask=boolean(BATCH, 1, Q, K), is_causal=causal)
+    zero, low = (finite.constant(np.float32(n), "n") for n in (0, np.finfo(np.float32).min))
+    node = next(finite.nodes)
+    with finite.at(node):
+        finite.set_input(node, 3, finite.emit("Where", [node.inputs[3], zero, low]))
+    feeds["mask"] = np.ones(feeds["mask"].shape, bool)
+    feeds["mask"][0, :, 2, :3] = feeds["mask"][2] = (
+        False  # Of the third row, all that a causal one sees.
+    )
+    check(finite, feeds, LowerOptions(attention=option))
+
+
 def test_portable_lowering_uses_standard_ops_only() -> None:
     graph = attention(mask=boolean(BATCH, 1, 1, K))
     lowered = check(graph, feeds_of(graph), LowerOptions(attention="mha", portable=True))

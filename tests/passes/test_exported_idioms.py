@@ -9,6 +9,7 @@ from tersor.ir import Graph, Value, parse, print_node
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.canonicalize import canonicalization
+from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
 from tersor.passes.canonicalize.shape_arithmetic import ShapeArithmetic
@@ -280,6 +281,26 @@ def test_scores_that_a_mask_takes_the_place_of_are_masked(order: str, low: str) 
         assert mask is not None
         boolean = low == "-inf" and order.startswith("%product")
         assert str(mask.type) == f"{'bool' if boolean else 'f32'}[b, 1, 1, s]"
+
+
+def test_scores_may_be_masked_by_position_and_then_by_padding() -> None:
+    """As GPT-2 had it, and GPT-Neo has."""
+    graph, _ = fused("""%some: f32[b, 2, s, s] = Where(%causal, %product, @low)
+        %padding: f32[b, 1, 1, s] = Where(%m, @nothing, @low)
+        %scores: f32[b, 2, s, s] = Add(%some, %padding)""")
+    attention = graph.outputs[0].producer
+    assert attention is not None and attention.op == "Attention"
+    assert str(attention.inputs[3].type) == "f32[b, 1, s, s]"  # type: ignore[union-attr]
+
+
+def test_one_head_of_keys_and_values_is_read_by_all() -> None:
+    text = SCORES.format(between="%scores: f32[b, 2, s, s] = Identity(%product)", low=LOWEST)
+    text = text.replace("%m: bool", "%k: f32[b, 1, s, 4], %m: bool")
+    text = text.replace("f32[b, 2, 4, s] = Transpose(%q)", "f32[b, 1, 4, s] = Transpose(%k)")
+    for values, op in (("%k", "Attention"), ("%q", "MatMul")):  # Values by heads are no such form.
+        given = parse(text.replace("(%weights, %q)", f"(%weights, {values})"), TABLE)
+        made = Pipeline([EliminateIdentity(), FuseAttention()]).run(given)
+        assert made.outputs[0].producer.op == op  # type: ignore[union-attr]
 
 
 def test_scores_that_are_capped_have_a_cap() -> None:

@@ -1,0 +1,144 @@
+"""Products over [batch * heads, length, d], as bmm takes them, to products over [batch, heads, length, d].
+
+    split(merge(q) merge(k)^T * c + merge(bias))  =  q k^T * c + bias
+    merge: [b, h, s, t] -> [b*h, s, t],   split: its inverse
+
+A Reshape that splits moves up through what treats all of batch and heads alike, until it meets a Reshape
+that merged them (BART, OPT and BLOOM; torch's own attention merges them as the second axis, behind the
+length).  A bias that was made otherwise, as DeBERTa's, is split where it is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.analysis.match import dims, operand, rank, read_once
+from tersor.analysis.sizes import size_from_inputs
+from tersor.ir import Dim, Graph, Node, Value
+from tersor.ir.dims import product
+from tersor.ir.node import Attribute
+from tersor.pipeline import EXACT, Pass, Rewrite
+
+# A value taken apart, once it is known that all it is made of can be.
+Emit = Callable[[], Value]
+# They treat every element by itself.
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "IsNaN"}
+
+
+@dataclass(frozen=True)
+class UnfoldHeads(Pass):
+    """No options."""
+
+    keeps = EXACT
+
+    def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op != "Reshape":
+            return None
+        whole = operand(node, 0)
+        merged, parts = dims(whole), dims(node.output)
+        if merged is None or parts is None or len(merged) != 3 or len(parts) != 4:
+            return None
+        for axis in (0, 1):
+            pair = parts[axis], parts[axis + 1]
+            rest = merged[:axis] + merged[axis + 1 :] == parts[:axis] + parts[axis + 2 :]
+            if rest and None not in parts and merged[axis] == product(pair):
+                made = _Split(graph, pair).of(whole, axis)
+                return None if made is None else made()
+        return None
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Of an axis of three in two, ``pair``."""
+
+    graph: Graph
+    pair: tuple[Dim, Dim]
+
+    def of(self, value: Value, axis: int) -> Emit | None:
+        """``value`` with ``axis`` split; None where it was not merged from them."""
+        node, have = value.producer, dims(value)
+        if node is None or have is None or len(have) != 3 or have[axis] != product(self.pair):
+            return None
+        if node.op == "Reshape":
+            before = operand(node, 0)
+            parts = (*have[:axis], *self.pair, *have[axis + 1 :])
+            return (lambda: before) if dims(before) == parts else None
+        if not read_once(value):
+            return None
+        if node.op == "Transpose":
+            return self._transpose(node, axis)
+        if node.op == "Softmax":
+            last = node.attrs["axis"] in (-1, 2) and axis < 2
+            x = self.of(operand(node, 0), axis) if last else None
+            return self._like(node, [x], {**node.attrs, "axis": 3}) if x else None
+        if node.op == "MatMul":
+            both = [self.of(operand(node, i), axis) for i in (0, 1)]
+            return self._like(node, both, {}) if all(both) and axis == 0 else None
+        return self._elementwise(node, axis) if node.op in _ELEMENTWISE else None
+
+    def _transpose(self, node: Node, axis: int) -> Emit | None:
+        written = node.attrs.get("perm")
+        if not isinstance(written, tuple):
+            return None
+        perm = [int(p) for p in written if isinstance(p, int)]
+        at = perm[axis]
+        x = self.of(operand(node, 0), at)
+        if x is None:
+            return None
+        wide = [p + (p > at) for p in perm]
+        wide.insert(axis + 1, at + 1)
+        return self._like(node, [x], {"perm": tuple(wide)})
+
+    def _elementwise(self, node: Node, axis: int) -> Emit | None:
+        """One operand has to be merged from two axes; the others are split where they are read."""
+        strict = [self.of(operand(node, i), axis) for i in range(len(node.inputs))]
+        if not any(strict):
+            return None
+        operands = [made or self._anyhow(operand(node, i), axis) for i, made in enumerate(strict)]
+        return self._like(node, operands, node.attrs) if all(operands) else None
+
+    def _anyhow(self, value: Value, axis: int) -> Emit | None:
+        """``value`` with the axis split by a Reshape, unless it broadcasts along it."""
+        have, size = dims(value), rank(value)
+        if have is None or size is None:
+            return None
+        if size < 3 - axis:
+            return lambda: value
+        at = axis - (3 - size)
+        if have[at] == 1:
+            axes = np.array([at])
+            return lambda: self.graph.emit("Unsqueeze", [value, self._constant(axes)])
+        known = [self._size(dim) for dim in self.pair]
+        if have[at] != product(self.pair) or None in known:
+            return None
+
+        def emit() -> Value:
+            sizes = [size() for size in known if size is not None]
+            ends = ((0, at), (at + 1, size))
+            before, behind = (
+                [self.graph.emit("Shape", [value], {"start": a, "end": b})] if a < b else []
+                for a, b in ends
+            )
+            target = self.graph.emit("Concat", [*before, *sizes, *behind], {"axis": 0})
+            return self.graph.emit("Reshape", [value, target])
+
+        return emit
+
+    def _size(self, dim: Dim) -> Emit | None:
+        if isinstance(dim, int):
+            return lambda: self._constant(np.array([dim]))
+        found = size_from_inputs(self.graph, dim)
+        return None if found is None else lambda: found
+
+    def _constant(self, numbers: np.ndarray) -> Value:
+        return self.graph.constant(numbers, "sizes")
+
+    def _like(
+        self, node: Node, operands: Sequence[Emit | None], attrs: Mapping[str, Attribute]
+    ) -> Emit:
+        return lambda: self.graph.emit(
+            node.op, [emit() for emit in operands if emit], attrs, scope=node.scope
+        )
