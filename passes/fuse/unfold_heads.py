@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims, operand, rank, read_once
-from tersor.analysis.sizes import size_from_inputs
 from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.ir.node import Attribute
 from tersor.pipeline import EXACT, Pass, Rewrite
+from tersor.transforms.sizes import size_from_inputs
 
 # A value taken apart, once it is known that all it is made of can be.
 Emit = Callable[[], Value]
