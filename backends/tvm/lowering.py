@@ -23,7 +23,7 @@ from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Dense, Dim, DType, Graph, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call, symbols
-from tersor.ops import contents_of
+from tersor.ops import TABLE, contents_of
 
 MAIN = "main"
 INLINE_BYTES = 64  # Constants up to this size are part of the code.
@@ -41,13 +41,15 @@ DTYPES: dict[DType, str] = {
     DType.F8E5M2FNUZ: "uint8", DType.F4E2M1: "uint8",
 }  # fmt: skip
 CODES = frozenset(d for d, name in DTYPES.items() if d.is_float and name == "uint8")
-# Ops whose rules take codes for numbers or move them about, whatever they mean.
-_TAKES_CODES = frozenset({
-    "Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose",
-    "Concat", "Split", "Slice", "Gather", "Expand", "Shape", "Size",
-})  # fmt: skip
 
 Rule = Callable[["Lowering", Node], Sequence[Any]]
+
+
+def _takes_codes(op: str) -> bool:
+    """Whether the rule of an op takes codes for numbers or moves them about, whatever they mean."""
+    return (
+        op in ("Cast", "CastLike", "Concat") or TABLE.has(op, "movement") or TABLE.has(op, "shape")
+    )
 
 
 class Refused(Exception):
@@ -269,7 +271,7 @@ class Lowering:
             if value.uses:
                 dtype_of(value.type)
         for type in (v.type for v in (*node.inputs, *node.outputs) if v is not None):
-            if isinstance(type, TensorType) and type.dtype in CODES and node.op not in _TAKES_CODES:
+            if isinstance(type, TensorType) and type.dtype in CODES and not _takes_codes(node.op):
                 raise Refused(f"{type.dtype.value} elements")
         made = self._empty(node) or rule(self, node)
         for value, expr in zip(node.outputs, made, strict=False):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value
+from tersor.ops import TABLE
 
 
 def scalar(value: Value | None) -> float | None:
@@ -112,7 +113,7 @@ def uniform(value: Value) -> float | None:
         node = work.producer
         if node is not None and node.op == "ConstantOfShape":
             return _filling(node)
-        if node is None or node.op not in _MOVES:
+        if node is None or not TABLE.has(node.op, "movement"):
             return None
         work = node.inputs[0]
     return None
@@ -125,12 +126,6 @@ def _filling(node: Node) -> float | None:
         return 0.0
     numbers = value.decode().reshape(-1)
     return numbers[0].item() if numbers.size and numbers.dtype.kind in "biuf" else None
-
-
-_MOVES = {
-    "Expand", "Gather", "GatherElements", "GatherND", "Slice", "Reshape", "Unsqueeze", "Squeeze",
-    "Transpose", "Identity", "Flatten", "Tile",
-}  # fmt: skip
 
 
 def coordinate(value: Value) -> int | None:

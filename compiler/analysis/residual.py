@@ -23,13 +23,9 @@ import networkx as nx
 
 from tersor.analysis.match import dtype, rank, same_type
 from tersor.ir import Graph, Node, Value
+from tersor.ops import TABLE
 
 Unit = Literal["block", "sublayer"]
-_OF_SHAPES = {"Shape", "Size"}  # They read no numbers: equal types, equal results.
-_NORMS = {
-    "LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization",
-    "InstanceNormalization", "LpNormalization",
-}  # fmt: skip
 _ELEMENTWISE = {"Relu", "Gelu", "LeakyRelu", "Clip", "Tanh", "Identity", "Dropout"}
 _SCALES = {"Mul", "Div", "Sub"}  # By a constant.
 
@@ -85,7 +81,7 @@ def _flow(graph: Graph) -> nx.DiGraph:
     """Which value's numbers are made of which: an edge from each operand of a node to each result."""
     flow = nx.DiGraph()
     for node in graph.nodes:
-        if node.op in _OF_SHAPES:
+        if TABLE.has(node.op, "shape"):  # Equal types, equal results.
             continue
         for operand in dict.fromkeys(_operands(node)):
             flow.add_edges_from((operand, result) for result in node.outputs)
@@ -178,7 +174,7 @@ def _straight(node: Node | None, sums: bool) -> list[Value]:
     if node is None:
         return []
     inputs = [v for v in node.inputs if v is not None]
-    if node.op in _NORMS | _ELEMENTWISE:
+    if node.op in _ELEMENTWISE or TABLE.has(node.op, "normalization"):
         return inputs[:1]
     varying = [v for v in inputs if not v.is_constant]
     if node.op == "Add" and (sums or len(varying) == 1):

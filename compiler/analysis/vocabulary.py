@@ -17,8 +17,9 @@ import numpy as np
 from tersor.analysis.match import dims, dtype, made_by, operand, rank
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Node, Value
+from tersor.ops import TABLE
 
-_MOVES = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Identity"}
+_MOVES = {"Cast", "Expand", "Transpose"}  # Besides views.
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def walk_ids(value: Value) -> tuple[list[Lookup], list[Value]]:
 def moves(node: Node) -> bool:
     """Whether ids come out of the node as they went in, in another shape or integer type."""
     kind = dtype(node.output)
-    return node.op in _MOVES and kind is not None and kind.is_integer
+    whole = node.op in _MOVES or TABLE.has(node.op, "view")
+    return whole and kind is not None and kind.is_integer
 
 
 def find_vocabularies(graph: Graph) -> list[Vocabulary]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -177,6 +177,18 @@ class Follow:
     operands: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
+Trait = Literal["view", "movement", "elementwise", "normalization", "reduction", "product", "shape"]
+"""What kind of op a row is, as far as passes ask; the contract tests hold each on the row's samples.
+
+    view: the elements of operand 0 in their order, in another shape; also a movement.
+    movement: every element of the results is one of operand 0; the other operands say which, and where.
+    elementwise: an element of a result depends on those at its own place in the operands, which broadcast.
+    normalization: operand 0 shifted and scaled by its own statistics, or by those that it is given.
+    reduction: one number for all elements along ``axes``, which ``keepdims`` keeps as dims of 1.
+    product: sums of products of two operands.
+    shape: the results depend on the shape of the operands alone.
+"""
+
 Infer = Callable[[Node], Sequence[ValueType]]
 Contents = Callable[[Node], Sequence[np.ndarray | None]]
 
@@ -208,6 +220,7 @@ class OpDef:
         weights: the operands that hold its weights; None: it has none.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
+        traits: what kind of op it is; see :data:`Trait`.
         samples: operands for the contract tests, made from a random generator.
     """
 
@@ -228,4 +241,11 @@ class OpDef:
     weights: Callable[[Node], Sequence[Weight]] | None = None
     deterministic: bool = True
     commutative: bool = False
+    traits: frozenset[Trait] = frozenset()
     samples: Callable[[np.random.Generator], list[Sample]] | None = None
+
+
+def with_traits(traits: str, rows: Sequence[OpDef]) -> list[OpDef]:
+    """``rows`` with all of ``traits``, words with spaces between, besides their own."""
+    added: frozenset[Any] = frozenset(traits.split())
+    return [replace(row, traits=row.traits | added) for row in rows]

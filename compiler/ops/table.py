@@ -11,7 +11,7 @@ from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, TooComplex
 from tersor.ops import onnx_schema
-from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Weight
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Trait, Weight
 
 # What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
 # says, which is less than what operands must be.
@@ -37,6 +37,11 @@ class Table:
     def get(self, op: str) -> OpDef | None:
         """The row of ``op``; None for ops without one."""
         return self._rows.get(op)
+
+    def has(self, op: str, trait: Trait) -> bool:
+        """Whether the row of ``op`` has the trait."""
+        row = self._rows.get(op)
+        return row is not None and trait in row.traits
 
     def is_opaque(self, op: str) -> bool:
         """Whether neither a row nor an ONNX schema says what ``op`` means."""

@@ -12,16 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tersor.ir import Graph, Node, TensorType, Value
+from tersor.ops import TABLE
 
 DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
 ROUNDING = frozenset({"Cast", "QuantizeLinear", "DynamicQuantizeLinear", "Round"})
-_MOVES = frozenset(
-    {
-        "Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity",
-        "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where",
-    }
-)  # fmt: skip
-_BLIND = frozenset({"Shape", "Size", "RandomNormal", "RandomUniform"})  # Not made of values.
+_MERGES = frozenset({"Cast", "Concat", "Where"})  # Besides movements: results are made of operands.
 _MOST = 8  # Scores of one output.
 _FAR = 64  # Nodes that are looked at for one output.
 
@@ -111,11 +106,11 @@ def _before(value: Value) -> Iterator[tuple[Value, str]]:
 
 def _operands(node: Node, result: Value) -> list[Value]:
     """Those that ``result`` is decided by, or moved from."""
-    if node.op in _BLIND or node.subgraphs:
+    if TABLE.has(node.op, "shape") or node.subgraphs:
         return []
     if node.op in DECISIONS:
         held = [node.input(0)]
-    elif node.op in _MOVES or not _is_float(result):
+    elif node.op in _MERGES or TABLE.has(node.op, "movement") or not _is_float(result):
         held = list(node.inputs)
     else:
         held = []

@@ -20,8 +20,7 @@ import numpy as np
 
 from tersor.analysis.match import made_by, operand
 from tersor.ir import Affine, Cast, Dense, DType, Encoding, Node, TensorType, Value
-
-_VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+from tersor.ops import TABLE
 
 
 def encoded(node: Node) -> Encoding | None:
@@ -50,7 +49,7 @@ def _encoded(node: Node) -> Encoding | None:
         axes = range(len(held.type.shape))
         return held.transpose(perm if isinstance(perm, tuple) else axes[::-1])  # type: ignore[arg-type]
     dims = node.output.tensor.dims
-    if node.op in _VIEWS and dims is not None and all(isinstance(d, int) for d in dims):
+    if TABLE.has(node.op, "view") and dims is not None and all(isinstance(d, int) for d in dims):
         return held.reshape(node.output.tensor.shape)
     return None
 

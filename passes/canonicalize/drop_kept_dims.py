@@ -10,14 +10,8 @@ from dataclasses import dataclass
 
 from tersor.analysis.match import dims, operand, rank, read_once
 from tersor.ir import Graph, Node
+from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Pass, Rewrite
-
-_VIEWS = ("Reshape", "Squeeze", "Flatten")
-# Axes are an operand of all of these since opset 18.
-_REDUCTIONS = (
-    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
-    "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,11 +21,13 @@ class DropKeptDims(Pass):
     keeps = EXACT
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        if node.op not in _VIEWS:
+        if not TABLE.has(node.op, "view"):
             return None
         x = operand(node, 0)
         reduction = x.producer
-        if reduction is None or reduction.op not in _REDUCTIONS or not reduction.attrs["keepdims"]:
+        if reduction is None or not TABLE.has(reduction.op, "reduction"):
+            return None
+        if not reduction.attrs["keepdims"]:
             return None
         axes, size, have = reduction.input(1), rank(x), dims(x)
         if axes is None or not axes.is_constant or axes.numpy().size == 0 or size is None:

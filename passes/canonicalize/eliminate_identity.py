@@ -36,6 +36,7 @@ from tersor.analysis.match import (
 )
 from tersor.ir import DType, Graph, Node, TensorType, Value
 from tersor.ir.bounds import ENDLESS
+from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Pass, Rewrite
 
 # Element types whose numbers all fit into the wider one, by what they are.
@@ -133,13 +134,10 @@ def _perm(node: Node, size: int) -> list[int]:
     return [int(p) for p in perm] if isinstance(perm, tuple) else list(reversed(range(size)))  # type: ignore[arg-type]
 
 
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
-
-
 def _reshape(graph: Graph, node: Node) -> Rewrite:
     x, target = operand(node, 0), operand(node, 1)
     view = x.producer
-    if view is None or view.op not in _VIEWS or not target.is_constant:
+    if view is None or not TABLE.has(view.op, "view") or not target.is_constant:
         return None
     source = operand(view, 0)
     # A 0 in the target copies a dim of what it reads: only by place, so they must agree.
@@ -156,7 +154,7 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
 def _as_reshape(graph: Graph, node: Node) -> Rewrite:
     """A Squeeze or Unsqueeze that undoes the view before it."""
     view = operand(node, 0).producer
-    if view is None or view.op not in _VIEWS:
+    if view is None or not TABLE.has(view.op, "view"):
         return None
     source = operand(view, 0)
     return source if same_type(source, node.output) else None

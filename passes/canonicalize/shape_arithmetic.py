@@ -78,12 +78,9 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
     return reshaped(graph, x, wanted)
 
 
-_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
-
 def _unsqueezed(graph: Graph, x: Value, out: tuple[Dim, ...]) -> Value | None:
     """Rule 2 by an Unsqueeze of ``x`` or of what it is a view of."""
-    while x.producer is not None and x.producer.op in _VIEWS:
+    while x.producer is not None and TABLE.has(x.producer.op, "view"):
         x = operand(x.producer, 0)
     have = x.tensor.dims
     if have is None or None in have or 1 in have or have != tuple(d for d in out if d != 1):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tersor.ops.families._ties import broadcast
 from tersor.ops.families.elementwise import broadcast_infer, elementwise_cost
-from tersor.ops.opdef import OpDef, Sample
+from tersor.ops.opdef import OpDef, Sample, with_traits
 
 
 def _by_numpy(name: str) -> Callable[..., Any]:
@@ -52,10 +52,13 @@ def _row(op: str, since: int, torch: Any, samples: Any, **more: Any) -> OpDef:
                  ties=broadcast, samples=samples, **more)  # fmt: skip
 
 
-ROWS = [
-    _row("BitwiseAnd", 18, _by_numpy("bitwise_and"), _samples, commutative=True),
-    _row("BitwiseOr", 18, _by_numpy("bitwise_or"), _samples, commutative=True),
-    _row("BitwiseXor", 18, _by_numpy("bitwise_xor"), _samples, commutative=True),
-    _row("BitwiseNot", 18, _by_numpy("invert"), _not_samples),
-    _row("BitShift", 11, _shift, _shift_samples),
-]
+ROWS = with_traits(
+    "elementwise",
+    [
+        _row("BitwiseAnd", 18, _by_numpy("bitwise_and"), _samples, commutative=True),
+        _row("BitwiseOr", 18, _by_numpy("bitwise_or"), _samples, commutative=True),
+        _row("BitwiseXor", 18, _by_numpy("bitwise_xor"), _samples, commutative=True),
+        _row("BitwiseNot", 18, _by_numpy("invert"), _not_samples),
+        _row("BitShift", 11, _shift, _shift_samples),
+    ],
+)

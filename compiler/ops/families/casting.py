@@ -12,7 +12,7 @@ from tersor.ops.families._symbolic import element_cost, tensor
 from tersor.ops.families._ties import broadcast
 from tersor.ops.families._torch import torch_dtype
 from tersor.ops.onnx_schema import FROM_ONNX
-from tersor.ops.opdef import OpDef, Sample
+from tersor.ops.opdef import OpDef, Sample, with_traits
 
 
 def _wanted(node: Node) -> DType:
@@ -61,9 +61,9 @@ def _like_samples(rng: np.random.Generator) -> list[Sample]:
     return [Sample([whole, np.zeros(n, d)]) for n, d in ((1, np.float32), (0, bool), (2, np.int32))]
 
 
-ROWS = [
+ROWS = with_traits("elementwise", [
     OpDef("Cast", since=13, infer=_infer, contents=_contents, torch=_cast, cost=element_cost,
           ties=broadcast, samples=_samples),
     OpDef("CastLike", since=15, infer=_infer, contents=_contents, torch=_cast_like,
           cost=element_cost, ties=lambda node: broadcast(node, [0]), samples=_like_samples),
-]  # fmt: skip
+])  # fmt: skip

@@ -15,7 +15,18 @@ from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import (
+    Bias,
+    Cost,
+    Cut,
+    Follow,
+    Member,
+    OpDef,
+    Sample,
+    Tie,
+    Weight,
+    with_traits,
+)
 from tersor.ops.window import Window, halves, is_too_small, torch_pads, window
 
 
@@ -245,11 +256,11 @@ def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
     ]
 
 
-ROWS = [
+ROWS = with_traits("product", [
     OpDef("Conv", since=11, infer=_conv_infer, torch=_conv, cost=_conv_cost, ties=_conv_ties,
           follow=_conv_follow, weights=_conv_weights, samples=_conv_samples),
     OpDef("ConvTranspose", since=11, infer=_transpose_infer, torch=_conv_transpose,
           cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
           weights=_transpose_weights,
           samples=_transpose_samples),
-]  # fmt: skip
+])  # fmt: skip

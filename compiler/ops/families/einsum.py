@@ -11,7 +11,7 @@ from tersor.ir import Dim, Node, ValueType
 from tersor.ir.dims import product
 from tersor.ops.families._symbolic import broadcast_dim, refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, OpDef, Sample, Tie, with_traits
 
 Labels = tuple[str, ...]
 
@@ -132,7 +132,7 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
     ]
 
 
-ROWS = [
+ROWS = with_traits("product", [
     OpDef("Einsum", since=12, infer=_infer, torch=_einsum, cost=_cost, ties=_ties,
           samples=_samples),
-]  # fmt: skip
+])  # fmt: skip

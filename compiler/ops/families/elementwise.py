@@ -14,7 +14,7 @@ from tersor.ops import onnx_schema
 from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import broadcast_dims, small
 from tersor.ops.families._ties import broadcast, dims
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, with_traits
 
 
 def elementwise_cost(node: Node) -> Cost:
@@ -332,7 +332,7 @@ _PLAIN = {
     "Relu": (6, "relu"),
 }  # fmt: skip
 
-ROWS = [
+ROWS = with_traits("elementwise", [
     *(_unary(op, since, _torch(name)) for op, (since, name) in _PLAIN.items()
       if op not in ("Neg",)),
     OpDef("Neg", since=6, infer=_same_infer, torch=_torch("neg"), cost=elementwise_cost,
@@ -359,7 +359,8 @@ ROWS = [
     _unary("Swish", 24, lambda x, *, alpha: x * (alpha * x).sigmoid(), _f, {"alpha": 1.0},
            {"alpha": 1.702}),
     _unary("ThresholdedRelu", 10, lambda x, *, alpha: x * (x > alpha), _f, {"alpha": 0.3}),
-    OpDef("Identity", since=1, infer=lambda node: [node.inputs[0].type],  # type: ignore[union-attr]
+    OpDef("Identity", traits=frozenset({"view", "movement"}),
+          since=1, infer=lambda node: [node.inputs[0].type],  # type: ignore[union-attr]
           contents=_identity_contents, torch=lambda x: x, cost=lambda node: Cost(0, 0),
           ties=broadcast, samples=_one(_f)),
     OpDef("Dropout", since=13, infer=_same_infer, torch=_dropout, cost=lambda node: Cost(0, 0),
@@ -398,4 +399,4 @@ ROWS = [
     _compares("LessOrEqual", 12, "le", lambda a, b: a <= b),
     _compares("Greater", 9, "gt", lambda a, b: a > b),
     _compares("GreaterOrEqual", 12, "ge", lambda a, b: a >= b),
-]  # fmt: skip
+])  # fmt: skip

@@ -309,13 +309,16 @@ def _scatter_nd_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 ROWS = [
-    OpDef("Gather", since=11, infer=_gather_infer, contents=_gather_contents, torch=_gather,
+    OpDef("Gather", traits=frozenset({"movement"}),
+          since=11, infer=_gather_infer, contents=_gather_contents, torch=_gather,
           cost=no_work, ties=_gather_ties, samples=_gather_samples,
           weights=_gather_weights),
-    OpDef("GatherElements", since=11, infer=_gather_elements_infer,
+    OpDef("GatherElements", traits=frozenset({"movement"}),
+          since=11, infer=_gather_elements_infer,
           contents=_gather_elements_contents, torch=_gather_elements, cost=no_work,
           ties=_gather_elements_ties, samples=_gather_elements_samples),
-    OpDef("GatherND", since=12, infer=_gather_nd_infer, torch=_gather_nd, cost=no_work,
+    OpDef("GatherND", traits=frozenset({"movement"}),
+          since=12, infer=_gather_nd_infer, torch=_gather_nd, cost=no_work,
           ties=_gather_nd_ties, samples=_gather_nd_samples),
     OpDef("ScatterElements", since=18, infer=_scatter_infer, torch=_scatter_elements,
           cost=_scatter_cost, ties=_scatter_elements_ties, samples=_scatter_elements_samples),

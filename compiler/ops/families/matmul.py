@@ -10,7 +10,7 @@ import numpy as np
 from tersor.ir import Dim, Node, TensorType
 from tersor.ir.dims import product
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Bias, Cost, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Member, OpDef, Sample, Tie, Weight, with_traits
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
 
@@ -170,37 +170,40 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
     ] + [Sample([f(3, 4), f(4, 5)], {}, weights)]
 
 
-ROWS = [
-    OpDef(
-        "MatMul",
-        since=1,
-        torch=lambda a, b: a @ b,
-        cost=matmul_cost,
-        ties=matmul_ties,
-        weights=matmul_weights,
-        samples=_matmul_samples,
-    ),
-    OpDef(
-        "Gemm",
-        since=11,
-        torch=_gemm,
-        cost=_gemm_cost,
-        ties=_gemm_ties,
-        weights=_gemm_weights,
-        samples=_gemm_samples,
-    ),
-    OpDef(
-        "tersor.Linear",
-        doc="""A linear layer: activation(x W + b) for x[..., k], W[k, n], b[n].
+ROWS = with_traits(
+    "product",
+    [
+        OpDef(
+            "MatMul",
+            since=1,
+            torch=lambda a, b: a @ b,
+            cost=matmul_cost,
+            ties=matmul_ties,
+            weights=matmul_weights,
+            samples=_matmul_samples,
+        ),
+        OpDef(
+            "Gemm",
+            since=11,
+            torch=_gemm,
+            cost=_gemm_cost,
+            ties=_gemm_ties,
+            weights=_gemm_weights,
+            samples=_gemm_samples,
+        ),
+        OpDef(
+            "tersor.Linear",
+            doc="""A linear layer: activation(x W + b) for x[..., k], W[k, n], b[n].
 
         ``activation`` is one of ACTIVATIONS; ``gelu`` is the exact (erf) form.""",
-        inputs=("x", "weight", "bias?"),
-        attrs={"activation": "none"},
-        infer=_linear_infer,
-        torch=_linear,
-        cost=matmul_cost,
-        ties=_linear_ties,
-        weights=_linear_weights,
-        samples=_linear_samples,
-    ),
-]
+            inputs=("x", "weight", "bias?"),
+            attrs={"activation": "none"},
+            infer=_linear_infer,
+            torch=_linear,
+            cost=matmul_cost,
+            ties=_linear_ties,
+            weights=_linear_weights,
+            samples=_linear_samples,
+        ),
+    ],
+)

@@ -418,12 +418,15 @@ def _slice_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 ROWS = [
-    OpDef("Transpose", since=1, infer=_transpose_infer, contents=_transpose_contents,
+    OpDef("Transpose", traits=frozenset({"movement"}),
+          since=1, infer=_transpose_infer, contents=_transpose_contents,
           torch=_transpose, cost=no_work, ties=_transpose_ties, samples=_transpose_samples),
     OpDef("Concat", since=11, infer=_concat_infer, contents=_concat_contents, torch=_concat,
           cost=no_work, ties=_concat_ties, samples=_concat_samples),
-    OpDef("Split", since=18, infer=_split_infer, contents=_split_contents, torch=_split,
+    OpDef("Split", traits=frozenset({"movement"}),
+          since=18, infer=_split_infer, contents=_split_contents, torch=_split,
           cost=no_work, ties=_split_ties, follow=_split_follow, samples=_split_samples),
-    OpDef("Slice", since=11, infer=_slice_infer, contents=_slice_contents, torch=_slice,
+    OpDef("Slice", traits=frozenset({"movement"}),
+          since=11, infer=_slice_infer, contents=_slice_contents, torch=_slice,
           cost=no_work, ties=_slice_ties, follow=_slice_follow, samples=_slice_samples),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims, plain
-from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight, with_traits
 
 
 def _norm_cost(node: Node) -> Cost:
@@ -263,7 +263,7 @@ def _lp_norm_ties(node: Node) -> list[Tie]:
     return broadcast(node, skip=(_axis(node),))
 
 
-ROWS = [
+ROWS = with_traits("normalization", [
     OpDef("LayerNormalization", since=17, infer=_layer_norm_infer, torch=_layer_norm,
           cost=_norm_cost, ties=_norm_ties, samples=_layer_norm_samples),
     OpDef("RMSNormalization", since=23, infer=_layer_norm_infer, torch=_rms_norm, cost=_norm_cost,
@@ -300,4 +300,4 @@ ROWS = [
     OpDef("LpNormalization", since=1, infer=_same_infer, torch=_lp_norm, cost=_norm_cost,
           ties=_lp_norm_ties,
           samples=lambda rng: [Sample([_f(rng, 3, 4)]), Sample([_f(rng, 3, 4)], {"axis": 0, "p": 1})]),
-]  # fmt: skip
+])  # fmt: skip

@@ -264,8 +264,10 @@ ROWS = [
     OpDef("tersor.DynamicQuantizeRows", doc=_DYNAMIC_ROWS_DOC, inputs=("x",), outputs=3,
           infer=_dynamic_rows_infer, torch=_dynamic_rows, cost=elementwise_cost,
           ties=_dynamic_rows_ties, samples=_dynamic_rows_samples),
-    OpDef("MatMulInteger", since=10, torch=_matmul_integer, cost=matmul_cost,
+    OpDef("MatMulInteger", traits=frozenset({"product"}),
+          since=10, torch=_matmul_integer, cost=matmul_cost,
           ties=_integer_ties, samples=_integer_samples),
-    OpDef("QLinearMatMul", since=10, infer=_qlinear_infer, torch=_qlinear_matmul, cost=_qlinear_cost,
+    OpDef("QLinearMatMul", traits=frozenset({"product"}),
+          since=10, infer=_qlinear_infer, torch=_qlinear_matmul, cost=_qlinear_cost,
           samples=_qlinear_samples),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from tersor.ir import Node, TensorType, ValueType
 from tersor.ops.families._symbolic import element_cost, tensor
 from tersor.ops.families._torch import torch_dtype
 from tersor.ops.onnx_schema import FROM_ONNX
-from tersor.ops.opdef import OpDef
+from tersor.ops.opdef import OpDef, Trait
 
 
 def _shaped_infer(node: Node) -> list[ValueType]:
@@ -85,15 +85,16 @@ def _multinomial(x: Any, *, sample_size: int, dtype: int, seed: float | None = N
     return drawn.to(torch_dtype(FROM_ONNX[dtype]))
 
 
-def _row(op: str, since: int, infer: Any, torch: Any) -> OpDef:
-    return OpDef(op, since=since, infer=infer, torch=torch, cost=element_cost, deterministic=False)
+def _row(op: str, since: int, infer: Any, torch: Any, *traits: Trait) -> OpDef:
+    return OpDef(op, since=since, infer=infer, torch=torch, cost=element_cost, deterministic=False,
+                 traits=frozenset(traits))  # fmt: skip
 
 
 ROWS = [
     _row("RandomNormal", 1, _shaped_infer, _random_normal),
     _row("RandomUniform", 1, _shaped_infer, _random_uniform),
-    _row("RandomNormalLike", 1, _like_infer, _normal_like),
-    _row("RandomUniformLike", 1, _like_infer, _uniform_like),
+    _row("RandomNormalLike", 1, _like_infer, _normal_like, "shape"),
+    _row("RandomUniformLike", 1, _like_infer, _uniform_like, "shape"),
     _row("Bernoulli", 15, _like_infer, _bernoulli),
     _row("Multinomial", 7, _multinomial_infer, _multinomial),
 ]

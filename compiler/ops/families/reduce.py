@@ -110,7 +110,8 @@ def _reduce_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _reduction(op: str, since: int, function: Callable[..., Any], **more: Any) -> OpDef:
-    return OpDef(op, since=since, infer=_reduce_infer, torch=_reducer(function), cost=_read_cost,
+    return OpDef(op, traits=frozenset({"reduction"}),
+       since=since, infer=_reduce_infer, torch=_reducer(function), cost=_read_cost,
                  ties=_reduce_ties, samples=_reduce_samples, **more)  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from tersor.ops.families._symbolic import (
     vector_or_unknown,
 )
 from tersor.ops.families._ties import dims, plain, stated_shape
-from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
+from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie, with_traits
 
 # -- Reshape ---------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ def _unsqueeze_samples(rng: np.random.Generator) -> list[Sample]:
     return [*held, Sample([_f(rng), _i(0)], {}, _ONE), Sample([np.arange(0), _i(-1)], {}, _ONE)]
 
 
-ROWS = [
+ROWS = with_traits("view movement", [
     OpDef("Reshape", since=5, infer=_reshape_infer, contents=_reshape_contents, torch=_reshape,
           cost=no_work, ties=reshape_ties,
           follow=stated_shape, samples=_reshape_samples),
@@ -366,4 +366,4 @@ ROWS = [
           cost=no_work, ties=_squeeze_ties, follow=_squeeze_follow, samples=_squeeze_samples),
     OpDef("Unsqueeze", since=13, infer=_unsqueeze_infer, contents=_unsqueeze_contents,
           torch=_unsqueeze, cost=no_work, ties=_unsqueeze_ties, samples=_unsqueeze_samples),
-]  # fmt: skip
+])  # fmt: skip

@@ -329,14 +329,18 @@ def _eye_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 ROWS = [
-    OpDef("Shape", since=15, infer=_shape_infer, contents=_shape_contents, torch=_shape,
+    OpDef("Shape", traits=frozenset({"shape"}),
+          since=15, infer=_shape_infer, contents=_shape_contents, torch=_shape,
           cost=no_work, ties=_shape_ties, samples=_shape_samples),
-    OpDef("Size", since=1, infer=lambda node: [TensorType(DType.I64, ())],
+    OpDef("Size", traits=frozenset({"shape"}),
+          since=1, infer=lambda node: [TensorType(DType.I64, ())],
           contents=_size_contents, torch=_size, cost=no_work, ties=no_ties,
           samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng)]), Sample([_f(rng, 2, 0)])]),
-    OpDef("Expand", since=8, infer=_expand_infer, contents=_expand_contents, torch=_expand,
+    OpDef("Expand", traits=frozenset({"movement"}),
+          since=8, infer=_expand_infer, contents=_expand_contents, torch=_expand,
           cost=no_work, ties=_expand_ties, follow=stated_shape, samples=_expand_samples),
-    OpDef("Tile", since=6, infer=_tile_infer, contents=_tile_contents,
+    OpDef("Tile", traits=frozenset({"movement"}),
+          since=6, infer=_tile_infer, contents=_tile_contents,
           torch=lambda x, repeats: x.repeat(tuple(int(r) for r in repeats)), cost=no_work,
           ties=_tile_ties, samples=_tile_samples),
     OpDef("ConstantOfShape", since=9, infer=_constant_of_shape_infer,
@@ -344,6 +348,7 @@ ROWS = [
           ties=no_ties, samples=_constant_of_shape_samples),
     OpDef("Range", since=11, infer=_range_infer, contents=_range_contents, torch=_range,
           cost=element_cost, ties=no_ties, samples=_range_samples),
-    OpDef("EyeLike", since=9, infer=_eye_infer, torch=_eye, cost=element_cost, ties=no_ties,
+    OpDef("EyeLike", traits=frozenset({"shape"}),
+          since=9, infer=_eye_infer, torch=_eye, cost=element_cost, ties=no_ties,
           samples=_eye_samples),
 ]  # fmt: skip

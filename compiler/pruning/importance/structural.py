@@ -16,9 +16,8 @@ import networkx as nx
 import numpy as np
 
 from tersor.ir import Graph, Value
+from tersor.ops import TABLE
 from tersor.structure import AxisGroup
-
-_SIZES_ONLY = ("Shape", "Size")  # Results that tell nothing of their operand's numbers.
 
 
 def path_shares(graph: Graph, groups: Sequence[AxisGroup]) -> list[np.ndarray]:
@@ -44,7 +43,7 @@ def _flow(graph: Graph) -> nx.DiGraph[Value]:
     for node in graph.walk():
         read = [v for v in node.inputs if v is not None and not v.is_constant]
         flow.add_nodes_from(node.outputs)
-        if node.op in _SIZES_ONLY:
+        if TABLE.has(node.op, "shape"):
             continue
         flow.add_edges_from((v, made) for v in read for made in node.outputs)
         for sub in node.subgraphs:
