@@ -21,7 +21,7 @@ import numpy as np
 
 from tersor.analysis.match import dims, operand, same_type
 from tersor.ir import Dim, Graph, Node, TensorType, Value
-from tersor.ops import contents_of
+from tersor.ops import TABLE, contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
 from tersor.transforms.reshapes import flattened, reshape_target, reshaped
 from tersor.transforms.sharpen import sharpen
