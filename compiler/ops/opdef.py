@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a node: multiply-adds, and other arithmetic operations one element at a time.
+    """Work of a node: multiply-adds, other arithmetic operations one element at a time, and bytes of
+    operands read and results written (:meth:`tersor.ops.Table.cost` counts them, the same for all rows).
 
-    Both are dims, so that a graph with symbolic sizes has a symbolic cost; None means unknown.
+    All are dims, so that a graph with symbolic sizes has a symbolic cost; None means unknown.
     """
 
     macs: Dim = 0
     elementwise: Dim = 0
+    bytes: Dim = None
 
 
 @dataclass(frozen=True)

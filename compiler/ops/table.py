@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from tersor.errors import InvalidGraph, suggest
-from tersor.ir import Attribute, Graph, Node, TensorType, UnknownType, Value, ValueType
-from tersor.ir.dims import LARGEST, TooComplex
+from tersor.ir import Attribute, Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
+from tersor.ir.dims import LARGEST, KnownDim, TooComplex, ceil_div
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Trait, Weight
 
@@ -103,14 +104,17 @@ class Table:
         if row is None or row.cost is None:
             return Cost(None, None)
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-        if all(isinstance(v.type, TensorType) for v in values):
-            with suppress(TooComplex):
-                return row.cost(node)
-            return Cost(None, None)
+        known = all(isinstance(v.type, TensorType) for v in values)
         try:
-            return row.cost(node)
-        except (TypeError, TooComplex):  # TypeError: as Value.tensor raises
+            cost = row.cost(node)
+        except TooComplex:
             return Cost(None, None)
+        except TypeError:  # as Value.tensor raises
+            if known:
+                raise
+            return Cost(None, None)
+        moved = 0 if "view" in row.traits else _bytes(values) if known else None
+        return replace(cost, bytes=moved)
 
     def ties(self, node: Node) -> list[Tie] | None:
         """Axes tied by a node; None where nothing is known, as where some operand or result has no rank
@@ -161,6 +165,20 @@ def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
     except TooComplex:
         return onnx_schema.infer(node)
     return types + [UnknownType() for _ in node.outputs[len(types) :]]
+
+
+def _bytes(values: Sequence[Value]) -> Dim:
+    """Of all values, each read or written once; of constants as they are encoded."""
+    total: KnownDim = 0
+    with suppress(TooComplex):
+        for value in values:
+            count = value.tensor.numel
+            if count is None:
+                return None
+            size = count * value.tensor.dtype.bits
+            total = total + (size if value.encoding is None else value.encoding.nbytes * 8)
+        return ceil_div(total, 8)
+    return None
 
 
 def _contents(node: Node, row: OpDef | None, count: int) -> list[np.ndarray | None]:

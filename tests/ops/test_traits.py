@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tersor.ir import Affine, DType, TensorType, symbol
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.ops.samples import Case, cases, feeds, one_node
@@ -123,3 +124,18 @@ def test_no_op_is_of_two_kinds_that_exclude_each_other() -> None:
     for row in TABLE:
         count = Counter(trait in exclusive for trait in row.traits)[True]
         assert count <= 1, row.op
+
+
+def test_a_cost_counts_bytes_as_they_are_held() -> None:
+    graph = TABLE.graph()
+    x = graph.add_input("x", TensorType(DType.F32, (symbol("n"), 6)))
+    y = graph.emit("MatMul", [x, graph.constant(np.ones((6, 4), np.float16).astype(np.float32))])
+    z = graph.emit("Reshape", [y, graph.constant(np.array([-1, 2], np.int64))])
+    graph.set_outputs([z])
+    product, view = graph.nodes
+    n = symbol("n")
+    assert TABLE.cost(product).bytes == 4 * n * 6 + 4 * 6 * 4 + 4 * n * 4
+    assert TABLE.cost(view).bytes == 0
+    few = Affine(np.ones((6, 4), np.int8), np.ones(4, np.float32), np.zeros(4, np.int8), axis=1)
+    graph.set_encoding(product.inputs[1], few)  # type: ignore[arg-type]
+    assert TABLE.cost(product).bytes == 4 * n * 6 + few.nbytes + 4 * n * 4
