@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, then the tables of README.md. What was measured already under the
+"""All benchmarks, one after the other, then the tables of the pages. What was measured already under the
 same conditions is kept: after an interruption it goes on where it was."""
 
 from __future__ import annotations

@@ -159,6 +159,8 @@ def test_tables_of_what_was_never_measured_stay(
     table = script("table", monkeypatch)
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "PAGES", ["README.md"])
+    monkeypatch.setattr(table, "OVERVIEWS", {})
     readme, older = tmp_path / "README.md", tmp_path / "avx512_vnni" / "minilm.json"
     older.parent.mkdir()
     text = "a\n<!-- minilm: generated -->\nrow\n<!-- /minilm -->\nb\n"
@@ -178,6 +180,8 @@ def test_the_best_and_the_weakest_processor_have_a_table_each(
     table = script("table", monkeypatch)
     monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr(table, "PAGES", ["README.md"])
+    monkeypatch.setattr(table, "OVERVIEWS", {})
     monkeypatch.setitem(table.TABLES, "minilm", lambda result: result["conditions"]["level"])
     for level in ("avx2", "amx_int8", "avx512_vnni"):
         (tmp_path / level).mkdir()
@@ -188,3 +192,14 @@ def test_the_best_and_the_weakest_processor_have_a_table_each(
     (tmp_path / "README.md").write_text(places)
     assert table.main() == 0
     assert (tmp_path / "README.md").read_text().splitlines()[1::3] == ["amx_int8", "avx2"]
+
+
+def test_the_pages_are_what_the_results_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody edits a generated part by hand: made anew of the results in the repository, it is the same."""
+    table = script("table", monkeypatch)
+    pages = {name: (table.ROOT / name).read_text() for name in table.PAGES}
+    results = table.measured("minilm")
+    made = {name: render(results) for name, render in table.OVERVIEWS.items()}
+    made |= {name: render(table.measured(name)[0]) for name, render in table.TABLES.items()}
+    for name, text in made.items():
+        assert any(f"<!-- {name}: generated -->\n{text}\n" in page for page in pages.values()), name
