@@ -67,7 +67,7 @@ def _parts(
     """Integers, their scale and, where that is not zero, their zero point as constants."""
     return (
         lowering.part(constant, "quantized", values),
-        graph.constant(scale, f"{constant.name}_scale"),
+        lowering.numbers(constant, "scale", scale),
         graph.constant(zero, f"{constant.name}_zero_point")
         if zero.astype(np.float64).any()
         else None,
@@ -87,7 +87,7 @@ def rows(graph: Graph, table: Value, ids: Value, lowering: Lowering) -> Value | 
     scale, zero = held.expanded(held.scale), held.expanded(held.zero_point)
     if held.axis != 0:  # Rows broadcast against them.
         scale, zero = scale.reshape(scale.shape[1:]), zero.reshape(zero.shape[1:])
-    by = lowering.part(table, "row_scale", scale)
+    by = lowering.numbers(table, "row_scale", scale)
     minus = None if held.is_symmetric else lowering.part(table, "row_zero_point", zero)
     if held.axis == 0:
         by = _gathered(graph, by, ids)

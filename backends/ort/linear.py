@@ -93,7 +93,7 @@ def _per_column(encoding: Affine) -> bool:
 def _integer(graph: Graph, node: Node, quantizer: Node, weight: Value, lowering: Lowering) -> Value:
     encoding, bias = weight.encoding, node.input(2)
     assert isinstance(encoding, Affine)
-    scale = lowering.part(weight, "scale", encoding.scale)
+    scale = lowering.numbers(weight, "scale", encoding.scale)
     if lowering.options.unsigned_weights and overflows(node, encoding.values):
         values = unsigned.shifted(weight, encoding.values, lowering)
         zero: Value | None = unsigned.shifted_zero(weight, encoding.zero_point, lowering)

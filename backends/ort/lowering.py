@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.analysis.quantization import is_short
 from tersor.backends.ort.options import LowerOptions
-from tersor.ir import Value
+from tersor.ir import DType, Value
+from tersor.ops.onnx_schema import TO_ONNX
+
+SHORT = 256  # From so many numbers on, half their room is more than a node takes.
 
 
 @dataclass
@@ -30,3 +34,14 @@ class Lowering:
         if key not in self._parts:
             self._parts[key] = constant.graph.constant(array, f"{constant.name}_{what}")
         return self._parts[key]
+
+    def numbers(self, constant: Value, what: str, array: np.ndarray) -> Value:
+        """As :meth:`part`, of floats. Where float16 holds all of many, the file does, and ONNX Runtime
+        makes float32 of them when the model is loaded."""
+        key, owner = (constant, what), constant.graph
+        if key not in self._parts and array.size >= SHORT and is_short(array):
+            short = self.part(constant, f"{what}_short", array.astype(np.float16))
+            with owner.at(next(owner.nodes, None)):
+                attrs = {"to": TO_ONNX[DType.F32]}
+                self._parts[key] = owner.emit("Cast", [short], attrs)
+        return self.part(constant, what, array)

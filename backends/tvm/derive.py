@@ -2,6 +2,7 @@
 
     a weight that is held as int8, read by a kernel of floats:   affine, pack_float
     a head that is tied to the embedding table:                  transpose, pack_float   (or pack_int8)
+    an LSTM's weight in the order of its kernel, held as int8:   scaled
 
 The file stays as small as the graph, and the code runs on what it would run on if all were written out.
 Steps are data, a name and numbers each: a library tells them in its JSON.
@@ -82,6 +83,12 @@ def _affine(held: list[np.ndarray], axis: int, block: int) -> np.ndarray:
     return Affine(values, scale, zero, None if axis == NO_AXIS else axis, block).decode()
 
 
+def _scaled(held: list[np.ndarray], dtype: str) -> np.ndarray:
+    """Integers times scales that broadcast against them."""
+    values, scale = held
+    return np.asarray(values.astype(scale.dtype) * scale, dtype)
+
+
 def _cast(held: list[np.ndarray], dtype: str) -> np.ndarray:
     (array,) = held
     return array.astype(DType(dtype).numpy)
@@ -102,6 +109,7 @@ def _pack(pack: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[np.ndarray
 
 _STEPS: dict[str, Callable[..., np.ndarray]] = {
     "affine": _affine,
+    "scaled": _scaled,
     "cast": _cast,
     "transpose": _transpose,
     "pack_float": _pack(products.pack_float),

@@ -16,6 +16,7 @@ bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ PAIR_LIMIT = (
 
 
 def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = None) -> Affine:
-    """Symmetric int8 per channel of ``axis``.
+    """Symmetric int8 per channel of ``axis``, by short scales (:func:`short_steps`).
 
     Args:
         weight: float tensor.
@@ -44,13 +45,61 @@ def quantize_weight(weight: np.ndarray, axis: int, *, pair_axis: int | None = No
     if pair_axis is not None:
         inner = np.moveaxis(weight, (axis, pair_axis), (0, -1)).astype(np.float64)
         scale = np.maximum(scale, pair_sums(inner).max(axis=1, initial=0.0) / PAIR_LIMIT)
-    # In the dtype it is held in: what is too small for that is nothing.
-    scale = scale.astype(weight.dtype).astype(np.float32)
-    scale = np.where(scale > 0, scale, np.float32(1))
+    scale = short_steps(_held(scale, weight.dtype))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    values = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    return _symmetric(weight, scale, scale.reshape(shape), axis)
+
+
+def _held(scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Steps as they are held, f32 or shorter: what is too small for that is nothing."""
+    scale = scale.astype(dtype).astype(np.float32)
+    return np.where(scale > 0, scale, np.float32(1))
+
+
+def _symmetric(
+    weight: np.ndarray, scale: np.ndarray, beside: np.ndarray, axis: int | None, block: int = 0
+) -> Affine:
+    """``beside``: ``scale`` in a shape that broadcasts against ``weight``."""
+    values = np.clip(np.rint(weight / beside), -127, 127).astype(np.int8)
     zero = np.zeros_like(scale, dtype=np.int8)
-    return Affine(values, scale.astype(weight.dtype), zero, axis=axis)
+    return Affine(values, scale.astype(weight.dtype), zero, axis, block)
+
+
+def quantize_outputs(weight: np.ndarray, inputs: Sequence[int]) -> Affine:
+    """Symmetric int8 with one scale for each output, which sums over the axes ``inputs``; those of each
+    matrix in a stack have their own where they sum over one axis. Scales are short (:func:`short_steps`)."""
+    outputs = [i for i in range(weight.ndim) if i not in inputs and weight.shape[i] > 1]
+    if not outputs:
+        outputs = [i for i in range(weight.ndim) if i not in inputs][-1:]
+    stacked = len(outputs) > 1 and len(inputs) == 1
+    kept = outputs if stacked else outputs[-1:]
+    summed = tuple(i for i in range(weight.ndim) if i not in kept)
+    beside = np.abs(weight.astype(np.float64)).max(summed, keepdims=True, initial=0.0) / 127
+    beside = short_steps(_held(beside, weight.dtype))
+    if not stacked:
+        return _symmetric(weight, beside.reshape(-1), beside, kept[0])
+    (axis,) = inputs
+    scale = np.broadcast_to(beside, [1 if i == axis else n for i, n in enumerate(weight.shape)])
+    return _symmetric(weight, np.ascontiguousarray(scale), beside, axis, weight.shape[axis])
+
+
+def short_steps(scale: np.ndarray) -> np.ndarray:
+    """Steps that take half the room: the next larger numbers that float16 holds, where that makes none of
+    them more than a part in 256 larger; else as they are.
+
+        0.0123  ->  0.012306        by less than the rounding of the weights: to 127.9 steps, not 128
+    """
+    with np.errstate(over="ignore"):
+        short = scale.astype(np.float16)
+        larger = np.where(short < scale, np.nextafter(short, np.float16(np.inf)), short)
+    wide: np.ndarray = larger.astype(scale.dtype)
+    return wide if bool((wide <= scale * (1 + 1 / 256)).all()) else scale
+
+
+def is_short(array: np.ndarray) -> bool:
+    """Whether float16 holds all of some float32 numbers."""
+    with np.errstate(over="ignore"):
+        return array.dtype == np.float32 and bool((array.astype(np.float16) == array).all())
 
 
 def pair_sums(inner: np.ndarray) -> np.ndarray:
@@ -68,8 +117,8 @@ def pair_sums(inner: np.ndarray) -> np.ndarray:
 
 
 def quantize_rows(table: np.ndarray) -> Affine:
-    """Symmetric int8 with one scale a row (axis 0): for embedding tables."""
-    return quantize_weight(table, 0)
+    """Symmetric int8 with one scale a row (axis 0), a short one: for embedding tables."""
+    return quantize_outputs(table, range(1, table.ndim))
 
 
 def is_per_token(granularity: Granularity, row_scales: bool) -> bool:

@@ -31,7 +31,7 @@ from tersor.statistics.calibration import Activation, collect
 from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
-_FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers with weights that stay in float.
+_FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers without a form in integers.
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class QuantizeDynamic(Pass):
         nodes = [n for n in graph.walk() if n.op == "tersor.Linear" and self._wanted(n, context)]
         for node in graph.walk():
             if node.op in _FLOAT:
-                context.skip(node, f"{node.op} has no int8 form yet")
+                context.skip(node, f"{node.op} has no integer form: it multiplies floats")
         told = context.remember("seen", lambda: _observe(graph, nodes, context))
         seen = {x: told[x.name] for x in map(_reads, nodes) if x.name in told}
         per_token = is_per_token(self.granularity, context.row_scales)

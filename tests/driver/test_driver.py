@@ -119,7 +119,9 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
 ) -> None:
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(0.8))
     monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
-    nothing = {f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding")}
+    nothing = {
+        f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding", "weights")
+    }
     sizes = [{"batch": 1, "length": 4}]
     report = tersor.compile(path, recipe="int8", sizes=sizes, settings=nothing).report
     assert report.decisions == [

@@ -180,8 +180,8 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
 
 
 def _integers(lowering: Lowering, value: Value, held: Affine, pack: Pack) -> Any:
-    """Weights that the library keeps in integers, and that each run makes floats of once; None where
-    zeros of the padding would not stay zeros, or scales take as much room as weights."""
+    """Weights that the library keeps in integers, floats once it is loaded; None where zeros of the padding
+    would not stay zeros, or scales take as much room as weights."""
     if not held.is_symmetric or held.storage.bits < 8:
         return None
     codes = pack(held.values.astype(np.float64)).astype(held.values.dtype)
@@ -192,9 +192,8 @@ def _integers(lowering: Lowering, value: Value, held: Affine, pack: Pack) -> Any
             scales = most
     if 8 * scales.size > codes.size:
         return None
-    real = relax.op.astype(lowering.parameter(codes, value.name), float_type(value.tensor.dtype))
-    scale = lowering.parameter(scales.astype(held.scale.dtype), f"{value.name}_scale")
-    return lowering.emit(relax.op.multiply(lowering.emit(real), scale))
+    steps = (("scaled", float_type(value.tensor.dtype)),)
+    return lowering.derived(steps, (codes, scales.astype(held.scale.dtype)), value.name)
 
 
 RULES: dict[str, Rule] = dict.fromkeys(GATES, _recurrent)
