@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.analysis.quantization import is_short
 from tersor.backends.ort.options import LowerOptions
 from tersor.ir import DType, Value
+from tersor.numerics.affine import is_short
 from tersor.ops.onnx_schema import TO_ONNX
 
 SHORT = 256  # From so many numbers on, half their room is more than a node takes.

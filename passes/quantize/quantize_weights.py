@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from tersor.analysis.masks import is_dense
-from tersor.analysis.quantization import quantize_outputs, relative_error
 from tersor.ir import DType, Graph, Node, Value
+from tersor.numerics.affine import quantize_outputs, relative_error
+from tersor.numerics.masks import is_dense
 from tersor.ops import TABLE
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.structure.ties import tied_to

@@ -14,10 +14,10 @@ from strategies import Case
 from strategies.lossy import lossy_cases
 from strategies.profile import scaled
 
-from tersor.analysis.quantization import relative_error
 from tersor.backends import ort
 from tersor.driver.recipe import Recipe
 from tersor.ir import Affine, Graph, Node, TensorType, verify
+from tersor.numerics.affine import relative_error
 from tersor.ops.evaluate import evaluate
 from tersor.pipeline import Pipeline
 from tersor.pipeline.registry import optimization

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from tersor.analysis.quantization import is_short, quantize_outputs, relative_error, short_steps
 from tersor.backends import ort
 from tersor.ir import Affine, Graph, parse
+from tersor.numerics.affine import is_short, quantize_outputs, relative_error, short_steps
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.quantize.quantize_weights import QuantizeWeights
 from tersor.pipeline import Pipeline
-from tersor.report import PassReport
+from tersor.pipeline.report import PassReport
 
 # Each layer with the axis of its scales, and how many of them there are.
 LAYERS: dict[str, tuple[str, int, int]] = {
