@@ -269,6 +269,25 @@ def lowrank(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def exporters(result: dict[str, Any]) -> str:
+    """Each form of MiniLM: its mask, lines that differ, and times by recipe, level and shape."""
+    shapes = list(next(iter(next(iter(result["speed"].values())).values()))["times"])
+    columns = [(case, shape) for case in result["speed"] for shape in shapes]
+    head = ["", "mask", "lines that differ", *(f"{case} {shape}" for case, shape in columns)]
+    lines = [_row([*head, "mean cosine, int8"]), _row(["---"] * (len(head) + 1))]
+    for name, graph in result["graphs"].items():
+        times = [result["speed"][case][name]["times"][shape] for case, shape in columns]
+        cells = [f"{t['ms']:.1f} ms ({t['over_first']:.2f})" for t in times]
+        cosine = result["speed"]["int8 cpu"][name]["fidelity"]["mean_cosine"]
+        told = [name, f"`{graph['mask']}`", str(graph["lines_that_differ"]), *cells]
+        lines.append(_row([*told, f"{cosine:.4f}"]))
+    legend = (
+        f"{_machine(result)}, TVM. Lines of the graph after fusion that differ from the first row's, but for "
+        "those that make the mask. Least milliseconds of rounds in turn, and over the first row's."
+    )
+    return "\n".join([*lines, "", legend])
+
+
 def zoo(result: dict[str, Any]) -> str:
     """Each workload with each recipe: speed over its own ONNX file, size, fidelity and metric."""
     head = ["workload", "recipe", "kept", "speed over the input", "KiB", "mean cosine", "metric"]
@@ -322,6 +341,7 @@ TABLES = {
     "profile": profile,
     "tvm_profile": tvm_profile,
     "kernels": kernels,
+    "exporters": exporters,
     "zoo": zoo,
 }
 

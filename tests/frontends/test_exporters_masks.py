@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from architectures import SMALL
+from nameless import lines
 
 from tersor.frontends.onnx.importer import import_model
 from tersor.ir import Graph
@@ -94,21 +95,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def optimized(path: Path) -> Graph:
     return Pipeline(optimization()).run(import_model(path))
-
-
-def lines(graph: Graph) -> list[str]:
-    """Ops with what they read by number, types and attributes: without names."""
-    numbers = {value: f"%{value.name}" for value in graph.inputs}
-    for node in graph.nodes:
-        numbers |= {value: f"%{len(numbers) + i}" for i, value in enumerate(node.outputs)}
-
-    def told(value: Any) -> str:
-        return "_" if value is None else numbers.get(value) or f"@{value.encoding.digest}"
-
-    return [
-        f"{[str(v.type) for v in n.outputs]} {n.op}({[told(v) for v in n.inputs]}) {sorted(n.attrs.items())}"
-        for n in graph.nodes
-    ]
 
 
 @pytest.mark.parametrize("form", ["eager, opset 17", "eager, dynamo"])
