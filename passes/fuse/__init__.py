@@ -9,6 +9,7 @@ from tersor.passes.fuse.fuse_gelu import FuseGelu
 from tersor.passes.fuse.fuse_layer_norm import FuseLayerNorm
 from tersor.passes.fuse.fuse_rms_norm import FuseRmsNorm
 from tersor.passes.fuse.fuse_skip_norm import FuseSkipNorm
+from tersor.passes.fuse.roll_recurrence import RollRecurrence
 from tersor.passes.fuse.unfold_heads import UnfoldHeads
 from tersor.pipeline import Pass
 
@@ -16,6 +17,7 @@ from tersor.pipeline import Pass
 def fusion() -> list[Pass]:
     """The passes, in order."""
     return [
+        RollRecurrence(),
         FuseLayerNorm(),
         FuseRmsNorm(),
         FuseGelu(),
