@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tersor.analysis.match import dims, either_way, made_by, operand, uniform
 from tersor.analysis.recurrence.forms import (
+    MAX_STEPS,
     Block,
     Columns,
     Form,
@@ -99,7 +100,9 @@ def _gate(value: Value) -> _Gate | None:
     if not isinstance(size, int):
         return None
     at: tuple[Value, Columns] | None = (value, (0, size))
-    while at is not None:
+    for _ in range(MAX_STEPS):
+        if at is None:
+            break
         value, columns = at
         node = value.producer
         if node is not None and node.op in _ACTIVATIONS:

@@ -20,7 +20,7 @@ from tersor.analysis.match import dims, made_by, operand, scalar
 from tersor.ir import Dim, Node, Value
 
 Columns = tuple[int, int]
-MAX_STEPS = 1000  # Nodes that are walked through from one gate.
+MAX_STEPS = 64  # Nodes that are walked through from one gate: no exporter writes as many.
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ def without_units(shape: Sequence[Dim]) -> list[Dim]:
 
 def viewed(value: Value) -> Value:
     """``value`` before views that only add or drop dims of 1, the last one kept."""
-    while (inner := _view(value)) is not None:
+    for _ in range(MAX_STEPS):
+        inner = _view(value)
+        if inner is None:
+            break
         value = inner
     return value
 
@@ -197,13 +200,14 @@ class _Pick:
 
 
 def _source(value: Value, pick: _Pick | None) -> Source:
-    while True:
+    for _ in range(MAX_STEPS):
         if pick is None and (inner := _view(value)) is not None:
             value = inner
         elif (found := _picked(value, pick)) is not None:
             value, pick = found
         else:
-            return Source(value) if pick is None else Source(value, pick.axis, pick.at)
+            break
+    return Source(value) if pick is None else Source(value, pick.axis, pick.at)
 
 
 def _picked(value: Value, pick: _Pick | None) -> tuple[Value, _Pick] | None:
