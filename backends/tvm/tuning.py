@@ -35,8 +35,8 @@ from tersor.ir.dims import evaluate, product, symbols
 from tersor.pipeline.report import TuneReport
 from tersor.target import Target, request_amx
 from tersor.tuning.database import Database
+from tersor.tuning.duel import is_gain
 from tersor.tuning.measure import Paired
-from tersor.tuning.search import is_gain
 
 ROWS = (32, 64, 128)  # Of a task, that are tried.
 ALWAYS = 1 << 30  # More rows than any operand has.

@@ -1,6 +1,6 @@
 """A peer under measurement, in a process of its own; the protocol is that of ``tersor.tuning.worker``.
 
-``NAME MODEL CHOICE FEED...``: NAME is a module beside this one, with ``open_session`` and ``run`` as a
+``NAME FOLDER``: NAME is a module beside this one, with ``open_session`` and ``run`` as a
 backend has them.
 """
 
@@ -12,5 +12,5 @@ import sys
 from tersor.tuning import worker
 
 if __name__ == "__main__":
-    name, *rest = sys.argv[1:]
-    sys.exit(worker.serve(importlib.import_module(name), *rest))
+    name, folder = sys.argv[1:]
+    sys.exit(worker.serve(importlib.import_module(name), folder))

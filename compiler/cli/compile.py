@@ -42,7 +42,7 @@ Database = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="What 'tersor tune' measures; without it the user's cache. Runtime tvm only.",
+        help="What was measured here before, by 'tersor tune' too; without it the user's cache.",
     ),
 ]
 Target = Annotated[

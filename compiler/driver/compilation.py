@@ -77,7 +77,8 @@ def compile(
             only.
         portable: only standard ONNX ops, so that any runtime loads the result.
         measure: False skips all measuring: defaults are built, and that it pays is unknown.
-        database: the file of what :func:`tune` measures; by default this user's. Runtime ``tvm`` only.
+        database: the file of what was measured on this machine before, by :func:`tune` or in searches, and
+            what is measured now; by default this user's. Where another is named, none of that is used.
         allow_hf_cache: an ONNX file's external data may be links of the Hugging Face cache.
         trust: read torch's ``.pt2``, ``.pt`` and ``.pth`` files and a directory's pickled weights too,
             which can run code then.
@@ -93,7 +94,7 @@ def compile(
     backend = _backend(runtime, chosen)
     start = backend.Choice.of(chosen, portable=portable, buckets=buckets)
     measure_here = measure and chosen.is_host
-    held = _database(backend, runtime, database, wanted=measure_here)
+    held = Database(database) if measure_here else None
     tell(0, 1, "importing")
     imported = load_model(
         model,
@@ -237,9 +238,9 @@ def tune(
         raise InvalidOption(
             f"target {chosen.name} is not this machine, and cannot be tuned for here"
         )
-    held = _database(backend, runtime, database)
-    if held is None:
+    if not backend.TUNES:
         raise InvalidOption(f"runtime {runtime} has nothing to tune")
+    held = Database(database)
     tell(0, 1, "importing")
     imported = load_model(model, **options)
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
@@ -268,19 +269,6 @@ def _backend(runtime: str, target: Target) -> Any:
         kinds = ", ".join(backend.KINDS)
         raise Unsupported(f"runtime {runtime} builds for {kinds}, not for {target.name}")
     return backend
-
-
-def _database(
-    backend: Any, runtime: str, path: str | Path | None, *, wanted: bool = True
-) -> Database | None:
-    """What is known of a runtime's kernels; None where it has none to tune, or it is not ``wanted``.
-
-    Raises:
-        InvalidOption: a file for a runtime that has nothing to tune, or one that is no database.
-    """
-    if path is not None and not backend.TUNES:
-        raise InvalidOption(f"runtime {runtime} has nothing to tune, and takes no database")
-    return Database(path) if wanted and backend.TUNES else None
 
 
 def _input_model(imported: Imported, report: Report) -> Path | Built:

@@ -26,7 +26,8 @@ from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
 from tersor.tuning.measure import NOT_SLOWER, SECONDS, Bench, Paired, Trial, Worker, compare
-from tersor.tuning.search import Candidate, search
+from tersor.tuning.reuse import Known
+from tersor.tuning.search import Candidate, Search
 
 Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
@@ -166,8 +167,8 @@ class Job:
                     continue
                 results = self._final(name, original, candidate, cases)
                 if not any(r.slower for r in results):
-                    self.report.decisions.append(f"kept {candidate.label}")
-                    return Kept(self.runtime, candidate.model, candidate.choice, graph)
+                    self.report.decisions.append(f"kept {candidate.way.label}")
+                    return Kept(self.runtime, candidate.model, candidate.way.choice, graph)
                 candidate.worker.stop()
                 self.report.decisions.append(_slower(name, results, cases))
                 slower = True
@@ -178,7 +179,7 @@ class Job:
 
     def _search(self, name: str, graph: Graph, bench: Bench, cases: Sequence[Case]) -> Candidate:
         choice = self.start
-        if self.database is not None:
+        if self.backend.TUNES and self.database is not None:
             sizes = [case.sizes for case in cases]
             choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
             self.report.decisions += tuned.remarks
@@ -188,26 +189,25 @@ class Job:
             merged = merging.run(graph)
             if merging.reports[0].rewrites:
                 variants[f"{name}+merged"] = merged
-
-        def record(label: str, results: list[Paired] | str) -> None:
-            row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
-            if isinstance(results, str):
-                self.report.measured.append({**row, "refused": results})
-                return
-            self.report.measured += [
-                {**row, "feed": i, **r.to_json()} for i, r in enumerate(results)
-            ]
-
-        return search(
-            self.backend,
-            self.runtime,
-            variants,
-            bench,
-            range(len(cases)),
-            choice=choice,
-            progress=self.tell,
-            record=record,
+        known = None
+        if self.database is not None:
+            known = Known(self.database, self.backend, [case.feed for case in cases])
+        search = Search(
+            self.backend, self.runtime, bench, range(len(cases)), self.tell, self._record, known
         )
+        self.tell(0, 1, f"building {name} for runtime {self.runtime}")
+        candidate = search(variants, choice)
+        self.report.decisions += known.remarks if known is not None else []
+        return candidate
+
+    def _record(self, label: str, results: list[Paired] | str, known: bool) -> None:
+        row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
+        if isinstance(results, str):
+            self.report.measured.append({**row, "refused": results})
+            return
+        if known:
+            row["reused"] = True
+        self.report.measured += [{**row, "feed": i, **r.to_json()} for i, r in enumerate(results)]
 
     def _final(
         self, name: str, original: Worker, candidate: Candidate, cases: Sequence[Case]
@@ -222,7 +222,7 @@ class Job:
             results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
             self.report.measured.append(
                 {
-                    "candidate": candidate.label,
+                    "candidate": candidate.way.label,
                     "against": "the input",
                     "sizes": case.label,
                     **results[-1].to_json(),

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tersor.artifact.storage import Staging, locked
 from tersor.errors import InvalidOption
+
+Held = dict[str, Any]
 
 
 def default_path() -> Path:
@@ -42,8 +45,11 @@ class Database:
         """The result of a key; None where there is none."""
         return self._held.get(key)
 
-    def put(self, key: str, result: Any) -> None:
+    def put(self, key: str, result: Any, keep: Callable[[Held], Held] = lambda held: held) -> None:
         """Adds a result to the file; what others added meanwhile stays.
+
+        Args:
+            keep: what of all results is to stay in the file.
 
         Raises:
             InvalidOption: another file took its place meanwhile, which is no database.
@@ -54,7 +60,7 @@ class Database:
             folder.mkdir(parents=True, exist_ok=True)
             # The lock is held from reading to replacing: nobody else's result falls in between.
             with Staging(folder, self.path.name) as staging, locked(folder):
-                self._held = {**self._held, **self._read(), key: result}
+                self._held = keep({**self._held, **self._read(), key: result})
                 text = json.dumps(self._held, indent=1, sort_keys=True)
                 staging.write("database", [text.encode()])
                 staging.move("database", self.path)
@@ -62,7 +68,7 @@ class Database:
         except OSError as error:
             self.problem = f"{self.path} cannot be written: {error.strerror}"
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Held:
         try:
             held = json.loads(self.path.read_bytes())
         except IsADirectoryError:

@@ -65,11 +65,14 @@ class Paired:
         return self.high < 0.99 or self.speedup < NOT_SLOWER
 
     def differs_from(self, speedup: float) -> bool:
-        """Whether it is plain on which side of ``speedup`` more pairs would end up: three standard errors of
-        the median, which of pairs that scatter normally is 0.93 of their quartiles' distance over the root
-        of their number."""
-        margin = 3 * 0.93 * (self.high - self.low) / math.sqrt(self.pairs)
-        return abs(self.speedup - speedup) > margin
+        """Whether it is plain on which side of ``speedup`` more pairs would end up: by three errors."""
+        return abs(self.speedup - speedup) > 3 * self.error
+
+    @property
+    def error(self) -> float:
+        """The standard error of ``speedup``: of pairs that scatter normally, 0.93 of their quartiles'
+        distance over the root of their number."""
+        return 0.93 * (self.high - self.low) / math.sqrt(self.pairs)
 
     def to_json(self) -> dict[str, float]:
         """Plain data for reports."""
@@ -82,6 +85,13 @@ class Paired:
             "pairs": self.pairs,
         }
 
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> Paired:
+        """Reads what :meth:`to_json` writes; KeyError, TypeError or ValueError: it is something else."""
+        names = ("before_ms", "after_ms", "speedup", "speedup_q1", "speedup_q3")
+        a, b, speedup, low, high = (float(row[name]) for name in names)
+        return Paired(a, b, speedup, low, high, int(row["pairs"]))
+
 
 class Bench:
     """A folder with feeds, and the worker processes that were started on them."""
@@ -90,7 +100,8 @@ class Bench:
         self._folder = tempfile.TemporaryDirectory(prefix="tersor-")
         self.folder = Path(self._folder.name)
         self._workers: list[Worker] = []
-        self._feeds = 0
+        self._spare: dict[tuple[str, ...], Worker] = {}
+        self._feeds = self._models = 0
         for feed in feeds:
             self.add(feed)
 
@@ -99,6 +110,13 @@ class Bench:
         write_arrays(feed_path(self.folder, self._feeds), feed)
         self._feeds += 1
         return self._feeds - 1
+
+    def prepare(self, runtime: str, program: Sequence[str] = WORKER) -> None:
+        """Lets a process load the runtime while we do something else; the next :meth:`start` has it."""
+        command = (*program, runtime)
+        if command not in self._spare:
+            self._spare[command] = Worker(command, self.folder)
+            self._workers.append(self._spare[command])
 
     def start(
         self,
@@ -112,18 +130,22 @@ class Bench:
         Raises:
             InvalidModel: the runtime refuses the model.
         """
-        name = f"model-{len(self._workers)}.bin"
-        if isinstance(model, Path):
-            path = model.resolve()
-        elif isinstance(model, bytes):
-            path = self.folder / name
-            path.write_bytes(model)
-        else:
-            path = model.place(self.folder, name)
-        worker = Worker([*program, runtime], path, choice, self.folder)
-        self._workers.append(worker)
-        worker.ready()
+        self.prepare(runtime, program)
+        worker = self._spare.pop((*program, runtime))
+        worker.open(self._placed(model), choice)
         return worker
+
+    def _placed(self, model: Built | Path) -> Path:
+        """Where a model's file lies."""
+        if isinstance(model, Path):
+            return model.resolve()
+        name = f"model-{self._models}.bin"
+        self._models += 1
+        if not isinstance(model, bytes):
+            return model.place(self.folder, name)
+        path = self.folder / name
+        path.write_bytes(model)
+        return path
 
     def __enter__(self) -> Bench:
         return self
@@ -166,28 +188,33 @@ class Trial:
 
 
 class Worker:
-    """A process that runs one model; made by :meth:`Bench.start`."""
+    """A process that runs one model; made by :meth:`Bench.start`.
 
-    def __init__(
-        self,
-        program: Sequence[str],
-        model: Path,
-        choice: Mapping[str, Any],
-        folder: Path,
-    ) -> None:
-        command = [sys.executable, *program, str(model), json.dumps(choice), str(folder)]
+    Attributes:
+        model: its file, once it is open.
+    """
+
+    def __init__(self, program: Sequence[str], folder: Path) -> None:
         pipe = subprocess.PIPE
-        # In a group of its own Ctrl-C does not reach it; in our session the system ends it with us, even
-        # where it is held.
+        # In a group of its own Ctrl-C does not reach it.
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, process_group=0
+            [sys.executable, *program, str(folder)],
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            process_group=0,
         )
         self._folder = folder
+        self.model: Path | None = None
 
-    def ready(self) -> None:
-        """Waits until the model is loaded."""
-        self._answer()
-        self._hold()
+    def open(self, model: Path, choice: Mapping[str, Any]) -> None:
+        """Waits until a model is loaded.
+
+        Raises:
+            InvalidModel: the runtime refuses it.
+        """
+        self.model = model
+        self._ask(json.dumps([str(model), dict(choice)]))
 
     def milliseconds(self, feed: int) -> float:
         """One timed run of a feed, after an untimed one."""
@@ -237,6 +264,32 @@ class Worker:
         return line
 
 
+class Comparison:
+    """Interleaved runs of two systems on one feed, as many as were asked for."""
+
+    def __init__(self, a: Worker, b: Worker, feed: int) -> None:
+        self._a, self._b, self._feed = a, b, feed
+        self._times: list[tuple[float, float]] = []
+
+    def add(self) -> None:
+        """One more pair. Who goes first changes from pair to pair: neither profits from its place."""
+        if self.pairs % 2 == 0:
+            first, second = self._a.milliseconds(self._feed), self._b.milliseconds(self._feed)
+        else:
+            second, first = self._b.milliseconds(self._feed), self._a.milliseconds(self._feed)
+        self._times.append((first, second))
+
+    @property
+    def pairs(self) -> int:
+        """Of runs, so far."""
+        return len(self._times)
+
+    @property
+    def result(self) -> Paired:
+        """Of the pairs so far, of which there is one."""
+        return Paired.of(*zip(*self._times, strict=True))
+
+
 def compare(
     a: Worker,
     b: Worker,
@@ -246,17 +299,12 @@ def compare(
 ) -> Paired:
     """At most ``pairs`` interleaved runs of both on one feed, and no more than it takes until the result is
     ``settled`` or SECONDS are over."""
-    times: list[tuple[float, float]] = []
+    found = Comparison(a, b, feed)
     end = time.monotonic() + SECONDS
-    for i in range(pairs):
-        # Who goes first changes from pair to pair: neither profits from its place.
-        if i % 2 == 0:
-            first, second = a.milliseconds(feed), b.milliseconds(feed)
-        else:
-            second, first = b.milliseconds(feed), a.milliseconds(feed)
-        times.append((first, second))
-        if len(times) < LEAST_PAIRS:
+    for _ in range(pairs):
+        found.add()
+        if found.pairs < LEAST_PAIRS:
             continue
-        if time.monotonic() > end or settled(Paired.of(*zip(*times, strict=True))):
+        if time.monotonic() > end or settled(found.result):
             break
-    return Paired.of(*zip(*times, strict=True))
+    return found.result

@@ -12,120 +12,162 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.numerics.fidelity import fidelity
-from tersor.tuning.measure import Bench, Paired, Worker, compare
+from tersor.tuning.duel import duel, has_won, is_plain
+from tersor.tuning.measure import Bench, Paired, Worker
+from tersor.tuning.reuse import Known
 
-SEARCH_PAIRS = 24
+SEARCH_PAIRS = 60
 # Ways to build one graph differ by rounding, which int8 amplifies; below this cosine a runtime's kernel
 # does something else.
 AGREEMENT = 0.99
-HOPELESS = 0.9  # So slow on one feed by three quarters of the pairs: the other feeds are not asked.
-# A smaller gain is not worth leaving what is known to work, nor the time to be sure of it: what is chosen
-# would be another from run to run.
-MIN_GAIN = 1.03
 Progress = Callable[[int, int, str], None]
+# (candidate, how it compares with the best so far on each feed, or why it is not compared; whether that was
+# known before).
+Record = Callable[[str, list[Paired] | str, bool], None]
 
 
-@dataclass
-class Candidate:
-    """A way to build and run the model, and the process that runs it."""
+@dataclass(frozen=True)
+class Way:
+    """A way to build and run the model."""
 
     variant: str
     graph: Graph
     choice: Any
-    model: Built
-    worker: Worker
 
     @property
     def label(self) -> str:
         """The variant, and what of its choice differs from the defaults."""
-        return _label(self.variant, self.choice)
+        return (
+            self.variant
+            if self.choice.label == "default"
+            else f"{self.variant} {self.choice.label}"
+        )
 
 
-def search(
-    backend: Any,
-    runtime: str,
-    variants: Mapping[str, Graph],
-    bench: Bench,
-    feeds: Sequence[int],
-    *,
-    choice: Any,
-    progress: Progress,
-    record: Callable[[str, list[Paired] | str], None],
-) -> Candidate:
-    """The best found.
+@dataclass
+class Candidate:
+    """A way to build the model, what was built, and the process that runs it."""
 
-    Args:
+    way: Way
+    model: Built
+    worker: Worker
+
+
+@dataclass
+class Search:
+    """The search for the best way to build one model.
+
+    Attributes:
         backend: a module of ``tersor.backends``.
         runtime: its name.
-        variants: graphs that mean the same, by name; the first is where the search starts.
         bench: where workers run.
         feeds: which of the bench's feeds count, each as much as the others.
-        choice: where the search starts; the settings of the backend's axes change from there.
         progress: called with (done, total, what).
-        record: called for each measured challenger with its results against the best so far, in the
-            order of ``feeds``, or with why there are none.
+        record: called for each challenger.
+        known: what was measured before, if any of it is to be used.
     """
-    (first, start), *others = variants.items()
-    best = _build(backend, runtime, bench, first, start, choice)
-    steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
-    steps += [(name, graph, {}) for name, graph in others]
-    steps += [("", None, {axis: v}) for axis, vs in backend.axes(start, choice) for v in vs]
-    began = time.monotonic()
-    for i, (name, graph, change) in enumerate(steps):
-        changed = best.choice.but(**change)
-        label = _label(name or best.variant, changed)
-        progress(i, len(steps), f"measuring {label}{_left(began, i, len(steps))}")
+
+    backend: Any
+    runtime: str
+    bench: Bench
+    feeds: Sequence[int]
+    progress: Progress
+    record: Record
+    known: Known | None = None
+    _built: Candidate | None = None  # The best so far, once it was needed.
+
+    def __call__(self, variants: Mapping[str, Graph], choice: Any) -> Candidate:
+        """The best found.
+
+        Args:
+            variants: graphs that mean the same, by name; the first is where the search starts.
+            choice: where the search starts; the settings of the backend's axes change from there.
+        """
+        (first, start), *others = variants.items()
+        best = Way(first, start, choice)
+        steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
+        steps += [(name, graph, {}) for name, graph in others]
+        steps += [
+            ("", None, {axis: v}) for axis, vs in self.backend.axes(start, choice) for v in vs
+        ]
+        began = time.monotonic()
+        for i, (name, graph, change) in enumerate(steps):
+            way = Way(name or best.variant, graph or best.graph, best.choice.but(**change))
+            self.progress(i, len(steps), f"measuring {way.label}{_left(began, i, len(steps))}")
+            try:
+                best = self._better(best, way)
+            except KeyboardInterrupt:
+                self.record(way.label, "interrupted: the best so far is kept", False)
+                self._restart()
+                break
+        return self._candidate(best)
+
+    def _better(self, best: Way, way: Way) -> Way:
+        """The better of the best so far and a challenger."""
+        sides = (best.graph, best.choice), (way.graph, way.choice)
+        results = self.known.get(*sides) if self.known is not None else None
+        if results is not None and not has_won(results, len(self.feeds)):
+            self.record(way.label, results, True)
+            return best
+        return self._measured(best, way, results)
+
+    def _measured(self, best: Way, way: Way, known: list[Paired] | None) -> Way:
+        """The better of both. ``known``: how they compare, where it only has to be seen that they agree."""
+        holder = self._candidate(best)
         try:
-            best = _duel(backend, runtime, bench, feeds, best, (name, graph, changed), record)
-        except KeyboardInterrupt:
-            record(label, "interrupted: the best so far is kept")
-            # Its pipe may hold the answer to a question that nobody waits for any more.
-            best.worker.stop()
-            best.worker = bench.start(runtime, best.model, best.choice.to_json())
-            break
-    return best
+            challenger = self._build(way, holder)
+        except TersorError as error:
+            self.record(way.label, str(error), False)
+            return best
+        if (agreement := _agreement(holder.worker, challenger.worker, self.feeds[0])) < AGREEMENT:
+            self.record(way.label, f"its outputs are others: worst cosine {agreement:.3f}", False)
+            challenger.worker.stop()
+            return best
+        results = known or duel(holder.worker, challenger.worker, self.feeds, SEARCH_PAIRS)
+        self.record(way.label, results, known is not None)
+        if known is None:
+            self._keep(best, way, results)
+        won = has_won(results, len(self.feeds))
+        self._built, loser = (challenger, holder) if won else (holder, challenger)
+        loser.worker.stop()
+        return self._built.way
 
+    def _keep(self, best: Way, way: Way, results: Sequence[Paired]) -> None:
+        """For the next time, unless it is a tie in the noise of a busy hour."""
+        if self.known is not None and (is_plain(results) or len(results) < len(self.feeds)):
+            self.known.put((best.graph, best.choice), (way.graph, way.choice), results)
 
-def _duel(
-    backend: Any,
-    runtime: str,
-    bench: Bench,
-    feeds: Sequence[int],
-    best: Candidate,
-    step: tuple[str, Graph | None, Any],
-    record: Callable[[str, list[Paired] | str], None],
-) -> Candidate:
-    """The better of the best so far and of the challenger that ``step`` (variant, its graph, choice)
-    describes; where the step names no variant, the best's."""
-    name, graph, choice = step
-    label = _label(name or best.variant, choice)
-    try:
-        challenger = _build(
-            backend, runtime, bench, name or best.variant, graph or best.graph, choice, best
-        )
-    except TersorError as error:
-        record(label, str(error))
-        return best
-    if (agreement := _agreement(best.worker, challenger.worker, feeds[0])) < AGREEMENT:
-        record(label, f"its outputs are others: worst cosine {agreement:.3f}")
-        challenger.worker.stop()
-        return best
-    results: list[Paired] = []
-    for feed in feeds:
-        results.append(compare(best.worker, challenger.worker, feed, SEARCH_PAIRS, _settled))
-        if results[-1].high < HOPELESS:
-            break
-    record(label, results)
-    won = len(results) == len(feeds) and results[-1].high >= HOPELESS and is_gain(results)
-    winner, loser = (challenger, best) if won else (best, challenger)
-    loser.worker.stop()
-    return winner
+    def _candidate(self, way: Way) -> Candidate:
+        """The best so far, which is built when it is needed first."""
+        if self._built is None or self._built.way is not way:
+            self._built = self._build(way)
+        return self._built
+
+    def _build(self, way: Way, like: Candidate | None = None) -> Candidate:
+        """``like``: what may be the same model, run in another way."""
+        self.bench.prepare(self.runtime)
+        if (
+            like is not None
+            and way.graph is like.way.graph
+            and way.choice.built_by == like.way.choice.built_by
+        ):
+            model, file = like.model, like.worker.model
+        else:
+            model, file = self.backend.build(way.graph, way.choice), None
+        worker = self.bench.start(self.runtime, file or model, way.choice.to_json())
+        return Candidate(way, model, worker)
+
+    def _restart(self) -> None:
+        """The best's pipe may hold the answer to a question that nobody waits for any more."""
+        if self._built is not None:
+            way, model = self._built.way, self._built.model
+            self._built.worker.stop()
+            worker = self.bench.start(self.runtime, model, way.choice.to_json())
+            self._built = Candidate(way, model, worker)
 
 
 def _agreement(a: Worker, b: Worker, feed: int) -> float:
@@ -134,43 +176,8 @@ def _agreement(a: Worker, b: Worker, feed: int) -> float:
     return 1.0 if worst is None else worst
 
 
-def is_gain(results: Sequence[Paired]) -> bool:
-    """Whether the challenger is faster over all feeds, and so plainly that it is not the weather: by
-    the geometric mean of the lower quartiles too."""
-    gain = float(np.exp(np.mean([np.log(r.speedup) for r in results])))
-    surely = float(np.exp(np.mean([np.log(r.low) for r in results])))
-    return gain > MIN_GAIN and surely > 1.0
-
-
-def _settled(so_far: Paired) -> bool:
-    """Whether it is plain what a feed says for or against a challenger."""
-    return so_far.differs_from(MIN_GAIN)
-
-
 def _left(began: float, done: int, total: int) -> str:
     """How long what is left takes, by what was done."""
     if not done:
         return ""
     return f" (about {(time.monotonic() - began) / done * (total - done):.0f} s to go)"
-
-
-def _build(
-    backend: Any,
-    runtime: str,
-    bench: Bench,
-    name: str,
-    graph: Graph,
-    choice: Any,
-    like: Candidate | None = None,
-) -> Candidate:
-    """``like``: a candidate that may be the same model, run in another way."""
-    if like is not None and graph is like.graph and choice.built_by == like.choice.built_by:
-        model = like.model
-    else:
-        model = backend.build(graph, choice)
-    worker = bench.start(runtime, model, choice.to_json())
-    return Candidate(name, graph, choice, model, worker)
-
-
-def _label(variant: str, choice: Any) -> str:
-    return variant if choice.label == "default" else f"{variant} {choice.label}"

@@ -1,7 +1,8 @@
 """One system under measurement, in a process of its own: ``python -m tersor.tuning.worker``.
 
 Thread pools of several sessions in one process wait in loops against each other, so each gets its
-own, and is commanded over its pipe, a line at a time:
+own, and is commanded over its pipe, a line at a time. The first is the model's path and its choice, in JSON;
+when it is loaded the answer is ready. Then:
 
     time I    one untimed run of feed I, then one timed: answers its milliseconds. A run that takes long
               has nothing to gain of being warm: it is timed at once
@@ -10,8 +11,10 @@ own, and is commanded over its pipe, a line at a time:
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,21 +26,34 @@ from tersor.errors import TersorError
 from tersor.pipeline import registry
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
-LONG = 100.0  # Milliseconds.
+LONG = 30.0  # Milliseconds.
+_PR_SET_PDEATHSIG = 1  # Linux: prctl.
 
 
 def main(arguments: list[str]) -> int:
-    """``RUNTIME MODEL CHOICE FOLDER``: a runtime, a model file, its choice as JSON, where feeds lie."""
-    runtime, *rest = arguments
+    """``RUNTIME FOLDER``: a runtime, where feeds lie."""
+    runtime, folder = arguments
+    _end_with_parent()
     # TVM loads torch where it is there, which takes seconds; a worker has numpy's arrays only.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    return serve(registry.backend(runtime), *rest)
+    return serve(registry.backend(runtime), folder)
 
 
-def serve(backend: Any, model: str, choice: str, folder: str) -> int:
+def _end_with_parent() -> None:
+    """Also while it is held, when it cannot see that its pipe has ended. Where the system is not Linux, it
+    ends what is held when its session ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def serve(backend: Any, folder: str) -> int:
     """Obeys stdin until it ends. ``backend`` has ``open_session`` and ``run``."""
+    opened = sys.stdin.readline()
+    if not opened:
+        return 0
+    model, choice = json.loads(opened)
     try:
-        session = backend.open_session(Path(model), json.loads(choice))
+        session = backend.open_session(Path(model), choice)
     except TersorError as error:
         print(f"error {error}", flush=True)
         return 1

@@ -139,6 +139,6 @@ def test_compile_refuses_a_database_that_is_none(run: Run, files: Path) -> None:
         "error: text.onnx is no tuning database: remove it, or name another"
     )
     assert refused(run(*arguments)) == (
-        "error: runtime ort has nothing to tune, and takes no database"
+        "error: text.onnx is no tuning database: remove it, or name another"
     )
     assert not Path("out").exists()

@@ -93,7 +93,7 @@ def test_what_is_slower_than_the_input_is_not_kept(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(0.9))
-    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.model == path.read_bytes()
     slower = "is slower than the input at batch=1 length=4 (0.90x) and was not kept"
@@ -107,7 +107,7 @@ def test_what_is_slower_than_the_input_is_not_kept(
 def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = iter([speedup(0.8), speedup(1.2)])
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: next(results))
-    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32"
     feed = batches(1)[0]
@@ -118,7 +118,7 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(0.8))
-    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     nothing = {
         f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding", "weights")
     }
@@ -147,7 +147,7 @@ def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPa
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that say that everything new is faster, but a challenger is not."""
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
-    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(1.0))
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
 
 
 def test_calibration_is_what_is_measured(path: Path, quick: None) -> None:
@@ -237,7 +237,7 @@ def test_where_no_candidate_runs_nothing_is_said_of_speed(
     def refuse(*_: object, **__: object) -> None:
         raise InvalidModel("it has no form here")
 
-    monkeypatch.setattr("tersor.driver.job.search", refuse)
+    monkeypatch.setattr("tersor.driver.job.Search", refuse)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     assert report.decisions == [
         "fp32 was not kept: it has no form here",
@@ -258,7 +258,14 @@ def test_a_challenger_with_other_outputs_is_refused(
 def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.tuning.search.compare", lambda *_: speedup(0.5))
+    class Slow:
+        pairs, result = 5, speedup(0.5)
+
+        def __init__(self, *_: object) -> None: ...
+
+        def add(self) -> None: ...
+
+    monkeypatch.setattr("tersor.tuning.duel.Comparison", Slow)
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
     sizes = [{"batch": 1, "length": 4}, {"batch": 2, "length": 4}]
     report = tersor.compile(path, recipe="fp32", sizes=sizes).report
@@ -273,13 +280,13 @@ def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
 ) -> None:
     calls = []
 
-    def interrupted(*arguments: object) -> Paired:
+    def interrupted(*arguments: object) -> list[Paired]:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return speedup(1.5)
+        return [speedup(1.5)]
 
-    monkeypatch.setattr("tersor.tuning.search.compare", interrupted)
+    monkeypatch.setattr("tersor.tuning.search.duel", interrupted)
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
     artifact = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32 linear=gemm"  # the first challenger

@@ -23,9 +23,9 @@ from tersor.tuning import worker
 def run(session, feed):
     return {"y": session * feed["x"]}
 
-name, *rest = sys.argv[1:]
+name, folder = sys.argv[1:]
 peer = types.SimpleNamespace(open_session=lambda path, choice: choice["factor"], run=run)
-sys.exit(worker.serve(peer, *rest))
+sys.exit(worker.serve(peer, folder))
 """
 
 

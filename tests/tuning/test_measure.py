@@ -17,6 +17,7 @@ from tersor.driver import job
 from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.pipeline import registry
+from tersor.tuning import duel as duels
 from tersor.tuning import measure, search
 from tersor.tuning.measure import Bench, Paired, compare
 
@@ -44,8 +45,8 @@ def outcomes(ratio: float) -> tuple[float, float, float]:
         rng = np.random.default_rng(seed)
         a: Any = Noisy(10, rng)
         b: Any = Noisy(10 / ratio, rng)
-        duel = [compare(a, b, i, search.SEARCH_PAIRS, search._settled) for i in range(SIZES)]
-        adopted += search.is_gain(duel)
+        won = duels.duel(a, b, range(SIZES), search.SEARCH_PAIRS)
+        adopted += duels.has_won(won, SIZES)
         final = [compare(a, b, i, job.FINAL_PAIRS, job._settled) for i in range(SIZES)]
         slower += any(r.slower for r in final)
         pairs += sum(r.pairs for r in final)
