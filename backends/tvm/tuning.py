@@ -37,6 +37,7 @@ from tersor.target import Target, request_amx
 from tersor.tuning.database import Database
 from tersor.tuning.duel import is_gain
 from tersor.tuning.measure import Paired
+from tersor.tuning.search import time_left
 
 ROWS = (32, 64, 128)  # Of a task, that are tried.
 ALWAYS = 1 << 30  # More rows than any operand has.
@@ -79,13 +80,15 @@ def tune(
     wanted = sorted(kernels_of(fuse(graph, isa), isa, sizes).items(), key=lambda kv: kv[0].name)
     report.total = len(wanted)
     grains: dict[str, Grain] = {}
+    began = time.monotonic()
     try:
         for i, (spec, rows) in enumerate(wanted):
             key = key_of(spec, rows, choice)
             held = database.get(key)
             measured = held is None
             if measured:
-                progress(i, len(wanted), f"tuning {spec.name}")
+                left = time_left(began, i, len(wanted))
+                progress(i, len(wanted), f"tuning {spec.name}{left}")
                 held = best(spec, isa, sorted(rows), choice)
                 database.put(key, held)
             grains[spec.name] = _grain(held, database)

@@ -122,6 +122,7 @@ def compile(
         if cases.cases:
             job.latency = Stopwatch(backend, runtime, start, cases.cases)
     known: list[Feed] = [*batches] or [case.feed for case in cases.cases]
+    tell(0, 1, "checking that outputs are what they were")
     check_lossless(registry.optimization(), imported.graph, fused, known, job.evaluator)
     compressed, judge = job.compress(plan, fused, batches, imported.graph)
     levels = [(plan.name, compressed)]
@@ -142,11 +143,13 @@ def compile(
         elif not chosen.is_host:
             why = f"{chosen.name} is not this machine"
         report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
+        tell(0, 1, f"building {plan.name} for runtime {runtime}")
         kept = Kept(runtime, backend.build(compressed, start), start, compressed)
     if judge is None and cases.cases:
         made_up = [case.feed for case in cases.cases]
         on = MADE_UP if example is None else "example inputs"
         judge = Judge(fused, made_up, job.evaluator, on)
+    tell(0, 1, "checking what was built")
     job.check_built(kept, known)
     if judge is not None:
         report.decisions += fusion_remarks(before, judge.feeds[:1])

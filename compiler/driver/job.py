@@ -167,6 +167,7 @@ class Job:
                     continue
                 results = self._final(name, original, candidate, cases)
                 if not any(r.slower for r in results):
+                    self.report.decisions += _as_fast(name, results, cases)
                     self.report.decisions.append(f"kept {candidate.way.label}")
                     return Kept(self.runtime, candidate.model, candidate.way.choice, graph)
                 candidate.worker.stop()
@@ -217,7 +218,7 @@ class Job:
             self.tell(
                 i,
                 len(cases),
-                f"measuring {name} against the input at {case.label} ({SECONDS:.0f} s)",
+                f"measuring {name} against the input at {case.label} (about {SECONDS:.0f} s)",
             )
             results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
             self.report.measured.append(
@@ -296,6 +297,16 @@ def reference() -> Any:
 def _settled(so_far: Paired) -> bool:
     """Whether it is plain that a result is slower than the input, or is not."""
     return so_far.pairs >= DECIDING_PAIRS and so_far.differs_from(NOT_SLOWER)
+
+
+def _as_fast(name: str, results: Sequence[Paired], cases: Sequence[Case]) -> list[str]:
+    """Lines for results that are told as less than 1.00x and yet are kept."""
+    return [
+        f"{name} is as fast as the input at {case.label}: {result.speedup:.2f}x is within what two runs of "
+        "the same show"
+        for result, case in zip(results, cases, strict=True)
+        if f"{result.speedup:.2f}" < "1.00"
+    ]
 
 
 def _slower(name: str, results: Sequence[Paired], cases: Sequence[Case]) -> str:

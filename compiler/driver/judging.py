@@ -43,7 +43,7 @@ class Judge:
 
     def __call__(self, graph: Graph) -> Fidelity:
         """Of all outputs of ``graph``, and of the scores that decide them."""
-        copy, _ = with_scores(graph)
+        copy, _ = _with_scores(graph)
         tally = Tally(self._reading.unordered)
         for i, feed in enumerate(self.feeds):
             wanted, found = self._outputs(i), self.evaluate(copy, feed)
@@ -88,7 +88,7 @@ class Judge:
 
     @cached_property
     def _tapped(self) -> tuple[Graph, dict[str, Score]]:
-        return with_scores(self.reference)
+        return _with_scores(self.reference)
 
     @cached_property
     def _names(self) -> dict[tuple[str, str, int], str]:
@@ -161,6 +161,12 @@ class Reading:
             else value
             for name, value in outputs.items()
         }
+
+
+def _with_scores(graph: Graph) -> tuple[Graph, dict[str, Score]]:
+    """As :func:`with_scores`; the graph itself where it returns them all: its session may be open."""
+    copy, added = with_scores(graph)
+    return (copy if added else graph), added
 
 
 def _without_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ class Search:
         began = time.monotonic()
         for i, (name, graph, change) in enumerate(steps):
             way = Way(name or best.variant, graph or best.graph, best.choice.but(**change))
-            self.progress(i, len(steps), f"measuring {way.label}{_left(began, i, len(steps))}")
+            self.progress(i, len(steps), f"measuring {way.label}{time_left(began, i, len(steps))}")
             try:
                 best = self._better(best, way)
             except KeyboardInterrupt:
@@ -176,7 +176,7 @@ def _agreement(a: Worker, b: Worker, feed: int) -> float:
     return 1.0 if worst is None else worst
 
 
-def _left(began: float, done: int, total: int) -> str:
+def time_left(began: float, done: int, total: int) -> str:
     """How long what is left takes, by what was done."""
     if not done:
         return ""

@@ -104,6 +104,46 @@ def test_what_is_slower_than_the_input_is_not_kept(
     ]
 
 
+@pytest.mark.parametrize(("ratio", "high"), [(0.94, 1.2), (0.979, 1.1), (0.985, 0.988)])
+def test_what_is_told_as_slower_is_not_kept_however_wide_its_quartiles(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, high: float
+) -> None:
+    result = Paired(1.0, 1 / ratio, ratio, 0.9, high, 20)
+    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: result)
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
+    report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
+    assert report.decisions[-1] == "kept the input: nothing that was tried is faster"
+
+
+def test_what_is_kept_below_1_is_said_to_be_as_fast_and_waits_are_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Paired(1.0, 1 / 0.99, 0.99, 0.98, 1.01, 20)
+    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: result)
+    monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
+    told: list[str] = []
+    report = tersor.compile(
+        path,
+        recipe="fp32",
+        sizes=[{"batch": 1, "length": 4}],
+        progress=lambda done, total, what: told.append(what),
+    ).report
+    assert report.decisions[-2:] == [
+        "fp32 is as fast as the input at batch=1 length=4: 0.99x is within what two runs of the same show",
+        "kept fp32",
+    ]
+    for wait in (
+        "importing",
+        "looking for inputs to measure with",
+        "checking that outputs are what they were",
+        "building fp32 for runtime ort",
+        "measuring fp32 against the input at batch=1 length=4 (about 4 s)",
+        "checking what was built",
+        "comparing outputs",
+    ):
+        assert wait in told
+
+
 def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = iter([speedup(0.8), speedup(1.2)])
     monkeypatch.setattr("tersor.driver.job.compare", lambda *_: next(results))

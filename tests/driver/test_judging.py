@@ -195,3 +195,17 @@ def test_batches_that_do_not_come_apart_stay_whole() -> None:
         raise InvalidOption("its batch is fixed inside")
 
     assert thinned(graph, feeds, 2, refuses) is feeds
+
+
+def test_a_graph_without_hidden_scores_is_evaluated_as_it_is() -> None:
+    plain = parse("graph main(%x: f32[b, 4]) -> (y = %y) {\n  %y: f32[b, 4] = Relu(%x)\n}", TABLE)
+    seen: list[Graph] = []
+
+    def evaluate(graph: Graph, feed: Any) -> dict[str, np.ndarray]:
+        seen.append(
+            graph
+        )  # Its session is open, if it was the last one: a copy would open another.
+        return {"y": feed["x"]}
+
+    found = Judge(plain, [{"x": np.ones((2, 4), np.float32)}], evaluate)(plain)
+    assert found.kept == 1 and all(graph is plain for graph in seen) and len(seen) == 2
