@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, operand, rank, read_once
+from tersor.analysis.match import dims, made_by, operand, rank, read_once
 from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.ir.node import Attribute
 from tersor.pipeline import EXACT, Pass, Rewrite
+from tersor.transforms.reshapes import reshaped
 from tersor.transforms.sizes import size_from_inputs
 
 # A value taken apart, once it is known that all it is made of can be.
@@ -35,6 +36,8 @@ class UnfoldHeads(Pass):
     keeps = EXACT
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
+        if node.op == "MatMul":
+            return _product(graph, node)
         if node.op != "Reshape":
             return None
         whole = operand(node, 0)
@@ -48,6 +51,30 @@ class UnfoldHeads(Pass):
                 made = _Split(graph, pair).of(whole, axis)
                 return None if made is None else made()
         return None
+
+
+def _product(graph: Graph, node: Node) -> Rewrite:
+    """Weights times values, that nothing splits: torch's attention merges its heads in one step."""
+    weights, values = operand(node, 0), operand(node, 1)
+    swap, have = made_by(values, "Transpose"), dims(node.output)
+    if made_by(weights, "Softmax") is None or swap is None or have is None or len(have) != 3:
+        return None
+    merged = made_by(operand(swap, 0), "Reshape")
+    before = dims(operand(merged, 0)) if merged is not None else None
+    if before is None or len(before) != 3 or None in have:
+        return None
+    width, size = before[2], have[2]
+    if not isinstance(width, int) or not isinstance(size, int) or not size or width % size:
+        return None
+    pair = before[1], width // size
+    split = _Split(graph, pair)
+    operands = [split.of(value, 0) for value in (weights, values)]
+    if have[0] != product(pair) or not all(operands):
+        return None
+    shape = graph.emit("Shape", [values], {"start": 0, "end": 1})
+    made = graph.emit("MatMul", [emit() for emit in operands if emit])
+    rest = graph.emit("Shape", [made], {"start": 2, "end": 4})
+    return graph.emit("Reshape", [made, graph.emit("Concat", [shape, rest], {"axis": 0})])
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,14 @@ class _Split:
         if node.op == "Reshape":
             before = operand(node, 0)
             parts = (*have[:axis], *self.pair, *have[axis + 1 :])
-            return (lambda: before) if dims(before) == parts else None
+            if dims(before) == parts:
+                return lambda: before
+            (batch, heads), size = self.pair, have[2]
+            if axis != 1 or not isinstance(heads, int) or not isinstance(size, int):
+                return None
+            if dims(before) != (have[0], batch, heads * size):
+                return None
+            return lambda: reshaped(self.graph, before, [0, 0, heads, size])
         if not read_once(value):
             return None
         if node.op == "Transpose":

@@ -104,3 +104,34 @@ def test_heads_merged_behind_the_length_are_split_there() -> None:
     )
     *_, last = made.nodes
     assert (last.op, last.attrs["perm"]) == ("Transpose", (1, 2, 0, 3))
+
+
+ITS_OWN = """graph g(%x: f32[s, b, 8], %k: f32[s, b, 8]) -> (y = %y) {
+    @two: i64[1] = dense [2]
+    @four: i64[1] = dense [4]
+    @hidden: i64[2] = dense [-1, 8]
+    %s: i64[1] = Shape(%x) {start = 0, end = 1}
+    %b: i64[1] = Shape(%x) {start = 1, end = 2}
+    %bh: i64[1] = Mul(%b, @two)
+    %merged: i64[3] = Concat(%s, %bh, @four) {axis = 0}
+    %q: f32[s, 2*b, 4] = Reshape(%x, %merged)
+    %v: f32[s, 2*b, 4] = Reshape(%k, %merged)
+    %qt: f32[2*b, s, 4] = Transpose(%q) {perm = [1, 0, 2]}
+    %kt: f32[2*b, 4, s] = Transpose(%v) {perm = [1, 2, 0]}
+    %vt: f32[2*b, s, 4] = Transpose(%v) {perm = [1, 0, 2]}
+    %scores: f32[2*b, s, s] = MatMul(%qt, %kt)
+    %weights: f32[2*b, s, s] = Softmax(%scores) {axis = -1}
+    %made: f32[2*b, s, 4] = MatMul(%weights, %vt)
+    %back: f32[s, 2*b, 4] = Transpose(%made) {perm = [1, 0, 2]}
+    %y: f32[b*s, 8] = Reshape(%back, @hidden)
+}"""
+
+
+def test_heads_that_no_view_tells_apart_are_told_by_the_hidden_size() -> None:
+    """torch's MultiheadAttention where it is asked for its weights, which is what it is by default."""
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((5, 3, 8)).astype(np.float32) for name in "xk"}
+    passes = [*canonicalization(), UnfoldHeads(), FuseAttention(), *canonicalization()]
+    pipeline = Pipeline(passes, level="values", feeds=[feeds], evaluate=evaluate)
+    made = pipeline.run(parse(ITS_OWN, TABLE))
+    assert [n.op for n in made.nodes if n.op in ("MatMul", "Softmax", "Attention")] == ["Attention"]
