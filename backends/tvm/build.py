@@ -94,7 +94,7 @@ def _link(executable: Any, compiler: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "model.so"
         try:
-            executable.export_library(str(path), cc=compiler, options=["-lm", "-Wl,-S"])
+            executable.export_library(str(path), cc=compiler, options=["-lm", "-Wl,-s"])
         except (RuntimeError, OSError) as error:
             raise Unsupported(f"{compiler} does not link: {one_line(error, 300)}") from None
         return path.read_bytes()

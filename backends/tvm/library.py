@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import platform
 import re
 import struct
@@ -31,7 +32,8 @@ from tersor.ir.dims import symbols
 from tersor.ir.types import parse_type
 from tersor.target import Target
 
-FORMAT = 3
+FORMAT = 4
+MOST_CODE = 1 << 30  # Bytes.
 ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin")
 _MAGIC = b"tersor\0T"
@@ -150,10 +152,31 @@ def describe_graph(
 
 
 def pack(library: bytes, description: Description) -> bytes:
-    """The file."""
+    """The file: the library compressed (of small models there is as much code as there are weights, and
+    kernels of one kind are alike), and what it tells."""
     told = description.to_bytes()
-    body = library + told + _LENGTH.pack(len(told))
+    body = lzma.compress(library) + told + _LENGTH.pack(len(told))
     return body + _FOOTER.pack(hashlib.sha256(body).digest(), _MAGIC)
+
+
+def code(data: bytes) -> bytes:
+    """The shared library in a file that :func:`describe` takes.
+
+    Raises:
+        InvalidModel: there is none.
+    """
+    body = memoryview(data)[: -_FOOTER.size - _LENGTH.size]
+    (length,) = _LENGTH.unpack_from(data, len(body))
+    unpacking = lzma.LZMADecompressor()
+    try:
+        made = unpacking.decompress(body[: len(body) - length], MOST_CODE)
+    except lzma.LZMAError as error:
+        raise InvalidModel(f"the library is damaged: {one_line(error, LONGEST)}") from None
+    if not unpacking.eof:
+        raise InvalidModel(
+            f"the library is damaged: its code ends nowhere, or is over {MOST_CODE} bytes"
+        )
+    return made
 
 
 def describe(data: bytes) -> Description:

@@ -25,6 +25,7 @@ from tersor.backends.tvm.library import (
     Interface,
     Parameter,
     check_host,
+    code,
     describe,
 )
 from tersor.backends.tvm.lowering import DTYPES, as_held, function_name
@@ -58,7 +59,7 @@ def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None 
     device = tvm.cuda(0) if cuda.arch_of(description.features) else tvm.cpu()
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "model.so"
-        path.write_bytes(data)
+        path.write_bytes(code(data))
         try:
             machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
             functions = [machine[function_name(i)] for i in range(len(description.functions))]

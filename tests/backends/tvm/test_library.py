@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import platform
 import subprocess
@@ -80,7 +81,8 @@ def test_a_library_tells_what_it_needs_and_offers(built: Split) -> None:
     assert set(told.features) == tersor.Target.host().features
     assert told.tvm == tvm.__version__ and told.weights == built.weights.name
     assert told.platform == f"{platform.system()} {platform.machine()}"
-    assert built.data[:4] == b"\x7fELF"
+    assert library.code(built.data)[:4] == b"\x7fELF"
+    assert len(built.data) < 0.6 * len(library.code(built.data))
 
 
 def test_parameters_lie_in_one_file_as_the_library_tells(built: Split) -> None:
@@ -137,7 +139,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "length is absurd": (lambda d: footed(d[:-_FOOTER] + b"\xff" * 8), WORDS),
     "length is none": (lambda d: footed(d[:-_FOOTER] + b"\0" * 8), WORDS),
     "hash is another": (flipped(-_FOOTER + 10), DAMAGED),
-    "another format": (lambda d: told_as(d, lambda t: t.update(format=9)), "library format 9, this tersor reads 3; compile the model again"),
+    "another format": (lambda d: told_as(d, lambda t: t.update(format=9)), "library format 9, this tersor reads 4; compile the model again"),
     "no inputs": (lambda d: told_as(d, lambda t: t.pop("inputs")), WORDS + "'inputs'"),
     "an input is a number": (lambda d: told_as(d, lambda t: t.update(inputs=[3])), WORDS),
     "a type is none": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "f33[2]"]])), WORDS),
@@ -215,6 +217,19 @@ def test_code_that_the_system_does_not_load_is_told_in_one_line(built: Split) ->
     with pytest.raises(InvalidModel, match="the system does not load the library: ") as caught:
         session.open_session(broken)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x7fELF", lzma.compress(b"\x7fELF" * 99)[:-12]], ids=["plain", "cut"]
+)
+def test_code_that_is_not_whole_is_refused(built: Split, body: bytes, untouched: None) -> None:
+    told = library.describe(built.data)
+    whole = library.pack(b"", told)
+    rest = whole[len(lzma.compress(b"")) : -40]
+    data = body + rest + hashlib.sha256(body + rest).digest() + whole[-8:]
+    assert library.describe(data) == told
+    with pytest.raises(InvalidModel, match="the library is damaged: "):
+        session.open_session(Split(data, built.weights))
 
 
 def test_machine_code_is_loaded_where_it_is_trusted(out: Path) -> None:
