@@ -129,7 +129,7 @@ def systems(folder: Path) -> dict[str, System]:
 
 def _ours(folder: Path, original: Path, options: dict[str, Any]) -> System:
     def compiled(at: Path) -> None:
-        feeds = data.calibration() if folder.name.endswith("-calibrated") else None
+        feeds = data.calibration() if "-calibrated" in folder.name else None
         tell = rows.progress(f"minilm: {folder.name}:")
         tersor.compile(original, calibration=feeds, progress=tell, **options).save(at / "artifact")
 
