@@ -2,9 +2,10 @@
 
     y = x W + b    becomes    q, s, z = DynamicQuantizeLinear(x);  y = DequantizeLinear(q, s, z) W' + b
 
-with W' the same constant held as int8 (an ``Affine`` encoding).  Per token, the quantizer is
-``tersor.DynamicQuantizeRows``, and ``DequantizeLinear`` has one block a row.  A backend that has integer
-products computes ``(q - z) W'`` in integers; everywhere else the graph means just what it says.
+with W' the same constant held as int8 (an ``Affine`` encoding), each weight rounded to the nearest step, or
+with calibration so that weights make up for each other (:mod:`tersor.numerics.rounding`).  Per token, the
+quantizer is ``tersor.DynamicQuantizeRows``, and ``DequantizeLinear`` has one block a row.  A backend that
+has integer products computes ``(q - z) W'`` in integers; everywhere else the graph means just what it says.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ from tersor.numerics.affine import (
     relative_error,
 )
 from tersor.numerics.masks import is_dense
+from tersor.numerics.rounding import round_in_order
 from tersor.pipeline import LOSSY, Context, Pass
-from tersor.statistics.calibration import Activation, collect
+from tersor.statistics.calibration import TAPS, Activation, collect
+from tersor.statistics.gram import grams
 from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
+# Of calibration for each input. Two of MiniLM's layers of 1,536 inputs, rounded by 150, 400 and 1,513 rows,
+# lose 0.69, 0.62 and 0.56 of what rounding to the nearest loses on sentences that were not seen.
+LEAST_ROWS = 0.25
 _FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers without a form in integers.
 
 
@@ -47,6 +53,7 @@ class QuantizeDynamic(Pass):
     """
 
     keeps = LOSSY
+    fits = True
     min_elements: int = 4096
     max_error: float = 0.1
     granularity: Granularity = "auto"
@@ -64,6 +71,9 @@ class QuantizeDynamic(Pass):
         of_weight: dict[Value, list[Node]] = {}
         for node in nodes:
             of_weight.setdefault(operand(node, 1), []).append(node)
+        rounded, remarks = context.remember(
+            "rounded", lambda: _round_weights(graph, of_weight, saturates, context)
+        )
         quantized: set[Node] = set()
         errors: list[float] = []
         for i, (weight, sharing) in enumerate(of_weight.items()):
@@ -71,7 +81,7 @@ class QuantizeDynamic(Pass):
             if context.spares(weight.name, first):
                 continue
             context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
-            encoding = quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
+            encoding = rounded.get(weight.name) or _nearest(weight, saturates)
             found = [
                 (_layer_error(seen[x], weight.numpy(), encoding, per_token), node)
                 for node in sharing
@@ -107,6 +117,7 @@ class QuantizeDynamic(Pass):
             context.report.notes.append(
                 f"calibration shows none of the inputs of {unseen} layers: their errors are unknown"
             )
+        context.report.notes += remarks
         if nodes and context.report.rewrites:
             context.report.notes.append(NOT_FINITE)
 
@@ -141,6 +152,47 @@ def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[str, Act
     inputs = [operand(n, 0) for n in nodes if n.graph is graph]
     found = collect(graph, inputs, context.calibration, context.evaluate)
     return {value.name: activation for value, activation in found.items()}
+
+
+def _nearest(weight: Value, saturates: bool) -> Affine:
+    return quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
+
+
+def _round_weights(
+    graph: Graph, of_weight: dict[Value, list[Node]], saturates: bool, context: Context
+) -> tuple[dict[str, Affine], list[str]]:
+    """Weights by name that calibration says how to round, and remarks: weights of the outermost level
+    whose readers all read the same, of which there are enough rows. What lookups or others read too is
+    rounded to the nearest."""
+    if not context.calibration or context.evaluate is None:
+        return {}, []
+    of_source: dict[Value, list[Value]] = {}
+    for weight, nodes in of_weight.items():
+        sources = {_reads(node) for node in nodes}
+        own = set(weight.users) == set(nodes) and not weight.is_output and not tied_to(weight)
+        if len(sources) == 1 and own and all(n.graph is graph for n in nodes):
+            of_source.setdefault(sources.pop(), []).append(weight)
+    found: dict[str, Affine] = {}
+    few: list[tuple[int, int]] = []
+    xs = list(of_source)
+    for start in range(0, len(xs), TAPS):  # So many second moments at a time.
+        told = grams(graph, xs[start : start + TAPS], context.calibration, context.evaluate)
+        for i, (x, gram) in enumerate(told.items(), start):
+            inputs = len(gram.xtx)
+            if LEAST_ROWS * inputs > gram.rows:
+                few += [(gram.rows, inputs)] * len(of_source[x])
+            elif np.isfinite(gram.xtx).all():
+                context.progress(i, len(xs), f"rounding what reads {x.name}")
+                held = [(w.numpy(), _nearest(w, saturates)) for w in of_source[x]]
+                made = round_in_order(held, gram.xtx, paired=saturates)
+                found |= {w.name: e for w, e in zip(of_source[x], made, strict=True)}
+    remarks = [f"weights of {len(found)} layers are rounded so that they make up for each other"]
+    if few:
+        rows, inputs = max(few, key=lambda f: f[1] / max(f[0], 1))
+        remarks.append(
+            f"{len(few)} are rounded to the nearest: calibration has {rows:,} rows for {inputs:,} inputs"
+        )
+    return found, remarks if found or few else []
 
 
 def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_token: bool) -> float:

@@ -759,3 +759,53 @@ def test_layers_that_calibration_reaches_are_not_said_to_be_unseen() -> None:
     pipeline = Pipeline([QuantizeDynamic(min_elements=0)], calibration=feeds, evaluate=evaluate)
     pipeline.run(parse(text, TABLE))
     assert not any("unknown" in note for note in pipeline.reports[0].notes)
+
+
+# -- rounding by calibration -----------------------------------------------------------------------
+
+
+def _alike(rows: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Rows of 64 numbers that 16 make up."""
+    mix = np.random.default_rng(11).standard_normal((16, 64))
+    x = np.random.default_rng(seed).standard_normal((rows, 16)) @ mix
+    return [{"x": x.astype(np.float32)}]
+
+
+KEY = "encoder.layer.0.key"  # A layer whose weight and input nobody else changes.
+
+
+def _key_values(text: str = LAYERS, **given: Any) -> tuple[np.ndarray, PassReport]:
+    after, report = run(QuantizeDynamic(), parse(text, TABLE), **given)
+    held = layer(after, KEY).inputs[1].encoding  # type: ignore[union-attr]
+    assert isinstance(held, Affine)
+    return held.values, report
+
+
+@pytest.mark.parametrize("target", [VNNI, AVX2])
+def test_with_calibration_weights_make_up_for_each_other(target: Target) -> None:
+    nearest, _ = _key_values(target=target)
+    values, report = _key_values(target=target, calibration=_alike(256, 0))
+    weight = layer(parse(LAYERS, TABLE), KEY).inputs[1].numpy()  # type: ignore[union-attr]
+    step = quantize_weight(weight, 1, pair_axis=0 if target is AVX2 else None).scale
+    x = _alike(64, 1)[0]["x"]
+    errors = [relative_error(x @ weight, x @ (held * step)) for held in (values, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+    if target is AVX2:
+        assert worst_pairs(values) <= 32767
+    assert any("layers are rounded so that they make up for each other" in n for n in report.notes)
+
+
+def test_too_few_rows_round_to_the_nearest_and_say_so() -> None:
+    nearest, _ = _key_values()
+    values, report = _key_values(calibration=_alike(12, 0))
+    np.testing.assert_array_equal(values, nearest)
+    assert any(
+        "rounded to the nearest: calibration has 12 rows for 64 inputs" in n for n in report.notes
+    )
+
+
+def test_a_weight_that_others_read_is_rounded_to_the_nearest() -> None:
+    text = LAYERS.replace("(y = %y, z = %z)", "(y = %y, z = %z, v = @v)")
+    nearest, _ = _key_values()
+    values, _ = _key_values(text, calibration=_alike(256, 0))
+    np.testing.assert_array_equal(values, nearest)
