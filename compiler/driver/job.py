@@ -170,7 +170,7 @@ class Job:
                     self.report.decisions += _as_fast(name, results, cases)
                     self.report.decisions.append(f"kept {candidate.way.label}")
                     return Kept(self.runtime, candidate.model, candidate.way.choice, graph)
-                candidate.worker.stop()
+                bench.release(candidate.worker)
                 self.report.decisions.append(_slower(name, results, cases))
                 slower = True
         why = "nothing that was tried is faster" if slower else "nothing that was tried can be run"

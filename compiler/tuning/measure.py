@@ -132,8 +132,19 @@ class Bench:
         """
         self.prepare(runtime, program)
         worker = self._spare.pop((*program, runtime))
-        worker.open(self._placed(model), choice)
+        try:
+            worker.open(self._placed(model), choice)
+        except InvalidModel:
+            self.release(worker)
+            raise
         return worker
+
+    def release(self, worker: Worker) -> None:
+        """Lets the next :meth:`start` have its process, which has loaded the runtime."""
+        if worker.is_alive and worker.program not in self._spare:
+            self._spare[worker.program] = worker
+        else:
+            worker.stop()
 
     def _placed(self, model: Built | Path) -> Path:
         """Where a model's file lies."""
@@ -191,6 +202,7 @@ class Worker:
     """A process that runs one model; made by :meth:`Bench.start`.
 
     Attributes:
+        program: what Python runs.
         model: its file, once it is open.
     """
 
@@ -205,6 +217,7 @@ class Worker:
             process_group=0,
         )
         self._folder = folder
+        self.program = tuple(program)
         self.model: Path | None = None
 
     def open(self, model: Path, choice: Mapping[str, Any]) -> None:
@@ -214,7 +227,7 @@ class Worker:
             InvalidModel: the runtime refuses it.
         """
         self.model = model
-        self._ask(json.dumps([str(model), dict(choice)]))
+        self._ask(f"open {json.dumps([str(model), dict(choice)])}")
 
     def milliseconds(self, feed: int) -> float:
         """One timed run of a feed, after an untimed one."""

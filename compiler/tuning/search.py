@@ -125,7 +125,7 @@ class Search:
             return best
         if (agreement := _agreement(holder.worker, challenger.worker, self.feeds[0])) < AGREEMENT:
             self.record(way.label, f"its outputs are others: worst cosine {agreement:.3f}", False)
-            challenger.worker.stop()
+            self.bench.release(challenger.worker)
             return best
         results = known or duel(holder.worker, challenger.worker, self.feeds, SEARCH_PAIRS)
         self.record(way.label, results, known is not None)
@@ -133,7 +133,7 @@ class Search:
             self._keep(best, way, results)
         won = has_won(results, len(self.feeds))
         self._built, loser = (challenger, holder) if won else (holder, challenger)
-        loser.worker.stop()
+        self.bench.release(loser.worker)
         return self._built.way
 
     def _keep(self, best: Way, way: Way, results: Sequence[Paired]) -> None:

@@ -1,9 +1,9 @@
 """One system under measurement, in a process of its own: ``python -m tersor.tuning.worker``.
 
 Thread pools of several sessions in one process wait in loops against each other, so each gets its
-own, and is commanded over its pipe, a line at a time. The first is the model's path and its choice, in JSON;
-when it is loaded the answer is ready. Then:
+own, and is commanded over its pipe, a line at a time:
 
+    open J    loads a model, J is its path and its choice in JSON, in place of the one before: answers ready
     time I    one untimed run of feed I, then one timed: answers its milliseconds. A run that takes long
               has nothing to gain of being warm: it is timed at once
     run I     writes the outputs of feed I into the folder: answers ok
@@ -48,21 +48,21 @@ def _end_with_parent() -> None:
 
 def serve(backend: Any, folder: str) -> int:
     """Obeys stdin until it ends. ``backend`` has ``open_session`` and ``run``."""
-    opened = sys.stdin.readline()
-    if not opened:
-        return 0
-    model, choice = json.loads(opened)
-    try:
-        session = backend.open_session(Path(model), choice)
-    except TersorError as error:
-        print(f"error {error}", flush=True)
-        return 1
-    print("ready", flush=True)
-    system = _System(backend, session, Path(folder))
+    system: _System | None = None
     for line in sys.stdin:
-        command, number = line.split()
+        command, told = line.split(maxsplit=1)
         try:
-            answer = system.run(int(number)) if command == "run" else system.time(int(number))
+            if command == "open":
+                system = (
+                    None  # Its memory is free, and its threads are gone, before the next is loaded.
+                )
+                model, choice = json.loads(told)
+                session = backend.open_session(Path(model), choice)
+                system = _System(backend, session, Path(folder))
+                answer = "ready"
+            else:
+                assert system is not None
+                answer = system.run(int(told)) if command == "run" else system.time(int(told))
             print(answer, flush=True)
         except TersorError as error:
             print(f"error {error}", flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tersor.driver import job
+from tersor.errors import InvalidModel
 from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.pipeline import registry
@@ -145,3 +146,23 @@ def _runs(pid: int) -> bool:
         return False
     state = Path(f"/proc/{pid}/stat")
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_process_that_is_released_runs_the_next_model(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    other = tmp_path / "other.onnx"
+    other.write_bytes(registry.backend("ort").build(parse(MODEL.replace("MatMul", "Sub"), TABLE)))
+    x = np.ones((256, 256), np.float32)
+    with Bench([{"x": x}]) as bench:
+        one = bench.start("ort", built(tmp_path), {})
+        product = one.outputs(0)["y"]
+        bench.release(one)
+        with pytest.raises(InvalidModel, match="ONNX Runtime refuses the model"):
+            bench.start("ort", broken, {})
+        again = bench.start("ort", other, {})
+        assert again is one and not np.array_equal(again.outputs(0)["y"], product)
+        assert bench.start("ort", other, {}) is not one
+        one.stop()
+        bench.release(one)  # Who is dead runs nothing.
+        assert bench.start("ort", other, {}).milliseconds(0) > 0
