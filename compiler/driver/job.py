@@ -32,7 +32,7 @@ from tersor.tuning.search import Candidate, Search
 Feed = Mapping[str, np.ndarray]
 Progress = Callable[[int, int, str], None]
 DECIDING_PAIRS = 9
-FINAL_PAIRS = 100  # As many only where it is not plain after few, and a run is short.
+FINAL_PAIRS = 400  # As many only on a busy machine, where it is not plain after few.
 JUDGED = 256  # Samples that fidelity is told on.
 FITTED = "the calibration inputs that it was fitted on"
 HELD_OUT = "calibration inputs that were not fitted on"
