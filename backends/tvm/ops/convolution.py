@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose in their direct form, over any number of axes.
+"""Conv, ConvInteger and ConvTranspose in their direct form, over any number of axes.
 
 Halves are summed in single precision.
 """
@@ -35,7 +35,7 @@ def _operands(lowering: Lowering, node: Node) -> list[Any]:
     read = held.tensor.dims[0] if node.op == "ConvTranspose" else lanes and lanes * group
     x = fitting(lowering, node.inputs[0], {1: read})
     bias = []
-    if node.input(2) is not None:
+    if node.op != "ConvInteger" and node.input(2) is not None:
         bias = [fitting(lowering, node.inputs[2], {0: dims[1] if dims else None})]
     return [x, lowering[held], bias, lowering.shape_of(node.output)]
 
@@ -73,6 +73,36 @@ def _convolved(
         return te.sum(read * weight(o, inner, *at).astype(wide), axis=[inner, *at])
 
     return _finished(te.compute(dims, pick, name="conv"), bias, x.dtype)
+
+
+def _conv_integer(lowering: Lowering, node: Node) -> Sequence[Any]:
+    """Of what is left of both operands without their zero points, in 32 bits."""
+    over, group = _over(node), node.attrs["group"]
+    x, weight, _, dims = _operands(lowering, node)
+    zeros = [lowering[v] if (v := node.input(i)) is not None else None for i in (2, 3)]
+
+    def compute(x: Any, weight: Any, zeros: list[Any], dims: list[Any]) -> Any:
+        left = iter(zeros)
+        x = _without(x, next(left) if has_x else None)
+        weight = _without(weight, next(left) if has_w else None)
+        return _convolved(x, weight, [], dims, over=over, group=group)
+
+    has_x, has_w = (z is not None for z in zeros)
+    given = [z for z in zeros if z is not None]
+    return [lowering.te(compute, x, weight, given, dims, primfunc_name_hint="conv_integer")]
+
+
+def _without(x: Any, zero: Any) -> Any:
+    """Less a zero point: one, or one for each position of the first axis."""
+
+    def pick(*index: Any) -> Any:
+        wide = x(*index).astype("int32")
+        if zero is None:
+            return wide
+        place = [] if not len(zero.shape) else [0 if zero.shape[0] == 1 else index[0]]
+        return wide - zero(*place).astype("int32")
+
+    return te.compute(x.shape, pick, name="whole")
 
 
 def _conv_transpose(lowering: Lowering, node: Node) -> Sequence[Any]:
@@ -123,4 +153,8 @@ def _cropped(x: Any, dims: list[Any], over: Window, more: Any) -> list[Any]:
     return first
 
 
-RULES: dict[str, Rule] = {"Conv": _conv, "ConvTranspose": _conv_transpose}
+RULES: dict[str, Rule] = {
+    "Conv": _conv,
+    "ConvInteger": _conv_integer,
+    "ConvTranspose": _conv_transpose,
+}

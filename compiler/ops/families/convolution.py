@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose over [batch, channels, positions…].
+"""Conv, ConvInteger and ConvTranspose over [batch, channels, positions…].
 
 With ``group`` g the channels are g blocks that do not meet: weights are [out, in/g, kernel…] for Conv
 and [in, out/g, kernel…] for ConvTranspose.
@@ -6,11 +6,12 @@ and [in, out/g, kernel…] for ConvTranspose.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, Node, ValueType
+from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
@@ -215,6 +216,39 @@ def _transpose_weights(node: Node) -> list[Weight]:
     return [Weight(1, (*range(2, rank), 0))] if rank > 2 else []
 
 
+# -- ConvInteger -----------------------------------------------------------------------------------
+
+
+def _integer_infer(node: Node) -> list[ValueType]:
+    (found,) = _conv_infer(node)
+    return [replace(found, dtype=DType.I32)] if isinstance(found, TensorType) else [found]
+
+
+def _conv_integer(x: Any, weight: Any, x_zero: Any = None, w_zero: Any = None, **attrs: Any) -> Any:
+    """In double precision, which holds sums of 32 bits exactly. Of the weight's zero points there may be
+    one for each channel that it makes."""
+    import torch
+
+    wide, held = x.to(torch.float64), weight.to(torch.float64)
+    if x_zero is not None:
+        wide = wide - x_zero.to(torch.float64).reshape(())
+    if w_zero is not None:
+        held = held - w_zero.to(torch.float64).reshape(-1, *[1] * (held.dim() - 1))
+    return _conv(wide, held, **attrs).to(torch.int32)
+
+
+def _integer_samples(rng: np.random.Generator) -> list[Sample]:
+    def case(x: tuple[int, ...], w: tuple[int, ...], *zeros: int, **attrs: Any) -> Sample:
+        held = [rng.integers(0, 256, s).astype(np.uint8) for s in (x, w)]
+        return Sample([*held, *(np.array(z, np.uint8) for z in zeros)], attrs, frozenset({1, 2, 3}))
+
+    return [
+        case((2, 3, 9), (4, 3, 3), 7, pads=(1, 1)),
+        case((2, 2, 7, 8), (3, 2, 3, 4), 120, 3, strides=(2, 3), auto_pad="SAME_UPPER"),
+        case((2, 4, 7, 8), (6, 2, 3, 2), group=2, kernel_shape=(3, 2)),
+    ]
+
+
 # -- samples and rows ------------------------------------------------------------------------------
 
 
@@ -263,4 +297,6 @@ ROWS = with_traits("product", [
           cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
           weights=_transpose_weights,
           samples=_transpose_samples),
+    OpDef("ConvInteger", since=10, infer=_integer_infer, torch=_conv_integer, cost=_conv_cost,
+          samples=_integer_samples),
 ])  # fmt: skip

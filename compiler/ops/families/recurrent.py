@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tersor.errors import Unsupported
-from tersor.ir import Dim, Node, ValueType
+from tersor.ir import Dim, Node, Sym, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
 from tersor.ops.families._symbolic import refuse, tensor
@@ -47,6 +47,28 @@ def _infer(node: Node) -> list[ValueType]:
     last = x.with_dims((directions, batch, hidden))
     types: list[ValueType] = [x.with_dims((length, directions, batch, hidden)), last, last]
     return types[: len(node.outputs)]
+
+
+def _quantized_infer(node: Node) -> list[ValueType]:
+    """ONNX Runtime's own form for int8: W [directions, in, 4*hidden], R [directions, hidden, 4*hidden],
+    both followed by scales and zero points; all else as in LSTM."""
+    x, r = tensor(node), dims(node.inputs[2])
+    length, batch, _ = x.dims if x.dims is not None and len(x.dims) == 3 else (None,) * 3
+    directions = 2 if node.attrs.get("direction") == "bidirectional" else 1
+    hidden = r[1] if len(r) == 3 else node.attrs.get("hidden_size")
+    last = x.with_dims((directions, batch, hidden if isinstance(hidden, (int, Sym)) else None))
+    assert last.dims is not None
+    types: list[ValueType] = [x.with_dims((length, directions, *last.dims[1:])), last, last]
+    return types[: len(node.outputs)]
+
+
+def _quantized_cost(node: Node) -> Cost:
+    """As LSTM's, of integers."""
+    x, r = dims(node.inputs[0]), dims(node.inputs[2])
+    if len(x) != 3 or len(r) != 3 or x[2] is None or r[1] is None:
+        return Cost(None, None)
+    units = product([x[0], x[1], r[0], r[2]])
+    return Cost(product([units, x[2] + r[1]]), None if units is None else units * 6)
 
 
 def _cost(node: Node) -> Cost:
@@ -282,4 +304,5 @@ ROWS = [
     _row("GRU", 14, _gru_step, {"linear_before_reset": 1}, {"clip": 0.5},
          {"activations": ("HardSigmoid", "Relu")}),
     _row("RNN", 14, _rnn_step, {"activations": ("Relu",)}, {"clip": 0.5}),
+    OpDef("com.microsoft.DynamicQuantizeLSTM", since=1, infer=_quantized_infer, cost=_quantized_cost),
 ]  # fmt: skip
