@@ -21,6 +21,7 @@ from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice, sizes_text
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
 from tersor.backends.tvm.session import set_threads
+from tersor.backends.tvm.sizes import name_sizes
 from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidGraph, InvalidOption, Unsupported, one_line
 from tersor.ir import Graph
@@ -42,13 +43,13 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
     set_threads(choice.cores)  # TVM runs code of its own while it compiles.
     if arch:
-        lowered = lower_all([halve(expand(g)) for g in graphs], cuda.GPU_RULES)
+        lowered = lower_all([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
         executable = cuda.compile_for_gpu(lowered.module, arch)
     else:
         machine = _machine(choice)
         isa = Isa.of(choice.features, choice.cores)
         rules = {**RULES, **fused.rules(isa, choice.grain_of())}
-        lowered = lower_all([fuse(expand(g), isa) for g in graphs], rules)
+        lowered = lower_all([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
         target = tvm_target(choice.features, choice.cores, machine)
         executable = compile_module(lowered.module, target)
     held = [a for place, a in enumerate(lowered.arrays) if place not in lowered.derived]

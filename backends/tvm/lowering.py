@@ -179,10 +179,10 @@ class Lowering:
         """A dim as TVM's expression of int64.
 
         Raises:
-            Refused: it is unknown.
+            Refused: it is unknown, or of sizes that are not told by now.
         """
-        if dim is None:
-            raise Refused("a dim is known at run time only")
+        if dim is None or not self.is_known(dim):
+            raise Refused(f"a dim is known at run time only{f': {dim}' if dim else ''}")
         if not isinstance(dim, Sym):
             return tirx.IntImm("int64", dim)
         total: Any = None
@@ -206,11 +206,20 @@ class Lowering:
     def tell_sizes(self, value: Value) -> None:
         """Sizes that the dims of ``value`` name are known from here on."""
         if isinstance(value.type, TensorType):
-            self.known.update(*(symbols(dim) for dim in value.type.dims or ()))
+            for dim in value.type.dims or ():
+                self.tell(dim)
+
+    def tell(self, dim: Dim) -> None:
+        """The sizes that a dim names are known from here on."""
+        self.known |= symbols(dim)
 
     def is_known(self, dim: Dim) -> bool:
         """Whether what is known by now tells the size."""
         return dim is not None and symbols(dim) <= self.known
+
+    def is_sized(self, value: Value) -> bool:
+        """Whether what is known by now tells the sizes of a tensor."""
+        return value.tensor.dims is not None and all(map(self.is_known, value.tensor.dims))
 
     def symbol(self, name: str) -> tirx.Var:
         """TVM's variable of a named size."""
@@ -223,6 +232,30 @@ class Lowering:
         dtype = dtype_of(type)
         assert isinstance(type, TensorType)
         return relax.TensorType(self.dims(type.dims), dtype)
+
+    def telling_type(self, value: Value) -> relax.TensorType:
+        """The type of a value that tells the sizes that its dims name."""
+        self.tell_sizes(value)
+        return self.relax_type(value.type)
+
+    def loose_type(self, value: Value) -> relax.TensorType:
+        """The type of a value as far as it is known: perhaps of some rank, perhaps of any."""
+        dtype, rank = dtype_of(value.type), value.tensor.rank
+        if self.is_sized(value):
+            return self.relax_type(value.type)
+        return relax.TensorType(dtype=dtype, ndim=-1 if rank is None else rank)
+
+    def measure(self, value: Value, sizes: Any) -> None:
+        """Tells the sizes of a value that is yet to be made: numbers of a tensor, i64[rank]."""
+        dims = value.tensor.dims
+        assert dims is not None
+        shape = self.emit(
+            relax.op.call_pure_packed(
+                "vm.builtin.tensor_to_shape", sizes, ty_args=[relax.ShapeType(ndim=len(dims))]
+            )
+        )
+        self.tell_sizes(value)
+        self.builder.match_cast(shape, relax.ShapeType(self.dims(dims)))
 
     def shape_of(self, value: Value) -> list[Any]:
         """The dims of a value as TVM's expressions."""
@@ -296,8 +329,7 @@ class Lowering:
     def _held(self, value: Value, expr: Any) -> Any:
         """Where Relax knows less of a result's shape than the IR does, it is told."""
         expr = self.builder.normalize(expr)
-        wanted = self.relax_type(value.type)
-        self.tell_sizes(value)
+        wanted = self.telling_type(value)
         known = expr.ty
         if tvm_ffi.structural_equal(known, wanted):
             return expr
@@ -383,11 +415,10 @@ def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
     inputs = []
     for value in graph.inputs:
         try:
-            inputs.append(relax.Var(value.name, lowering.relax_type(value.type)))
+            inputs.append(relax.Var(value.name, lowering.telling_type(value)))
         except Refused as error:
             raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
         lowering.exprs[value] = inputs[-1]
-        lowering.tell_sizes(value)
     with builder.function(name), _closed(builder):
         with builder.dataflow():
             for node in graph.nodes:

@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tersor.backends.tvm import cuda
+from tersor.backends.tvm import cuda, host  # noqa: F401  (what libraries call)
 from tersor.backends.tvm.derive import compute
 from tersor.backends.tvm.library import (
     ALIGNMENT,

@@ -34,10 +34,7 @@ FLOOR = 0.32
 # Steps of 8 bits, through ten layers.
 STEPS = 0.1
 # Why a runtime does not take a model, where that is so.
-REFUSED: dict[tuple[str, str], str] = {
-    (name, "tvm"): "known at run time only"  # Branches of an If that give other ranks.
-    for name in ("silero-vad", "silero-vad op15", "silero-vad half")
-}
+REFUSED: dict[tuple[str, str], str] = {}
 
 
 @cache

@@ -28,7 +28,7 @@ class Outer:
 
     Attributes:
         values: that are no constants.
-        sizes: symbols that the outermost graph's inputs, or outer bodies' inputs, define.
+        sizes: symbols that are told before the node.
     """
 
     values: tuple[Value, ...]
@@ -50,7 +50,7 @@ class Closure:
         return relax.Call(self.function, [*own, *values, *self.weights, sizes])
 
 
-def outer_of(node: Node) -> Outer:
+def outer_of(lowering: Lowering, node: Node) -> Outer:
     """What the bodies of ``node`` read from outside."""
     inside: set[Value] = set()
     read: list[Value] = []
@@ -60,20 +60,12 @@ def outer_of(node: Node) -> Outer:
         read += [v for n in graph.nodes for v in n.inputs if v is not None]
         read += graph.outputs
     values = dict.fromkeys(v for v in read if v not in inside and not v.is_constant)
-    assert node.graph is not None
-    defined = _defined(node.graph)
     named = _symbols([*inside, *values, *(v for v in node.inputs if v is not None), *node.outputs])
-    return Outer(tuple(values), tuple(sorted(named & defined)))
+    return Outer(tuple(values), tuple(sorted(named & lowering.known)))
 
 
 def _graphs(node: Node) -> list[Graph]:
     return [graph for sub in node.subgraphs for graph in sub.all_graphs()]
-
-
-def _defined(graph: Graph) -> set[str]:
-    """Symbols that inputs of a graph or of its outer ones are sized by."""
-    found = _symbols(graph.inputs)
-    return found if graph.outer is None else found | _defined(graph.outer)
 
 
 def _symbols(values: Iterable[Value]) -> set[str]:
@@ -83,8 +75,8 @@ def _symbols(values: Iterable[Value]) -> set[str]:
 
 
 def parameter(lowering: Lowering, value: Value) -> relax.Var:
-    """A parameter of a value's type."""
-    return relax.Var(value.name, lowering.relax_type(value.type))
+    """A parameter of a value's type, as far as it is known."""
+    return relax.Var(value.name, lowering.loose_type(value))
 
 
 def body(lowering: Lowering, graph: Graph, own: Sequence[Any]) -> list[Any]:
@@ -123,6 +115,10 @@ def function(
     values, sizes = _parameters(lowering, outer)
     before = {v: lowering.exprs[v] for v in outer.values}
     lowering.exprs.update(zip(outer.values, values, strict=True))
+    known, lowering.known = lowering.known, set(outer.sizes)
+    # A variable of TVM's belongs to one function: what is told within gets new ones.
+    named = lowering.symbols
+    lowering.symbols = {name: named[name] for name in outer.sizes if name in named}
     builder.begin_scope([*own, *values, sizes])
     try:
         _begin = builder._begin_binding_block if branches else builder._begin_dataflow_block
@@ -135,6 +131,7 @@ def function(
     finally:
         builder.end_scope()
         lowering.exprs.update(before)
+        lowering.known, lowering.symbols = known, named
     sequence = builder.normalize(relax.SeqExpr([block], result))
     held = {var for var, _ in lowering.parameters}
     weights = tuple(var for var in relax.analysis.free_vars(sequence) if var in held)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._closure import (
     Closure,
     Outer,
@@ -51,7 +51,7 @@ def _scalar(lowering: Lowering, expr: Any) -> Any:
 
 
 def _types(lowering: Lowering, values: Sequence[Value]) -> list[Any]:
-    return [lowering.relax_type(value.type) for value in values]
+    return [lowering.loose_type(value) for value in values]
 
 
 def _items(lowering: Lowering, made: Any, count: int) -> list[Any]:
@@ -62,9 +62,9 @@ def _items(lowering: Lowering, made: Any, count: int) -> list[Any]:
 
 
 def _if(lowering: Lowering, node: Node) -> Sequence[Any]:
-    outer = outer_of(node)
+    outer = outer_of(lowering, node)
     used = [i for i, value in enumerate(node.outputs) if value.uses]
-    types = _types(lowering, [node.outputs[i] for i in used])
+    types = [_branch_type(lowering, node, i) for i in used]
     branches = []
     for name in ("then_branch", "else_branch"):
         graph = _body_of(node, name)
@@ -84,6 +84,16 @@ def _if(lowering: Lowering, node: Node) -> Sequence[Any]:
     condition = _scalar(lowering, lowering[node.inputs[0]])
     made = _items(lowering, lowering.emit(chosen(lowering, [condition])), len(used))
     return [made[used.index(i)] if i in used else None for i in range(len(node.outputs))]
+
+
+def _branch_type(lowering: Lowering, node: Node, index: int) -> Any:
+    """What is known of a result before a branch is chosen. Of another rank than its readers take, a run
+    fails when it is held against the result's type."""
+    value = node.outputs[index]
+    ranks = {branch.outputs[index].tensor.rank for branch in node.subgraphs}
+    if ranks == {value.tensor.rank}:
+        return lowering.loose_type(value)
+    return relax.TensorType(dtype=dtype_of(value.type), ndim=-1)
 
 
 # -- turns -----------------------------------------------------------------------------------------
@@ -187,7 +197,7 @@ def _as(lowering: Lowering, expr: Any, value: Value) -> Any:
     if value.tensor.rank == 1 and not len(expr.ty.shape):
         expr = relax.op.reshape(expr, relax.ShapeExpr([1]))
     return lowering.builder.match_cast(
-        lowering.builder.normalize(expr), lowering.relax_type(value.type)
+        lowering.builder.normalize(expr), lowering.telling_type(value)
     )
 
 
@@ -243,7 +253,7 @@ def _loop(lowering: Lowering, node: Node) -> Sequence[Any]:
     count = len(node.inputs) - 2
     if any(value.uses for value in node.outputs[count:]):
         raise Refused("rows of as many turns as a Loop makes, which is known at run time only")
-    turns = _LoopTurns(lowering, node, outer_of(node)).make()
+    turns = _LoopTurns(lowering, node, outer_of(lowering, node)).make()
     most, going = node.input(0), node.input(1)
     begin = [
         _number(0),
@@ -337,7 +347,7 @@ def _part(x: te.Tensor, span: Sequence[Any]) -> te.Tensor:
 
 
 def _scan(lowering: Lowering, node: Node) -> Sequence[Any]:
-    made = _ScanTurns(lowering, node, outer_of(node))
+    made = _ScanTurns(lowering, node, outer_of(lowering, node))
     scans, count = made.scans, made.count
     axes, back = (_entries(node, f"scan_input_{name}", scans) for name in ("axes", "directions"))
     scanned = [

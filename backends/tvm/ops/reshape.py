@@ -5,18 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.ir import Node
+from tersor.ops import contents_of
 
 
 def _reshape(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
+    if node.op == "Squeeze":
+        x = _checked(lowering, node, x)
     if node.output.tensor.numel == 0:
         # Relax takes a dim of 0 for one that is copied.
         return [lowering.emit(relax.op.zeros(dims, dtype_of(node.output.type)))]
     return [lowering.emit(relax.op.reshape(x, dims))]
+
+
+def _checked(lowering: Lowering, node: Node, x: Any) -> Any:
+    """The operand, of which a run finds out that the dims that go are 1, where they are not known."""
+    value, axes = node.inputs[0], contents_of(node.input(1))
+    have = value.tensor.dims if value is not None else None
+    if have is None or axes is None or not all(isinstance(a, int) for a in axes.reshape(-1)):
+        return x
+    gone = {int(a) % len(have) for a in axes.reshape(-1)}
+    if all(have[a] == 1 for a in gone):
+        return x
+    wanted = [
+        tirx.IntImm("int64", 1) if a in gone else d for a, d in enumerate(lowering.dims(have))
+    ]
+    type = relax.TensorType(wanted, x.ty.dtype)
+    return lowering.builder.match_cast(lowering.builder.normalize(x), type)
 
 
 RULES: dict[str, Rule] = dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape)

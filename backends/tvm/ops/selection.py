@@ -1,5 +1,5 @@
-"""Choosing by value: OneHot, and Compress by flags that are known. Of the others only the numbers tell
-how much they choose."""
+"""Choosing by value: OneHot, and what only the numbers tell the size of: Compress, NonZero, Unique. The
+places are found by numpy (see ``host``), and tell the size."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
-from tersor.backends.tvm.lowering import Lowering, Refused, Rule
+from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.backends.tvm.ops.matmul import operands_of
 from tersor.backends.tvm.ops.movement import axis_of
-from tersor.ir import Node
+from tersor.ir import Node, Value
 from tersor.ops import contents_of
 
 
@@ -38,13 +38,14 @@ def _one_hot(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 def _compress(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, flags = operands_of(node)
-    held = contents_of(flags)
-    if held is None or not all(isinstance(f, int) for f in held):
-        raise Refused("which elements it takes is known at run time only")
-    places = np.array([i for i, flag in enumerate(held) if flag], np.int64)
     axis = node.attrs.get("axis")
     if axis is not None:
         axis = axis_of(node, len(dims_of(x)))
+    held = contents_of(flags)
+    if held is not None and all(isinstance(f, int) for f in held):
+        places = lowering.constant(np.array([i for i, flag in enumerate(held) if flag], np.int64))
+    else:
+        places = _taken(lowering, flags, node.output, axis or 0)
 
     def compute(x: te.Tensor, places: te.Tensor, shape: Sequence[Any]) -> te.Tensor:
         def one(*index: Any) -> Any:
@@ -57,7 +58,7 @@ def _compress(lowering: Lowering, node: Node) -> Sequence[Any]:
     made = lowering.te(
         compute,
         lowering[x],
-        lowering.constant(places, "places"),
+        places,
         lowering.shape_of(node.output),
         primfunc_name_hint="compress",
     )
@@ -73,13 +74,52 @@ def _unraveled(place: Any, shape: Sequence[Any]) -> list[Any]:
     return index[::-1]
 
 
-def _unknown(lowering: Lowering, node: Node) -> Sequence[Any]:
-    raise Refused("only the numbers tell how many elements it gives")
+def _places(lowering: Lowering, flags: Value) -> Any:
+    """Indices of what is not 0, i64[rank, count]."""
+    type = relax.TensorType(dtype="int64", ndim=2)
+    return lowering.emit(
+        relax.op.call_pure_packed("tersor.places", lowering[flags], ty_args=[type])
+    )
+
+
+def _taken(lowering: Lowering, flags: Value, result: Value, axis: int) -> Any:
+    """Places of flags, which tell the size of a result's axis."""
+    size = dims_of(result)[axis]
+    lowering.tell(size)
+    dims = [tirx.IntImm("int64", 1), lowering.dim(size)]
+    found = lowering.builder.match_cast(_places(lowering, flags), relax.TensorType(dims, "int64"))
+    return lowering.emit(relax.op.reshape(found, dims[1:]))
+
+
+def _non_zero(lowering: Lowering, node: Node) -> Sequence[Any]:
+    (x,) = operands_of(node, 1)
+    if not dims_of(x):
+        raise Refused("a number without axes")
+    return [_places(lowering, x)]
+
+
+def _unique(lowering: Lowering, node: Node) -> Sequence[Any]:
+    (x,) = operands_of(node, 1)
+    axis = node.attrs.get("axis")
+    if axis is not None:
+        axis = axis_of(node, len(dims_of(x)))
+    rank = 1 if axis is None else len(dims_of(x))
+    vector = relax.TensorType(dtype="int64", ndim=1)
+    types = [relax.TensorType(dtype=dtype_of(x.type), ndim=rank), vector, vector, vector]
+    arguments = [
+        lowering[x],
+        relax.const(-1 if axis is None else axis),
+        relax.const(node.attrs["sorted"]),
+    ]
+    made = lowering.emit(
+        relax.op.call_pure_packed("tersor.unique", *arguments, ty_args=[relax.TupleType(types)])
+    )
+    return [lowering.emit(relax.TupleGetItem(made, i)) for i in range(len(node.outputs))]
 
 
 RULES: dict[str, Rule] = {
     "OneHot": _one_hot,
     "Compress": _compress,
-    "NonZero": _unknown,
-    "Unique": _unknown,
+    "NonZero": _non_zero,
+    "Unique": _unique,
 }

@@ -174,17 +174,23 @@ def test_what_a_body_cannot_do_is_told_with_its_node() -> None:
     graph = TABLE.graph()
     flag, x = graph.add_input("f", FLAG), graph.add_input("x", ROWS)
     branches = {}
-    for name, op in (("then_branch", "Neg"), ("else_branch", "NonZero")):
+    for name, op in (("then_branch", "Neg"), ("else_branch", "Range")):
         inner = TABLE.graph(name, graph)
-        made = inner.emit(op, [x])
-        if op == "NonZero":
+        if op == "Neg":
+            made = inner.emit(op, [x])
+        else:
+            ends = [inner.constant(np.array(n, np.float32)) for n in (0, 1)]
+            top = inner.emit("ReduceMax", [x], {"keepdims": 0})
+            made = inner.emit(op, [ends[0], top, ends[1]])
             made = inner.emit(
                 "Add", [x, inner.emit("Cast", [inner.emit("Size", [made])], {"to": 1})]
             )
         inner.set_outputs([made])
         branches[name] = inner
     graph.set_outputs([graph.emit("If", [flag], branches)], ["y"])
-    with pytest.raises(Unsupported, match=r"\(If\): in its body, .* \(NonZero\)"):
+    with pytest.raises(
+        Unsupported, match=r"\(If\): in its body, .* \(Range\): a dim is known at run time only"
+    ):
         backend.build(graph)
 
 
