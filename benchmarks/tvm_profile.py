@@ -22,7 +22,7 @@ from tvm import relax
 
 import tersor
 from tersor.artifact import Artifact
-from tersor.backends.tvm.library import Description, describe
+from tersor.backends.tvm.library import Description, code, describe
 from tersor.backends.tvm.lowering import MAIN
 from tersor.backends.tvm.session import set_threads
 from tersor.built import Split
@@ -45,7 +45,7 @@ class Profiled:
     def __init__(self, artifact: Artifact, feed: data.Feed, folder: Path) -> None:
         assert isinstance(artifact.model, Split)
         path = folder / "model.so"
-        path.write_bytes(artifact.model.data)
+        path.write_bytes(code(artifact.model.data))
         description = describe(artifact.model.data)
         self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
         self._arguments = [tvm.runtime.tensor(feed[name]) for name, _ in description.inputs]
