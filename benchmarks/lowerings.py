@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import rows
 import tvm
+from rows import Json
 
 from tersor.backends.ort.lower import lower
 from tersor.backends.tvm.fuse import fuse
@@ -32,6 +33,7 @@ from tersor.ops import TABLE
 from tersor.target import Target, usable_cores
 
 SCRIPTS = [Path(__file__)]
+PAGE = Path(__file__).with_name("LOWERINGS.md")
 BOUND = 3.0  # times ONNX Runtime's
 HIDDEN, HEADS = "f32[b, s, 384]", "f32[b, 12, s, 32]"
 SCORES = "f32[b, 12, s, s]"
@@ -209,30 +211,34 @@ def table(found: list[dict[str, Any]]) -> str:
         f"| {r['op']} | {r['tvm_us']:.0f} µs | {r['ort_us']:.0f} µs | {r['ratio']:.2f} |"
         for r in found
     ]
-    return "\n".join(lines)
+    slow = [r["op"] for r in found if r["ratio"] > BOUND]
+    return "\n".join([*lines, "", f"Beyond {BOUND:.0f} times: {', '.join(slow) or 'none'}."])
+
+
+def page(results: Json) -> str:
+    """LOWERINGS.md: a table for each number of threads that was measured."""
+    parts = ["# Single ops of language models in TVM and in ONNX Runtime"]
+    parts.append(f"{results['conditions']['machine']['cpu']}. Made by `benchmarks/lowerings.py`.")
+    for threads, found in results["threads"].items():
+        parts += [f"## {threads} thread{'s' * (threads != '1')}", table(found)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
-    """Measures, unless the results hold already, and prints the table."""
-    start = time.monotonic()
+    """Measures what the results do not hold yet, on one thread and on all, and writes the tables."""
     parser = rows.parser(__doc__, "lowerings.json")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=len(usable_cores()),
-        help="1: also where others use the machine",
-    )
     arguments = parser.parse_args()
-    options = {"rounds": arguments.rounds, "threads": arguments.threads}
-    wanted = rows.conditions(SCRIPTS, options)
+    wanted = rows.conditions(SCRIPTS, {"rounds": arguments.rounds})
     results = rows.load(arguments.out, wanted, arguments.fresh)
-    if "rows" not in results:
-        results["rows"] = measure(arguments.rounds, arguments.threads)
-        rows.finish(arguments.out, results, start)
-    print(table(results["rows"]))
-    slow = [r["op"] for r in results["rows"] if r["ratio"] > BOUND]
-    print(f"beyond {BOUND:.0f} times: {', '.join(slow) or 'none'}")
+    measured = results.setdefault("threads", {})
+    for threads in sorted({1, len(usable_cores())}):
+        if str(threads) not in measured:
+            start = time.monotonic()
+            measured[str(threads)] = measure(arguments.rounds, threads)
+            rows.finish(arguments.out, results, start)
+    PAGE.write_text(page(results))
+    print(page(results))
     return 0
 
 

@@ -16,6 +16,7 @@ from rows import ROOT, here, in_words
 SCRIPTS = {
     "kernels": 500,
     "tvm_profile": 200,
+    "lowerings": 400,
     "exporters": 600,
     "break_even": 600,
     "lowrank": 600,
