@@ -6,6 +6,8 @@ file that is no larger, or a refusal in a line that says why.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,35 @@ def test_inputs_are_those_that_the_model_takes(name: str) -> None:
     names = {v.name for v in model.graph.input} - initializers
     assert all(set(feed) == names for feed in feeds(name))
     assert len(expected(name)) > 0
+
+
+def computing(model: onnx.ModelProto) -> int:
+    """Nodes, those of subgraphs too, but for what ONNX Runtime computes when it loads the model: numbers
+    of constants that are held in few bits, which other tools write out in full."""
+
+    def count(graph: onnx.GraphProto, known: set[str]) -> int:
+        known, total = known | {"", *(t.name for t in graph.initializer)}, 0
+        for node in graph.node:
+            subgraphs = [g for a in node.attribute for g in (*a.graphs, a.g)]
+            if node.op_type == "Constant" or (node.input and known.issuperset(node.input)):
+                known.update(node.output)
+            else:
+                total += 1 + sum(count(g, known) for g in subgraphs)
+        return total
+
+    return count(model.graph, set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_more_nodes_than_tools_that_simplify_leave(name: str, tmp_path: Path) -> None:
+    counts = []
+    for tool in ("onnxslim", "onnxsim"):
+        out = tmp_path / f"{tool}.onnx"
+        command = [sys.executable, "-m", tool, str(BY_NAME[name].path), str(out)]
+        done = subprocess.run(command, capture_output=True, timeout=600)
+        if done.returncode == 0 and out.exists():
+            counts.append(computing(onnx.load(out)))
+    artifact = compiled(name, "fp32", "ort")
+    if not counts or artifact is None:
+        pytest.skip("no tool that simplifies takes it")
+    assert computing(onnx.load(artifact.save(tmp_path / "m.onnx"))) <= min(counts)
