@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tersor.ir.encodings import FORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -225,6 +227,57 @@ def test_analysis_only_reads() -> None:
         and node.func.attr in CHANGES
     ]
     assert not calls
+
+
+# Who may ask which form a constant is in: the forms themselves, and what writes each in its own way. All
+# others ask what every encoding answers. (Whether an attribute is an encoding at all, anyone may ask.)
+ASK_THE_FORM = (
+    "compiler/ir/encodings/",
+    "backends/ort/constants.py",
+    "backends/ort/linear.py",
+    "backends/tvm/derive.py",
+    "backends/tvm/half.py",
+    "backends/tvm/formats/",
+    "backends/tvm/ops/",
+)
+
+
+def questions_of_form(source: str, forms: Collection[str]) -> list[int]:
+    """Lines that ask by isinstance, by type() or by a class pattern whether something is one of ``forms``."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        asked: ast.AST | None = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("isinstance", "issubclass") and len(node.args) == 2:
+                asked = node.args[1]
+        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
+            asked = node
+        elif isinstance(node, ast.MatchClass):
+            asked = node.cls
+        words = ast.walk(asked) if asked is not None else ()
+        if any(
+            (isinstance(word, ast.Name) and word.id in forms)
+            or (isinstance(word, ast.Attribute) and word.attr in forms)
+            for word in words
+        ):
+            found.append(node.lineno)  # type: ignore[attr-defined]
+    return found
+
+
+def test_only_forms_and_those_who_write_them_ask_for_a_form() -> None:
+    forms = {form.__name__ for form in FORMS.values()} | {"Layer"}
+    assert questions_of_form("isinstance(w.encoding, ir.Affine)", forms)
+    assert questions_of_form("isinstance(w, (Dense, int))", forms)
+    assert questions_of_form("type(w) is Masked", forms)
+    assert questions_of_form("match w:\n    case Cast():\n        pass", forms)
+    assert not questions_of_form("isinstance(attr, Encoding)", forms)
+    asked = [
+        f"{file}:{line}"
+        for file in sources()
+        if not file.startswith(ASK_THE_FORM)
+        for line in questions_of_form((ROOT / file).read_text(encoding="utf-8"), forms)
+    ]
+    assert not asked
 
 
 @pytest.mark.parametrize(

@@ -38,4 +38,4 @@ def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
 
 def _is_affine(weight: Value | None) -> bool:
     encoding = weight.encoding if weight is not None else None
-    return encoding is not None and isinstance(encoding.unmasked, Affine)
+    return encoding is not None and encoding.layer(Affine) is not None

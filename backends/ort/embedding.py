@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from tersor.backends.ort.constants import rows
 from tersor.backends.ort.lowering import Lowering
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 
 
 def lower_gather(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
     """None, which keeps the op, for floats and for what is no lookup of rows."""
     table, ids = node.inputs
     assert table is not None and ids is not None
-    if table.encoding is None or isinstance(table.encoding, Dense) or node.attrs["axis"] != 0:
+    if table.encoding is None or table.is_dense or node.attrs["axis"] != 0:
         return None
     made = rows(graph, table, ids, lowering)
     return None if made is None else [made]

@@ -16,7 +16,7 @@ from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.backends.ort.ties import hold_once
 from tersor.errors import Unsupported
-from tersor.ir import Dense, Encoding, Graph, Node, Plain, TensorType, Value
+from tersor.ir import Encoding, Graph, Node, TensorType, Value
 from tersor.numerics.masks import drop_masks
 from tersor.pipeline import erase_dead, replace_node
 
@@ -57,7 +57,7 @@ def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
             replace_node(node, values)
     for owner in list(result.all_graphs()):
         for constant in list(owner.constants.values()):
-            if not isinstance(constant.encoding, Dense):
+            if not constant.is_dense:
                 decode(owner, constant, lowering)
     # Quantizers of activations whose readers took the integers themselves.
     erase_dead([n for n in result.walk() if n.op in ("DequantizeLinear", "DynamicQuantizeLinear")])
@@ -81,6 +81,6 @@ def supports(op: str, encoding: Encoding | None = None) -> str:
     """Why ONNX Runtime cannot execute ``op`` on a constant held as ``encoding``; empty if it can."""
     if op.startswith("tersor.") and op not in RULES:
         return f"{op} has no form in ONNX Runtime"
-    if encoding is not None and not isinstance(encoding, Plain):
+    if encoding is not None and encoding.mask is not None:
         return f"{encoding.describe()} constants are decoded: ONNX Runtime has no kernel for them"
     return ""

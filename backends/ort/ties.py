@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tersor.ir import Dense, Graph, Value
+from tersor.ir import Graph, Value
 
 LEAST_BYTES = 1024  # Smaller ones are not worth a node.
 SAMPLE = 16  # Numbers that are compared before whole matrices are.
@@ -40,9 +40,8 @@ def hold_once(graph: Graph) -> None:
 def _large(graph: Graph) -> Iterator[tuple[Value, np.ndarray]]:
     for owner in graph.all_graphs():
         for value in list(owner.constants.values()):
-            held = value.encoding
-            if isinstance(held, Dense) and held.nbytes >= LEAST_BYTES and value.uses:
-                yield value, held.array
+            if value.is_dense and value.uses and value.numpy().nbytes >= LEAST_BYTES:
+                yield value, value.numpy()
 
 
 def _key(array: np.ndarray) -> tuple[object, ...]:

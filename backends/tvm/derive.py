@@ -69,18 +69,20 @@ def values_of(encoding: Affine) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...
 def _in_memory_order(encoding: Encoding) -> tuple[Encoding, tuple[Step, ...]]:
     """A constant with its axes in the order in which they lie in memory, and the step from there: what
     is tied to it is the same array then."""
-    held = encoding.values if isinstance(encoding, Affine) else getattr(encoding, "array", None)
-    if held is None or held.ndim < 2 or held.flags.c_contiguous:
+    order = encoding.memory_order
+    axes = range(len(order))
+    if order == tuple(axes):
         return encoding, ()
-    order = sorted(range(held.ndim), key=lambda axis: -held.strides[axis])
-    if not held.transpose(order).flags.c_contiguous:
-        return encoding, ()
-    return encoding.transpose(order), (("transpose", *(order.index(i) for i in range(held.ndim))),)
+    return encoding.permute(order), (("transpose", *(order.index(axis) for axis in axes)),)
 
 
 def _affine(held: list[np.ndarray], axis: int, block: int) -> np.ndarray:
     values, scale, zero = held
-    return Affine(values, scale, zero, None if axis == NO_AXIS else axis, block).decode()
+    zero = zero.astype(np.int32) if zero.dtype == values.dtype else zero
+    # Wide ones: they would be packed first, if they had less than a byte each.
+    return Affine(
+        values.astype(np.int32), scale, zero, None if axis == NO_AXIS else axis, block
+    ).decode()
 
 
 def _scaled(held: list[np.ndarray], dtype: str) -> np.ndarray:

@@ -28,14 +28,13 @@ from tersor.errors import Unsupported
 from tersor.ir import (
     Affine,
     Attribute,
-    Cast,
-    Dense,
     DType,
     Encoding,
     Graph,
     Node,
     TensorType,
     Value,
+    concat,
 )
 from tersor.ir.dims import maximum, product
 from tersor.numerics.masks import drop_masks
@@ -123,7 +122,7 @@ class _Fusion:
         """One op for layers that read the same, side by side, and the norm that ends them."""
         first, last = linears[0], norm or linears[-1]
         int8 = _quantized_source(first) is not None
-        weight = _side_by_side([_encoding(n.inputs[1]) for n in linears])
+        weight = concat([_encoding(n.inputs[1]) for n in linears], 1)
         n = weight.type.shape[1]
         attrs: dict[str, Attribute] = {
             "product": "int8" if int8 else "float32",
@@ -248,14 +247,14 @@ def _is_fusable(node: Node, *, norm: bool = False) -> bool:
         return False
     if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
         return False
-    encoding = weight.encoding
     if not int8:
         return x.producer is not None or x.is_input
+    affine = weight.encoding.layer(Affine)
     return (
-        isinstance(encoding, Affine)
-        and encoding.storage is DType.I8
-        and (encoding.axis, encoding.block) == (1, 0)
-        and encoding.is_symmetric
+        affine is not None
+        and affine.storage is DType.I8
+        and (affine.axis, affine.block) == (1, 0)
+        and affine.is_symmetric
     )
 
 
@@ -309,19 +308,10 @@ def _feeds_attention(node: Node, attention: Node) -> bool:
 def _alike(linears: list[Node]) -> bool:
     """Whether layers can be computed side by side."""
     kinds = {
-        (n.attrs["activation"], _quantized_source(n) is None, _form(_encoding(n.inputs[1])))
+        (n.attrs["activation"], _quantized_source(n) is None, _encoding(n.inputs[1]).concat_key(1))
         for n in linears
     }
     return len(kinds) == 1 and None not in {form for _, _, form in kinds}
-
-
-def _form(encoding: Encoding) -> str | None:
-    """What encodings have in common whose columns can be put side by side; None where none can."""
-    if not isinstance(encoding, Affine):
-        return encoding.describe()
-    if encoding.block or encoding.axis not in (None, 1):
-        return None
-    return f"{encoding.storage.value}, {encoding.zero_point.dtype}"
 
 
 _RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
@@ -376,20 +366,3 @@ def _encoding(value: Value | None) -> Encoding:
 def _name(node: Node) -> str:
     assert node.inputs[1] is not None
     return node.inputs[1].name
-
-
-def _side_by_side(encodings: list[Encoding]) -> Encoding:
-    """Weights [k, n] as one, their columns one after the other."""
-    if len(encodings) == 1:
-        return encodings[0]
-    affine = [e.on_axis(1) for e in encodings if isinstance(e, Affine)]
-    if len(affine) == len(encodings):
-        values, scale, zero = (
-            np.concatenate([getattr(e, name) for e in affine], axis)
-            for name, axis in (("values", 1), ("scale", 0), ("zero_point", 0))
-        )
-        return Affine(values, scale, zero, 1)
-    cast = [e for e in encodings if isinstance(e, Cast)]
-    if len(cast) == len(encodings):
-        return Cast(np.concatenate([e.array for e in cast], 1), cast[0].dtype)
-    return Dense(np.concatenate([e.decode() for e in encodings], 1))

@@ -21,7 +21,7 @@ from tvm import relax, tirx
 from tersor.backends.tvm.derive import Derivation, Step, compute, steps_of
 from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
-from tersor.ir import Dense, Dim, DType, Graph, Node, Sym, TensorType, Value
+from tersor.ir import Dim, DType, Graph, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call, symbols
 from tersor.ops import TABLE, contents_of
 
@@ -142,7 +142,7 @@ class Lowering:
     def _constant(self, value: Value) -> Any:
         assert value.encoding is not None, f"{value!r} is read before it is made"
         small = value.encoding.type.numel == 0 or value.encoding.nbytes <= INLINE_BYTES
-        if isinstance(value.encoding, Dense) or small:
+        if value.is_dense or small:
             return self.constant(value.numpy(), value.name)
         return self.derived(*steps_of(value.encoding), value.name)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import dims
-from tersor.ir import Dense, Graph, Node, Use, Value
+from tersor.ir import Graph, Node, Use, Value
 from tersor.structure.ties import tied_to
 
 
@@ -61,7 +61,7 @@ def tables(graph: Graph, min_elements: int) -> list[Value]:
 
 def unfit(table: Value, lookups: Sequence[Lookup]) -> str | None:
     """Why the table cannot be written as smaller ones; None where it can."""
-    if not isinstance(table.encoding, Dense):
+    if not table.is_dense:
         return f"@{table.name} is not dense"
     if len(lookups) != len(table.uses):
         return f"@{table.name} is also read by something else than a lookup, as a tied head does"

@@ -86,9 +86,9 @@ def weights_of(node: Node) -> np.ndarray | None:
     if node.op not in _FUSED or not _is_8_bits(activations_of(node)):
         return None
     weight = node.input(1)
-    held = weight.encoding if weight is not None else None
-    if isinstance(held, Affine):
-        return held.values if held.storage in (DType.I8, DType.U8) else None
+    encoding = weight.encoding if weight is not None else None
+    if encoding is not None and (affine := encoding.layer(Affine)) is not None:
+        return affine.values if affine.storage in (DType.I8, DType.U8) else None
     dequantizer = made_by(weight, "DequantizeLinear")
     quantized = dequantizer.inputs[0] if dequantizer is not None else None
     if quantized is None or not quantized.is_constant or quantized.tensor.dtype.bits != 8:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tersor.ir import Cast, Dense, DType, Graph
+from tersor.ir import Cast, DType, Graph
 
 SHORT = {"F16": DType.F16, "BF16": DType.BF16}  # By safetensors' names.
 MIN_ELEMENTS = 1024  # Smaller constants are not worth a node that casts them.
@@ -34,13 +34,12 @@ def float_types(directory: Path) -> set[str]:
 def hold_short(graph: Graph, types: Collection[str]) -> None:
     """Holds float32 constants of ``graph`` in the first of ``types`` that has all of their numbers."""
     for constant in graph.constants.values():
-        held = constant.encoding
-        if not isinstance(held, Dense) or held.storage is not DType.F32:
+        if not constant.is_dense or constant.tensor.dtype is not DType.F32:
             continue
-        if math.prod(held.array.shape) < MIN_ELEMENTS:
+        if math.prod(constant.tensor.shape) < MIN_ELEMENTS:
             continue
         for kind in sorted(types & SHORT.keys()):
-            short = _shortened(held.array, SHORT[kind])
+            short = _shortened(constant.numpy(), SHORT[kind])
             if short is not None:
                 graph.set_encoding(constant, Cast(short, DType.F32))
                 break

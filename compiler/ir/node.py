@@ -62,6 +62,11 @@ class Value:
         return self.encoding is not None
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it is a constant that is stored as an array as it is."""
+        return self.encoding is not None and self.encoding.is_dense
+
+    @property
     def is_input(self) -> bool:
         return self.producer is None and self.encoding is None
 

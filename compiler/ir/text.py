@@ -7,27 +7,26 @@
       %m: f32[batch, 8], %_: bool[batch, 8] = Dropout(%h, _) {seed = 1}
     }
 
-Constants of up to eight elements are written out, larger ones by the digest of their encoding:
-:func:`parse` finds those in ``weights`` (see :func:`weights_of`), and understands ``normal(seed)``
-and ``arange`` in place of a digest, so that tests can be written by hand.  An operand that is left
-out is ``_``.  Printing what was parsed gives the same text.
+Constants of up to eight elements are written out (:mod:`tersor.ir.encodings.text` says how, in whatever
+form they are), larger ones by the digest of their encoding: :func:`parse` finds those in ``weights`` (see
+:func:`weights_of`), and understands ``normal(seed)`` and ``arange`` in place of numbers, so that tests can
+be written by hand.  An operand that is left out is ``_``.  Printing what was parsed gives the same text.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tersor.errors import InvalidGraph
-from tersor.ir.encodings import Dense, Encoding
+from tersor.ir.encodings import Encoding
+from tersor.ir.encodings.text import print_encoding, print_number, read_encoding
 from tersor.ir.graph import Graph, OpTable
 from tersor.ir.node import Attribute, Node, Value
+from tersor.ir.tokens import Tokens
 from tersor.ir.types import (
-    DType,
     MapType,
     OptionalType,
     SequenceType,
@@ -36,7 +35,6 @@ from tersor.ir.types import (
     parse_type,
 )
 
-INLINE_ELEMENTS = 8
 _PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
 # Without a mark before it: a number, a word (unless it begins like a number), else in quotes.
 _WORD = re.compile(r"(?!(?:inf|nan)\b)[A-Za-z_][A-Za-z0-9_./\-]*\Z|\d+\Z")
@@ -78,7 +76,7 @@ def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:
     yield f"graph {_name(graph.name)}({inputs}) -> ({returned}) {{"
     for value in graph.constants.values():
         assert value.encoding is not None
-        yield f"{indent}  {_ref(value)}: {value.type} = {_encoding(value.encoding)}"
+        yield f"{indent}  {_ref(value)}: {value.type} = {print_encoding(value.encoding)}"
     for node in graph.nodes:
         yield from _node_lines(node, indent + "  ")
     yield indent + "}"
@@ -125,7 +123,7 @@ def _attribute(attr: Attribute, indent: str) -> list[str]:
 
 def _scalar(attr: object) -> str:
     if isinstance(attr, Encoding):
-        return f"tensor {attr.type} {_encoding(attr)}"
+        return f"tensor {attr.type} {print_encoding(attr)}"
     if isinstance(attr, (TensorType, SequenceType, OptionalType, MapType, UnknownType)):
         return f"type {json.dumps(str(attr))}"
     if isinstance(attr, bytes):
@@ -134,38 +132,7 @@ def _scalar(attr: object) -> str:
         return json.dumps(attr)
     if isinstance(attr, (bool, np.bool_)):
         raise TypeError("attributes hold no booleans: ONNX writes 0 and 1")
-    return _number(attr)
-
-
-def _number(value: object) -> str:
-    if isinstance(value, (int, np.integer)):
-        return str(int(value))
-    number = float(value)  # type: ignore[arg-type]
-    if math.isfinite(number):
-        return repr(number)
-    return "nan" if math.isnan(number) else "inf" if number > 0 else "-inf"
-
-
-def _encoding(encoding: Encoding) -> str:
-    text = encoding.describe()
-    if isinstance(encoding, Dense) and _inlines(encoding):
-        flat = encoding.array.reshape(-1).tolist()
-        if encoding.array.dtype.kind == "V":  # ml_dtypes: their items are no Python numbers
-            wide = np.int64 if encoding.type.dtype.is_integer else np.float64
-            flat = encoding.array.reshape(-1).astype(wide).tolist()
-        items = (str(v).lower() if isinstance(v, bool) else _number(v) for v in flat)
-        return f"{text} [{', '.join(items)}]"
-    return f"{text} #{encoding.digest}"
-
-
-def _inlines(encoding: Dense) -> bool:
-    if encoding.array.size > INLINE_ELEMENTS:
-        return False
-    dtype = encoding.type.dtype
-    if dtype.is_float:
-        # The bits of a NaN and the sign of one do not survive decimal text.
-        return not np.isnan(encoding.array.astype(np.float64)).any()
-    return dtype.is_integer or dtype is DType.BOOL
+    return print_number(attr)
 
 
 def _name(name: str) -> str:
@@ -200,26 +167,9 @@ def parse(
         raise parser.error("graphs or lists nest too deep") from None
 
 
-MAX_NUMBERS = 1 << 24  # elements of a constant that the text tells how to make
-
-_TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\n]+|//[^\n]*)
-      | (?P<string>"(?:[^"\\]|\\.)*")
-      | (?P<arrow>->)
-      | (?P<ref>[%@](?:[A-Za-z0-9_./\-]+|"(?:[^"\\]|\\.)*"))
-      | (?P<digest>\#[0-9a-f]+)
-      | (?P<number>[-+]?(?:inf\b|nan\b|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?))
-      | (?P<word>[A-Za-z_][A-Za-z0-9_./\-]*)
-      | (?P<mark>[(){}\[\],=:])""",
-    re.VERBOSE,
-)
-_TYPE = re.compile(r"(?:seq<|optional<|map<[a-z0-9]+, )*(?:unknown|[a-z0-9]+\[[^\]]*\])>*")
-
-
-class _Parser:
+class _Parser(Tokens):
     def __init__(self, text: str, table: OpTable | None, weights: Mapping[str, Encoding]) -> None:
-        self.text = text
-        self.position = 0
+        super().__init__(text)
         self.table = table
         self.weights = weights
         self.values: dict[str, Value] = {}
@@ -229,71 +179,6 @@ class _Parser:
         if self.peek()[1]:
             self.fail(f"unexpected {self.peek()[1]!r} after the graph")
         return graph
-
-    # tokens
-
-    def error(self, message: str) -> InvalidGraph:
-        return InvalidGraph(f"line {self.text.count(chr(10), 0, self.position) + 1}: {message}")
-
-    def fail(self, message: str) -> InvalidGraph:
-        raise self.error(message)
-
-    def peek(self) -> tuple[str, str, int]:
-        """Kind, text and end of the next token; ``("end", "", n)`` at the end."""
-        start = self.position
-        while start < len(self.text):
-            match = _TOKEN.match(self.text, start)
-            if match is None:
-                self.fail(f"cannot read {self.text[start : start + 20]!r}")
-            assert match is not None and match.lastgroup is not None
-            if match.lastgroup != "space":
-                return match.lastgroup, match.group(), match.end()
-            start = self.position = match.end()
-        return "end", "", start
-
-    def take(self, expected: str = "") -> str:
-        kind, text, end = self.peek()
-        if kind == "end":
-            self.fail(f"the text ends here{f', {expected!r} is missing' if expected else ''}")
-        if expected and text != expected:
-            self.fail(f"expected {expected!r}, found {text!r}")
-        self.position = end
-        return text
-
-    def accept(self, text: str) -> bool:
-        if self.peek()[1] == text:
-            self.take()
-            return True
-        return False
-
-    def name(self) -> str:
-        text = self.take()
-        return str(json.loads(text)) if text.startswith('"') else text
-
-    def string(self) -> str:
-        kind, text, _ = self.peek()
-        if kind != "string":
-            self.fail(f"expected a string, found {text!r}")
-        return str(json.loads(self.take()))
-
-    def ref(self) -> str:
-        kind, text, _ = self.peek()
-        if kind != "ref":
-            self.fail(f"expected a value, found {text!r}")
-        self.take()
-        return str(json.loads(text[1:])) if text[1] == '"' else text[1:]
-
-    def type(self) -> object:
-        self.peek()
-        match = _TYPE.match(self.text, self.position)
-        if match is None:
-            self.fail("expected a type")
-        assert match is not None
-        self.position = match.end()
-        try:
-            return parse_type(match.group())
-        except ValueError as error:
-            return self.fail(str(error))
 
     # structure
 
@@ -342,7 +227,7 @@ class _Parser:
                 self.fail(f"%{name} is defined twice")
         if constant:
             (name, type), *_ = made
-            self.values[name] = graph.constant(self.encoding(type), name)
+            self.values[name] = graph.constant(read_encoding(self, type, self.weights), name)
             return
         self.node(graph, made)
 
@@ -397,7 +282,7 @@ class _Parser:
             return tuple(items)  # type: ignore[return-value]
         if text == "tensor":
             self.take()
-            return self.encoding(self.type())
+            return read_encoding(self, self.type(), self.weights)
         if text == "type":
             self.take()
             return parse_type(self.string())
@@ -410,46 +295,3 @@ class _Parser:
             self.take()
             return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
         raise self.fail(f"expected an attribute, found {text!r}")
-
-    def encoding(self, type: object) -> Encoding:
-        if not isinstance(type, TensorType):
-            raise self.fail(f"a constant cannot be {type}")
-        described = self.take()
-        depth = 0
-        while (mark := self.peek()[1]) == "(" or depth:
-            depth += (mark == "(") - (mark == ")")
-            self.take()
-        kind, text, _ = self.peek()
-        if kind == "digest":
-            self.take()
-            if text[1:] not in self.weights:
-                self.fail(f"no weight with digest {text}")
-            return self.weights[text[1:]]
-        if described != "dense":
-            self.fail(f"{described} constants are written by digest")
-        return Dense(self.numbers(type))
-
-    def numbers(self, type: TensorType) -> np.ndarray:
-        shape, dtype = type.shape, type.dtype.numpy
-        if not 0 <= math.prod(shape) <= MAX_NUMBERS:
-            self.fail(f"{type} is too large for numbers in the text")
-        if self.accept("normal"):
-            self.take("(")
-            seed = int(self.take())
-            self.take(")")
-            return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-        if self.accept("arange"):
-            return np.arange(math.prod(shape)).reshape(shape).astype(dtype)
-        self.take("[")
-        items: list[object] = []
-        while not self.accept("]"):
-            word = self.take()
-            items.append(
-                word == "true"
-                if type.dtype is DType.BOOL
-                else int(word)
-                if type.dtype.is_integer
-                else float(word)
-            )
-            self.accept(",")
-        return np.array(items, dtype).reshape(shape)

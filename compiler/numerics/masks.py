@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.errors import InvalidOption
-from tersor.ir import Cast, Dense, Graph, Masked, Value
+from tersor.ir import Graph, Value
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def by_threshold(scores: np.ndarray, pattern: Pattern, threshold: float) -> np.n
     return ~pattern.spread(pattern.pool(scores) < threshold)
 
 
-def is_dense(value: Value) -> bool:
-    """Whether it is a constant of floats that nobody quantized, in half precision or not, pruned or not."""
-    return value.encoding is not None and isinstance(value.encoding.unmasked, (Dense, Cast))
+def stores_floats(value: Value) -> bool:
+    """Whether it is a constant that nobody quantized, in half precision or not, pruned or not."""
+    return value.encoding is not None and value.encoding.storage.is_float
 
 
 def drop_masks(graph: Graph) -> None:
     """Masked constants become what they hold, zeros and all: for a backend that has no sparse form."""
     for owner in graph.all_graphs():
         for constant in owner.constants.values():
-            if isinstance(constant.encoding, Masked):
+            if constant.encoding is not None and constant.encoding.mask is not None:
                 owner.set_encoding(constant, constant.encoding.unmasked)

@@ -77,7 +77,7 @@ def unfit(node: Node, weight: Weight) -> str:
     held = node.inputs[weight.operand]
     if held is None or not held.is_constant or held.tensor.dtype.value != "f32":
         return "its weight is no constant of f32"
-    if not isinstance(held.encoding, Dense):
+    if not held.is_dense:
         return f"its weight is {held.encoding.describe() if held.encoding else 'none'}"
     if tied := tied_to(held):
         return f"its weight is tied to @{tied[0].name}"

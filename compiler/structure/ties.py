@@ -8,7 +8,9 @@ numbers once; what changes one of them has to change the other, or leave both.
 
 from __future__ import annotations
 
-from tersor.ir import Affine, Cast, Dense, Graph, Node, Value
+import math
+
+from tersor.ir import Graph, Node, Value
 
 LEAST_ELEMENTS = 1024
 
@@ -33,14 +35,15 @@ def tied_to(value: Value) -> list[Value]:
 
 def turn(a: Value, b: Value) -> tuple[int, ...]:
     """The order of a's axes in which they are those of b, to which it is tied."""
-    have, made = _memory_order(a), _memory_order(b)
-    return tuple(have[made.index(axis)] for axis in range(len(have)))
+    assert a.encoding is not None and b.encoding is not None
+    have, other = a.encoding.memory_order, b.encoding.memory_order
+    return tuple(have[other.index(axis)] for axis in range(len(have)))
 
 
 def tie_again(first: Value, other: Value, perm: tuple[int, ...]) -> None:
     """Holds in ``other`` what ``first`` holds by now, turned by ``perm``."""
     assert first.encoding is not None
-    other.graph.set_encoding(other, first.encoding.transpose(perm))
+    other.graph.set_encoding(other, first.encoding.permute(perm))
 
 
 def held_twice(node: Node, weight: Value) -> str:
@@ -56,19 +59,7 @@ def held_twice(node: Node, weight: Value) -> str:
 def _key(value: Value) -> tuple[object, ...] | None:
     if value.encoding is None or not value.uses:
         return None
-    held = value.encoding.unmasked
-    if not isinstance(held, (Dense, Cast, Affine)) or len(held.type.shape) < 2:
+    shape, order = value.encoding.type.shape, value.encoding.memory_order
+    if len(shape) < 2 or math.prod(shape) < LEAST_ELEMENTS:
         return None
-    array = held.values if isinstance(held, Affine) else held.array
-    if array.size < LEAST_ELEMENTS:
-        return None
-    return held.place, tuple(array.shape[axis] for axis in _memory_order(value))
-
-
-def _memory_order(value: Value) -> list[int]:
-    """Axes from that of the longest stride to that of the shortest."""
-    assert value.encoding is not None
-    held = value.encoding.unmasked
-    assert isinstance(held, (Dense, Cast, Affine))
-    array = held.values if isinstance(held, Affine) else held.array
-    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    return value.encoding.place, tuple(shape[axis] for axis in order)

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from tersor.analysis.match import made_by, operand
-from tersor.ir import Affine, Cast, Dense, DType, Encoding, Node, TensorType, Value
+from tersor.ir import Affine, Cast, DType, Encoding, Node, TensorType, Value
 from tersor.ops import TABLE
 
 
@@ -47,7 +47,7 @@ def _encoded(node: Node) -> Encoding | None:
     if node.op == "Transpose":
         perm = node.attrs.get("perm")
         axes = range(len(held.type.shape))
-        return held.transpose(perm if isinstance(perm, tuple) else axes[::-1])  # type: ignore[arg-type]
+        return held.permute(perm if isinstance(perm, tuple) else axes[::-1])  # type: ignore[arg-type]
     dims = node.output.tensor.dims
     if TABLE.has(node.op, "view") and dims is not None and all(isinstance(d, int) for d in dims):
         return held.reshape(node.output.tensor.shape)
@@ -73,9 +73,8 @@ def _cast(node: Node) -> Encoding | None:
     x, dtype = operand(node, 0), node.output.tensor.dtype
     if not dtype.is_float:
         return None
-    held = x.encoding
-    if isinstance(held, Dense) and held.storage in (DType.F16, DType.BF16):
-        return Cast(held.array, dtype) if dtype.bits > held.storage.bits else None
+    if x.is_dense and x.tensor.dtype in (DType.F16, DType.BF16):
+        return Cast(x.numpy(), dtype) if dtype.bits > x.tensor.dtype.bits else None
     found = _integers(x)
     if found is None:
         return None
@@ -84,13 +83,13 @@ def _cast(node: Node) -> Encoding | None:
         return None
     one = np.ones((), dtype.numpy)
     zero = np.zeros((), values.dtype) if zero is None else zero
-    return Affine(values, one, zero, bits=DType.of(values).bits)
+    return Affine(values, one, zero)
 
 
 def _integers(x: Value) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Integers, and the one that a model subtracts from all of them in a wider type."""
-    if isinstance(x.encoding, Dense):
-        return (x.encoding.array, None) if x.encoding.storage.is_integer else None
+    if x.is_dense:
+        return (x.numpy(), None) if x.tensor.dtype.is_integer else None
     if (cast := made_by(x, "Cast")) is not None and x.tensor.dtype.is_integer:
         return _integers(operand(cast, 0)) if _widens(operand(cast, 0), x) else None
     if (minus := made_by(x, "Sub")) is not None and x.tensor.dtype.bits >= 32:
@@ -98,7 +97,8 @@ def _integers(x: Value) -> tuple[np.ndarray, np.ndarray | None] | None:
         if have is None or have[1] is not None or zero is None or zero.type.numel != 1:
             return None
         level = np.array(zero.decode()).reshape(())
-        return (have[0], level.astype(have[0].dtype)) if _fits(level, have[0]) else None
+        fits = _fits(level, DType.of(have[0]))
+        return (have[0], level.astype(have[0].dtype)) if fits else None
     return None
 
 
@@ -110,22 +110,20 @@ def _widens(inner: Value, x: Value) -> bool:
 
 
 def _dequantized(node: Node) -> Encoding | None:
-    x, scale, zero = operand(node, 0).encoding, operand(node, 1).encoding, node.input(2)
-    if not isinstance(x, Dense) or not x.storage.is_integer or not isinstance(scale, Dense):
+    x, scale, zero = operand(node, 0), operand(node, 1), node.input(2)
+    if not x.is_dense or not x.tensor.dtype.is_integer or not scale.is_dense:
         return None
-    if (
-        zero is not None and not isinstance(zero.encoding, Dense)
-    ) or scale.storage.bits <= x.storage.bits:
+    if (zero is not None and not zero.is_dense) or scale.tensor.dtype.bits <= x.tensor.dtype.bits:
         return None
-    by = scale.array
-    minus = zero.numpy() if zero is not None else np.zeros(by.shape, x.array.dtype)
+    codes, by = x.numpy(), scale.numpy()
+    minus = zero.numpy() if zero is not None else np.zeros(by.shape, codes.dtype)
     axis, block = node.attrs["axis"], node.attrs.get("block_size", 0)
     assert isinstance(axis, int) and isinstance(block, int)
     if by.size == 1 and minus.size == 1:
-        return Affine(x.array, by.reshape(()), minus.reshape(()), bits=x.storage.bits)
+        return Affine(codes, by.reshape(()), minus.reshape(()))
     if by.shape != minus.shape:
         return None
-    return Affine(x.array, by, minus, axis % x.array.ndim, block, x.storage.bits)
+    return Affine(codes, by, minus, axis % codes.ndim, block)
 
 
 # -- what scales and shifts them -------------------------------------------------------------------
@@ -159,20 +157,23 @@ def _shifted(node: Node) -> Encoding | None:
         level = np.asarray(level + held.zero_point.astype(level.dtype))
     if not np.isfinite(level).all():
         return None
-    whole = held.scale.size > 0 and _fits(level, held.values)
-    return replace(held, zero_point=level.astype(held.values.dtype if whole else held.scale.dtype))
+    stored = held.codes.type.dtype
+    whole = held.scale.size > 0 and _fits(level, stored)
+    return replace(held, zero_point=level.astype(stored.numpy if whole else held.scale.dtype))
 
 
 def _affine_and_constant(node: Node, commutes: bool) -> tuple[Affine | None, np.ndarray | None]:
-    a, b = operand(node, 0).encoding, operand(node, 1).encoding
-    if commutes and isinstance(b, Affine) and isinstance(a, Dense):
+    a, b = operand(node, 0), operand(node, 1)
+    if commutes and a.is_dense:
         a, b = b, a
-    return (a, b.array) if isinstance(a, Affine) and isinstance(b, Dense) else (None, None)
+    if a.encoding is None or a.encoding.mask is not None or not b.is_dense:
+        return None, None
+    return a.encoding.layer(Affine), b.numpy()
 
 
 def _aligned(held: Affine, parameter: np.ndarray) -> tuple[Affine, np.ndarray] | None:
     """The same numbers, and what broadcasts against them in the form of their scale."""
-    shape = held.values.shape
+    shape = held.type.shape
     if parameter.ndim > len(shape):
         return None
     if parameter.size == 1:
@@ -197,12 +198,11 @@ def _on_axis(held: Affine, axis: int, block: int, shape: tuple[int, ...]) -> Aff
     scale, zero = (
         np.broadcast_to(p, shape) if held.axis is None else p for p in (held.scale, held.zero_point)
     )
-    return Affine(held.values, scale, zero, axis, block, held.bits)
+    return Affine(held.codes, scale, zero, axis, block)
 
 
-def _fits(level: np.ndarray, values: np.ndarray) -> bool:
-    """Whether zero points are whole numbers of the type of ``values``."""
-    dtype = DType.of(values)
+def _fits(level: np.ndarray, dtype: DType) -> bool:
+    """Whether zero points are whole numbers of a type."""
     signed = dtype.value.startswith("i")
     low, high = (-(1 << dtype.bits - 1) if signed else 0), (1 << dtype.bits - signed) - 1
     return bool((level == np.rint(level)).all() and (level >= low).all() and (level <= high).all())

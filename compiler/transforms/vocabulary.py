@@ -53,12 +53,12 @@ def _part(whole: Value, kept: np.ndarray, axis: int, cut: Cut) -> Value:
     transpose = made_by(whole, "Transpose")
     held = whole if transpose is None else operand(transpose, 0)
     assert held.encoding is not None
-    encoding = held.encoding if transpose is None else held.encoding.transpose((1, 0))
+    encoding = held.encoding if transpose is None else held.encoding.permute((1, 0))
     square = len(set(encoding.type.shape)) == 1  # Which does not tell which way it lies.
     if square or encoding.place not in cut:
         cut[encoding.place] = encoding.take(kept, axis), axis
     part, along = cut[encoding.place]
-    return held.graph.constant(part if along == axis else part.transpose((1, 0)), held.name)
+    return held.graph.constant(part if along == axis else part.permute((1, 0)), held.name)
 
 
 def _read(node: Node, index: int, part: Value) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tersor.analysis.places import enclosing
-from tersor.ir import Dense, Encoding, Graph, Node, Value
+from tersor.ir import Encoding, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Context, Pass, replace_node
 
@@ -89,8 +89,7 @@ def _bytes(constant: Value) -> int:
 
 def _sample(constant: Value) -> tuple[str, str]:
     """What equal constants have in common and few others do: the type and a few of the numbers."""
-    encoding = constant.encoding
-    few = encoding.array.flat[:SAMPLE].tolist() if isinstance(encoding, Dense) else []
+    few = constant.numpy().flat[:SAMPLE].tolist() if constant.is_dense else []
     return str(constant.type), repr(few)
 
 

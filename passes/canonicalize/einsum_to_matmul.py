@@ -96,7 +96,7 @@ def _by_constant(graph: Graph, node: Node, equation: Equation, found: _Kinds) ->
     assert held is not None
     sizes = dict(zip(labels, weight.tensor.shape, strict=True))
     if labels != (*found.summed, *found.columns):
-        held = held.transpose(_order(labels, (*found.summed, *found.columns)))
+        held = held.permute(_order(labels, (*found.summed, *found.columns)))
     merged, columns = (
         int(np.prod([sizes[label] for label in kind])) for kind in (found.summed, found.columns)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import made_by, operand, rank, read_once, with_constant
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -60,7 +60,7 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
     assert held is not None
     if node.attrs["transB"]:
         # A view where it can be one: weights may be mapped, and all of them more than memory holds.
-        held = held.transpose((1, 0))
+        held = held.permute((1, 0))
     if alpha != 1.0:
         held = held.scaled(np.asarray(alpha, dtype), None)
     if held is not weight.encoding:
@@ -74,7 +74,7 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
 
 
 def _is_row(bias: Value, weight: Value, transposed: int) -> bool:
-    if not isinstance(bias.encoding, Dense):
+    if not bias.is_dense:
         return False
     columns = weight.tensor.shape[0 if transposed else 1]
     return bias.tensor.shape in ((columns,), (1, columns), (1,), (), (1, 1))

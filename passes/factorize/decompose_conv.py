@@ -21,7 +21,7 @@ import numpy as np
 
 from tersor.analysis.scopes import chosen
 from tersor.errors import InvalidOption
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 from tersor.ir.node import Attribute
 from tersor.numerics.lowrank import weight_error
 from tersor.numerics.tensors import (
@@ -209,7 +209,7 @@ def _weight(node: Node) -> np.ndarray:
         Skip: it cannot be taken apart.
     """
     weight = node.inputs[1]
-    if weight is None or not isinstance(weight.encoding, Dense):
+    if weight is None or not weight.is_dense:
         raise Skip("its weight is not a dense constant")
     if node.attrs["group"] != 1:
         raise Skip("its channels are in groups, and so in smaller convolutions already")

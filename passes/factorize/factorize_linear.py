@@ -18,7 +18,7 @@ import numpy as np
 
 from tersor.analysis.scopes import chosen
 from tersor.errors import InvalidOption
-from tersor.ir import Dense, Graph, Node, Value
+from tersor.ir import Graph, Node, Value
 from tersor.numerics.decompositions import landmarks, nystrom, semi_nmf
 from tersor.numerics.lowrank import (
     Factors,
@@ -153,7 +153,7 @@ class FactorizeLinear(Pass):
 
     def _refused(self, node: Node, graph: Graph) -> str | None:
         weight, bias = node.inputs[1], node.input(2)
-        if weight is None or not isinstance(weight.encoding, Dense):
+        if weight is None or not weight.is_dense:
             return "its weight is not a dense constant"
         if min(weight.tensor.shape) < 2:
             return "its weight has no rank above 1"
@@ -161,7 +161,7 @@ class FactorizeLinear(Pass):
             return "its weight holds NaN or infinity"
         if self.method in _NEED_DATA and (node.graph is not graph or weight.graph is not graph):
             return "it lies in a subgraph, which calibration does not see into"
-        if self.method == "pca" and bias is not None and not isinstance(bias.encoding, Dense):
+        if self.method == "pca" and bias is not None and not bias.is_dense:
             return "its bias is not a dense constant"
         return None
 

@@ -124,7 +124,7 @@ def _layer(node: Node, what: str) -> _Layer:
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue
-        if not isinstance(value.encoding, Dense):
+        if not value.is_dense:
             raise Skip(f"the {name} {what} is not a dense constant")
         if not np.isfinite(value.numpy()).all():
             raise Skip(f"the {name} {what} holds NaN or infinity")

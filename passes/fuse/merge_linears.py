@@ -2,20 +2,19 @@
 
     q, k, v = x Wq, x Wk, x Wv   ->   q, k, v = Split(x [Wq | Wk | Wv])
 
-Float weights and int8 weights with a scale a column alike.  One large product runs nearer to the
+Weights in any form, where all have the same.  One large product runs nearer to the
 hardware's limit than three small ones, but the Split copies: whether it pays is for the backend to
 measure, so this pass is not part of fusion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tersor.analysis.match import operand
-from tersor.ir import Affine, Dense, Encoding, Graph, Masked, Node, Value
+from tersor.ir import Graph, Node, Value, concat
 from tersor.pipeline import ROUNDING, Context, Pass, erase_dead
 
 
@@ -40,15 +39,11 @@ class MergeLinears(Pass):
 
 def _form(node: Node) -> tuple[object, ...]:
     """What must agree for layers to be merged, besides their input; empty where they cannot be."""
-    held, bias = operand(node, 1).encoding, node.input(2)
-    weight = held.unmasked if held is not None else None
-    if bias is not None and not isinstance(bias.encoding, Dense):
+    weight, bias = operand(node, 1).encoding, node.input(2)
+    if weight is None or (bias is not None and not bias.is_dense):
         return ()
-    if isinstance(weight, Dense):
-        return ("dense", bias is None)
-    if isinstance(weight, Affine) and weight.axis == 1 and not weight.block:
-        return (weight.storage, bias is None)
-    return ()
+    key = weight.unmasked.concat_key(1)
+    return () if key is None else (*key, bias is None)
 
 
 def _quantized(x: Value) -> Value:
@@ -65,7 +60,7 @@ def _merge(graph: Graph, nodes: list[Node]) -> None:
     with graph.at(first):
         operands: list[Value | None] = [
             operand(first, 0),
-            graph.constant(_side_by_side(weights), operand(first, 1).name),
+            graph.constant(concat(weights, 1), operand(first, 1).name),
         ]
         if first.input(2) is not None:
             bias = np.concatenate([operand(n, 2).numpy() for n in nodes])
@@ -77,24 +72,3 @@ def _merge(graph: Graph, nodes: list[Node]) -> None:
     for node, part in zip(nodes, parts.outputs, strict=True):
         graph.replace(node.output, part)
     erase_dead(nodes)
-
-
-def _side_by_side(weights: Sequence[Encoding]) -> Encoding:
-    """The columns of all; with a mask where one has it, which covers the others whole."""
-    whole = _columns(weights)
-    if not any(isinstance(w, Masked) for w in weights):
-        return whole
-    masks = [w.mask if isinstance(w, Masked) else np.ones(w.type.shape, bool) for w in weights]
-    return Masked.of(np.concatenate(masks, axis=1), whole)
-
-
-def _columns(weights: Sequence[Encoding]) -> Dense | Affine:
-    affine = [w.unmasked for w in weights if isinstance(w.unmasked, Affine)]
-    if not affine:
-        return Dense(np.concatenate([w.decode() for w in weights], axis=1))
-    return Affine(
-        np.concatenate([w.values for w in affine], axis=1),
-        np.concatenate([w.scale for w in affine]),
-        np.concatenate([w.zero_point for w in affine]),
-        axis=1,
-    )

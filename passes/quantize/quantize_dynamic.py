@@ -26,7 +26,7 @@ from tersor.numerics.affine import (
     quantize_weight,
     relative_error,
 )
-from tersor.numerics.masks import is_dense
+from tersor.numerics.masks import stores_floats
 from tersor.numerics.rounding import round_in_order
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.statistics.calibration import TAPS, Activation, collect
@@ -125,7 +125,7 @@ class QuantizeDynamic(Pass):
         weight, x = node.inputs[1], node.inputs[0]
         if any(fnmatchcase(node.scope, pattern) for pattern in self.ignored_scopes):
             context.skip(node, "its scope is ignored by option")
-        elif weight is None or not is_dense(weight):
+        elif weight is None or not stores_floats(weight):
             context.skip(node, "its weight is not a dense constant")
         elif weight.numpy().size < self.min_elements:
             context.skip(node, f"its weight has fewer than {self.min_elements} elements")
@@ -207,7 +207,7 @@ def _encode(weight: Value, nodes: list[Node], encoding: Affine, context: Context
     constant too. What was pruned stays so: a symmetric scale holds zero exactly. A table that only
     lookups read, and that the weight is tied to, becomes the same integers."""
     assert weight.encoding is not None
-    held = weight.encoding.holding(encoding)
+    held = weight.encoding.with_values(encoding)
     tables = [(v, turn(weight, v)) for v in tied_to(weight) if len(lookups_of(v)) == len(v.uses)]
     if set(weight.users) == set(nodes) and not weight.is_output:
         weight.graph.set_encoding(weight, held)

@@ -13,7 +13,7 @@ import numpy as np
 from tersor.analysis.lookups import Lookup, lookups_of
 from tersor.ir import DType, Graph, Value
 from tersor.numerics.affine import quantize_rows, relative_error
-from tersor.numerics.masks import is_dense
+from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.structure.ties import tied_to
 
@@ -39,7 +39,7 @@ class QuantizeEmbedding(Pass):
     def _quantize(self, table: Value, lookups: Sequence[Lookup], context: Context) -> None:
         reader = lookups[0].node
         held = table.encoding
-        if held is None or not is_dense(table) or table.tensor.dtype is not DType.F32:
+        if held is None or not stores_floats(table) or table.tensor.dtype is not DType.F32:
             return
         dense = np.asarray(held.decode())
         if dense.size < self.min_elements:
@@ -62,7 +62,7 @@ class QuantizeEmbedding(Pass):
         if error > self.max_error:
             context.skip(reader, f"error {error:.3f} is above max_error {self.max_error}")
             return
-        table.graph.set_encoding(table, held.holding(encoding))
+        table.graph.set_encoding(table, held.with_values(encoding))
         context.rewrote()
         context.report.changed[table.name] = (f"@{table.name}", error)
         context.report.notes.append(f"@{table.name}: relative error {error:.4f}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from tersor.ir import DType, Graph, Node, Value
 from tersor.numerics.affine import quantize_outputs, relative_error
-from tersor.numerics.masks import is_dense
+from tersor.numerics.masks import stores_floats
 from tersor.ops import TABLE
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.structure.ties import tied_to
@@ -54,7 +54,7 @@ class QuantizeWeights(Pass):
     def _quantize(self, value: Value, context: Context) -> float | None:
         """The relative error of a weight that is now held in int8; None where it stays."""
         held, inputs = value.encoding, _summed_axes(value)
-        if held is None or inputs is None or not is_dense(value) or _elements(value) == 0:
+        if held is None or inputs is None or not stores_floats(value) or _elements(value) == 0:
             return None
         layers = [use.user for use in value.uses if isinstance(use.user, Node)]
         if reason := self._stays(value, layers):
@@ -63,7 +63,7 @@ class QuantizeWeights(Pass):
         if context.spares(value.name, layers[0]):
             return None
         dense = np.asarray(held.decode())
-        encoding = held.holding(quantize_outputs(dense, inputs))
+        encoding = held.with_values(quantize_outputs(dense, inputs))
         if encoding.nbytes > 0.9 * held.nbytes:
             context.skip(layers[0], f"@{value.name} would be no smaller: a scale for a few weights")
             return None

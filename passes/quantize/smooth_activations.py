@@ -28,7 +28,7 @@ from tersor.numerics.affine import (
     quantize_weight,
     relative_error,
 )
-from tersor.numerics.masks import is_dense
+from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.statistics.calibration import Activation, collect
 from tersor.structure.ties import held_twice
@@ -126,7 +126,7 @@ def _groups(graph: Graph) -> dict[Value, list[Node]]:
         weight, x = node.input(1), node.input(0)
         if node.op != "tersor.Linear" or weight is None or x is None:
             continue
-        if is_dense(weight) and weight.tensor.dtype.value == "f32":
+        if stores_floats(weight) and weight.tensor.dtype.value == "f32":
             groups.setdefault(x, []).append(node)
     return groups
 
@@ -177,7 +177,7 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
         return None
     bias = maker.input(2)
     held = [operand(maker, 1), *([bias] if bias is not None else [])]
-    own = all(is_dense(v) for v in held) and not held_twice(maker, operand(maker, 1))
+    own = all(stores_floats(v) for v in held) and not held_twice(maker, operand(maker, 1))
     return maker if own else None
 
 
@@ -186,7 +186,7 @@ def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> N
     else reads it."""
     old = node.inputs[operand]
     assert old is not None and old.encoding is not None
-    encoding = old.encoding.holding(Dense(data.astype(old.tensor.dtype.numpy)))
+    encoding = old.encoding.with_values(Dense(data.astype(old.tensor.dtype.numpy)))
     graph.set_input(node, operand, graph.constant(encoding, old.name))
     if not old.uses:
         old.graph.erase_constant(old)

@@ -28,7 +28,7 @@ import numpy as np
 
 from tersor.analysis.scopes import chosen
 from tersor.errors import InvalidOption
-from tersor.ir import Affine, Dense, Graph, Masked, Node, TensorType, Value
+from tersor.ir import Dense, Encoding, Graph, Masked, Node, TensorType, Value
 from tersor.numerics.masks import Pattern, by_sparsity, by_threshold, n_of_m
 from tersor.numerics.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.ops import TABLE, Weight
@@ -166,9 +166,6 @@ class PruneWeights(Pass):
     def _refusal(self, layer: _Layer, graph: Graph) -> str:
         """Why a layer's weight stays as it is; empty if it need not."""
         constant = layer.constant
-        held = constant.encoding.unmasked if constant.encoding is not None else None
-        if not isinstance(held, (Dense, Affine)):
-            return f"its weight is {constant.encoding.describe() if constant.encoding else 'none'}"
         if len(constant.uses) != len(layer.readers):
             return f"@{constant.name} is also read by what is not pruned"
         numbers = layer.matrix()
@@ -180,7 +177,7 @@ class PruneWeights(Pass):
             return misfit
         if self._needs_data and (reason := layer.unseen()):
             return f"{self.criterion} needs a layer's inputs: {reason}"
-        if self.criterion == "sparsegpt" and isinstance(held, Affine):
+        if self.criterion == "sparsegpt" and not layer.encoding.storage.is_float:
             return "sparsegpt moves the weights that stay, and these are quantized: prune first"
         return ""
 
@@ -277,6 +274,11 @@ class _Layer:
     mask: np.ndarray | None = None
 
     @property
+    def encoding(self) -> Encoding:
+        assert self.constant.encoding is not None
+        return self.constant.encoding
+
+    @property
     def label(self) -> str:
         return self.readers[0].scope or self.constant.name
 
@@ -297,19 +299,16 @@ class _Layer:
 
     def kept(self) -> np.ndarray:
         """bool[outputs, inputs]: what no earlier pass pruned."""
-        encoding = self.constant.encoding
-        if isinstance(encoding, Masked):
-            return self.form.matrix(encoding.mask)
-        return np.ones(self.form.matrix(self.constant.numpy()).shape, bool)
+        mask = self.encoding.mask
+        return self.form.matrix(np.ones(self.constant.tensor.shape, bool) if mask is None else mask)
 
     def hold(self, kept: np.ndarray, numbers: np.ndarray | None) -> None:
         """The constant under the mask ``kept``, with other ``numbers`` where they are given."""
-        assert self.constant.encoding is not None
-        shape, values = self.constant.tensor.shape, self.constant.encoding.unmasked
+        shape, values = self.constant.tensor.shape, self.encoding.unmasked
         if numbers is not None:
             dtype = self.constant.tensor.dtype.numpy
-            values = Dense(np.ascontiguousarray(self.form.tensor(numbers, shape), dtype))
-        assert isinstance(values, (Dense, Affine))
+            moved = Dense(np.ascontiguousarray(self.form.tensor(numbers, shape), dtype))
+            values = values.with_values(moved)
         masked = Masked.of(self.form.tensor(kept, shape), values)
         self.constant.graph.set_encoding(self.constant, masked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -110,7 +111,7 @@ def test_digests_tell_contents_shapes_types_and_forms_apart() -> None:
         Affine(q, one * 2, zero),
         Affine(q, one, zero + 1),
         Affine(q, np.ones(4, np.float32), np.zeros(4, np.int8), axis=0),
-        Affine(q, one, zero, bits=7),
+        Affine(q, one, zero, bits=4),
     ]
     assert len({h.digest for h in held}) == len(held)
     assert Dense(q).digest == Dense(q.copy()).digest
@@ -193,10 +194,10 @@ def test_a_mask_is_a_bit_an_element_and_only_what_is_kept_counts() -> None:
 
 def test_a_mask_outlives_other_numbers() -> None:
     pruned = Masked.of(checkers(), Dense(np.ones((3, 5), np.float32)))
-    then = pruned.holding(affine())
+    then = pruned.with_values(affine())
     np.testing.assert_array_equal(then.mask, checkers())
     np.testing.assert_array_equal(then.decode(), np.where(checkers(), affine().decode(), 0))
-    assert Dense(np.ones(3)).holding(affine()).describe() == "affine(i8, axis=1)"
+    assert Dense(np.ones(3)).with_values(affine()).describe() == "affine(i8, axis=1)"
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -209,12 +210,12 @@ def test_positions_are_taken_in_the_form_that_they_are_held_in(
     rng = np.random.default_rng(0)
     held = Affine(
         integers(rng, (3, 5), np.int8), rng.uniform(0.1, 1, shape).astype(np.float32),
-        integers(rng, shape, np.int8), None if block is None else 1, block or 0, bits=7,
+        integers(rng, shape, np.int8), None if block is None else 1, block or 0,
     )  # fmt: skip
     taken = held.take(np.array([2, 0]), axis)
     # The same numbers, each by the same multiplication: exactly equal.
     np.testing.assert_array_equal(taken.decode(), np.take(held.decode(), [2, 0], axis))
-    if block and axis == 1:  # Blocks are torn apart: there is no such form.
+    if block and axis == 1:  # Blocks are torn apart, to single numbers: there is no such form.
         assert taken.describe() == "dense"
     else:
         assert isinstance(taken, Affine)
@@ -256,20 +257,19 @@ def test_digests_tell_masks_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("packed", "array", "message"),
+    ("mask", "array", "message"),
     [
-        (np.array([0b10000000], np.uint8), [1, 2, 0], "outside of the mask are not zero"),
-        (np.array([0b10000000], np.uint8), [1, np.nan, 0], "outside of the mask are not zero"),
-        (np.array([0b11110000], np.uint8), [1, 2, 3], "bits set behind its last element"),
-        (np.zeros(2, np.uint8), [0, 0, 0], r"needs a mask of u8\[1\], got uint8\[2\]"),
-        (np.zeros(1, np.int8), [0, 0, 0], r"needs a mask of u8\[1\], got int8\[1\]"),
+        ([True, False, False], [1, 2, 0], "outside of the mask are not zero"),
+        ([True, False, False], [1, np.nan, 0], "outside of the mask are not zero"),
+        ([True, False], [0, 0, 0], r"a mask of bool\[2\] over values of f32\[3\]"),
+        (np.zeros(3, np.int8), [0, 0, 0], r"a mask of i8\[3\] over values of f32\[3\]"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(
-    packed: np.ndarray, array: list[float], message: str
+    mask: Sequence[bool], array: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Masked(packed, Dense(np.array(array, np.float32)))
+        Masked(Dense(np.array(array, np.float32)), np.asarray(mask))
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:

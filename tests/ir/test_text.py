@@ -129,10 +129,10 @@ def check_constant(array: np.ndarray) -> None:
 def test_strings_and_encoded_constants_are_found_by_digest() -> None:
     graph = Graph()
     graph.constant(np.array(["a", "b"], object), "words")
-    held = Affine(np.ones((2, 2), np.int8), np.ones(2, np.float32), np.zeros(2, np.int8), axis=1)
+    held = Affine(np.ones((5, 2), np.int8), np.ones(2, np.float32), np.zeros(2, np.int8), axis=1)
     graph.constant(held, "w")
     text = print_graph(graph)
-    assert f"@w: f32[2, 2] = affine(i8, axis=1) #{held.digest}" in text
+    assert f"@w: f32[5, 2] = affine(i8, axis=1) #{held.digest}" in text
     again = parse(text, weights=weights_of(graph))
     assert again.constants["w"].encoding is held
     assert again.constants["words"].numpy().tolist() == ["a", "b"]

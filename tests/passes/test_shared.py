@@ -162,7 +162,7 @@ def tied_graph() -> Graph:
     graph = parse(TIED, TABLE)
     table, head = graph.constants["table"], graph.constants["head"]
     assert table.encoding is not None
-    graph.set_encoding(head, table.encoding.transpose((1, 0)))
+    graph.set_encoding(head, table.encoding.permute((1, 0)))
     return graph
 
 

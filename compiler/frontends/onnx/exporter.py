@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from tersor.errors import Unsupported
 from tersor.frontends.onnx.normalize import form_since
 from tersor.frontends.onnx.scopes import NAMESPACE
-from tersor.ir import Attribute, Dense, DType, Encoding, Graph, Node, TensorType, Value
+from tersor.ir import Attribute, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ops import IR_OPSET, TABLE
 from tersor.ops.onnx_schema import (
     ML_OPSET,
@@ -220,12 +220,12 @@ class _Exporter:
         return self.names[value]
 
     def _initializer(self, value: Value) -> TensorProto:
-        if not isinstance(value.encoding, Dense):
+        if value.encoding is None or not value.encoding.is_dense:
             described = value.encoding.describe() if value.encoding else "nothing"
             raise Unsupported(f"{value!r} is held as {described}; a backend must lower it first")
         if (place := self.outside.get(value.encoding)) is not None:
             return _reference(value.encoding.type, place, self._name(value))
-        return _tensor(value.encoding.array, self._name(value))
+        return _tensor(value.encoding.decode(), self._name(value))
 
     def _node(self, node: Node) -> NodeProto:
         domain, op = split_domain(node.op)

@@ -16,7 +16,7 @@ from tersor.built import Built, Split, Weights
 from tersor.frontends.onnx.exporter import Outside, export_model, refer
 from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.tensors import Tensors
-from tersor.ir import Dense, DType, Encoding, Graph
+from tersor.ir import DType, Encoding, Graph
 from tersor.ops.onnx_schema import array_to_proto
 
 INLINE_BYTES = 1 << 30  # Protobuf makes up to three copies in memory of what it writes.
@@ -33,7 +33,7 @@ def export_built(graph: Graph) -> Built:
     large = _large(graph)
     if sum(e.nbytes for e in large) <= INLINE_BYTES:
         return _serialized(export_model(graph))
-    weights = Weights(tuple(_bytes_as_stored(e.array) for e in large))
+    weights = Weights(tuple(_bytes_as_stored(e.decode()) for e in large))
     outside: dict[Encoding, Outside] = dict(zip(large, _places(weights), strict=True))
     return Split(_serialized(export_model(graph, outside=outside)), weights)
 
@@ -94,10 +94,10 @@ def _tensors_of(attribute: AttributeProto) -> Iterator[TensorProto]:
         yield from (tensor.values, tensor.indices)
 
 
-def _large(graph: Graph) -> list[Dense]:
+def _large(graph: Graph) -> list[Encoding]:
     """Constants that could lie outside, each encoding once, in the order of the graph."""
     constants = (v.encoding for g in graph.all_graphs() for v in g.constants.values())
-    large = (e for e in constants if isinstance(e, Dense) and e.nbytes >= SMALL_BYTES)
+    large = (e for e in constants if e is not None and e.is_dense and e.nbytes >= SMALL_BYTES)
     return list(dict.fromkeys(e for e in large if e.type.dtype is not DType.STRING))
 
 

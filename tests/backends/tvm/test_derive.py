@@ -52,7 +52,7 @@ HELD: dict[str, Encoding] = {
     ),
     "half": Cast((_int8(K, N) / 64).astype(np.float16), DType.F32),
     "bfloat16": Cast((_int8(K, N) / 64).astype(ml_dtypes.bfloat16), DType.F32),
-    "transposed": Cast((_int8(N, K) / 64).astype(np.float16), DType.F32).transpose((1, 0)),
+    "transposed": Cast((_int8(N, K) / 64).astype(np.float16), DType.F32).permute((1, 0)),
 }
 TABLES: dict[str, Encoding] = {
     "one scale": Affine(_int8(ROWS, N), _scale(), np.zeros((), np.int8)),
@@ -77,7 +77,7 @@ def test_what_is_tied_is_made_of_the_same_array() -> None:
     assert np.shares_memory(source, table) and source.flags.c_contiguous
     assert steps == (("transpose", 1, 0),)
     held = Affine(_int8(3, 4), _scale(3), np.zeros(3, np.int8), 0)
-    turned = held.transpose((1, 0))
+    turned = held.permute((1, 0))
     np.testing.assert_array_equal(compute(*steps_of(turned)), held.decode().T)
     np.testing.assert_array_equal(compute(*values_of(turned)), held.values.T)
 
