@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import operand, read_once
-from tersor.ir import Cast, Graph, Node
+from tersor.ir import Graph, Node
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
 _CHANNEL_AXIS = {"Conv": 0, "tersor.Linear": 1}
@@ -41,7 +41,9 @@ class FoldBatchNorm(Pass):
         held = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
         if any(v is not None and not v.is_constant for v in held):
             raise Skip("a parameter is not a constant")
-        if isinstance(operand(layer, 1).encoding, Cast):
+        weight = operand(layer, 1).encoding
+        assert weight is not None
+        if weight.storage.is_float and weight.storage is not weight.type.dtype:
             raise Skip("the weight is held in half precision, and would not be any more")
         return _folded(graph, node, layer)
 

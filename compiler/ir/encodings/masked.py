@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tersor.ir.encodings.dense import Dense
 from tersor.ir.encodings.encoding import E, Encoding, Form, Layer, as_encoding, register
 from tersor.ir.encodings.packed import Packed
 from tersor.ir.types import DType, TensorType
@@ -34,11 +35,12 @@ class Masked(Layer):
     form: ClassVar[str] = "masked"
 
     def __init__(self, values: Encoding, packed_mask: np.ndarray | Packed) -> None:
-        if not isinstance(packed_mask, Packed):
-            packed_mask = Packed.of(packed_mask)
-        self.__dict__.update(values=values, packed_mask=packed_mask)
-        if packed_mask.type != TensorType(DType.BOOL, self.type.dims):
-            raise ValueError(f"a mask of {packed_mask.type} over values of {self.type}")
+        mask = packed_mask if isinstance(packed_mask, Packed) else Dense(packed_mask)
+        if mask.type != TensorType(DType.BOOL, values.type.dims):
+            raise ValueError(f"a mask of {mask.type} over values of {values.type}")
+        if not isinstance(mask, Packed):
+            mask = Packed.of(mask.array)
+        self.__dict__.update(values=values, packed_mask=mask)
         if not (self.values.is_zero() | self.mask).all():
             raise ValueError("values outside of the mask are not zero")
 
