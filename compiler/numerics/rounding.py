@@ -19,11 +19,10 @@ than what its group of four has left, and those after the group make up for that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from tersor.ir import Affine
+from tersor.ir import Affine, Dense
 from tersor.numerics.second_order import COLUMNS, damped, inverse_factor
 
 SAFE_SUM = 128  # Of two weights of one sign: 255 * 128 <= 32,767.
@@ -53,7 +52,7 @@ def round_in_order(
         changes = [v - exact for v in (values, nearest.values)]
         costs = [(change * (hessian @ change)).sum(axis=0) for change in changes]
         better = np.where(costs[0] < costs[1], values, nearest.values).astype(np.int8)
-        made.append(replace(nearest, values=better))
+        made.append(nearest.over(Dense(better)))
     return made
 
 

@@ -22,7 +22,7 @@ from tersor.analysis.match import dims
 from tersor.analysis.recurrence.cells import Blocks
 from tersor.analysis.recurrence.chains import Chain, chains, last_read_cells, total
 from tersor.analysis.recurrence.forms import Source, viewed, without_units
-from tersor.ir import Affine, Dense, Dim, Graph, Node, Value
+from tersor.ir import Dense, Dim, Graph, Node, Value
 from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead
 
 LEAST = 2
@@ -292,7 +292,8 @@ def _weights(chain: Chain) -> tuple[Dense, Dense, Dense]:
 def _refuse_unpacking(chain: Chain) -> None:
     for blocks in chain.cells[-1].terms.values():
         for block in (block for held in blocks for block in held or ()):
-            if isinstance(block.constant.encoding, Affine):
+            encoding = block.constant.encoding
+            if encoding is not None and not encoding.storage.is_float:
                 raise Skip("its weights are held in fewer bits, which the op's would not be")
 
 
