@@ -32,6 +32,7 @@ from tersor.ir import (
     weights_of,
 )
 from tersor.ir.encodings import FORMS, Layer, register
+from tersor.ir.encodings.codebook import Codebook
 
 ELEMENTS = [
     np.float32, np.float16, np.int8, np.uint8, ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint2,
@@ -153,6 +154,8 @@ def check_text(encoding: Encoding) -> None:
         assert print_graph(again) == text
         read = again.constants["c"].encoding
         assert read is not None and read.digest == encoding.digest
+        assert read.describe() == encoding.describe()
+        assert read.arrays().keys() == encoding.arrays().keys()
         np.testing.assert_array_equal(read.decode(), encoding.decode())
     few = all(a.size <= 8 for a in encoding.arrays().values())
     assert ("#" in text) == (not few or math.prod(encoding.type.shape) > 8)
@@ -278,6 +281,45 @@ def test_a_transpose_of_packed_values_is_a_view_of_them() -> None:
     turned = held.permute((1, 0))
     assert np.shares_memory(turned.data, held.data)
     assert (turned.place, turned.memory_order) == (held.place, (1, 0))
+
+
+# -- codebooks ---------------------------------------------------------------------------------------
+
+
+def test_a_codebook_takes_its_indices_and_its_table() -> None:
+    codes = (np.arange(35) % 5).astype(np.uint8).reshape(7, 5)
+    shared = Codebook(codes, np.arange(5, dtype=np.float32))
+    assert shared.describe() == "codebook(u3, levels=5)"
+    assert shared.nbytes == math.ceil(35 * 3 / 8) + 5 * 4
+    np.testing.assert_array_equal(shared.decode(), codes.astype(np.float32))
+    table = np.arange(35, dtype=np.float32).reshape(7, 5)
+    by_row = Codebook(codes, table, axis=0)
+    want = [[table[i, codes[i, j]] for j in range(5)] for i in range(7)]
+    np.testing.assert_array_equal(by_row.decode(), np.array(want))
+    pruned = Masked.of(codes > 1, shared)
+    assert pruned.describe() == "masked(codebook(u3, levels=5), kept=21)"
+    np.testing.assert_array_equal(pruned.decode(), np.where(codes > 1, codes, 0))
+    assert pruned.nbytes == math.ceil(35 / 8) + math.ceil(21 * 3 / 8) + 5 * 4
+    without_zero = Masked.of(codes > 1, Codebook(codes % 4, np.arange(1, 5, dtype=np.float32)))
+    assert without_zero.describe() == "masked(codebook(u3, levels=5), kept=21)"
+    np.testing.assert_array_equal(without_zero.decode(), np.where(codes > 1, codes % 4 + 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("codes", "levels", "axis", "message"),
+    [
+        (np.array([0, 5], np.uint8), 5, None, "codes go to 5 in a table of 5"),
+        (np.array([0, 4], np.uint8), 4, None, "the numbers do not fit in u2"),
+        (np.array([0, 1], np.int8), 4, None, "codes are i8: indices have no sign"),
+        (np.array([0, 1], np.uint8), 4, 0, r"needs a table of shape \(2, 4\), got \(4,\)"),
+        (np.array([0, 1], np.uint8), 4, 1, r"axis 1 is outside of shape \(2,\)"),
+    ],
+)
+def test_codebooks_that_do_not_fit_are_refused(
+    codes: np.ndarray, levels: int, axis: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Codebook(codes, np.zeros(levels, np.float32), axis)
 
 
 # -- blocks ------------------------------------------------------------------------------------------

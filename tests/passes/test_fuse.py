@@ -994,6 +994,61 @@ def test_linear_layers_of_different_activations_stay() -> None:
     expect_unchanged(MergeLinears(), LINEARS.format(activation="relu"))
 
 
+FORMS = {
+    "a scale a column, and one for all": (
+        "affine(i8[2, 1] [1, -2], scale = f32[] [0.5], zero_point = i8[] [0])",
+        "affine(i8[2, 2] [1, 2, 3, 4], scale = f32[2] [0.5, 0.25], zero_point = i8[2] [0, 0], axis = 1)",
+        "affine(i8[2, 3] [1, 1, 2, -2, 3, 4], scale = f32[3] [0.5, 0.5, 0.25], zero_point = i8[3] [0, 0, 0], axis = 1)",
+    ),
+    "four bits in blocks of rows": (
+        "affine(i4[2, 1] [1, -2], scale = f32[1, 1] [0.5], zero_point = i4[1, 1] [0], axis = 0, block = 2)",
+        "affine(i4[2, 2] [1, 2, 3, 4], scale = f32[1, 2] [1.0, 2.0], zero_point = i4[1, 2] [0, 1], axis = 0, block = 2)",
+        "affine(i4[2, 3] [1, 1, 2, -2, 3, 4], scale = f32[1, 3] [0.5, 1.0, 2.0], zero_point = i4[1, 3] [0, 0, 1], "
+        "axis = 0, block = 2)",
+    ),
+    "one is pruned": (
+        "masked(f32[2, 1] [1.0, 0.0], mask = bool[2, 1] [true, false])",
+        "dense [1.0, 2.0, 3.0, 4.0]",
+        "masked(f32[2, 3] [1.0, 1.0, 2.0, 0.0, 3.0, 4.0], mask = bool[2, 3] [true, true, true, false, true, true])",
+    ),
+    "half precision": (
+        "cast(f16[2, 1] [1.0, 2.0], dtype = f32)",
+        "cast(f16[2, 2] [3.0, 4.0, 5.0, 6.0], dtype = f32)",
+        "cast(f16[2, 3] [1.0, 3.0, 4.0, 2.0, 5.0, 6.0], dtype = f32)",
+    ),
+    "of different bits": (
+        "affine(i8[2, 1] [1, -2], scale = f32[] [0.5], zero_point = i8[] [0])",
+        "affine(i4[2, 2] [1, 2, 3, 4], scale = f32[] [0.5], zero_point = i4[] [0])",
+        "",
+    ),
+    "scales along the other axis": (
+        "affine(i8[2, 1] [1, -2], scale = f32[2] [0.5, 1.0], zero_point = i8[2] [0, 0], axis = 0)",
+        "affine(i8[2, 2] [1, 2, 3, 4], scale = f32[2] [0.5, 2.0], zero_point = i8[2] [0, 0], axis = 0)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_linear_layers_are_merged_in_the_form_of_their_weights(name: str) -> None:
+    first, second, wide = FORMS[name]
+    text = f"""graph main(%x: f32[batch, 2]) -> (q = %q, k = %k) {{
+  @wq: f32[2, 1] = {first}
+  @wk: f32[2, 2] = {second}
+  %q: f32[batch, 1] = tersor.Linear(%x, @wq) {{activation = "none"}}
+  %k: f32[batch, 2] = tersor.Linear(%x, @wk) {{activation = "none"}}
+}}
+"""
+    assert print_graph(parse(text, TABLE)) == text
+    if not wide:
+        expect_unchanged(MergeLinears(), text)
+        return
+    graph, _ = run(MergeLinears(), text)
+    (merged, _) = graph.nodes
+    assert f"f32[2, 3] = {wide}\n" in print_graph(graph)
+    assert merged.inputs[1].tensor.shape == (2, 3)  # type: ignore[union-attr]
+
+
 # -- all together ----------------------------------------------------------------------------------
 
 

@@ -48,8 +48,8 @@ HELD: dict[str, Encoding] = {
         _scale(N),
         np.zeros(N, ml_dtypes.int4),
         1,
-        bits=4,
     ),
+    "three bits": Affine(_int8(K, N) // 32, _scale(N), np.zeros(N, np.int8), 1, bits=3),
     "half": Cast((_int8(K, N) / 64).astype(np.float16), DType.F32),
     "bfloat16": Cast((_int8(K, N) / 64).astype(ml_dtypes.bfloat16), DType.F32),
     "transposed": Cast((_int8(N, K) / 64).astype(np.float16), DType.F32).permute((1, 0)),
@@ -59,6 +59,7 @@ TABLES: dict[str, Encoding] = {
     "a scale a row": Affine(_int8(ROWS, N), _scale(ROWS), np.zeros(ROWS, np.int8), 0),
     "zero points": Affine(_int8(ROWS, N).view(np.uint8), _scale(ROWS), _zeros(np.uint8, ROWS), 0),
     "zero points between": Affine(_int8(ROWS, N), _scale(N), _zeros(np.float32, N) + 0.5, 1),
+    "three bits": Affine(_int8(ROWS, N) // 32, _scale(ROWS), np.zeros(ROWS, np.int8), 0, bits=3),
     "half": Cast((_int8(ROWS, N) / 64).astype(np.float16), DType.F32),
 }
 FILTERS = Affine(_int8(16, 8, 3, 3), _scale(16), np.zeros(16, np.int8), 0)
