@@ -113,17 +113,22 @@ class Weight:
         axis 0.
     part: of such a stack, the matrix that is meant; None: all, one below the other.
     bias: what is added to the outputs; None: nothing that an operand tells.
-    looked_up: rows are picked, not multiplied.
+    ids: the operand that says which rows are picked, of a table that is not multiplied.
     """
 
     operand: int
     inputs: tuple[int, ...]
     activation: int | None = None
-    looked_up: bool = False
     window: Window | None = None
     state: int | None = None
     part: int | None = None
     bias: Bias | None = None
+    ids: int | None = None
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether rows are picked, not multiplied."""
+        return self.ids is not None
 
     @property
     def parts(self) -> slice:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.analysis.lookups import Lookup
+from tersor.analysis.layers import Reader
 from tersor.ir import Graph, Value
 from tersor.pipeline import Evaluate, Feeds
 from tersor.statistics.calibration import tap
@@ -14,7 +14,7 @@ from tersor.statistics.padding import padding_mask
 
 
 def frequencies(
-    graph: Graph, table: Value, lookups: Sequence[Lookup], feeds: Feeds, evaluate: Evaluate
+    graph: Graph, table: Value, lookups: Sequence[Reader], feeds: Feeds, evaluate: Evaluate
 ) -> np.ndarray:
     """f64[rows], how often each row was looked up on ``feeds``, padding left out; lookups in subgraphs
     are not seen."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tersor.analysis.lookups import Lookup
+from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.match import dims
 from tersor.ir import Graph, Value
 from tersor.pipeline import replace_node
 
 
-def replace_lookups(lookups: Sequence[Lookup], rows: Callable[[Graph, Value], Value]) -> None:
+def unfit(table: WeightedLayer) -> str:
+    """Why lookups in it cannot be written as others; empty where they can."""
+    if len(table.nodes) != len(table.readers):
+        return f"@{table.name} is looked up twice by one node"
+    if not all(dims(lookup.ids) for lookup in table.readers):
+        return f"@{table.name} is looked up by a single id, or ids of unknown rank"
+    return ""
+
+
+def replace_lookups(lookups: Sequence[Reader], rows: Callable[[Graph, Value], Value]) -> None:
     """What ``rows`` emits for the ids takes the place of each lookup; a fused layer normalization of
     several lookups is taken apart for it."""
     for lookup in lookups:
@@ -23,12 +33,12 @@ def replace_lookups(lookups: Sequence[Lookup], rows: Callable[[Graph, Value], Va
         replace_node(node, [made])
 
 
-def _normalized(graph: Graph, lookup: Lookup, rows: Value) -> Value:
+def _normalized(graph: Graph, lookup: Reader, rows: Value) -> Value:
     """The layer normalization of the sum of ``rows`` and of the node's other lookups."""
     node = lookup.node
     total = rows
     for operand in range(3, len(node.inputs), 2):
-        if operand != lookup.operand:
+        if operand != lookup.form.operand:
             pair = [node.inputs[operand], node.inputs[operand - 1]]
             total = graph.emit("Add", [total, graph.emit("Gather", pair, {"axis": 0})])
     attrs = {"axis": -1, "epsilon": node.attrs["epsilon"]}

@@ -9,13 +9,13 @@ diag(sqrt(f)), f_i how often row i is asked for: a word that nobody uses may los
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.lookups import Lookup, lookups_of, tables, unfit
+from tersor.analysis.layers import WeightedLayer
+from tersor.analysis.selection import TablePass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.numerics.lowrank import (
@@ -27,13 +27,13 @@ from tersor.numerics.lowrank import (
     truncate,
     weight_error,
 )
-from tersor.pipeline import LOSSY, Context, Pass, Skip
+from tersor.pipeline import LOSSY, Context, Skip
 from tersor.statistics.frequencies import frequencies
-from tersor.transforms.lookups import replace_lookups
+from tersor.transforms.lookups import replace_lookups, unfit
 
 
 @dataclass(frozen=True)
-class FactorizeEmbedding(Pass):
+class FactorizeEmbedding(TablePass):
     """Options:
 
     rank_by: what ``amount`` is. ``ratio``: the share of the table's numbers that is left. ``energy``: the
@@ -49,7 +49,10 @@ class FactorizeEmbedding(Pass):
     rank_by: Literal["ratio", "energy", "rank"] = "ratio"
     amount: float = 0.5
     weighting: Literal["none", "frequency"] = "none"
-    min_elements: int = 1_000_000
+    min_elements: int = field(default=1_000_000, kw_only=True)
+
+    def against(self, layer: WeightedLayer) -> str:
+        return layer.encoded or unfit(layer) or super().against(layer)
 
     def __post_init__(self) -> None:
         if self.rank_by == "rank" and (self.amount < 1 or self.amount % 1):
@@ -65,21 +68,17 @@ class FactorizeEmbedding(Pass):
             raise InvalidOption(
                 f"{self.pass_name()}: weighting frequency needs calibration inputs, and none were given"
             )
-        for table in tables(graph, self.min_elements):
+        for layer in self.layers(graph, context):
             if not context.may_rewrite():
                 return
-            lookups = lookups_of(table)
             try:
-                self._factorize(graph, table, lookups, context)
+                self._factorize(graph, layer, context)
             except Skip as reason:
-                context.skip(lookups[0].node, str(reason))
+                context.skip(layer.node, str(reason))
 
-    def _factorize(
-        self, graph: Graph, table: Value, lookups: Sequence[Lookup], context: Context
-    ) -> None:
-        if (reason := unfit(table, lookups)) is not None:
-            raise Skip(reason)
-        dense = table.numpy().astype(np.float64)
+    def _factorize(self, graph: Graph, layer: WeightedLayer, context: Context) -> None:
+        table, lookups = layer.weight, layer.readers
+        dense = layer.matrix()
         counts = np.ones(len(dense))
         if self.weighting == "frequency" and context.evaluate is not None:
             counts += frequencies(graph, table, lookups, context.calibration, context.evaluate)

@@ -10,22 +10,24 @@ becomes three, by the digits of the id, and two small products a row.  It buys s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from tersor.analysis.lookups import lookups_of, tables, unfit
+from tersor.analysis.layers import WeightedLayer
 from tersor.analysis.match import dims, dtype
+from tersor.analysis.selection import TablePass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.numerics.lowrank import weight_error
 from tersor.numerics.tensors import largest, tensor_train, train_product, train_ranks
-from tersor.pipeline import LOSSY, Context, Pass, Skip
-from tersor.transforms.lookups import replace_lookups
+from tersor.pipeline import LOSSY, Context, Skip
+from tersor.transforms.lookups import replace_lookups, unfit
 
 
 @dataclass(frozen=True)
-class TensorTrainEmbedding(Pass):
+class TensorTrainEmbedding(TablePass):
     """Options:
 
     ratio: the share of a table's numbers that is left, at most.
@@ -35,7 +37,10 @@ class TensorTrainEmbedding(Pass):
     keeps = LOSSY
     budget = frozenset({"ratio"})
     ratio: float = 0.1
-    min_elements: int = 1_000_000
+    min_elements: int = field(default=1_000_000, kw_only=True)
+
+    def against(self, layer: WeightedLayer) -> str:
+        return layer.encoded or unfit(layer) or super().against(layer)
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -45,23 +50,18 @@ class TensorTrainEmbedding(Pass):
             )
 
     def run(self, graph: Graph, context: Context) -> None:
-        for table in tables(graph, self.min_elements):
+        for layer in self.layers(graph, context):
             if not context.may_rewrite():
                 return
             try:
-                self._take_apart(table, context)
+                train = self._train(layer.matrix())
             except Skip as reason:
-                context.skip(lookups_of(table)[0].node, str(reason))
-
-    def _take_apart(self, table: Value, context: Context) -> None:
-        lookups = lookups_of(table)
-        if (reason := unfit(table, lookups)) is not None:
-            raise Skip(reason)
-        train = self._train(table.numpy().astype(np.float64))
-        held = train.tables(table)
-        replace_lookups(lookups, lambda graph, ids: train.emit(graph, ids, held))
-        context.rewrote()
-        context.report.notes.append(f"@{table.name}: {train.told}")
+                context.skip(layer.node, str(reason))
+                continue
+            cores = train.tables(layer.weight)
+            replace_lookups(layer.readers, partial(train.emit, held=cores))
+            context.rewrote()
+            context.report.notes.append(f"@{layer.name}: {train.told}")
 
     def _train(self, dense: np.ndarray) -> _Train:
         rows, columns = row_digits(len(dense)), column_digits(dense.shape[1])

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from tersor.analysis.lookups import lookups_of
+from tersor.analysis.layers import is_table
 from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
 from tersor.ir import Affine, Graph, Node, TensorType, Value
@@ -208,7 +208,7 @@ def _encode(weight: Value, nodes: list[Node], encoding: Affine, context: Context
     lookups read, and that the weight is tied to, becomes the same integers."""
     assert weight.encoding is not None
     held = weight.encoding.with_values(encoding)
-    tables = [(v, turn(weight, v)) for v in tied_to(weight) if len(lookups_of(v)) == len(v.uses)]
+    tables = [(v, turn(weight, v)) for v in tied_to(weight) if is_table(v)]
     if set(weight.users) == set(nodes) and not weight.is_output:
         weight.graph.set_encoding(weight, held)
     else:

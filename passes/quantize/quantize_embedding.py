@@ -5,21 +5,18 @@ E[i, :] ~ scale[i] * Q[i, :],   scale[i] = max|E[i, :]| / 127
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from tersor.analysis.lookups import Lookup, lookups_of
-from tersor.ir import DType, Graph, Value
+from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.selection import TablePass
+from tersor.ir import Graph
 from tersor.numerics.affine import quantize_rows, relative_error
 from tersor.numerics.masks import stores_floats
-from tersor.pipeline import LOSSY, Context, Pass
-from tersor.structure.ties import tied_to
+from tersor.pipeline import LOSSY, Context
 
 
 @dataclass(frozen=True)
-class QuantizeEmbedding(Pass):
+class QuantizeEmbedding(TablePass):
     """Options:
 
     min_elements: tables smaller than this stay in float.
@@ -30,39 +27,23 @@ class QuantizeEmbedding(Pass):
     min_elements: int = 4096
     max_error: float = 0.05
 
-    def run(self, graph: Graph, context: Context) -> None:
-        for owner in graph.all_graphs():
-            for table in list(owner.constants.values()):
-                if lookups := lookups_of(table):
-                    self._quantize(table, lookups, context)
+    def wants(self, reader: Reader) -> bool:
+        return super().wants(reader) and stores_floats(reader.weight)
 
-    def _quantize(self, table: Value, lookups: Sequence[Lookup], context: Context) -> None:
-        reader = lookups[0].node
-        held = table.encoding
-        if held is None or not stores_floats(table) or table.tensor.dtype is not DType.F32:
-            return
-        dense = np.asarray(held.decode())
-        if dense.size < self.min_elements:
-            return
-        if len(lookups) != len(table.uses):
-            context.skip(reader, f"@{table.name} is also read by something else than a lookup")
-            return
-        if tied := tied_to(table):
-            context.skip(
-                reader, f"@{table.name} is tied to @{tied[0].name}, which is not quantized"
-            )
-            return
-        if not np.isfinite(dense).all():
-            context.skip(reader, f"@{table.name} holds NaN or infinity")
-            return
-        if context.spares(table.name, reader):
-            return
-        encoding = quantize_rows(dense)
-        error = relative_error(dense, encoding.decode())
-        if error > self.max_error:
-            context.skip(reader, f"error {error:.3f} is above max_error {self.max_error}")
-            return
-        table.graph.set_encoding(table, held.with_values(encoding))
-        context.rewrote()
-        context.report.changed[table.name] = (f"@{table.name}", error)
-        context.report.notes.append(f"@{table.name}: relative error {error:.4f}")
+    def against(self, layer: WeightedLayer) -> str:
+        return layer.narrow or super().against(layer)
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for layer in self.layers(graph, context):
+            if context.spares(layer.name, layer.node):
+                continue
+            dense = layer.weight.numpy()
+            encoding = quantize_rows(dense)
+            error = relative_error(dense, encoding.decode())
+            if error > self.max_error:
+                context.skip(layer.node, f"error {error:.3f} is above max_error {self.max_error}")
+                continue
+            layer.weight.graph.set_encoding(layer.weight, layer.encoding.with_values(encoding))
+            context.rewrote()
+            context.report.changed[layer.name] = (f"@{layer.name}", error)
+            context.report.notes.append(f"@{layer.name}: relative error {error:.4f}")

@@ -656,7 +656,7 @@ def another_reader(graph: Graph) -> None:
         (
             another_reader,
             QuantizeEmbedding(),
-            "@words is also read by something else than a lookup",
+            "@words is also read by what stays as it is",
         ),
     ],
     ids=["NaN", "max_error", "another reader"],

@@ -64,7 +64,7 @@ def _gather(x: Any, indices: Any, *, axis: int) -> Any:
 def _gather_weights(node: Node) -> list[Weight]:
     """A table of rows."""
     whole_rows = len(dims(node.inputs[0])) == 2 and axis_of(node, 2) == 0
-    return [Weight(0, (1,), looked_up=True)] if whole_rows else []
+    return [Weight(0, (1,), ids=1)] if whole_rows else []
 
 
 def _gather_ties(node: Node) -> list[Tie]:

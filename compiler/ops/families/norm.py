@@ -152,7 +152,7 @@ def _embedding(scale: Any, bias: Any, *pairs: Any, epsilon: float) -> Any:
 
 
 def _embedding_weights(node: Node) -> list[Weight]:
-    return [Weight(i, (1,), looked_up=True) for i in range(3, len(node.inputs), 2)]
+    return [Weight(i, (1,), ids=i - 1) for i in range(3, len(node.inputs), 2)]
 
 
 def _embedding_ties(node: Node) -> list[Tie]:
