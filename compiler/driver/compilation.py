@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tersor.driver.safety import check_lossless
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
 from tersor.ir import DType, Graph, TensorType, Value, print_graph
-from tersor.pipeline import Pass, registry
+from tersor.pipeline import Feeds, Pass, registry
 from tersor.pipeline.report import PassReport, Report, TuneReport
 from tersor.statistics.thinning import thinned
 from tersor.target import Target
@@ -121,7 +122,8 @@ def compile(
         cases = job.cases(before, fused, shapes, batches, example, traced=imported.traced)
         if cases.cases:
             job.latency = Stopwatch(backend, runtime, start, cases.cases)
-    known: list[Feed] = [*batches] or [case.feed for case in cases.cases]
+    made_up: Feeds = [case.feed for case in cases.cases]
+    known = batches or made_up
     tell(0, 1, "checking that outputs are what they were")
     check_lossless(registry.optimization(), imported.graph, fused, known, job.evaluator)
     compressed, judge = job.compress(plan, fused, batches, imported.graph)
@@ -146,13 +148,12 @@ def compile(
         tell(0, 1, f"building {plan.name} for runtime {runtime}")
         kept = Kept(runtime, backend.build(compressed, start), start, compressed)
     if judge is None and cases.cases:
-        made_up = [case.feed for case in cases.cases]
         on = MADE_UP if example is None else "example inputs"
         judge = Judge(fused, made_up, job.evaluator, on)
     tell(0, 1, "checking what was built")
     job.check_built(kept, known)
     if judge is not None:
-        report.decisions += fusion_remarks(before, judge.feeds[:1])
+        report.decisions += fusion_remarks(before, [*islice(judge.feeds, 1)])
         job.tell_fidelity(compared_with(imported.graph, before), kept, judge)
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(kept.model)

@@ -67,15 +67,13 @@ class Job:
     def __post_init__(self) -> None:
         self.evaluator = reference().Evaluator()
 
-    def run_passes(
-        self, passes: Sequence[Pass], graph: Graph, calibration: Sequence[Feed] = ()
-    ) -> Graph:
+    def run_passes(self, passes: Sequence[Pass], graph: Graph, calibration: Feeds = ()) -> Graph:
         pipeline = self._pipeline(passes, calibration)
         result = pipeline.run(graph)
         self.report.passes += pipeline.reports
         return result
 
-    def _pipeline(self, passes: Sequence[Pass], calibration: Sequence[Feed]) -> Pipeline:
+    def _pipeline(self, passes: Sequence[Pass], calibration: Feeds) -> Pipeline:
         return Pipeline(
             passes,
             target=self.target,
@@ -87,7 +85,7 @@ class Job:
         )
 
     def compress(
-        self, plan: Recipe, graph: Graph, batches: Sequence[Feed], named_by: Graph
+        self, plan: Recipe, graph: Graph, batches: Feeds, named_by: Graph
     ) -> tuple[Graph, Judge | None]:
         """The recipe's passes on ``graph``, as far as its floor allows, and what judged them by calibration.
 
@@ -98,7 +96,10 @@ class Job:
             InvalidOption: a budget that was asked for cannot be had, or not above the floor.
         """
         fits = any(step.fits for step in plan.build())
-        fitted, apart = held_out(graph, batches, self.evaluator) if fits else (batches, ())
+        fitted: Feeds = batches
+        apart: Feeds = ()
+        if fits:
+            fitted, apart = held_out(graph, batches, self.evaluator)
         stages, judges = self._floored(plan, graph, fitted, apart, named_by)
         self.report.passes += [stage.report for stage in stages]
         return stages[-1].after if stages else graph, judges[0] if judges else None
@@ -135,7 +136,7 @@ class Job:
         before: Path | Built,
         graph: Graph,
         sizes: Sequence[Sizes] | None,
-        calibration: Sequence[Feed],
+        calibration: Feeds,
         example: Feed | None,
         *,
         traced: bool,

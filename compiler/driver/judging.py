@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +13,13 @@ from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.numerics.fidelity import Fidelity, OutputFidelity, Tally
 from tersor.pipeline.rewriting import Evaluate, Feeds
+from tersor.statistics.kept_outputs import KeptOutputs
 from tersor.statistics.padding import padding_of
 from tersor.statistics.scores import Score, rounded, scores_of, unordered_axis, with_scores
 from tersor.statistics.thinning import sample_count
 
 Arrays = Mapping[str, Any]
 Run = Callable[[Mapping[str, np.ndarray]], Arrays]
-HELD_BYTES = 1 << 28  # Outputs of the reference that are kept for the next comparison.
 
 
 @dataclass
@@ -39,14 +39,13 @@ class Judge:
     evaluate: Evaluate
     on: str = "calibration inputs"
     named_by: Graph | None = None
-    _wanted: dict[int, Arrays] = field(default_factory=dict, init=False)
 
     def __call__(self, graph: Graph) -> Fidelity:
         """Of all outputs of ``graph``, and of the scores that decide them."""
         copy, _ = _with_scores(graph)
         tally = Tally(self._reading.unordered)
-        for i, feed in enumerate(self.feeds):
-            wanted, found = self._outputs(i), self.evaluate(copy, feed)
+        for feed, wanted in self._wanted:
+            found = self.evaluate(copy, feed)
             # Scores that only one of them has are left out.
             names = [name for name in wanted if name in found or name not in self._scores]
             self._add(tally, feed, {name: wanted[name] for name in names}, found)
@@ -77,14 +76,9 @@ class Judge:
         name = self._names.get(score.key, score.value.name)
         return replace(one, name=name, decides=score.decides)
 
-    def _outputs(self, i: int) -> Arrays:
-        """The reference's; the first ones are kept, as memory allows."""
-        if i not in self._wanted:
-            found = self.evaluate(self._tapped[0], self.feeds[i])
-            if sum(map(_nbytes, [*self._wanted.values(), found])) > HELD_BYTES:
-                return found
-            self._wanted[i] = found
-        return self._wanted[i]
+    @cached_property
+    def _wanted(self) -> KeptOutputs:
+        return KeptOutputs(self._tapped[0], self.feeds, self.evaluate)
 
     @cached_property
     def _tapped(self) -> tuple[Graph, dict[str, Score]]:
@@ -175,7 +169,3 @@ def _without_padding(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if array.shape[: mask.ndim] != mask.shape or not mask.any():
         return array
     return np.asarray(array[mask != 0])
-
-
-def _nbytes(outputs: Arrays) -> int:
-    return sum(getattr(v, "nbytes", 0) for v in outputs.values())

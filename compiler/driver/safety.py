@@ -11,6 +11,7 @@ returned too, they alone tell.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from tersor.driver.judging import Judge, Run, is_random
 from tersor.errors import PassFailed, TersorError
@@ -18,7 +19,7 @@ from tersor.ir import Graph, Node, TensorType
 from tersor.numerics.fidelity import Fidelity, OutputFidelity
 from tersor.pipeline import Pass, Pipeline
 from tersor.pipeline.rewriting import Evaluate, Feeds
-from tersor.statistics.calibration import tap
+from tersor.statistics.observing import tap
 
 LOSSLESS = 0.99  # Of what passes that claim to keep values have to keep: a relative error of 0.14.
 BUILT = 0.95  # Of what is built: kernels round what they quantize in other places.
@@ -35,7 +36,7 @@ def check_lossless(
     Raises:
         PassFailed: it does not; names the pass, found by bisection.
     """
-    judge = Judge(before, feeds[:FEEDS], evaluate)
+    judge = Judge(before, [*islice(feeds, FEEDS)], evaluate)
 
     def lost(graph: Graph) -> OutputFidelity | None:
         return _far(judge(graph), LOSSLESS)
@@ -95,7 +96,7 @@ def _first_node(
     def differs(count: int) -> bool:
         part = tap(graph, [nodes[count - 1].outputs[0]])
         feed_names = {value.name for value in part.inputs}
-        fed = [{k: v for k, v in feed.items() if k in feed_names} for feed in feeds[:1]]
+        fed = [{k: v for k, v in feed.items() if k in feed_names} for feed in islice(feeds, 1)]
         return _difference(part, rebuild(part), fed, evaluate) is not None
 
     try:
@@ -107,7 +108,7 @@ def _first_node(
 def _difference(
     graph: Graph, built: Run, feeds: Feeds, evaluate: Evaluate
 ) -> OutputFidelity | None:
-    judge = Judge(graph, feeds[:FEEDS], evaluate)
+    judge = Judge(graph, [*islice(feeds, FEEDS)], evaluate)
     return _far(judge.of_built(lambda feed: evaluate(graph, feed), built, None), BUILT)
 
 

@@ -5,7 +5,7 @@ The mean of the squared gradients of :mod:`tersor.ops.gradients`, one draw for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from tersor.ops.gradients import gradients
 def fisher(
     graph: Graph,
     weights: Sequence[Value],
-    feeds: Sequence[Mapping[str, np.ndarray]],
+    feeds: Iterable[Mapping[str, np.ndarray]],
     seed: int = 0,
 ) -> dict[Value, np.ndarray]:
     """f64 of each weight's shape, summed over ``feeds``.

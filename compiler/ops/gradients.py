@@ -11,7 +11,7 @@ through unit Gaussian noise (Martens 2014).  (Normal r have the same mean, and m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tersor.ops.evaluate import run, to_torch
 def gradients(
     graph: Graph,
     leaves: Sequence[Value],
-    feeds: Sequence[Mapping[str, np.ndarray]],
+    feeds: Iterable[Mapping[str, np.ndarray]],
     seed: int = 0,
     padding: Sequence[str | None] = (),
 ) -> Iterator[dict[Value, np.ndarray]]:

@@ -27,10 +27,19 @@ from tersor.errors import PassFailed
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline.report import PassReport
 
-Feeds = Sequence[Mapping[str, np.ndarray]]
-Evaluate = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Feed = Mapping[str, np.ndarray]
+Evaluate = Callable[[Graph, Feed], Mapping[str, np.ndarray]]
 T = TypeVar("T")
 Rewrite = Value | Sequence[Value] | bool | None
+
+
+class Feeds(Protocol):
+    """Batches of inputs by name. They can be gone over again, and are the same each time; a list is such,
+    and so is what reads them from a disk one by one."""
+
+    def __iter__(self) -> Iterator[Feed]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Labelled(Protocol):

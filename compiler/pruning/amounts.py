@@ -7,7 +7,7 @@ model's outputs, and scales its curve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,10 +17,11 @@ from tersor.ir import Graph, Value
 from tersor.numerics import allocation
 from tersor.pipeline import Context, Feeds
 from tersor.pruning import budgets
-from tersor.pruning.pruned_outputs import output_loss
+from tersor.pruning.pruned_outputs import OutputLoss
 from tersor.pruning.ranking import Ranking
 from tersor.pruning.reconstruction import Moments, node_making
 from tersor.pruning.unit_order import Reader, readers
+from tersor.statistics.kept_outputs import KeptOutputs
 from tersor.statistics.products import matrices, set_matrices
 from tersor.statistics.scores import with_scores
 from tersor.statistics.thinning import sample_count, thinned
@@ -85,8 +86,6 @@ class _Sharing:
             else ranking.context.remember("orders", lambda: ranking.orders(groups))
         )
         self.at = [budgets.levels(g) for g in groups]
-        self.told = _told(self.graph, self.context)
-        self.wanted: list[Mapping[str, np.ndarray]] | None = None
 
     def amounts(self) -> list[int]:
         if self.budget.kind == "latency":
@@ -207,11 +206,18 @@ class _Sharing:
             if made is not None and reader.outputs in cut:
                 sliced[made, len(made.tensor.shape) - 1] = reader.biases_at(cut)
         slice_graph(copy, sliced)
-        if self.wanted is None:
-            whole, _ = with_scores(self.graph)
-            self.wanted = [self.context.evaluate(whole, f) for f in self.told]
+        evaluate, (kept, loss) = self.context.evaluate, self._wanted
         copy, _ = with_scores(copy)
-        return output_loss(self.wanted, [self.context.evaluate(copy, f) for f in self.told])
+        return loss((wanted, evaluate(copy, feed)) for feed, wanted in kept)
+
+    @cached_property
+    def _wanted(self) -> tuple[KeptOutputs, OutputLoss]:
+        """Outputs of the uncut model."""
+        assert self.context.evaluate is not None
+        whole, _ = with_scores(self.graph)
+        told = _told(self.graph, self.context)
+        kept = KeptOutputs(whole, told, self.context.evaluate)
+        return kept, OutputLoss(outputs for _, outputs in kept)
 
     def _refit(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
         """A layer of ``copy`` without the inputs ``gone``, the others fitted; before the copy is cut. The

@@ -8,7 +8,7 @@ only one that takes one branch of an If.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,41 +21,76 @@ SMALLEST = (
 def output_loss(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> float:
     """Of float outputs as above; of others the share of elements that differ. Infinite where something is
     not finite."""
-    names = dict.fromkeys(name for outputs in wanted for name in outputs)
-    found: list[float] = []
-    for name in names:
-        pairs = [
-            (np.asarray(want[name]), np.asarray(have[name]))
-            for want, have in zip(wanted, got, strict=True)
-            if name in want and np.size(want[name])
-        ]
-        if pairs:
-            exact = pairs[0][0].dtype.kind != "f"
-            found.append(_differing(pairs) if exact else _lost(pairs))
-    loss = float(np.mean(found)) if found else 0.0
-    return loss if np.isfinite(loss) else float("inf")
+    return OutputLoss(wanted)(zip(wanted, got, strict=True))
 
 
-def _differing(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    shares = [1.0 if a.shape != b.shape else float((a != b).mean()) for a, b in pairs]
-    return float(np.mean(shares))
+class OutputLoss:
+    """:func:`output_loss` of several models against one, a batch in memory at a time."""
+
+    def __init__(self, wanted: Iterable[Outputs]) -> None:
+        self._means: dict[str, _MeanRow] = {}
+        for outputs in wanted:
+            for name, array in _arrays(outputs).items():
+                if array.dtype.kind == "f":
+                    self._means.setdefault(name, _MeanRow()).add(array)
+
+    def __call__(self, pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
+        """``pairs``: what is wanted, as it was at first, and what another model gave."""
+        shares: dict[str, list[float]] = {}
+        errors: dict[str, list[tuple[float, float]]] = {}
+        for wanted, got in pairs:
+            for name, a in _arrays(wanted).items():
+                b = np.asarray(got[name])
+                if name in self._means:
+                    mean = self._means[name].row(a.ndim)
+                    errors.setdefault(name, []).append(_errors(a, b, mean))
+                else:
+                    same = a.shape == b.shape
+                    shares.setdefault(name, []).append(float((a != b).mean()) if same else 1.0)
+        found = [float(np.mean(s)) for s in shares.values()]
+        found += [_lost(np.array(e)) for e in errors.values()]
+        loss = float(np.mean(found)) if found else 0.0
+        return loss if np.isfinite(loss) else float("inf")
 
 
-def _lost(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Relative to the variance about the mean row, where there is more than one."""
-    if any(a.shape != b.shape or not np.isfinite(b).all() for a, b in pairs):
+def _arrays(outputs: Outputs) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in outputs.items() if np.size(array)}
+
+
+def _errors(a: np.ndarray, b: np.ndarray, mean: np.ndarray | float) -> tuple[float, float]:
+    """Mean square of what is missed, and about the mean row."""
+    if a.shape != b.shape or not np.isfinite(b).all():
+        return np.inf, 1.0
+    missed, whole = (np.square(a - c, dtype=np.float64).mean() for c in (b, mean))
+    return float(missed), float(whole)
+
+
+def _lost(errors: np.ndarray) -> float:
+    """Of :func:`_errors` f64[n, 2], relative to each other."""
+    missed, whole = errors.T
+    if not np.isfinite(missed).all():
         return float("inf")
-    mean = _mean_row([a for a, _ in pairs])
-    missed = np.array([np.square(a - b, dtype=np.float64).mean() for a, b in pairs])
-    whole = np.array([np.square(a - mean, dtype=np.float64).mean() for a, _ in pairs])
     whole = np.maximum(whole, SMALLEST * whole.mean())
     # Of outputs that are constant, any difference is all of it.
     return float(np.divide(missed, whole, out=(missed > 0) * 1.0, where=whole > 0).mean())
 
 
-def _mean_row(arrays: Sequence[np.ndarray]) -> np.ndarray | float:
-    rows = [a.reshape(-1, a.shape[-1]) if a.ndim > 1 else a.reshape(1, -1) for a in arrays]
-    if len({r.shape[1] for r in rows}) > 1 or sum(map(len, rows)) < 2:
-        return 0.0
-    mean = np.concatenate(rows).mean(axis=0, dtype=np.float64)
-    return np.asarray(mean if arrays[0].ndim else mean[0])
+class _MeanRow:
+    """Of an output's rows of its last axis, where there is more than one, all of one length; else 0."""
+
+    def __init__(self) -> None:
+        self._total: np.ndarray | float = 0.0
+        self._rows, self._widths = 0, set[int]()
+
+    def add(self, array: np.ndarray) -> None:
+        rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
+        self._rows += len(rows)
+        self._widths.add(rows.shape[1])
+        if len(self._widths) == 1:
+            self._total = self._total + rows.sum(axis=0, dtype=np.float64)
+
+    def row(self, ndim: int) -> np.ndarray | float:
+        if len(self._widths) > 1 or self._rows < 2:
+            return 0.0
+        mean = np.asarray(self._total / self._rows)
+        return mean if ndim else mean[0]

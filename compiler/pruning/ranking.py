@@ -24,7 +24,8 @@ from tersor.pruning.unit_order import (
     met,
     readers,
 )
-from tersor.statistics.gram import Gram, Rows, grams_of_rows
+from tersor.statistics.gram import Gram, grams_of_rows
+from tersor.statistics.observing import Rows
 from tersor.statistics.products import matrices
 from tersor.structure import AxisGroup
 

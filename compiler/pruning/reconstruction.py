@@ -24,8 +24,8 @@ import numpy as np
 from tersor.ir import Graph, Node, Value
 from tersor.ops import Weight, window
 from tersor.pipeline import Evaluate, Feeds
-from tersor.statistics.calibration import tap
-from tersor.statistics.gram import Gram, Rows
+from tersor.statistics.gram import Gram
+from tersor.statistics.observing import Rows, tap
 from tersor.statistics.products import columns_at, linear_weight, matrices, rows_of
 
 SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})

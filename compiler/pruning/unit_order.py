@@ -21,7 +21,8 @@ import numpy as np
 from tersor.ir import Node, Value
 from tersor.numerics.second_order import damped, removal_costs, remove_inputs
 from tersor.ops import Weight
-from tersor.statistics.gram import Gram, Rows
+from tersor.statistics.gram import Gram
+from tersor.statistics.observing import Rows
 from tersor.statistics.products import along_inputs, matrices, output_axis, products, rows_of, unfit
 from tersor.structure import AxisGroup
 from tersor.structure.links import Axis, Positions

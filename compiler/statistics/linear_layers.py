@@ -10,8 +10,8 @@ import numpy as np
 from tersor.ir import Graph, Node, Value
 from tersor.numerics.lowrank import centred
 from tersor.pipeline import Context
-from tersor.statistics.calibration import TAPS
 from tersor.statistics.gram import Gram, grams
+from tersor.statistics.observing import TAPS
 
 
 @dataclass

@@ -27,7 +27,7 @@ import numpy as np
 
 from tersor.ir import Dense, Node, Value
 from tersor.ops import TABLE, Weight
-from tersor.statistics.gram import Rows
+from tersor.statistics.observing import Rows
 from tersor.structure.ties import tied_to
 
 LARGEST = 4608  # Inputs of a window that moments are taken of, 512 channels of 3x3: 170 MB in f64.

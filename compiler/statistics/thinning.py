@@ -1,9 +1,12 @@
-"""Fewer samples of every calibration batch, where all of them would take too long: no batch is left out, as
-each may be the only one to reach a part of the model."""
+"""Parts of calibration inputs: fewer samples of every batch where all of them would take too long (no batch
+is left out, as each may be the only one to reach a part of the model), and what is not fitted on. Parts are
+taken when they are gone over, a batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -11,12 +14,34 @@ from tersor.analysis.match import dims
 from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.ir.dims import symbols
-from tersor.pipeline.rewriting import Evaluate, Feeds
+from tersor.pipeline.rewriting import Evaluate, Feed, Feeds
 
 APART = 5  # One batch of so many is not fitted on,
 ENOUGH = 10  # where there are so many.
 FEW = 4  # Of fewer batches, one sample of so many.
 Axes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a source's batches, or of their samples.
+
+    Attributes:
+        feeds: the source.
+        of: what is taken of the batch of a number; None: nothing.
+        length: of how many batches something is taken.
+    """
+
+    feeds: Feeds
+    of: Callable[[int, Feed], Feed | None]
+    length: int
+
+    def __iter__(self) -> Iterator[Feed]:
+        taken = (self.of(i, feed) for i, feed in enumerate(self.feeds))
+        return (feed for feed in taken if feed is not None)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
@@ -27,8 +52,10 @@ def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
     if not axes or sum(counts) <= most or max(counts) < 2:
         return feeds
     share = most / sum(counts)
-    found = [_some(f, axes, max(1, round(n * share))) for f, n in zip(feeds, counts, strict=True)]
-    return found if _runs(graph, found[:1], evaluate) else feeds
+    fewer = Part(
+        feeds, lambda i, feed: _some(feed, axes, max(1, round(counts[i] * share))), len(counts)
+    )
+    return fewer if _runs(graph, islice(fewer, 1), evaluate) else feeds
 
 
 def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Feeds]:
@@ -37,18 +64,22 @@ def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Fee
     if len(feeds) >= ENOUGH:
         return _parted(feeds, APART)
     axes = sample_axes(graph)
-    if not axes or max((_count(feed, axes) for feed in feeds), default=0) < FEW:
+    counts = [_count(feed, axes) for feed in feeds] if axes else []
+    if max(counts, default=0) < FEW:
         return _parted(feeds, FEW)
-    fitted, apart = [], []
-    for feed in feeds:
+
+    def part(feed: Feed, *, last: bool) -> Feed | None:
         at = np.arange(_count(feed, axes))
-        last = at % FEW == FEW - 1
-        fitted.append(_taken(feed, axes, at[~last]) if last.any() else feed)
-        apart += [_taken(feed, axes, at[last])] if last.any() else []
+        if len(at) < FEW:
+            return None if last else feed
+        return _taken(feed, axes, at[(at % FEW == FEW - 1) == last])
+
+    fitted = Part(feeds, lambda _, feed: part(feed, last=False), len(counts))
+    apart = Part(feeds, lambda _, feed: part(feed, last=True), sum(n >= FEW for n in counts))
     return (fitted, apart) if _runs(graph, apart, evaluate) else _parted(feeds, FEW)
 
 
-def _runs(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> bool:
+def _runs(graph: Graph, feeds: Iterable[Feed], evaluate: Evaluate) -> bool:
     """What is declared open may be fixed inside, and states may have a batch by another name."""
     try:
         for feed in feeds:
@@ -59,10 +90,13 @@ def _runs(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> bool:
 
 
 def _parted(feeds: Feeds, one_of: int) -> tuple[Feeds, Feeds]:
-    apart = [i % one_of == one_of - 1 for i in range(len(feeds))]
+    def apart(i: int) -> bool:
+        return i % one_of == one_of - 1
+
+    count = len(feeds) // one_of
     return (
-        [f for f, own in zip(feeds, apart, strict=True) if not own],
-        [f for f, own in zip(feeds, apart, strict=True) if own],
+        Part(feeds, lambda i, feed: None if apart(i) else feed, len(feeds) - count),
+        Part(feeds, lambda i, feed: feed if apart(i) else None, count),
     )
 
 

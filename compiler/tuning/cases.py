@@ -11,9 +11,9 @@ import numpy as np
 from tersor.analysis.feeds import Sizes, batch_names, bound_sizes, default_sizes, make_feed
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.ir import DType, Graph, TensorType
+from tersor.pipeline.rewriting import Feed, Feeds
 from tersor.tuning.trying import search_sizes
 
-Feed = Mapping[str, np.ndarray]
 Run = Callable[[Feed], None]  # Raises InvalidModel: the model does not run on it, and why.
 Maker = Callable[[Sizes], Feed]  # Inputs of given sizes; raises InvalidOption where it cannot.
 ADVICE = "give real inputs by calibration or example_inputs, or sizes (--size)"
@@ -49,7 +49,7 @@ def find_cases(
     run: Run,
     *,
     sizes: Sequence[Sizes] | None = None,
-    batches: Sequence[Feed] = (),
+    batches: Feeds = (),
     example: Feed | None = None,
 ) -> Cases:
     """Inputs on which the model runs.
@@ -61,7 +61,7 @@ def find_cases(
         batches: real inputs; without sizes they are measured as they are.
         example: real inputs of other sizes than those to measure at, which lend their numbers.
     """
-    finder = _Finder(graph, run, batches[0] if batches else example)
+    finder = _Finder(graph, run, next(iter(batches), example))
     if sizes is not None:
         return finder.at_sizes(sizes)
     if batches and (found := finder.real(batches)).cases:
@@ -92,10 +92,10 @@ class _Finder:
                 found.remarks.append(f"not measured at {label(at)}: {found.refusal}")
         return found
 
-    def real(self, batches: Sequence[Feed]) -> Cases:
+    def real(self, batches: Feeds) -> Cases:
         """Real inputs: batches of the middle and the largest size, and a single sample of the largest."""
         found = Cases()
-        for batch in _picked([b for b in batches if not _is_empty(b)]):
+        for batch in _picked(batches):
             refusal = self._refusal(batch)
             if refusal:
                 found.refusal = refusal
@@ -217,11 +217,17 @@ def _is_empty(batch: Feed) -> bool:
     return any(np.shape(v)[:1] == (0,) for v in batch.values())
 
 
-def _picked(batches: Sequence[Feed]) -> list[Feed]:
-    """The batches of the middle and of the largest number of elements."""
-    if not batches:
+def _picked(batches: Feeds) -> list[Feed]:
+    """The batches of the middle and of the largest number of elements, of those with samples."""
+    sizes = [
+        -1 if _is_empty(batch) else sum(np.asarray(v).size for v in batch.values())
+        for batch in batches
+    ]
+    ordered = [i for i in np.argsort(sizes, kind="stable").tolist() if sizes[i] >= 0]
+    if not ordered:
         return []
-    ordered = sorted(batches, key=lambda batch: sum(np.asarray(v).size for v in batch.values()))
-    middle, largest = ordered[len(ordered) // 2], ordered[-1]
+    places = ordered[len(ordered) // 2], ordered[-1]
+    found = {i: batch for i, batch in enumerate(batches) if i in places}
+    middle, largest = (found[i] for i in places)
     shapes = [{k: np.shape(v) for k, v in batch.items()} for batch in (middle, largest)]
     return [largest] if shapes[0] == shapes[1] else [middle, largest]

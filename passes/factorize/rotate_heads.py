@@ -32,8 +32,8 @@ from tersor.ir import Dense, Graph, Node, TensorType, Value
 from tersor.numerics.lowrank import whitening
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline import ROUNDING, Context, Pass, Skip
-from tersor.statistics.calibration import TAPS
 from tersor.statistics.gram import Gram, grams
+from tersor.statistics.observing import TAPS
 
 _OPERANDS = ("queries", "keys", "values")
 

@@ -24,8 +24,8 @@ from tersor.analysis.residual import Layer, Unit, find_layers
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Evaluate, Feeds, Pass, erase_dead
-from tersor.statistics.calibration import tap
-from tersor.statistics.gram import real_rows
+from tersor.statistics.observers import real_rows
+from tersor.statistics.observing import tap
 from tersor.statistics.padding import padding_mask
 from tersor.transforms.skip_norm import put_together, take_apart
 
@@ -154,4 +154,4 @@ def _rows(array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -
     """f64[n, k]: the positions of a sequence; the samples of a map of pixels, each as a whole."""
     if array.ndim > 3:
         return np.asarray(array, np.float64).reshape(len(array), -1)
-    return real_rows(array, feed, mask).astype(np.float64)
+    return real_rows(array, None if mask is None else feed[mask]).astype(np.float64)

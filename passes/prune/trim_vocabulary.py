@@ -16,8 +16,8 @@ For a tokenizer and a model that both count anew, see :func:`tersor.trim_vocabul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,16 +98,18 @@ class TrimVocabulary(Pass):
             InvalidOption: there are none, or some are outside of the vocabulary.
         """
         if self.ids:
-            used: Sequence[np.ndarray] = [_read_ids(self.ids)]
+            used = _read_ids(self.ids)
         elif calibration:
-            used = [np.ravel(feed[v.name]) for feed in calibration for v in vocabulary.inputs]
+            used = np.zeros(0, np.int64)
+            for feed in calibration:
+                used = reduce(np.union1d, [feed[v.name] for v in vocabulary.inputs], used)
         else:
             raise InvalidOption(
                 f"{self.label} needs calibration inputs, or a file of the ids that are used (ids=FILE)"
             )
         more = [*self.keep, *([self.unknown] if self.unknown >= 0 else [])]
-        checked_ids(np.concatenate(used), vocabulary.size)
-        return checked_ids(np.concatenate([*used, np.asarray(more, np.int64)]), vocabulary.size)
+        checked_ids(used, vocabulary.size)
+        return checked_ids(np.concatenate([used, np.asarray(more, np.int64)]), vocabulary.size)
 
 
 def _read_ids(path: str) -> np.ndarray:

@@ -29,8 +29,9 @@ from tersor.numerics.affine import (
 from tersor.numerics.masks import stores_floats
 from tersor.numerics.rounding import round_in_order
 from tersor.pipeline import LOSSY, Context, Pass
-from tersor.statistics.calibration import TAPS, Activation, collect
+from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.gram import grams
+from tersor.statistics.observing import TAPS, Rows, observe
 from tersor.structure.ties import tie_again, tied_to, turn
 
 NOT_FINITE = "NaN and infinity in what an int8 layer reads come out as finite numbers"
@@ -149,9 +150,10 @@ def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[str, Act
     calibration."""
     if not context.calibration or context.evaluate is None:
         return {}
-    inputs = [operand(n, 0) for n in nodes if n.graph is graph]
-    found = collect(graph, inputs, context.calibration, context.evaluate)
-    return {value.name: activation for value, activation in found.items()}
+    seen = {operand(n, 0): Activations() for n in nodes if n.graph is graph}
+    wanted = {Rows(value): [observer] for value, observer in seen.items()}
+    observe(graph, wanted, context.calibration, context.evaluate, padding=True)
+    return {value.name: one.result for value, one in seen.items() if one.result is not None}
 
 
 def _nearest(weight: Value, saturates: bool) -> Affine:

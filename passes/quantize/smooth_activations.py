@@ -30,7 +30,8 @@ from tersor.numerics.affine import (
 )
 from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context, Pass
-from tersor.statistics.calibration import Activation, collect
+from tersor.statistics.activations import Activation, Activations
+from tersor.statistics.observing import Rows, observe
 from tersor.structure.ties import held_twice
 
 _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
@@ -55,7 +56,10 @@ class SmoothActivations(Pass):
             context.report.notes.append("no calibration inputs: nothing was smoothed")
             return
         groups = _groups(graph)
-        seen = collect(graph, list(groups), context.calibration, context.evaluate)
+        observers = {x: Activations() for x in groups}
+        wanted = {Rows(x): [one] for x, one in observers.items()}
+        observe(graph, wanted, context.calibration, context.evaluate, padding=True)
+        seen = {x: one.result for x, one in observers.items() if one.result is not None}
         saturates = context.target is not None and context.target.saturates_int8
         per_token = is_per_token(self.granularity, context.row_scales)
         for i, (x, readers) in enumerate(groups.items()):

@@ -33,8 +33,8 @@ from tersor.numerics.masks import Pattern, by_sparsity, by_threshold, n_of_m
 from tersor.numerics.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.ops import TABLE, Weight
 from tersor.pipeline import LOSSY, Context, Pass, Skip
-from tersor.statistics.calibration import TAPS
-from tersor.statistics.gram import Gram, Rows, grams_of_rows
+from tersor.statistics.gram import Gram, grams_of_rows
+from tersor.statistics.observing import TAPS, Rows
 from tersor.statistics.products import no_rows, rows_of
 
 Criterion = Literal["magnitude", "random", "wanda", "sparsegpt"]

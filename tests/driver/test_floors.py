@@ -146,7 +146,7 @@ def test_batches_that_do_not_come_apart_are_kept_apart_as_a_whole() -> None:
     }"""
     feeds = [{**feed, "state": feed["x"]} for feed in rows(5, 8)]
     fitted, apart = held_out(parse(text, TABLE), feeds, Evaluator())
-    assert [len(part) for part in (fitted, apart)] == [4, 1] and apart[0] is feeds[3]
+    assert [len(part) for part in (fitted, apart)] == [4, 1] and next(iter(apart)) is feeds[3]
 
 
 def test_what_was_fitted_to_a_few_rows_is_not_taken_for_what_it_does_to_others() -> None:

@@ -13,8 +13,9 @@ from tersor.ops import TABLE, Weight
 from tersor.ops.evaluate import evaluate
 from tersor.ops.samples import Case, cases, feeds, one_node
 from tersor.ops.window import window
-from tersor.statistics import gram
-from tersor.statistics.gram import Rows, grams_of_rows
+from tersor.statistics import observing
+from tersor.statistics.gram import grams_of_rows
+from tersor.statistics.observing import Rows
 from tersor.statistics.products import (
     LARGEST,
     along_inputs,
@@ -269,7 +270,7 @@ def test_of_more_windows_than_are_looked_at_the_same_ones_are_drawn(
     x = np.arange(120, dtype=np.float32).reshape(2, 2, 30)
     every = rows.of(x, {}, None)
     assert every.shape == (56, 6)
-    monkeypatch.setattr(gram, "WINDOWS", 20)
+    monkeypatch.setattr(observing, "WINDOWS", 20)
     some = rows.of(x, {}, None)
     assert some.shape == (20, 6)
     np.testing.assert_array_equal(some, rows.of(x, {}, None))

@@ -18,7 +18,6 @@ obs               what the reader's outputs lose when the other inputs make up f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,64 +33,26 @@ from tersor.pruning.importance.readers import (
     with_axes_last,
 )
 from tersor.pruning.importance.weights import along, by_unit
-from tersor.statistics.calibration import TAPS
-from tersor.statistics.gram import Gram, grams, observed_rows
+from tersor.statistics.gram import Gram, grams
+from tersor.statistics.observers import Moments, Sums
+from tersor.statistics.observing import TAPS, Rows, observe
 from tersor.structure import AxisGroup
 from tersor.structure.links import Axis, End
 
 DAMPING = 1e-4  # Of the mean of G's diagonal: enough that every G has an inverse, and little else.
 
 
-@dataclass
-class Seen:
-    """Sums over the rows of an activation of ``k`` channels.
-
-    Attributes:
-        rows: how many.
-        magnitude: f64[k], sum of |a|.
-        largest: f64[k], largest |a|.
-        off: f64[k], how many are at most 0.
-        squares: f64[k], sum of a^2.
-    """
-
-    rows: int
-    magnitude: np.ndarray
-    largest: np.ndarray
-    off: np.ndarray
-    squares: np.ndarray
-
-    @staticmethod
-    def nothing(k: int) -> Seen:
-        return Seen(0, np.zeros(k), np.zeros(k), np.zeros(k), np.zeros(k))
-
-    def add(self, rows: np.ndarray) -> None:
-        """``rows``: f32[n, k]."""
-        if not len(rows):
-            return
-        wide = np.abs(rows.astype(np.float64))
-        self.rows += len(rows)
-        self.magnitude += wide.sum(axis=0)
-        self.largest = np.maximum(self.largest, wide.max(axis=0))
-        # NaN is no number at most 0, and must not count as one that is more.
-        self.off += np.where(np.isnan(rows), np.nan, rows <= 0).sum(axis=0)
-        self.squares += np.square(wide).sum(axis=0)
-
-
-SeenAt = Mapping[Axis, Seen]
+SeenAt = Mapping[Axis, Sums]
 
 
 def watch(graph: Graph, groups: Sequence[AxisGroup], feeds: Feeds, evaluate: Evaluate) -> SeenAt:
     """Sums of all activations that the groups' readers multiply."""
     axes = list(dict.fromkeys(a for group in groups for a in observed_axes(graph, group)))
     copy, views = with_axes_last(graph, axes)
-    found = {axis: Seen.nothing(len(_owner(groups, axis))) for axis in axes}
-    by_view: dict[object, list[Axis]] = {}
-    for axis, view in views.items():
-        by_view.setdefault(view, []).append(axis)
-    for view, rows in observed_rows(copy, list(views.values()), feeds, evaluate):
-        for axis in by_view[view]:
-            found[axis].add(rows)
-    return found
+    observers = {Rows(view): Moments() for view in views.values()}
+    observe(copy, {rows: [one] for rows, one in observers.items()}, feeds, evaluate)
+    found = {axis: observers[Rows(view)].result for axis, view in views.items()}
+    return {axis: sums for axis, sums in found.items() if sums is not None}
 
 
 def mean(graph: Graph, group: AxisGroup, seen: SeenAt) -> np.ndarray:
@@ -153,10 +114,6 @@ def _per_number(
         total += by_unit(group, axis, sums[axis])
         count += by_unit(group, axis, np.full(len(sums[axis]), float(seen[axis].rows)))
     return total / np.maximum(count, 1)
-
-
-def _owner(groups: Sequence[AxisGroup], axis: Axis) -> np.ndarray:
-    return next(group.axes[axis] for group in groups if axis in group.axes)
 
 
 def _norms(end: End, reader: Reader, seen: SeenAt) -> np.ndarray:

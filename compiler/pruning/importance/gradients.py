@@ -48,7 +48,7 @@ def fisher(graph: Graph, groups: Sequence[AxisGroup], feeds: Feeds, seed: int) -
     copy = masked(graph, groups, samples)
     leaves = [mask.value for held in copy.masks for mask in held]
     sizes = [feed[told[0]].shape[told[1]] if told else 1 for feed in feeds]
-    full = [{**feed, **copy.whole(n)} for feed, n in zip(feeds, sizes, strict=True)]
+    full = ({**feed, **copy.whole(n)} for feed, n in zip(feeds, sizes, strict=True))
     total = [np.zeros(group.units) for group in groups]
     for found in gradients(copy.graph, leaves, full, seed, _padding(graph)):
         for i, group in enumerate(groups):

@@ -18,7 +18,7 @@ from tersor.ir import Graph, TensorType
 from tersor.pipeline import Evaluate, Feeds
 from tersor.pruning.importance.masks import masked
 from tersor.pruning.importance.weights import magnitude
-from tersor.statistics.gram import real_rows
+from tersor.statistics.observers import real_rows
 from tersor.statistics.padding import padding_mask
 from tersor.structure import AxisGroup
 
@@ -77,5 +77,6 @@ def _rows(
     for name in _float_outputs(graph):
         array = np.atleast_1d(made[name])
         mask = padding_mask(graph, by_name[name])
-        found[name] = real_rows(array, feed, mask).astype(np.float64)
+        real = None if mask is None else feed[mask]
+        found[name] = real_rows(array, real).astype(np.float64)
     return found
