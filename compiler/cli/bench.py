@@ -48,8 +48,9 @@ def bench(
 
     They run in turn, each in its own runtime and in a process of its own.
     """
+    from tersor.calibration.arrays import check_arrays, read_arrays
     from tersor.cli import report
-    from tersor.cli.inputs import check_arrays, read_arrays, shapes
+    from tersor.cli.inputs import shapes
     from tersor.cli.models import naming, read_runnable
     from tersor.driver.doubts import overflow
     from tersor.pipeline import registry

@@ -58,9 +58,10 @@ Runtime = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE.npz|FOLDER",
-        help="Real inputs. A file holds an array for each input by its name: samples stacked along the "
-        "batch axis, or what is the same for all of them. Of a folder each .npz file is a batch as it is.",
+        metavar="FILE|FOLDER",
+        help="Real inputs. An .npz file holds an array for each input by its name: samples stacked along the "
+        "batch axis, or what is the same for all of them. Of a folder each .npz file is a batch as it is. "
+        "Texts (.txt, one a line, or .jsonl) go through the tokenizer.json of the model's folder.",
     ),
 ]
 Batch = Annotated[
@@ -68,7 +69,8 @@ Batch = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Samples of --calibration that run at once: 8 of a file, where the model leaves it open.",
+        help="Samples or texts of --calibration that run at once: 8 of a file, where the model leaves it "
+        "open.",
     ),
 ]
 Vocabulary = Annotated[
@@ -132,7 +134,6 @@ def compile(
     import tersor
     from tersor.artifact import check_path
     from tersor.cli import inputs, report
-    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
     from tersor.pipeline import registry
 
@@ -145,11 +146,6 @@ def compile(
     tersor.Target.parse(target)
     registry.backend(runtime)
     texts = inputs.vocabulary(vocabulary, out, calibration) if vocabulary is not None else None
-    batches = (
-        read_calibration(calibration, model, batch, allow_hf_cache, trust)
-        if calibration is not None
-        else None
-    )
     with Teller() as tell, naming(model):
         artifact = tersor.compile(
             model
@@ -158,7 +154,8 @@ def compile(
             target,
             recipe,
             runtime=runtime,
-            calibration=batches,
+            calibration=calibration,
+            batch=batch,
             settings=settings,
             sizes=sizes,
             buckets=buckets or (),
@@ -206,7 +203,6 @@ def convert(
     import tersor
     from tersor.artifact import check_path
     from tersor.cli import inputs, passlist, report
-    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
     from tersor.pipeline import registry
 
@@ -217,18 +213,14 @@ def convert(
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
     registry.backend(runtime)
-    batches = (
-        read_calibration(calibration, model, batch, allow_hf_cache, trust)
-        if calibration is not None
-        else None
-    )
     with Teller() as tell, naming(model):
         artifact = tersor.convert(
             model,
             steps,
             target=target,
             runtime=runtime,
-            calibration=batches,
+            calibration=calibration,
+            batch=batch,
             portable=portable,
             allow_hf_cache=allow_hf_cache,
             trust=trust,

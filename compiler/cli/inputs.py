@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tersor.errors import InvalidOption, suggest
-
-if TYPE_CHECKING:
-    from tersor.ir import Graph
-
-MAX_UNPACKED = (
-    1 << 29
-)  # Bytes; arrays that are larger must not have been packed by more than the next.
-MAX_RATIO = 100
-Arrays = dict[str, np.ndarray]
-_NPY = b"\x93NUMPY"
+from tersor.errors import InvalidOption
 
 
 def check_output(path: Path, model: Path) -> None:
@@ -60,10 +46,10 @@ def vocabulary(path: Path, out: Path, calibration: Path | None) -> list[str]:
             f"--vocabulary counts ids anew: {out} would be without the tokenizer that does so, too; "
             "choose a path that does not end in .onnx"
         )
-    if calibration is not None:
+    if calibration is not None and calibration.suffix not in (".txt", ".jsonl"):
         raise InvalidOption(
-            f"--vocabulary counts ids anew, and {calibration} has the old ones; in Python, "
-            "tersor.trim_vocabulary gives the tokenizer for new inputs"
+            f"--vocabulary counts ids anew, and {calibration} has the old ones; give texts "
+            "(.txt, .jsonl)"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -120,95 +106,3 @@ def shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
             raise InvalidOption(f"--shape {name}={text}: write the dims as in {name}=8x128")
         found[name] = tuple(map(int, text.split("x")))
     return found
-
-
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of an .npz file by name.
-
-    Raises:
-        InvalidOption: not such a file; or it holds pickled objects, which could run code.
-    """
-    if not path.is_file():
-        state = "not a regular file" if path.exists() else "no such file; check the path"
-        raise InvalidOption(f"{path}: {state}")
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_NPY)) == _NPY:
-                raise InvalidOption(
-                    f"{path}: a single array; save it as np.savez(path, input_name=array)"
-                )
-        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle.
-            raise zipfile.BadZipFile
-        _check_unpacked(path)
-        with np.load(path, allow_pickle=False) as held:
-            found = {name: held[name] for name in held.files}
-    except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
-        if isinstance(error, InvalidOption):
-            raise
-        if "allow_pickle" in str(error):
-            raise InvalidOption(
-                f"{path}: holds pickled objects, which are not loaded because they can run code; "
-                "save plain arrays by np.savez"
-            ) from None
-        if isinstance(error, MemoryError):
-            raise InvalidOption(f"{path}: its arrays do not fit into memory") from None
-        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
-    if not found:
-        raise InvalidOption(f"{path}: holds no arrays")
-    return found
-
-
-def _check_unpacked(path: Path) -> None:
-    """Raises:
-    InvalidOption: little data that says it becomes very much.
-    """
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > MAX_UNPACKED and size > MAX_RATIO * path.stat().st_size:
-        raise InvalidOption(
-            f"{path}: {path.stat().st_size} bytes that unpack to {size}; save it by np.savez, which does "
-            "not compress"
-        )
-
-
-def check_arrays(
-    arrays: Mapping[str, np.ndarray],
-    graph: Graph,
-    where: Path,
-    stacked: Mapping[str, int | None] | None = None,
-) -> None:
-    """That ``arrays`` are what the graph takes; ``stacked``: the axes along which they hold all batches
-    together.
-
-    Raises:
-        InvalidOption: a name, dtype or rank that does not fit; says which and what would.
-    """
-    from tersor.ir import DType, TensorType
-
-    names = [v.name for v in graph.inputs]
-    for name in arrays:
-        if name not in names:
-            raise InvalidOption(
-                f"{where}: the model has no input {name!r}{suggest(name, names)}; "
-                f"it takes {', '.join(names)}"
-            )
-    for value in graph.inputs:
-        if value.name not in arrays:
-            raise InvalidOption(f"{where}: no array for input {value.name!r}")
-        array, type = arrays[value.name], value.type
-        if not isinstance(type, TensorType):
-            raise InvalidOption(f"{where}: input {value.name!r} is {type}, not a tensor")
-        try:
-            dtype = DType.of(array)
-        except TypeError:
-            raise InvalidOption(f"{where}: array {value.name!r} is {array.dtype}") from None
-        wanted, axis = type, (stacked or {}).get(value.name)
-        if axis is not None and type.dims is not None:
-            own = list(type.dims)
-            own[axis] = array.shape[axis]
-            wanted = type.with_dims(tuple(own))
-        if not wanted.accepts(TensorType(dtype, array.shape)):
-            raise InvalidOption(
-                f"{where}: array {value.name!r} is {TensorType(dtype, array.shape)}, "
-                f"the model takes {type}"
-            )

@@ -44,17 +44,11 @@ def tune(
     """
     import tersor
     from tersor.cli import inputs
-    from tersor.cli.calibration import read_calibration
     from tersor.cli.models import naming
 
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
-    batches = (
-        read_calibration(calibration, model, batch, allow_hf_cache, trust)
-        if calibration is not None
-        else None
-    )
     with Teller() as tell, naming(model):
         report = tersor.tune(
             model,
@@ -62,7 +56,8 @@ def tune(
             recipe,
             runtime=runtime,
             sizes=sizes,
-            calibration=batches,
+            calibration=calibration,
+            batch=batch,
             settings=settings,
             database=database,
             progress=tell,

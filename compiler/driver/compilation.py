@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tersor.analysis.feeds import Sizes, check_sizes, default_sizes
 from tersor.analysis.summary import Summary, summarize
@@ -15,6 +13,7 @@ from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.artifact.identity import as_imported, identity_of
 from tersor.built import Built, built_size
+from tersor.calibration.sources import Given, open_calibration
 from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks
 from tersor.driver.job import JUDGED, Feed, Job, Kept, Progress, reference
 from tersor.driver.judging import Judge
@@ -22,7 +21,7 @@ from tersor.driver.recipe import Recipe
 from tersor.driver.safety import check_lossless
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
-from tersor.ir import DType, Graph, TensorType, Value, print_graph
+from tersor.ir import Graph, print_graph
 from tersor.pipeline import Feeds, Pass, registry
 from tersor.pipeline.report import PassReport, Report, TuneReport
 from tersor.statistics.thinning import thinned
@@ -44,7 +43,8 @@ def compile(
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    calibration: Iterable[Feed] | None = None,
+    calibration: Given | None = None,
+    batch: int | None = None,
     settings: Mapping[str, Any] | None = None,
     sizes: Sequence[Sizes] | None = None,
     buckets: Sequence[Sizes] = (),
@@ -69,7 +69,14 @@ def compile(
             where there is no calibration. A mapping by name or a sequence.
         dynamic_shapes: as torch.export takes them, or names: ``{"input_ids": {0: "batch"}}``.
         input_names, output_names: the compiled model's, in order; by default the input model's.
-        calibration: batches of inputs by name, from data like what the model will see.
+        calibration: inputs from data like what the model will see, never made up; one batch is in memory at
+            a time. A ``.npz`` file of samples stacked by input, a folder of such, each a batch; texts, which
+            the tokenizer of the model's folder takes apart (``.txt``, one a line, or ``.jsonl``; package
+            ``tokenizers``); or batches by input name: a list, or whatever gives them one by one (a
+            DataLoader, a generator, ONNX Runtime's ``CalibrationDataReader``), which is read once, into a
+            temporary file.
+        batch: how many samples of a calibration file, or texts, run at once; by default 8, and all of each
+            file of a folder.
         settings: options of the recipe's passes: ``{"quantize-dynamic.max_error": 0.05}``.
         sizes: sizes of the open dims to measure at: ``[{"batch": 8, "sequence": 128}]``. By default
             those of the calibration batches or example inputs; without any, 1x32, 1x128 and 8x128 or, where
@@ -108,7 +115,7 @@ def compile(
     )
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
     check_sizes(imported.graph, buckets)
-    batches = _checked(imported.graph, calibration)
+    batches = _calibration(imported, model, calibration, batch)
     report = Report(decisions=list(imported.remarks))
     report.decisions += overflow_remarks(imported.graph, chosen, runtime)
     example = _example(imported, example_inputs)
@@ -172,7 +179,8 @@ def convert(
     *,
     target: str | Target = "cpu",
     runtime: str = "ort",
-    calibration: Iterable[Feed] | None = None,
+    calibration: Given | None = None,
+    batch: int | None = None,
     portable: bool = False,
     allow_hf_cache: bool = False,
     trust: bool = False,
@@ -193,7 +201,7 @@ def convert(
     report = Report(decisions=[*imported.remarks, *overflows, unmeasured])
     job = Job(backend, runtime, chosen, choice, report, tell)
     steps = registry.optimization() if passes is None else list(passes)
-    batches = _checked(imported.graph, calibration)
+    batches = _calibration(imported, model, calibration, batch)
     graph = job.run_passes(steps, imported.graph, batches)
     given = identity_of(imported)
     built = backend.build(graph, choice)
@@ -218,7 +226,8 @@ def tune(
     *,
     runtime: str = "tvm",
     sizes: Sequence[Sizes] | None = None,
-    calibration: Iterable[Feed] | None = None,
+    calibration: Given | None = None,
+    batch: int | None = None,
     settings: Mapping[str, Any] | None = None,
     database: str | Path | None = None,
     progress: Progress | None = None,
@@ -228,7 +237,7 @@ def tune(
     ``database``. Nothing is built. Ctrl-C keeps what is known by then, and the next call goes on there.
 
     Args:
-        sizes, calibration, settings, database: as :func:`compile` has them.
+        sizes, calibration, batch, settings, database: as :func:`compile` has them.
         options: as :func:`compile` has them for torch modules.
 
     Raises:
@@ -248,7 +257,7 @@ def tune(
     tell(0, 1, "importing")
     imported = load_model(model, **options)
     shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
-    batches = _checked(imported.graph, calibration)
+    batches = _calibration(imported, model, calibration, batch)
     start = backend.Choice.of(chosen)
     job = Job(backend, runtime, chosen, start, Report(), tell)
     fused = job.run_passes(registry.optimization(), imported.graph)
@@ -288,51 +297,8 @@ def _input_model(imported: Imported, report: Report) -> Path | Built:
     return as_imported(imported)
 
 
-def _checked(graph: Graph, calibration: Iterable[Feed] | None) -> list[dict[str, np.ndarray]]:
-    """The calibration batches as arrays, each with all of the inputs.
-
-    Raises:
-        InvalidOption: a batch that is no mapping, whose names are not the inputs', or whose arrays are not
-            what an input takes.
-    """
-    inputs = {v.name: v for v in graph.inputs}
-    if isinstance(calibration, Mapping):
-        raise InvalidOption("calibration is one batch: give a list of batches")
-    found = []
-    for i, batch in enumerate(calibration or ()):
-        where = f"calibration batch {i}"
-        if not isinstance(batch, Mapping):
-            raise InvalidOption(f"{where} is a {type(batch).__name__}, not arrays by name")
-        if set(batch) != set(inputs):
-            raise InvalidOption(
-                f"{where} has {', '.join(map(str, batch)) or 'nothing'}; "
-                f"the model takes {', '.join(inputs)}"
-            )
-        found.append({k: _array(v, inputs[k], where) for k, v in batch.items()})
-    if calibration is not None and not found:
-        raise InvalidOption("calibration holds no batches")
-    return found
-
-
-def _array(data: Any, value: Value, where: str) -> np.ndarray:
-    """What an input gets; numbers of Python take on its element type.
-
-    Raises:
-        InvalidOption: it is not what the input takes.
-    """
-    # A torch tensor that requires gradients is none to numpy.
-    array = np.asarray(data.detach() if hasattr(data, "detach") else data)
-    if not isinstance(value.type, TensorType):
-        return array
-    if isinstance(data, (list, tuple, int, float)) and array.dtype.kind in "biuf":
-        array = array.astype(value.type.dtype.numpy)
-    try:
-        type = TensorType(DType.of(array), array.shape)
-    except TypeError:
-        raise InvalidOption(f"{where}: {value.name!r} is {array.dtype}") from None
-    if not value.type.accepts(type):
-        raise InvalidOption(f"{where}: {value.name!r} is {type}, the model takes {value.type}")
-    return array
+def _calibration(imported: Imported, model: Any, given: Given | None, batch: int | None) -> Feeds:
+    return open_calibration(given, imported.graph, batch=batch, model=model, files=imported.files)
 
 
 def _example(imported: Imported, example: Any) -> Feed | None:

@@ -25,6 +25,28 @@ Json = dict[str, Any]
 Ids = dict[str, int]  # Id of each piece.
 
 
+def open_tokenizer(data: bytes) -> Any:
+    """Hugging Face's ``Tokenizer`` of the file, without truncation and padding.
+
+    Raises:
+        Unsupported: the package is not installed.
+        InvalidModel: it is no such file.
+    """
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise Unsupported(
+            "texts need the package 'tokenizers': pip install tokenizers, or give ids"
+        ) from None
+    try:
+        opened = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # It raises nothing more precise.
+        raise InvalidModel(f"the tokenizer cannot be read: {error}") from None
+    opened.no_truncation()
+    opened.no_padding()
+    return opened
+
+
 def trim_tokenizer(data: bytes, used: Iterable[int]) -> tuple[bytes, list[int]]:
     """The file without what ``used`` ids do not need, and the old id of each new one, ascending.
 

@@ -25,7 +25,7 @@ from tersor.analysis.vocabulary import (
     moves,
     walk_ids,
 )
-from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.errors import InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, Node, Use, Value, verify
 from tersor.pipeline import Pipeline, registry
@@ -35,6 +35,7 @@ from tersor.trimming.tokenizers import (
     first_pieces,
     known_ids,
     lowercased,
+    open_tokenizer,
     trim_tokenizer,
     unknown_id,
 )
@@ -126,7 +127,7 @@ def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> 
 def _encode(data: bytes, corpus: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
     """i64[n] for each text: its ids, without truncation and padding."""
     texts = [text for text in corpus if isinstance(text, str)]
-    encoded = iter(_opened(data).encode_batch(texts) if texts else [])
+    encoded = iter(open_tokenizer(data).encode_batch(texts) if texts else [])
     return [
         np.array(next(encoded).ids if isinstance(t, str) else t, np.int64).reshape(-1)
         for t in corpus
@@ -139,7 +140,7 @@ def _begun(data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndar
     texts = [t for t, ids in zip(corpus, old, strict=True) if isinstance(t, str) and unknown in ids]
     if not texts:
         return set()
-    opened = _opened(data)
+    opened = open_tokenizer(data)
     if opened.normalizer is not None:
         texts = [opened.normalizer.normalize_str(text) for text in texts]
     if opened.pre_tokenizer is None:
@@ -147,22 +148,6 @@ def _begun(data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndar
     return first_pieces(
         data, [word for t in texts for word, _ in opened.pre_tokenizer.pre_tokenize_str(t)]
     )
-
-
-def _opened(data: bytes) -> Any:
-    try:
-        import tokenizers
-    except ModuleNotFoundError:
-        raise Unsupported(
-            "texts need the package 'tokenizers': pip install tokenizers, or give ids"
-        ) from None
-    try:
-        opened = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # It raises nothing more precise.
-        raise InvalidModel(f"the tokenizer cannot be read: {error}") from None
-    opened.no_truncation()
-    opened.no_padding()
-    return opened
 
 
 def _check(

@@ -17,7 +17,7 @@ from pathlib import Path
 from tersor import artifact
 from tersor.artifact.manifest import NAME
 from tersor.backends.ort.lower import lower
-from tersor.cli.inputs import read_arrays
+from tersor.calibration.arrays import read_arrays
 from tersor.driver.recipe import Recipe
 from tersor.errors import InvalidGraph, PassFailed, TersorError
 from tersor.frontends.onnx import export_model, import_model

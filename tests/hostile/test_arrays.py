@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersor.cli.inputs import read_arrays
+from tersor.calibration.arrays import read_arrays
 from tersor.errors import InvalidOption
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tersor.cli.calibration import batches, read_calibration
+from tersor.calibration import samples
+from tersor.calibration.arrays import Arrays
+from tersor.calibration.samples import SampleFile, SampleFolder, Stack
 from tersor.errors import InvalidOption
-from tersor.ir import parse
+from tersor.ir import Graph, parse
 from tersor.ops import TABLE
-from tersor.pipeline import registry
 
 HERE = Path("c.npz")
 AUDIO = """graph main(%x: f32[batch, samples], %state: f32[2, batch, 4], %sr: i64[], %k: f32[3]) -> (y = %x) {
@@ -19,6 +21,11 @@ AUDIO = """graph main(%x: f32[batch, samples], %state: f32[2, batch, 4], %sr: i6
 UNNAMED = AUDIO.replace("2, batch", "2, state_dim1")
 FIXED = """graph main(%x: f32[2, 5], %state: f32[1, 2, 4], %sr: i64[]) -> (y = %x) {
 }"""
+
+
+def batches(arrays: Arrays, where: Path, graph: Graph, batch: int | None = None) -> list[Arrays]:
+    stack: Stack = samples.stacked(arrays, where, graph, batch)
+    return [stack.cut(arrays, start) for start in stack.starts]
 
 
 def stacked(count: int) -> dict[str, np.ndarray]:
@@ -72,24 +79,45 @@ def test_samples_have_to_be_as_many_in_every_array() -> None:
         InvalidOption, match=r"numbers of samples: x 4 \(axis 0\), state 3 \(axis 1\)$"
     ):
         batches(arrays, HERE, parse(AUDIO, TABLE))
-    # What is no ONNX file is traced later: all arrays are stacked along their first axis.
-    with pytest.raises(InvalidOption, match=r"numbers of samples: a 3 \(axis 0\), b 4 \(axis 0\)$"):
-        batches({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))}, HERE, None)
-    (only,) = batches({"a": np.zeros((3, 2)), "rate": np.array(8000)}, HERE, None)
-    assert only["rate"] == 8000
 
 
 def test_of_a_folder_each_file_is_a_batch(tmp_path: Path) -> None:
-    model, folder = tmp_path / "m.onnx", tmp_path / "data"
-    model.write_bytes(registry.backend("ort").build(parse(AUDIO, TABLE)))
-    folder.mkdir()
+    graph = parse(AUDIO, TABLE)
+    with pytest.raises(InvalidOption, match=r"the folder holds no \.npz files"):
+        SampleFolder(tmp_path, graph)
     for name, count in (("b", 3), ("a", 9)):
-        np.savez(folder / f"{name}.npz", **stacked(count))
-    (folder / "notes.txt").write_text("")
-    assert [len(b["x"]) for b in read_calibration(folder, model)] == [9, 3]
-    assert [len(b["x"]) for b in read_calibration(folder, model, batch=4)] == [4, 4, 1, 3]
-    np.savez(folder / "c.npz", **{**stacked(2), "sr": np.array([1, 2])})
+        np.savez(tmp_path / f"{name}.npz", **stacked(count))
+    (tmp_path / "notes.txt").write_text("")
+    assert [len(b["x"]) for b in SampleFolder(tmp_path, graph)] == [9, 3]
+    assert [len(b["x"]) for b in SampleFolder(tmp_path, graph, batch=4)] == [4, 4, 1, 3]
+    np.savez(tmp_path / "c.npz", **{**stacked(2), "sr": np.array([1, 2])})
     with pytest.raises(
         InvalidOption, match=r"c.npz: array 'sr' is i64\[2\], the model takes i64\[\]"
     ):
-        read_calibration(folder, model)
+        list(SampleFolder(tmp_path, graph))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_file_is_read_in_parts(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Fortran's order too, and along another axis than the first."""
+    arrays = stacked(11)
+    arrays["x"] = np.asfortranarray(arrays["x"])
+    save(tmp_path / "c.npz", **arrays)
+    graph = parse(AUDIO, TABLE)
+    whole = list(SampleFile(tmp_path / "c.npz", graph))
+    monkeypatch.setattr(samples, "IN_MEMORY", 0)
+    parts = SampleFile(tmp_path / "c.npz", graph)
+    for _ in range(2):
+        for one, other in zip(whole, parts, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+                assert one[name].dtype == other[name].dtype
+    monkeypatch.setattr(np, "load", lambda *a, **k: pytest.fail("a damaged file was loaded"))
+    damaged = bytearray((tmp_path / "c.npz").read_bytes())
+    damaged[200] ^= 255
+    (tmp_path / "d.npz").write_bytes(damaged)
+    with pytest.raises(InvalidOption, match=r"d.npz: not an .npz file, or damaged"):
+        SampleFile(tmp_path / "d.npz", graph)

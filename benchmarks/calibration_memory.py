@@ -1,0 +1,80 @@
+"""Peak memory of a compilation against the number of calibration sentences: MiniLM, real text, every recipe.
+
+    python benchmarks/calibration_memory.py [--recipes int8 prune …] [--counts 125 500 2000] [--passes LIST]
+
+Each row is a process of its own, which compiles an ONNX file without measuring; its peak is the kernel's
+(VmHWM of /proc/self/status, so Linux only). The sentences are of 30 to 300 characters, 8 in a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+COUNTS = (125, 500, 2000)
+RECIPES = ("int8", "lowrank", "prune", "prune-int8")
+
+# What runs in the process that is looked at: it imports nothing that a user's would not.
+INNER = """
+import json, sys, time
+import tersor
+model, texts, recipe, steps = sys.argv[1:]
+start = time.perf_counter()
+if steps:
+    from tersor.cli.passlist import build_passes
+    tersor.convert(model, build_passes(steps), calibration=texts)
+else:
+    tersor.compile(model, "cpu", recipe, calibration=texts, measure=False)
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+print(json.dumps({"mib": peak, "seconds": time.perf_counter() - start}))
+"""
+
+
+def prepare(folder: Path, count: int) -> tuple[Path, Path]:
+    """(MiniLM as an ONNX file with its tokenizer beside it, ``count`` sentences in a .txt file)."""
+    from tersor.models.minilm import build, data
+
+    model = folder / "minilm.onnx"
+    if not model.exists():
+        build.export_onnx(model)
+        for name in ("tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"):
+            shutil.copy(build.directory() / name, folder / name)
+    sentences = data.sentences()
+    texts = folder / f"{count}.txt"
+    texts.write_text("\n".join(sentences[i % len(sentences)] for i in range(count)))
+    return model, texts
+
+
+def peak(model: Path, texts: Path, recipe: str, steps: str = "") -> dict[str, float]:
+    """``mib``: largest resident memory of a compilation, MiB; ``seconds``: how long it took."""
+    command = [sys.executable, "-c", INNER, str(model), str(texts), recipe, steps]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
+    parser.add_argument("--passes", default="", help="these passes in place of recipes")
+    chosen = parser.parse_args(arguments)
+    print("| recipe | sentences | peak MiB | seconds |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as name:
+        for recipe in [chosen.passes] if chosen.passes else chosen.recipes:
+            for count in chosen.counts:
+                model, texts = prepare(Path(name), count)
+                row = peak(model, texts, recipe, chosen.passes)
+                print(f"| {recipe} | {count} | {row['mib']:.0f} | {row['seconds']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

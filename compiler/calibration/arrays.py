@@ -1,0 +1,144 @@
+"""Arrays by name from .npz files, and whether they are what a graph takes."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tersor.errors import InvalidOption, suggest
+from tersor.ir import DType, Graph, TensorType
+
+MAX_UNPACKED = (
+    1 << 29
+)  # Bytes; arrays that are larger must not have been packed by more than the next.
+MAX_RATIO = 100
+Arrays = dict[str, np.ndarray]
+_NPY = b"\x93NUMPY"
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        InvalidOption: not such a file; or it holds pickled objects, which could run code.
+    """
+    with _opened(path), np.load(path, allow_pickle=False) as held:
+        found = {name: held[name] for name in held.files}
+    if not found:
+        raise InvalidOption(f"{path}: holds no arrays")
+    return found
+
+
+def unpack(path: Path, folder: Path) -> dict[str, Path]:
+    """Writes each array of an .npz file to a file of its own in ``folder``, for reading parts of it.
+
+    Raises:
+        InvalidOption: as :func:`read_arrays`; there is no space for them.
+    """
+    found: dict[str, Path] = {}
+    with _opened(path), zipfile.ZipFile(path) as archive:
+        for i, name in enumerate(archive.namelist()):
+            found[name.removesuffix(".npy")] = folder / f"{i}.npy"
+            with archive.open(name) as source, (folder / f"{i}.npy").open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        for file in found.values():
+            np.load(file, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def unpacked_size(path: Path) -> int:
+    """Bytes; 0 where the file is no archive, which :func:`read_arrays` tells."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Within it, whatever goes wrong with an .npz file is one clear line."""
+    if not path.is_file():
+        state = "not a regular file" if path.exists() else "no such file; check the path"
+        raise InvalidOption(f"{path}: {state}")
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_NPY)) == _NPY:
+                raise InvalidOption(
+                    f"{path}: a single array; save it as np.savez(path, input_name=array)"
+                )
+        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle.
+            raise zipfile.BadZipFile
+        _check_unpacked(path)
+        yield
+    except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
+        if isinstance(error, InvalidOption):
+            raise
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
+            raise InvalidOption(
+                f"{path}: holds pickled objects, which are not loaded because they can run code; "
+                "save plain arrays by np.savez"
+            ) from None
+        if isinstance(error, MemoryError):
+            raise InvalidOption(f"{path}: its arrays do not fit into memory") from None
+        if isinstance(error, OSError) and error.strerror and not isinstance(error, EOFError):
+            raise InvalidOption(f"{path}: cannot be read or unpacked: {error.strerror}") from None
+        raise InvalidOption(f"{path}: not an .npz file, or damaged; save it by np.savez") from None
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises:
+    InvalidOption: little data that says it becomes very much.
+    """
+    size = unpacked_size(path)
+    if size > MAX_UNPACKED and size > MAX_RATIO * path.stat().st_size:
+        raise InvalidOption(
+            f"{path}: {path.stat().st_size} bytes that unpack to {size}; save it by np.savez, which does "
+            "not compress"
+        )
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray],
+    graph: Graph,
+    where: Path,
+    stacked: Mapping[str, int | None] | None = None,
+) -> None:
+    """That ``arrays`` are what the graph takes; ``stacked``: the axes along which they hold all batches
+    together.
+
+    Raises:
+        InvalidOption: a name, dtype or rank that does not fit; says which and what would.
+    """
+    names = [v.name for v in graph.inputs]
+    for name in arrays:
+        if name not in names:
+            raise InvalidOption(
+                f"{where}: the model has no input {name!r}{suggest(name, names)}; "
+                f"it takes {', '.join(names)}"
+            )
+    for value in graph.inputs:
+        if value.name not in arrays:
+            raise InvalidOption(f"{where}: no array for input {value.name!r}")
+        array, type = arrays[value.name], value.type
+        if not isinstance(type, TensorType):
+            raise InvalidOption(f"{where}: input {value.name!r} is {type}, not a tensor")
+        try:
+            dtype = DType.of(array)
+        except TypeError:
+            raise InvalidOption(f"{where}: array {value.name!r} is {array.dtype}") from None
+        wanted, axis = type, (stacked or {}).get(value.name)
+        if axis is not None and type.dims is not None:
+            own = list(type.dims)
+            own[axis] = array.shape[axis]
+            wanted = type.with_dims(tuple(own))
+        if not wanted.accepts(TensorType(dtype, array.shape)):
+            raise InvalidOption(
+                f"{where}: array {value.name!r} is {TensorType(dtype, array.shape)}, "
+                f"the model takes {type}"
+            )

@@ -1,0 +1,255 @@
+"""Texts as calibration inputs, in the pieces that the tokenizer of the model's folder makes.
+
+    a cat               input_ids  101 1037 4937  102    0      attention_mask  1 1 1 1 0
+    the red cat                    101 1996 2417 4937  102                      1 1 1 1 1
+
+A ``.txt`` file has a text in each line; a ``.jsonl`` file a JSON string, ``{"text": …}``, or a pair of texts,
+``["…", "…"]`` or ``{"text": …, "text_pair": …}``. Empty lines are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from tersor.analysis.feeds import table_rows
+from tersor.analysis.match import dims
+from tersor.calibration.arrays import Arrays
+from tersor.calibration.samples import BATCH, check_whole
+from tersor.errors import InvalidOption, TersorError
+from tersor.frontends.folder import files_beside
+from tersor.ir import Graph, TensorType, Value
+from tersor.trimming import beside
+from tersor.trimming.tokenizers import lowercased, open_tokenizer
+
+SUFFIXES = (".txt", ".jsonl")
+NO_LIMIT = 1_000_000  # Tokenizers without one say 1e30.
+# What inputs are called, in transformers and in what came before it.
+IDS, MASKS = {"input_ids"}, {"attention_mask", "input_mask"}
+TYPES, POSITIONS = {"token_type_ids", "segment_ids"}, {"position_ids"}
+# Their positions begin behind the padding's id.
+_OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "mvp"}
+Text = str | tuple[str, str]
+
+
+def text_batches(
+    path: Path, graph: Graph, batch: int | None, model: Any, files: Mapping[str, bytes]
+) -> Iterator[Arrays]:
+    """``batch`` texts (8) at a time, padded to the longest of each, or to what the model takes.
+
+    Args:
+        model: a path, in whose folder the tokenizer is looked for where it is not among ``files``.
+
+    Raises:
+        InvalidOption: the file, the tokenizer, or what else the model takes; one clear line.
+    """
+    tokens = _Tokens.of(path, graph, _tokenizer_files(path, model, files))
+    if tokens.batch is not None:
+        check_whole(sum(1 for _ in read_texts(path)), "texts", tokens.batch, batch, path)
+    texts = read_texts(path)
+    empty = True
+    while some := list(islice(texts, tokens.batch or batch or BATCH)):
+        yield tokens(some)
+        empty = False
+    if empty:
+        raise InvalidOption(f"{path}: holds no texts")
+
+
+def read_texts(path: Path) -> Iterator[Text]:
+    """Texts of a file, and pairs of texts, one after the other.
+
+    Raises:
+        InvalidOption: it cannot be read, or which line is none.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip() and path.suffix == ".jsonl":
+                    yield _of_json(line, f"{path}, line {number}")
+                elif line.strip():
+                    yield line.strip()
+    except OSError as error:
+        raise InvalidOption(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidOption(f"cannot read {path}: it is not UTF-8") from None
+
+
+def _of_json(line: str, where: str) -> Text:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InvalidOption(f"{where}: not JSON") from None
+    if isinstance(found, dict):
+        found = [found.get("text"), *([found["text_pair"]] if "text_pair" in found else [])]
+    texts = found if isinstance(found, list) else [found]
+    if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
+        raise InvalidOption(
+            f'{where}: write a string, {{"text": "…"}}, or a pair, {{"text": "…", "text_pair": "…"}}'
+        )
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _tokenizer_files(path: Path, model: Any, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Of the model's folder; of an ONNX file, of that which it lies in or the one above (``onnx/…``)."""
+    looked: list[Path] = []
+    if isinstance(model, str | Path):
+        own = Path(model)
+        looked = [own] if own.is_dir() else [own.absolute().parent, own.absolute().parent.parent]
+    for folder in () if beside.tokenizer_name(files) else looked:
+        files = files_beside(folder)
+        if beside.tokenizer_name(files):
+            break
+    if beside.tokenizer_name(files) is None:
+        where = f"there is no {beside.TOKENIZER} in {looked[0]}" if looked else "the model has none"
+        raise InvalidOption(
+            f"{path}: texts need the model's tokenizer, and {where}; put it beside the model, or give "
+            "batches of ids"
+        )
+    return files
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Makes the inputs of a graph of texts.
+
+    Attributes:
+        path: the texts', for messages.
+        tokenizer: Hugging Face's.
+        inputs: by what they are: "ids", "mask", "types", "positions".
+        batch: how many texts the graph takes at once; None: any number.
+    """
+
+    path: Path
+    tokenizer: Any
+    inputs: Mapping[str, Value]
+    batch: int | None
+
+    @staticmethod
+    def of(path: Path, graph: Graph, files: Mapping[str, bytes]) -> _Tokens:
+        inputs = _inputs(path, graph)
+        shape = dims(inputs["ids"]) or ()
+        batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])
+        return _Tokens(path, _tokenizer(path, files, length), inputs, batch)
+
+    def __call__(self, texts: list[Text]) -> Arrays:
+        encoded = self.tokenizer.encode_batch(texts)
+        ids = np.array([e.ids for e in encoded], np.int64)
+        rows = table_rows(self.inputs["ids"])
+        if rows and ids.max(initial=0) >= rows:
+            raise InvalidOption(
+                f"{self.path}: the tokenizer gives id {ids.max()}, and the model has {rows} of them: they "
+                "do not belong together"
+            )
+        mask = np.array([e.attention_mask for e in encoded], np.int64)
+        made = {
+            "ids": ids,
+            "mask": mask,
+            "types": np.array([e.type_ids for e in encoded], np.int64),
+            "positions": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        }
+        return {v.name: made[kind].astype(v.tensor.dtype.numpy) for kind, v in self.inputs.items()}
+
+
+def _inputs(path: Path, graph: Graph) -> dict[str, Value]:
+    """The inputs of a graph by what texts have for them; what is not called so, and alone takes integers
+    [batch, length], takes ids."""
+    kinds = {"ids": IDS, "mask": MASKS, "types": TYPES, "positions": POSITIONS}
+    found: dict[str, Value] = {}
+    others = []
+    for value in graph.inputs:
+        name = value.name.split(":")[0].lower()
+        kind = next((kind for kind, names in kinds.items() if name in names), None)
+        if kind is None or kind in found:
+            others.append(value)
+        else:
+            found[kind] = value
+    if "ids" not in found and len(others) == 1 and _takes_ids(others[0]):
+        found["ids"] = others.pop()
+    if others or "ids" not in found:
+        names = ", ".join(v.name for v in others) or ", ".join(v.name for v in graph.inputs)
+        raise InvalidOption(
+            f"{path}: texts give input_ids, attention_mask, token_type_ids and position_ids; the model takes "
+            f"{names}{' too' if 'ids' in found else ''}: give arrays (.npz)"
+        )
+    return found
+
+
+def _takes_ids(value: Value) -> bool:
+    type = value.type
+    return isinstance(type, TensorType) and type.dtype.is_integer and len(type.dims or ()) == 2
+
+
+def _tokenizer(path: Path, files: Mapping[str, bytes], length: int | None) -> Any:
+    """As the files of a folder set it up: what is too long is cut, and what is shorter padded to ``length``,
+    or to the longest."""
+    name = beside.tokenizer_name(files)
+    assert name is not None
+    data = lowercased(files[name]) if beside.lowers_texts(files) else files[name]
+    try:
+        tokenizer = open_tokenizer(data)
+    except TersorError as error:
+        raise InvalidOption(f"{path}: {error}") from None
+    written, settings = _json(files[name]), _config(files, "tokenizer_config.json")
+    longest = length or _longest(files, written)
+    if longest is not None:
+        tokenizer.enable_truncation(longest, direction=settings.get("truncation_side", "right"))
+    padding = written.get("padding") or {}
+    side = settings.get("padding_side") or str(padding.get("direction", "right")).lower()
+    pad = _padding_id(files, written, tokenizer)
+    tokenizer.enable_padding(direction=side, pad_id=pad, length=length)
+    return tokenizer
+
+
+def _longest(files: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> int | None:
+    """Tokens of a text, by the first that says so: sentence-transformers, the tokenizer, the model."""
+    config = _config(files, "config.json")
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(positions, int) and config.get("model_type") in _OFFSET:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    sentences = [_json(data) for name, data in files.items() if _last(name).startswith("sentence_")]
+    asked = [
+        *(one.get("max_seq_length") for one in sentences),
+        _config(files, "tokenizer_config.json").get("model_max_length"),
+        (tokenizer.get("truncation") or {}).get("max_length"),
+    ]
+    told = next((n for n in asked if _is_length(n)), None)
+    return min((int(n) for n in (told, positions) if _is_length(n)), default=None)
+
+
+def _is_length(n: Any) -> bool:
+    return isinstance(n, int | float) and 0 < n < NO_LIMIT
+
+
+def _padding_id(files: Mapping[str, bytes], tokenizer: Mapping[str, Any], opened: Any) -> int:
+    if padding := tokenizer.get("padding"):
+        return int(padding.get("pad_id", 0))
+    token = _config(files, "tokenizer_config.json").get("pad_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    known = opened.token_to_id(content) if isinstance(content, str) else None
+    if known is None:
+        known = _config(files, "config.json").get("pad_token_id")
+    return known if isinstance(known, int) and known >= 0 else 0
+
+
+def _config(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Of the folder, or of its encoder's."""
+    found = sorted((n for n in files if _last(n) == name and "Pooling" not in n), key=len)
+    return _json(files[found[0]]) if found else {}
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _last(name: str) -> str:
+    return PurePosixPath(name).name
