@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for count in chosen.counts:
                 model, texts = prepare(Path(name), count)
                 row = peak(model, texts, recipe, chosen.passes)
-                print(f"| {recipe} | {count} | {row['mib']:.0f} | {row['seconds']:.0f} |", flush=True)
+                print(
+                    f"| {recipe} | {count} | {row['mib']:.0f} | {row['seconds']:.0f} |", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -166,6 +166,7 @@ class Evaluator:
             return run(open_session(build(graph, choice), choice, level="none"), inputs)
         found = next((held for held in self._held if held[0] is graph), None)
         if found is None:
+            del self._held[:-1]  # While a session is opened, its weights are there several times.
             found = (graph, open_session(build(graph, choice), choice))
         self._held = [*(held for held in self._held if held is not found), found][-2:]
         return run(found[1], inputs)

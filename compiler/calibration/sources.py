@@ -16,7 +16,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from tersor.statistics.thinning import sample_axes
 IN_MEMORY = 1 << 24  # Bytes of a temporary file that stay in memory.
 
 
+@runtime_checkable
 class DataReader(Protocol):
     """ONNX Runtime's ``CalibrationDataReader``."""
 
@@ -67,6 +68,8 @@ def open_calibration(
             what the inputs take; a file that cannot be read; says which, and what would do.
     """
     if given is None:
+        if batch is not None:
+            raise InvalidOption("batch is for calibration, and none is given")
         return ()
     if batch is not None and batch < 1:
         raise InvalidOption(f"batch is {batch}; it has to be 1 or more")
@@ -80,7 +83,7 @@ def open_calibration(
         )
     if isinstance(given, list | tuple):
         return Listed(given, graph)
-    if hasattr(given, "get_next"):
+    if isinstance(given, DataReader):
         given = _read(given)
     if not isinstance(given, Iterable):
         raise InvalidOption(

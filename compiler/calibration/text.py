@@ -219,7 +219,7 @@ def _longest(files: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> int | 
         (tokenizer.get("truncation") or {}).get("max_length"),
     ]
     told = next((n for n in asked if _is_length(n)), None)
-    return min((int(n) for n in (told, positions) if _is_length(n)), default=None)
+    return min((int(n) for n in (told, positions) if n is not None and _is_length(n)), default=None)
 
 
 def _is_length(n: Any) -> bool:

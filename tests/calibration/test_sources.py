@@ -165,6 +165,8 @@ def test_what_is_wrong_with_files_names_them(graph: Graph, tmp_path: Path) -> No
         open_calibration(tmp_path / "c.csv", graph)
     with pytest.raises(InvalidOption, match="batch is 0; it has to be 1 or more"):
         open_calibration(tmp_path / "c.npz", graph, batch=0)
+    with pytest.raises(InvalidOption, match="batch is for calibration, and none is given"):
+        open_calibration(None, graph, batch=2)
     with pytest.raises(InvalidOption, match="batch is for calibration files"):
         open_calibration(made(), graph, batch=2)
 

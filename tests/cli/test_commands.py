@@ -87,17 +87,14 @@ def test_compile_passes_calibration_settings_and_portability_on(
 
     monkeypatch.setattr(tersor, "compile", watched)
     command = (
-        "compile m.onnx out.onnx --calibration good.npz --set min_gain=2.5 --portable --no-measure"
+        "compile m.onnx out.onnx --calibration good.npz --batch 5 --set min_gain=2.5 "
+        "--portable --no-measure"
     )
     ok(run(*command.split(), "--target", "cpu:avx2", "--set", "smooth-activations.alphas=0.5:0.75"))
     assert seen["arguments"] == (Path("m.onnx"), "cpu:avx2", "int8")
     assert seen["portable"] is True and seen["measure"] is False and seen["sizes"] is None
     assert seen["settings"] == {"min_gain": "2.5", "smooth-activations.alphas": "0.5:0.75"}
-    batches = seen["calibration"]
-    assert isinstance(batches, list)
-    with np.load("good.npz") as held:  # 20 samples, 8 at a time
-        assert [b["x"].shape[0] for b in batches] == [8, 8, 4]
-        np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), held["x"])
+    assert seen["calibration"] == Path("good.npz") and seen["batch"] == 5
 
 
 def test_skips_are_counted_and_listed_on_demand(run: Run, files: Path) -> None:

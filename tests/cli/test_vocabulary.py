@@ -44,9 +44,11 @@ def test_a_folder_with_the_words_of_a_file(run: Run, folder: Path) -> None:
 
     texts = data.sentences()[:50]
     Path("texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    result = run("compile", str(build.directory()), "out", *COMMAND)
+    # The smaller model is calibrated by what the smaller tokenizer makes.
+    result = run("compile", str(build.directory()), "out", *COMMAND, "--calibration", "texts.txt")
     assert result.exit_code == 0, result.stderr
     artifact = tersor.load("out")
+    assert artifact.manifest["calibration"]["batches"] == 7
     tokenizer = tokenizers.Tokenizer.from_buffer(artifact.files["tokenizer.json"])
     tokenizer.no_padding()
     assert tokenizer.get_vocab_size() < 1000
