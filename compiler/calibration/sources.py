@@ -99,10 +99,6 @@ def _of_path(
         return Spooled(text_batches(path, graph, batch, model, files))
     if path.is_dir():
         return Reread(SampleFolder(path, graph, batch), graph, path)
-    if path.suffix not in ("", ".npz") and path.is_file():
-        raise InvalidOption(
-            f"{path}: calibration is an .npz file, a folder of such, or texts ({', '.join(SUFFIXES)})"
-        )
     return Reread(SampleFile(path, graph, batch), graph, path)
 
 

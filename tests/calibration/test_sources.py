@@ -161,7 +161,7 @@ def test_what_is_wrong_with_files_names_them(graph: Graph, tmp_path: Path) -> No
     with pytest.raises(InvalidOption, match=r"none.npz: no such file"):
         open_calibration(tmp_path / "none.npz", graph)
     (tmp_path / "c.csv").write_text("1,2")
-    with pytest.raises(InvalidOption, match=r"c.csv: calibration is an .npz file, a folder"):
+    with pytest.raises(InvalidOption, match=r"c.csv: not an .npz file, or damaged"):
         open_calibration(tmp_path / "c.csv", graph)
     with pytest.raises(InvalidOption, match="batch is 0; it has to be 1 or more"):
         open_calibration(tmp_path / "c.npz", graph, batch=0)
