@@ -29,11 +29,14 @@ class Rows:
         value: f32[..., k]; with a window f32[batch, channels, positions…].
         window: what it sees at a place is a row; None: rows are the last axis.
         part: of the value's axis 1, what is meant; None: all.
+        padding: whether rows that are padding count. A runtime computes with them all the same, and takes
+            the range of a tensor over them.
     """
 
     value: Value
     window: Window | None = None
     part: int | None = None
+    padding: bool = False
 
     def of(self, array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
         """f32[n, k], of the value's ``array``: the rows that the feed's ``mask`` says are no padding. Of
@@ -51,7 +54,10 @@ class Rows:
         return self.window.patches(np.asarray(array, np.float32), at)
 
     def mask(self, graph: Graph) -> str | None:
-        """The name of the input that tells which rows are padding, as :func:`padding_mask` does."""
+        """The name of the input that tells which rows are padding, as :func:`padding_mask` does; None where
+        all count."""
+        if self.padding:
+            return None
         shape = dims(self.value)
         if self.window is None or not shape:
             return padding_mask(graph, self.value)
@@ -63,22 +69,16 @@ def observe(
     wanted: Mapping[Rows, Sequence[Observer[Any]]],
     feeds: Feeds,
     evaluate: Evaluate,
-    *,
-    padding: bool = False,
 ) -> None:
     """Runs ``graph`` on ``feeds``, and gives rows of its outermost level to the observers that want them.
 
-    Each batch is run once for up to TAPS of ``wanted``, and no more than one is in memory.
-
-    Args:
-        padding: whether positions that are padding count. A runtime computes with them all the same, and
-            takes the range of a tensor over them.
+    Each batch is run once for up to TAPS values, and no more than one batch is in memory.
     """
-    unique = list(wanted)
-    for start in range(0, len(unique), TAPS):
-        group = unique[start : start + TAPS]
-        tapped = tap(graph, list(dict.fromkeys(rows.value for rows in group)))
-        masks = {rows: None if padding else rows.mask(graph) for rows in group}
+    values = list(dict.fromkeys(rows.value for rows in wanted))
+    for start in range(0, len(values), TAPS):
+        tapped = tap(graph, values[start : start + TAPS])
+        group = [rows for rows in wanted if rows.value in values[start : start + TAPS]]
+        masks = {rows: rows.mask(graph) for rows in group}
         for feed in feeds:
             outputs = evaluate(tapped, feed)
             for rows in group:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ from tersor.numerics.masks import stores_floats
 from tersor.numerics.rounding import round_in_order
 from tersor.pipeline import LOSSY, Context, Pass
 from tersor.statistics.activations import Activation, Activations
-from tersor.statistics.gram import grams
+from tersor.statistics.gram import Gram, SecondMoments
+from tersor.statistics.observers import Observer
 from tersor.statistics.observing import TAPS, Rows, observe
 from tersor.structure.ties import tie_again, tied_to, turn
 
@@ -65,16 +67,13 @@ class QuantizeDynamic(Pass):
         for node in graph.walk():
             if node.op in _FLOAT:
                 context.skip(node, f"{node.op} has no integer form: it multiplies floats")
-        told = context.remember("seen", lambda: _observe(graph, nodes, context))
-        seen = {x: told[x.name] for x in map(_reads, nodes) if x.name in told}
         per_token = is_per_token(self.granularity, context.row_scales)
         saturates = context.target is not None and context.target.saturates_int8
         of_weight: dict[Value, list[Node]] = {}
         for node in nodes:
             of_weight.setdefault(operand(node, 1), []).append(node)
-        rounded, remarks = context.remember(
-            "rounded", lambda: _round_weights(graph, of_weight, saturates, context)
-        )
+        told = context.remember("told", lambda: _Told.of(graph, of_weight, saturates, context))
+        seen = {x: told.seen[x.name] for x in map(_reads, nodes) if x.name in told.seen}
         quantized: set[Node] = set()
         errors: list[float] = []
         for i, (weight, sharing) in enumerate(of_weight.items()):
@@ -82,7 +81,7 @@ class QuantizeDynamic(Pass):
             if context.spares(weight.name, first):
                 continue
             context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
-            encoding = rounded.get(weight.name) or _nearest(weight, saturates)
+            encoding = told.rounded.get(weight.name) or _nearest(weight, saturates)
             found = [
                 (_layer_error(seen[x], weight.numpy(), encoding, per_token), node)
                 for node in sharing
@@ -118,7 +117,7 @@ class QuantizeDynamic(Pass):
             context.report.notes.append(
                 f"calibration shows none of the inputs of {unseen} layers: their errors are unknown"
             )
-        context.report.notes += remarks
+        context.report.notes += told.remarks
         if nodes and context.report.rewrites:
             context.report.notes.append(NOT_FINITE)
 
@@ -145,56 +144,88 @@ def _reads(node: Node) -> Value:
     return operand(node, 0)
 
 
-def _observe(graph: Graph, nodes: list[Node], context: Context) -> dict[str, Activation]:
-    """Statistics of the layers' inputs by name, of those at the outermost level; empty without
-    calibration."""
-    if not context.calibration or context.evaluate is None:
-        return {}
-    seen = {operand(n, 0): Activations() for n in nodes if n.graph is graph}
-    wanted = {Rows(value): [observer] for value, observer in seen.items()}
-    observe(graph, wanted, context.calibration, context.evaluate, padding=True)
-    return {value.name: one.result for value, one in seen.items() if one.result is not None}
-
-
 def _nearest(weight: Value, saturates: bool) -> Affine:
     return quantize_weight(weight.numpy(), 1, pair_axis=0 if saturates else None)
 
 
-def _round_weights(
-    graph: Graph, of_weight: dict[Value, list[Node]], saturates: bool, context: Context
-) -> tuple[dict[str, Affine], list[str]]:
-    """Weights by name that calibration says how to round, and remarks: weights of the outermost level
-    whose readers all read the same, of which there are enough rows. What lookups or others read too is
-    rounded to the nearest."""
-    if not context.calibration or context.evaluate is None:
-        return {}, []
-    of_source: dict[Value, list[Value]] = {}
+@dataclass
+class _Told:
+    """What calibration tells of the layers of the outermost level; nothing without it.
+
+    Attributes:
+        seen: their inputs, by name.
+        rounded: weights, by name, that it says how to round.
+        few: (rows, inputs) of weights that there were too few rows for.
+    """
+
+    seen: dict[str, Activation] = field(default_factory=dict)
+    rounded: dict[str, Affine] = field(default_factory=dict)
+    few: list[tuple[int, int]] = field(default_factory=list)
+
+    @staticmethod
+    def of(
+        graph: Graph, of_weight: dict[Value, list[Node]], saturates: bool, context: Context
+    ) -> _Told:
+        told = _Told()
+        if not context.calibration or context.evaluate is None:
+            return told
+        inputs = {
+            _reads(n): None for nodes in of_weight.values() for n in nodes if n.graph is graph
+        }
+        fitted = _fitted(graph, of_weight)
+        xs = list(inputs)
+        for start in range(0, len(xs), TAPS):  # So many second moments at a time.
+            group = xs[start : start + TAPS]
+            ranges, moments = {x: Activations() for x in group}, {x: SecondMoments() for x in group}
+            wanted: dict[Rows, list[Observer[Any]]] = {}
+            for x in group:
+                wanted[Rows(x, padding=True)] = [ranges[x]]
+                if x in fitted:
+                    wanted[Rows(x)] = [moments[x]]
+            observe(graph, wanted, context.calibration, context.evaluate)
+            told.seen |= {x.name: one.result for x, one in ranges.items() if one.result is not None}
+            for i, (x, one) in enumerate(moments.items(), start):
+                context.progress(i, len(xs), f"rounding what reads {x.name}")
+                if one.result is not None:
+                    told._round(fitted[x], one.result, saturates)
+        return told
+
+    def _round(self, weights: list[Value], gram: Gram, saturates: bool) -> None:
+        """Weights that read the same."""
+        inputs = len(gram.xtx)
+        if LEAST_ROWS * inputs > gram.rows:
+            self.few += [(gram.rows, inputs)] * len(weights)
+        elif np.isfinite(gram.xtx).all():
+            held = [(w.numpy(), _nearest(w, saturates)) for w in weights]
+            made = round_in_order(held, gram.xtx, paired=saturates)
+            self.rounded |= {w.name: e for w, e in zip(weights, made, strict=True)}
+
+    @property
+    def remarks(self) -> list[str]:
+        if not self.rounded and not self.few:
+            return []
+        found = [
+            f"weights of {len(self.rounded)} layers are rounded so that they make up for each other"
+        ]
+        if self.few:
+            rows, inputs = max(self.few, key=lambda f: f[1] / max(f[0], 1))
+            found.append(
+                f"{len(self.few)} are rounded to the nearest: calibration has {rows:,} rows for {inputs:,} "
+                "inputs"
+            )
+        return found
+
+
+def _fitted(graph: Graph, of_weight: dict[Value, list[Node]]) -> dict[Value, list[Value]]:
+    """Weights that are rounded by calibration, by what they read: those of the outermost level whose readers
+    all read the same. What lookups or others read too is rounded to the nearest."""
+    found: dict[Value, list[Value]] = {}
     for weight, nodes in of_weight.items():
         sources = {_reads(node) for node in nodes}
         own = set(weight.users) == set(nodes) and not weight.is_output and not tied_to(weight)
         if len(sources) == 1 and own and all(n.graph is graph for n in nodes):
-            of_source.setdefault(sources.pop(), []).append(weight)
-    found: dict[str, Affine] = {}
-    few: list[tuple[int, int]] = []
-    xs = list(of_source)
-    for start in range(0, len(xs), TAPS):  # So many second moments at a time.
-        told = grams(graph, xs[start : start + TAPS], context.calibration, context.evaluate)
-        for i, (x, gram) in enumerate(told.items(), start):
-            inputs = len(gram.xtx)
-            if LEAST_ROWS * inputs > gram.rows:
-                few += [(gram.rows, inputs)] * len(of_source[x])
-            elif np.isfinite(gram.xtx).all():
-                context.progress(i, len(xs), f"rounding what reads {x.name}")
-                held = [(w.numpy(), _nearest(w, saturates)) for w in of_source[x]]
-                made = round_in_order(held, gram.xtx, paired=saturates)
-                found |= {w.name: e for w, e in zip(of_source[x], made, strict=True)}
-    remarks = [f"weights of {len(found)} layers are rounded so that they make up for each other"]
-    if few:
-        rows, inputs = max(few, key=lambda f: f[1] / max(f[0], 1))
-        remarks.append(
-            f"{len(few)} are rounded to the nearest: calibration has {rows:,} rows for {inputs:,} inputs"
-        )
-    return found, remarks if found or few else []
+            found.setdefault(sources.pop(), []).append(weight)
+    return found
 
 
 def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_token: bool) -> float:

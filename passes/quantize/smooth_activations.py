@@ -57,8 +57,8 @@ class SmoothActivations(Pass):
             return
         groups = _groups(graph)
         observers = {x: Activations() for x in groups}
-        wanted = {Rows(x): [one] for x, one in observers.items()}
-        observe(graph, wanted, context.calibration, context.evaluate, padding=True)
+        wanted = {Rows(x, padding=True): [one] for x, one in observers.items()}
+        observe(graph, wanted, context.calibration, context.evaluate)
         seen = {x: one.result for x, one in observers.items() if one.result is not None}
         saturates = context.target is not None and context.target.saturates_int8
         per_token = is_per_token(self.granularity, context.row_scales)
