@@ -52,7 +52,9 @@ def unpack(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def unpacked_size(path: Path) -> int:
-    """Bytes; 0 where the file is no archive, which :func:`read_arrays` tells."""
+    """Bytes; 0 where there is no such file, or it is no archive, which :func:`read_arrays` tells."""
+    if not path.is_file():  # A pipe would be waited for.
+        return 0
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(entry.file_size for entry in archive.infolist())

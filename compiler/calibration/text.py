@@ -67,6 +67,8 @@ def read_texts(path: Path) -> Iterator[Text]:
     Raises:
         InvalidOption: it cannot be read, or which line is none.
     """
+    if path.exists() and not path.is_file():
+        raise InvalidOption(f"{path}: not a regular file")
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):

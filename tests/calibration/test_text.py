@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(r"t.txt: texts need the model's tokenizer, and the model has none", model=None)
     refused(r"e.txt: holds no texts", given=written(tmp_path, " \n\n", "e.txt"))
     refused(r"cannot read .*none.txt: No such file", given=tmp_path / "none.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    refused(r"pipe.txt: not a regular file", given=tmp_path / "pipe.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     refused(r"cannot read .*latin.txt: it is not UTF-8", given=tmp_path / "latin.txt")
     images = BERT.replace("%token_type_ids: i32[b, n]", "%pixels: f32[b, 3, n, n]")
