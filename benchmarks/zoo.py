@@ -34,9 +34,7 @@ def conditions() -> Json:
 
 def by_runtime(path: Path) -> zoo.Run:
     """The ONNX file in ONNX Runtime's default session."""
-    backend = registry.backend("ort")
-    session = backend.open_session(path)
-    return lambda feed: backend.run(session, feed)
+    return registry.reference().open_session(path).run
 
 
 def workload_row(workload: zoo.Workload, original: Path) -> Json:

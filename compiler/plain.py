@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -13,7 +13,7 @@ EXACT = ConfigDict(extra="forbid", strict=True)
 T = TypeVar("T")
 
 
-def read_plain(kind: type[T], data: Mapping[str, Any]) -> T:
+def read_plain(kind: type[T], data: Mapping[str, object]) -> T:
     """An object of ``kind`` with the fields in ``data``.
 
     Raises:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from tersor.cli.console import Teller, say
@@ -100,14 +99,7 @@ def _opened(workload: zoo.Workload, path: Path) -> zoo.Run:
             f"{path} is not {workload.name}: it takes {', '.join(have[0])} and gives "
             f"{', '.join(have[1])}; wanted are {', '.join(want[0])} and {', '.join(want[1])}"
         )
-    backend = registry.backend(found.runtime)
-    session = backend.open_session(found.model, found.choice)
-
-    def run(feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        made: Mapping[str, np.ndarray] = backend.run(session, feed)
-        return made
-
-    return run
+    return registry.backend(found.runtime).open_session(found.model, found.choice).run
 
 
 @contextmanager

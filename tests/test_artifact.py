@@ -608,8 +608,11 @@ class Saver:
 def which(path: Path) -> int:
     """The seed of the artifact at ``path``, which must be whole and run."""
     tersor.verify(path)
-    session = ort.InferenceSession(str(path)) if path.is_file() else tersor.load(path).session()
-    (y,) = session.run(None, {"x": np.zeros((2, 64), np.float32)})
+    feed = {"x": np.zeros((2, 64), np.float32)}
+    if path.is_file():
+        (y,) = ort.InferenceSession(str(path)).run(None, feed)
+    else:
+        (y,) = tersor.load(path).run(feed).values()
     (seed,) = [s for s, total in SUMS.items() if y[0, 0] == np.float32(total)]
     return seed
 

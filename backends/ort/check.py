@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tersor.backends.ort.session import build, open_session, run
+from tersor.backends.ort.session import build, open_session
 from tersor.errors import InvalidModel, TersorError
 from tersor.ir import DType, TensorType
 from tersor.ops import TABLE
@@ -21,7 +21,7 @@ def check() -> list[str]:
     graph = TABLE.graph("check")
     x = graph.add_input("x", TensorType(DType.F32, (2,)))
     graph.set_outputs([graph.emit("Add", [x, x])], ["y"])
-    made = run(open_session(build(graph)), {"x": np.array([1, 2], np.float32)})
+    made = open_session(build(graph)).run({"x": np.array([1, 2], np.float32)})
     if made["y"].tolist() != [2, 4]:
         raise InvalidModel(f"ONNX Runtime computed [1, 2] + [1, 2] = {made['y'].tolist()}")
     return _newer_onnx()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tersor.backends.ort.options import Choice
 from tersor.ir import Affine, Graph, Value
 from tersor.target import Target
@@ -12,14 +10,14 @@ from tersor.target import Target
 _SKIP_NORM_FUSION = ("SkipLayerNormFusion",)
 
 
-def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
+def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[object, ...]]]:
     """(setting of a Choice, its values to try besides that of ``choice``), the most promising first."""
     portable = choice.lower.portable
     ops = {n.op for n in graph.walk()}
     float_linear = any(
         n.op == "tersor.Linear" and not _is_affine(n.inputs[1]) for n in graph.walk()
     )
-    found: list[tuple[str, tuple[Any, ...]]] = []
+    found: list[tuple[str, tuple[object, ...]]] = []
     norms = "tersor.AddLayerNormalization" in ops or "tersor.AddRMSNormalization" in ops
     if norms:
         found.append(("disabled_optimizers", (_SKIP_NORM_FUSION,)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tersor.errors import InvalidModel, InvalidOption, suggest
-from tersor.plain import EXACT, read_plain
+from tersor import backend
+from tersor.errors import InvalidOption, suggest
+from tersor.plain import EXACT
 from tersor.target import Target, check_threads
 
 
@@ -66,16 +67,16 @@ class SessionOptions:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(backend.Choice):
     """One way to build and run a graph."""
 
     lower: LowerOptions = LowerOptions()
     session: SessionOptions = SessionOptions()
     __pydantic_config__ = EXACT
 
-    @staticmethod
+    @classmethod
     def of(
-        target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
+        cls, target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
     ) -> Choice:
         """What the search starts from; ONNX Runtime finds out by itself what it runs on.
 
@@ -97,33 +98,11 @@ class Choice:
     def label(self) -> str:
         """What differs from the defaults; ``default`` where nothing does."""
         default = Choice()
-        parts = [
-            f"{f.name}={getattr(mine, f.name)}"
-            for mine, other in ((self.lower, default.lower), (self.session, default.session))
-            for f in fields(mine)
-            if getattr(mine, f.name) != getattr(other, f.name)
-        ]
-        return " ".join(parts) or "default"
+        return backend.label_of([(self.lower, default.lower), (self.session, default.session)])
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Choice:
-        """Reads what :meth:`to_json` writes.
-
-        Raises:
-            InvalidModel: it is something else.
-        """
-        try:
-            return read_plain(Choice, data)
-        except (ValueError, InvalidOption) as error:
-            raise InvalidModel(f"its choice is damaged: {error}") from None
-
-    def but(self, **changes: Any) -> Choice:
+    def but(self, **changes: object) -> Choice:
         """With some settings of either part changed."""
         own = {f.name for f in fields(self.lower)}
-        lower = {k: v for k, v in changes.items() if k in own}
-        session = {k: v for k, v in changes.items() if k not in own}
+        lower: dict[str, Any] = {k: v for k, v in changes.items() if k in own}
+        session: dict[str, Any] = {k: v for k, v in changes.items() if k not in own}
         return Choice(replace(self.lower, **lower), replace(self.session, **session))

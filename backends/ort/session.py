@@ -38,16 +38,15 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
 
 
 def open_session(
-    model: Built | Path, choice: Choice | Mapping[str, Any] | None = None, *, level: str = "all"
-) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU. ``level``: how much its own optimizer may do, of
-    ``LEVELS``.
+    model: Built | Path, choice: Choice | Mapping[str, object] | None = None, *, level: str = "all"
+) -> Session:
+    """A session on the CPU. ``level``: how much ONNX Runtime's own optimizer may do, of ``LEVELS``.
 
     Raises:
         InvalidModel: ONNX Runtime does not take the model; its reason, in one line.
     """
     if not isinstance(choice, Choice):
-        choice = Choice.from_json(dict(choice)) if choice else Choice()
+        choice = Choice.from_json(choice) if choice else Choice()
     if isinstance(model, Path):
         return _opened(str(model), choice.session, level)
     if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
@@ -68,7 +67,7 @@ def open_session(
 
 def _opened(
     source: bytes | str, options: SessionOptions, level: str, folder: Path | None = None
-) -> Any:
+) -> Session:
     """A session of a model, which is given whole or by its path. ``folder``: all that it may find
     beside it; of a path, what lies there."""
     settings = ort.SessionOptions()
@@ -81,7 +80,7 @@ def _opened(
     if folder is not None:
         settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
     try:
-        return ort.InferenceSession(
+        opened = ort.InferenceSession(
             source,
             settings,
             providers=["CPUExecutionProvider"],
@@ -89,10 +88,49 @@ def _opened(
         )
     except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
         raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
+    return Session(opened)
+
+
+class Session:
+    """An open model.
+
+    Attributes:
+        own: ONNX Runtime's session.
+    """
+
+    def __init__(self, own: ort.InferenceSession) -> None:
+        self.own = own
+        self._takes = {i.name for i in own.get_inputs()}
+        self._gives = [o.name for o in own.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name.
+
+        Raises:
+            InvalidOption: an input is missing, unknown, or does not fit.
+        """
+        takes = self._takes
+        for name in sorted(takes - inputs.keys()):
+            raise InvalidOption(
+                f"input {name!r} is missing; the model takes {', '.join(sorted(takes))}"
+            )
+        for name in sorted(inputs.keys() - takes):
+            raise InvalidOption(f"no input {name!r}; the model takes {', '.join(sorted(takes))}")
+        try:
+            made = self.own.run(self._gives, {k: np.asarray(v) for k, v in inputs.items()})
+        except Exception as error:
+            raise InvalidOption(
+                f"the model does not take these inputs: {_one_line(error)}"
+            ) from None
+        return dict(zip(self._gives, made, strict=True))
+
+
+def examine(model: Built) -> None:
+    """Nothing: an ONNX model is no machine code."""
 
 
 def interface(
-    model: Built | Path, choice: Mapping[str, Any]
+    model: Path, choice: Mapping[str, object]
 ) -> tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]:
     """Names and types of a model's inputs and of its outputs, once ONNX Runtime has opened it; of dims,
     only those that are fixed.
@@ -100,7 +138,7 @@ def interface(
     Raises:
         InvalidModel: ONNX Runtime does not take the model.
     """
-    session = open_session(model, choice)
+    session = open_session(model, choice).own
     return _types(session.get_inputs()), _types(session.get_outputs())
 
 
@@ -126,27 +164,6 @@ def _type(text: str, shape: Sequence[int | str | None] | None) -> ValueType:
     return TensorType(FROM_ONNX[TensorProto.DataType.Value(name)], dims if shape else None)
 
 
-def run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name.
-
-    Raises:
-        InvalidOption: an input is missing, unknown, or does not fit.
-    """
-    expected = {i.name for i in session.get_inputs()}
-    for name in sorted(expected - inputs.keys()):
-        raise InvalidOption(
-            f"input {name!r} is missing; the model takes {', '.join(sorted(expected))}"
-        )
-    for name in sorted(inputs.keys() - expected):
-        raise InvalidOption(f"no input {name!r}; the model takes {', '.join(sorted(expected))}")
-    names = [o.name for o in session.get_outputs()]
-    try:
-        made = session.run(names, {k: np.asarray(v) for k, v in inputs.items()})
-    except Exception as error:
-        raise InvalidOption(f"the model does not take these inputs: {_one_line(error)}") from None
-    return dict(zip(names, made, strict=True))
-
-
 class Evaluator:
     """Runs graphs in ONNX Runtime. The sessions of the last two graphs are kept (one is often compared
     with another), so a graph that was given may not change while it is given again.
@@ -155,7 +172,7 @@ class Evaluator:
     Sums of integer products are exact, also where this processor's usual ones overflow."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[Graph, Any]] = []
+        self._held: list[tuple[Graph, Session]] = []
         # Several of them run in turn, and idle threads that spin slow the others.
         session = SessionOptions(spinning=False)
         self._choice = replace(Choice.of(Target.host(), portable=True), session=session)
@@ -163,13 +180,13 @@ class Evaluator:
     def __call__(self, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         choice = self._choice
         if not graph.inputs:
-            return run(open_session(build(graph, choice), choice, level="none"), inputs)
+            return open_session(build(graph, choice), choice, level="none").run(inputs)
         found = next((held for held in self._held if held[0] is graph), None)
         if found is None:
             del self._held[:-1]  # While a session is opened, its weights are there several times.
             found = (graph, open_session(build(graph, choice), choice))
         self._held = [*(held for held in self._held if held is not found), found][-2:]
-        return run(found[1], inputs)
+        return found[1].run(inputs)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tersor.backends.tvm.options import Choice
 from tersor.ir import Graph
 
 
-def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[Any, ...]]]:
+def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[object, ...]]]:
     """(setting of a Choice, its values to try besides that of ``choice``), the most promising first."""
     return []

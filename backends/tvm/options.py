@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from tersor import backend
 from tersor.backends.tvm.kernels.linear import Grain
-from tersor.errors import InvalidModel, InvalidOption
-from tersor.plain import EXACT, read_plain
+from tersor.errors import InvalidOption
+from tersor.plain import EXACT
 from tersor.target import Target, check_threads
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(backend.Choice):
     """One way to build and run a graph.
 
     Attributes:
@@ -39,9 +40,9 @@ class Choice:
         """``grains`` by a kernel's name."""
         return {name: Grain(rows, by_columns) for name, rows, by_columns in self.grains}
 
-    @staticmethod
+    @classmethod
     def of(
-        target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
+        cls, target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
     ) -> Choice:
         """What the search starts from.
 
@@ -63,36 +64,15 @@ class Choice:
     @property
     def label(self) -> str:
         """What differs from the defaults, the target apart; ``default`` where nothing does."""
-        default = Choice(self.features, self.cores)
+        default = Choice(self.features, self.cores, grains=self.grains, buckets=self.buckets)
         parts = ["tuned"] if any(g != Grain() for g in self.grain_of().values()) else []
         parts += [f"bucket({sizes_text(sizes)})" for sizes in self.buckets]
-        parts += [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in fields(self)
-            if f.name not in ("grains", "buckets")
-            and getattr(self, f.name) != getattr(default, f.name)
-        ]
-        return " ".join(parts) or "default"
+        return backend.label_of([(self, default)], *parts)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {**asdict(self), "features": list(self.features)}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Choice:
-        """Reads what :meth:`to_json` writes.
-
-        Raises:
-            InvalidModel: it is something else.
-        """
-        try:
-            return read_plain(Choice, data)
-        except (ValueError, InvalidOption) as error:
-            raise InvalidModel(f"its choice is damaged: {error}") from None
-
-    def but(self, **changes: Any) -> Choice:
+    def but(self, **changes: object) -> Choice:
         """With some settings changed."""
-        return replace(self, **changes)
+        values: dict[str, Any] = changes
+        return replace(self, **values)
 
 
 def sizes_text(sizes: Sequence[tuple[str, int]]) -> str:

@@ -41,7 +41,9 @@ _SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound
 _pool = threading.local()  # TVM has a pool for each thread that calls it.
 
 
-def open_session(model: Built | Path, choice: Choice | Mapping[str, Any] | None = None) -> Session:
+def open_session(
+    model: Built | Path, choice: Choice | Mapping[str, object] | None = None
+) -> Session:
     """A session on the CPU, or on the first GPU. This runs the model's code: it has to be trusted.
 
     Raises:
@@ -79,7 +81,7 @@ def examine(model: Built) -> None:
     check_host(describe(main_file(model)))
 
 
-def interface(model: Path, choice: Mapping[str, Any]) -> tuple[Interface, Interface]:
+def interface(model: Path, choice: Mapping[str, object]) -> tuple[Interface, Interface]:
     """Names and types of a model's inputs and of its outputs, as it tells them; none of it is run.
 
     Raises:
@@ -98,15 +100,6 @@ def beside(model: Path) -> list[str]:
     """
     weights = describe(model.read_bytes()).weights
     return [] if weights is None else [weights]
-
-
-def run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name.
-
-    Raises:
-        InvalidOption: an input is missing, unknown, or does not fit.
-    """
-    return session.run(inputs)
 
 
 class Session:
@@ -151,7 +144,11 @@ class Session:
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See the function of this name."""
+        """Outputs by name.
+
+        Raises:
+            InvalidOption: an input is missing, unknown, or does not fit.
+        """
         if inputs.keys() != self._names:
             raise _other_names([name for name, _ in self._inputs], inputs)
         arrays = [np.asarray(inputs[name]) for name, _ in self._inputs]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def build(original: Path, calibration: list[dict[str, np.ndarray]], folder: Path
     return path
 
 
-def open_session(path: Path, choice: Mapping[str, Any]) -> Any:
+def open_session(path: Path, choice: Mapping[str, object]) -> Session:
     """A compiled model, for latency, on all cores."""
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -53,13 +54,19 @@ def open_session(path: Path, choice: Mapping[str, Any]) -> Any:
         compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
         raise InvalidModel(one_line(error)) from None
-    return compiled.create_infer_request()
+    return Session(compiled.create_infer_request())
 
 
-def run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name."""
-    made = session.infer(dict(inputs))
-    return {output.get_any_name(): np.array(value) for output, value in made.items()}
+@dataclass(frozen=True)
+class Session:
+    """A compiled model, fed and read by name."""
+
+    request: Any
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        made = self.request.infer(dict(inputs))
+        return {output.get_any_name(): np.array(value) for output, value in made.items()}
 
 
 def _items(path: Path) -> Iterator[dict[str, np.ndarray]]:

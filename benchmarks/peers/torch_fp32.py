@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tersor.target import usable_cores
 CHOICES: tuple[dict[str, str], ...] = ({"mode": "inductor"}, {"mode": "eager"})
 
 
-def open_session(path: Path, choice: Mapping[str, Any]) -> Any:
+def open_session(path: Path, choice: Mapping[str, object]) -> Session:
     """The module; ``path`` is its folder of weights.
 
     Raises:
@@ -26,18 +27,24 @@ def open_session(path: Path, choice: Mapping[str, Any]) -> Any:
     torch.set_num_threads(len(usable_cores()))
     module = build.build()
     if choice["mode"] == "eager":
-        return module
+        return Session(module)
     torch._inductor.config.freezing = True  # type: ignore[attr-defined]
-    compiled = torch.compile(module, dynamic=True)
+    session = Session(torch.compile(module, dynamic=True))
     try:
-        run(compiled, {name: array.numpy() for name, array in build.example_inputs().items()})
+        session.run({name: array.numpy() for name, array in build.example_inputs().items()})
     except Exception as error:
         raise InvalidModel(f"inductor: {one_line(error, 300)}") from None
-    return compiled
+    return session
 
 
-def run(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name."""
-    with torch.inference_mode():
-        given = {name: torch.from_numpy(inputs[name]) for name in build.INPUTS}
-        return {build.OUTPUT: session(**given).numpy()}
+@dataclass(frozen=True)
+class Session:
+    """The module, fed and read by name."""
+
+    module: Any
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(inputs[name]) for name in build.INPUTS}
+            return {build.OUTPUT: self.module(**given).numpy()}

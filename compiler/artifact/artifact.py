@@ -12,6 +12,7 @@ import numpy as np
 from tersor.artifact.manifest import MAX_EXTRA, MAX_MODEL, check_file, read_file, read_manifest
 from tersor.artifact.saving import save_file, save_folder
 from tersor.artifact.storage import locked
+from tersor.backend import Session
 from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidModel, InvalidOption, TersorError
 from tersor.pipeline import registry
@@ -35,14 +36,15 @@ class Artifact:
 
     model: Built
     runtime: str
-    choice: dict[str, Any]
+    choice: dict[str, object]
     manifest: dict[str, Any]
     report: Report = field(default_factory=Report)
     files: dict[str, bytes] = field(default_factory=dict)
-    _session: Any = None
+    _session: Session | None = None
 
-    def session(self) -> Any:
-        """The runtime's own session of the model, under the settings it runs best with; made once.
+    def session(self) -> Session:
+        """A session of the model, under the settings it runs best with; made once. Of ONNX Runtime, its
+        ``own`` is the ``InferenceSession``.
 
         Raises:
             InvalidModel: the runtime refuses the model.
@@ -57,8 +59,7 @@ class Artifact:
         Raises:
             InvalidOption: an input is missing, unknown, or of another dtype or shape.
         """
-        result: dict[str, np.ndarray] = registry.backend(self.runtime).run(self.session(), inputs)
-        return result
+        return self.session().run(inputs)
 
     def save(self, path: str | Path) -> Path:
         """Writes the artifact; all or nothing: whatever interrupts it, ``path`` is what it was or the
@@ -152,11 +153,10 @@ def _load(path: Path, trust: bool) -> Artifact:
     if manifest.weights is not None:
         check_file(path / manifest.weights, manifest.files[manifest.weights])
         model = Split(held[manifest.model], Weights.of_file(path / manifest.weights))
-    if manifest.runtime in registry.CODE:
-        try:
-            backend.examine(model)
-        except InvalidModel as error:
-            raise InvalidModel(f"{path}: {error}") from None
+    try:
+        backend.examine(model)
+    except InvalidModel as error:
+        raise InvalidModel(f"{path}: {error}") from None
     files = {name: held[stored] for name, stored in manifest.extras.items() if stored not in own}
     return Artifact(
         model, manifest.runtime, manifest.choice, manifest.about, manifest.report, files

@@ -31,6 +31,5 @@ def identity_of(imported: Imported) -> dict[str, Any]:
 
 def as_imported(imported: Imported) -> Built:
     """The imported graph as an ONNX model."""
-    reference = registry.backend(registry.REFERENCE)
-    built: Built = reference.build(imported.graph, reference.Choice().but(portable=True))
-    return built
+    reference = registry.reference()
+    return reference.build(imported.graph, reference.Choice().but(portable=True))

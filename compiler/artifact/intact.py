@@ -13,8 +13,9 @@ from tersor.artifact import manifest as manifests
 from tersor.artifact.identity import input_identity
 from tersor.artifact.manifest import Manifest, check_file, read_manifest
 from tersor.artifact.storage import locked, open_plain, stored
+from tersor.backend import Backend, Interface
 from tersor.errors import InvalidModel, TersorError
-from tersor.ir import TensorType, UnknownType
+from tersor.ir import TensorType, UnknownType, ValueType
 from tersor.ir.types import parse_type
 from tersor.pipeline import registry
 
@@ -113,20 +114,22 @@ def _check_interface(manifest: Manifest, path: Path) -> None:
                 )
 
 
-def _differ(told: Any, found: Any) -> bool:
+def _differ(told: ValueType, found: ValueType) -> bool:
     if isinstance(told, TensorType) and isinstance(found, TensorType):
         return not told.accepts(found)
     return isinstance(told, TensorType) and found != UnknownType()
 
 
-def _backend(runtime: str, path: Path) -> Any:
+def _backend(runtime: str, path: Path) -> Backend:
     try:
         return registry.backend(runtime)
     except TersorError as error:
         raise InvalidModel(f"{path}: {error}") from None
 
 
-def _interface(runtime: str, model: Path, choice: dict[str, Any], path: Path) -> Any:
+def _interface(
+    runtime: str, model: Path, choice: dict[str, object], path: Path
+) -> tuple[Interface, Interface]:
     try:
         return _backend(runtime, path).interface(model, choice)
     except TersorError as error:

@@ -51,7 +51,7 @@ class Manifest:
     """
 
     runtime: str
-    choice: dict[str, Any]
+    choice: dict[str, object]
     model: str
     weights: str | None
     extras: dict[str, str]

@@ -60,7 +60,7 @@ def save_folder(
     about: Mapping[str, Any],
     *,
     runtime: str,
-    choice: dict[str, Any],
+    choice: dict[str, object],
     report: Report,
     suffix: str,
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tersor.artifact import Artifact, load, manifest
 from tersor.built import Built
@@ -26,7 +26,7 @@ class Runnable:
     graph: Graph
     runtime: str
     model: Path | Built
-    choice: dict[str, Any]
+    choice: dict[str, object]
 
     @property
     def is_code(self) -> bool:

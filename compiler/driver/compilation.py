@@ -12,10 +12,11 @@ from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
 from tersor.artifact.identity import as_imported, identity_of
+from tersor.backend import Backend
 from tersor.built import Built, built_size
 from tersor.calibration.sources import Given, open_calibration
 from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks
-from tersor.driver.job import JUDGED, Feed, Job, Kept, Progress, reference
+from tersor.driver.job import JUDGED, Feed, Job, Kept, Progress
 from tersor.driver.judging import Judge
 from tersor.driver.recipe import Recipe
 from tersor.driver.safety import check_lossless
@@ -251,7 +252,7 @@ def tune(
         raise InvalidOption(
             f"target {chosen.name} is not this machine, and cannot be tuned for here"
         )
-    if not backend.TUNES:
+    if backend.tune is None:
         raise InvalidOption(f"runtime {runtime} has nothing to tune")
     held = Database(database)
     tell(0, 1, "importing")
@@ -263,7 +264,6 @@ def tune(
     fused = job.run_passes(registry.optimization(), imported.graph)
     graph, _ = job.compress(plan, fused, batches, imported.graph)
     _, report = backend.tune(graph, start, shapes or default_sizes(imported.graph), tell, held)
-    assert isinstance(report, TuneReport)
     return report
 
 
@@ -276,7 +276,7 @@ def inspect(model: Any, **options: Any) -> Summary:
     return summarize(load_model(model, **options).graph)
 
 
-def _backend(runtime: str, target: Target) -> Any:
+def _backend(runtime: str, target: Target) -> Backend:
     backend = registry.backend(runtime)
     if target.kind not in backend.KINDS:
         kinds = ", ".join(backend.KINDS)
@@ -289,7 +289,7 @@ def _input_model(imported: Imported, report: Report) -> Path | Built:
     imported graph as it came."""
     if imported.original is not None:
         try:
-            reference().open_session(imported.original)
+            registry.reference().open_session(imported.original)
         except InvalidModel as error:
             report.decisions.append(f"compared with the input as imported: {error}")
         else:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.saturation import PRODUCTS, activations_of, overflowing, products
+from tersor.backend import Session
 from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import DType, Graph, Node, TensorType
@@ -62,21 +63,20 @@ def compared_with(graph: Graph, before: Path | Built) -> Path | Built:
     host = Target.host()
     if not host.saturates_int8 or not overflowing(graph):
         return before
-    backend = registry.backend(registry.REFERENCE)
-    built: Built = backend.build(graph, backend.Choice.of(host, portable=True))
-    return built
+    backend = registry.reference()
+    return backend.build(graph, backend.Choice.of(host, portable=True))
 
 
 def fusion_remarks(before: Path | Built, feeds: Sequence[Feed]) -> list[str]:
     """A line where ONNX Runtime's own optimizer moves the input's outputs by more than rounding on
     ``feeds``, with the fusions that do; a comparison with its defaults would lay that on the result."""
-    backend = registry.backend(registry.REFERENCE)
+    backend = registry.reference()
     try:
-        wanted = _outputs(backend, before, feeds, level="none")
+        wanted = _outputs(backend.open_session(before, level="none"), feeds)
 
         def moved(disabled: Sequence[str]) -> float:
             choice = backend.Choice().but(disabled_optimizers=tuple(disabled))
-            return _difference(wanted, _outputs(backend, before, feeds, choice))
+            return _difference(wanted, _outputs(backend.open_session(before, choice), feeds))
 
         whole = moved(())
         if whole <= ROUNDING:
@@ -106,11 +106,8 @@ def smallest_cause(names: Sequence[str], mends: Callable[[Sequence[str]], bool])
     return held
 
 
-def _outputs(
-    backend: Any, model: Path | Built, feeds: Sequence[Feed], choice: Any = None, **options: Any
-) -> list[Arrays]:
-    session = backend.open_session(model, choice, **options)
-    return [backend.run(session, feed) for feed in feeds]
+def _outputs(session: Session, feeds: Sequence[Feed]) -> list[Arrays]:
+    return [session.run(feed) for feed in feeds]
 
 
 def _difference(wanted: Sequence[Arrays], got: Sequence[Arrays]) -> float:

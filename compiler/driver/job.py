@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tersor.analysis.feeds import Sizes
+from tersor.backend import Backend, Choice
 from tersor.built import Built
 from tersor.driver.floors import Floored, Stage
 from tersor.driver.floors import Run as RunPass
@@ -18,7 +19,8 @@ from tersor.driver.recipe import Recipe
 from tersor.driver.safety import check_built
 from tersor.errors import InvalidModel, TersorError
 from tersor.ir import Graph
-from tersor.pipeline import Feeds, Pass, Pipeline, registry
+from tersor.pipeline import Evaluate, Feeds, Pass, Pipeline, registry
+from tersor.pipeline.registry import reference
 from tersor.pipeline.report import PassReport, Report
 from tersor.statistics.thinning import held_out, thinned
 from tersor.target import Target
@@ -45,7 +47,7 @@ class Kept:
 
     runtime: str
     model: Built
-    choice: Any
+    choice: Choice
     graph: Graph | None
 
 
@@ -54,15 +56,15 @@ class Job:
     """What the steps of one compilation share. Passes see values, and the input is measured, in the
     reference runtime, whatever runs the result."""
 
-    backend: Any
+    backend: Backend
     runtime: str
     target: Target
-    start: Any  # The backend's choice, before anything is measured.
+    start: Choice  # Before anything is measured.
     report: Report
     tell: Progress
     database: Database | None = None  # Where the runtime's kernels are tuned.
     latency: Stopwatch | None = None  # None where nothing is measured.
-    evaluator: Any = field(init=False)
+    evaluator: Evaluate = field(init=False)
 
     def __post_init__(self) -> None:
         self.evaluator = reference().Evaluator()
@@ -181,16 +183,16 @@ class Job:
 
     def _search(self, name: str, graph: Graph, bench: Bench, cases: Sequence[Case]) -> Candidate:
         choice = self.start
-        if self.backend.TUNES and self.database is not None:
+        if self.backend.tune is not None and self.database is not None:
             sizes = [case.sizes for case in cases]
             choice, tuned = self.backend.tune(graph, choice, sizes, self.tell, self.database)
             self.report.decisions += tuned.remarks
         variants = {name: graph}
-        if not self.backend.MERGES:
-            merging = Pipeline([registry.find_pass("merge-linears")()])
-            merged = merging.run(graph)
-            if merging.reports[0].rewrites:
-                variants[f"{name}+merged"] = merged
+        for suffix, step in self.backend.VARIANTS.items():
+            pipeline = Pipeline([registry.find_pass(step)()])
+            other = pipeline.run(graph)
+            if pipeline.reports[0].rewrites:
+                variants[f"{name}+{suffix}"] = other
         known = None
         if self.database is not None:
             known = Known(self.database, self.backend, [case.feed for case in cases])
@@ -282,17 +284,11 @@ def _as_written(model: Path | Built) -> Run:
         session = reference().open_session(model, level="none")
     except InvalidModel:
         session = reference().open_session(model)
-    return lambda feed: dict(reference().run(session, feed))
+    return session.run
 
 
-def _runner(runtime: str, model: Path | Built, choice: Any) -> Run:
-    backend = registry.backend(runtime)
-    session = backend.open_session(model, choice)
-    return lambda feed: dict(backend.run(session, feed))
-
-
-def reference() -> Any:
-    return registry.backend(registry.REFERENCE)
+def _runner(runtime: str, model: Path | Built, choice: Choice) -> Run:
+    return registry.backend(runtime).open_session(model, choice).run
 
 
 def _settled(so_far: Paired) -> bool:

@@ -11,9 +11,9 @@ import pkgutil
 import tomllib
 from functools import cache
 from importlib.resources import files
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+from tersor.backend import Backend, Reference
 from tersor.errors import InvalidOption, Unsupported, suggest
 from tersor.pipeline import Pass
 
@@ -57,7 +57,7 @@ def optimization() -> list[Pass]:
     return steps
 
 
-def backend(runtime: str) -> ModuleType:
+def backend(runtime: str) -> Backend:
     """The backend package of a runtime.
 
     Raises:
@@ -70,11 +70,16 @@ def backend(runtime: str) -> ModuleType:
             f"no runtime {runtime!r}{suggest(runtime, RUNTIMES)}; there are {known}"
         )
     try:
-        return importlib.import_module(f"tersor.backends.{runtime}")
+        return cast(Backend, importlib.import_module(f"tersor.backends.{runtime}"))
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"runtime {runtime} needs the package {error.name!r}: pip install 'tersor[{runtime}]'"
         ) from None
+
+
+def reference() -> Reference:
+    """The backend of the reference runtime; raises as :func:`backend`."""
+    return cast(Reference, backend(REFERENCE))
 
 
 def shipped_recipes() -> dict[str, dict[str, Any]]:

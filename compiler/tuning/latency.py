@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from tersor.analysis.feeds import Sizes
+from tersor.backend import Backend, Choice
 from tersor.ir import Graph, print_graph
 from tersor.tuning.cases import Case
 from tersor.tuning.measure import Bench
@@ -32,9 +32,9 @@ class Stopwatch:
         cases: the model's inputs that count.
     """
 
-    backend: Any
+    backend: Backend
     runtime: str
-    choice: Any
+    choice: Choice
     cases: Sequence[Case]
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 

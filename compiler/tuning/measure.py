@@ -122,7 +122,7 @@ class Bench:
         self,
         runtime: str,
         model: Built | Path,
-        choice: Mapping[str, Any],
+        choice: Mapping[str, object],
         program: Sequence[str] = WORKER,
     ) -> Worker:
         """A worker for a model. ``program``: what Python runs that knows the runtime.
@@ -176,7 +176,7 @@ class Trial:
     """Tries inputs on one model in a process of its own, as a context: called with a feed, it raises
     InvalidModel where the model does not run on it, or does not live through it."""
 
-    def __init__(self, runtime: str, model: Built | Path, choice: Mapping[str, Any]) -> None:
+    def __init__(self, runtime: str, model: Built | Path, choice: Mapping[str, object]) -> None:
         self._bench = Bench()
         self._model = (runtime, model, choice)
         self._worker: Worker | None = None
@@ -220,7 +220,7 @@ class Worker:
         self.program = tuple(program)
         self.model: Path | None = None
 
-    def open(self, model: Path, choice: Mapping[str, Any]) -> None:
+    def open(self, model: Path, choice: Mapping[str, object]) -> None:
         """Waits until a model is loaded.
 
         Raises:

@@ -25,6 +25,7 @@ import numpy as np
 
 import tersor
 from tersor.artifact.manifest import versions
+from tersor.backend import Backend, Choice
 from tersor.ir import Graph, print_graph
 from tersor.target import Target
 from tersor.tuning.database import Database
@@ -36,7 +37,7 @@ COUNTS = 8  # Integers in an input that may say how often, or how long, somethin
 _FLOATS = re.compile(r"^(\s*@\S+: (?:f\d+|bf16)\[.*)$", re.MULTILINE)
 _DIGEST = re.compile(r"#[0-9a-f]{16}")
 Feed = Mapping[str, np.ndarray]
-Side = tuple[Graph, Any]  # A graph and the choice that it is built and run by.
+Side = tuple[Graph, Choice]  # A graph and the choice that it is built and run by.
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Known:
     """
 
     database: Database
-    backend: Any
+    backend: Backend
     feeds: Sequence[Feed]
     today: Callable[[], datetime.date] = datetime.date.today
     dates: list[str] = field(default_factory=list)

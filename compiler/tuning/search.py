@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tersor.backend import Backend, Choice
 from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import Graph
@@ -36,7 +36,7 @@ class Way:
 
     variant: str
     graph: Graph
-    choice: Any
+    choice: Choice
 
     @property
     def label(self) -> str:
@@ -71,7 +71,7 @@ class Search:
         known: what was measured before, if any of it is to be used.
     """
 
-    backend: Any
+    backend: Backend
     runtime: str
     bench: Bench
     feeds: Sequence[int]
@@ -80,7 +80,7 @@ class Search:
     known: Known | None = None
     _built: Candidate | None = None  # The best so far, once it was needed.
 
-    def __call__(self, variants: Mapping[str, Graph], choice: Any) -> Candidate:
+    def __call__(self, variants: Mapping[str, Graph], choice: Choice) -> Candidate:
         """The best found.
 
         Args:
@@ -89,7 +89,7 @@ class Search:
         """
         (first, start), *others = variants.items()
         best = Way(first, start, choice)
-        steps: list[tuple[str, Graph | None, dict[str, Any]]] = []
+        steps: list[tuple[str, Graph | None, dict[str, object]]] = []
         steps += [(name, graph, {}) for name, graph in others]
         steps += [
             ("", None, {axis: v}) for axis, vs in self.backend.axes(start, choice) for v in vs

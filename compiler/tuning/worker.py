@@ -12,16 +12,16 @@ own, and is commanded over its pipe, a line at a time:
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tersor.backend import Session
 from tersor.errors import TersorError
 from tersor.pipeline import registry
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     _end_with_parent()
     # TVM loads torch where it is there, which takes seconds; a worker has numpy's arrays only.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    return serve(registry.backend(runtime), folder)
+    return serve(registry.backend(runtime).open_session, folder)
 
 
 def _end_with_parent() -> None:
@@ -46,8 +46,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def serve(backend: Any, folder: str) -> int:
-    """Obeys stdin until it ends. ``backend`` has ``open_session`` and ``run``."""
+def serve(open_session: Callable[[Path, Mapping[str, object]], Session], folder: str) -> int:
+    """Obeys stdin until it ends."""
     system: _System | None = None
     for line in sys.stdin:
         command, told = line.split(maxsplit=1)
@@ -57,8 +57,7 @@ def serve(backend: Any, folder: str) -> int:
                     None  # Its memory is free, and its threads are gone, before the next is loaded.
                 )
                 model, choice = json.loads(told)
-                session = backend.open_session(Path(model), choice)
-                system = _System(backend, session, Path(folder))
+                system = _System(open_session(Path(model), choice), Path(folder))
                 answer = "ready"
             else:
                 assert system is not None
@@ -70,8 +69,8 @@ def serve(backend: Any, folder: str) -> int:
 
 
 class _System:
-    def __init__(self, backend: Any, session: Any, folder: Path) -> None:
-        self._run = functools.partial(backend.run, session)
+    def __init__(self, session: Session, folder: Path) -> None:
+        self._run = session.run
         self._folder = folder
         self._feeds: dict[int, dict[str, np.ndarray]] = {}
         self._took: dict[int, float] = {}

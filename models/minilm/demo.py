@@ -60,10 +60,9 @@ def main() -> int:
 
 
 def _fidelity(original: Path, made: dict[str, tersor.Artifact]) -> dict[str, dict[str, float]]:
-    backend = registry.backend(registry.REFERENCE)
-    session = backend.open_session(original)
+    session = registry.reference().open_session(original)
     feeds = data.test_feeds()
-    reference = metrics.embed(lambda feed: backend.run(session, feed), feeds)
+    reference = metrics.embed(session.run, feeds)
     return {
         runtime: metrics.fidelity(reference, metrics.embed(artifact.run, feeds))
         for runtime, artifact in made.items()

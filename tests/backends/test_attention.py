@@ -208,7 +208,7 @@ def test_a_mask_of_one_row_holds_for_all_queries(dtype: str) -> None:
     feed = {"q": rng.standard_normal((1, 2, 5, 4)).astype(numpy), "mask": np.ones((1, 3), numpy)}
     for portable in (False, True):
         choice = ort.Choice(LowerOptions(portable=portable))
-        got = ort.run(ort.open_session(ort.build(graph, choice)), feed)["y"]
+        got = ort.open_session(ort.build(graph, choice)).run(feed)["y"]
         want = evaluate(graph, feed)["y"]
         # f16 keeps three digits of numbers of about one.
         np.testing.assert_allclose(got, want, atol=5e-3 if dtype == "f16" else 1e-5)

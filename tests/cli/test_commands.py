@@ -38,7 +38,7 @@ def ok(result: Result) -> list[str]:
 
 def outputs(path: Path, x: np.ndarray) -> np.ndarray:
     backend = registry.backend("ort")
-    result: np.ndarray = backend.run(backend.open_session(path), {"x": x})["y"]
+    result: np.ndarray = backend.open_session(path).run({"x": x})["y"]
     return result
 
 

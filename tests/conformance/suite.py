@@ -124,7 +124,7 @@ def _check_array(made: np.ndarray, expected: np.ndarray, case: Case) -> None:
 
 
 def _ort(model: Built) -> Runnable:
-    session = backend.open_session(model, _SESSION)
+    session = backend.open_session(model, _SESSION).own
     names = [o.name for o in session.get_outputs()]
 
     def run(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tersor import compile
 from tersor.analysis.saturation import overflowing, products
-from tersor.backends.ort import Choice, Evaluator, LowerOptions, build, lower, open_session, run
+from tersor.backends.ort import Choice, Evaluator, LowerOptions, build, lower, open_session
 from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks, smallest_cause
 from tersor.frontends.onnx import import_model
 from tersor.ir import DType, Graph
@@ -62,7 +62,7 @@ def built(graph: Graph, x: np.ndarray, *, unsigned: bool = True) -> tuple[list[D
     options = LowerOptions(unsigned_weights=unsigned)
     written = lower(graph, options)
     types = [v.tensor.dtype for v in written.constants.values() if len(v.tensor.shape) > 1]
-    return types, run(open_session(build(graph, Choice(lower=options))), {"x": x})["y"]
+    return types, open_session(build(graph, Choice(lower=options))).run({"x": x})["y"]
 
 
 def saturates(w: np.ndarray) -> bool:

@@ -20,12 +20,11 @@ PEER = """
 import sys, types
 from tersor.tuning import worker
 
-def run(session, feed):
-    return {"y": session * feed["x"]}
+def open_session(path, choice):
+    return types.SimpleNamespace(run=lambda feed: {"y": choice["factor"] * feed["x"]})
 
 name, folder = sys.argv[1:]
-peer = types.SimpleNamespace(open_session=lambda path, choice: choice["factor"], run=run)
-sys.exit(worker.serve(peer, folder))
+sys.exit(worker.serve(open_session, folder))
 """
 
 

@@ -104,7 +104,7 @@ def test_compiled_it_computes_what_torch_does_at_other_sizes(
     feeds = [odd_feed(name, graph), zoo.find(name).test()[0]]
     expected = zoo.runner(zoo.find(name), untrained(name))
     for feed in feeds:
-        check_equal(ort.run(session, feed), expected(feed))
+        check_equal(session.run(feed), expected(feed))
 
 
 def saved(given: Path, recipe: str) -> int:

@@ -91,7 +91,7 @@ def test_int8_builds_runs_and_states_its_errors(
         choice = ort.Choice(ort.LowerOptions(portable=portable))
         session = ort.open_session(ort.build(after, choice), choice)
         for feed, kinds in wanted:
-            made = ort.run(session, feed)
+            made = session.run(feed)
             assert {k: (v.dtype, v.shape) for k, v in made.items()} == kinds
     for before, result, report in steps:
         if report.name.startswith("quantize-dynamic"):

@@ -138,7 +138,7 @@ def test_channels_that_follow_from_others_go_and_the_convolution_is_what_it_was(
     want = evaluate(graph, fresh)["y"]
     np.testing.assert_allclose(evaluate(after, fresh)["y"], want, **EXACT)
     session = ort.open_session(ort.build(after))
-    np.testing.assert_allclose(ort.run(session, fresh)["y"], want, **EXACT)
+    np.testing.assert_allclose(session.run(fresh)["y"], want, **EXACT)
     for criterion in ("obs", "l2"):
         bare, _ = prune(graph, given, ratio=0.25, criterion=criterion, reconstruct=False)
         assert loss(graph, bare, [fresh]) > 0.01
@@ -164,7 +164,7 @@ def test_features_that_follow_from_others_go_and_the_recurrent_layer_is_what_it_
     want = evaluate(graph, fresh)["y"]
     np.testing.assert_allclose(evaluate(after, fresh)["y"], want, **EXACT)
     session = ort.open_session(ort.build(after))
-    np.testing.assert_allclose(ort.run(session, fresh)["y"], want, **EXACT)
+    np.testing.assert_allclose(session.run(fresh)["y"], want, **EXACT)
 
 
 STATES = """graph main(%x: f32[s, n, 5]) -> (y = %y) {{
@@ -213,7 +213,7 @@ def test_a_hidden_unit_that_is_like_another_goes_and_the_others_read_that_one_tw
     # States of less than 1 in size, of which 6 that hang together by no more than f32 tells.
     np.testing.assert_allclose(evaluate(after, fresh)["y"], want, rtol=1e-3, atol=1e-3)
     session = ort.open_session(ort.build(after))
-    np.testing.assert_allclose(ort.run(session, fresh)["y"], want, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(session.run(fresh)["y"], want, rtol=1e-3, atol=1e-3)
     bare, _ = prune(graph, given, ratio=1 / 6, damping=1e-9, reconstruct=False)
     assert np.abs(evaluate(bare, fresh)["y"] - want).max() > 0.1
 
@@ -306,7 +306,7 @@ def test_layers_that_get_a_bias_are_cut_with_it_in_trials_and_in_the_end(
     assert report.rewrites > 0
     fresh = feeds(graph, 1, seed=7)[0]
     session = ort.open_session(ort.build(after))
-    got, same = ort.run(session, fresh)["y"], evaluate(after, fresh)["y"]
+    got, same = session.run(fresh)["y"], evaluate(after, fresh)["y"]
     np.testing.assert_allclose(got, same, rtol=1e-3, atol=1e-3)  # f32 over ten steps
     biases = [n.input({"Conv": 2}.get(n.op, 3)) for n in after.nodes if n.op in ("Conv", "LSTM", "GRU")]  # fmt: skip
     assert sum(b is not None for b in biases) >= 1

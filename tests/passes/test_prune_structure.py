@@ -335,7 +335,7 @@ def test_bert_keeps_its_open_dims_and_what_heads_and_lanes_it_has_left_is_told(
     after, report = prune(graph, PruneStructure(**options), sentences("bert"), runner())
     session = ort.open_session(ort.build(after))
     for shape in ((1, 3), (6, 20)):
-        (got,) = ort.run(session, batch(ARCHITECTURES["bert"], *shape)).values()
+        (got,) = session.run(batch(ARCHITECTURES["bert"], *shape)).values()
         assert got.shape == (*shape, 32)
         assert np.isfinite(got).all()
     assert report.rewrites >= 2

@@ -710,7 +710,7 @@ def test_a_layer_and_a_constant_of_more_axes_keep_them() -> None:
     feed = {"x": np.ones((2, 8), np.float32)}
     for portable in (False, True):
         choice = ort.Choice(ort.LowerOptions(portable=portable))
-        made = ort.run(ort.open_session(ort.build(after, choice)), feed)["y"]
+        made = ort.open_session(ort.build(after, choice)).run(feed)["y"]
         assert made.shape == (1, 2, 4)
         # int8 of a few normal numbers: a hundredth of the largest, at most.
         np.testing.assert_allclose(made, evaluate(graph, feed)["y"], atol=0.1)

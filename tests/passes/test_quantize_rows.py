@@ -63,14 +63,14 @@ def session(text: str, portable: bool = False) -> Any:
 def test_each_row_is_quantized_as_the_runtime_quantizes_a_tensor(x: np.ndarray) -> None:
     got = evaluate(parse(QUANTIZER, TABLE), {"x": x})
     for i, row in enumerate(x):
-        for name, expected in ort.run(session(OF_A_TENSOR), {"x": row}).items():
+        for name, expected in session(OF_A_TENSOR).run({"x": row}).items():
             np.testing.assert_array_equal(got[name][i].reshape(expected.shape), expected, name)
 
 
 @given(ROWS)
 def test_the_runtime_computes_what_the_table_says(x: np.ndarray) -> None:
     expected = evaluate(parse(QUANTIZER, TABLE), {"x": x})
-    for name, got in ort.run(session(QUANTIZER), {"x": x}).items():
+    for name, got in session(QUANTIZER).run({"x": x}).items():
         np.testing.assert_array_equal(got, expected[name], name)
 
 
@@ -78,7 +78,7 @@ def test_a_row_of_zeros_has_scale_one_and_zero_point_zero() -> None:
     x = np.array([[0, 0, 0], [-0.0, 0, 0], [1e-45, 0, 0], [0, -1, 4.1]], np.float32)
     for run in (
         evaluate(parse(QUANTIZER, TABLE), {"x": x}),
-        ort.run(session(QUANTIZER), {"x": x}),
+        session(QUANTIZER).run({"x": x}),
     ):
         np.testing.assert_array_equal(run["q"], [[0, 0, 0], [0, 0, 0], [0, 0, 0], [50, 0, 255]])
         np.testing.assert_array_equal(run["zero_point"], [[0], [0], [0], [50]])
@@ -217,7 +217,7 @@ def test_layers_run_in_onnx_runtime_as_the_table_says(portable: bool) -> None:
     """Its optimizer would make of dequantizers and a product a kernel that refuses many zero points."""
     after = quantized()
     choice = ort.Choice(ort.LowerOptions(portable=portable))
-    made = ort.run(ort.open_session(ort.build(after, choice), choice), feed())
+    made = ort.open_session(ort.build(after, choice), choice).run(feed())
     for name, expected in evaluate(after, feed()).items():
         # The same integers; sums of 64 products in f32, in another order: 64 * 2^-24 of the largest.
         largest = np.abs(expected).max(axis=-1, keepdims=True)

@@ -93,7 +93,7 @@ def test_onnx_runtime_reads_the_floats_that_are_meant(
     choice = ort.Choice(ort.LowerOptions(portable=portable))
     model = ort.build(after, choice)
     feed = feed_of(after)
-    made = ort.run(ort.open_session(model, choice), feed)["y"]
+    made = ort.open_session(model, choice).run(feed)["y"]
     # Sums of at most 72 products in another order.
     np.testing.assert_allclose(made, evaluate(after, feed)["y"], rtol=1e-4, atol=1e-4)
     stored = {t.name: t for t in onnx.load_from_string(ort_bytes(model)).graph.initializer}
@@ -182,7 +182,7 @@ def test_weights_of_branches_and_of_what_they_read_from_outside() -> None:
     for branch in (True, False):
         feed = {**feed_of_x(graph), "c": np.array(branch)}
         np.testing.assert_allclose(
-            ort.run(session, feed)["y"], evaluate(after, feed)["y"], rtol=1e-4, atol=1e-4
+            session.run(feed)["y"], evaluate(after, feed)["y"], rtol=1e-4, atol=1e-4
         )
 
 
@@ -219,5 +219,5 @@ def test_a_file_holds_short_scales_and_the_numbers_are_the_same() -> None:
     # A byte an element and two a row; the nodes are a few hundred.
     assert len(ort_bytes(model)) < 3000 * 16 + 2 * 3000 + 2000
     feed = {"ids": np.array([0, 7, 2999, -1])}
-    made = ort.run(ort.open_session(model), feed)["y"]
+    made = ort.open_session(model).run(feed)["y"]
     np.testing.assert_array_equal(made, held.decode()[feed["ids"]])

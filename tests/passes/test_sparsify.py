@@ -615,7 +615,7 @@ def dense(graph: Graph) -> Graph:
 
 
 def in_onnxruntime(graph: Graph) -> dict[str, np.ndarray]:
-    return ort.run(ort.open_session(ort.build(graph)), feeds()[0])
+    return ort.open_session(ort.build(graph)).run(feeds()[0])
 
 
 def test_onnxruntime_computes_with_the_decoded_weights() -> None:
@@ -650,7 +650,7 @@ def test_tvm_computes_with_the_decoded_weights(int8: bool) -> None:
     if int8:
         after, _ = run(QuantizeDynamic(min_elements=0, max_error=1.0, granularity="token"), after)
     choice = tvm.Choice.of(Target.host())
-    got = tvm.run(tvm.open_session(tvm.build(after, choice), choice), feeds()[0])
+    got = tvm.open_session(tvm.build(after, choice), choice).run(feeds()[0])
     wanted = evaluate(after, feeds()[0])
     for name, result in got.items():
         # int8: where a row's number lies on a tie, one step of 1/255 of a row times 32 weights.

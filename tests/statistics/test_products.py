@@ -79,7 +79,7 @@ def test_patches_times_the_kernel_are_what_onnxruntime_computes(name: str) -> No
     weight = linear_weight(node)
     assert weight is not None
     feed = {"x": np.random.default_rng(2).standard_normal(x).astype(np.float32)}
-    want = ort.run(ort.open_session(ort.build(graph)), feed)["y"]
+    want = ort.open_session(ort.build(graph)).run(feed)["y"]
     want = np.moveaxis(want, 1, -1).reshape(-1, kernel[0])
     np.testing.assert_allclose(product_of(graph, node, weight, feed), want, **CLOSE)
 

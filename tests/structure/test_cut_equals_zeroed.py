@@ -93,7 +93,7 @@ def feeds(name: str, graph: Graph) -> list[Feed]:
 
 def on_onnx_runtime(graph: Graph, name: str) -> list[dict[str, np.ndarray]]:
     session = ort.open_session(ort.build(graph))
-    return [ort.run(session, feed) for feed in feeds(name, graph)]
+    return [session.run(feed) for feed in feeds(name, graph)]
 
 
 @pytest.mark.sample(3)
@@ -127,7 +127,7 @@ def test_on_tvm_cut_groups_give_what_onnx_runtime_gives(name: str, folder: Path)
     choice = tvm.Choice.of(Target.host())
     session = tvm.open_session(tvm.build(cut, choice), choice)
     for feed, want in zip(feeds(name, cut), on_onnx_runtime(cut, name), strict=True):
-        assert difference(want, tvm.run(session, feed)) < ON_TVM
+        assert difference(want, session.run(feed)) < ON_TVM
 
 
 def parameters(graph: Graph) -> int:
@@ -153,5 +153,5 @@ def test_bert_cut_keeps_its_batch_and_its_length_open(source: str, folder: Path)
     assert [str(v.type) for v in cut.outputs] == ["f32[batch, length, 32]"]
     session = ort.open_session(ort.build(cut))
     for rows, length in ((1, 3), (4, 32)):
-        (got,) = ort.run(session, batch(ARCHITECTURES["bert"], rows, length)).values()
+        (got,) = session.run(batch(ARCHITECTURES["bert"], rows, length)).values()
         assert got.shape == (rows, length, 32)

@@ -28,7 +28,7 @@ def check(graph: Graph, *feeds: Feeds) -> None:
     session = backend.open_session(backend.build(graph))
     for given in feeds:
         want = run_in_onnx(graph, given, reference=False)
-        for mine, theirs in zip(backend.run(session, given).values(), want, strict=True):
+        for mine, theirs in zip(session.run(given).values(), want, strict=True):
             assert mine.dtype == theirs.dtype
             assert mine.shape == np.shape(theirs)
             # Sums of three products in another order.

@@ -77,7 +77,7 @@ def feeds(hidden: int, batch: int = 2, length: int = 7) -> dict[str, np.ndarray]
 
 def reference(graph: Graph, feed: dict[str, np.ndarray]) -> np.ndarray:
     ort = registry.backend("ort")
-    return np.asarray(ort.run(ort.open_session(ort.build(graph)), feed)["y"])
+    return np.asarray(ort.open_session(ort.build(graph)).run(feed)["y"])
 
 
 # -- what is held in float16 -----------------------------------------------------------------------

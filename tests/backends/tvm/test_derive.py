@@ -118,7 +118,7 @@ def test_compact_weights_stay_so_in_the_file_and_mean_the_same(built: Split) -> 
     for value in written_out.constants.values():
         written_out.set_encoding(value, Dense(value.numpy()))
     opened = ort.open_session(ort.build(written_out))
-    want, got = ort.run(opened, feed), session.run(session.open_session(built), feed)
+    want, got = opened.run(feed), session.open_session(built).run(feed)
     assert list(got) == list(want)
     for name, expected in want.items():
         # Sums of 72 products at most, in another order.

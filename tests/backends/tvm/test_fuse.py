@@ -406,7 +406,7 @@ def feed(batch: int, length: int) -> dict[str, np.ndarray]:
 
 def expected(graph: Graph, given: dict[str, np.ndarray]) -> dict[str, Any]:
     choice = ort.Choice(ort.LowerOptions(portable=True))
-    return ort.run(ort.open_session(ort.build(graph, choice), choice), given)
+    return ort.open_session(ort.build(graph, choice), choice).run(given)
 
 
 # A layer's own result, what the norm makes of it, and both; the second layer's, which is quantized.

@@ -242,7 +242,7 @@ def test_machine_code_is_loaded_where_it_is_trusted(out: Path) -> None:
     loaded = tersor.load(out, trust=True)
     assert isinstance(loaded.model, Split) and loaded.model.weights.file is not None
     ort = registry.backend("ort")
-    expected = ort.run(ort.open_session(ort.build(graph())), FEED)
+    expected = ort.open_session(ort.build(graph())).run(FEED)
     got = loaded.run(FEED)
     for name in ("y", "n"):
         # One product and one sum each, that TVM may make one instruction: half a unit of the last place.

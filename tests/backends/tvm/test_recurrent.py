@@ -149,7 +149,7 @@ def test_batch_first_is_the_same_with_axes_exchanged(op: str) -> None:
     session = backend.open_session(backend.build(graph))
     feeds = feeds_of(graph, 4, 6)
     exchanged = {n: a.swapaxes(0, 1) if a.ndim == 3 else a for n, a in feeds.items()}
-    got, want = backend.run(session, feeds), evaluate(other, exchanged)
+    got, want = session.run(feeds), evaluate(other, exchanged)
     # Y is [batch, length, direction, hidden], of [length, direction, batch, hidden].
     np.testing.assert_allclose(
         got["y"], want["y"].transpose(2, 0, 1, 3), rtol=TOLERANCE, atol=TOLERANCE
@@ -163,7 +163,7 @@ def test_batch_first_is_the_same_with_axes_exchanged(op: str) -> None:
 def test_without_steps_the_states_stay() -> None:
     graph = recurrent("LSTM")
     feeds = feeds_of(graph, 0, 3)
-    got = backend.run(backend.open_session(backend.build(graph)), feeds)
+    got = backend.open_session(backend.build(graph)).run(feeds)
     assert got["y"].shape == (0, 1, 3, HIDDEN)
     np.testing.assert_array_equal(got["last_h"], feeds["h"])
     np.testing.assert_array_equal(got["last_c"], feeds["c"])
@@ -176,17 +176,17 @@ def test_lengths_out_of_range_are_the_nearest_there_are(direction: str) -> None:
     feeds = feeds_of(graph, 5, 3)
     wrong = {**feeds, "lengths": np.array([9, -2, 3], np.int32)}
     right = {**feeds, "lengths": np.array([5, 0, 3], np.int32)}
-    for name, array in backend.run(session, wrong).items():
-        np.testing.assert_array_equal(array, backend.run(session, right)[name])
+    for name, array in session.run(wrong).items():
+        np.testing.assert_array_equal(array, session.run(right)[name])
 
 
 def test_what_is_not_a_number_stays_in_its_row() -> None:
     graph = recurrent("LSTM")
     session = backend.open_session(backend.build(graph))
     feeds = feeds_of(graph, 3, 6)
-    clean = backend.run(session, feeds)["y"]
+    clean = session.run(feeds)["y"]
     feeds["x"][1, 2, 0] = np.nan
-    y = backend.run(session, feeds)["y"]
+    y = session.run(feeds)["y"]
     assert np.isnan(y[1:, :, 2]).all()
     others = [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(y[:, :, others], clean[:, :, others])
@@ -195,7 +195,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
 def test_halves_are_computed_in_single_precision() -> None:
     graph = recurrent("GRU", dtype=DType.F16)
     feeds = feeds_of(graph, 4, 3)
-    got = backend.run(backend.open_session(backend.build(graph)), feeds)["y"]
+    got = backend.open_session(backend.build(graph)).run(feeds)["y"]
     want = evaluate(recurrent("GRU"), {n: a.astype(np.float32) for n, a in feeds.items()})["y"]
     assert got.dtype == np.float16
     # Weights and results rounded to 11 bits, results of about one.
@@ -206,7 +206,7 @@ def test_double_precision_is_kept() -> None:
     graph = recurrent("LSTM", dtype=DType.F64, lengths=True)
     feeds = feeds_of(graph, 4, 6)
     got, want = (
-        backend.run(backend.open_session(backend.build(graph)), feeds),
+        backend.open_session(backend.build(graph)).run(feeds),
         evaluate(graph, feeds),
     )
     for name, array in want.items():
