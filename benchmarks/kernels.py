@@ -25,8 +25,9 @@ from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.link import loaded
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
-from tersor.backends.tvm.session import aligned, set_threads
+from tersor.backends.tvm.session import aligned
 from tersor.target import request_amx, usable_cores
 
 BATCH, LENGTH = 8, 128
@@ -217,7 +218,8 @@ def timed(
     def ready(name: str, function: Any, given: Arrays, made: Arrays) -> Callable[[], None]:
         tell(0, 1, f"building {name}")
         module = tvm.IRModule({name: function})
-        built = tvm.compile(module, tvm_target(features, cores), tir_pipeline=TIR_PIPELINE)[name]
+        executable = tvm.compile(module, tvm_target(features, cores), tir_pipeline=TIR_PIPELINE)
+        built = loaded(executable, cores)[name]
         arguments = [_passed(a) for a in (*given, *made)]
         return lambda: built(*arguments)
 
@@ -260,7 +262,6 @@ def measure(count: int) -> dict[str, Any]:
     """``count`` rounds over all kernels of all levels."""
     cores = len(usable_cores())
     request_amx()
-    set_threads(cores)
     tell = rows.progress("kernels:")
     tell(0, 1, "building the peaks")
     found, kernels, widths = peaks.Peaks(cores), [], set()

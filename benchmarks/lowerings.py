@@ -23,10 +23,10 @@ from rows import Json
 from tersor.backends.ort.lower import lower
 from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.link import loaded
 from tersor.backends.tvm.lowering import function_name, lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
-from tersor.backends.tvm.session import set_threads
 from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, DType, Encoding, Graph, parse
 from tersor.ops import TABLE
@@ -146,7 +146,7 @@ def in_tvm(graphs: list[Graph], cores: int) -> list[Callable[[], Any]]:
     isa = Isa.of(target.features, cores)
     lowered = lower_all([fuse(g, isa) for g in graphs], {**RULES, **fused.rules(isa)})
     built = compile_module(lowered.module, tvm_target(target.features, cores))
-    machine = tvm.relax.VirtualMachine(built, tvm.cpu())
+    machine = tvm.relax.VirtualMachine(loaded(built, cores), tvm.cpu())
 
     def call(place: int, graph: Graph) -> Callable[[], Any]:
         feeds, function = feeds_of(graph), machine[function_name(place)]
@@ -183,7 +183,6 @@ def best(call: Callable[[], Any], calls: int) -> float:
 
 def measure(count: int, cores: int) -> list[dict[str, Any]]:
     """``count`` rounds of both systems for each case, the slowest in TVM first."""
-    set_threads(cores)
     tell = rows.progress("lowerings:")
     tell(0, 1, "building all cases")
     graphs = [graph_of(case) for case in CASES.values()]

@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit, products
 from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.link import loaded
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
 from tersor.backends.tvm.session import aligned
 from tersor.target import ISA_LEVELS, Target
@@ -140,7 +141,8 @@ def _compiled(
     name: str, emitted: Callable[[], None], features: frozenset[str], threads: int
 ) -> Any:
     module = tvm.IRModule({name: emit.function(name, emitted)})
-    return tvm.compile(module, tvm_target(features, threads), tir_pipeline=TIR_PIPELINE)[name]
+    executable = tvm.compile(module, tvm_target(features, threads), tir_pipeline=TIR_PIPELINE)
+    return loaded(executable, threads)[name]
 
 
 def _tiles(

@@ -23,8 +23,8 @@ from tvm import relax
 import tersor
 from tersor.artifact import Artifact
 from tersor.backends.tvm.library import Description, code, describe
+from tersor.backends.tvm.link import load
 from tersor.backends.tvm.lowering import MAIN
-from tersor.backends.tvm.session import set_threads
 from tersor.built import Split
 from tersor.models.minilm import build, data
 from tersor.target import request_amx, usable_cores
@@ -47,7 +47,7 @@ class Profiled:
         path = folder / "model.so"
         path.write_bytes(code(artifact.model.data))
         description = describe(artifact.model.data)
-        self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+        self._machine = relax.VirtualMachine(load(path, len(usable_cores())), tvm.cpu())
         self._arguments = [tvm.runtime.tensor(feed[name]) for name, _ in description.inputs]
         self._arguments += _parameters(description, b"".join(artifact.model.weights.chunks()))
         self.spent: defaultdict[str, list[float]] = defaultdict(list)  # Milliseconds a call.
@@ -85,7 +85,6 @@ def measure(original: Path, count: int) -> dict[str, Any]:
     """``count`` runs of each library, in turn with the others and the peaks; as many with timers."""
     cores = len(usable_cores())
     request_amx()
-    set_threads(cores)
     tell = rows.progress("tvm_profile:")
     feed, held = data.full(BATCH, LENGTH), peaks.levels()
     levels = list(held)[:2] if "amx_int8" in held else list(held)[:1]

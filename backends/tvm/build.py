@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tvm.support import cc
+import tvm
 
 from tersor.backends.tvm import cuda
 from tersor.backends.tvm.contrib import expand
@@ -16,17 +14,19 @@ from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, Function, describe_graph, pack
+from tersor.backends.tvm.link import find_compiler, linked
 from tersor.backends.tvm.lowering import lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice, sizes_text
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
-from tersor.backends.tvm.session import set_threads
 from tersor.backends.tvm.sizes import name_sizes
 from tersor.built import Built, Split, Weights
-from tersor.errors import InvalidGraph, InvalidOption, Unsupported, one_line
+from tersor.errors import InvalidGraph, InvalidOption, Unsupported
 from tersor.ir import Graph
 from tersor.ir.copy import specialize
-from tersor.target import Target
+from tersor.target import Target, usable_cores
+
+_SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
 
 
 def build(graph: Graph, choice: Choice | None = None) -> Built:
@@ -41,7 +41,7 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     arch = cuda.arch_of(choice.features)
     compiler = find_compiler()
     graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
-    set_threads(choice.cores)  # TVM runs code of its own while it compiles.
+    _limit_threads(choice.cores)
     if arch:
         lowered = lower_all([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
         executable = cuda.compile_for_gpu(lowered.module, arch)
@@ -61,7 +61,7 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
     description = describe_graph(
         graph, choice.features, weights, lowered.arrays, lowered.derived, functions
     )
-    data = pack(_link(executable, compiler), description)
+    data = pack(linked(executable, compiler), description)
     return data if weights is None else Split(data, weights)
 
 
@@ -77,30 +77,6 @@ def _bucket(graph: Graph, sizes: Sequence[tuple[str, int]]) -> Graph:
         raise InvalidOption(f"no bucket {sizes_text(sizes)}: {error}") from None
 
 
-def find_compiler() -> str:
-    """The C compiler, which links.
-
-    Raises:
-        Unsupported: there is none.
-    """
-    compiler: str | None = cc.get_cc()
-    if compiler is None:
-        raise Unsupported(
-            "what TVM compiles is linked by a C compiler, and there is none: install gcc or clang"
-        )
-    return compiler
-
-
-def _link(executable: Any, compiler: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-        path = Path(folder) / "model.so"
-        try:
-            executable.export_library(str(path), cc=compiler, options=["-lm", "-Wl,-s"])
-        except (RuntimeError, OSError) as error:
-            raise Unsupported(f"{compiler} does not link: {one_line(error, 300)}") from None
-        return path.read_bytes()
-
-
 def _machine(choice: Choice) -> Literal["x86_64", "aarch64"]:
     """The kind of processor that ``choice`` means, which is of this one's kind.
 
@@ -113,3 +89,10 @@ def _machine(choice: Choice) -> Literal["x86_64", "aarch64"]:
     if kinds.get(here, here) != wanted:
         raise Unsupported(f"runtime tvm links for {here} here, and cannot build for {wanted}")
     return wanted
+
+
+def _limit_threads(count: int) -> None:
+    """TVM runs code while it compiles, on a pool of its own; one that it makes by itself has half of the
+    cores, for good, and binds its caller to them."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    configure(_SHARE_ALL_CORES, count, [str(core) for core in usable_cores()])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -28,17 +29,16 @@ from tersor.backends.tvm.library import (
     code,
     describe,
 )
+from tersor.backends.tvm.link import load, release
 from tersor.backends.tvm.lowering import DTYPES, as_held, function_name
 from tersor.backends.tvm.options import Choice
 from tersor.built import Built, Split, Weights, main_file
 from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line
 from tersor.ir import DType, TensorType
 from tersor.ir.dims import evaluate, symbols
-from tersor.target import request_amx, usable_cores
+from tersor.target import request_amx
 
 _Call = tuple[Any, list[Any]]
-_SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
-_pool = threading.local()  # TVM has a pool for each thread that calls it.
 
 
 def open_session(
@@ -63,13 +63,16 @@ def open_session(
         path = Path(folder) / "model.so"
         path.write_bytes(code(data))
         try:
-            machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), device)
+            module = load(path, choice.threads or choice.cores)
+            machine = relax.VirtualMachine(module, device)
             functions = [machine[function_name(i)] for i in range(len(description.functions))]
         except Exception as error:
             raise InvalidModel(
                 f"the system does not load the library: {one_line(error, 300)}"
             ) from None
-    return Session(description, functions, weights, choice.threads or choice.cores, device)
+    session = Session(description, functions, weights, device)
+    weakref.finalize(session, release, module)
+    return session
 
 
 def examine(model: Built) -> None:
@@ -110,7 +113,6 @@ class Session:
         description: Description,
         functions: Sequence[Any],
         weights: np.ndarray,
-        threads: int,
         device: Any,
     ) -> None:
         # Where other memory than the arrays' is meant: what goes there is copied, and what comes back.
@@ -137,7 +139,6 @@ class Session:
             for call, told in zip(self._calls[1:], description.functions[1:], strict=True)
         }
         self._arguments: list[Any] = [None] * len(self._inputs)
-        self._threads = threads
         # The last shapes that were found to fit, and what was found for them is the call.
         self._fitting: list[tuple[int, ...]] = []
         self._copies: list[tuple[np.ndarray, Any] | None] = [None] * len(self._inputs)
@@ -155,7 +156,6 @@ class Session:
         with self._lock:
             self._check(arrays)
             passed = [self._argument(i, array) for i, array in enumerate(arrays)]
-            set_threads(self._threads)
             try:
                 function, parameters = self._call
                 made = function(*(self._there(a) for a in self._arguments), *parameters)
@@ -238,16 +238,6 @@ def check_shapes(inputs: Interface, arrays: Sequence[np.ndarray]) -> None:
         for dim, size in zip(type.dims or (), array.shape, strict=True):
             if dim is not None and symbols(dim) <= bound.keys() and evaluate(dim, bound) != size:
                 raise _misfit(name, type, array)
-
-
-def set_threads(count: int) -> None:
-    """Makes the calling thread's pool use ``count`` threads, at most one for each core that it may run
-    on. The first call in a thread makes the pool; one that TVM makes by itself has half of the cores,
-    for good, and binds its caller to them."""
-    if getattr(_pool, "count", None) != count:
-        configure = tvm.get_global_func("runtime.config_threadpool")
-        configure(_SHARE_ALL_CORES, count, [str(core) for core in usable_cores()])
-        _pool.count = count
 
 
 def is_ready(array: np.ndarray) -> bool:

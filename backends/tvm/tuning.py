@@ -25,10 +25,10 @@ from tersor.backends.tvm.kernels.blocking import PANEL
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import COLUMN_VECTORS, LEAST_ROWS, Grain, Linear, kernel
 from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.link import loaded, release
 from tersor.backends.tvm.ops.fused import linear_spec
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
-from tersor.backends.tvm.session import set_threads
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
 from tersor.ir.dims import evaluate, product, symbols
@@ -76,7 +76,6 @@ def tune(
         report.remarks.append("the system does not let this process use AMX's tiles")
         return choice, report
     isa = Isa.of(choice.features, choice.cores)
-    set_threads(choice.threads or choice.cores)
     wanted = sorted(kernels_of(fuse(graph, isa), isa, sizes).items(), key=lambda kv: kv[0].name)
     report.total = len(wanted)
     grains: dict[str, Grain] = {}
@@ -157,7 +156,8 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
         for name, grain in TRIED.items()
     }
     target = tvm_target(choice.features, choice.cores)
-    library = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
+    executable = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
+    library = loaded(executable, choice.threads or choice.cores)
     calls = {name: library[name] for name in TRIED}  # Looked up once: each time takes 40 ms.
     tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, m)] for m in rows}
     times = {m: _times(calls, list(TRIED), given) for m, given in tensors.items()}
@@ -169,6 +169,7 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
         if names[0] != names[1]:
             again = _times(calls, names, tensors[m])
             duels[m] = Paired.of(*(again[name] for name in names))
+    release(library)
     kept = duels and is_gain(list(duels.values())) and not any(d.slower for d in duels.values())
     return {
         "grain": asdict(winner if kept else default),

@@ -329,7 +329,9 @@ def refuses(message: str, **arguments: object) -> None:
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm.support.cc, "get_cc", lambda: None)
-    refuses("what TVM compiles is linked by a C compiler, and there is none: install gcc or clang")
+    refuses(
+        "what TVM compiles is linked by a C++ compiler, and there is none: install g++ or clang"
+    )
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
