@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import DType, Graph, TensorType
@@ -27,11 +28,11 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         InvalidOption: not such a file; or it holds pickled objects, which could run code.
     """
-    with _opened(path), np.load(path, allow_pickle=False) as held:
-        found = {name: held[name] for name in held.files}
-    if not found:
+    with _opened(path), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    if not arrays:
         raise InvalidOption(f"{path}: holds no arrays")
-    return found
+    return arrays
 
 
 def unpack(path: Path, folder: Path) -> dict[str, Path]:
@@ -40,15 +41,15 @@ def unpack(path: Path, folder: Path) -> dict[str, Path]:
     Raises:
         InvalidOption: as :func:`read_arrays`; there is no space for them.
     """
-    found: dict[str, Path] = {}
+    arrays: dict[str, Path] = {}
     with _opened(path), zipfile.ZipFile(path) as archive:
         for i, name in enumerate(archive.namelist()):
-            found[name.removesuffix(".npy")] = folder / f"{i}.npy"
+            arrays[name.removesuffix(".npy")] = folder / f"{i}.npy"
             with archive.open(name) as source, (folder / f"{i}.npy").open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-        for file in found.values():
-            np.load(file, mmap_mode="r", allow_pickle=False)
-    return found
+        for file in arrays.values():
+            open_memmap(file, mode="r")
+    return arrays
 
 
 def unpacked_size(path: Path) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from tersor.analysis.match import dims
 from tersor.calibration.arrays import Arrays, check_arrays, read_arrays, unpack, unpacked_size
@@ -34,12 +35,12 @@ class SampleFile:
     """
 
     def __init__(self, path: Path, graph: Graph, batch: int | None = None) -> None:
-        self._held: Mapping[str, np.ndarray | Path]
+        self._contents: Mapping[str, np.ndarray | Path]
         if unpacked_size(path) <= IN_MEMORY:
-            self._held = read_arrays(path)
+            self._contents = read_arrays(path)
         else:
             self._folder = TemporaryDirectory(prefix="tersor-")
-            self._held = unpack(path, Path(self._folder.name))
+            self._contents = unpack(path, Path(self._folder.name))
         self._stack = stacked(self._arrays(), path, graph, batch)
 
     def __iter__(self) -> Iterator[Arrays]:
@@ -49,10 +50,8 @@ class SampleFile:
 
     def _arrays(self) -> Arrays:
         return {
-            name: np.load(held, mmap_mode="r", allow_pickle=False)
-            if isinstance(held, Path)
-            else held
-            for name, held in self._held.items()
+            name: open_memmap(content, mode="r") if isinstance(content, Path) else content
+            for name, content in self._contents.items()
         }
 
 
@@ -61,7 +60,7 @@ class SampleFolder:
     cut into such.
 
     Raises:
-        InvalidOption: there are none; when they are gone over, what is wrong with one.
+        InvalidOption: there are none; and, when they are read, what is wrong with one.
     """
 
     def __init__(self, path: Path, graph: Graph, batch: int | None = None) -> None:
@@ -94,13 +93,13 @@ class Stack:
 
     def cut(self, arrays: Mapping[str, np.ndarray], start: int) -> Arrays:
         """The batch that begins with sample ``start``."""
-        found = {}
+        batch = {}
         for name, array in arrays.items():
             axis = self.axes[name]
             samples = slice(start, start + self.starts.step)
             at = ... if axis is None else (*[slice(None)] * axis, samples)
-            found[name] = np.array(array[at])
-        return found
+            batch[name] = np.array(array[at])
+        return batch
 
 
 def stacked(
@@ -120,8 +119,8 @@ def stacked(
         if not count:
             raise InvalidOption(f"{where}: array {name!r} holds no samples along axis {axes[name]}")
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{n} {count} (axis {axes[n]})" for n, count in counts.items())
-        raise InvalidOption(f"{where}: arrays hold different numbers of samples: {told}")
+        listed = ", ".join(f"{n} {count} (axis {axes[n]})" for n, count in counts.items())
+        raise InvalidOption(f"{where}: arrays hold different numbers of samples: {listed}")
     if not counts:
         return Stack(axes, range(1))
     total = next(iter(counts.values()))
@@ -171,7 +170,7 @@ def _own_axis(value: Value, array: np.ndarray, batch: str | None) -> int | None:
     if shape is None:
         return 0 if array.ndim else None
     if len(shape) != array.ndim:
-        return None  # Which is an error that is told elsewhere.
+        return None  # Which is an error that is listed elsewhere.
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and str(dim) == batch:
             return axis

@@ -60,7 +60,7 @@ def open_calibration(
     Args:
         batch: samples that run at once, of what a file stacks, and texts; by default 8, and of a folder of
             .npz files all of each.
-        model: of which the graph is; by its path the tokenizer is found.
+        model: of which the graph is; by its path the tokenizer is arrays_by_name.
         files: of the model's folder, by their names: the tokenizer and its settings.
 
     Raises:
@@ -179,9 +179,9 @@ def _checked(batches: Iterable[Any], graph: Graph) -> Iterator[Feed]:
     count = 0
     for batch in batches:
         where = f"calibration batch {count}"
-        found = _converted(batch, graph, where)
-        _check_numbers(found, graph, where)
-        yield found
+        arrays_by_name = _converted(batch, graph, where)
+        _check_numbers(arrays_by_name, graph, where)
+        yield arrays_by_name
         count += 1
     if not count:
         raise InvalidOption("calibration holds no batches")

@@ -233,10 +233,10 @@ def _padding_id(files: Mapping[str, bytes], tokenizer: Mapping[str, Any], opened
         return int(padding.get("pad_id", 0))
     token = _config(files, "tokenizer_config.json").get("pad_token")
     content = token.get("content") if isinstance(token, dict) else token
-    known = opened.token_to_id(content) if isinstance(content, str) else None
-    if known is None:
-        known = _config(files, "config.json").get("pad_token_id")
-    return known if isinstance(known, int) and known >= 0 else 0
+    number = opened.token_to_id(content) if isinstance(content, str) else None
+    if number is None:
+        number = _config(files, "config.json").get("pad_token_id")
+    return number if isinstance(number, int) and number >= 0 else 0
 
 
 def _config(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
