@@ -76,22 +76,23 @@ class Recipe(BaseModel):
         return _validated({"name": str(source), **shipped[str(source)]}, f"recipe {source}")
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:
-        """With options changed: ``{"quantize-linear.max_error": 0.1}``; the pass may be left out where
-        only one of the recipe's passes has the option. ``floor`` is the recipe's own.
+        """With options changed: ``{"quantize-linear.max_error": 0.1}``; the pass may be left out: all of
+        the recipe's passes that have the option take it. ``floor`` is the recipe's own.
 
         Raises:
-            InvalidOption: the recipe has no such pass or option, or several have it.
+            InvalidOption: the recipe has no such pass or option.
         """
         own = {"floor": settings["floor"]} if "floor" in settings else {}
         settings = {key: value for key, value in settings.items() if key not in own}
         steps = [step.model_dump() for step in self.passes]
         given = {key.rpartition(".")[2] for key in settings}
         for key, value in settings.items():
-            step, option = self._locate(key)
-            rivals = registry.find_pass(steps[step]["name"]).one_of
-            for rival in rivals - given if option in rivals else ():
-                steps[step].pop(rival, None)  # The recipe's own choice gives way.
-            steps[step][option] = value
+            option = key.rpartition(".")[2]
+            for step in self._having(key):
+                rivals = registry.find_pass(steps[step]["name"]).one_of
+                for rival in rivals - given if option in rivals else ():
+                    steps[step].pop(rival, None)  # The recipe's own choice gives way.
+                steps[step][option] = value
         return _validated({**self.model_dump(), "passes": steps, **own}, f"recipe {self.name}")
 
     @property
@@ -105,23 +106,19 @@ class Recipe(BaseModel):
             found.append(any(step.model_dump().get(o) != usual.get(o) for o in options))
         return found
 
-    def _locate(self, key: str) -> tuple[int, str]:
+    def _having(self, key: str) -> list[int]:
+        """The passes with an option, by their places."""
         name, _, option = key.rpartition(".")
         owners = [
             i
             for i, step in enumerate(self.passes)
             if (not name or step.name == name) and option in option_names(step.name)
         ]
-        if len(owners) == 1:
-            return owners[0], option
+        if owners:
+            return owners
         known = [f"{s.name}.{o}" for s in self.passes for o in option_names(s.name)]
-        if not owners:
-            there = f"; there are {', '.join(known)}" if known else "; it has no options"
-            raise InvalidOption(
-                f"recipe {self.name} has no option {key!r}{suggest(key, known)}{there}"
-            )
-        several = ", ".join(f"{self.passes[i].name}.{option}" for i in owners)
-        raise InvalidOption(f"option {key!r} could be {several}: write one of them")
+        there = f"; there are {', '.join(known)}" if known else "; it has no options"
+        raise InvalidOption(f"recipe {self.name} has no option {key!r}{suggest(key, known)}{there}")
 
     def build(self) -> list[Pass]:
         """The passes, in order."""

@@ -136,11 +136,12 @@ def fake_quantize_dynamic(x: np.ndarray, span: Range) -> np.ndarray:
     scale for each range of ``span``, which is stretched to hold zero."""
     low, high = (np.asarray(bound, np.float64) for bound in span)
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scale = (high - low) / 255
-    scale = np.where(scale == 0, 1, scale)
-    zero = np.clip(np.rint(-low / scale), 0, 255)
-    quantized = np.clip(np.rint(x / scale) + zero, 0, 255)
-    return np.asarray((quantized - zero) * scale, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # Of what is no number comes none.
+        scale = (high - low) / 255
+        scale = np.where(scale == 0, 1, scale)
+        zero = np.clip(np.rint(-low / scale), 0, 255)
+        quantized = np.clip(np.rint(x / scale) + zero, 0, 255)
+        return np.asarray((quantized - zero) * scale, np.float32)
 
 
 def relative_error(expected: np.ndarray, got: np.ndarray) -> float:

@@ -19,11 +19,13 @@ class Activation:
     Attributes:
         channel_low, channel_high: f32[k], extremes of each channel over everything seen.
         rows: f32[n, k], a sample of at most ROWS rows.
+        left_out: how many rows held NaN or infinity, where others did not.
     """
 
     channel_low: np.ndarray
     channel_high: np.ndarray
     rows: np.ndarray
+    left_out: int = 0
 
     @property
     def channel_amax(self) -> np.ndarray:
@@ -45,17 +47,19 @@ class Activations(Observer[Activation]):
     def __init__(self) -> None:
         self._finite = MinMax(), Reservoir(ROWS)
         self._other = MinMax(), Reservoir(ROWS)
+        self._left_out = 0
 
     def _add(self, rows: np.ndarray) -> None:
         finite = np.isfinite(rows).all(axis=1)
+        self._left_out += int((~finite).sum())
         for observers, of in ((self._finite, finite), (self._other, ~finite)):
             for observer in observers if of.any() else ():
                 observer.update(rows[of])
 
     @property
     def result(self) -> Activation | None:
-        for extremes, sample in (self._finite, self._other):
+        for (extremes, sample), left_out in ((self._finite, self._left_out), (self._other, 0)):
             range, rows = extremes.result, sample.result
             if range is not None and rows is not None:
-                return Activation(*range, rows)
+                return Activation(*range, rows, left_out)
         return None

@@ -16,10 +16,11 @@ import numpy as np
 
 from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.selection import LayerPass
-from tersor.ir import Graph
+from tersor.ir import Encoding, Graph, Value
 from tersor.numerics.affine import quantize_outputs, relative_error
 from tersor.numerics.masks import stores_floats
-from tersor.pipeline import LOSSY, Context, Skip
+from tersor.pipeline import LOSSY, Context
+from tersor.statistics.layer_outputs import output_errors
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class QuantizeWeights(LayerPass):
     """Options:
 
     min_elements: weights smaller than this stay: little is won there.
-    max_error: a weight that would lose more (relative, root mean square) stays in float.
+    max_error: a weight stays in float where a layer's output on calibration would differ by more than this
+        (relative, root mean square), or, where calibration shows no such layer, the weight itself.
     """
 
     keeps = LOSSY
@@ -41,35 +43,45 @@ class QuantizeWeights(LayerPass):
         return layer.empty or layer.narrow or layer.tied or layer.shared or layer.not_finite
 
     def run(self, graph: Graph, context: Context) -> None:
-        errors = []
+        layers, forms = [], dict[Value, Encoding]()
         for layer in self.layers(graph, context):
+            form = layer.encoding.with_values(
+                quantize_outputs(layer.weight.numpy(), layer.form.inputs)
+            )
+            if form.nbytes > 0.9 * layer.encoding.nbytes:
+                small = f"@{layer.name} would be no smaller: a scale for a few weights"
+                context.skip(layer.node, small)
+                continue
+            layers.append(layer)
+            forms[layer.weight] = form
+        of_outputs = context.remember("errors", lambda: output_errors(graph, forms, context))
+        outputs, weights = list[float](), list[float]()
+        for layer in layers:
             if context.spares(layer.name, layer.node):
                 continue
-            try:
-                errors.append(self._quantize(layer))
-            except Skip as reason:
-                context.skip(layer.node, str(reason))
+            form = forms[layer.weight]
+            error, told = of_outputs.get(layer.name), outputs
+            if error is None:
+                error, told = relative_error(layer.weight.numpy(), form.decode()), weights
+            if error > self.max_error:
+                context.skip(layer.node, f"error {error:.3f} is above max_error {self.max_error}")
                 continue
+            layer.weight.graph.set_encoding(layer.weight, form)
             context.rewrote()
-            context.report.changed[layer.name] = (f"{layer.label} @{layer.name}", errors[-1])
+            told.append(error)
+            context.report.changed[layer.name] = (f"{layer.label} @{layer.name}", error)
+        _tell(outputs, weights, context)
+
+
+def _tell(outputs: list[float], weights: list[float], context: Context) -> None:
+    count = len(outputs) + len(weights)
+    if count:
+        context.report.notes.append(f"{count} weights are held in int8 and read as floats")
+    for what, errors in (
+        ("a layer's output on calibration", outputs),
+        ("a weight: its layer's output is unknown", weights),
+    ):
         if errors:
             context.report.notes.append(
-                f"{len(errors)} weights are held in int8 and read as floats; relative error: mean "
-                f"{np.mean(errors):.4f}, worst {max(errors):.4f}"
+                f"relative error of {what}: mean {np.mean(errors):.4f}, worst {max(errors):.4f}"
             )
-
-    def _quantize(self, layer: WeightedLayer) -> float:
-        """The relative error of the weight.
-
-        Raises:
-            Skip: it stays in float.
-        """
-        held, dense = layer.encoding, layer.weight.numpy()
-        encoding = held.with_values(quantize_outputs(dense, layer.form.inputs))
-        if encoding.nbytes > 0.9 * held.nbytes:
-            raise Skip(f"@{layer.name} would be no smaller: a scale for a few weights")
-        error = relative_error(dense, encoding.decode())
-        if error > self.max_error:
-            raise Skip(f"error {error:.3f} is above max_error {self.max_error}")
-        layer.weight.graph.set_encoding(layer.weight, encoding)
-        return error

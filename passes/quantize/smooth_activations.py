@@ -55,7 +55,7 @@ class SmoothActivations(Pass):
         if not context.calibration or context.evaluate is None:
             context.report.notes.append("no calibration inputs: nothing was smoothed")
             return
-        groups = _groups(graph)
+        groups = _groups(graph, context)
         observers = {x: Activations() for x in groups}
         wanted = {Rows(x, padding=True): [one] for x, one in observers.items()}
         observe(graph, wanted, context.calibration, context.evaluate)
@@ -123,14 +123,18 @@ def _error(
     return relative_error(exact, made @ held.decode())
 
 
-def _groups(graph: Graph) -> dict[Value, list[Node]]:
+def _groups(graph: Graph, context: Context) -> dict[Value, list[Node]]:
     """Linear layers of the outermost level with a dense f32 weight, by what they read."""
     groups: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         weight, x = node.input(1), node.input(0)
         if node.op != "tersor.Linear" or weight is None or x is None:
             continue
-        if stores_floats(weight) and weight.tensor.dtype.value == "f32":
+        if not stores_floats(weight) or weight.tensor.dtype.value != "f32":
+            continue
+        if not np.isfinite(weight.numpy()).all():
+            context.skip(node, "its weight holds NaN or infinity")
+        else:
             groups.setdefault(x, []).append(node)
     return groups
 

@@ -20,3 +20,17 @@ def test_two_of_them_are_refused(more: str) -> None:
     told = "pass prune-structure: ratio and macs are given, and one of them says how much goes"
     with pytest.raises(InvalidOption, match=told):
         Recipe.of("prune").override({"ratio": "0.25", more: "0.5"})
+
+
+def test_an_option_that_several_passes_share_is_given_to_all() -> None:
+    steps = Recipe.of("int8").override({"ignored_scopes": "a.*:b", "granularity": "token"}).build()
+    having = [step for step in steps if hasattr(step, "ignored_scopes")]
+    assert [type(step).__name__ for step in having] == ["QuantizeDynamic", "QuantizeWeights"]
+    assert all(step.ignored_scopes == ("a.*", "b") for step in having)
+    assert [s.granularity for s in steps if hasattr(s, "granularity")] == ["token", "token"]
+
+
+def test_one_of_them_can_be_named() -> None:
+    steps = Recipe.of("int8").override({"quantize-weights.ignored_scopes": "a"}).build()
+    given = [s.ignored_scopes for s in steps if hasattr(s, "ignored_scopes")]
+    assert given == [(), ("a",)]

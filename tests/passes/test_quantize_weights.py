@@ -121,6 +121,73 @@ def test_what_is_pruned_stays_zero_and_dead_outputs_have_scale_one() -> None:
     assert held.scale[5] == 1
 
 
+@pytest.mark.parametrize(("layer", "axis", "scales"), LAYERS.values(), ids=LAYERS)
+def test_with_calibration_the_error_is_that_of_the_layer_output(
+    layer: str, axis: int, scales: int
+) -> None:
+    graph = graph_of(layer)
+    feeds = [feed_of(graph), {k: 2 * v for k, v in feed_of(graph).items()}]
+    pipeline = Pipeline([QuantizeWeights(min_elements=1)], calibration=feeds, evaluate=evaluate)
+    after = pipeline.run(graph)
+    (report,) = pipeline.reports
+    assert set(report.changed) == set(graph.constants)
+    for name, (_, stated) in report.changed.items():
+        one = graph.copy()
+        encoding = after.constants[name].encoding
+        assert encoding is not None
+        one.set_encoding(one.constants[name], encoding)
+        want, got = (
+            np.concatenate([evaluate(g, feed)["y"].reshape(-1) for feed in feeds])
+            for g in (graph, one)
+        )
+        assert stated == pytest.approx(relative_error(want, got), rel=1e-6)
+    assert report.notes[1].startswith("relative error of a layer's output on calibration: mean 0.0")
+
+
+OUTLIERS = """graph main(%x: f32[n, 16, 9]) -> (y = %y) {
+  @w: f32[8, 16, 3] = dense normal(0)
+  %y: f32[n, 8, 7] = Conv(%x, @w) scope "conv"
+}"""
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_the_weight_loses_says_little_of_what_the_layer_does(seen: bool) -> None:
+    """A channel's weights are a thousand times the others', and its inputs next to nothing: the weight as a
+    whole loses 0.3%, and the layer's output nearly everything."""
+    graph = parse(OUTLIERS, TABLE)
+    data = graph.constants["w"].numpy().copy()
+    data[:, 5] *= 1000
+    graph.replace(graph.constants["w"], graph.constant(data, "weight"))
+    feed = feed_of(graph)
+    feed["x"][:, 5] *= 1e-6
+    options: dict[str, Any] = {"calibration": [feed], "evaluate": evaluate} if seen else {}
+    pipeline = Pipeline([QuantizeWeights(min_elements=1)], **options)
+    pipeline.run(graph)
+    (report,) = pipeline.reports
+    assert report.rewrites == (not seen)
+    if seen:
+        assert "is above max_error 0.05" in report.skips[0][1]
+    else:
+        assert report.notes[1].startswith(
+            "relative error of a weight: its layer's output is unknown"
+        )
+
+
+def test_a_weight_of_two_layers_is_judged_by_the_one_that_loses_more() -> None:
+    text = OUTLIERS.replace("%x: f32[n, 16, 9]", "%x: f32[n, 16, 9], %z: f32[n, 16, 9]").replace(
+        "(y = %y)", "(y = %y, v = %v)"
+    )
+    graph = parse(text.replace("\n}", "\n  %v: f32[n, 8, 7] = Conv(%z, @w)\n}"), TABLE)
+    data = graph.constants["w"].numpy().copy()
+    data[:, 5] *= 1000
+    graph.replace(graph.constants["w"], graph.constant(data, "weight"))
+    feed = feed_of(graph)
+    feed["z"][:, 5] *= 1e-6
+    pipeline = Pipeline([QuantizeWeights(min_elements=1)], calibration=[feed], evaluate=evaluate)
+    pipeline.run(graph)
+    assert "is above max_error 0.05" in pipeline.reports[0].skips[0][1]
+
+
 OF_A_TABLE = """graph main(%x: f32[n, 16], %ids: i64[n]) -> (y = %y) {
   @w: f32[16, 64] = dense normal(0)
   %h: f32[n, 64] = tersor.Linear(%x, @w)
@@ -176,8 +243,14 @@ def test_weights_of_branches_and_of_what_they_read_from_outside() -> None:
       }}
     }"""
     graph = parse(text, TABLE)
-    after, report = run(graph)
+    pipeline = Pipeline(
+        [QuantizeWeights(min_elements=1)],
+        calibration=[{**feed_of_x(graph), "c": np.array(True)}], evaluate=evaluate,
+    )  # fmt: skip
+    after, report = pipeline.run(graph), pipeline.reports[0]
     assert report.rewrites == 2
+    # Calibration sees nothing in a branch: what is told is what the weights lose.
+    assert "its layer's output is unknown" in report.notes[1]
     session = ort.open_session(ort.build(after))
     for branch in (True, False):
         feed = {**feed_of_x(graph), "c": np.array(branch)}
