@@ -34,7 +34,7 @@ class QuantizeWeights(LayerPass):
 
     keeps = LOSSY
     min_elements: int = 1024
-    max_error: float = 0.05
+    max_error: float = 0.1
 
     def wants(self, reader: Reader) -> bool:
         return super().wants(reader) and stores_floats(reader.weight)

@@ -212,16 +212,17 @@ def check_weights(
     )
     for name, (_, stated) in report.changed.items():
         assert stated is not None
-        assert stated <= 0.05
+        assert stated <= LIMIT
         assert isinstance(held[name].encoding.unmasked, Affine)  # type: ignore[union-attr]
-        error = relative_error(dense[name].numpy(), held[name].numpy())
-        if calibrated:
-            error = max(_lost(case, before, name, node, held[name]) for node in before.nodes
-                        if before.constants[name] in node.inputs)  # fmt: skip
-        assert error == pytest.approx(stated, rel=1e-6, abs=1e-9)
+        readers = [n for n in before.nodes if before.constants[name] in n.inputs]
+        lost = [_lost(case, before, name, n, held[name]) for n in readers] if calibrated else []
+        numbers = [error for error in lost if error is not None]
+        # Of layers that give no number on calibration it says nothing.
+        error = max(numbers, default=relative_error(dense[name].numpy(), held[name].numpy()))
+        assert error == pytest.approx(stated, rel=1e-6, abs=1e-9), (name, error, stated)
 
 
-def _lost(case: Case, before: Graph, name: str, node: Node, held: Value) -> float:
+def _lost(case: Case, before: Graph, name: str, node: Node, held: Value) -> float | None:
     """What one layer's output loses where it reads ``held`` in place of the constant."""
     made = []
     for changed in (False, True):
@@ -236,4 +237,4 @@ def _lost(case: Case, before: Graph, name: str, node: Node, held: Value) -> floa
         copy.set_outputs([mine.output], ["y"])
         made.append(evaluate(copy, case.feeds[0])["y"])
     finite = np.isfinite(made[0])
-    return relative_error(made[0][finite], made[1][finite])
+    return relative_error(made[0][finite], made[1][finite]) if finite.any() else None
