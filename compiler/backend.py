@@ -15,7 +15,8 @@ import numpy as np
 
 from tersor.built import Built
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.ir import Graph, ValueType
+from tersor.ir import Encoding, Graph, ValueType
+from tersor.numerics.affine import ActivationForm
 from tersor.plain import read_plain
 from tersor.target import Target
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.rewriting import Evaluate
     from tersor.tuning.database import Database
 
+Supports: TypeAlias = Callable[[str, Sequence[Encoding], ActivationForm], str | None]
 Sizes = Mapping[str, int]
 Progress = Callable[[int, int, str], None]
 Interface = Sequence[tuple[str, ValueType]]
@@ -128,10 +130,14 @@ class BackendOf(Protocol[C]):
     def VARIANTS(self) -> Mapping[str, str]: ...
 
     @property
-    def ROW_SCALES(self) -> bool: ...
-
-    @property
     def tune(self) -> Tune[C] | None: ...
+
+    def supports(
+        self, op: str, encodings: Sequence[Encoding], activations: ActivationForm, /
+    ) -> str | None:
+        """Why the runtime has no kernel for ``op`` that reads constants as ``encodings`` hold them and
+        activations of that form (the graph still runs: what has no kernel is decoded); None where it has
+        one."""
 
     def axes(self, graph: Graph, choice: C, /) -> list[tuple[str, tuple[object, ...]]]:
         """(setting of a choice, its values to try besides that of ``choice``), the most promising first."""

@@ -5,20 +5,20 @@ from types import MappingProxyType
 
 from tersor.backends.ort.check import check
 from tersor.backends.ort.choices import axes
-from tersor.backends.ort.lower import lower, supports
+from tersor.backends.ort.lower import lower
 from tersor.backends.ort.optimizers import OPTIMIZERS
 from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
 from tersor.backends.ort.session import Evaluator, beside, build, examine, interface, open_session
+from tersor.backends.ort.support import supports
 from tersor.frontends.onnx import read_built
 
 SUFFIX = ".onnx"
 KINDS = ("cpu",)
 VARIANTS = MappingProxyType({"merged": "merge-linears"})
-ROW_SCALES = False  # Whether there are integer kernels for activations with one scale a row.
 tune = None
 
 __all__ = [
-    "KINDS", "OPTIMIZERS", "ROW_SCALES", "SUFFIX", "VARIANTS", "Choice", "Evaluator", "LowerOptions",
+    "KINDS", "OPTIMIZERS", "SUFFIX", "VARIANTS", "Choice", "Evaluator", "LowerOptions",
     "SessionOptions", "axes", "beside", "build", "check", "examine", "interface", "lower", "open_session",
     "read_built", "supports", "tune",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 
 from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.quantize import dequantized
-from tersor.ir import Affine, Cast, Dense, Graph, Value
+from tersor.ir import Affine, Cast, Dense, Encoding, Graph, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
 
@@ -74,6 +74,12 @@ def _parts(
     )
 
 
+def has_rows(held: Encoding) -> bool:
+    """Whether rows of a table are looked up as they are stored."""
+    whole = isinstance(held, Affine) and not held.block and held.storage.bits >= 8
+    return whole or isinstance(held, Cast)
+
+
 def rows(graph: Graph, table: Value, ids: Value, lowering: Lowering) -> Value | None:
     """The rows ``ids`` of a table: gathered as they are held, and only those are made floats. None
     for a table whose rows are not held apart."""
@@ -81,8 +87,9 @@ def rows(graph: Graph, table: Value, ids: Value, lowering: Lowering) -> Value | 
     if isinstance(held, Cast):
         short = _gathered(graph, lowering.part(table, "short", held.array), ids)
         return graph.emit("Cast", [short], {"to": TO_ONNX[held.dtype]})
-    if not isinstance(held, Affine) or held.block or held.storage.bits < 8:
+    if held is None or not has_rows(held):
         return None
+    assert isinstance(held, Affine)
     values = _gathered(graph, lowering.part(table, "quantized", held.values), ids)
     scale, zero = held.expanded(held.scale), held.expanded(held.zero_point)
     if held.axis != 0:  # Rows broadcast against them.

@@ -19,7 +19,7 @@ from tersor.backends.ort import unsigned
 from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.errors import Unsupported
-from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
+from tersor.ir import Affine, DType, Encoding, Graph, Node, TensorType, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
 _PLAIN_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
@@ -31,11 +31,8 @@ def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value
     assert x is not None and weight is not None
     activation, options = str(node.attrs["activation"]), lowering.options
     quantizer = _dynamic_quantizer(x)
-    if (
-        isinstance(weight.encoding, Affine)
-        and quantizer is not None
-        and _per_column(weight.encoding)
-    ):
+    encoding = weight.encoding
+    if encoding is not None and quantizer is not None and is_per_column(encoding):
         y = _integer(graph, node, quantizer, weight, lowering)
     elif bias is not None and _as_gemm(x, activation, options):
         y = _gemm(graph, x, weight, bias)
@@ -79,10 +76,11 @@ def _dynamic_quantizer(x: Value) -> Node | None:
     return quantizer if list(dequantizer.inputs) == list(quantizer.outputs) else None
 
 
-def _per_column(encoding: Affine) -> bool:
+def is_per_column(encoding: Encoding) -> bool:
     """Integer kernels take int8 or uint8 weights with one scale, or one a column."""
     return (
-        encoding.storage in (DType.I8, DType.U8)
+        isinstance(encoding, Affine)
+        and encoding.storage in (DType.I8, DType.U8)
         and not encoding.block
         and encoding.is_standard
         and encoding.axis in (None, 1)

@@ -16,7 +16,7 @@ from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
 from tersor.backends.ort.ties import hold_once
 from tersor.errors import Unsupported
-from tersor.ir import Affine, Cast, Encoding, Graph, Node, TensorType, Value
+from tersor.ir import Graph, Node, TensorType, Value
 from tersor.numerics.masks import drop_masks
 from tersor.pipeline import erase_dead, replace_node
 
@@ -75,17 +75,3 @@ def _is_typed(node: Node) -> bool:
         return True
     values = [v for v in (*node.inputs, *node.outputs[:1]) if v is not None]
     return all(isinstance(v.type, TensorType) for v in values)
-
-
-def supports(op: str, encoding: Encoding | None = None) -> str:
-    """Why ONNX Runtime cannot execute ``op`` on a constant held as ``encoding``; empty if it can."""
-    if op.startswith("tersor.") and op not in RULES:
-        return f"{op} has no form in ONNX Runtime"
-    if encoding is None or (encoding.mask is None and _has_form(encoding)):
-        return ""
-    return f"{encoding.describe()} constants are decoded: ONNX Runtime has no kernel for them"
-
-
-def _has_form(encoding: Encoding) -> bool:
-    forms = (encoding.layer(Affine), encoding.layer(Cast))
-    return encoding.is_dense or any(form is not None for form in forms)

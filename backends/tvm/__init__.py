@@ -11,14 +11,14 @@ from tersor.backends.tvm.check import check
 from tersor.backends.tvm.choices import axes
 from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.session import beside, examine, interface, open_session
+from tersor.backends.tvm.support import supports
 from tersor.backends.tvm.tuning import tune
 
 SUFFIX = ".so"
 KINDS = ("cpu", "cuda")
 VARIANTS = MappingProxyType[str, str]({})  # It merges linear layers that read the same by itself.
-ROW_SCALES = True  # Whether there are integer kernels for activations with one scale a row.
 
 __all__ = [
-    "KINDS", "ROW_SCALES", "SUFFIX", "VARIANTS", "Choice", "axes", "beside", "build", "check", "examine",
-    "interface", "open_session", "tune",
+    "KINDS", "SUFFIX", "VARIANTS", "Choice", "axes", "beside", "build", "check", "examine",
+    "interface", "open_session", "supports", "tune",
 ]  # fmt: skip

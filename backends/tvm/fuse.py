@@ -249,7 +249,13 @@ def _is_fusable(node: Node, *, norm: bool = False) -> bool:
         return False
     if not int8:
         return x.producer is not None or x.is_input
-    affine = weight.encoding.layer(Affine)
+    return multiplies_in_integers(weight.encoding)
+
+
+def multiplies_in_integers(encoding: Encoding) -> bool:
+    """Whether the linear kernel has integer products with a weight: int8, one scale a column, no zero
+    points."""
+    affine = encoding.layer(Affine)
     return (
         affine is not None
         and affine.storage is DType.I8

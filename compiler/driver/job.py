@@ -81,7 +81,7 @@ class Job:
             target=self.target,
             calibration=calibration,
             evaluate=self.evaluator,
-            row_scales=self.backend.ROW_SCALES,
+            supports=self.backend.supports,
             latency=self.latency,
             progress=self.tell,
         )

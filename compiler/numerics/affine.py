@@ -17,6 +17,7 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,15 @@ from tersor.ir import Affine
 
 Granularity = Literal["tensor", "token", "auto"]
 """One scale for an activation, one for each row of its last axis, or what the backend is best at."""
+
+
+class ActivationForm(Enum):
+    """How what a layer multiplies by its weights comes."""
+
+    FLOAT = "float"
+    INT8 = "int8"  # One scale a tensor.
+    INT8_ROWS = "int8 rows"  # One scale a row of the last axis.
+
 
 PAIR_LIMIT = (
     127.5  # Two roundings of +-0.5 may come on top: 127.5 + 1 = 128.5, 255 * 128.5 <= 32767.
@@ -119,12 +129,6 @@ def pair_sums(inner: np.ndarray) -> np.ndarray:
 def quantize_rows(table: np.ndarray) -> Affine:
     """Symmetric int8 with one scale a row (axis 0), a short one: for embedding tables."""
     return quantize_outputs(table, range(1, table.ndim))
-
-
-def is_per_token(granularity: Granularity, row_scales: bool) -> bool:
-    """Whether activations are quantized row by row. ``auto``: where the backend has
-    kernels for it (``row_scales``)."""
-    return row_scales if granularity == "auto" else granularity == "token"
 
 
 Range = tuple[float | np.ndarray, float | np.ndarray]

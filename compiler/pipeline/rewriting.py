@@ -23,8 +23,10 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 
+from tersor.backend import Supports
 from tersor.errors import PassFailed
-from tersor.ir import Graph, Node, Value
+from tersor.ir import Encoding, Graph, Node, Value
+from tersor.numerics.affine import ActivationForm
 from tersor.pipeline.report import PassReport
 
 Feed = Mapping[str, np.ndarray]
@@ -86,6 +88,14 @@ ROUNDING = Keeps(values=1e-5)  # Reordered float arithmetic: some ulps of the la
 LOSSY = Keeps(values=None)
 
 
+def without_backend(
+    op: str, encodings: Sequence[Encoding], activations: ActivationForm
+) -> str | None:
+    """What can be said where the graph is for any runtime: ONNX quantizes whole tensors."""
+    rows = activations is ActivationForm.INT8_ROWS
+    return "ONNX has no op for activations with one scale a row" if rows else None
+
+
 @dataclass
 class Context:
     """What the pipeline gives a pass.
@@ -95,7 +105,7 @@ class Context:
         target: hardware facts (see ``tersor.target``), None where no target is known yet.
         calibration: batches of inputs by name; empty where none were given.
         evaluate: runs a graph on one batch.
-        row_scales: whether the backend has kernels for activations with one scale a row.
+        supports: what the backend has kernels for (:meth:`tersor.backend.BackendOf.supports`).
         latency: measures graphs; None where nothing can be measured (another machine's target).
         progress: called with (done, total, what).
         given_bytes: of all constants, when the pipeline began.
@@ -108,7 +118,7 @@ class Context:
     target: Any = None
     calibration: Feeds = ()
     evaluate: Evaluate | None = None
-    row_scales: bool = False
+    supports: Supports = without_backend
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     given_bytes: int = 0

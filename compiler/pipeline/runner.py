@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tersor.backend import Supports
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
 from tersor.pipeline.report import PassReport
@@ -25,6 +26,7 @@ from tersor.pipeline.rewriting import (
     erase_dead,
     erase_unread,
     replace_node,
+    without_backend,
 )
 from tersor.pipeline.verification import LEVELS, Verification
 
@@ -45,7 +47,7 @@ class Pipeline:
             keep values, on ``feeds``.
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
-        row_scales: whether the backend has kernels for activations with one scale a row.
+        supports: what the backend has kernels for.
         latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
         progress: called with (done, total, what).
         spared, memo: as :class:`Context` has them.
@@ -57,7 +59,7 @@ class Pipeline:
     evaluate: Evaluate | None = None
     target: Any = None
     calibration: Feeds = ()
-    row_scales: bool = False
+    supports: Supports = without_backend
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     spared: frozenset[str] = frozenset()
@@ -98,7 +100,7 @@ class Pipeline:
             self.target,
             self.calibration,
             self.evaluate,
-            self.row_scales,
+            self.supports,
             self.latency,
             self.progress,
             self._given_bytes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.numerics.affine import Range
+from tersor.numerics.affine import ActivationForm, Range
 from tersor.statistics.observers import MinMax, Observer, Reservoir
 
 ROWS = 2048  # Rows kept of each activation: enough to rank scales, small enough for any model.
@@ -32,10 +32,12 @@ class Activation:
         """f32[k], largest magnitude of each channel."""
         return np.asarray(np.maximum(np.abs(self.channel_low), np.abs(self.channel_high)))
 
-    def range(self, scale: np.ndarray | float = 1.0, *, per_token: bool = False) -> Range:
+    def range(
+        self, scale: np.ndarray | float = 1.0, *, form: ActivationForm = ActivationForm.INT8
+    ) -> Range:
         """(Lowest, highest) value of the tensor, or of each of ``rows``, once its channels are divided
         by ``scale``."""
-        if per_token:
+        if form is ActivationForm.INT8_ROWS:
             rows = self.rows / scale
             return rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
         return float((self.channel_low / scale).min()), float((self.channel_high / scale).max())

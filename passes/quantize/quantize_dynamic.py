@@ -21,9 +21,9 @@ from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.numerics.affine import (
+    ActivationForm,
     Granularity,
     fake_quantize_dynamic,
-    is_per_token,
     quantize_weight,
     relative_error,
 )
@@ -35,6 +35,7 @@ from tersor.statistics.gram import Gram, SecondMoments
 from tersor.statistics.observers import Observer
 from tersor.statistics.observing import TAPS, Rows, observe
 from tersor.structure.ties import tie_again, tied_to, turn
+from tersor.transforms.quantizers import activation_form
 
 NOT_FINITE = "NaN in what an int8 layer reads comes out as finite numbers"
 # One scale for a whole tensor is taken of all its rows: of one that holds infinity, none is left.
@@ -71,7 +72,7 @@ class QuantizeDynamic(Pass):
         for node in graph.walk():
             if node.op in _FLOAT:
                 context.skip(node, f"{node.op} has no integer form: it multiplies floats")
-        per_token = is_per_token(self.granularity, context.row_scales)
+        form = activation_form(self.granularity, context)
         saturates = context.target is not None and context.target.saturates_int8
         of_weight: dict[Value, list[Node]] = {}
         for node in nodes:
@@ -90,7 +91,7 @@ class QuantizeDynamic(Pass):
                 continue
             encoding = told.rounded.get(weight.name) or _nearest(weight, saturates)
             found = [
-                (_layer_error(seen[x], weight.numpy(), encoding, per_token), node)
+                (_layer_error(seen[x], weight.numpy(), encoding, form), node)
                 for node in sharing
                 if (x := operand(node, 0)) in seen
             ]
@@ -112,7 +113,7 @@ class QuantizeDynamic(Pass):
             if node in quantized:
                 readers.setdefault(operand(node, 0), []).append(node)
         for x, reading in readers.items():
-            _quantize_activation(x, reading, per_token)
+            _quantize_activation(x, reading, form)
         if errors:
             context.report.notes.append(
                 f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
@@ -235,10 +236,12 @@ def _fitted(graph: Graph, of_weight: dict[Value, list[Node]]) -> dict[Value, lis
     return found
 
 
-def _layer_error(seen: Activation, weight: np.ndarray, encoding: Affine, per_token: bool) -> float:
+def _layer_error(
+    seen: Activation, weight: np.ndarray, encoding: Affine, form: ActivationForm
+) -> float:
     # In f64: products of the smallest numbers vanish in f32, and their errors with them.
     rows, held = seen.rows.astype(np.float64), encoding.decode().astype(np.float64)
-    got = fake_quantize_dynamic(seen.rows, seen.range(per_token=per_token)).astype(np.float64)
+    got = fake_quantize_dynamic(seen.rows, seen.range(form=form)).astype(np.float64)
     return relative_error(rows @ weight.astype(np.float64), got @ held)
 
 
@@ -262,10 +265,10 @@ def _encode(weight: Value, nodes: list[Node], encoding: Affine, context: Context
         context.report.notes.append(f"@{table.name} is held as @{weight.name}, its head")
 
 
-def _quantize_activation(x: Value, readers: list[Node], per_token: bool) -> None:
+def _quantize_activation(x: Value, readers: list[Node], form: ActivationForm) -> None:
     """One quantizer for all ``readers``, which are in the order of execution."""
     op, attrs = "DynamicQuantizeLinear", {}
-    if per_token:
+    if form is ActivationForm.INT8_ROWS:
         op = "tersor.DynamicQuantizeRows"
         attrs = {"axis": -1, "block_size": operand(readers[0], 1).tensor.shape[0]}
     first = place_for_all(x, readers)

@@ -22,9 +22,9 @@ import numpy as np
 from tersor.analysis.match import operand
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.numerics.affine import (
+    ActivationForm,
     Granularity,
     fake_quantize_dynamic,
-    is_per_token,
     quantize_weight,
     relative_error,
 )
@@ -33,6 +33,7 @@ from tersor.pipeline import LOSSY, Context, Pass
 from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.observing import Rows, observe
 from tersor.structure.ties import held_twice
+from tersor.transforms.quantizers import activation_form
 
 _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
 
@@ -61,7 +62,7 @@ class SmoothActivations(Pass):
         observe(graph, wanted, context.calibration, context.evaluate)
         seen = {x: one.result for x, one in observers.items() if one.result is not None}
         saturates = context.target is not None and context.target.saturates_int8
-        per_token = is_per_token(self.granularity, context.row_scales)
+        form = activation_form(self.granularity, context)
         for i, (x, readers) in enumerate(groups.items()):
             if x not in seen:
                 context.skip(readers[0], "calibration shows none of its inputs")
@@ -75,7 +76,7 @@ class SmoothActivations(Pass):
                 continue
             weights = np.concatenate([_weight(n) for n in readers], axis=1)
             exact = seen[x].rows @ weights
-            error = partial(_error, seen[x], weights, exact, saturates, per_token)
+            error = partial(_error, seen[x], weights, exact, saturates, form)
             before, after, alpha, scale = self._search(seen[x], weights, error)
             if alpha is None:
                 context.skip(readers[0], "no exponent lowers its error")
@@ -114,12 +115,12 @@ def smoothing_scale(channel_amax: np.ndarray, weight: np.ndarray, alpha: float) 
 
 
 def _error(
-    seen: Activation, weight: np.ndarray, exact: np.ndarray, saturates: bool, per_token: bool,
+    seen: Activation, weight: np.ndarray, exact: np.ndarray, saturates: bool, form: ActivationForm,
     scale: np.ndarray,
 ) -> float:  # fmt: skip
     """Relative error of the quantized product under ``scale``."""
     held = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
-    made = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, per_token=per_token))
+    made = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, form=form))
     return relative_error(exact, made @ held.decode())
 
 

@@ -36,7 +36,7 @@ def _graph(workload: zoo.Workload, recipe: str, folder: Path) -> Graph:
     evaluate = registry.backend(registry.REFERENCE).Evaluator()
     return Pipeline(
         steps, target=target, calibration=workload.calibration(), evaluate=evaluate,
-        row_scales=True, level="none",
+        supports=registry.backend("tvm").supports, level="none",
     ).run(graph)  # fmt: skip
 
 

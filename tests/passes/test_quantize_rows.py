@@ -4,6 +4,7 @@ Runtime computes the same."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -18,8 +19,8 @@ from tersor.backends import ort
 from tersor.driver.recipe import build_pass
 from tersor.errors import InvalidGraph, InvalidOption
 from tersor.frontends.onnx.exporter import export_model
-from tersor.ir import Graph, parse, print_graph, weights_of
-from tersor.numerics.affine import Granularity, fake_quantize_dynamic
+from tersor.ir import DType, Encoding, Graph, parse, print_graph, weights_of
+from tersor.numerics.affine import ActivationForm, Granularity, fake_quantize_dynamic
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.canonicalize import canonicalization
@@ -187,11 +188,19 @@ def test_layers_that_read_one_activation_share_a_quantizer_of_its_rows() -> None
     assert lines(after) == lines(on_constants_of(after, QUANTIZED))
 
 
-@pytest.mark.parametrize("row_scales", [False, True])
-def test_auto_is_what_the_backend_has_kernels_for(row_scales: bool) -> None:
-    wanted = quantized("token" if row_scales else "tensor")
-    assert lines(quantized("auto", row_scales=row_scales)) == lines(wanted)
-    other = quantized("tensor" if row_scales else "token")
+@pytest.mark.parametrize("refused", ["no kernel", None])
+def test_auto_is_what_the_backend_has_kernels_for(refused: str | None) -> None:
+    asked = []
+
+    def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm) -> str | None:
+        (weight,) = encodings
+        asked.append((op, weight.storage, activations))
+        return refused
+
+    wanted = quantized("tensor" if refused else "token")
+    assert lines(quantized("auto", supports=supports)) == lines(wanted)
+    assert asked == [("tersor.Linear", DType.I8, ActivationForm.INT8_ROWS)]
+    other = quantized("token" if refused else "tensor")
     assert lines(other) != lines(wanted)
 
 
@@ -243,11 +252,11 @@ def test_a_row_loses_nothing_to_larger_rows() -> None:
 def test_the_driver_says_what_the_backend_has(monkeypatch: pytest.MonkeyPatch) -> None:
     model = export_model(ort.lower(parse(LAYERS, TABLE))).SerializeToString()
     steps = [*canonicalization(), QuantizeDynamic(min_elements=0)]
-    for row_scales in (False, True):
-        monkeypatch.setattr(ort, "ROW_SCALES", row_scales)
+    for refused in ("no kernel", None):
+        monkeypatch.setattr(ort, "supports", lambda *asked, refused=refused: refused)
         artifact = tersor.convert(model, steps)
         summary = tersor.inspect(artifact.model)
-        assert ("ReduceMax" in summary.ops) is row_scales
+        assert ("ReduceMax" in summary.ops) is (refused is None)
 
 
 # -- smooth-activations ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tersor.backends.tvm.kernels.linear import Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.backends.tvm.ops.attention import presents
-from tersor.ir import Affine, Dense, DType, Node, Value
+from tersor.ir import Affine, Dense, DType, Encoding, Node, Value
 from tersor.structure.ties import tied_to
 
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
@@ -205,8 +205,7 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
         dims = ids.tensor.dims
         assert dims is not None
         rows, held = table.tensor.shape[0], table.encoding
-        int8 = isinstance(held, Affine) and held.storage is DType.I8
-        int8 = int8 and held.axis == 0 and not held.block and held.is_symmetric  # type: ignore[union-attr]
+        int8 = held is not None and has_int8_rows(held)
         tables.append(Table(rows, int8, dtype_of(ids.type), dims[0] != 1, dims[1] != 1))
         operands.append(lowering[ids])
         if int8:
@@ -218,6 +217,16 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
     spec = EmbeddingNorm(n, float(node.attrs["epsilon"]), tuple(tables))  # type: ignore[arg-type]
     return _call(
         lowering, spec.name, lambda: embedding.kernel(spec, isa), operands, node.outputs[:1]
+    )
+
+
+def has_int8_rows(held: Encoding) -> bool:
+    """Whether the kernel of embeddings looks up rows as they are stored."""
+    return (
+        isinstance(held, Affine)
+        and held.storage is DType.I8
+        and (held.axis, held.block) == (0, 0)
+        and held.is_symmetric
     )
 
 

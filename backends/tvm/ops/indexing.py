@@ -27,13 +27,16 @@ from tersor.ir import Affine, Cast, Dim, Encoding, Node, Value
 def _gather(lowering: Lowering, node: Node) -> Sequence[Any]:
     table = node.inputs[0]
     held = table.encoding if table is not None else None
-    compact = isinstance(held, Cast) or (isinstance(held, Affine) and not held.block)
-    if compact and axis_of(node, len(_dims(table))) == 0:
-        assert held is not None
+    if held is not None and has_rows(held) and axis_of(node, len(_dims(table))) == 0:
         return [_compact_rows(lowering, node, held)]
     x, where = (lowering[v] for v in node.inputs)
     axis = axis_of(node, len(x.ty.shape))
     return [lowering.te(_gathered, x, where, lowering.shape_of(node.output), axis)]
+
+
+def has_rows(held: Encoding) -> bool:
+    """Whether rows of a table are looked up as they are stored."""
+    return isinstance(held, Cast) or (isinstance(held, Affine) and not held.block)
 
 
 def _compact_rows(lowering: Lowering, node: Node, held: Encoding) -> Any:
