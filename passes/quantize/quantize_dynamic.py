@@ -86,7 +86,9 @@ class QuantizeDynamic(Pass):
             if context.spares(weight.name, first):
                 continue
             context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
-            if not per_token and any(seen[x].left_out for x in map(_reads, sharing) if x in seen):
+            if form is ActivationForm.INT8 and any(
+                seen[x].left_out for x in map(_reads, sharing) if x in seen
+            ):
                 context.skip(first, SPREADS)
                 continue
             encoding = told.rounded.get(weight.name) or _nearest(weight, saturates)
