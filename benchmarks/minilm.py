@@ -27,7 +27,7 @@ from rows import Json, in_words
 
 import tersor
 from tersor.built import Built
-from tersor.driver import job
+from tersor.driver import choosing
 from tersor.errors import InvalidModel
 from tersor.models.minilm import build, data, metrics
 from tersor.pipeline import registry
@@ -302,8 +302,8 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="pairs of runs of a choice; fewer are a trial")
     arguments = parser.parse_args()
     if arguments.pairs is not None:
-        job.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
-    pairs = {"final": job.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
+        choosing.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
+    pairs = {"final": choosing.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
     options = {"rounds": arguments.rounds, "pairs": pairs}
     wanted = rows.conditions(SCRIPTS, options, openvino_int8.PACKAGES)
     out: Path = arguments.out

@@ -17,7 +17,7 @@ import rows
 from rows import Json, Tell, progress
 
 import tersor
-from tersor.driver import job
+from tersor.driver import choosing
 from tersor.models import training, zoo
 from tersor.numerics.fidelity import fidelity
 from tersor.pipeline import registry
@@ -28,7 +28,7 @@ RECIPES = ("fp32", "int8")
 
 def conditions() -> Json:
     """What rows have to share to stand in one table."""
-    pairs = {"final": job.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
+    pairs = {"final": choosing.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
     return rows.conditions([Path(__file__)], {"pairs": pairs})
 
 
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="pairs of runs a comparison; fewer are a trial")
     arguments = parser.parse_args()
     if arguments.pairs is not None:
-        job.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
+        choosing.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
     results = rows.load(arguments.out, conditions(), arguments.fresh)
     with tempfile.TemporaryDirectory() as folder:
         for i, name in enumerate(arguments.only, 1):

@@ -324,7 +324,7 @@ def test_an_input_that_is_kept_keeps_its_weights(
     given = tmp_path / "given.onnx"
     onnx.save(model(), given, save_as_external_data=True, location="given.data", size_threshold=64)
     slower = Paired(1.0, 2.0, 0.5, 0.5, 0.5, 5)
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: slower)
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: slower)
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [slower])
     made = tersor.compile(given, recipe="fp32", sizes=[{"batch": 2}])
     assert made.report.decisions[-1] == "kept the input: nothing that was tried is faster"

@@ -1,4 +1,4 @@
-"""``compile``: import, optimize, the recipe, lower, measure, keep the best."""
+"""``compile``: import, optimize, recipe, candidates, measure, choose; and what else shares these steps."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tersor.analysis.feeds import Sizes, check_sizes, default_sizes
+from tersor.analysis.feeds import Sizes, default_sizes
 from tersor.analysis.summary import Summary, summarize
 from tersor.artifact import Artifact
 from tersor.artifact import manifest as manifests
-from tersor.artifact.identity import as_imported, identity_of
-from tersor.backend import Backend
-from tersor.built import Built, built_size
-from tersor.calibration.sources import Given, open_calibration
-from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks
-from tersor.driver.job import JUDGED, Feed, Job, Kept, Progress
+from tersor.artifact.identity import identity_of
+from tersor.built import built_size
+from tersor.calibration.sources import Given
+from tersor.driver.checking import check_built, input_model, report_fidelity
+from tersor.driver.choosing import Kept, choose, find_inputs, unmeasured
+from tersor.driver.choosing import measure as measure_candidates
+from tersor.driver.doubts import compared_with, fusion_remarks
+from tersor.driver.job import Job, Progress, begin
 from tersor.driver.judging import Judge
 from tersor.driver.recipe import Recipe
 from tersor.driver.safety import check_lossless
-from tersor.errors import InvalidModel, InvalidOption, Unsupported
-from tersor.frontends import Imported, load_model
-from tersor.ir import Graph, print_graph
+from tersor.driver.steps import (
+    JUDGED,
+    Source,
+    apply_recipe,
+    candidates,
+    optimize,
+    read,
+    run_passes,
+)
+from tersor.errors import InvalidOption
+from tersor.frontends import load_model
+from tersor.ir import Graph
 from tersor.pipeline import Feeds, Pass, registry
-from tersor.pipeline.report import PassReport, Report, TuneReport
+from tersor.pipeline.report import TuneReport
 from tersor.statistics.thinning import thinned
 from tersor.target import Target
-from tersor.tuning.cases import ADVICE, Cases, example_feed
+from tersor.tuning.cases import ADVICE, Cases
 from tersor.tuning.database import Database
 from tersor.tuning.latency import Stopwatch
 
@@ -97,16 +108,17 @@ def compile(
         InvalidModel, Unsupported: what is wrong with the model, and where.
         InvalidOption: what is wrong with an argument.
     """
-    tell: Progress = progress or (lambda done, total, what: None)
-    chosen = Target.parse(target) if isinstance(target, str) else target
     plan = Recipe.of(recipe).override(settings or {})
-    backend = _backend(runtime, chosen)
-    start = backend.Choice.of(chosen, portable=portable, buckets=buckets)
-    measure_here = measure and chosen.is_host
-    held = Database(database) if measure_here else None
-    tell(0, 1, "importing")
-    imported = load_model(
+    job = begin(runtime, target, progress, portable=portable, buckets=buckets)
+    measured = measure and job.target.is_host
+    job.database = Database(database) if measured else None
+    source = read(
+        job,
         model,
+        calibration,
+        batch,
+        sizes=sizes,
+        buckets=buckets,
         example_inputs=example_inputs,
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
@@ -114,64 +126,33 @@ def compile(
         allow_hf_cache=allow_hf_cache,
         trust=trust,
     )
-    shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
-    check_sizes(imported.graph, buckets)
-    batches = _calibration(imported, model, calibration, batch)
-    report = Report(decisions=list(imported.remarks))
-    report.decisions += overflow_remarks(imported.graph, chosen, runtime)
-    example = _example(imported, example_inputs)
-    job = Job(backend, runtime, chosen, start, report, tell, held)
-    fused = job.run_passes(registry.optimization(), imported.graph)
-    lossless = len(report.passes)
-    cases = Cases()
-    before = _input_model(imported, report) if measure_here or batches else b""
-    if measure_here:
-        tell(0, 1, "looking for inputs to measure with")
-        cases = job.cases(before, fused, shapes, batches, example, traced=imported.traced)
-        if cases.cases:
-            job.latency = Stopwatch(backend, runtime, start, cases.cases)
-    made_up: Feeds = [case.feed for case in cases.cases]
-    known = batches or made_up
-    tell(0, 1, "checking that outputs are what they were")
-    check_lossless(registry.optimization(), imported.graph, fused, known, job.evaluator)
-    compressed, judge = job.compress(plan, fused, batches, imported.graph)
-    levels = [(plan.name, compressed)]
-    lossy = any(step.keeps.values is None for step in plan.build())
-    if lossy and _same(fused, compressed, report.passes[lossless:]):
-        report.decisions.append(
-            f"{plan.name} found nothing to compress: only lossless passes count"
-        )
-    elif lossy:
-        levels.append(("fp32", fused))
-    given = identity_of(imported)
+    optimized = optimize(job, source.graph)
+    before = input_model(job, source.imported) if measured or source.batches else b""
+    cases = find_inputs(job, before, optimized, source) if measured else Cases()
     if cases.cases:
-        kept = job.best(before, levels, cases.cases)
+        job.latency = Stopwatch(job.backend, runtime, job.start, cases.cases)
+    made_up: Feeds = [case.feed for case in cases.cases]
+    known = source.batches or made_up
+    job.tell(0, 1, "checking that outputs are what they were")
+    check_lossless(registry.optimization(), source.graph, optimized, known, job.evaluator)
+    compressed, judge = apply_recipe(job, plan, optimized, source)
+    graphs = candidates(job, plan, optimized, compressed)
+    given = identity_of(source.imported)
+    if cases.cases:
+        kept = choose(
+            job, before, measure_candidates(job, before, graphs, cases.cases), cases.cases
+        )
     else:
-        why = f"the model does not run on made-up inputs ({cases.refusal}): {ADVICE}"
-        if not measure:
-            why = "measuring was turned off"
-        elif not chosen.is_host:
-            why = f"{chosen.name} is not this machine"
-        report.decisions.append(f"not measured: {why}; whether it is faster is unknown")
-        tell(0, 1, f"building {plan.name} for runtime {runtime}")
-        kept = Kept(runtime, backend.build(compressed, start), start, compressed)
+        job.report.decisions.append(_not_measured(job, cases, measure))
+        kept = unmeasured(job, *graphs[0])
     if judge is None and cases.cases:
-        on = MADE_UP if example is None else "example inputs"
-        judge = Judge(fused, made_up, job.evaluator, on)
-    tell(0, 1, "checking what was built")
-    job.check_built(kept, known)
+        on = MADE_UP if source.example is None else "example inputs"
+        judge = Judge(optimized, made_up, job.evaluator, on)
+    check_built(job, kept, known)
     if judge is not None:
-        report.decisions += fusion_remarks(before, [*islice(judge.feeds, 1)])
-        job.tell_fidelity(compared_with(imported.graph, before), kept, judge)
-    report.size_before = manifests.identity_size(given)
-    report.size_after = built_size(kept.model)
-    manifest = {
-        **_manifest(given, plan, chosen, compressed),
-        "calibration": manifests.calibration_identity(batches),
-    }
-    return Artifact(
-        kept.model, kept.runtime, kept.choice.to_json(), manifest, report, imported.files
-    )
+        job.report.decisions += fusion_remarks(before, [*islice(judge.feeds, 1)])
+        report_fidelity(job, compared_with(source.graph, before), kept, judge)
+    return _artifact(job, source, given, plan, kept, compressed)
 
 
 def convert(
@@ -192,32 +173,20 @@ def convert(
     Raises:
         As :func:`compile`.
     """
-    tell: Progress = progress or (lambda done, total, what: None)
-    chosen = Target.parse(target) if isinstance(target, str) else target
-    backend = _backend(runtime, chosen)
-    choice = backend.Choice.of(chosen, portable=portable)
-    imported = load_model(model, allow_hf_cache=allow_hf_cache, trust=trust)
-    unmeasured = "not measured: whether it is faster is unknown"
-    overflows = overflow_remarks(imported.graph, chosen, runtime)
-    report = Report(decisions=[*imported.remarks, *overflows, unmeasured])
-    job = Job(backend, runtime, chosen, choice, report, tell)
+    job = begin(runtime, target, progress, portable=portable)
+    source = read(job, model, calibration, batch, allow_hf_cache=allow_hf_cache, trust=trust)
+    job.report.decisions.append("not measured: whether it is faster is unknown")
     steps = registry.optimization() if passes is None else list(passes)
-    batches = _calibration(imported, model, calibration, batch)
-    graph = job.run_passes(steps, imported.graph, batches)
-    given = identity_of(imported)
-    built = backend.build(graph, choice)
-    job.check_built(Kept(runtime, built, choice, graph), batches)
-    if batches:
-        before = _input_model(imported, report)
-        told = thinned(imported.graph, batches, JUDGED, job.evaluator)
-        judge = Judge(imported.graph, told, job.evaluator)
-        before = compared_with(imported.graph, before)
-        job.tell_fidelity(before, Kept(runtime, built, choice, graph), judge)
-    report.size_before = manifests.identity_size(given)
-    report.size_after = built_size(built)
+    graph = run_passes(job, steps, source.graph, source.batches)
+    given = identity_of(source.imported)
+    kept = unmeasured(job, "the graph", graph)
+    check_built(job, kept, source.batches)
+    if source.batches:
+        before = compared_with(source.graph, input_model(job, source.imported))
+        told = thinned(source.graph, source.batches, JUDGED, job.evaluator)
+        report_fidelity(job, before, kept, Judge(source.graph, told, job.evaluator))
     plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
-    manifest = _manifest(given, plan, chosen, graph)
-    return Artifact(built, runtime, choice.to_json(), manifest, report, imported.files)
+    return _artifact(job, source, given, plan, kept, graph)
 
 
 def tune(
@@ -244,26 +213,19 @@ def tune(
     Raises:
         As :func:`compile`; InvalidOption too for a runtime that has nothing to tune, or another machine.
     """
-    tell: Progress = progress or (lambda done, total, what: None)
-    chosen = Target.parse(target) if isinstance(target, str) else target
     plan = Recipe.of(recipe).override(settings or {})
-    backend = _backend(runtime, chosen)
-    if not chosen.is_host:
+    job = begin(runtime, target, progress)
+    if not job.target.is_host:
         raise InvalidOption(
-            f"target {chosen.name} is not this machine, and cannot be tuned for here"
+            f"target {job.target.name} is not this machine, and cannot be tuned for here"
         )
-    if backend.tune is None:
+    if job.backend.tune is None:
         raise InvalidOption(f"runtime {runtime} has nothing to tune")
     held = Database(database)
-    tell(0, 1, "importing")
-    imported = load_model(model, **options)
-    shapes = check_sizes(imported.graph, sizes) if sizes is not None else None
-    batches = _calibration(imported, model, calibration, batch)
-    start = backend.Choice.of(chosen)
-    job = Job(backend, runtime, chosen, start, Report(), tell)
-    fused = job.run_passes(registry.optimization(), imported.graph)
-    graph, _ = job.compress(plan, fused, batches, imported.graph)
-    _, report = backend.tune(graph, start, shapes or default_sizes(imported.graph), tell, held)
+    source = read(job, model, calibration, batch, sizes=sizes, **options)
+    graph, _ = apply_recipe(job, plan, optimize(job, source.graph), source)
+    wanted = source.sizes or default_sizes(source.graph)
+    _, report = job.backend.tune(graph, job.start, wanted, job.tell, held)
     return report
 
 
@@ -276,61 +238,29 @@ def inspect(model: Any, **options: Any) -> Summary:
     return summarize(load_model(model, **options).graph)
 
 
-def _backend(runtime: str, target: Target) -> Backend:
-    backend = registry.backend(runtime)
-    if target.kind not in backend.KINDS:
-        kinds = ", ".join(backend.KINDS)
-        raise Unsupported(f"runtime {runtime} builds for {kinds}, not for {target.name}")
-    return backend
+def _not_measured(job: Job, cases: Cases, measure: bool) -> str:
+    why = f"the model does not run on made-up inputs ({cases.refusal}): {ADVICE}"
+    if not measure:
+        why = "measuring was turned off"
+    elif not job.target.is_host:
+        why = f"{job.target.name} is not this machine"
+    return f"not measured: {why}; whether it is faster is unknown"
 
 
-def _input_model(imported: Imported, report: Report) -> Path | Built:
-    """What the result is compared with: the file itself where the reference runtime takes it, else the
-    imported graph as it came."""
-    if imported.original is not None:
-        try:
-            registry.reference().open_session(imported.original)
-        except InvalidModel as error:
-            report.decisions.append(f"compared with the input as imported: {error}")
-        else:
-            return imported.original
-    return as_imported(imported)
-
-
-def _calibration(imported: Imported, model: Any, given: Given | None, batch: int | None) -> Feeds:
-    return open_calibration(given, imported.graph, batch=batch, model=model, files=imported.files)
-
-
-def _example(imported: Imported, example: Any) -> Feed | None:
-    """Example inputs as arrays by name. What a torch module was traced with need not be the graph's
-    inputs; it is no example then.
-
-    Raises:
-        InvalidOption: those of another model do not fit.
-    """
-    if example is None:
-        return None
-    found = example_feed(imported.graph, example)
-    if found is None and not imported.traced:
-        takes = ", ".join(f"{v.name} {v.type}" for v in imported.graph.inputs)
-        raise InvalidOption(f"the example inputs are not what the model takes: {takes}")
-    return found
-
-
-def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:
-    """Whether the passes between two graphs changed nothing."""
-    if any(p.rewrites for p in between):
-        return False
-    return print_graph(before) == print_graph(after)  # Passes need not count what they rewrite.
-
-
-def _manifest(
-    given: dict[str, Any], recipe: Recipe, target: Target, graph: Graph
-) -> dict[str, Any]:
-    return {
+def _artifact(
+    job: Job, source: Source, given: dict[str, Any], plan: Recipe, kept: Kept, graph: Graph
+) -> Artifact:
+    """The result. ``given``: the identity of the input; ``graph``: what passes made of it."""
+    report, target = job.report, job.target
+    report.size_before = manifests.identity_size(given)
+    report.size_after = built_size(kept.model)
+    manifest = {
         "input": given,
         "interface": manifests.interface(graph),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": plan.model_dump(mode="json"),
         "target": {"name": target.name, "cpu": target.cpu, "features": sorted(target.features)},
         "versions": manifests.versions(),
+        "calibration": manifests.calibration_identity(source.batches),
     }
+    choice, files = kept.choice.to_json(), source.imported.files
+    return Artifact(kept.model, kept.runtime, choice, manifest, report, files)

@@ -51,7 +51,7 @@ def test_compile_measures_against_the_input(
     run: Run, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "SEARCH_PAIRS", 2)
-    monkeypatch.setattr("tersor.driver.job.FINAL_PAIRS", 2)
+    monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 2)
     arguments = ("--recipe", "fp32", "--runtime", "tvm", "--size", "batch=2,seq=8")
     result = run("compile", "m.onnx", "out", *arguments)
     assert result.exit_code == 0, result.stderr

@@ -92,7 +92,7 @@ def speedup(value: float) -> Paired:
 def test_what_is_slower_than_the_input_is_not_kept(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(0.9))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(0.9))
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.model == path.read_bytes()
@@ -109,7 +109,7 @@ def test_what_is_told_as_slower_is_not_kept_however_wide_its_quartiles(
     path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, high: float
 ) -> None:
     result = Paired(1.0, 1 / ratio, ratio, 0.9, high, 20)
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: result)
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: result)
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     assert report.decisions[-1] == "kept the input: nothing that was tried is faster"
@@ -119,7 +119,7 @@ def test_what_is_kept_below_1_is_said_to_be_as_fast_and_waits_are_told(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = Paired(1.0, 1 / 0.99, 0.99, 0.98, 1.01, 20)
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: result)
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: result)
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     told: list[str] = []
     report = tersor.compile(
@@ -146,7 +146,7 @@ def test_what_is_kept_below_1_is_said_to_be_as_fast_and_waits_are_told(
 
 def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = iter([speedup(0.8), speedup(1.2)])
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: next(results))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: next(results))
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32"
@@ -157,7 +157,7 @@ def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(0.8))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(0.8))
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     nothing = {
         f"quantize-{kind}.min_elements": 10**9 for kind in ("dynamic", "embedding", "weights")
@@ -173,7 +173,7 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
 
 def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
-    monkeypatch.setattr("tersor.driver.job.FINAL_PAIRS", 3)
+    monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 3)
     report = tersor.compile(path, "cpu", "fp32", sizes=[{"batch": 2, "length": 8}]).report
     last = [row for row in report.measured if row["against"] == "the input"]
     assert [row["sizes"] for row in last] == ["batch=2 length=8"]
@@ -186,7 +186,7 @@ def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that say that everything new is faster, but a challenger is not."""
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(1.2))
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
 
 
@@ -277,7 +277,7 @@ def test_where_no_candidate_runs_nothing_is_said_of_speed(
     def refuse(*_: object, **__: object) -> None:
         raise InvalidModel("it has no form here")
 
-    monkeypatch.setattr("tersor.driver.job.Search", refuse)
+    monkeypatch.setattr("tersor.driver.choosing.Search", refuse)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     assert report.decisions == [
         "fp32 was not kept: it has no form here",
@@ -289,7 +289,7 @@ def test_a_challenger_with_other_outputs_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tersor.tuning.search.AGREEMENT", 1.1)  # which no two outputs reach
-    monkeypatch.setattr("tersor.driver.job.FINAL_PAIRS", 3)
+    monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 3)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     refused = [row for row in report.measured if "refused" in row]
     assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
@@ -306,7 +306,7 @@ def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
         def add(self) -> None: ...
 
     monkeypatch.setattr("tersor.tuning.duel.Comparison", Slow)
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(1.2))
     sizes = [{"batch": 1, "length": 4}, {"batch": 2, "length": 4}]
     report = tersor.compile(path, recipe="fp32", sizes=sizes).report
     assert report.decisions[-1] == "kept fp32"
@@ -327,7 +327,7 @@ def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
         return [speedup(1.5)]
 
     monkeypatch.setattr("tersor.tuning.search.duel", interrupted)
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(1.2))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(1.2))
     artifact = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}])
     assert artifact.report.decisions[-1] == "kept fp32 linear=gemm"  # the first challenger
     assert artifact.report.measured[1]["refused"] == "interrupted: the best so far is kept"

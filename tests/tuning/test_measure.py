@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersor.driver import job
+from tersor.driver import choosing
 from tersor.errors import InvalidModel
 from tersor.ir import parse
 from tersor.ops import TABLE
@@ -48,7 +48,7 @@ def outcomes(ratio: float) -> tuple[float, float, float]:
         b: Any = Noisy(10 / ratio, rng)
         won = duels.duel(a, b, range(SIZES), search.SEARCH_PAIRS)
         adopted += duels.has_won(won, SIZES)
-        final = [compare(a, b, i, job.FINAL_PAIRS, job._settled) for i in range(SIZES)]
+        final = [compare(a, b, i, choosing.FINAL_PAIRS, choosing._settled) for i in range(SIZES)]
         slower += any(r.slower for r in final)
         pairs += sum(r.pairs for r in final)
     return adopted / RUNS, slower / RUNS, pairs / RUNS / SIZES

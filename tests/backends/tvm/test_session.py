@@ -289,7 +289,7 @@ def speedup(value: float) -> Paired:
 def test_the_input_in_onnx_runtime_is_what_has_to_be_beaten(
     path: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
-    monkeypatch.setattr("tersor.driver.job.compare", lambda *_: speedup(gain))
+    monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(gain))
     made = tersor.compile(path, recipe="fp32", runtime="tvm", sizes=[{"batch": 2}])
     if gain > 1:
         assert made.runtime == "tvm" and made.report.decisions[-1] == "kept fp32"

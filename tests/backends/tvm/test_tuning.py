@@ -369,7 +369,7 @@ def test_compile_takes_what_tune_left_into_the_manifest(
     assert [row["name"] for row in report.kernels] == [spec.name for spec in asked]
     assert report.database == str(file) and len(asked) == 2
     monkeypatch.setattr(search, "SEARCH_PAIRS", 2)
-    monkeypatch.setattr("tersor.driver.job.FINAL_PAIRS", 2)
+    monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 2)
     monkeypatch.setattr(measure.Paired, "slower", False)  # Whether it pays is not the question.
     artifact = tersor.compile(path, **arguments)
     assert len(asked) == 2, "what is known was measured again"
