@@ -236,7 +236,6 @@ ASK_THE_FORM = (
     "backends/ort/constants.py",
     "backends/ort/linear.py",
     "backends/tvm/derive.py",
-    "backends/tvm/half.py",
     "backends/tvm/formats/",
     "backends/tvm/ops/",
 )

@@ -118,16 +118,14 @@ class _Halving:
         return self._cast(value, DType.F16, node)
 
     def _constant(self, node: Node, value: Value) -> Value:
-        encoding = value.encoding
-        is_int8 = isinstance(encoding, Affine) and encoding.storage in (DType.I8, DType.U8)
-        is_int8 = is_int8 and encoding.is_standard  # type: ignore[union-attr]
-        if not is_int8 or node.op not in _PRODUCTS:
+        encoding = value.encoding.layer(Affine) if value.encoding is not None else None
+        is_int8 = encoding is not None and encoding.storage in (DType.I8, DType.U8)
+        if encoding is None or not is_int8 or not encoding.is_standard or node.op not in _PRODUCTS:
             return self.graph.constant(value.numpy().astype(np.float16), value.name)
         parts = [
             self.graph.constant(getattr(encoding, part), f"{value.name}_{part}")
             for part in ("values", "scale", "zero_point")
         ]
-        assert isinstance(encoding, Affine)
         attrs: dict[str, Attribute] = {"axis": encoding.axis or 0, "block_size": encoding.block}
         types = [
             TensorType(DType.F16, value.tensor.dims)

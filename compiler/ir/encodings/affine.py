@@ -83,7 +83,7 @@ class Affine(Layer):
 
     @property
     def values(self) -> np.ndarray:
-        """The codes, one an element; packed ones are unpacked anew each time."""
+        """The codes, one an element; packed ones are unpacked at each call."""
         return self.codes.decode()
 
     @property
