@@ -49,7 +49,7 @@ def measure(kind: str, size: int) -> dict[str, float]:
         return result
 
     graph = timed("import", lambda: import_model(data))
-    timed("canonicalize", lambda: Pipeline(canonicalization()).run(graph))
+    timed("canonicalize", lambda: Pipeline([canonicalization()]).run(graph))
     optimized = timed("optimize", lambda: Pipeline(optimization()).run(graph))
     lowered = timed("lower", lambda: lower(optimized))
     timed("export", lambda: export_model(lowered))

@@ -8,15 +8,19 @@ if __name__ != "tersor.passes":
 
 from tersor.passes.canonicalize import canonicalization
 from tersor.passes.fuse import attention_layout, fusion
-from tersor.pipeline import Pass
+from tersor.pipeline import Repeat, Step
 
 
-def optimization() -> list[Pass]:
-    """What every compilation begins with: lossless, whatever the recipe."""
+def optimization() -> list[Step]:
+    """What every compilation begins with: lossless, whatever the recipe. Fusion matches canonical graphs, and
+    the layout of attention is changed where nothing is left to fuse with it."""
+    canonical = canonicalization()
     return [
-        *canonicalization(),
-        *fusion(),
-        *canonicalization(),
-        *attention_layout(),
-        *canonicalization(),
+        Repeat(
+            [
+                canonical,
+                Repeat([*fusion(), canonical]),
+                Repeat([*attention_layout(), canonical]),
+            ]
+        )
     ]

@@ -34,7 +34,7 @@ from tersor.driver.steps import (
 from tersor.errors import InvalidOption
 from tersor.frontends import load_model
 from tersor.ir import Graph
-from tersor.pipeline import Feeds, Pass, registry
+from tersor.pipeline import Feeds, Step, passes_in, registry
 from tersor.pipeline.report import TuneReport
 from tersor.statistics.thinning import thinned
 from tersor.target import Target
@@ -157,7 +157,7 @@ def compile(
 
 def convert(
     model: Any,
-    passes: Sequence[Pass] | None = None,
+    passes: Sequence[Step] | None = None,
     *,
     target: str | Target = "cpu",
     runtime: str = "ort",
@@ -176,7 +176,7 @@ def convert(
     job = begin(runtime, target, progress, portable=portable)
     source = read(job, model, calibration, batch, allow_hf_cache=allow_hf_cache, trust=trust)
     job.report.decisions.append("not measured: whether it is faster is unknown")
-    steps = registry.optimization() if passes is None else list(passes)
+    steps: list[Step] = registry.optimization() if passes is None else list(passes)
     graph = run_passes(job, steps, source.graph, source.batches)
     given = identity_of(source.imported)
     kept = unmeasured(job, "the graph", graph)
@@ -185,7 +185,7 @@ def convert(
         before = compared_with(source.graph, input_model(job, source.imported))
         told = thinned(source.graph, source.batches, JUDGED, job.evaluator)
         report_fidelity(job, before, kept, Judge(source.graph, told, job.evaluator))
-    plan = Recipe(name="convert", description=", ".join(step.label for step in steps))
+    plan = Recipe(name="convert", description=", ".join(step.label for step in passes_in(steps)))
     return _artifact(job, source, given, plan, kept, graph)
 
 

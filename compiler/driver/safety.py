@@ -17,7 +17,7 @@ from tersor.driver.judging import Judge, Run, is_random
 from tersor.errors import PassFailed, TersorError
 from tersor.ir import Graph, Node, TensorType
 from tersor.numerics.fidelity import Fidelity, OutputFidelity
-from tersor.pipeline import Pass, Pipeline
+from tersor.pipeline import Pipeline, Step
 from tersor.pipeline.rewriting import Evaluate, Feeds
 from tersor.statistics.observing import tap
 
@@ -29,7 +29,7 @@ REPORT = "this is a bug of tersor, please report it; nothing is written"
 
 
 def check_lossless(
-    steps: Sequence[Pass], before: Graph, after: Graph, feeds: Feeds, evaluate: Evaluate
+    steps: Sequence[Step], before: Graph, after: Graph, feeds: Feeds, evaluate: Evaluate
 ) -> None:
     """That ``after`` computes what ``before`` does, which ``steps`` made it of.
 
@@ -45,13 +45,21 @@ def check_lossless(
         worst = None if _untellable(before, feeds) else lost(after)
         if worst is None:
             return
-        first = _first(len(steps), lambda n: lost(Pipeline(steps[:n]).run(before)) is not None)
+        # By the passes as they ran, those of a group in each of its rounds.
+        whole = Pipeline(steps, evaluate=evaluate)
+        whole.run(before)
+        ran = whole.ran
+
+        def lost_by(count: int) -> bool:
+            return lost(Pipeline(ran[:count], evaluate=evaluate).run(before)) is not None
+
+        first = _first(len(ran), lost_by)
     except PassFailed:
         raise
     except TersorError:
         return  # The reference runtime does not run one of them: then nothing is known.
     raise PassFailed(
-        f"{steps[first - 1].label} (pass {first} of {len(steps)}) changes what the model computes: "
+        f"{ran[first - 1].label} (pass {first} of {len(ran)}) changes what the model computes: "
         f"{_told(worst)}; {REPORT}"
     )
 

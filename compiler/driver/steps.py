@@ -18,7 +18,7 @@ from tersor.driver.recipe import Recipe
 from tersor.errors import InvalidOption
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
-from tersor.pipeline import Feeds, Pass, Pipeline, registry
+from tersor.pipeline import Feeds, Pass, Pipeline, Step, registry
 from tersor.pipeline.report import PassReport
 from tersor.pipeline.rewriting import Feed
 from tersor.statistics.thinning import held_out, thinned
@@ -104,7 +104,7 @@ def optimize(job: Job, graph: Graph) -> Graph:
     return run_passes(job, registry.optimization(), graph)
 
 
-def run_passes(job: Job, passes: Sequence[Pass], graph: Graph, calibration: Feeds = ()) -> Graph:
+def run_passes(job: Job, passes: Sequence[Step], graph: Graph, calibration: Feeds = ()) -> Graph:
     """The graph after ``passes``, which the report lists."""
     pipeline = _pipeline(job, passes, calibration)
     result = pipeline.run(graph)
@@ -112,7 +112,7 @@ def run_passes(job: Job, passes: Sequence[Pass], graph: Graph, calibration: Feed
     return result
 
 
-def _pipeline(job: Job, passes: Sequence[Pass], calibration: Feeds) -> Pipeline:
+def _pipeline(job: Job, passes: Sequence[Step], calibration: Feeds) -> Pipeline:
     return Pipeline(
         passes,
         target=job.target,

@@ -16,6 +16,7 @@ from tersor.pipeline.rewriting import (
     erase_unread,
     replace_node,
 )
+from tersor.pipeline.rounds import Repeat, Step, passes_in
 from tersor.pipeline.runner import Pipeline, weight_bytes
 from tersor.pipeline.verification import LEVELS
 
@@ -31,10 +32,13 @@ __all__ = [
     "Latency",
     "Pass",
     "Pipeline",
+    "Repeat",
     "Rewrite",
     "Skip",
+    "Step",
     "erase_dead",
     "erase_unread",
+    "passes_in",
     "replace_node",
     "weight_bytes",
 ]

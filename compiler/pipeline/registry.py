@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tersor.backend import Backend, Reference
 from tersor.errors import InvalidOption, Unsupported, suggest
-from tersor.pipeline import Pass
+from tersor.pipeline import Pass, Step
 
 RUNTIMES = ("ort", "tvm")
 REFERENCE = "ort"  # Runs models as they are given, and the graphs whose values passes want to see.
@@ -51,9 +51,9 @@ def find_pass(name: str) -> type[Pass]:
     return known[name]
 
 
-def optimization() -> list[Pass]:
+def optimization() -> list[Step]:
     """The lossless passes that every compilation begins with, in order."""
-    steps: list[Pass] = importlib.import_module("tersor.passes").optimization()
+    steps: list[Step] = importlib.import_module("tersor.passes").optimization()
     return steps
 
 

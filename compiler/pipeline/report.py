@@ -14,7 +14,7 @@ FEW_ROWS = "few calibration rows"
 
 @dataclass
 class PassReport:
-    """One pass over one graph.
+    """One pass over one graph, all its runs together where it was repeated.
 
     Attributes:
         name: the pass, with its options as ``name{key=value}``.
@@ -22,8 +22,8 @@ class PassReport:
         rewrites: how often it changed something.
         skips: (node, reason) where a rule met its pattern but did not apply.
         notes: lossy steps' costs and other remarks, a line each.
-        nodes: node count after it, subgraphs included.
-        weight_bytes: bytes of all constants after it, as encoded.
+        nodes: node count after it, subgraphs included; after the last run that rewrote something.
+        weight_bytes: bytes of all constants then, as encoded.
         max_error: largest absolute difference against the reference on the verification inputs, where
             the pass claims values and they were checked.
         missed: why a budget was not met, and what was nearest; empty where it was, or there is none.
@@ -45,6 +45,17 @@ class PassReport:
     changed: dict[str, tuple[str, float | None]] = field(default_factory=dict, compare=False)
     kept: dict[str, str] = field(default_factory=dict)
     __pydantic_config__ = EXACT
+
+    def add(self, run: PassReport) -> None:
+        """Adds another run of the same pass, which has no layers of its own to tell of."""
+        self.seconds = (self.seconds or 0.0) + (run.seconds or 0.0)
+        self.rewrites += run.rewrites
+        self.skips = list(dict.fromkeys([*self.skips, *run.skips]))
+        self.notes = list(dict.fromkeys([*self.notes, *run.notes]))
+        if run.rewrites:
+            self.nodes, self.weight_bytes = run.nodes, run.weight_bytes
+        errors = [e for e in (self.max_error, run.max_error) if e is not None]
+        self.max_error = max(errors, default=None)
 
 
 @dataclass

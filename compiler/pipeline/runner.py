@@ -28,6 +28,7 @@ from tersor.pipeline.rewriting import (
     replace_node,
     without_backend,
 )
+from tersor.pipeline.rounds import Repeat, Rounds, Step, passes_in
 from tersor.pipeline.verification import LEVELS, Verification
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
 
 @dataclass
 class Pipeline:
-    """A list of passes, run in order on a copy of the graph.
+    """A list of passes and groups of passes, run in order on a copy of the graph.
 
     Attributes:
         passes: in order.
@@ -51,9 +52,11 @@ class Pipeline:
         latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
         progress: called with (done, total, what).
         spared, memo: as :class:`Context` has them.
+        reports: a row for each pass that was run; one for all runs of it in a group.
+        ran: the passes in the order in which they ran.
     """
 
-    passes: Sequence[Pass]
+    passes: Sequence[Step]
     level: str = "types"
     feeds: Feeds = ()
     evaluate: Evaluate | None = None
@@ -65,6 +68,7 @@ class Pipeline:
     spared: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict)
     reports: list[PassReport] = field(default_factory=list)
+    ran: list[Pass] = field(default_factory=list, init=False)
     _given_bytes: int = field(default=0, init=False)
 
     def run(self, graph: Graph) -> Graph:
@@ -78,21 +82,34 @@ class Pipeline:
         verification = Verification(self.level, self.feeds, self.evaluate, self._context)
         current = graph.copy()
         self._given_bytes = weight_bytes(graph)
-        for i, step in enumerate(self.passes):
-            self.progress(i, len(self.passes), step.label)
-            # Only a failure needs the graph as it was before; claims of values are checked on it.
-            before = current.copy() if self.level == "values" else current
-            signature = current.signature()
-            report = PassReport(step.label)
-            start = time.perf_counter()
-            step.run(current, self._context(report))
-            report.seconds = time.perf_counter() - start
-            report.nodes = sum(1 for _ in current.walk())
-            report.weight_bytes = weight_bytes(current)
-            verification.check(step, signature, before, current, report)
-            self.reports.append(report)
-        self.progress(len(self.passes), len(self.passes), "done")
+        total = len(passes_in(self.passes))
+
+        def run(step: Pass) -> PassReport:
+            self.progress(len(self.reports), total, step.label)
+            return self._run(step, current, verification)
+
+        for step in self.passes:
+            if isinstance(step, Repeat):
+                Rounds(run, self.reports)(step)
+            else:
+                self.reports.append(run(step))
+        self.progress(total, total, "done")
         return current
+
+    def _run(self, step: Pass, graph: Graph, verification: Verification) -> PassReport:
+        """Runs one pass on ``graph``, which it changes, and checks what it claims."""
+        # Only a failure needs the graph as it was before; claims of values are checked on it.
+        before = graph.copy() if self.level == "values" else graph
+        signature = graph.signature()
+        report = PassReport(step.label)
+        start = time.perf_counter()
+        step.run(graph, self._context(report))
+        report.seconds = time.perf_counter() - start
+        report.nodes = sum(1 for _ in graph.walk())
+        report.weight_bytes = weight_bytes(graph)
+        verification.check(step, signature, before, graph, report)
+        self.ran.append(step)
+        return report
 
     def _context(self, report: PassReport, rewrites_left: int | None = None) -> Context:
         return Context(
@@ -115,7 +132,7 @@ class Pipeline:
                 f"no verification level {self.level!r}; there are {', '.join(LEVELS)}"
             )
         given = {"calibration": self.calibration, "evaluate": self.evaluate, "target": self.target}
-        for step in self.passes:
+        for step in passes_in(self.passes):
             for need in sorted(step.needs):
                 if not given[need]:
                     raise InvalidOption(f"{step.label} needs {need}, and none was given")

@@ -17,24 +17,29 @@ from tersor.passes.canonicalize.simplify_masks import SimplifyMasks
 from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
 from tersor.passes.canonicalize.slices_to_split import SlicesToSplit
 from tersor.passes.canonicalize.zero_states import ZeroStates
-from tersor.pipeline import Pass
+from tersor.pipeline import Repeat
 
 
-def canonicalization() -> list[Pass]:
-    """The passes, in order. What a later one opens up for an earlier one, the second round takes."""
-    round_ = [
-        ShapeArithmetic(),
-        HoldCompact(),
-        EinsumToMatMul(),
-        FoldConstants(),
-        InlineBranches(),
-        NormalizeAxes(),
-        EliminateIdentity(),
-        SimplifyTranspose(),
-        SimplifyMasks(),
-        ZeroStates(),
-        DropKeptDims(),
-        CommonSubexpressions(),
-        DeadCode(),
-    ]
-    return [*round_, MatMulToLinear(), FoldConvBias(), FoldBatchNorm(), *round_, SlicesToSplit()]
+def canonicalization() -> Repeat:
+    """The passes, in order: what one opens up for an earlier one, the next round takes."""
+    return Repeat(
+        [
+            ShapeArithmetic(),
+            HoldCompact(),
+            EinsumToMatMul(),
+            FoldConstants(),
+            InlineBranches(),
+            NormalizeAxes(),
+            EliminateIdentity(),
+            SimplifyTranspose(),
+            SimplifyMasks(),
+            ZeroStates(),
+            DropKeptDims(),
+            CommonSubexpressions(),
+            DeadCode(),
+            MatMulToLinear(),
+            FoldConvBias(),
+            FoldBatchNorm(),
+            SlicesToSplit(),
+        ]
+    )

@@ -316,7 +316,7 @@ def test_a_chain_of_thousands_of_nodes_goes_through_everything() -> None:
     again = parse(text, TABLE)
     assert print_graph(again) == text
     assert print_graph(graph.copy()) == text
-    after = Pipeline([*canonicalization(), *fusion()]).run(graph)
+    after = Pipeline([canonicalization(), *fusion()]).run(graph)
     assert len(after) == LONG
     feed = {"x": np.array([0.5, -1], np.float32)}
     assert next(iter(evaluate(after, feed).values())).shape == (2,)
@@ -324,7 +324,7 @@ def test_a_chain_of_thousands_of_nodes_goes_through_everything() -> None:
 
 def test_a_chain_of_thousands_of_nodes_falls_to_one_rewrite_and_to_dead_code() -> None:
     graph = chain(["Neg"])
-    after = Pipeline(canonicalization(), level="types").run(graph)
+    after = Pipeline([canonicalization()], level="types").run(graph)
     assert len(after) == 0
     assert after.outputs == after.inputs
     graph.set_outputs([graph.inputs[0]])

@@ -166,7 +166,7 @@ def plain(
 
 def canonical(given: onnx.ModelProto) -> list[Encoding]:
     """How the large constants are held after canonicalization."""
-    graph = Pipeline(canonicalization(), level="text").run(import_model(given))
+    graph = Pipeline([canonicalization()], level="text").run(import_model(given))
     held = [v.encoding for v in graph.constants.values() if v.encoding is not None]
     return [e for e in held if np.prod(e.type.shape) >= 1024]
 
@@ -214,7 +214,7 @@ def test_what_is_read_in_two_forms_is_held_once() -> None:
 def test_small_constants_become_floats() -> None:
     spelling = SPELLINGS["cast, mul"]
     small = {"q": Q[:, :8].copy(), "s": SCALE}
-    graph = Pipeline(canonicalization()).run(
+    graph = Pipeline([canonicalization()]).run(
         import_model(model(Spelling(spelling.nodes, small, "")))
     )
     assert all(isinstance(v.encoding, Dense) for v in graph.constants.values())

@@ -156,7 +156,7 @@ def test_the_last_axis_of_a_mask_is_not_narrowed() -> None:
         %mask: bool[1, 1, 1, s] = Expand(@true, %shape)
         %y: f32[b, 1, s, 4] = Attention(%q, %q, %q, %mask)
     }"""
-    graph = Pipeline(canonicalization()).run(parse(text, TABLE))
+    graph = Pipeline([canonicalization()]).run(parse(text, TABLE))
     (attention,) = (n for n in graph.nodes if n.op == "Attention")
     mask = attention.input(3)
     assert mask is None or str(mask.type) == "bool[1, 1, 1, s]"

@@ -8,9 +8,8 @@ import pytest
 from tersor.ir import Graph, parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.passes.canonicalize import canonicalization
+from tersor.passes import optimization
 from tersor.passes.canonicalize.dead_code import DeadCode
-from tersor.passes.fuse import attention_layout, fusion
 from tersor.passes.fuse.attention_cache import AttentionCache
 from tersor.passes.fuse.attention_to_hidden import AttentionToHidden
 from tersor.passes.fuse.fuse_attention import FuseAttention
@@ -1056,14 +1055,7 @@ def test_a_transformer_block_written_out_is_a_handful_of_ops() -> None:
     """Post-norm, as BERT has it: attention with mask arithmetic, erf GELU, layer norms taken apart."""
     graph = parse(BLOCK, TABLE)
     verify(graph)
-    passes = [
-        *canonicalization(),
-        *fusion(),
-        *canonicalization(),
-        *attention_layout(),
-        *canonicalization(),
-    ]
-    after = Pipeline(passes, "values", [feed(graph)], evaluate).run(graph)
+    after = Pipeline(optimization(), "values", [feed(graph)], evaluate).run(graph)
     assert sorted(ops(after)) == sorted([
         "Unsqueeze", *["tersor.Linear"] * 6, "Attention", *["tersor.AddLayerNormalization"] * 2,
     ])  # fmt: skip

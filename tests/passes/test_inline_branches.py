@@ -77,7 +77,7 @@ def test_a_squeeze_by_branches_is_a_squeeze_where_its_reader_takes_no_other_rank
 ) -> None:
     negated = {"condition": "%n: bool[] = Not(%is_one)", "read": "%n"} if swapped else {}
     before = squeezed(swapped=swapped, **negated)
-    graph = Pipeline(canonicalization(), level="text").run(before)
+    graph = Pipeline([canonicalization()], level="text").run(before)
     assert ops(graph) == ["Squeeze", "Unsqueeze", "LSTM"]
     assert str(graph.outputs[0].type) == "f32[1, b, 3]"
     # The branches may have been told apart by torch alone: what it computes is the same.

@@ -218,7 +218,7 @@ def test_equal_quantizers_become_one() -> None:
 
 def test_canonicalization_leaves_the_pattern_alone() -> None:
     after = quantized()
-    assert lines(Pipeline(canonicalization(), level="text").run(after)) == lines(after)
+    assert lines(Pipeline([canonicalization()], level="text").run(after)) == lines(after)
 
 
 @pytest.mark.parametrize("portable", [False, True])
@@ -251,7 +251,7 @@ def test_a_row_loses_nothing_to_larger_rows() -> None:
 
 def test_the_driver_says_what_the_backend_has(monkeypatch: pytest.MonkeyPatch) -> None:
     model = export_model(ort.lower(parse(LAYERS, TABLE))).SerializeToString()
-    steps = [*canonicalization(), QuantizeDynamic(min_elements=0)]
+    steps = [canonicalization(), QuantizeDynamic(min_elements=0)]
     for refused in ("no kernel", None):
         monkeypatch.setattr(ort, "supports", lambda *asked, refused=refused: refused)
         artifact = tersor.convert(model, steps)

@@ -56,7 +56,7 @@ FEEDS = {
 
 def unfolded(middle: str, more: str = "") -> Graph:
     text = BMM.format(middle=middle, more=more)
-    passes = [*canonicalization(), UnfoldHeads(), FuseAttention(), *canonicalization()]
+    passes = [canonicalization(), UnfoldHeads(), FuseAttention(), canonicalization()]
     pipeline = Pipeline(passes, level="values", feeds=[FEEDS], evaluate=evaluate)
     return pipeline.run(parse(text, TABLE))
 
@@ -98,7 +98,7 @@ BEHIND = """graph g(%x: f32[s, b, 8]) -> (y = %y) {
 
 def test_heads_merged_behind_the_length_are_split_there() -> None:
     feeds = {"x": np.arange(120, dtype=np.float32).reshape(3, 5, 8)}
-    passes = [*canonicalization(), UnfoldHeads(), *canonicalization()]
+    passes = [canonicalization(), UnfoldHeads(), canonicalization()]
     made = Pipeline(passes, level="values", feeds=[feeds], evaluate=evaluate).run(
         parse(BEHIND, TABLE)
     )
@@ -131,7 +131,7 @@ def test_heads_that_no_view_tells_apart_are_told_by_the_hidden_size() -> None:
     """torch's MultiheadAttention where it is asked for its weights, which is what it is by default."""
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal((5, 3, 8)).astype(np.float32) for name in "xk"}
-    passes = [*canonicalization(), UnfoldHeads(), FuseAttention(), *canonicalization()]
+    passes = [canonicalization(), UnfoldHeads(), FuseAttention(), canonicalization()]
     pipeline = Pipeline(passes, level="values", feeds=[feeds], evaluate=evaluate)
     made = pipeline.run(parse(ITS_OWN, TABLE))
     assert [n.op for n in made.nodes if n.op in ("MatMul", "Softmax", "Attention")] == ["Attention"]

@@ -21,9 +21,11 @@ from tersor.pipeline import (
     Keeps,
     Pass,
     Pipeline,
+    Repeat,
     Rewrite,
     Skip,
     erase_dead,
+    replace_node,
     weight_bytes,
 )
 
@@ -411,3 +413,76 @@ def test_what_is_still_read_is_not_erased() -> None:
     assert erase_dead([list(nested.nodes)[-1]]) == 4
     assert [n.op for n in nested.nodes] == ["Add"]
     assert weight_bytes(nested) == 8
+
+
+# -- groups ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Swap(Pass):
+    """One op in place of another, the first of them only."""
+
+    keeps = LOSSY
+    old: str = "Tanh"
+    new: str = "Erf"
+
+    def run(self, graph: Graph, context: Context) -> None:
+        for node in graph.nodes:
+            if node.op == self.old:
+                with graph.at(node):
+                    replace_node(node, [graph.emit(self.new, node.inputs)])
+                context.rewrote()
+                context.skip(next(iter(graph.nodes)), f"{self.old} elsewhere")
+                return
+
+
+def test_a_group_is_repeated_until_nothing_changes_and_has_one_row_a_pass() -> None:
+    """Tanh -> Erf -> Neg, one in each round."""
+    first, second, idle = Swap(), Swap("Erf", "Neg"), Swap("Sin", "Cos")
+    pipeline = Pipeline([Repeat([idle, second, first])])
+    after = pipeline.run(graph())
+    assert [n.op for n in after.nodes] == ["Neg", "MatMul", "Neg", "Neg", "Neg"]
+    told = {report.name: report for report in pipeline.reports}
+    assert list(told) == [idle.label, second.label, first.label]
+    assert [r.rewrites for r in told.values()] == [0, 3, 3]
+    assert [len(r.skips) for r in told.values()] == [0, 1, 2]  # Each reason once for a place.
+    assert not any(r.notes for r in told.values())
+    assert all(r.nodes == 5 and r.seconds is not None for r in told.values())
+    # What has seen the graph as it is does not run again: in the last round, none but the first two.
+    assert pipeline.ran == [idle, second, first] * 4 + [idle, second]
+
+
+def test_a_group_in_a_group_counts_as_one_step_of_it() -> None:
+    first, second = Swap(), Swap("Erf", "Neg")
+    pipeline = Pipeline([Repeat([Repeat([first]), Repeat([second])]), first])
+    pipeline.run(graph())
+    assert pipeline.ran == [*[first] * 4, *[second] * 4, first, first]
+    assert [r.rewrites for r in pipeline.reports] == [3, 3, 0]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_passes_that_undo_each_other_are_named_and_stopped(nested: bool) -> None:
+    there, back = Swap("MatMul", "Gemm"), Swap("Gemm", "MatMul")
+    group = Repeat([there, back, Swap("Sin", "Cos")], rounds=5)
+    pipeline = Pipeline([Repeat([group, Swap()]) if nested else group])
+    pipeline.run(graph())
+    told = [(r.name, r.rewrites, r.notes) for r in pipeline.reports if r.notes]
+    why = ["it still changes the graph after 5 rounds"]
+    assert told == [(there.label, 5, why), (back.label, 5, why)]
+
+
+def test_a_pass_in_a_group_is_verified_each_time_it_runs() -> None:
+    step = TanhToErf()
+    pipeline = Pipeline([Repeat([Swap("Neg", "Abs"), step])], "values", FEEDS, evaluate)
+    with pytest.raises(PassFailed, match="tanh-to-erf claims to keep values"):
+        pipeline.run(graph())
+
+
+def test_each_pass_of_a_group_is_counted_as_progress_once() -> None:
+    calls: list[tuple[int, int, str]] = []
+    first, second = Swap(), Swap("Erf", "Neg")
+    Pipeline([Repeat([first, second]), first], progress=lambda *call: calls.append(call)).run(
+        graph()
+    )
+    assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
+    assert calls[0] == (0, 3, first.label) and calls[-1] == (3, 3, "done")

@@ -1,0 +1,85 @@
+"""Groups of passes that are run in rounds, since what one changes another may take further.
+
+    Repeat([A(), B()])  =  A B A B ... until neither rewrites anything
+
+A pass is left out where it rewrote nothing when it last ran, and no other has since, so that a round with
+nothing left to do costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tersor.pipeline.report import PassReport
+from tersor.pipeline.rewriting import Pass
+
+ROUNDS = 20  # Models take 2 to 4.
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Passes, and groups of them, that are run in order, again and again until none rewrites anything.
+
+    The passes count their rewrites. After ``rounds`` the group is left as it is, and the report names the
+    passes that still rewrote something: they undo each other's work.
+    """
+
+    steps: Sequence[Step]
+    rounds: int = ROUNDS
+
+
+Step = Pass | Repeat
+
+
+def passes_in(steps: Iterable[Step]) -> list[Pass]:
+    """The passes of ``steps`` in order, those of a group once."""
+    found: list[Pass] = []
+    for step in steps:
+        found += [step] if isinstance(step, Pass) else dict.fromkeys(passes_in(step.steps))
+    return found
+
+
+@dataclass
+class Rounds:
+    """One group as it is run.
+
+    Attributes:
+        run: runs a pass once.
+        reports: gains a row for each pass, all its runs together.
+    """
+
+    run: Callable[[Pass], PassReport]
+    reports: list[PassReport]
+    _rows: dict[Pass, PassReport] = field(default_factory=dict)
+    _rewrote: list[Pass] = field(default_factory=list)  # One for each run that rewrote something.
+    _seen: dict[Pass, int] = field(
+        default_factory=dict
+    )  # How many runs had, before a pass last ran.
+    _settled: bool = True
+
+    def __call__(self, group: Repeat) -> None:
+        before = 0
+        for _ in range(group.rounds):
+            before = len(self._rewrote)
+            for step in group.steps:
+                self._step(step)
+            if len(self._rewrote) == before or not self._settled:
+                return
+        self._settled = False
+        for one in dict.fromkeys(self._rewrote[before:]):
+            self._rows[one].notes.append(f"it still changes the graph after {group.rounds} rounds")
+
+    def _step(self, step: Step) -> None:
+        if isinstance(step, Repeat):
+            self(step)
+        elif self._seen.get(step) != len(self._rewrote):
+            self._seen[step] = len(self._rewrote)
+            report = self.run(step)
+            if step in self._rows:
+                self._rows[step].add(report)
+            else:
+                self._rows[step] = report
+                self.reports.append(report)
+            if report.rewrites:
+                self._rewrote.append(step)
