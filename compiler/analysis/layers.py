@@ -56,10 +56,6 @@ class Reader:
         """In whatever encoding."""
         return self.weight.is_constant and self.weight.tensor.dtype.is_float
 
-    @property
-    def in_subgraph(self) -> bool:
-        return self.node.graph is None or self.node.graph.parent is not None
-
 
 @dataclass(eq=False)
 class WeightedLayer:
@@ -154,6 +150,12 @@ class WeightedLayer:
         """Other constants are views of it, and would be left as they are."""
         others = tied_to(self.weight)
         return f"@{self.name} is tied to @{others[0].name}, which would stay" if others else ""
+
+    @property
+    def in_subgraph(self) -> str:
+        """Some reader is in a subgraph."""
+        inner = any(node.graph is None or node.graph.parent is not None for node in self.nodes)
+        return "it is in a subgraph, where calibration sees nothing" if inner else ""
 
     @property
     def shared(self) -> str:

@@ -10,15 +10,16 @@ has integer products computes ``(q - z) W'`` in integers; everywhere else the gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from tersor.analysis.layers import is_table
+from tersor.analysis.layers import Reader, WeightedLayer, is_table, weight_readers
 from tersor.analysis.match import operand
 from tersor.analysis.places import place_for_all
+from tersor.analysis.selection import LayerPass
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.numerics.affine import (
     ActivationForm,
@@ -27,9 +28,8 @@ from tersor.numerics.affine import (
     quantize_weight,
     relative_error,
 )
-from tersor.numerics.masks import stores_floats
 from tersor.numerics.rounding import round_in_order
-from tersor.pipeline import LOSSY, Context, Pass
+from tersor.pipeline import LOSSY, Context
 from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.gram import Gram, SecondMoments
 from tersor.statistics.observers import Observer
@@ -45,11 +45,11 @@ SPREADS = (
 # Of calibration for each input. Two of MiniLM's layers of 1,536 inputs, rounded by 150, 400 and 1,513 rows,
 # lose 0.69, 0.62 and 0.56 of what rounding to the nearest loses on sentences that were not seen.
 LEAST_ROWS = 0.25
-_FLOAT = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN"}  # Layers without a form in integers.
+_LINEAR = "tersor.Linear"
 
 
 @dataclass(frozen=True)
-class QuantizeDynamic(Pass):
+class QuantizeDynamic(LayerPass):
     """Options:
 
     min_elements: weights smaller than this stay in float: nothing is won there.
@@ -57,7 +57,6 @@ class QuantizeDynamic(Pass):
         square) stays in float.
     granularity: one activation scale a ``tensor``, as ONNX has it, or one a ``token`` (a row of the
         last axis): more faithful. ``auto``: per token where the backend has kernels for it.
-    ignored_scopes: patterns of scopes (``encoder.layer.0.*``) that stay in float.
     """
 
     keeps = LOSSY
@@ -65,55 +64,57 @@ class QuantizeDynamic(Pass):
     min_elements: int = 4096
     max_error: float = 0.1
     granularity: Granularity = "auto"
-    ignored_scopes: tuple[str, ...] = field(default=())
+
+    def wants(self, reader: Reader) -> bool:
+        x = reader.node.input(0)
+        return reader.node.op == _LINEAR and x is not None and isinstance(x.type, TensorType)
+
+    def against(self, layer: WeightedLayer) -> str:
+        return layer.quantized or layer.narrow or layer.not_finite
 
     def run(self, graph: Graph, context: Context) -> None:
-        nodes = [n for n in graph.walk() if n.op == "tersor.Linear" and self._wanted(n, context)]
-        for node in graph.walk():
-            if node.op in _FLOAT:
-                context.skip(node, f"{node.op} has no integer form: it multiplies floats")
+        layers = self.layers(graph, context)
+        nodes = [node for layer in layers for node in layer.nodes]
+        for reader in weight_readers(graph):
+            if (op := reader.node.op) != _LINEAR and super().wants(reader):
+                context.skip(reader, f"{op} has no integer form: it multiplies floats")
         form = activation_form(self.granularity, context)
         saturates = context.target is not None and context.target.saturates_int8
-        of_weight: dict[Value, list[Node]] = {}
-        for node in nodes:
-            of_weight.setdefault(operand(node, 1), []).append(node)
-        told = context.remember("told", lambda: _Told.of(graph, of_weight, saturates, context))
+        told = context.remember("told", lambda: _Told.of(graph, layers, saturates, context))
         seen = {x: told.seen[x.name] for x in map(_reads, nodes) if x.name in told.seen}
         quantized: set[Node] = set()
         errors: list[float] = []
-        for i, (weight, sharing) in enumerate(of_weight.items()):
-            first = sharing[0]
-            if context.spares(weight.name, first):
+        for i, layer in enumerate(layers):
+            if context.spares(layer.name, layer.node):
                 continue
-            context.progress(i, len(of_weight), f"int8 {first.scope or first.output.name}")
+            context.progress(i, len(layers), f"int8 {layer.label}")
             if form is ActivationForm.INT8 and any(
-                seen[x].left_out for x in map(_reads, sharing) if x in seen
+                seen[x].left_out for x in map(_reads, layer.nodes) if x in seen
             ):
-                context.skip(first, SPREADS)
+                context.skip(layer.node, SPREADS)
                 continue
-            encoding = told.rounded.get(weight.name) or _nearest(weight, saturates)
+            encoding = told.rounded.get(layer.name) or _nearest(layer.weight, saturates)
             found = [
-                (_layer_error(seen[x], weight.numpy(), encoding, form), node)
-                for node in sharing
-                if (x := operand(node, 0)) in seen
+                (_layer_error(seen[x], layer.weight.numpy(), encoding, form), node)
+                for node in layer.nodes
+                if (x := _reads(node)) in seen
             ]
-            worst, node = max(found, key=lambda e: e[0], default=(0.0, first))
+            worst, node = max(found, key=lambda e: e[0], default=(0.0, layer.node))
             if worst > self.max_error:
                 # Its other readers stay as well: in two forms it would be larger than in one.
                 context.skip(node, f"error {worst:.3f} is above max_error {self.max_error}")
                 continue
             errors += [error for error, _ in found]
-            label = first.scope or first.output.name
-            context.report.changed[weight.name] = (label, worst if found else None)
-            _encode(weight, sharing, encoding, context)
-            quantized.update(sharing)
-            for _ in sharing:
+            context.report.changed[layer.name] = (layer.label, worst if found else None)
+            _encode(layer, encoding, context)
+            quantized.update(layer.nodes)
+            for _ in layer.nodes:
                 context.rewrote()
         unseen = sum(_reads(node) not in seen for node in nodes)
         readers: dict[Value, list[Node]] = {}
-        for node in nodes:
+        for node in graph.walk():
             if node in quantized:
-                readers.setdefault(operand(node, 0), []).append(node)
+                readers.setdefault(_reads(node), []).append(node)
         for x, reading in readers.items():
             _quantize_activation(x, reading, form)
         if errors:
@@ -130,24 +131,6 @@ class QuantizeDynamic(Pass):
         context.report.notes += told.remarks
         if nodes and context.report.rewrites:
             context.report.notes.append(NOT_FINITE)
-
-    def _wanted(self, node: Node, context: Context) -> bool:
-        weight, x = node.inputs[1], node.inputs[0]
-        if any(fnmatchcase(node.scope, pattern) for pattern in self.ignored_scopes):
-            context.skip(node, "its scope is ignored by option")
-        elif weight is None or not stores_floats(weight):
-            context.skip(node, "its weight is not a dense constant")
-        elif weight.numpy().size < self.min_elements:
-            context.skip(node, f"its weight has fewer than {self.min_elements} elements")
-        elif weight.tensor.dtype.value != "f32":
-            context.skip(
-                node, f"its weight is {weight.tensor.dtype.value}: only f32 has int8 kernels"
-            )
-        elif not np.isfinite(weight.numpy()).all():
-            context.skip(node, "its weight holds NaN or infinity")
-        else:
-            return x is not None and isinstance(x.type, TensorType)
-        return False
 
 
 def _reads(node: Node) -> Value:
@@ -174,15 +157,13 @@ class _Told:
 
     @staticmethod
     def of(
-        graph: Graph, of_weight: dict[Value, list[Node]], saturates: bool, context: Context
+        graph: Graph, layers: Sequence[WeightedLayer], saturates: bool, context: Context
     ) -> _Told:
         told = _Told()
         if not context.calibration or context.evaluate is None:
             return told
-        inputs = {
-            _reads(n): None for nodes in of_weight.values() for n in nodes if n.graph is graph
-        }
-        fitted = _fitted(graph, of_weight)
+        inputs = {_reads(n): None for layer in layers for n in layer.nodes if n.graph is graph}
+        fitted = _fitted(layers)
         xs = list(inputs)
         for start in range(0, len(xs), TAPS):  # So many second moments at a time.
             group = xs[start : start + TAPS]
@@ -226,15 +207,14 @@ class _Told:
         return found
 
 
-def _fitted(graph: Graph, of_weight: dict[Value, list[Node]]) -> dict[Value, list[Value]]:
+def _fitted(layers: Sequence[WeightedLayer]) -> dict[Value, list[Value]]:
     """Weights that are rounded by calibration, by what they read: those of the outermost level whose readers
     all read the same. What lookups or others read too is rounded to the nearest."""
     found: dict[Value, list[Value]] = {}
-    for weight, nodes in of_weight.items():
-        sources = {_reads(node) for node in nodes}
-        own = set(weight.users) == set(nodes) and not weight.is_output and not tied_to(weight)
-        if len(sources) == 1 and own and all(n.graph is graph for n in nodes):
-            found.setdefault(sources.pop(), []).append(weight)
+    for layer in layers:
+        sources = {_reads(node) for node in layer.nodes}
+        if len(sources) == 1 and not (layer.shared or layer.tied or layer.in_subgraph):
+            found.setdefault(sources.pop(), []).append(layer.weight)
     return found
 
 
@@ -247,18 +227,18 @@ def _layer_error(
     return relative_error(rows @ weight.astype(np.float64), got @ held)
 
 
-def _encode(weight: Value, nodes: list[Node], encoding: Affine, context: Context) -> None:
-    """The weight of ``nodes`` becomes ``encoding``, in one copy for all of them where others read the
+def _encode(layer: WeightedLayer, encoding: Affine, context: Context) -> None:
+    """The layer's weight becomes ``encoding``, in one copy for all its nodes where others read the
     constant too. What was pruned stays so: a symmetric scale holds zero exactly. A table that only
     lookups read, and that the weight is tied to, becomes the same integers."""
-    assert weight.encoding is not None
-    held = weight.encoding.with_values(encoding)
+    weight = layer.weight
+    held = layer.encoding.with_values(encoding)
     tables = [(v, turn(weight, v)) for v in tied_to(weight) if is_table(v)]
-    if set(weight.users) == set(nodes) and not weight.is_output:
+    if not layer.shared:
         weight.graph.set_encoding(weight, held)
     else:
         copy = weight.graph.constant(held, weight.name)
-        for node in nodes:
+        for node in layer.nodes:
             assert node.graph is not None
             node.graph.set_input(node, 1, copy)
         weight = copy

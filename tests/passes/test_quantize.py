@@ -375,10 +375,10 @@ def test_readers_in_subgraphs_share_a_quantizer_where_all_see_it(name: str) -> N
 @pytest.mark.parametrize(
     ("step", "change", "scope", "reason"),
     [
-        (QuantizeDynamic(), {}, "classifier", "its weight has fewer than 4096 elements"),
+        (QuantizeDynamic(), {}, "classifier", "@small has fewer than 4096 elements"),
         (QuantizeDynamic(min_elements=1, ignored_scopes=("class*",)), {}, "classifier", "its scope is ignored by option"),
         (QuantizeDynamic(ignored_scopes=("encoder.layer.0.*",)), {}, "encoder.layer.0.key", "its scope is ignored by option"),
-        (QuantizeDynamic(), {"%x: f32[batch, 64])": "%x: f32[batch, 64], %v: f32[64, 64])", "  @v: f32[64, 64] = dense normal(2)\n": "", "@v)": "%v)"}, "encoder.layer.0.key", "its weight is not a dense constant"),
+        (QuantizeDynamic(), {"%x: f32[batch, 64])": "%x: f32[batch, 64], %v: f32[64, 64])", "  @v: f32[64, 64] = dense normal(2)\n": "", "@v)": "%v)"}, "encoder.layer.0.key", "%v is no constant"),
         (QuantizeDynamic(max_error=1e-6), {}, "encoder.layer.0.key", "error 0.0"),
     ],
     ids=["small", "one scope", "scopes", "not a constant", "max_error"],
@@ -404,9 +404,7 @@ def test_a_weight_that_is_not_finite_stays(bad: float) -> None:
     data[1, 2] = bad
     graph.replace(graph.constants["v"], graph.constant(data, "bad"))
     after, report = run(QuantizeDynamic(), graph)
-    assert [why for where, why in report.skips if "key" in where] == [
-        "its weight holds NaN or infinity"
-    ]
+    assert [why for where, why in report.skips if "key" in where] == ["@bad holds NaN or infinity"]
     assert after.constants["bad"].encoding is graph.constants["bad"].encoding
 
 
@@ -415,7 +413,8 @@ def test_other_float_types_stay() -> None:
     _, report = run(QuantizeDynamic(), graph)
     assert report.rewrites == 0
     assert {why for _, why in report.skips} == {
-        "its weight is f64: only f32 has int8 kernels", "its weight has fewer than 4096 elements"
+        "@w is f64: only f32 is quantized", "@v is f64: only f32 is quantized",
+        "@small has fewer than 4096 elements",
     }  # fmt: skip
 
 
@@ -423,7 +422,7 @@ def test_a_second_run_changes_nothing() -> None:
     once, _ = run(QuantizeDynamic(), parse(LAYERS, TABLE))
     _, report = run(QuantizeDynamic(), once)
     assert report.rewrites == 0
-    assert "its weight is not a dense constant" in {why for _, why in report.skips}
+    assert "@w is affine(i8, axis=1)" in {why for _, why in report.skips}
 
 
 def test_weights_are_safe_where_the_target_saturates_and_only_there() -> None:
