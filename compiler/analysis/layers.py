@@ -145,6 +145,10 @@ class WeightedLayer:
             )  # bfloat16 and its like, which numpy does not know.
         return "" if np.isfinite(numbers).all() else f"@{self.name} holds NaN or infinity"
 
+    @property
+    def zero(self) -> str:
+        return "" if self.weight.numpy().any() else f"@{self.name} is zero"
+
     @cached_property
     def tied(self) -> str:
         """Other constants are views of it, and would be left as they are."""

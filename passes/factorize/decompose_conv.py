@@ -19,7 +19,9 @@ from typing import Literal, cast
 
 import numpy as np
 
-from tersor.analysis.scopes import chosen
+from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.match import operand
+from tersor.analysis.selection import LayerPass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Node, Value
 from tersor.ir.node import Attribute
@@ -34,7 +36,7 @@ from tersor.numerics.tensors import (
     tucker2,
     tucker2_product,
 )
-from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
+from tersor.pipeline import LOSSY, Context, Skip, replace_node
 from tersor.tuning.break_even import Verdict, weigh
 
 
@@ -53,14 +55,12 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class DecomposeConv(Pass):
+class DecomposeConv(LayerPass):
     """Options:
 
     method: ``tucker``, ``cp`` or ``tensor-train``.
     ratio: the share of each layer's weights that is left, at most.
     must_pay: layers whose chain is not faster stay whole; False: those whose chain is not smaller.
-    scopes: patterns of the scopes that are taken apart; none: all.
-    ignored_scopes: patterns of scopes that stay.
     """
 
     keeps = LOSSY
@@ -68,8 +68,6 @@ class DecomposeConv(Pass):
     method: Literal["tucker", "cp", "tensor-train"] = "tucker"
     ratio: float = 0.5
     must_pay: bool = True
-    scopes: tuple[str, ...] = ()
-    ignored_scopes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -78,9 +76,16 @@ class DecomposeConv(Pass):
                 "and 1, which takes nothing away"
             )
 
+    def wants(self, reader: Reader) -> bool:
+        return reader.node.op == "Conv"
+
+    def against(self, layer: WeightedLayer) -> str:
+        if any(node.attrs["group"] != 1 for node in layer.nodes):
+            return "its channels are in groups, and so in smaller convolutions already"
+        return layer.encoded or layer.not_finite or layer.zero
+
     def run(self, graph: Graph, context: Context) -> None:
-        convolutions = [n for n in graph.walk() if n.op == "Conv"]
-        nodes = chosen(convolutions, self.scopes, self.ignored_scopes, context)
+        nodes = [node for layer in self.layers(graph, context) for node in layer.nodes]
         for i, node in enumerate(nodes):
             context.progress(i, len(nodes), f"decomposing {node.scope or node.output.name}")
             if not context.may_rewrite():
@@ -91,13 +96,13 @@ class DecomposeConv(Pass):
                 context.skip(node, str(reason))
 
     def _take_apart(self, node: Node, context: Context) -> None:
-        weight = _weight(node)
+        weight = operand(node, 1).numpy().astype(np.float64)
         steps, product = self._steps(weight)
         verdict = self._verdict(node, steps, context)
         if not verdict.pays:
             raise Skip(f"{self._told(weight, steps)}: {verdict.numbers}")
-        graph, x = node.graph, node.inputs[0]
-        assert graph is not None and x is not None
+        graph, x = node.graph, operand(node, 0)
+        assert graph is not None
         with graph.at(node):
             made = _emit(graph, node, x, steps, node.input(2), node.output.name)
         replace_node(node, [made])
@@ -188,8 +193,7 @@ class DecomposeConv(Pass):
         return found
 
     def _verdict(self, node: Node, steps: Sequence[_Step], context: Context) -> Verdict:
-        reads, weight = node.inputs[0], node.inputs[1]
-        assert reads is not None and weight is not None
+        reads, weight = operand(node, 0), operand(node, 1)
 
         def dense(graph: Graph, x: Value) -> Value:
             return graph.emit("Conv", [x, graph.constant(weight.numpy(), "w")], node.attrs)
@@ -200,25 +204,6 @@ class DecomposeConv(Pass):
         latency = context.latency if self.must_pay else None
         counts = (float(weight.numpy().size), _multiplications(node, steps))
         return weigh(latency, reads, dense, chain, counts)
-
-
-def _weight(node: Node) -> np.ndarray:
-    """f64[m, c, kernel…].
-
-    Raises:
-        Skip: it cannot be taken apart.
-    """
-    weight = node.inputs[1]
-    if weight is None or not weight.is_dense:
-        raise Skip("its weight is not a dense constant")
-    if node.attrs["group"] != 1:
-        raise Skip("its channels are in groups, and so in smaller convolutions already")
-    dense = weight.numpy().astype(np.float64)
-    if not np.isfinite(dense).all():
-        raise Skip("its weight holds NaN or infinity")
-    if not dense.any():
-        raise Skip("its weight is zero")
-    return dense
 
 
 def _pointwise(matrix: np.ndarray, spatial: int) -> _Step:
@@ -249,8 +234,7 @@ def _emit(
     graph: Graph, node: Node, x: Value, steps: Sequence[_Step], bias: Value | None, name: str = ""
 ) -> Value:
     """The chain on ``x`` in place of ``node``, in its dtype; the last step adds the bias."""
-    weight = node.inputs[1]
-    assert weight is not None
+    weight = operand(node, 1)
     for step in steps:
         last = step is steps[-1]
         held = graph.constant(step.weight.astype(weight.tensor.dtype.numpy), weight.name)

@@ -19,7 +19,9 @@ from functools import partial
 
 import numpy as np
 
+from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.match import operand
+from tersor.analysis.selection import LayerPass
 from tersor.ir import Dense, Graph, Node, Value
 from tersor.numerics.affine import (
     ActivationForm,
@@ -29,7 +31,7 @@ from tersor.numerics.affine import (
     relative_error,
 )
 from tersor.numerics.masks import stores_floats
-from tersor.pipeline import LOSSY, Context, Pass
+from tersor.pipeline import LOSSY, Context
 from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.observing import Rows, observe
 from tersor.structure.ties import held_twice
@@ -39,7 +41,7 @@ _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active l
 
 
 @dataclass(frozen=True)
-class SmoothActivations(Pass):
+class SmoothActivations(LayerPass):
     """Options:
 
     alphas: exponents that are tried.
@@ -52,11 +54,20 @@ class SmoothActivations(Pass):
     min_gain: float = 1.25
     granularity: Granularity = "auto"
 
+    def wants(self, reader: Reader) -> bool:
+        return reader.node.op == "tersor.Linear"
+
+    def against(self, layer: WeightedLayer) -> str:
+        return layer.in_subgraph or layer.quantized or layer.narrow or layer.not_finite
+
     def run(self, graph: Graph, context: Context) -> None:
+        layers = self.layers(graph, context)
         if not context.calibration or context.evaluate is None:
             context.report.notes.append("no calibration inputs: nothing was smoothed")
             return
-        groups = _groups(graph, context)
+        groups: dict[Value, list[Node]] = {}
+        for node in (node for layer in layers for node in layer.nodes):
+            groups.setdefault(operand(node, 0), []).append(node)
         observers = {x: Activations() for x in groups}
         wanted = {Rows(x, padding=True): [one] for x, one in observers.items()}
         observe(graph, wanted, context.calibration, context.evaluate)
@@ -122,22 +133,6 @@ def _error(
     held = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
     made = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, form=form))
     return relative_error(exact, made @ held.decode())
-
-
-def _groups(graph: Graph, context: Context) -> dict[Value, list[Node]]:
-    """Linear layers of the outermost level with a dense f32 weight, by what they read."""
-    groups: dict[Value, list[Node]] = {}
-    for node in graph.nodes:
-        weight, x = node.input(1), node.input(0)
-        if node.op != "tersor.Linear" or weight is None or x is None:
-            continue
-        if not stores_floats(weight) or weight.tensor.dtype.value != "f32":
-            continue
-        if not np.isfinite(weight.numpy()).all():
-            context.skip(node, "its weight holds NaN or infinity")
-        else:
-            groups.setdefault(x, []).append(node)
-    return groups
 
 
 def _weight(node: Node) -> np.ndarray:

@@ -129,8 +129,8 @@ def test_in_one_dimension() -> None:
 @pytest.mark.parametrize(
     ("weight", "inner", "attrs", "reason"),
     [
-        (np.full((8, 6, 3, 3), np.inf), 6, "", "its weight holds NaN or infinity"),
-        (np.zeros((8, 6, 3, 3)), 6, "", "its weight is zero"),
+        (np.full((8, 6, 3, 3), np.inf), 6, "", "@low holds NaN or infinity"),
+        (np.zeros((8, 6, 3, 3)), 6, "", "@low is zero"),
         (
             np.ones((8, 3, 3, 3)),
             3,
