@@ -16,12 +16,15 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.scopes import chosen
+from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.match import operand
+from tersor.analysis.selection import LayerPass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Node, Value
 from tersor.numerics.decompositions import landmarks, nystrom, semi_nmf
 from tersor.numerics.lowrank import (
     Factors,
+    centred,
     count_limit,
     decompose,
     output_error,
@@ -35,10 +38,9 @@ from tersor.numerics.lowrank import (
     whitening,
 )
 from tersor.ops.fisher import fisher
-from tersor.pipeline import LOSSY, Context, Pass, Skip, replace_node
-from tersor.statistics.gram import tell_few_rows
-from tersor.statistics.linear_layers import LinearLayer, by_weight, observed
-from tersor.structure.ties import tied_to
+from tersor.pipeline import LOSSY, Context, Skip, replace_node
+from tersor.statistics.gram import Gram, tell_few_rows
+from tersor.statistics.layers import Observed, observed, unobservable
 from tersor.tuning.break_even import Verdict, weigh
 
 Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
@@ -50,7 +52,7 @@ TILE = 16  # Larger ranks are multiples of it: kernels take as long for one less
 
 
 @dataclass(frozen=True)
-class FactorizeLinear(Pass):
+class FactorizeLinear(LayerPass):
     """Options:
 
     method: ``svd`` keeps the weight, ``whitened-svd`` the layer's outputs on calibration inputs,
@@ -67,8 +69,6 @@ class FactorizeLinear(Pass):
     max_error: layers that would lose more stay whole: relative root mean square of the output on
         calibration inputs, without them of the weight. 1: as much as leaving a layer out.
     must_pay: layers whose factors are not faster stay whole; False: those whose factors are not smaller.
-    scopes: patterns of the scopes that are taken apart; none: all.
-    ignored_scopes: patterns of scopes that stay.
     """
 
     keeps = LOSSY
@@ -79,8 +79,6 @@ class FactorizeLinear(Pass):
     amount: float = 0.99
     max_error: float = 1.0
     must_pay: bool = True
-    scopes: tuple[str, ...] = ()
-    ignored_scopes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank_by == "rank" and (self.amount < 1 or self.amount % 1):
@@ -97,13 +95,13 @@ class FactorizeLinear(Pass):
                 f"{self.pass_name()}: method {self.method} needs calibration inputs, and none were given; "
                 "svd, nmf and nystrom need none"
             )
-        layers = self._layers(graph, context)
+        layers = self.layers(graph, context)
         planned = context.remember("plans", lambda: self._plans(graph, layers, context))
         before = _parameters(graph)
         done = []
         for layer in layers:
-            plan = planned.get(layer.weight.name)
-            if plan is None or context.spares(layer.weight.name, layer.nodes[0]):
+            plan = planned.get(layer.name)
+            if plan is None or context.spares(layer.name, layer.node):
                 continue
             if context.may_rewrite():
                 _apply(replace(plan, layer=layer), context)
@@ -111,64 +109,51 @@ class FactorizeLinear(Pass):
         _summarize(done, before, _parameters(graph), context)
 
     def _plans(
-        self, graph: Graph, layers: Sequence[LinearLayer], context: Context
+        self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
     ) -> dict[str, _Plan]:
         """By the names of weights."""
         metrics = self._sensitivities(graph, layers, context)
         ranks = self._budgeted(graph, layers, metrics, context)
         found, seen = {}, []
-        for i, layer in enumerate(observed(graph, layers, context)):
-            context.progress(i, len(layers), f"factorizing {layer.label}")
+        for i, one in enumerate(observed(graph, layers, context)):
+            context.progress(i, len(layers), f"factorizing {one.layer.label}")
             try:
-                plan = self._plan(layer, ranks.get(layer.weight), metrics, context)
+                plan = self._plan(one, ranks.get(one.layer.weight), metrics, context)
             except Skip as reason:
-                context.skip(layer.nodes[0], str(reason))
+                context.skip(one.layer.node, str(reason))
             else:
-                found[layer.weight.name] = plan
-                seen += [(layer.gram.rows, layer.shape[0])] if layer.gram is not None else []
+                found[one.layer.name] = plan
+                seen += [(one.gram.rows, len(one.gram.xtx))] if one.gram is not None else []
         tell_few_rows(seen, context.report)
         return found
 
     # -- which layers --------------------------------------------------------------------------------
 
-    def _layers(self, graph: Graph, context: Context) -> list[LinearLayer]:
-        linears = [n for n in graph.walk() if n.op == "tersor.Linear"]
-        wanted = []
-        for node in chosen(linears, self.scopes, self.ignored_scopes, context):
-            if (reason := self._refused(node, graph)) is None:
-                wanted.append(node)
-            else:
-                context.skip(node, reason)
-        layers = []
-        for layer in by_weight(wanted):
-            if tied := tied_to(layer.weight):
-                reason = f"@{layer.weight.name} is tied to @{tied[0].name}, which would be left"
-                context.skip(layer.nodes[0], reason)
-            elif layer.weight.is_output or set(layer.weight.users) != set(layer.nodes):
-                reason = f"@{layer.weight.name} is also read by what stays as it is"
-                context.skip(layer.nodes[0], reason)
-            else:
-                layers.append(layer)
-        return layers
+    def wants(self, reader: Reader) -> bool:
+        return reader.node.op == "tersor.Linear"
 
-    def _refused(self, node: Node, graph: Graph) -> str | None:
-        weight, bias = node.inputs[1], node.input(2)
-        if weight is None or not weight.is_dense:
-            return "its weight is not a dense constant"
-        if min(weight.tensor.shape) < 2:
-            return "its weight has no rank above 1"
-        if not np.isfinite(weight.numpy().astype(np.float64)).all():
-            return "its weight holds NaN or infinity"
-        if self.method in _NEED_DATA and (node.graph is not graph or weight.graph is not graph):
-            return "it lies in a subgraph, which calibration does not see into"
-        if self.method == "pca" and bias is not None and not bias.is_dense:
+    def against(self, layer: WeightedLayer) -> str:
+        return (
+            layer.encoded
+            or self._misfit(layer)
+            or layer.tied
+            or layer.shared
+            or layer.not_finite
+            or (unobservable(layer) if self.method in _NEED_DATA else "")
+        )
+
+    def _misfit(self, layer: WeightedLayer) -> str:
+        if min(layer.weight.tensor.shape) < 2:
+            return f"@{layer.name} has no rank above 1"
+        biases = [reader.bias for reader in layer.readers if reader.bias is not None]
+        if self.method == "pca" and not all(bias.is_dense for bias in biases):
             return "its bias is not a dense constant"
-        return None
+        return ""
 
     # -- what counts of them -------------------------------------------------------------------------
 
     def _sensitivities(
-        self, graph: Graph, layers: Sequence[LinearLayer], context: Context
+        self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
     ) -> dict[Value, np.ndarray]:
         """The metric of each weight for ``fisher-svd``: the root of the information of each row."""
         if self.method != "fisher-svd" or not layers:
@@ -176,26 +161,25 @@ class FactorizeLinear(Pass):
         found = fisher(graph, [layer.weight for layer in layers], context.calibration)
         return {weight: np.diag(np.sqrt(f.sum(axis=1))) for weight, f in found.items()}
 
-    def _metric(
-        self, layer: LinearLayer, sensitivities: dict[Value, np.ndarray]
-    ) -> np.ndarray | None:
+    def _metric(self, seen: Observed, sensitivities: dict[Value, np.ndarray]) -> np.ndarray | None:
         """M of :mod:`tersor.numerics.lowrank`; None: the identity."""
         if self.method == "fisher-svd":
-            if not np.isfinite(sensitivities[layer.weight]).all():
+            sensitivity = sensitivities[seen.layer.weight]
+            if not np.isfinite(sensitivity).all():
                 raise Skip("gradients of its weight hold NaN or infinity")
-            return sensitivities[layer.weight]
+            return sensitivity
         if self.method not in _NEED_DATA:
             return None
-        if layer.gram is None:
-            raise Skip("calibration shows nothing of what it reads, or NaN or infinity")
-        return whitening(layer.about if self.method == "pca" else layer.gram.xtx)
+        if seen.gram is None:
+            raise Skip(seen.unseen)
+        return whitening(_about(seen.gram) if self.method == "pca" else seen.gram.xtx)
 
     # -- ranks ---------------------------------------------------------------------------------------
 
     def _budgeted(
         self,
         graph: Graph,
-        layers: Sequence[LinearLayer],
+        layers: Sequence[WeightedLayer],
         sensitivities: dict[Value, np.ndarray],
         context: Context,
     ) -> dict[Value, int]:
@@ -203,27 +187,28 @@ class FactorizeLinear(Pass):
         if self.rank_by != "parameters":
             return {}
         total = _parameters(graph)
-        fixed = total - sum(k * n for k, n in (layer.shape for layer in layers))
+        fixed = total - sum(k * n for k, n in map(_sizes, layers))
         budget = int(self.amount * total) - fixed
-        if budget < sum(k + n for k, n in (layer.shape for layer in layers)):
+        if budget < sum(k + n for k, n in map(_sizes, layers)):
             raise InvalidOption(
                 f"{self.pass_name()}: parameters {self.amount:g} cannot be had: {fixed:,} of {total:,} lie "
                 "outside of the layers that can be taken apart"
             )
         spectra: dict[Value, np.ndarray] = {}
-        for layer in observed(graph, layers, context):
+        for one in observed(graph, layers, context):
+            dense = _dense(one.layer)
             try:
-                metric = self._metric(layer, sensitivities)
+                metric = self._metric(one, sensitivities)
             except Skip:
-                budget -= layer.shape[0] * layer.shape[1]
-                continue  # It is told when its turn comes.
-            spectra[layer.weight] = spectrum(layer.dense, metric)
-        shapes = [layer.shape for layer in layers if layer.weight in spectra]
+                budget -= dense.size
+                continue  # The reason is reported when its turn comes.
+            spectra[one.layer.weight] = spectrum(dense, metric)
+        shapes = [_sizes(layer) for layer in layers if layer.weight in spectra]
         found = ranks_of_budget(list(spectra.values()), shapes, budget)
         return dict(zip(spectra, found, strict=True))
 
-    def _rank(self, layer: LinearLayer, values: np.ndarray, context: Context) -> int:
-        k, n = layer.shape
+    def _rank(self, layer: WeightedLayer, values: np.ndarray, context: Context) -> int:
+        k, n = _sizes(layer)
         if self.rank_by == "energy":
             rank = rank_of_energy(values, self.amount)
             rounded = ceil(rank / TILE) * TILE
@@ -235,9 +220,9 @@ class FactorizeLinear(Pass):
             return self._largest_that_pays(layer, context)
         return int(self.amount)
 
-    def _largest_that_pays(self, layer: LinearLayer, context: Context) -> int:
+    def _largest_that_pays(self, layer: WeightedLayer, context: Context) -> int:
         """By bisection: a product of more columns takes longer."""
-        limit = ceil(count_limit(*layer.shape))
+        limit = ceil(count_limit(*_sizes(layer)))
         ranks = range(TILE, limit, TILE) if limit > 4 * TILE else range(1, max(limit, 2))
         low, high = 0, len(ranks)
         verdict = None
@@ -252,13 +237,11 @@ class FactorizeLinear(Pass):
             raise Skip(_told(ranks[0], layer, verdict))
         return ranks[low - 1]
 
-    def _verdict(self, layer: LinearLayer, rank: int, context: Context) -> Verdict:
+    def _verdict(self, layer: WeightedLayer, rank: int, context: Context) -> Verdict:
         """Whether factors of ``rank`` pay."""
-        k, n = layer.shape
-        node = layer.nodes[0]
-        whole = node.inputs[1]
-        assert whole is not None
-        a, b = (np.zeros(shape, whole.tensor.dtype.numpy) for shape in ((k, rank), (rank, n)))
+        (k, n), node = _sizes(layer), layer.node
+        dtype = layer.weight.tensor.dtype.numpy
+        a, b = (np.zeros(shape, dtype) for shape in ((k, rank), (rank, n)))
 
         def dense(graph: Graph, x: Value) -> Value:
             weight = graph.constant(layer.weight.numpy(), "w")
@@ -270,62 +253,62 @@ class FactorizeLinear(Pass):
         share = self.amount if self.rank_by == "break-even" else 1.0
         latency = context.latency if self.must_pay else None
         counts = (float(k * n), float(rank * (k + n)))
-        return weigh(latency, layer.reads[0], dense, factored, counts, share)
+        return weigh(latency, operand(node, 0), dense, factored, counts, share)
 
     # -- factors -------------------------------------------------------------------------------------
 
     def _plan(
         self,
-        layer: LinearLayer,
+        seen: Observed,
         rank: int | None,
         sensitivities: dict[Value, np.ndarray],
         context: Context,
     ) -> _Plan:
         """Raises: Skip, where the layer stays whole."""
-        metric = self._metric(layer, sensitivities)
-        values, rows = decompose(layer.dense, metric)
+        layer, metric = seen.layer, self._metric(seen, sensitivities)
+        values, rows = decompose(_dense(layer), metric)
         if not values[0] > 0:
             raise Skip("nothing of it counts: it is zero, or multiplies what was always zero")
         rank = self._rank(layer, values, context) if rank is None else rank
-        if rank >= min(layer.shape):
+        if rank >= min(_sizes(layer)):
             raise Skip(f"rank {rank} of {_shape(layer)} takes nothing away")
         verdict = self._verdict(layer, rank, context)
         if not verdict.pays:
             raise Skip(_told(rank, layer, verdict))
-        plan = self._held(layer, self._factors(layer, rows, rank), verdict)
+        plan = self._held(seen, self._factors(seen, rows, rank), verdict)
         if plan.error > self.max_error:
             raise Skip(f"{plan.remark}, above max_error {self.max_error:g}")
         return plan
 
-    def _factors(self, layer: LinearLayer, rows: np.ndarray, rank: int) -> Factors:
-        dense = layer.dense
+    def _factors(self, seen: Observed, rows: np.ndarray, rank: int) -> Factors:
+        dense = _dense(seen.layer)
         if self.method == "nmf":
             return semi_nmf(dense, rank)  # Its A is the best for its B, whatever the layer reads.
         factors = truncate(dense, rows, rank)
         if self.method == "nystrom":
             left = np.linalg.qr(factors.a)[0]
             factors = nystrom(dense, landmarks(left.T, rank), landmarks(rows[:rank], rank))
-        if layer.gram is None or self.method in _BEST_ALREADY:
+        if seen.gram is None or self.method in _BEST_ALREADY:
             return factors
-        moments = layer.gram.xtx
+        moments = seen.gram.xtx
         fitted = refit(dense, factors.a, whitening(moments))
         errors = [output_error(dense, f.product, moments) for f in (factors, fitted)]
         return fitted if errors[1] < errors[0] else factors
 
-    def _held(self, layer: LinearLayer, factors: Factors, verdict: Verdict) -> _Plan:
+    def _held(self, seen: Observed, factors: Factors, verdict: Verdict) -> _Plan:
         """The factors in the weight's dtype, with the error that they have there."""
-        dtype = layer.weight.tensor.dtype
+        layer, gram, dtype = seen.layer, seen.gram, seen.layer.weight.tensor.dtype
         with np.errstate(over="ignore"):
             a, b = factors.a.astype(dtype.numpy), factors.b.astype(dtype.numpy)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise Skip(f"its factors hold numbers that {dtype.value} does not")
-        dense, product = layer.dense, a.astype(np.float64) @ b.astype(np.float64)
-        if layer.gram is None:
+        dense, product = _dense(layer), a.astype(np.float64) @ b.astype(np.float64)
+        if gram is None:
             return _Plan(layer, a, b, None, weight_error(dense, product), verdict)
         shift, about = None, None
         if self.method == "pca":
-            shift, about = (layer.gram.mean @ (dense - product)).astype(dtype.numpy), layer.about
-        error = output_error(dense, product, layer.gram.xtx, about)
+            shift, about = (gram.mean @ (dense - product)).astype(dtype.numpy), _about(gram)
+        error = output_error(dense, product, gram.xtx, about)
         return _Plan(layer, a, b, shift, error, verdict, of="output")
 
 
@@ -339,7 +322,7 @@ class _Plan:
         error: relative, ``of`` the layer's output or its weight.
     """
 
-    layer: LinearLayer
+    layer: WeightedLayer
     a: np.ndarray
     b: np.ndarray
     shift: np.ndarray | None
@@ -385,12 +368,27 @@ def _emit(graph: Graph, node: Node, operands: Sequence[Value | None], name: str 
     return graph.emit("tersor.Linear", [inner, *rest], node.attrs, name=name)
 
 
-def _told(rank: int, layer: LinearLayer, verdict: Verdict) -> str:
+def _told(rank: int, layer: WeightedLayer, verdict: Verdict) -> str:
     return f"rank {rank} of {_shape(layer)}: {verdict.numbers}"
 
 
-def _shape(layer: LinearLayer) -> str:
-    return "x".join(map(str, layer.shape))
+def _dense(layer: WeightedLayer) -> np.ndarray:
+    """W, f64[k, n]."""
+    return layer.matrix().T
+
+
+def _sizes(layer: WeightedLayer) -> tuple[int, int]:
+    k, n = layer.weight.tensor.shape
+    return k, n
+
+
+def _shape(layer: WeightedLayer) -> str:
+    return "x".join(map(str, _sizes(layer)))
+
+
+def _about(gram: Gram) -> np.ndarray:
+    """f64[k, k], second moments about the mean row."""
+    return centred(gram.xtx, gram.total, gram.rows)
 
 
 def _parameters(graph: Graph) -> int:

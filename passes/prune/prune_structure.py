@@ -11,15 +11,15 @@ fitted anew (``tersor.pruning.cutting``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.scopes import chosen
+from tersor.analysis.selection import Selection
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Value
-from tersor.pipeline import LOSSY, Context, Pass
+from tersor.pipeline import LOSSY, Context
 from tersor.pruning import amounts, budgets, cutting
 from tersor.pruning.importance import CRITERIA
 from tersor.pruning.ranking import Ranking
@@ -30,7 +30,7 @@ from tersor.structure.tracking import Tracked, spans
 
 
 @dataclass(frozen=True)
-class PruneStructure(Pass):
+class PruneStructure(Selection):
     """Options, of which one says how much goes (by default nothing):
 
     ratio: the share of every group's units that goes.
@@ -46,10 +46,10 @@ class PruneStructure(Pass):
         mutations by measured loss.
     reconstruct: fit the layers that read a group anew.
     inexact: also groups whose removal changes what a norm sees (the channels of a residual stream).
-    scopes: patterns of groups' names (``encoder.layer.0.*``); none: all.
-    ignored_scopes: patterns of groups that stay as they are.
     damping: added to the diagonals of least squares, relative to their mean.
     seed: of what is random.
+
+    Scopes are those of groups: their names.
     """
 
     keeps = LOSSY
@@ -65,8 +65,6 @@ class PruneStructure(Pass):
     allocation: Literal["uniform", "global", "greedy", "exact", "evolutionary"] = "greedy"
     reconstruct: bool = True
     inexact: bool = False
-    scopes: tuple[str, ...] = field(default=())
-    ignored_scopes: tuple[str, ...] = field(default=())
     damping: float = 0.01
     seed: int = 0
 
@@ -177,7 +175,7 @@ class PruneStructure(Pass):
         """Groups to cut; why the others stay is told."""
         found = axis_groups(graph)
         kept = []
-        for group in chosen(found, self.scopes, self.ignored_scopes, context):
+        for group in self.chosen(graph, found, context):
             node = group.links[0].node
             broken = [v for _, v, _ in group.weights(summed=False) if not _finite(v)]
             broken += [v for _, v, _ in group.weights(summed=True) if not _finite(v)]

@@ -20,29 +20,28 @@ Some layers are observed at a time, with the inputs that they have once those be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.scopes import chosen
+from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.selection import LayerPass
 from tersor.errors import InvalidOption
-from tersor.ir import Dense, Encoding, Graph, Masked, Node, TensorType, Value
+from tersor.ir import Dense, Graph, Masked
 from tersor.numerics.masks import Pattern, by_sparsity, by_threshold, n_of_m
 from tersor.numerics.second_order import COLUMNS, damped, inverse_factor, prune_in_order
-from tersor.ops import TABLE, Weight
-from tersor.pipeline import LOSSY, Context, Pass, Skip
-from tersor.statistics.gram import Gram, grams_of_rows
-from tersor.statistics.observing import TAPS, Rows
-from tersor.statistics.products import no_rows, rows_of
+from tersor.pipeline import LOSSY, Context, Skip
+from tersor.statistics.gram import Gram
+from tersor.statistics.layers import Observed, observed, unobservable
 
 Criterion = Literal["magnitude", "random", "wanda", "sparsegpt"]
 Across = Literal["auto", "output", "layer", "model"]
 
 
 @dataclass(frozen=True)
-class PruneWeights(Pass):
+class PruneWeights(LayerPass):
     """Options:
 
     criterion: what a weight is worth: ``magnitude``, ``random``, ``wanda`` or ``sparsegpt``; the last two
@@ -55,8 +54,6 @@ class PruneWeights(Pass):
     across: what the lowest are sought in: every ``output``, ``layer``, or the whole ``model``. ``auto``:
         every output for wanda, every layer else. Sparsegpt seeks in 128 inputs of a layer at a time.
     embeddings: also tables that rows are looked up in.
-    scopes: patterns of scopes (``encoder.layer.0.*``); none: everywhere.
-    ignored_scopes: patterns of scopes that stay as they are.
     seed: of ``random``.
     damping: what sparsegpt adds to H's diagonal, relative to its mean.
     """
@@ -70,8 +67,6 @@ class PruneWeights(Pass):
     threshold: float = 0.0
     across: Across = "auto"
     embeddings: bool = False
-    scopes: tuple[str, ...] = field(default=())
-    ignored_scopes: tuple[str, ...] = field(default=())
     seed: int = 0
     damping: float = 0.01
 
@@ -82,27 +77,29 @@ class PruneWeights(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         if self._needs_data and not (context.calibration and context.evaluate):
             raise InvalidOption(f"{self.label} needs calibration, and none was given")
-        layers = self._layers(graph, context)
+        layers = self.layers(graph, context)
         if not (self.sparsity or self.threshold or Pattern.parse(self.pattern).kept):
             context.report.notes.append("sparsity 0: nothing is pruned")
             return
+        masks: Mapping[WeightedLayer, np.ndarray] = {}
         if self.across == "model":
-            self._choose_together(graph, layers, context)
-        done, errors = list[_Layer](), list[float]()
-        for i, layer in enumerate(_observed(graph, layers, context)):
+            masks = self._choose_together(graph, layers, context)
+        done, errors = list[WeightedLayer](), list[float]()
+        for i, seen in enumerate(observed(graph, layers, context)):
+            layer = seen.layer
             context.progress(i, len(layers), f"pruning {layer.label}")
             if not context.may_rewrite():
                 break
             before = layer.matrix()
             try:
-                if self._prune(layer):
+                if self._prune(seen, masks.get(layer)):
                     context.rewrote()
             except Skip as reason:
-                context.skip(layer.readers[0], str(reason))
+                context.skip(layer.node, str(reason))
                 continue
             done.append(layer)
-            if layer.gram is not None and not _unseen(layer.gram):
-                errors.append(_output_error(layer.gram, before, layer.matrix()))
+            if seen.gram is not None:
+                errors.append(_output_error(seen.gram, before, layer.matrix()))
         context.report.notes += _notes(done, errors, bool(context.calibration))
 
     # -- options -------------------------------------------------------------------------------------
@@ -138,44 +135,15 @@ class PruneWeights(Pass):
 
     # -- which layers --------------------------------------------------------------------------------
 
-    def _layers(self, graph: Graph, context: Context) -> list[_Layer]:
-        """Constants with all their readers, in the order of the graph; skips say what stays out."""
-        users = [
-            (node, form, value)
-            for node in graph.walk()
-            for form in TABLE.weights(node)
-            if (value := _held(node, form)) and (self.embeddings or not form.looked_up)
-        ]
-        nodes = dict.fromkeys(node for node, _, _ in users)
-        wanted = set(chosen(nodes, self.scopes, self.ignored_scopes, context))
-        found: dict[Value, _Layer] = {}
-        for node, form, value in users:
-            if node in wanted:
-                layer = found.setdefault(value, _Layer(value, form, len(found)))
-                if layer.form.inputs == form.inputs:
-                    layer.readers.append(node)
-                    layer.forms.append(form)
-        layers = []
-        for layer in found.values():
-            if reason := self._refusal(layer, graph):
-                context.skip(layer.readers[0], reason)
-            else:
-                layers.append(layer)
-        return layers
+    def wants(self, reader: Reader) -> bool:
+        return reader.is_float_constant and (self.embeddings or not reader.form.looked_up)
 
-    def _refusal(self, layer: _Layer, graph: Graph) -> str:
-        """Why a layer's weight stays as it is; empty if it need not."""
-        constant = layer.constant
-        if len(constant.uses) != len(layer.readers):
-            return f"@{constant.name} is also read by what is not pruned"
-        numbers = layer.matrix()
-        if not numbers.size:
-            return "its weight is empty"
-        if not np.isfinite(numbers).all():
-            return "its weight holds NaN or infinity"
-        if misfit := Pattern.parse(self.pattern).misfit(numbers.shape):
+    def against(self, layer: WeightedLayer) -> str:
+        if reason := layer.shared or layer.empty or layer.not_finite:
+            return reason
+        if misfit := Pattern.parse(self.pattern).misfit(layer.matrix().shape):
             return misfit
-        if self._needs_data and (reason := layer.unseen()):
+        if self._needs_data and (reason := unobservable(layer)):
             return f"{self.criterion} needs a layer's inputs: {reason}"
         if self.criterion == "sparsegpt" and not layer.encoding.storage.is_float:
             return "sparsegpt moves the weights that stay, and these are quantized: prune first"
@@ -183,58 +151,62 @@ class PruneWeights(Pass):
 
     # -- which weights -------------------------------------------------------------------------------
 
-    def _prune(self, layer: _Layer) -> bool:
-        """Puts a mask over the layer's weight; False where nothing more goes.
+    def _prune(self, seen: Observed, mask: np.ndarray | None) -> bool:
+        """Puts a mask over the layer's weight, perhaps one that was chosen before; False where nothing more
+        goes.
 
         Raises:
             Skip: calibration does not tell what its weights are worth.
         """
-        was, moved = layer.kept(), None
-        if self._needs_data and (reason := _unseen(layer.gram)):
-            raise Skip(reason)
+        was, moved = _kept(seen.layer), None
+        if self._needs_data and seen.unseen:
+            raise Skip(seen.unseen)
         if self.criterion == "sparsegpt":
-            moved, kept = self._in_order(layer, was)
-        elif layer.mask is not None:
-            kept = layer.mask & was
+            moved, kept = self._in_order(seen, was)
+        elif mask is not None:
+            kept = mask & was
         else:
-            kept = self._choose(self._scores(layer)) & was
+            kept = self._choose(self._scores(seen.layer, seen.gram)) & was
         if (kept == was).all():
             return False
-        layer.hold(kept, moved)
+        _mask(seen.layer, kept, moved)
         return True
 
-    def _in_order(self, layer: _Layer, was: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _in_order(self, seen: Observed, was: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sparsegpt: the weights and the mask. What an earlier pass pruned costs nothing, and goes
         again."""
-        assert layer.gram is not None
+        assert seen.gram is not None
 
         def choose(costs: np.ndarray, at: slice) -> np.ndarray:
             return np.asarray(self._choose(np.where(was[:, at], costs, 0)) & was[:, at])
 
         try:
-            factor = inverse_factor(damped(layer.gram.xtx, self.damping))
+            factor = inverse_factor(damped(seen.gram.xtx, self.damping))
         except np.linalg.LinAlgError:
             raise Skip("its inputs depend on each other too closely: more damping helps") from None
-        return prune_in_order(layer.matrix(), factor, choose, self._step)
+        return prune_in_order(seen.layer.matrix(), factor, choose, self._step)
 
-    def _choose_together(self, graph: Graph, layers: Sequence[_Layer], context: Context) -> None:
+    def _choose_together(
+        self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
+    ) -> dict[WeightedLayer, np.ndarray]:
         """The masks of all layers, from the worth of all their weights."""
-        seen = _observed(graph, layers, context) if self._needs_data else layers
-        told = (layer for layer in seen if not (self._needs_data and _unseen(layer.gram)))
-        scores = {layer: self._scores(layer) for layer in told}
+        if self._needs_data:
+            seen = (one for one in observed(graph, layers, context) if not one.unseen)
+            scores = {one.layer: self._scores(one.layer, one.gram) for one in seen}
+        else:
+            scores = {layer: self._scores(layer, None) for layer in layers}
         masks = by_sparsity(list(scores.values()), Pattern.parse(self.pattern), self.sparsity)
-        for layer, mask in zip(scores, masks, strict=True):
-            layer.mask = mask
+        return dict(zip(scores, masks, strict=True))
 
-    def _scores(self, layer: _Layer) -> np.ndarray:
+    def _scores(self, layer: WeightedLayer, gram: Gram | None) -> np.ndarray:
         """f64[outputs, inputs], at least 0; 0 for what an earlier pass pruned."""
         numbers = layer.matrix()
         if self.criterion == "random":
             drawn = np.random.default_rng((self.seed, layer.index)).random(numbers.shape)
-            return np.where(layer.kept(), drawn, 0)
+            return np.where(_kept(layer), drawn, 0)
         if self.criterion == "wanda":
-            assert layer.gram is not None
-            return np.asarray(np.abs(numbers) * layer.gram.norm)
+            assert gram is not None
+            return np.asarray(np.abs(numbers) * gram.norm)
         return np.asarray(np.abs(numbers))
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
@@ -253,107 +225,21 @@ class PruneWeights(Pass):
         return pattern.columns * (1 if pattern.kept else max(COLUMNS // pattern.columns, 1))
 
 
-@dataclass(eq=False)
-class _Layer:
-    """A constant that nodes read as their weight.
-
-    Attributes:
-        form: how the first reader sees it; the matrix is the same for all.
-        index: its place among the layers.
-        readers, forms: nodes, and how each of them sees it.
-        gram: of what it is multiplied with, while that is known.
-        mask: bool[outputs, inputs], where it was chosen beforehand.
-    """
-
-    constant: Value
-    form: Weight
-    index: int
-    readers: list[Node] = field(default_factory=list)
-    forms: list[Weight] = field(default_factory=list)
-    gram: Gram | None = None
-    mask: np.ndarray | None = None
-
-    @property
-    def encoding(self) -> Encoding:
-        assert self.constant.encoding is not None
-        return self.constant.encoding
-
-    @property
-    def label(self) -> str:
-        return self.readers[0].scope or self.constant.name
-
-    def unseen(self) -> str:
-        """Why calibration does not see what the readers multiply it with; empty if it does."""
-        reasons = (no_rows(n, form) for n, form in zip(self.readers, self.forms, strict=True))
-        return next(filter(None, reasons), "")
-
-    def inputs(self) -> list[Rows]:
-        """What the readers multiply it with, where that can be seen."""
-        pairs = zip(self.readers, self.forms, strict=True)
-        found = [rows_of(node, form) for node, form in pairs if not no_rows(node, form)]
-        return [rows for rows in found if not rows.value.is_constant]
-
-    def matrix(self) -> np.ndarray:
-        """f64[outputs, inputs]"""
-        return np.asarray(self.form.matrix(self.constant.numpy()).astype(np.float64))
-
-    def kept(self) -> np.ndarray:
-        """bool[outputs, inputs]: what no earlier pass pruned."""
-        mask = self.encoding.mask
-        return self.form.matrix(np.ones(self.constant.tensor.shape, bool) if mask is None else mask)
-
-    def hold(self, kept: np.ndarray, numbers: np.ndarray | None) -> None:
-        """The constant under the mask ``kept``, with other ``numbers`` where they are given."""
-        shape, values = self.constant.tensor.shape, self.encoding.unmasked
-        if numbers is not None:
-            dtype = self.constant.tensor.dtype.numpy
-            moved = Dense(np.ascontiguousarray(self.form.tensor(numbers, shape), dtype))
-            values = values.with_values(moved)
-        masked = Masked.of(self.form.tensor(kept, shape), values)
-        self.constant.graph.set_encoding(self.constant, masked)
+def _kept(layer: WeightedLayer) -> np.ndarray:
+    """bool[outputs, inputs]: what no earlier pass pruned."""
+    mask = layer.encoding.mask
+    return layer.form.matrix(np.ones(layer.weight.tensor.shape, bool) if mask is None else mask)
 
 
-def _held(node: Node, form: Weight) -> Value | None:
-    """The constant of floats at the operand; None where there is none."""
-    value = node.input(form.operand)
-    if value is None or not value.is_constant or not isinstance(value.type, TensorType):
-        return None
-    return value if value.tensor.dtype.is_float else None
-
-
-def _observed(graph: Graph, layers: Sequence[_Layer], context: Context) -> Iterator[_Layer]:
-    """The layers, with the moments of their inputs as long as each is looked at: these are as large as
-    the weights. TAPS layers are seen in one run of the graph, as it is by then."""
-    for start in range(0, len(layers), TAPS):
-        group = layers[start : start + TAPS]
-        seen = _moments(graph, [rows for layer in group for rows in layer.inputs()], context)
-        for layer in group:
-            layer.gram = _sum([seen[rows] for rows in layer.inputs() if rows in seen])
-            yield layer
-            layer.gram = None
-
-
-def _moments(graph: Graph, inputs: Sequence[Rows], context: Context) -> dict[Rows, Gram]:
-    """None without calibration."""
-    if not context.calibration or context.evaluate is None:
-        return {}
-    return grams_of_rows(graph, inputs, context.calibration, context.evaluate)
-
-
-def _sum(moments: Sequence[Gram]) -> Gram | None:
-    """Of all rows together, where layers share a weight; None of none."""
-    if len(moments) < 2:
-        return moments[0] if moments else None
-    xtx = np.sum([gram.xtx for gram in moments], axis=0)
-    total = np.sum([gram.total for gram in moments], axis=0)
-    return Gram(xtx, total, sum(gram.rows for gram in moments))
-
-
-def _unseen(gram: Gram | None) -> str:
-    """Why calibration tells nothing of a layer's inputs; empty if it does."""
-    if gram is None or not gram.rows:
-        return "calibration shows none of its inputs"
-    return "" if np.isfinite(gram.xtx).all() else "its inputs on calibration hold NaN or infinity"
+def _mask(layer: WeightedLayer, kept: np.ndarray, numbers: np.ndarray | None) -> None:
+    """Puts the mask ``kept`` over the weight, with other ``numbers`` where they are given."""
+    weight, values = layer.weight, layer.encoding.unmasked
+    if numbers is not None:
+        tensor = layer.form.tensor(numbers, weight.tensor.shape)
+        moved = Dense(np.ascontiguousarray(tensor, weight.tensor.dtype.numpy))
+        values = values.with_values(moved)
+    masked = Masked.of(layer.form.tensor(kept, weight.tensor.shape), values)
+    weight.graph.set_encoding(weight, masked)
 
 
 def _output_error(gram: Gram, before: np.ndarray, after: np.ndarray) -> float:
@@ -364,11 +250,11 @@ def _output_error(gram: Gram, before: np.ndarray, after: np.ndarray) -> float:
     return (max(lost, 0) / whole) ** 0.5 if whole > 0 else float(lost > 0)
 
 
-def _notes(layers: Sequence[_Layer], errors: Sequence[float], calibrated: bool) -> list[str]:
+def _notes(layers: Sequence[WeightedLayer], errors: Sequence[float], calibrated: bool) -> list[str]:
     if not layers:
         return ["no weight was pruned"]
-    total = sum(layer.kept().size for layer in layers)
-    gone = total - sum(int(layer.kept().sum()) for layer in layers)
+    total = sum(_kept(layer).size for layer in layers)
+    gone = total - sum(int(_kept(layer).sum()) for layer in layers)
     notes = [
         f"{gone:,} of {total:,} weights are zero ({gone / total:.1%}), in {len(layers)} constants"
     ]
