@@ -60,11 +60,12 @@ class Selection(Pass):
         """Those of ``candidates``, which are in ``graph``, that the options leave.
 
         Raises:
-            InvalidOption: a pattern fits nothing. One that is ignored may fit a layer of any kind, for
-                several passes are given the same ones.
+            InvalidOption: a pattern fits neither one of them nor a layer of another kind: all passes of a
+                recipe can be given the same patterns.
         """
         every = list(candidates)
-        self._check(graph, every)
+        if self.scopes or self.ignored_scopes:
+            self._check([*every, *weight_readers(graph)])
         kept = []
         for one in every:
             if self.scopes and not _fits(one.scope, self.scopes):
@@ -75,16 +76,11 @@ class Selection(Pass):
                 kept.append(one)
         return kept
 
-    def _check(self, graph: Graph, candidates: Sequence[Scoped]) -> None:
-        own = _scopes(candidates)
-        for pattern in self.scopes:
-            if not any(fnmatchcase(scope, pattern) for scope in own):
-                raise _fits_nothing(pattern, own)
-        if self.ignored_scopes:
-            own = _scopes([*candidates, *weight_readers(graph)])
-        for pattern in self.ignored_scopes:
-            if not any(fnmatchcase(scope, pattern) for scope in own):
-                raise _fits_nothing(pattern, own)
+    def _check(self, known: Sequence[Scoped]) -> None:
+        scopes = list(dict.fromkeys(one.scope for one in known))
+        for pattern in (*self.scopes, *self.ignored_scopes):
+            if not any(fnmatchcase(scope, pattern) for scope in scopes):
+                raise _fits_nothing(pattern, scopes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +131,11 @@ def _fits(scope: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(scope, pattern) for pattern in patterns)
 
 
-def _scopes(candidates: Iterable[Scoped]) -> list[str]:
-    return list(dict.fromkeys(one.scope for one in candidates))
-
-
 def _fits_nothing(pattern: str, scopes: Sequence[str]) -> InvalidOption:
     named = [scope for scope in scopes if scope]
     if named:
         more = ", …" if len(named) > SHOWN else ""
         there = f"there are {', '.join(named[:SHOWN])}{more}"
     else:
-        there = "no layer of its kind has a scope" if scopes else "there is no layer of its kind"
+        there = "no layer has a scope" if scopes else "there is no layer"
     return InvalidOption(f"no layer's scope fits {pattern!r}{suggest(pattern, named)}; {there}")
