@@ -778,7 +778,7 @@ def test_a_weight_that_is_not_finite_does_not_keep_its_neighbours_from_being_smo
     pipeline.run(graph)
     (report,) = pipeline.reports
     assert report.rewrites == 1
-    assert [why for _, why in report.skips] == ["its weight holds NaN or infinity"]
+    assert [why for _, why in report.skips] == ["@bad holds NaN or infinity"]
     assert report.notes[0].startswith("good: ")
 
 
