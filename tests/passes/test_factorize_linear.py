@@ -291,7 +291,7 @@ def test_a_weight_that_is_not_finite_stays(bad: float) -> None:
     weight[2, 3] = bad
     after, report = run(FactorizeLinear("svd", "rank", 3), graph_of(w=weight))
     assert shapes(after) == [(24, 40), (40, 3), (3, 24)]
-    assert reasons(report) == ["@w holds NaN or infinity"]
+    assert reasons(report) == ["@w_given holds NaN or infinity"]
 
 
 def test_activations_that_are_not_finite() -> None:

@@ -188,7 +188,7 @@ def test_data_lowers_the_error_on_correlated_inputs(amount: dict[str, Any]) -> N
 
 
 def test_layers_see_what_the_pruned_ones_before_them_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.passes.sparsify.prune_weights.TAPS", 1)
+    monkeypatch.setattr("tersor.statistics.layers.TAPS", 1)
     graph = chain()
     after, _ = run(PruneWeights(criterion="wanda", sparsity=0.5), graph, calibration=feeds())
     x = np.concatenate([f["x"] for f in feeds()])
