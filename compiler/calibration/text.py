@@ -84,12 +84,12 @@ def read_texts(path: Path) -> Iterator[Text]:
 
 def _of_json(line: str, where: str) -> Text:
     try:
-        found = json.loads(line)
+        parsed = json.loads(line)
     except (ValueError, RecursionError):
         raise InvalidOption(f"{where}: not JSON") from None
-    if isinstance(found, dict):
-        found = [found.get("text"), *([found["text_pair"]] if "text_pair" in found else [])]
-    texts = found if isinstance(found, list) else [found]
+    if isinstance(parsed, dict):
+        parsed = [parsed.get("text"), *([parsed["text_pair"]] if "text_pair" in parsed else [])]
+    texts = parsed if isinstance(parsed, list) else [parsed]
     if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
         raise InvalidOption(
             f'{where}: write a string, {{"text": "…"}}, or a pair, {{"text": "…", "text_pair": "…"}}'
@@ -162,24 +162,24 @@ def _inputs(path: Path, graph: Graph) -> dict[str, Value]:
     """The inputs of a graph by what texts have for them; what is not called so, and alone takes integers
     [batch, length], takes ids."""
     kinds = {"ids": IDS, "mask": MASKS, "types": TYPES, "positions": POSITIONS}
-    found: dict[str, Value] = {}
+    by_kind: dict[str, Value] = {}
     others = []
     for value in graph.inputs:
         name = value.name.split(":")[0].lower()
         kind = next((kind for kind, names in kinds.items() if name in names), None)
-        if kind is None or kind in found:
+        if kind is None or kind in by_kind:
             others.append(value)
         else:
-            found[kind] = value
-    if "ids" not in found and len(others) == 1 and _takes_ids(others[0]):
-        found["ids"] = others.pop()
-    if others or "ids" not in found:
+            by_kind[kind] = value
+    if "ids" not in by_kind and len(others) == 1 and _takes_ids(others[0]):
+        by_kind["ids"] = others.pop()
+    if others or "ids" not in by_kind:
         names = ", ".join(v.name for v in others) or ", ".join(v.name for v in graph.inputs)
         raise InvalidOption(
             f"{path}: texts give input_ids, attention_mask, token_type_ids and position_ids; the model takes "
-            f"{names}{' too' if 'ids' in found else ''}: give arrays (.npz)"
+            f"{names}{' too' if 'ids' in by_kind else ''}: give arrays (.npz)"
         )
-    return found
+    return by_kind
 
 
 def _takes_ids(value: Value) -> bool:
@@ -241,16 +241,16 @@ def _padding_id(files: Mapping[str, bytes], tokenizer: Mapping[str, Any], opened
 
 def _config(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """Of the folder, or of its encoder's."""
-    found = sorted((n for n in files if _last(n) == name and "Pooling" not in n), key=len)
-    return _json(files[found[0]]) if found else {}
+    names = sorted((n for n in files if _last(n) == name and "Pooling" not in n), key=len)
+    return _json(files[names[0]]) if names else {}
 
 
 def _json(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        parsed = json.loads(data)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _last(name: str) -> str:

@@ -149,8 +149,8 @@ class Histogram(Observer[Distribution]):
         index = np.arange(self.bins) - self.bins // 2
         for i in np.flatnonzero(shift):
             to = (index >> min(int(shift[i]), 62)) + self.bins // 2
-            held, self._counts[i] = self._counts[i].copy(), 0
-            np.add.at(self._counts[i], to, held)
+            counts, self._counts[i] = self._counts[i].copy(), 0
+            np.add.at(self._counts[i], to, counts)
         self._exponent = np.maximum(self._exponent, needed)
 
     @property
