@@ -20,8 +20,10 @@ import peaks
 import rows
 import tvm
 
+from tersor.backends.tvm.formats import float32, int8
 from tersor.backends.tvm.kernels import attention, embedding, linear, products
 from tersor.backends.tvm.kernels.attention_form import Attention
+from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import Linear
@@ -90,7 +92,9 @@ class Timed:
 
 def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linear]]:
     """(group, label, what the kernel is specialized for)."""
-    safe = isa.dot == "widen"  # As the int8 recipe makes weights for such a target.
+    safe = (
+        int8.SAFE if isa.dot == "widen" else ""
+    )  # As the int8 recipe makes weights for such a target.
     bare = {
         "q, k and v": (HIDDEN, 3 * HIDDEN),
         "attention out": (HIDDEN, HIDDEN),
@@ -99,8 +103,8 @@ def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linea
     }
     for product in wanted:
         for label, (k, n) in bare.items():
-            int8 = product == "int8"
-            spec = Linear(k, n, product=product, quantized=int8, safe=int8 and safe)
+            whole = product == "int8"
+            spec = Linear(k, n, format=product, quantized=whole, variant=safe if whole else "")
             yield "bare", f"{product} {label} {k}x{n}", spec
     norm = {"norm": "layer", "epsilon": EPSILON}
     used: dict[str, dict[str, Any]] = {
@@ -113,7 +117,7 @@ def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linea
     }  # fmt: skip
     for label, options in used.items():
         k, n = bare[label]
-        spec = Linear(k, n, safe=safe, **options)
+        spec = Linear(k, n, variant=safe, **options)
         yield "in the model", f"int8 {label} {k}x{n}: {_told(options)}", spec
     floats: dict[str, dict[str, Any]] = {
         "q, k and v": {},
@@ -123,7 +127,7 @@ def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linea
     }
     for label, options in floats.items() if "float32" in wanted else ():
         k, n = bare[label]
-        spec = Linear(k, n, product="float32", **options)
+        spec = Linear(k, n, format="float32", **options)
         yield "in the model", f"float32 {label} {k}x{n}: {_told(options)}", spec
 
 
@@ -143,25 +147,26 @@ def _told(options: dict[str, Any]) -> str:
 
 def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
     """Operands and results."""
-    int8, tall = spec.product == "int8", max(M, linear.LEAST_ROWS)
+    whole, tall = spec.format == "int8", max(M, linear.LEAST_ROWS)
     lead = (BATCH, LENGTH)
     given: Arrays = []
     if spec.quantized:
-        q = rng.integers(0, 256, (tall, products.padded(spec.k, products.K_STEP)))
+        q = rng.integers(0, 256, (tall, padded(spec.k, products.K_STEP)))
         ranges = np.empty((*lead, 2), np.float32)
         ranges[...] = 0.01, 128
         given += [q.astype(np.uint8), ranges]
     else:
         given.append(_normal(rng, *lead, spec.k))
     vectors = [_normal(rng, spec.n) for _ in range(3)]
-    if int8:
-        most = 64 if spec.safe else 127
+    if whole:
+        most = 64 if spec.variant else 127
         weight = rng.integers(-most, most + 1, (spec.k, spec.n)).astype(np.int8)
         scale = np.full(spec.n, 0.002, np.float32)
-        given += [products.pack_int8(weight), linear.column_vectors(spec, scale, weight, *vectors)]
+        own = (scale, weight.sum(0))
+        given += [int8.pack(weight), linear.column_vectors(spec, own, *vectors)]
     else:
         weight = _normal(rng, spec.k, spec.n)
-        given += [products.pack_float(weight), linear.column_vectors(spec, None, weight, *vectors)]
+        given += [float32.pack(weight), linear.column_vectors(spec, (), *vectors)]
     if spec.norm != "none":
         given.append(_normal(rng, *lead, spec.n))
     made: Arrays = []
@@ -170,7 +175,7 @@ def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Array
             np.zeros((*lead, spec.n), np.uint16 if spec.result == "bfloat16" else np.float32)
         )
     if spec.quantize:
-        made.append(np.zeros((tall, products.padded(spec.n, products.K_STEP)), np.uint8))
+        made.append(np.zeros((tall, padded(spec.n, products.K_STEP)), np.uint8))
         made.append(np.zeros((*lead, 2), np.float32))
     return given, made
 
@@ -227,7 +232,7 @@ def timed(
     for group, label, spec in linears(isa, ("int8", "float32") if floats else ("int8",)):
         given, made = linear_arrays(spec, rng)
         run = ready(spec.name, linear.kernel(spec, isa), given, made)
-        peak = f"int8 {level}" if spec.product == "int8" else float_peak
+        peak = f"int8 {level}" if spec.format == "int8" else float_peak
         work = 2 * M * spec.k * spec.n
         found.append(Timed(level, group, label, work, _bytes(given, made), peak, run))
     for dtype in (*(["bfloat16"] if isa.bfloat16 else []), *(["float32"] if floats else [])):

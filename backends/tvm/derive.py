@@ -5,7 +5,8 @@
     an LSTM's weight in the order of its kernel, held as int8:   scaled
 
 The file stays as small as the graph, and the code runs on what it would run on if all were written out.
-Steps are data, a name and numbers each: a library tells them in its JSON.
+Steps are data, a name and numbers each: a library tells them in its JSON.  Formats of weights add those by
+which they pack.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from tersor.backends.tvm.kernels import products
 from tersor.ir import Affine, Cast, DType, Encoding
 
 Step = tuple[Any, ...]
@@ -101,19 +101,14 @@ def _transpose(held: list[np.ndarray], *perm: int) -> np.ndarray:
     return array.transpose(perm)
 
 
-def _pack(pack: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
-    def step(held: list[np.ndarray]) -> np.ndarray:
-        (array,) = held
-        return pack(array)
-
-    return step
-
-
 _STEPS: dict[str, Callable[..., np.ndarray]] = {
     "affine": _affine,
     "scaled": _scaled,
     "cast": _cast,
     "transpose": _transpose,
-    "pack_float": _pack(products.pack_float),
-    "pack_int8": _pack(products.pack_int8),
 }
+
+
+def register(name: str, function: Callable[..., np.ndarray]) -> None:
+    """Adds a step, of a format of weights: ``function`` takes what the step before gave."""
+    _STEPS[name] = lambda arrays: function(*arrays)

@@ -6,7 +6,8 @@
     quantized row by row: ranges holds each row's scale and zero point as float32[..., 2]. x comes in float,
     or as the (q, ranges) of another one, then ``quantized`` is 1. q has rows for all leading dims together,
     at least 16, padded to 64 columns.
-    ``result`` is ``float32`` or ``bfloat16`` (then y is u16: the bits).
+    ``format`` names that of W (:mod:`tersor.backends.tvm.formats`); ``result`` is ``float32`` or ``bfloat16``
+    (then y is u16: the bits).
 
     tvm.Attention  q, k, v or one tensor of all three, mask, past k, past v, lengths  ->  y, k, v
 
@@ -20,13 +21,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tersor.backends.tvm.formats import FLOAT, QUANTIZED, choose
+from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
-from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.backends.tvm.windows import tell_windows
 from tersor.errors import Unsupported
 from tersor.ir import (
-    Affine,
     Attribute,
     DType,
     Encoding,
@@ -37,6 +39,7 @@ from tersor.ir import (
     concat,
 )
 from tersor.ir.dims import maximum, product
+from tersor.numerics.affine import ActivationForm
 from tersor.numerics.masks import drop_masks
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline.rewriting import erase_dead, replace_node
@@ -93,12 +96,17 @@ class _Fusion:
                 continue
             if node.op == "Attention" and _has_kernel(node):
                 self._attention(node)
-            elif node.op in NORMS and (linear := _ends(node)) in waiting and linear is not None:
+            elif (
+                node.op in NORMS
+                and (linear := _ends(node, self.isa)) in waiting
+                and linear is not None
+            ):
                 self._linear([linear], norm=node)
-            elif node.op == "tersor.Linear" and _is_fusable(node):
+            elif node.op == "tersor.Linear" and _is_fusable(node, self.isa):
                 after = node.output.only_user()
                 if after is not None and (
-                    (after.op in NORMS and _ends(after) is node) or _feeds_attention(node, after)
+                    (after.op in NORMS and _ends(after, self.isa) is node)
+                    or _feeds_attention(node, after, self.isa)
                 ):
                     waiting.add(node)
                 else:
@@ -121,11 +129,13 @@ class _Fusion:
     ) -> Value:
         """One op for layers that read the same, side by side, and the norm that ends them."""
         first, last = linears[0], norm or linears[-1]
-        int8 = _quantized_source(first) is not None
+        rows = _rows(first)
         weight = concat([_encoding(n.inputs[1]) for n in linears], 1)
+        format = choose(weight, rows, self.isa)
+        assert format is not None, f"no format for {_name(first)}"
         n = weight.type.shape[1]
         attrs: dict[str, Attribute] = {
-            "product": "int8" if int8 else "float32",
+            "format": format.name,
             "quantized": 0,
             "activation": first.attrs["activation"],
             "norm": "none",
@@ -133,10 +143,10 @@ class _Fusion:
             "result": result,
         }
         x = _source(first)
-        if int8:
+        if rows == QUANTIZED:
             self._take_smoothing(x)
         source: list[Value | None] = [x, None]
-        if int8 and x in self.rows:
+        if rows == QUANTIZED and x in self.rows:
             source, attrs["quantized"] = list(self.rows[x]), 1
         with self.graph.at(last):
             operands = [*source, self.graph.constant(weight, _name(first)), self._bias(linears, n)]
@@ -199,13 +209,14 @@ class _Fusion:
             len(set(linears)) == 3
             and node.input(4) is None
             and all(
-                n is not None and n.op == "tersor.Linear" and _feeds_attention(n, node)
+                n is not None and n.op == "tersor.Linear" and _feeds_attention(n, node, self.isa)
                 for n in linears
             )
         )
         merged = [n for n in linears if n is not None] if together else []
-        if merged and len({_source(n) for n in merged}) == 1 and _alike(merged):
-            result = "bfloat16" if self.isa.bfloat16 and _quantized_source(merged[0]) else "float32"
+        if merged and _is_one(merged, self.isa):
+            quantized = _rows(merged[0]) == QUANTIZED
+            result = "bfloat16" if self.isa.bfloat16 and quantized else "float32"
             with self.graph.at(node):
                 operands: list[Value | None] = [self._linear(merged, result=result), None, None]
         else:
@@ -230,38 +241,27 @@ def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
     ]
 
 
-def _is_fusable(node: Node, *, norm: bool = False) -> bool:
-    """Whether the kernel computes this layer, with a norm or without: a constant weight of known form."""
+def _is_fusable(node: Node, isa: Isa, *, norm: bool = False) -> bool:
+    """Whether the kernel computes this layer, with a norm or without: a constant weight that has a format."""
     weight, x, bias = node.inputs[1], _source(node), node.input(2)
     if weight is None or weight.encoding is None or weight.tensor.dtype is not DType.F32:
         return False
     k, n = weight.tensor.shape
     dims = x.tensor.dims
     known = dims is not None and len(dims) > 1 and None not in dims and x.tensor.dtype is DType.F32
-    int8 = _quantized_source(node) is not None
-    if (
-        not known
-        or not takes(k, n, int8=int8, norm=norm)
-        or node.attrs["activation"] not in ACTIVATIONS
-    ):
+    rows = _rows(node)
+    if not known or not takes(k, n, rows, norm=norm) or node.attrs["activation"] not in ACTIVATIONS:
         return False
     if bias is not None and not (bias.is_constant and bias.tensor.dims == (n,)):
         return False
-    if not int8:
-        return x.producer is not None or x.is_input
-    return multiplies_in_integers(weight.encoding)
+    if rows == FLOAT and x.is_constant:
+        return False
+    return choose(weight.encoding, rows, isa) is not None
 
 
-def multiplies_in_integers(encoding: Encoding) -> bool:
-    """Whether the linear kernel has integer products with a weight: int8, one scale a column, no zero
-    points."""
-    affine = encoding.layer(Affine)
-    return (
-        affine is not None
-        and affine.storage is DType.I8
-        and (affine.axis, affine.block) == (1, 0)
-        and affine.is_symmetric
-    )
+def _rows(node: Node) -> ActivationForm:
+    """The form of the rows that a layer reads."""
+    return FLOAT if _quantized_source(node) is None else QUANTIZED
 
 
 def _quantized_source(node: Node) -> Value | None:
@@ -282,7 +282,7 @@ def _source(node: Node) -> Value:
     return source
 
 
-def _ends(norm: Node) -> Node | None:
+def _ends(norm: Node, isa: Isa) -> Node | None:
     """The layer whose result, read by nobody else, the norm adds to a residual of the same shape."""
     if norm.attrs["axis"] not in (-1, len(norm.output.tensor.dims or ()) - 1):
         return None
@@ -296,28 +296,35 @@ def _ends(norm: Node) -> Node | None:
         linear = value.producer
         if linear is None or linear.op != "tersor.Linear" or value.only_user() is not norm:
             continue
-        if value.tensor == other.tensor and value is not other and _is_fusable(linear, norm=True):
+        if (
+            value.tensor == other.tensor
+            and value is not other
+            and _is_fusable(linear, isa, norm=True)
+        ):
             return linear
     return None
 
 
-def _feeds_attention(node: Node, attention: Node) -> bool:
+def _feeds_attention(node: Node, attention: Node, isa: Isa) -> bool:
     return (
         attention.op == "Attention"
         and _has_kernel(attention)
-        and _is_fusable(node)
+        and _is_fusable(node, isa)
         and node.output.only_user() is attention
         and sum(v is node.output for v in attention.inputs) == 1
     )
 
 
-def _alike(linears: list[Node]) -> bool:
-    """Whether layers can be computed side by side."""
+def _is_one(linears: list[Node], isa: Isa) -> bool:
+    """Whether layers read the same, and have a format side by side."""
     kinds = {
-        (n.attrs["activation"], _quantized_source(n) is None, _encoding(n.inputs[1]).concat_key(1))
+        (_source(n), n.attrs["activation"], _rows(n), _encoding(n.inputs[1]).concat_key(1))
         for n in linears
     }
-    return len(kinds) == 1 and None not in {form for _, _, form in kinds}
+    if len(kinds) > 1 or None in {form for *_, form in kinds}:
+        return False
+    weight = concat([_encoding(n.inputs[1]) for n in linears], 1)
+    return choose(weight, _rows(linears[0]), isa) is not None
 
 
 _RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}

@@ -18,6 +18,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+import tersor.backends.tvm.formats  # noqa: F401  Libraries name the steps by which they pack.
 from tersor.backends.tvm import cuda, host  # noqa: F401  (what libraries call)
 from tersor.backends.tvm.derive import compute
 from tersor.backends.tvm.library import (

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tersor.backends.tvm import contrib
-from tersor.backends.tvm.fuse import multiplies_in_integers
+from tersor.backends.tvm.formats import FLOAT, QUANTIZED, accepting, refusals
 from tersor.backends.tvm.ops import RULES
 from tersor.backends.tvm.ops.fused import EMBEDDING, has_int8_rows
 from tersor.backends.tvm.ops.indexing import has_rows
 from tersor.ir import Encoding
 from tersor.numerics.affine import ActivationForm
+
+LINEAR = "tersor.Linear"
 
 
 def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm) -> str | None:
@@ -18,15 +20,18 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
     if op not in RULES and op not in contrib.RULES:
         return f"TVM has no lowering for {op}"
     if activations is not ActivationForm.FLOAT:
-        rows = activations is ActivationForm.INT8_ROWS
-        if rows and op == "tersor.Linear" and all(map(multiplies_in_integers, encodings)):
-            return None
+        if activations is QUANTIZED and op == LINEAR:
+            refused = [held for held in encodings if not accepting(held, QUANTIZED)]
+            if not refused:
+                return None
+            return f"no integer kernel takes its weight: {refusals(refused[0], QUANTIZED)}"
         return (
-            "the integer kernels multiply rows with one scale each by int8 weights of tersor.Linear "
-            f"with one scale a column: not {op} of {activations.value} activations"
+            "integer kernels multiply rows with one scale each by weights of tersor.Linear: "
+            f"not {op} of {activations.value} activations"
         )
     for held in encodings:
         looked_up = (op == "Gather" and has_rows(held)) or (op == EMBEDDING and has_int8_rows(held))
-        if not held.is_dense and not looked_up:
+        packed = op == LINEAR and any(not f.decodes for f in accepting(held, FLOAT))
+        if not (held.is_dense or looked_up or packed):
             return f"no kernel of {op} reads {held.describe()}: it is made floats when the model is loaded"
     return None

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import tvm
 
-from tersor.backends.tvm import kernels
+from tersor.backends.tvm import formats, kernels
 from tersor.backends.tvm.fuse import LINEAR, fuse
-from tersor.backends.tvm.kernels.blocking import PANEL
+from tersor.backends.tvm.kernels.blocking import PANEL, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import COLUMN_VECTORS, LEAST_ROWS, Grain, Linear, kernel
-from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.backends.tvm.link import loaded, release
 from tersor.backends.tvm.ops.fused import linear_spec
 from tersor.backends.tvm.options import Choice
@@ -138,8 +138,10 @@ def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
 def source_digest() -> str:
     """Of the files that kernels are emitted and measured by."""
     sha = hashlib.sha256()
-    for path in (*sorted(Path(kernels.__path__[0]).glob("*.py")), Path(__file__)):
-        sha.update(path.read_bytes())
+    for room in (kernels, formats):
+        for path in sorted(Path(room.__path__[0]).glob("*.py")):
+            sha.update(path.read_bytes())
+    sha.update(Path(__file__).read_bytes())
     return sha.hexdigest()[:12]
 
 
@@ -159,7 +161,7 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
     executable = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
     library = loaded(executable, choice.threads or choice.cores)
     calls = {name: library[name] for name in TRIED}  # Looked up once: each time takes 40 ms.
-    tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, m)] for m in rows}
+    tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, isa, m)] for m in rows}
     times = {m: _times(calls, list(TRIED), given) for m, given in tensors.items()}
     medians = {m: {name: float(np.median(t)) for name, t in of.items()} for m, of in times.items()}
     winner, default = fastest(medians), Grain()
@@ -203,7 +205,7 @@ def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
     return min(grains, key=lambda g: sum(math.log(of[used(g, m)]) for m, of in medians.items()))
 
 
-def operands(spec: Linear, m: int) -> list[np.ndarray]:
+def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
     """Operands and results of a kernel for ``m`` rows, with made-up numbers."""
     rng = np.random.default_rng(0)
     k, width, tall = padded(spec.k, K_STEP), padded(spec.n, PANEL), max(m, LEAST_ROWS)
@@ -216,10 +218,13 @@ def operands(spec: Linear, m: int) -> list[np.ndarray]:
         given = [rng.integers(0, 255, (tall, k), np.uint8), np.ones((*lead, 2), np.float32)]
     else:
         given = [floats(*lead, spec.k)]
-    if spec.product == "int8":
-        given.append(rng.integers(-64, 64, (width // PANEL, 2, k // 4, 64), np.int8))
-    else:
-        given.append(floats(width // PANEL, 2, spec.k, 16))
+    for operand in formats.FORMATS[spec.format].operands(spec.k, spec.n, isa):
+        dtype = np.dtype(operand.dtype)
+        if dtype.kind == "f":
+            given.append(floats(*operand.shape).astype(dtype, copy=False))
+        else:
+            least, most = (-64, 64) if dtype.kind == "i" else (0, 128)
+            given.append(rng.integers(least, most, operand.shape, dtype))
     given.append(floats(COLUMN_VECTORS, width))
     if spec.norm != "none":
         given.append(floats(*lead, spec.n))

@@ -23,8 +23,8 @@ from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
 from tersor.backends.tvm.kernels.attention_form import Attention
+from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.products import padded
 
 ROWS = 16  # Queries of a block.
 KEYS = 32  # What keys are padded to.

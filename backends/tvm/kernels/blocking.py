@@ -7,6 +7,10 @@
         for each tile of rows          6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32
           for each step of k           a load of each vector of weights, a broadcast of each row's number
 
+Packed weights lie panel by panel, and within it by halves of 16 columns.  The last panel begins early enough
+to have 32 columns: what is computed twice is the same.  Only where there are fewer than 32 in all, zeros fill
+it.
+
 A tile that is larger by one row spills, and is three times slower; one that is smaller reads more for
 what it computes, and below 8 accumulators each waits for the one before.
 """
@@ -17,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -25,6 +30,27 @@ from tersor.backends.tvm.kernels.emit import Isa
 
 PANEL = 32  # Columns.
 HALF = 16  # Columns of it that lie together in packed weights.
+
+
+def padded(size: int, multiple: int) -> int:
+    """``size`` rounded up."""
+    return -(-size // multiple) * multiple
+
+
+def panel_start(panel: Any, n: int) -> Any:
+    """The first column of a panel of ``n`` columns."""
+    return (
+        panel * PANEL if n % PANEL == 0 or n < PANEL else T.min(panel * PANEL, T.int64(n - PANEL))
+    )
+
+
+def in_panels(weight: np.ndarray, rows: int) -> np.ndarray:
+    """``weight`` [k, n] as [rows, panels * 32]: zeros where there is no row, or are too few columns."""
+    k, n = weight.shape
+    full = np.zeros((rows, max(n, PANEL)), weight.dtype)
+    full[:k, :n] = weight
+    starts = np.minimum(np.arange(0, n, PANEL), full.shape[1] - PANEL)
+    return full[:, (starts[:, None] + np.arange(PANEL)).ravel()]
 
 
 def tile_size(isa: Isa, dtype: str) -> tuple[int, int]:

@@ -6,9 +6,8 @@
     y   is written in float32 or bfloat16, or quantized row by row for the layer that reads it, or both;
         quantized is y times a factor a column, where the reader was smoothed by it
 
-int8: with row r quantized as ``x = s_r (q - z_r)`` and column n of W as ``w_n v``,
-
-    x W + b  =  s_r w_n (sum q v - z_r sum v) + b_n
+How W is stored and multiplied, and whether by float rows or by quantized ones, its format says
+(:mod:`tersor.backends.tvm.formats`).
 
 Where there are many rows, a task has up to 64 of them and all columns, so that row norms and row scales
 need no other task, and its results stay in the core's cache until the row is done.  Few rows (a short
@@ -21,22 +20,26 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tersor.backends.tvm.formats import FORMATS, QUANTIZED, Block
+from tersor.backends.tvm.formats.format import MOST_VECTORS
 from tersor.backends.tvm.kernels import emit, products, rowwise, vector
-from tersor.backends.tvm.kernels.blocking import PANEL
+from tersor.backends.tvm.kernels.blocking import PANEL, padded, panel_start
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.kernels.products import K_STEP
+from tersor.numerics.affine import ActivationForm
 
 VECTOR = 16  # Numbers of the widest vector.
-COLUMN_VECTORS = 6
+BIAS, GAMMA, BETA, SMOOTH = range(MOST_VECTORS, MOST_VECTORS + 4)  # Behind the format's.
+COLUMN_VECTORS = SMOOTH + 1
 LEAST_ROWS = 16  # What quantized rows are padded to: those of an AMX tile.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: x,
@@ -55,8 +58,8 @@ class Linear:
 
     Attributes:
         k, n: rows and columns of the weight: :func:`takes` says which.
-        product: ``int8`` or ``float32``.
-        quantized: whether x comes quantized (int8 only).
+        format: of the weight: a name in ``FORMATS``.
+        quantized: whether x comes quantized (formats of quantized rows only).
         activation: a name in ``ACTIVATIONS``.
         norm: ``none``, ``layer`` or ``rms``, of the sum with a residual.
         epsilon: of the norm.
@@ -64,12 +67,12 @@ class Linear:
         quantize: whether y is written quantized too.
         smooth: whether it is multiplied by a factor a column before that.
         lead: how many dims x has before the last; m below is their product.
-        safe: whether :func:`products.is_safe` holds for the weight, and AVX's pairs may be used.
+        variant: of the weight: what its format says that its numbers allow.
     """
 
     k: int
     n: int
-    product: str = "int8"
+    format: str = "int8"
     quantized: bool = False
     activation: str = "none"
     norm: str = "none"
@@ -78,45 +81,44 @@ class Linear:
     quantize: bool = False
     smooth: bool = False
     lead: int = 2
-    safe: bool = False
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """Unique among kernels."""
         parts = [
-            f"linear{self.lead}", self.product, self.k, self.n, "q" if self.quantized else "",
+            f"linear{self.lead}", self.format, self.k, self.n, "q" if self.quantized else "",
             self.activation,
             self.norm, emit.in_name(self.epsilon) if self.norm != "none" else "",
             self.result,
-            "quantize" if self.quantize else "", "smooth" if self.smooth else "", "safe" if self.safe else "",
+            "quantize" if self.quantize else "", "smooth" if self.smooth else "", self.variant,
         ]  # fmt: skip
         return "_".join(str(p) for p in parts if p not in ("", "none"))
 
 
 def column_vectors(
     spec: Linear,
-    scale: np.ndarray | None,
-    weight: np.ndarray,
+    own: Sequence[np.ndarray],
     bias: np.ndarray | None,
     gamma: np.ndarray | None = None,
     beta: np.ndarray | None = None,
     smooth: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The float32[6, n'] operand: scales and sums of the columns of an int8 ``weight`` [k, n], bias,
-    the norm's gamma and beta, and factors before quantization; n' is n padded to a panel."""
+    """The float32[6, n'] operand: ``own`` vectors of the weight's format (at most two), bias, the norm's
+    gamma and beta, and factors before quantization; n' is n padded to a panel."""
     table = np.zeros((COLUMN_VECTORS, padded(spec.n, PANEL)), np.float32)
-    rows = (scale, weight.sum(0) if scale is not None else None, bias, gamma, beta, smooth)
-    for row, values in zip(table, rows, strict=True):
+    rows = {**dict(enumerate(own)), BIAS: bias, GAMMA: gamma, BETA: beta, SMOOTH: smooth}
+    for row, values in rows.items():
         if values is not None:
-            row[: spec.n] = values
+            table[row, : spec.n] = values
     return table
 
 
-def takes(k: int, n: int, *, int8: bool, norm: bool) -> bool:
-    """Whether there is a kernel for a weight [k, n]. Sums over a row (a norm's) take each vector once, and
-    what is written or quantized may overlap, but a vector has to fit."""
+def takes(k: int, n: int, rows: ActivationForm, *, norm: bool) -> bool:
+    """Whether there is a kernel for a weight [k, n] and rows of this form. Sums over a row (a norm's) take
+    each vector once, and what is written or quantized may overlap, but a vector has to fit."""
     fits = n % VECTOR == 0 or (n >= PANEL and not norm)
-    return fits and (k >= VECTOR or not int8)
+    return fits and (k >= VECTOR or rows != QUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def kernel(spec: Linear, isa: Isa, grain: Grain | None = None) -> tirx.PrimFunc:
     """The kernel of ``spec``.
 
     Operands: x (float32[m, k]; or uint8[m', k'] with float32[m, 2] scales and zero points, where
-    k' is k padded to 64 and m' at least 16), packed weight, :func:`column_vectors`, and the residual
-    (float32[m, n]) where there is a norm.
+    k' is k padded to 64 and m' at least 16), those of the weight's format, :func:`column_vectors`, and
+    the residual (float32[m, n]) where there is a norm.
     Results: y [m, n] where asked for; uint8[m', n'] and float32[m, 2] where it is quantized.
     """
     return emit.function(spec.name, lambda: _Body(spec, isa, grain or Grain()).emit())
@@ -148,9 +150,8 @@ class _Body:
     """Emits the kernel: operands first, then tasks."""
 
     def __init__(self, spec: Linear, isa: Isa, grain: Grain) -> None:
-        if spec.safe and isa.dot == "widen":
-            isa = replace(isa, dot="madd")
         self.spec, self.isa, self.grain = spec, isa, grain
+        self.format = FORMATS[spec.format]
         # Where products read quantized rows, and what a task makes of its rows: set by the mode.
         self.read_q: Any = None
         self.read_ranges: Any = None
@@ -158,7 +159,7 @@ class _Body:
         lead = [emit.size(f"d{i}") for i in range(spec.lead)]
         tall, tall_out = emit.size("tall"), emit.size("tall_out")
         self.m = functools.reduce(operator.mul, lead)
-        k, n, int8 = spec.k, spec.n, spec.product == "int8"
+        k, n = spec.k, spec.n
         self.width = padded(n, PANEL)
         self.rows: dict[str, Any] = {}
         if spec.quantized:
@@ -166,9 +167,10 @@ class _Body:
             self.rows["ranges"] = emit.parameter("ranges", (*lead, 2), "float32")
         else:
             self.rows["x"] = emit.parameter("x", (*lead, k), "float32")
-        panels = self.width // PANEL
-        packed = (panels, 2, padded(k, K_STEP) // 4, 64) if int8 else (panels, 2, k, 16)
-        self.w = emit.parameter("w", packed, "int8" if int8 else "float32")
+        self.weights = [
+            emit.parameter(operand.name, operand.shape, operand.dtype)
+            for operand in self.format.operands(k, n, isa)
+        ]
         self.columns = emit.parameter("columns", (COLUMN_VECTORS, self.width), "float32")
         if spec.norm != "none":
             self.rows["residual"] = emit.parameter("residual", (*lead, n), "float32")
@@ -233,7 +235,7 @@ class _Body:
     def _task_source(self, first: Any, last: Any) -> Any:
         """Where a task's rows are read from: at ``first`` of an operand, or at 0 of what it quantizes."""
         spec = self.spec
-        if spec.product == "float32":
+        if not self._quantizes:
             return first
         if spec.quantized:
             self.read_q, self.read_ranges = self.q, self.rows["ranges"]
@@ -250,7 +252,7 @@ class _Body:
         spec, m, threads = self.spec, self.m, self.isa.threads
         if spec.quantized:
             self.read_q, self.read_ranges = self.q, self.rows["ranges"]
-        elif spec.product == "int8":
+        elif self._quantizes:
             tall = T.max(m, T.int64(LEAST_ROWS))
             self.read_q = emit.scratch((tall, padded(spec.k, K_STEP)), "uint8")
             self.read_ranges = emit.scratch((tall, 2), "float32")
@@ -286,9 +288,14 @@ class _Body:
     # -- what both are made of ---------------------------------------------------------------------
 
     @property
+    def _quantizes(self) -> bool:
+        """Whether the rows that are multiplied are quantized, here or by another kernel."""
+        return self.format.rows == QUANTIZED
+
+    @property
     def _in_tiles(self) -> bool:
         """Whether products are of AMX's tiles, which need rows by 16."""
-        return self.isa.dot == "amx" and self.spec.product == "int8"
+        return self.format.in_tiles(self.isa)
 
     @contextmanager
     def _tiles(self) -> Iterator[None]:
@@ -301,8 +308,8 @@ class _Body:
         products.close_tiles()
 
     def _accumulators(self) -> Any:
-        held = "int32" if self.spec.product == "int8" else "float32"
-        return emit.scratch((PANEL if self._in_tiles else self.grain.rows, PANEL), held)
+        rows = PANEL if self._in_tiles else self.grain.rows
+        return emit.scratch((rows, PANEL), self.format.accumulator)
 
     def _quantize_row(self, first: Any, r: Any) -> None:
         """Row ``first + r`` of x becomes row r of what products read."""
@@ -316,30 +323,31 @@ class _Body:
         self, acc: Any, panel: Any, base: Any, first: Any, at: Any, rows: int, last: Any
     ) -> None:
         """``rows`` rows from ``first + at`` on of one panel: product, scales, bias, activation."""
-        isa, spec = self.isa, self.spec
+        spec, weights = self.spec, self.weights
         there = emit.bind(T.min(T.int64(rows), last - first - at))
-        if spec.product == "int8":
-            products.int8_block(isa, self.read_q, base + at, rows, there, self.w, panel, acc)
-        else:
-            products.float_block(isa, self.rows["x"], base + at, there, self.w, panel, acc)
+        x = self.read_q if self._quantizes else self.rows["x"]
+        self.format.emit_block(
+            Block(self.isa, spec.variant, x, base + at, rows, there, weights, panel, acc)
+        )
         lanes = self._together
-        start = emit.bind(products.panel_start(panel, spec.n))
+        start = emit.bind(panel_start(panel, spec.n))
         columns = [start + v * lanes for v in range(min(PANEL, spec.n) // lanes)]
-        wanted = range(3) if spec.product == "int8" else (2,)
+        own = range(self.format.vectors)
+        wanted = (*own, BIAS)
         held = [
             {i: emit.bind(emit.load(self.columns, i, c, lanes=lanes)) for i in wanted}
             for c in columns
         ]
         with T.serial(0, there) as r:
-            if spec.product == "int8":
+            row = None
+            if self._quantizes:
                 scale = emit.bind(self.read_ranges[base + at + r, 0])
                 zero = emit.bind(emit.splat(self.read_ranges[base + at + r, 1], lanes))
+                row = (emit.splat(scale, lanes), zero)
             for v, c in enumerate(columns):
-                y = emit.load(acc, r, v * lanes, lanes=lanes)
-                if spec.product == "int8":
-                    y = emit.cast(y, f"float32x{lanes}") - zero * held[v][1]
-                    y = y * (emit.splat(scale, lanes) * held[v][0])
-                y = self._activate(emit.bind(y + held[v][2]))
+                sums = emit.load(acc, r, v * lanes, lanes=lanes)
+                y = self.format.emit_scaled(sums, [held[v][i] for i in own], row, lanes)
+                y = self._activate(emit.bind(y + held[v][BIAS]))
                 self._put(first, at + r, c, y)
 
     @property
@@ -351,8 +359,8 @@ class _Body:
         return PANEL if self.spec.n >= PANEL else VECTOR
 
     def _activate(self, y: Any) -> Any:
-        if self.spec.activation == "gelu" and self.spec.product == "int8":
-            return vector.gelu_coarse(y)
+        if self.spec.activation == "gelu" and self._quantizes:
+            return vector.gelu_coarse(y)  # It is off by less than the rows' quantization.
         return ACTIVATIONS[self.spec.activation](y)
 
     def _put(self, first: Any, r: Any, c: Any, y: Any) -> None:
@@ -400,14 +408,16 @@ class _Body:
         if whole is not None or spec.norm != "none":
             rowwise.over(isa, spec.n, take)
         if spec.norm != "none":
-            beta = column(4) if spec.norm == "layer" else None
-            rowwise.normalize(isa, spec.norm, spec.n, spec.epsilon, read, column(3), beta, write)
+            beta = column(BETA) if spec.norm == "layer" else None
+            rowwise.normalize(
+                isa, spec.norm, spec.n, spec.epsilon, read, column(GAMMA), beta, write
+            )
         elif spec.result:
             rowwise.over(isa, spec.n, lambda c, i: self._write(first + r, c, read(c), lanes))
         if spec.quantize:
             out_ranges = self.rows["out_ranges"]
 
             def smoothed(c: Any) -> Any:
-                return read(c) * column(5)(c) if spec.smooth else read(c)
+                return read(c) * column(SMOOTH)(c) if spec.smooth else read(c)
 
             rowwise.quantize(isa, spec.n, smoothed, self.out, first + r, out_ranges, first + r)

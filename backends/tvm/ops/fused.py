@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
-from tersor.backends.tvm.derive import steps_of, values_of
+from tersor.backends.tvm.derive import compute, values_of
+from tersor.backends.tvm.formats import FORMATS
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
-from tersor.backends.tvm.kernels import attention, embedding, linear, products
+from tersor.backends.tvm.kernels import attention, embedding, linear
 from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
@@ -18,7 +19,7 @@ from tersor.backends.tvm.kernels.linear import Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.backends.tvm.ops.attention import presents
-from tersor.ir import Affine, Dense, DType, Encoding, Node, Value
+from tersor.ir import Affine, DType, Encoding, Node, Value
 from tersor.structure.ties import tied_to
 
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
@@ -54,13 +55,12 @@ def _call(
 def linear_spec(node: Node, isa: Isa) -> Linear:
     """What the kernel of a fused linear layer is specialized for."""
     y, q, _ = node.outputs
-    weight = node.inputs[2]
-    assert weight is not None
+    weight, attrs = node.inputs[2], dict[str, Any](node.attrs)
+    assert weight is not None and weight.encoding is not None
     k, n = weight.tensor.shape
-    attrs: Any = node.attrs
     return Linear(
         k, n,
-        product=attrs["product"],
+        format=attrs["format"],
         quantized=bool(attrs["quantized"]),
         activation=attrs["activation"],
         norm=attrs["norm"],
@@ -69,27 +69,21 @@ def linear_spec(node: Node, isa: Isa) -> Linear:
         quantize=bool(q.uses),
         smooth=node.input(7) is not None,
         lead=len(y.tensor.dims or ()) - 1,
-        safe=isa.dot == "widen"
-        and attrs["product"] == "int8"
-        and isinstance(weight.encoding, Affine)
-        and products.is_safe(weight.encoding.values),
+        variant=FORMATS[attrs["format"]].variant(weight.encoding, isa),
     )  # fmt: skip
 
 
 def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain]) -> list[Any]:
     y, q, ranges = node.outputs
     x, x_ranges, weight, bias, residual, gamma, beta, smooth = (node.input(i) for i in range(8))
-    assert x is not None and weight is not None
-    spec, encoding = linear_spec(node, isa), weight.encoding
+    assert x is not None and weight is not None and weight.encoding is not None
+    spec = linear_spec(node, isa)
+    own = FORMATS[spec.format].columns(weight.encoding)
     numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta, smooth)]
-    if spec.product == "int8":
-        assert isinstance(encoding, Affine)
-        columns = linear.column_vectors(spec, encoding.scale, encoding.values, *numbers)
-    else:
-        columns = linear.column_vectors(spec, None, weight.numpy(), *numbers)
+    columns = linear.column_vectors(spec, own, *numbers)
     operands = [lowering[x], *([lowering[x_ranges]] if spec.quantized else [])]
     operands += [
-        _packed(lowering, weight, spec.product),
+        *_packed(lowering, weight, spec, isa),
         lowering.parameter(columns, f"{weight.name}_columns"),
     ]
     if residual is not None:
@@ -101,22 +95,19 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
     return [by_value.get(v) for v in (y, q, ranges)]
 
 
-def _packed(lowering: Lowering, weight: Value, product: str) -> Any:
-    """The weight as the kernel reads it: packed in the file, or packed when the model is loaded, where the
-    file holds it in fewer bits than the kernel reads, or for other readers anyway."""
-    encoding, name = weight.encoding, f"{weight.name}_packed"
+def _packed(lowering: Lowering, weight: Value, spec: Linear, isa: Isa) -> list[Any]:
+    """The weight as its format packs it: in the file, or when the model is loaded, where the file holds it in
+    fewer bits than the kernel reads, or for other readers anyway."""
+    encoding, format, name = weight.encoding, FORMATS[spec.format], f"{weight.name}_packed"
     assert encoding is not None
     tied = any(user.op != LINEAR for other in tied_to(weight) for user in other.users)
-    if product == "int8":
-        assert isinstance(encoding, Affine)
-        if tied:
-            steps, sources = values_of(encoding)
-            return lowering.derived((*steps, ("pack_int8",)), sources, name)
-        return lowering.parameter(products.pack_int8(encoding.values), name)
-    if tied or not isinstance(encoding, Dense):
-        steps, sources = steps_of(encoding)
-        return lowering.derived((*steps, ("pack_float",)), sources, name)
-    return lowering.parameter(products.pack_float(encoding.array), name)
+    at_load = tied or (format.decodes and not encoding.is_dense)
+    return [
+        lowering.derived(steps, sources, name)
+        if at_load
+        else lowering.parameter(compute(steps, sources), name)
+        for steps, sources in format.pack(encoding, isa)
+    ]
 
 
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:

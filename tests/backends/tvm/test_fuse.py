@@ -105,11 +105,11 @@ def test_a_layer_in_int8_is_five_ops() -> None:
     expect(
         quantized(ir(LAYER)), AMX,
         """\
-  %v_1: u16[b, s, 192], %q_1: u8[max(16, b*s), 192], %ranges: f32[b, s, 2] = tvm.Linear(%x, _, @wq_1, @bias) {activation = "none", epsilon = 0.0, norm = "none", product = "int8", quantized = 0, result = "bfloat16"}
+  %v_1: u16[b, s, 192], %q_1: u8[max(16, b*s), 192], %ranges: f32[b, s, 2] = tvm.Linear(%x, _, @wq_1, @bias) {activation = "none", epsilon = 0.0, format = "int8", norm = "none", quantized = 0, result = "bfloat16"}
   %a_1: f32[b, s, 64] = tvm.Attention(%v_1, _, _, %mask) {dtype = "bfloat16", is_causal = 0, kv_num_heads = 2, q_num_heads = 2, scale = 0.17677669}
-  %n_1: f32[b, s, 64], %q_2: u8[max(16, b*s), 64], %ranges_1: f32[b, s, 2] = tvm.Linear(%a_1, _, @wo_1, @bo, %x, @g1, @e1) {activation = "none", epsilon = 1e-05, norm = "layer", product = "int8", quantized = 0, result = "float32"}
-  %h_1: f32[b, s, 144], %q_3: u8[max(16, b*s), 192], %ranges_2: f32[b, s, 2] = tvm.Linear(%q_2, %ranges_1, @w1_1, @b1) {activation = "gelu", epsilon = 0.0, norm = "none", product = "int8", quantized = 1, result = "float32"}
-  %y_1: f32[b, s, 64], %q_4: u8[max(16, b*s), 64], %ranges_3: f32[b, s, 2] = tvm.Linear(%q_3, %ranges_2, @w2_1, _, %n_1, @g2, @e2) {activation = "none", epsilon = 1e-05, norm = "layer", product = "int8", quantized = 1, result = "float32"}
+  %n_1: f32[b, s, 64], %q_2: u8[max(16, b*s), 64], %ranges_1: f32[b, s, 2] = tvm.Linear(%a_1, _, @wo_1, @bo, %x, @g1, @e1) {activation = "none", epsilon = 1e-05, format = "int8", norm = "layer", quantized = 0, result = "float32"}
+  %h_1: f32[b, s, 144], %q_3: u8[max(16, b*s), 192], %ranges_2: f32[b, s, 2] = tvm.Linear(%q_2, %ranges_1, @w1_1, @b1) {activation = "gelu", epsilon = 0.0, format = "int8", norm = "none", quantized = 1, result = "float32"}
+  %y_1: f32[b, s, 64], %q_4: u8[max(16, b*s), 64], %ranges_3: f32[b, s, 2] = tvm.Linear(%q_3, %ranges_2, @w2_1, _, %n_1, @g2, @e2) {activation = "none", epsilon = 1e-05, format = "int8", norm = "layer", quantized = 1, result = "float32"}
 """,
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_a_layer_in_int8_is_five_ops() -> None:
 def test_a_layer_in_float_is_five_ops() -> None:
     made = fuse(ir(LAYER), AMX)
     assert ops(made) == WHOLE
-    assert {n.attrs["product"] for n in made.nodes if n.op == "tvm.Linear"} == {"float32"}
+    assert {n.attrs["format"] for n in made.nodes if n.op == "tvm.Linear"} == {"float32"}
     assert list(made.nodes)[1].attrs["dtype"] == "float32"
 
 
@@ -270,7 +270,7 @@ def test_float_rows_do_not_meet_int8_weights(text: str) -> None:
     values = np.ones((64, 32), np.int8)
     held = Affine(values, np.ones(32, np.float32), np.zeros(32, np.int8), 1)
     *_, linear = fuse(_encoded(ir(text), held), VNNI).nodes
-    assert (linear.op, linear.attrs["product"]) == ("tvm.Linear", "float32")
+    assert (linear.op, linear.attrs["format"]) == ("tvm.Linear", "float32")
 
 
 @pytest.mark.parametrize("largest", [64, 65])
@@ -313,7 +313,7 @@ def test_rows_that_are_scaled_otherwise_are_floats() -> None:
     scale = graph.emit("Neg", [dequantize.inputs[1]])
     graph.set_input(dequantize, 1, scale)
     (linear,) = [n for n in fuse(graph, VNNI).nodes if n.op == "tvm.Linear"]
-    assert linear.attrs["product"] == "float32"
+    assert linear.attrs["format"] == "float32"
 
 
 @pytest.mark.parametrize(

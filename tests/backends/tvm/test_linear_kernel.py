@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from kernels import HOST, MACHINES, Machine, call, compiled, from_bfloat16, needs, on
 from tvm.tirx.script.builder import ir as T
 
-from tersor.backends.tvm.kernels import emit, linear, products, vector
+from tersor.backends.tvm.formats import float32, int8
+from tersor.backends.tvm.kernels import emit, linear, vector
+from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, Linear
-from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -66,7 +68,7 @@ class Layer:
 
     def operands(self, spec: Linear) -> list[np.ndarray]:
         """What the kernel takes."""
-        m, int8 = len(self.x), spec.product == "int8"
+        m, whole = len(self.x), spec.format == "int8"
         lead = (*[1] * (spec.lead - 1), m)
         operands = []
         if spec.quantized:
@@ -76,13 +78,12 @@ class Layer:
             operands += [q, self.ranges.reshape(*lead, 2)]
         else:
             operands.append(self.x.reshape(*lead, spec.k))
-        weight = self.weight if int8 else self.weight.astype(np.float32)
-        operands.append(products.pack_int8(weight) if int8 else products.pack_float(weight))
+        weight = self.weight if whole else self.weight.astype(np.float32)
+        operands.append(int8.pack(weight) if whole else float32.pack(weight))
         operands.append(
             linear.column_vectors(
                 spec,
-                self.scale if int8 else None,
-                weight,
+                (self.scale, weight.sum(0)) if whole else (),
                 self.bias,
                 self.gamma,
                 self.beta,
@@ -95,7 +96,7 @@ class Layer:
 
     def meaning(self, spec: Linear) -> np.ndarray:
         """y in doubles."""
-        if spec.product == "int8":
+        if spec.format == "int8":
             scale, zero = self.ranges.astype(np.float64).T[:, :, None]
             total = self.levels.astype(np.int64) @ self.weight.astype(np.int64)
             y = (total - zero * self.weight.sum(0, dtype=np.int64)) * scale * self.scale
@@ -114,7 +115,7 @@ class Layer:
 def layer(spec: Linear, m: int, seed: int = 0) -> Layer:
     """Random numbers: results of size one or so."""
     rng = np.random.default_rng(seed)
-    k, n, int8 = spec.k, spec.n, spec.product == "int8"
+    k, n, whole = spec.k, spec.n, spec.format == "int8"
     levels = rng.integers(0, 256, (m, k)).astype(np.uint8)
     levels[:, 0], levels[:, 1] = 0, 255
     zero = rng.integers(0, 256, (m, 1)).astype(np.float32)
@@ -127,7 +128,7 @@ def layer(spec: Linear, m: int, seed: int = 0) -> Layer:
         ((levels - zero + off) * step).astype(np.float32),
         levels,
         np.concatenate([step, zero], 1),
-        weight if int8 else rng.standard_normal((k, n)).astype(np.float32) / math.sqrt(k),
+        weight if whole else rng.standard_normal((k, n)).astype(np.float32) / math.sqrt(k),
         rng.uniform(0.5, 1, n).astype(np.float32) / (64 * math.sqrt(k)),
         *normal,
         rng.uniform(0.25, 2, n).astype(np.float32),
@@ -182,7 +183,7 @@ def check(spec: Linear, machine: Machine, given: Layer) -> None:
     y, q, ranges = run(spec, machine, given)
     want = given.meaning(spec)
     allowed = TOLERANCE
-    if spec.activation == "gelu" and spec.product == "int8":
+    if spec.activation == "gelu" and spec.format == "int8":
         allowed += COARSE_GELU
     if spec.result == "bfloat16":
         allowed += 2.0**-8  # Half of the last bit of eight, and what the number was off before.
@@ -250,10 +251,10 @@ SPECS: dict[str, tuple[Linear, tuple[str, ...]]] = {
     "long rows quantized": (Linear(16, 1536, quantized=True, quantize=True), (HERE,)),
     "broken vectors": (Linear(83, 75, activation="gelu", quantize=True), (HERE, "widen8", "lane4")),
     "broken vectors, not read again": (Linear(16, 44, quantized=True), (HERE, "widen8")),
-    "broken vectors in float32": (Linear(7, 33, product="float32", activation="sigmoid"), (HERE,)),
-    "float32": (Linear(384, 48, product="float32"), (HERE,)),
+    "broken vectors in float32": (Linear(7, 33, format="float32", activation="sigmoid"), (HERE,)),
+    "float32": (Linear(384, 48, format="float32"), (HERE,)),
     "float32, normalized": (
-        Linear(64, 48, product="float32", norm="layer", epsilon=1e-5, quantize=True), (HERE,)
+        Linear(64, 48, format="float32", norm="layer", epsilon=1e-5, quantize=True), (HERE,)
     ),
 }  # fmt: skip
 
@@ -382,7 +383,7 @@ def test_odd_rows_leave_the_others_alone(machine: Machine) -> None:
 @on([HERE])
 def test_odd_results_are_quantized_like_any(machine: Machine) -> None:
     """The same rows as results, by way of the identity in float32."""
-    spec = Linear(16, 16, product="float32", quantize=True)
+    spec = Linear(16, 16, format="float32", quantize=True)
     given = layer(spec, 14)
     given.weight, given.bias = np.eye(16, dtype=np.float32), np.zeros(16, np.float32)
     given.x = np.where(np.isfinite(_odd_rows()[1]), _odd_rows()[1], 3)

@@ -13,10 +13,11 @@ import pytest
 from kernels import MACHINES, Machine, build, call, compiled, on
 from tvm.tirx.script.builder import ir as T
 
+from tersor.backends.tvm.formats import FORMATS, QUANTIZED, Block, float32, int8
 from tersor.backends.tvm.kernels import emit, products
-from tersor.backends.tvm.kernels.blocking import PANEL
+from tersor.backends.tvm.kernels.blocking import PANEL, padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.products import K_STEP, padded
+from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.target import ISA_LEVELS
 
 EXACT = [name for name in MACHINES if not name.startswith("madd")]
@@ -38,28 +39,26 @@ class Product:
 
 
 def kernel(spec: Product, isa: Isa) -> Any:
-    panels, int8 = padded(spec.n, PANEL) // PANEL, spec.dtype == "int8"
-    held, total = ("uint8", "int32") if int8 else ("float32", "float32")
-    k = padded(spec.k, K_STEP) if int8 else spec.k
-    packed = (panels, 2, k // 4, 64) if int8 else (panels, 2, k, 16)
+    panels, format = padded(spec.n, PANEL) // PANEL, FORMATS[spec.dtype]
+    whole = format.rows is QUANTIZED
+    k = padded(spec.k, K_STEP) if whole else spec.k
 
     def body() -> None:
-        a = emit.parameter("a", (spec.rows, k), held)
-        w = emit.parameter("w", packed, "int8" if int8 else "float32")
-        out = emit.parameter("out", (panels, spec.rows, PANEL), total)
-        if isa.dot == "amx" and int8:
+        x = emit.parameter("a", (spec.rows, k), "uint8" if whole else "float32")
+        (w,) = format.operands(spec.k, spec.n, isa)
+        weights = [emit.parameter(w.name, w.shape, w.dtype)]
+        out = emit.parameter("out", (panels, spec.rows, PANEL), format.accumulator)
+        if format.in_tiles(isa):
             products.open_tiles()
         with T.serial(0, panels) as panel:
-            acc = emit.scratch((spec.rows, PANEL), total)
-            if int8:
-                products.int8_block(isa, a, 0, spec.rows, T.int64(spec.rows), w, panel, acc)
-            else:
-                products.float_block(isa, a, 0, T.int64(spec.rows), w, panel, acc)
+            sums = emit.scratch((spec.rows, PANEL), format.accumulator)
+            there = T.int64(spec.rows)
+            format.emit_block(Block(isa, "", x, 0, spec.rows, there, weights, panel, sums))
             with T.serial(0, spec.rows) as r:
                 for c in range(0, PANEL, isa.lanes):
                     lanes = isa.lanes
-                    emit.store(out, emit.load(acc, r, c, lanes=lanes), panel, r, c, lanes=lanes)
-        if isa.dot == "amx" and int8:
+                    emit.store(out, emit.load(sums, r, c, lanes=lanes), panel, r, c, lanes=lanes)
+        if format.in_tiles(isa):
             products.close_tiles()
 
     return emit.function(spec.name, body)
@@ -67,15 +66,15 @@ def kernel(spec: Product, isa: Isa) -> Any:
 
 def product(machine: Machine, a: np.ndarray, w: np.ndarray) -> np.ndarray:
     """``a @ w`` by the kernel; padding of rows along k is not zero, for that of weights is."""
-    (rows, k), n, int8 = a.shape, w.shape[1], a.dtype == np.uint8
-    spec = Product(k, n, rows, "int8" if int8 else "float32")
-    if int8:
+    (rows, k), n, whole = a.shape, w.shape[1], a.dtype == np.uint8
+    spec = Product(k, n, rows, "int8" if whole else "float32")
+    if whole:
         given = np.full((rows, padded(k, K_STEP)), 255, np.uint8)
         given[:, :k] = a
-        operands = [given, products.pack_int8(w)]
+        operands = [given, int8.pack(w)]
     else:
-        operands = [a, products.pack_float(w)]
-    out = np.full((padded(n, PANEL) // PANEL, rows, PANEL), 77, np.int32 if int8 else np.float32)
+        operands = [a, float32.pack(w)]
+    out = np.full((padded(n, PANEL) // PANEL, rows, PANEL), 77, np.int32 if whole else np.float32)
     (made,) = call(compiled(kernel, spec, machine), operands, [out])
     whole = np.full((rows, max(n, PANEL)), 99, made.dtype)
     for panel, columns in enumerate(made):
@@ -102,7 +101,7 @@ def exact(a: np.ndarray, w: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("k, n", [(16, 16), (64, 48), (80, 33)])
 def test_weights_are_packed_as_the_docstring_says(k: int, n: int) -> None:
     w = np.random.default_rng(0).integers(-128, 128, (k, n)).astype(np.int8)
-    packed, floats = products.pack_int8(w), products.pack_float(w.astype(np.float32))
+    packed, floats = int8.pack(w), float32.pack(w.astype(np.float32))
     assert packed.shape == (padded(n, 32) // 32, 2, padded(k, 64) // 4, 64)
     assert floats.shape == (padded(n, 32) // 32, 2, k, 16)
     full = np.zeros((padded(k, 64), max(n, 32)), np.int8)
@@ -149,11 +148,11 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
     a[0] = 255
     safe = rng.integers(-64, 65, (48, 48)).astype(np.int8)
     safe[:, 0], safe[:, 1] = 64, -64
-    assert products.is_safe(safe)
+    assert int8.is_safe(safe)
     np.testing.assert_array_equal(product(machine, a, safe), exact(a, safe))
     unsafe = safe.copy()
     unsafe[:, 0] = 65
-    assert not products.is_safe(unsafe)
+    assert not int8.is_safe(unsafe)
     made, wanted = product(machine, a, unsafe), exact(a, unsafe)
     np.testing.assert_array_equal(made[:, 1:], wanted[:, 1:])
     assert made[0, 0] == 24 * 32767 < wanted[0, 0] == 48 * 255 * 65
@@ -166,9 +165,9 @@ def test_weights_are_safe_where_no_pair_leaves_16_bits() -> None:
         above, below = (255 * sum(f(w, 0) for w in pair) for f in (max, min))
         weight = np.array(pair, np.int8)[:, None]
         fits = below >= -(2**15) and above < 2**15
-        assert products.is_safe(weight) == fits, pair
-    assert products.is_safe(np.array([[0], [64], [127]], np.int8)), "a row alone is no pair"
-    assert not products.is_safe(np.array([[0], [0], [64], [65]], np.int8))
+        assert int8.is_safe(weight) == fits, pair
+    assert int8.is_safe(np.array([[0], [64], [127]], np.int8)), "a row alone is no pair"
+    assert not int8.is_safe(np.array([[0], [0], [64], [65]], np.int8))
 
 
 @pytest.mark.parametrize("level", [None, *ISA_LEVELS])

@@ -57,8 +57,8 @@ TEXT = """graph main(%x: f32[b, s, 64], %z: f32[b, t, 64]) -> (h = %h, u = %u) {
   %u: f32[b, t, 64] = tersor.Linear(%z, @v) {activation = "relu"}
   %h: f32[b, s, 144] = tersor.Linear(%y, @w1)
 }"""
-SQUARE = Linear(64, 64, product="float32", activation="relu")
-WIDE = Linear(64, 144, product="float32")
+SQUARE = Linear(64, 64, format="float32", activation="relu")
+WIDE = Linear(64, 144, format="float32")
 
 
 def ir(text: str = TEXT) -> Graph:
@@ -114,7 +114,7 @@ def test_kernels_are_found_with_all_rows_that_they_meet() -> None:
 
 def test_int8_kernels_are_told_by_what_they_compute() -> None:
     found = kernels_of(fuse(quantized(ir()), ISA), ISA, SIZES[:1])
-    forms = {(k.n, k.product, k.quantized, k.result, k.quantize): rows for k, rows in found.items()}
+    forms = {(k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in found.items()}
     assert forms == {
         (64, "int8", False, "", True): {16},
         (64, "int8", False, "float32", False): {6},
@@ -153,14 +153,15 @@ def test_a_key_tells_all_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatc
 def test_the_digest_is_of_all_files_of_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "kernels"
-    shutil.copytree(tuning.kernels.__path__[0], copy)
-    monkeypatch.setattr(tuning.kernels, "__path__", [str(copy)])
+    for room in (tuning.kernels, tuning.formats):
+        copy = tmp_path / Path(room.__path__[0]).name
+        shutil.copytree(room.__path__[0], copy)
+        monkeypatch.setattr(room, "__path__", [str(copy)])
     digest = tuning.source_digest.__wrapped__
     before = digest()
     assert before == tuning.source_digest()
-    for name in ("linear.py", "products.py", "emit.py"):
-        file = copy / name
+    for name in ("kernels/linear.py", "kernels/emit.py", "formats/int8.py"):
+        file = tmp_path / name
         text = file.read_text()
         file.write_text(text + "\n")
         assert digest() != before

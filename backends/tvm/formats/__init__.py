@@ -1,0 +1,33 @@
+"""How weights of linear layers are stored and multiplied: one file a format. A new module here is loaded by
+itself.
+
+    support         asks which formats take a weight as it is     accepting, refusals
+    fuse            asks which format a weight gets               choose
+    ops/fused       packs it, when built or when loaded           variant, pack, columns
+    kernels/linear  declares operands and emits products          operands, in_tiles, emit_block, emit_scaled
+    tuning          fills operands with random numbers            operands
+"""
+
+import importlib
+import pkgutil
+
+from tersor.backends.tvm.formats.format import (
+    FLOAT,
+    FORMATS,
+    QUANTIZED,
+    Block,
+    Format,
+    Operand,
+    accepting,
+    choose,
+    refusals,
+    register,
+)
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "FLOAT", "FORMATS", "QUANTIZED", "Block", "Format", "Operand", "accepting", "choose",
+    "refusals", "register",
+]  # fmt: skip

@@ -1,0 +1,123 @@
+"""int8: signed bytes with a scale a column and no zero points; for rows quantized to unsigned bytes.
+
+With row r as ``x = s_r (q - z_r)`` and column n of the weight as ``w_n v``,
+
+    x W  =  s_r w_n (sum q v - z_r sum v)
+
+the first sum being int32 and exact, and ``w_n`` and ``sum v`` two numbers a column.  Packed as
+
+    packed[panel][half][k / 4][16][4]             half: columns 0-15 and 16-31 of the panel of 32
+
+64 bytes hold four steps of k for 16 columns. That is at once one operand of ``vpdpbusd`` (four products a
+lane) and one row of an AMX tile (16 rows x 64 bytes: 64 steps of k for 16 columns), so it is the same for
+every ISA; k is padded with zeros to a multiple of 64.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tersor.backends.tvm.derive import values_of
+from tersor.backends.tvm.formats.format import QUANTIZED, Block, Derived, Format, Operand, register
+from tersor.backends.tvm.kernels import emit, products
+from tersor.backends.tvm.kernels.blocking import PANEL, Tile, cover, in_panels, padded
+from tersor.backends.tvm.kernels.emit import Isa
+from tersor.backends.tvm.kernels.products import K_STEP
+from tersor.ir import Affine, DType, Encoding
+
+SAFE = "safe"  # The variant of weights for which :func:`is_safe` holds: AVX's pairs may be used.
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """``weight`` s8[k, n] as int8[panels, 2, k' / 4, 64], with k' a multiple of 64."""
+    full = in_panels(weight, padded(len(weight), K_STEP))
+    blocks = full.reshape(-1, 4, full.shape[1] // PANEL, 2, 16)
+    return np.ascontiguousarray(blocks.transpose(2, 3, 0, 4, 1)).reshape(
+        full.shape[1] // PANEL, 2, full.shape[0] // 4, 64
+    )
+
+
+def is_safe(weight: np.ndarray) -> bool:
+    """Whether no sum of two neighbouring products of u8 and ``weight`` s8[k, n] leaves 16 bits: AVX's
+    pairs are exact then. 255 * 128 fits, 255 * 129 does not."""
+    k, n = weight.shape
+    full = np.zeros((padded(k, 2), n), np.int16)
+    full[:k] = weight
+    pairs = full.reshape(-1, 2, n)
+    highest, lowest = np.maximum(pairs, 0).sum(1), np.minimum(pairs, 0).sum(1)
+    return bool(max(highest.max(initial=0), -lowest.min(initial=0)) <= 128)
+
+
+@register
+class Int8(Format):
+    name = "int8"
+    rows = QUANTIZED
+    accumulator = "int32"
+    vectors = 2
+    steps = (("pack_int8", pack),)
+
+    def accepts(self, weight: Encoding) -> str | None:
+        affine = weight.layer(Affine)
+        if affine is None or affine.storage is not DType.I8:
+            return f"it is {weight.describe()}, not integers of type i8 with scales"
+        if (affine.axis, affine.block) != (1, 0):
+            return f"it is {weight.describe()}, whose scales are not one a column"
+        return None if affine.is_symmetric else "it has zero points"
+
+    def variant(self, weight: Encoding, isa: Isa) -> str:
+        return SAFE if isa.dot == "widen" and is_safe(_affine(weight).values) else ""
+
+    def operands(self, k: int, n: int, isa: Isa) -> tuple[Operand, ...]:
+        panels = padded(n, PANEL) // PANEL
+        return (Operand("w", (panels, 2, padded(k, K_STEP) // 4, 64), "int8"),)
+
+    def pack(self, weight: Encoding, isa: Isa) -> tuple[Derived, ...]:
+        steps, sources = values_of(_affine(weight))
+        return (((*steps, ("pack_int8",)), sources),)
+
+    def columns(self, weight: Encoding) -> tuple[np.ndarray, ...]:
+        """Scales, and sums of the integers."""
+        held = _affine(weight)
+        return held.scale, held.values.sum(0)
+
+    def in_tiles(self, isa: Isa) -> bool:
+        return isa.dot == "amx"
+
+    def emit_block(self, block: Block) -> None:
+        (w,) = block.weights
+        isa, x, row = block.isa, block.x, block.row
+        if self.in_tiles(isa):
+            products.tile_block(x, row, block.rows, w, block.panel, block.sums)
+            return
+        if block.variant == SAFE and isa.dot == "widen":
+            isa = replace(isa, dot="madd")
+        dot = functools.partial(products.dot, isa)
+
+        def multiply(tile: Tile, span: Any) -> None:
+            with tile.over((0, int(x.shape[1]) // 4)) as step:
+                columns = tile.weights(w, block.panel, step, 4)
+                for r in range(tile.rows):
+                    four = emit.load(x, row + tile.first + r, step * 4, lanes=4)
+                    bits = emit.splat(emit.as_bits(four, "int32"), isa.lanes)
+                    spread = emit.as_bits(bits, f"uint8x{4 * isa.lanes}")
+                    tile.add(r, dot, emit.bind(spread), columns)
+
+        cover(isa, block.there, block.sums, 1, multiply)
+
+    def emit_scaled(
+        self, sums: Any, columns: Sequence[Any], row: tuple[Any, Any] | None, lanes: int
+    ) -> Any:
+        assert row is not None
+        (scale, total), (row_scale, row_zero) = columns, row
+        return (emit.cast(sums, f"float32x{lanes}") - row_zero * total) * (row_scale * scale)
+
+
+def _affine(weight: Encoding) -> Affine:
+    affine = weight.layer(Affine)
+    assert affine is not None
+    return affine
