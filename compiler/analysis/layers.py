@@ -134,7 +134,7 @@ class WeightedLayer:
     def narrow(self) -> str:
         """Not f32, which is what has other forms at run time."""
         dtype = self.weight.tensor.dtype.value
-        return "" if dtype == "f32" else f"@{self.name} is {dtype}: only f32 is quantized"
+        return "" if dtype == "f32" else f"@{self.name} is {dtype}, and not f32"
 
     @property
     def not_finite(self) -> str:

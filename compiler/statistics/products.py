@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.ir import Dense, Node, Value
 from tersor.ops import TABLE, Weight
 from tersor.statistics.observing import Rows
-from tersor.structure.ties import tied_to
 
 LARGEST = 4608  # Inputs of a window that moments are taken of, 512 channels of 3x3: 170 MB in f64.
 
@@ -75,13 +75,10 @@ def no_rows(node: Node, weight: Weight) -> str:
 def unfit(node: Node, weight: Weight) -> str:
     """Why a weight, and the bias with it, cannot be fitted anew; empty where they can."""
     held = node.inputs[weight.operand]
-    if held is None or not held.is_constant or held.tensor.dtype.value != "f32":
-        return "its weight is no constant of f32"
-    if not held.is_dense:
-        return f"its weight is {held.encoding.describe() if held.encoding else 'none'}"
-    if tied := tied_to(held):
-        return f"its weight is tied to @{tied[0].name}"
-    if reason := no_rows(node, weight):
+    if held is None:
+        return "it has no weight"
+    layer = WeightedLayer(held, [Reader(node, weight, held)])
+    if reason := layer.encoded or layer.narrow or layer.tied or no_rows(node, weight):
         return reason
     bias = _bias(node, weight)
     if bias is not None and not bias.is_constant:

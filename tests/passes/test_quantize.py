@@ -413,7 +413,7 @@ def test_other_float_types_stay() -> None:
     _, report = run(QuantizeDynamic(), graph)
     assert report.rewrites == 0
     assert {why for _, why in report.skips} == {
-        "@w is f64: only f32 is quantized", "@v is f64: only f32 is quantized",
+        "@w is f64, and not f32", "@v is f64, and not f32",
         "@small has fewer than 4096 elements",
     }  # fmt: skip
 
