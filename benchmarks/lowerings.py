@@ -24,7 +24,7 @@ from tersor.backends.ort.lower import lower
 from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.link import loaded
-from tersor.backends.tvm.lowering import function_name, lower_all
+from tersor.backends.tvm.module import function_name, lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
 from tersor.frontends.onnx.exporter import export_model

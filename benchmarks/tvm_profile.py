@@ -24,7 +24,7 @@ import tersor
 from tersor.artifact import Artifact
 from tersor.backends.tvm.library import Description, code, describe
 from tersor.backends.tvm.link import load
-from tersor.backends.tvm.lowering import MAIN
+from tersor.backends.tvm.module import MAIN
 from tersor.built import Split
 from tersor.models.minilm import build, data
 from tersor.target import request_amx, usable_cores

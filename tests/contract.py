@@ -51,19 +51,19 @@ def compiled_in_tvm(*graphs: Graph, kernels: bool = False) -> list[Run]:
     nodes."""
     import tvm
 
-    from tersor.backends.tvm import fuse, lowering, ops, pipeline
+    from tersor.backends.tvm import fuse, module, ops, pipeline
     from tersor.backends.tvm.kernels.emit import Isa
     from tersor.backends.tvm.ops import fused
 
     isa = Isa.of(Target.host().features, threads=1)
     rules = {**ops.RULES, **fused.rules(isa)} if kernels else ops.RULES
-    lowered = lowering.lower_all([fuse.fuse(g, isa) if kernels else g for g in graphs], rules)
+    lowered = module.lower_all([fuse.fuse(g, isa) if kernels else g for g in graphs], rules)
     target = pipeline.tvm_target(Target.host().features, cores=1)
     executable = pipeline.compile_module(lowered.module, target)
     machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
 
     def runner(place: int) -> Run:
-        graph, function = graphs[place], machine[lowering.function_name(place)]
+        graph, function = graphs[place], machine[module.function_name(place)]
         weights = [lowered.arrays[i] for i in lowered.taken[place]]
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

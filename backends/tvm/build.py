@@ -15,7 +15,7 @@ from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, Function, describe_graph, pack
 from tersor.backends.tvm.link import find_compiler, linked
-from tersor.backends.tvm.lowering import lower_all
+from tersor.backends.tvm.module import lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice, sizes_text
 from tersor.backends.tvm.pipeline import compile_module, tvm_target

@@ -31,7 +31,8 @@ from tersor.backends.tvm.library import (
     describe,
 )
 from tersor.backends.tvm.link import load, release
-from tersor.backends.tvm.lowering import DTYPES, as_held, function_name
+from tersor.backends.tvm.lowering import DTYPES, as_held
+from tersor.backends.tvm.module import function_name
 from tersor.backends.tvm.options import Choice
 from tersor.built import Built, Split, Weights, main_file
 from tersor.errors import InvalidModel, InvalidOption, Unsupported, one_line

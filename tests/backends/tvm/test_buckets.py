@@ -19,7 +19,7 @@ from tersor.backends.tvm import library  # noqa: E402
 from tersor.backends.tvm.build import build  # noqa: E402
 from tersor.backends.tvm.fuse import fuse  # noqa: E402
 from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
-from tersor.backends.tvm.lowering import lower_all  # noqa: E402
+from tersor.backends.tvm.module import lower_all  # noqa: E402
 from tersor.backends.tvm.ops import RULES, fused  # noqa: E402
 from tersor.backends.tvm.options import Choice  # noqa: E402
 from tersor.backends.tvm.session import Session, open_session  # noqa: E402

@@ -18,7 +18,7 @@ import tersor  # noqa: E402
 from tersor.backends.tvm import cuda, library, open_session  # noqa: E402
 from tersor.backends.tvm.build import build  # noqa: E402
 from tersor.backends.tvm.half import halve  # noqa: E402
-from tersor.backends.tvm.lowering import MAIN, lower  # noqa: E402
+from tersor.backends.tvm.module import MAIN, lower  # noqa: E402
 from tersor.backends.tvm.options import Choice  # noqa: E402
 from tersor.backends.tvm.pipeline import compile_module, tvm_target  # noqa: E402
 from tersor.built import Built, main_file  # noqa: E402

@@ -14,7 +14,7 @@ tvm = pytest.importorskip("tvm", reason="the tvm backend is not installed")
 from tersor.backends import ort  # noqa: E402
 from tersor.backends.tvm.fuse import fuse  # noqa: E402
 from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
-from tersor.backends.tvm.lowering import MAIN, lower  # noqa: E402
+from tersor.backends.tvm.module import MAIN, lower  # noqa: E402
 from tersor.backends.tvm.ops import RULES, fused  # noqa: E402
 from tersor.backends.tvm.pipeline import compile_module, tvm_target  # noqa: E402
 from tersor.ir import Affine, Dense, Encoding, Graph, parse, print_graph, verify  # noqa: E402

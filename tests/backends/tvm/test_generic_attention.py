@@ -21,7 +21,7 @@ pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
 from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.lowering import lower
+from tersor.backends.tvm.module import lower
 from tersor.backends.tvm.ops import RULES
 
 OTHER = {"batch": 1, "queries": 1, "keys": 9, "past": 2}

@@ -14,7 +14,7 @@ from tersor.ops import TABLE
 
 pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
-from tersor.backends.tvm.lowering import lower
+from tersor.backends.tvm.module import lower
 from tersor.backends.tvm.ops import RULES
 
 

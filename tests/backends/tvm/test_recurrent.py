@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T  # noqa: E402
 from tersor.backends import tvm as backend  # noqa: E402
 from tersor.backends.tvm.kernels import emit  # noqa: E402
 from tersor.backends.tvm.kernels.activations import FUNCTIONS, Activation  # noqa: E402
-from tersor.backends.tvm.lowering import lower  # noqa: E402
+from tersor.backends.tvm.module import lower  # noqa: E402
 from tersor.backends.tvm.ops import RULES  # noqa: E402
 from tersor.backends.tvm.pipeline import compile_module, tvm_target  # noqa: E402
 from tersor.target import Target  # noqa: E402

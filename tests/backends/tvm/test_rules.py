@@ -29,7 +29,7 @@ from tersor.ops.samples import Case, Dims, cases, feeds, one_node, put
 pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
 from tersor.backends.tvm import contrib
-from tersor.backends.tvm.lowering import lower
+from tersor.backends.tvm.module import lower
 from tersor.backends.tvm.ops import RULES
 
 # Ops, or samples of theirs, that are refused, and a part of the reason.
