@@ -21,7 +21,7 @@ from tersor.plain import read_plain
 from tersor.target import Target
 
 if TYPE_CHECKING:
-    from tersor.pipeline.report import TuneReport
+    from tersor.pipeline.report import Decoded, TuneReport
     from tersor.pipeline.rewriting import Evaluate
     from tersor.tuning.database import Database
 
@@ -142,8 +142,11 @@ class BackendOf(Protocol[C]):
     def axes(self, graph: Graph, choice: C, /) -> list[tuple[str, tuple[object, ...]]]:
         """(setting of a choice, its values to try besides that of ``choice``), the most promising first."""
 
-    def build(self, graph: Graph, choice: C | None = None) -> Built:
-        """The model of ``graph``; equal graphs give equal bytes.
+    def build(
+        self, graph: Graph, choice: C | None = None, decoded: list[Decoded] | None = None
+    ) -> Built:
+        """The model of ``graph``; equal graphs give equal bytes. Constants that no kernel reads as they are
+        stored are added to ``decoded``.
 
         Raises:
             Unsupported: nodes or constants that the runtime cannot execute.

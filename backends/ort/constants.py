@@ -9,15 +9,26 @@ from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.quantize import dequantized
 from tersor.ir import Affine, Cast, Dense, Encoding, Graph, Value
 from tersor.ops.onnx_schema import TO_ONNX
+from tersor.pipeline.report import Decoded
 
 
 def decode(graph: Graph, constant: Value, lowering: Lowering) -> None:
     """What reads ``constant``, a constant of ``graph`` that no kernel takes as it is held, reads its
     numbers; an unread one goes."""
-    if constant.uses:
+    held = constant.encoding
+    if constant.uses and held is not None:
+        reader = next((user.op for user in constant.users), "an output")
         with graph.at(next(graph.nodes, None)):
-            graph.replace(constant, _decoded(graph, constant, lowering))
+            made = _decoded(graph, constant, lowering)
+        why = no_kernel(reader, held)
+        lowering.decoded.append(Decoded.of(constant, why, loaded=not made.is_constant))
+        graph.replace(constant, made)
     graph.erase_constant(constant)
+
+
+def no_kernel(op: str, held: Encoding) -> str:
+    """Why a constant is decoded for ``op``."""
+    return f"ONNX Runtime has no kernel of {op} that reads {held.describe()}"
 
 
 def _decoded(graph: Graph, constant: Value, lowering: Lowering) -> Value:

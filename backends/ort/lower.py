@@ -19,6 +19,7 @@ from tersor.errors import Unsupported
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.numerics.masks import drop_masks
 from tersor.pipeline import erase_dead, replace_node
+from tersor.pipeline.report import Decoded
 
 Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]
 
@@ -37,13 +38,16 @@ RULES: dict[str, Rule] = {
 }
 
 
-def lower(graph: Graph, options: LowerOptions | None = None) -> Graph:
-    """A copy of ``graph`` in ops that ONNX Runtime has, subgraphs included.
+def lower(
+    graph: Graph, options: LowerOptions | None = None, decoded: list[Decoded] | None = None
+) -> Graph:
+    """A copy of ``graph`` in ops that ONNX Runtime has, subgraphs included. Constants that no kernel reads as
+    they are stored are added to ``decoded``.
 
     Raises:
         Unsupported: a ``tersor.*`` op has no rule, or an encoding no form (node named).
     """
-    lowering = Lowering(options or LowerOptions())
+    lowering = Lowering(options or LowerOptions(), [] if decoded is None else decoded)
     rules = {**RULES, "Attention": AttentionLowering().lower}
     result = graph.copy()
     drop_masks(result)

@@ -10,6 +10,7 @@ from tersor.backends.ort.options import LowerOptions
 from tersor.ir import DType, Value
 from tersor.numerics.affine import is_short
 from tersor.ops.onnx_schema import TO_ONNX
+from tersor.pipeline.report import Decoded
 
 SHORT = 256  # From so many numbers on, half their room is more than a node takes.
 
@@ -20,9 +21,11 @@ class Lowering:
 
     Attributes:
         options: how things are written.
+        decoded: constants that no kernel reads as they are stored.
     """
 
     options: LowerOptions
+    decoded: list[Decoded] = field(default_factory=list)
     _parts: dict[tuple[Value, str], Value] = field(default_factory=dict)
 
     def part(self, constant: Value, what: str, array: np.ndarray) -> Value:

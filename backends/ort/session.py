@@ -19,6 +19,7 @@ from tersor.errors import InvalidModel, InvalidOption
 from tersor.frontends.onnx import export_built, external_files, read_model
 from tersor.ir import Graph, TensorType, UnknownType, ValueType
 from tersor.ops.onnx_schema import FROM_ONNX
+from tersor.pipeline.report import Decoded
 from tersor.target import Target
 
 # Of ONNX Runtime's own optimizer; each has what those before it have.
@@ -31,10 +32,12 @@ LEVELS = {
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def build(graph: Graph, choice: Choice | None = None) -> Built:
+def build(
+    graph: Graph, choice: Choice | None = None, decoded: list[Decoded] | None = None
+) -> Built:
     """The ONNX model of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes. Its file
     alone, or, where protobuf cannot hold it, that and its weights."""
-    return export_built(lower(graph, (choice or Choice()).lower))
+    return export_built(lower(graph, (choice or Choice()).lower, decoded))
 
 
 def open_session(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tersor.backends.ort.constants import has_rows
+from tersor.backends.ort.constants import has_rows, no_kernel
 from tersor.backends.ort.linear import is_per_column
 from tersor.backends.ort.lower import RULES
 from tersor.ir import Encoding
@@ -27,5 +27,5 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
         )
     for held in encodings:
         if not held.is_dense and not (op in _LOOKUPS and has_rows(held)):
-            return f"ONNX Runtime has no kernel of {op} that reads {held.describe()}"
+            return no_kernel(op, held)
     return None

@@ -24,12 +24,15 @@ from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidGraph, InvalidOption, Unsupported
 from tersor.ir import Graph
 from tersor.ir.copy import specialize
+from tersor.pipeline.report import Decoded
 from tersor.target import Target, usable_cores
 
 _SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound to a core.
 
 
-def build(graph: Graph, choice: Choice | None = None) -> Built:
+def build(
+    graph: Graph, choice: Choice | None = None, decoded: list[Decoded] | None = None
+) -> Built:
     """The library of ``graph`` for the target that ``choice`` holds (by default this machine), and its
     weights; equal graphs give equal bytes.
 
@@ -52,6 +55,8 @@ def build(graph: Graph, choice: Choice | None = None) -> Built:
         lowered = lower_all([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
         target = tvm_target(choice.features, choice.cores, machine)
         executable = compile_module(lowered.module, target)
+    if decoded is not None:
+        decoded += lowered.decoded
     held = [a for place, a in enumerate(lowered.arrays) if place not in lowered.derived]
     weights = Weights(tuple(held), alignment=ALIGNMENT) if held else None
     functions = [

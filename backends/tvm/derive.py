@@ -59,6 +59,11 @@ def steps_of(encoding: Encoding) -> tuple[tuple[Step, ...], tuple[np.ndarray, ..
     return (*steps, *turn), sources
 
 
+def is_derived(encoding: Encoding) -> bool:
+    """Whether a library stores a constant as its encoding does."""
+    return isinstance(encoding, (Affine, Cast))
+
+
 def values_of(encoding: Affine) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...]]:
     """As :func:`steps_of`, for the integers alone."""
     base, turn = _in_memory_order(encoding)

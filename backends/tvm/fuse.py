@@ -130,7 +130,9 @@ class _Fusion:
         """One op for layers that read the same, side by side, and the norm that ends them."""
         first, last = linears[0], norm or linears[-1]
         rows = _rows(first)
-        weight = concat([_encoding(n.inputs[1]) for n in linears], 1)
+        weights = [_encoding(n.inputs[1]) for n in linears]
+        # One alone stays in its form, also where that has none for several side by side.
+        weight = concat(weights, 1) if len(weights) > 1 else weights[0].unmasked
         format = choose(weight, rows, self.isa)
         assert format is not None, f"no format for {_name(first)}"
         n = weight.type.shape[1]

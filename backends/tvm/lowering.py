@@ -16,11 +16,12 @@ import numpy as np
 import tvm_ffi
 from tvm import relax, tirx
 
-from tersor.backends.tvm.derive import Derivation, Step, compute, steps_of
+from tersor.backends.tvm.derive import Derivation, Step, compute, is_derived, steps_of
 from tersor.built import Weights
-from tersor.ir import Dim, DType, Node, Sym, TensorType, Value
+from tersor.ir import Dim, DType, Encoding, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call, symbols
 from tersor.ops import TABLE, contents_of
+from tersor.pipeline.report import Decoded
 
 INLINE_BYTES = 64  # Constants up to this size are part of the code.
 
@@ -64,9 +65,11 @@ class Arrays:
     Attributes:
         held: the arrays.
         derived: places of those that are computed of others when the model is loaded.
+        decoded: constants that no kernel reads as they are stored, by name.
     """
 
     held: list[np.ndarray] = field(default_factory=list)
+    decoded: dict[str, Decoded] = field(default_factory=dict)
     derived: dict[int, Derivation] = field(default_factory=dict)
     _places: dict[object, int] = field(default_factory=dict)
 
@@ -138,8 +141,26 @@ class Lowering:
         assert value.encoding is not None, f"{value!r} is read before it is made"
         small = value.encoding.type.numel == 0 or value.encoding.nbytes <= INLINE_BYTES
         if value.is_dense or small:
-            return self.constant(value.numpy(), value.name)
-        return self.derived(*steps_of(value.encoding), value.name)
+            return self.constant(self.numbers(value), value.name)
+        return self.derived(*self.steps(value), value.name)
+
+    def numbers(self, constant: Value) -> np.ndarray:
+        """What a constant means, for the library to hold."""
+        self.report_decoded(constant, loaded=False)
+        return constant.numpy()
+
+    def steps(self, constant: Value) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...]]:
+        """How what a constant means is made of what it stores, when the model is loaded."""
+        assert constant.encoding is not None
+        self.report_decoded(constant, loaded=is_derived(constant.encoding))
+        return steps_of(constant.encoding)
+
+    def report_decoded(self, constant: Value, *, loaded: bool) -> None:
+        """Says that no kernel reads ``constant`` as it is stored, where it is not stored as it is read."""
+        held, reader = constant.encoding, next((u.op for u in constant.users), "an output")
+        if held is not None and not held.unmasked.is_dense:
+            told = Decoded.of(constant, no_kernel(reader, held), loaded=loaded)
+            self.arrays.decoded.setdefault(constant.name, told)
 
     def constant(self, array: np.ndarray, name: str = "constant") -> Any:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
@@ -317,6 +338,11 @@ class Lowering:
         if tvm_ffi.structural_equal(known, wanted):
             return expr
         return self.builder.match_cast(expr, wanted)
+
+
+def no_kernel(op: str, held: Encoding) -> str:
+    """Why a constant is decoded for ``op``."""
+    return f"TVM has no kernel of {op} that reads {held.describe()}"
 
 
 def as_held(array: np.ndarray) -> np.ndarray:

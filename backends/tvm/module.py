@@ -15,6 +15,7 @@ from tersor.backends.tvm.derive import Derivation
 from tersor.backends.tvm.lowering import Arrays, Lowering, NotMade, Refused, Rule
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Graph, Node
+from tersor.pipeline.report import Decoded
 
 MAIN = "main"
 MOST_REASONS = 8  # Nodes that an error names.
@@ -27,6 +28,7 @@ class Lowered:
     Attributes:
         arrays: that its functions are passed behind the graph's inputs.
         derived: places of those that are computed of others when the model is loaded.
+        decoded: constants that no kernel reads as they are stored.
         taken: for each function, which of them, in its order.
     """
 
@@ -34,6 +36,7 @@ class Lowered:
     arrays: list[np.ndarray]
     derived: dict[int, Derivation]
     taken: list[list[int]]
+    decoded: list[Decoded]
 
 
 def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:
@@ -63,7 +66,7 @@ def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
     for place, graph in enumerate(graphs):
         name = function_name(place)
         module[name] = module[name].with_attr("num_input", len(graph.inputs))
-    return Lowered(module, arrays.held, arrays.derived, taken)
+    return Lowered(module, arrays.held, arrays.derived, taken, [*arrays.decoded.values()])
 
 
 def function_name(place: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tersor.backends.tvm import contrib
 from tersor.backends.tvm.formats import FLOAT, QUANTIZED, accepting, refusals
+from tersor.backends.tvm.lowering import no_kernel
 from tersor.backends.tvm.ops import RULES
 from tersor.backends.tvm.ops.fused import EMBEDDING, has_int8_rows
 from tersor.backends.tvm.ops.indexing import has_rows
@@ -33,5 +34,5 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
         looked_up = (op == "Gather" and has_rows(held)) or (op == EMBEDDING and has_int8_rows(held))
         packed = op == LINEAR and any(not f.decodes for f in accepting(held, FLOAT))
         if not (held.is_dense or looked_up or packed):
-            return f"no kernel of {op} reads {held.describe()}: it is made floats when the model is loaded"
+            return no_kernel(op, held)
     return None

@@ -17,7 +17,7 @@ from tersor.errors import InvalidModel
 from tersor.ir import Graph
 from tersor.pipeline import Pipeline, registry
 from tersor.pipeline.registry import reference
-from tersor.pipeline.report import Report
+from tersor.pipeline.report import Decoded, Report
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.measure import NOT_SLOWER, SECONDS, Bench, Paired, Trial, Worker, compare
 from tersor.tuning.reuse import Known
@@ -30,12 +30,13 @@ FINAL_PAIRS = 400  # As many only on a busy machine, where it is not plain after
 @dataclass(frozen=True)
 class Kept:
     """What a compilation gives: ``model`` for ``runtime``, run under ``choice``, built of ``graph``; None:
-    the input as it was."""
+    the input as it was. ``decoded``: constants that the runtime reads as plain numbers."""
 
     runtime: str
     model: Built
     choice: Choice
     graph: Graph | None
+    decoded: list[Decoded] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def choose(
             else:
                 way = one.built.way
                 job.report.decisions += [*_as_fast(one, cases), f"kept {way.label}"]
-                return Kept(job.runtime, one.built.model, way.choice, one.graph)
+                return Kept(job.runtime, one.built.model, way.choice, one.graph, one.built.decoded)
     job.report.decisions.append(f"kept the input: {why}")
     model = reference().read_built(before) if isinstance(before, Path) else before
     return Kept(registry.REFERENCE, model, reference().Choice(), None)
@@ -169,7 +170,9 @@ def choose(
 def unmeasured(job: Job, name: str, graph: Graph) -> Kept:
     """A graph as the search would start from it."""
     job.tell(0, 1, f"building {name} for runtime {job.runtime}")
-    return Kept(job.runtime, job.backend.build(graph, job.start), job.start, graph)
+    decoded: list[Decoded] = []
+    model = job.backend.build(graph, job.start, decoded)
+    return Kept(job.runtime, model, job.start, graph, decoded)
 
 
 def _as_fast(one: Measured, cases: Sequence[Case]) -> list[str]:

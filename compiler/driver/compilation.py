@@ -254,6 +254,7 @@ def _artifact(
     report, target = job.report, job.target
     report.size_before = manifests.identity_size(given)
     report.size_after = built_size(kept.model)
+    report.decoded = kept.decoded
     manifest = {
         "input": given,
         "interface": manifests.interface(graph),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tersor.ir import Value
 from tersor.numerics.fidelity import Fidelity
 from tersor.plain import EXACT
 
@@ -81,6 +83,35 @@ class TuneReport:
         return len(self.kernels) < self.total
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A constant that the runtime reads as plain numbers, for want of a kernel that reads it as it is stored.
+
+    Attributes:
+        tensor: its name in the graph that was lowered.
+        encoding: how it is stored in the graph.
+        why: what the runtime has no kernel for.
+        bytes: that the numbers take.
+        loaded: whether they are computed when the model is loaded, of what its file stores as the graph
+            does; else the file holds them.
+    """
+
+    tensor: str
+    encoding: str
+    why: str
+    bytes: int
+    loaded: bool
+    __pydantic_config__ = EXACT
+
+    @staticmethod
+    def of(constant: Value, why: str, *, loaded: bool) -> Decoded:
+        """Of a constant with an encoding."""
+        held = constant.encoding
+        assert held is not None
+        size = math.prod(held.type.shape) * held.type.dtype.numpy.itemsize
+        return Decoded(constant.name, held.describe(), why, size, loaded)
+
+
 _PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
 
 
@@ -90,7 +121,7 @@ class Report:
 
     ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
     input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the
-    input model.
+    input model. ``decoded``: constants that were compressed and that the runtime reads as plain numbers.
     """
 
     passes: list[PassReport] = field(default_factory=list)
@@ -99,6 +130,7 @@ class Report:
     size_before: int | None = None
     size_after: int | None = None
     decisions: list[str] = field(default_factory=list)
+    decoded: list[Decoded] = field(default_factory=list)
     __pydantic_config__ = EXACT
 
     def to_json(self) -> dict[str, Any]:

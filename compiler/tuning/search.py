@@ -16,6 +16,7 @@ from tersor.built import Built
 from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.numerics.fidelity import fidelity
+from tersor.pipeline.report import Decoded
 from tersor.tuning.duel import duel, has_won, is_plain
 from tersor.tuning.measure import Bench, Paired, Worker
 from tersor.tuning.reuse import Known
@@ -50,11 +51,12 @@ class Way:
 
 @dataclass
 class Candidate:
-    """A way to build the model, what was built, and the process that runs it."""
+    """A way to build the model, what was built, the process that runs it, and constants that were decoded."""
 
     way: Way
     model: Built
     worker: Worker
+    decoded: list[Decoded]
 
 
 @dataclass
@@ -155,19 +157,20 @@ class Search:
             and way.graph is like.way.graph
             and way.choice.built_by == like.way.choice.built_by
         ):
-            model, file = like.model, like.worker.model
+            model, file, decoded = like.model, like.worker.model, like.decoded
         else:
-            model, file = self.backend.build(way.graph, way.choice), None
+            decoded, file = [], None
+            model = self.backend.build(way.graph, way.choice, decoded)
         worker = self.bench.start(self.runtime, file or model, way.choice.to_json())
-        return Candidate(way, model, worker)
+        return Candidate(way, model, worker, decoded)
 
     def _restart(self) -> None:
         """The best's pipe may hold the answer to a question that nobody waits for any more."""
         if self._built is not None:
-            way, model = self._built.way, self._built.model
+            way, model, decoded = self._built.way, self._built.model, self._built.decoded
             self._built.worker.stop()
             worker = self.bench.start(self.runtime, model, way.choice.to_json())
-            self._built = Candidate(way, model, worker)
+            self._built = Candidate(way, model, worker, decoded)
 
 
 def _agreement(a: Worker, b: Worker, feed: int) -> float:

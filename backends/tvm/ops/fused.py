@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
-from tersor.backends.tvm.derive import compute, values_of
+from tersor.backends.tvm.derive import compute, is_derived, values_of
 from tersor.backends.tvm.formats import FORMATS
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
 from tersor.backends.tvm.kernels import attention, embedding, linear
@@ -101,10 +101,12 @@ def _packed(lowering: Lowering, weight: Value, spec: Linear, isa: Isa) -> list[A
     encoding, format, name = weight.encoding, FORMATS[spec.format], f"{weight.name}_packed"
     assert encoding is not None
     tied = any(user.op != LINEAR for other in tied_to(weight) for user in other.users)
-    at_load = tied or (format.decodes and not encoding.is_dense)
+    decoded = format.decodes and not encoding.is_dense
+    if decoded:
+        lowering.report_decoded(weight, loaded=is_derived(encoding))
     return [
         lowering.derived(steps, sources, name)
-        if at_load
+        if tied or decoded
         else lowering.parameter(compute(steps, sources), name)
         for steps, sources in format.pack(encoding, isa)
     ]

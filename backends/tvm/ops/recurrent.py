@@ -160,9 +160,10 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
     if isinstance(value.encoding, Affine) and len(packs) == 1:
         made = _integers(lowering, value, value.encoding, packs[0])
         if made is not None:
+            lowering.report_decoded(value, loaded=True)
             return made
     if value.is_constant:
-        array = value.numpy().astype(dtype)
+        array = lowering.numbers(value).astype(dtype)
         return lowering.parameter(np.sum([pack(array) for pack in packs], axis=0), value.name)
     dims = value.tensor.dims
     if dims is None or not all(isinstance(d, int) for d in dims):
