@@ -138,8 +138,8 @@ def test_doctor_warns_where_there_is_no_compiler(run: Run, monkeypatch: pytest.M
     result = run("doctor")
     assert result.exit_code == 0
     assert (
-        "warning: runtime tvm: what TVM compiles is linked by a C compiler, and there is none: "
-        "install gcc or clang"
+        "warning: runtime tvm: what TVM compiles is linked by a C++ compiler, and there is none: "
+        "install g++ or clang"
     ) in result.stdout.splitlines()
 
 
