@@ -4,7 +4,12 @@ What it builds is machine code, which :func:`open_session` runs; :func:`examine`
 :func:`beside` only read what it tells of itself.
 """
 
+import os
 from types import MappingProxyType
+
+# TVM's own threads, which run nothing but what TVM does while it compiles, spin by sched_yield: where other
+# work wants the cores, a process would end minutes after its last line.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 from tersor.backends.tvm.build import build
 from tersor.backends.tvm.check import check
