@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "manifest is no text": (lambda o: (o / manifest.NAME).write_bytes(b"\xff\xff{"), DAMAGED),
     "manifest is a list": (lambda o: (o / manifest.NAME).write_text("[]"), f"{DAMAGED}it is no object"),
     "manifest is deep": (lambda o: (o / manifest.NAME).write_text(DEEP), DAMAGED),
-    "another format": (edit(lambda d: d.update(format=1)), "out: artifact format 1, this tersor reads 2; compile the model again"),
+    "another format": (edit(lambda d: d.update(format=1)), "out: artifact format 1, this tersor reads 3; compile the model again"),
     "no files": (edit(lambda d: d.pop("files")), f"{DAMAGED}it has no 'files'"),
     "files are a list": (edit(lambda d: d.update(files=[1])), DAMAGED),
     "model is a number": (edit(lambda d: d.update(model=3)), f"{DAMAGED}it does not list the file 3"),

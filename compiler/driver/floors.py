@@ -20,7 +20,7 @@ from typing import Any
 
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
-from tersor.pipeline.report import FEW_ROWS, PassReport
+from tersor.pipeline.report import FEW_ROWS, PassReport, Remark
 from tersor.pipeline.rewriting import Pass
 
 TRIALS = 5  # Bisections of a dial: a 32nd of what was asked.
@@ -98,11 +98,14 @@ class Floored:
         # What was nearest to it left nothing that could go, and no model is built for that.
         half = step.milder(0.5, report.left)
         if half is None:
-            gone = PassReport(report.name, skips=report.skips, notes=[f"left out: {report.missed}"])
+            gone = PassReport(
+                report.name, skips=report.skips, notes=[Remark(f"left out: {report.missed}")]
+            )
             return Stage(step, insists, before, before, gone, memo)
         after, mild = self.run(half, before, frozenset(), memo)
         mild.name = report.name
-        mild.notes.append(f"{report.missed}: half of what can go goes, which is {half.label}")
+        why = f"{report.missed}: half of what can go goes, which is {half.label}"
+        mild.notes.append(Remark(why))
         return Stage(half, insists, before, after, mild, memo)
 
     def _kept(self, graph: Graph) -> float | None:
@@ -150,15 +153,14 @@ class Floored:
         if best is None:
             near = "" if nearest is None else f"; {nearest.label} keeps {_share(nearest.kept)}"
             report = replace(stage.report, rewrites=0, changed={}, kept={})
-            few = [note for note in stage.report.notes if note.startswith(FEW_ROWS)]
-            report.notes = [*few, f"left out: as asked it {asked}{near}"]
+            few = [note for note in stage.report.notes if note.method == FEW_ROWS]
+            report.notes = [*few, Remark(f"left out: as asked it {asked}{near}")]
             return replace(stage, after=stage.before, report=report)
         report = best.report
         report.name = stage.report.name
         report.skips = list(dict.fromkeys([*stage.report.skips, *report.skips]))
-        report.notes.append(
-            f"as asked it {asked}: stopped at {best.label}, which keeps {_share(best.kept)}"
-        )
+        why = f"as asked it {asked}: stopped at {best.label}, which keeps {_share(best.kept)}"
+        report.notes.append(Remark(why))
         return replace(stage, after=best.after, report=report)
 
     def _by_dial(self, stage: Stage, limit: float) -> tuple[Point | None, Point | None]:

@@ -10,8 +10,48 @@ from tersor.ir import Value
 from tersor.numerics.fidelity import Fidelity
 from tersor.plain import EXACT
 
-# Begins the note of a pass whose fits go by too few rows; it outlives a pass that is left out.
+# The remark of a pass whose fits go by too few rows; it outlives a pass that is left out.
 FEW_ROWS = "few calibration rows"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a pass did to a layer, or has to say of the graph. Its text is made where it is printed.
+
+    Attributes:
+        reason: why, or what else there is to say.
+        layer: which one; empty: of the whole graph.
+        method: what was done, in the pass's own terms: ``rank 3 of 50x24``.
+        error: what it costs, relative (Frobenius norms); of several layers the mean; None: unknown.
+        of: what the error is of: ``the weight``.
+        before: the error without it.
+        worst: of several layers.
+        bytes: how much smaller the weights are.
+    """
+
+    reason: str = ""
+    layer: str = ""
+    method: str = ""
+    error: float | None = None
+    of: str = ""
+    before: float | None = None
+    worst: float | None = None
+    bytes: int | None = None
+    __pydantic_config__ = EXACT
+
+    def __str__(self) -> str:
+        less = "" if self.bytes is None else f"{self.bytes / 2**20:.2f} MiB of weights less"
+        said = ", ".join(part for part in (self.method, self._cost(), self.reason, less) if part)
+        return f"{self.layer}: {said}" if self.layer else said
+
+    def _cost(self) -> str:
+        if self.error is None:
+            return ""
+        what = f"relative error of {self.of}" if self.of else "relative error"
+        if self.worst is not None:
+            return f"{what}: mean {self.error:.4f}, worst {self.worst:.4f}"
+        before = "" if self.before is None else f"{self.before:.4f} -> "
+        return f"{what} {before}{self.error:.4f}"
 
 
 @dataclass
@@ -23,7 +63,7 @@ class PassReport:
         seconds: wall time of the pass, verification apart; not saved, and no part of comparisons.
         rewrites: how often it changed something.
         skips: (node, reason) where a rule met its pattern but did not apply.
-        notes: lossy steps' costs and other remarks, a line each.
+        notes: what was done to single layers, what it cost, and other remarks.
         nodes: node count after it, subgraphs included; after the last run that rewrote something.
         weight_bytes: bytes of all constants then, as encoded.
         max_error: largest absolute difference against the reference on the verification inputs, where
@@ -38,7 +78,7 @@ class PassReport:
     seconds: float | None = field(default=None, compare=False)
     rewrites: int = 0
     skips: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Remark] = field(default_factory=list)
     nodes: int | None = None
     weight_bytes: int | None = None
     max_error: float | None = None

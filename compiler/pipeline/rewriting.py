@@ -27,7 +27,7 @@ from tersor.backend import Supports
 from tersor.errors import PassFailed
 from tersor.ir import Encoding, Graph, Node, Value
 from tersor.numerics.affine import ActivationForm
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 
 Feed = Mapping[str, np.ndarray]
 Evaluate = Callable[[Graph, Feed], Mapping[str, np.ndarray]]
@@ -149,6 +149,10 @@ class Context:
         self.report.rewrites += 1
         if self.rewrites_left is not None:
             self.rewrites_left -= 1
+
+    def remark(self, reason: str = "", **told: Any) -> None:
+        """Adds a :class:`Remark` with these fields to the report."""
+        self.report.notes.append(Remark(reason, **told))
 
     def skip(self, node: Labelled, reason: str) -> None:
         entry = (node.label, reason)

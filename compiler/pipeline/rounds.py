@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 from tersor.pipeline.rewriting import Pass
 
 ROUNDS = 20  # Models take 2 to 4.
@@ -68,7 +68,8 @@ class Rounds:
                 return
         self._settled = False
         for one in dict.fromkeys(self._rewrote[before:]):
-            self._rows[one].notes.append(f"it still changes the graph after {group.rounds} rounds")
+            why = f"it still changes the graph after {group.rounds} rounds"
+            self._rows[one].notes.append(Remark(why))
 
     def _step(self, step: Step) -> None:
         if isinstance(step, Repeat):

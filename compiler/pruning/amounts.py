@@ -102,7 +102,7 @@ class _Sharing:
 
     def _tell_missed(self, left: float) -> None:
         why = f"the budget is not met: {left:.3f} is the least that is left"
-        self.context.report.notes.append(why)
+        self.context.remark(why)
         self.context.report.missed = why
 
     def _by_latency(self) -> list[int]:
@@ -130,7 +130,7 @@ class _Sharing:
             goal += budget - taken
         meeting = [one for one in found if one[0] <= budget * (1 + NEAR)]
         taken, gone = max(meeting) if meeting else min(found)
-        self.context.report.notes.append(
+        self.context.remark(
             f"milliseconds: {taken:.4g} of {whole:.4g} ({taken / whole:.1%}), before readers are fitted"
         )
         self.context.report.left = taken / whole

@@ -17,7 +17,7 @@ import numpy as np
 
 from tersor.ir import Graph, Value
 from tersor.pipeline import Evaluate, Feeds
-from tersor.pipeline.report import FEW_ROWS, PassReport
+from tersor.pipeline.report import FEW_ROWS, PassReport, Remark
 from tersor.statistics.observers import Observer
 from tersor.statistics.observing import Rows, observe
 
@@ -75,10 +75,11 @@ def tell_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None:
     factor, rows, inputs = max(short, default=(0.0, 0, 0))
     if factor <= 1:
         return
-    report.notes.append(
-        f"{FEW_ROWS}: {rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
+    why = (
+        f"{rows:,} for a layer of {inputs:,} inputs, where {ENOUGH * inputs:,} would "
         f"do, {factor:.2g} times the calibration inputs that were given"
     )
+    report.notes.append(Remark(why, method=FEW_ROWS))
 
 
 def grams(

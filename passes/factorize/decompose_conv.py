@@ -109,9 +109,12 @@ class DecomposeConv(LayerPass):
         context.rewrote()
         error = weight_error(weight, product)
         where = node.scope or made.name
-        context.report.notes.append(
-            f"{where}: {self._told(weight, steps)}: {verdict.numbers}; "
-            f"relative error of the weight {error:.4f}"
+        context.remark(
+            verdict.numbers,
+            layer=where,
+            method=self._told(weight, steps),
+            error=float(error),
+            of="the weight",
         )
 
     def _told(self, weight: np.ndarray, steps: Sequence[_Step]) -> str:

@@ -94,13 +94,17 @@ class FactorizeEmbedding(TablePass):
         context.rewrote()
         shape = "x".join(map(str, dense.shape))
         error = weight_error(dense, factors.product)
-        told = f"@{table.name}: rank {len(factors.b)} of {shape}, relative error {error:.4f}"
+        looked_up = ""
         if self.weighting == "frequency":
             root = np.sqrt(counts)[:, None]
-            told += (
-                f", of what is looked up {weight_error(root * dense, root * factors.product):.4f}"
-            )
-        context.report.notes.append(told)
+            counted = weight_error(root * dense, root * factors.product)
+            looked_up = f"of what is looked up {counted:.4f}"
+        context.remark(
+            looked_up,
+            layer=f"@{table.name}",
+            method=f"rank {len(factors.b)} of {shape}",
+            error=float(error),
+        )
 
     def _factors(self, table: Value, dense: np.ndarray, root: np.ndarray) -> Factors:
         values, rows = decompose(root[:, None] * dense, None)

@@ -277,7 +277,10 @@ class FactorizeLinear(LayerPass):
             raise Skip(_told(rank, layer, verdict))
         plan = self._held(seen, self._factors(seen, rows, rank), verdict)
         if plan.error > self.max_error:
-            raise Skip(f"{plan.remark}, above max_error {self.max_error:g}")
+            what = (
+                f"{_told(rank, layer, verdict)}; relative error of the {plan.of} {plan.error:.4f}"
+            )
+            raise Skip(f"{what}, above max_error {self.max_error:g}")
         return plan
 
     def _factors(self, seen: Observed, rows: np.ndarray, rank: int) -> Factors:
@@ -330,11 +333,15 @@ class _Plan:
     verdict: Verdict
     of: str = "weight"
 
-    @property
-    def remark(self) -> str:
+    def tell(self, context: Context) -> None:
         """Rank, what it brings and what it costs."""
-        told = _told(self.a.shape[1], self.layer, self.verdict)
-        return f"{told}; relative error of the {self.of} {self.error:.4f}"
+        context.remark(
+            self.verdict.numbers,
+            layer=self.layer.label,
+            method=f"rank {self.a.shape[1]} of {_shape(self.layer)}",
+            error=float(self.error),
+            of=f"the {self.of}",
+        )
 
 
 def _apply(plan: _Plan, context: Context) -> None:
@@ -350,7 +357,7 @@ def _apply(plan: _Plan, context: Context) -> None:
             made = _emit(graph, node, [x, a, b, bias], node.output.name)
         replace_node(node, [made])
     context.rewrote()
-    context.report.notes.append(f"{plan.layer.label}: {plan.remark}")
+    plan.tell(context)
 
 
 def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Value | None:
@@ -403,8 +410,8 @@ def _parameters(graph: Graph) -> int:
 
 def _summarize(plans: Sequence[_Plan], before: int, after: int, context: Context) -> None:
     if not plans:
-        context.report.notes.append("no layer was taken apart")
+        context.remark("no layer was taken apart")
         return
-    context.report.notes.append(
+    context.remark(
         f"{len(plans)} weights taken apart: {before:,} parameters before, {after:,} after"
     )

@@ -63,7 +63,7 @@ class RotateHeads(Pass):
             context.skip(node, str(reason))
             return
         context.rewrote()
-        context.report.notes.append(f"{node.scope or node.output.name}: {told}")
+        context.remark(layer=node.scope or node.output.name, method=told)
 
 
 # -- which layers ----------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class TensorTrainEmbedding(TablePass):
             cores = train.tables(layer.weight)
             replace_lookups(layer.readers, partial(train.emit, held=cores))
             context.rewrote()
-            context.report.notes.append(f"@{layer.name}: {train.told}")
+            train.tell(layer.name, context)
 
     def _train(self, dense: np.ndarray) -> _Train:
         rows, columns = row_digits(len(dense)), column_digits(dense.shape[1])
@@ -91,9 +91,8 @@ class _Train:
     columns: tuple[int, int, int]
     cores: list[np.ndarray]
 
-    @property
-    def told(self) -> str:
-        """Ranks and error."""
+    def tell(self, name: str, context: Context) -> None:
+        """Ranks and error of the table ``name``."""
         apart = train_product(self.cores).reshape(
             [n for pair in zip(self.rows, self.columns, strict=True) for n in pair]
         )
@@ -102,7 +101,8 @@ class _Train:
         ranks = " and ".join(str(core.shape[0]) for core in self.cores[1:])
         left = sum(core.size for core in self.cores) / self.dense.size
         shape = "x".join(map(str, self.dense.shape))
-        return f"{shape} at ranks {ranks}, {left:.3f} of its numbers, relative error {error:.4f}"
+        method = f"{shape} at ranks {ranks}, {left:.3f} of its numbers"
+        context.remark(layer=f"@{name}", method=method, error=float(error))
 
     def tables(self, table: Value) -> list[Value]:
         """The cores as tables [v, r x d x s], constants beside ``table``."""

@@ -60,20 +60,18 @@ class DropLayers(Pass):
                 context.skip(layer.nodes[-1], f"layer {layer.where}: {layer.pinned}")
         count = self._how_many(layers)
         if not layers:
-            context.report.notes.append(f"no {self.unit} repeats itself: nothing to drop")
+            context.remark(f"no {self.unit} repeats itself: nothing to drop")
         elif all(layer.pinned for layer in layers):
-            context.report.notes.append("all layers have to stay: nothing to drop")
+            context.remark("all layers have to stay: nothing to drop")
         elif not count:
-            context.report.notes.append(
-                f"none of {len(layers)} layers is to go: give count or amount"
-            )
+            context.remark(f"none of {len(layers)} layers is to go: give count or amount")
         else:
             norms = take_apart(graph)
             for size in [count] if self.consecutive else [1] * count:
                 self._drop(graph, size, context)
             put_together(graph, norms)
             kept = len(layers) - count
-            context.report.notes.append(f"{kept} of {len(layers)} layers are left")
+            context.remark(f"{kept} of {len(layers)} layers are left")
 
     def _how_many(self, layers: Sequence[Layer]) -> int:
         """
@@ -117,11 +115,9 @@ class DropLayers(Pass):
         entry, exit = pairs[best]
         for layer in spans[best]:
             way = f"%{layer.entry.name} to %{layer.exit.name}"
-            context.report.notes.append(f"dropped {layer.where}, from {way}")
+            context.remark(f"from {way}", layer=layer.where, method="dropped")
             context.rewrote()
-        context.report.notes.append(
-            f"angular distance {found[best]:.4f}; elsewhere up to {max(found):.4f}"
-        )
+        context.remark(f"angular distance {found[best]:.4f}; elsewhere up to {max(found):.4f}")
         graph.replace(exit, entry)
         if exit.producer is not None:
             erase_dead([exit.producer])

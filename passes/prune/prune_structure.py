@@ -78,7 +78,7 @@ class PruneStructure(Selection):
         groups = self._wanted(graph, context)
         if not self._asked or not groups:
             why = "nothing is asked to go" if groups else "no group of units may be cut"
-            context.report.notes.append(f"{why}: nothing is pruned")
+            context.remark(f"{why}: nothing is pruned")
             join_vectors(graph, parted)
             return
         before = _sizes_of(graph, context)
@@ -216,10 +216,10 @@ def _tell(
     context: Context,
 ) -> None:
     for name, was, now in zip(("multiply-adds", "weights"), before, after, strict=True):
-        context.report.notes.append(
+        context.remark(
             f"{name}: {now:.4g} of {was:.4g} ({now / was:.1%})" if was else f"{name}: unknown"
         )
     for one in tracked:
         context.report.kept[one.group.name] = spans(one.original)
     if not context.calibration:
-        context.report.notes.append("no calibration inputs: what it cost is unknown")
+        context.remark("no calibration inputs: what it cost is unknown")

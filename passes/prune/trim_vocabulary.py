@@ -60,11 +60,11 @@ class TrimVocabulary(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         vocabulary = choose_vocabulary(graph, self.input)
         if vocabulary is None:
-            context.report.notes.append("no input picks rows from a table of weights")
+            context.remark("no input picks rows from a table of weights")
             return
         kept = self._kept(vocabulary, context.calibration)
         if len(kept) == vocabulary.size:
-            context.report.notes.append(f"all {len(kept)} ids are used: nothing to drop")
+            context.remark(f"all {len(kept)} ids are used: nothing to drop")
             return
         if self.unknown < 0:
             raise InvalidOption(
@@ -85,10 +85,10 @@ class TrimVocabulary(Pass):
             if head not in tied:
                 context.skip(head.node, f"its {vocabulary.size} columns stay")
         context.rewrote()
-        less = (before - weight_bytes(graph)) / 2**20
-        context.report.notes.append(
-            f"{', '.join(v.name for v in vocabulary.inputs)}: {len(kept)} of {vocabulary.size} ids "
-            f"are kept, {less:.2f} MiB of weights less"
+        context.remark(
+            layer=", ".join(v.name for v in vocabulary.inputs),
+            method=f"{len(kept)} of {vocabulary.size} ids are kept",
+            bytes=before - weight_bytes(graph),
         )
 
     def _kept(self, vocabulary: Vocabulary, calibration: Feeds) -> np.ndarray:

@@ -118,19 +118,18 @@ class QuantizeDynamic(LayerPass):
         for x, reading in readers.items():
             _quantize_activation(x, reading, form)
         if errors:
-            context.report.notes.append(
-                f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
-                f"worst {max(errors):.4f}"
-            )
+            mean, worst = float(np.mean(errors)), float(max(errors))
+            context.remark(error=mean, worst=worst, of="a layer's output on calibration")
         if unseen and not context.calibration:
-            context.report.notes.append("no calibration inputs: the layers' errors are unknown")
+            context.remark("no calibration inputs: the layers' errors are unknown")
         elif unseen:
-            context.report.notes.append(
+            context.remark(
                 f"calibration shows none of the inputs of {unseen} layers: their errors are unknown"
             )
-        context.report.notes += told.remarks
+        for line in told.remarks:
+            context.remark(line)
         if nodes and context.report.rewrites:
-            context.report.notes.append(NOT_FINITE)
+            context.remark(NOT_FINITE)
 
 
 def _reads(node: Node) -> Value:
@@ -244,7 +243,7 @@ def _encode(layer: WeightedLayer, encoding: Affine, context: Context) -> None:
         weight = copy
     for table, perm in tables:
         tie_again(weight, table, perm)
-        context.report.notes.append(f"@{table.name} is held as @{weight.name}, its head")
+        context.remark(f"held as @{weight.name}, its head", layer=f"@{table.name}")
 
 
 def _quantize_activation(x: Value, readers: list[Node], form: ActivationForm) -> None:

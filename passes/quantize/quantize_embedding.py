@@ -46,4 +46,4 @@ class QuantizeEmbedding(TablePass):
             layer.weight.graph.set_encoding(layer.weight, layer.encoding.with_values(encoding))
             context.rewrote()
             context.report.changed[layer.name] = (f"@{layer.name}", error)
-            context.report.notes.append(f"@{layer.name}: relative error {error:.4f}")
+            context.remark(layer=f"@{layer.name}", error=float(error))

@@ -76,12 +76,10 @@ class QuantizeWeights(LayerPass):
 def _tell(outputs: list[float], weights: list[float], context: Context) -> None:
     count = len(outputs) + len(weights)
     if count:
-        context.report.notes.append(f"{count} weights are held in int8 and read as floats")
+        context.remark(f"{count} weights are held in int8 and read as floats")
     for what, errors in (
         ("a layer's output on calibration", outputs),
         ("a weight: its layer's output is unknown", weights),
     ):
         if errors:
-            context.report.notes.append(
-                f"relative error of {what}: mean {np.mean(errors):.4f}, worst {max(errors):.4f}"
-            )
+            context.remark(error=float(np.mean(errors)), worst=float(max(errors)), of=what)

@@ -63,7 +63,7 @@ class SmoothActivations(LayerPass):
     def run(self, graph: Graph, context: Context) -> None:
         layers = self.layers(graph, context)
         if not context.calibration or context.evaluate is None:
-            context.report.notes.append("no calibration inputs: nothing was smoothed")
+            context.remark("no calibration inputs: nothing was smoothed")
             return
         groups: dict[Value, list[Node]] = {}
         for node in (node for layer in layers for node in layer.nodes):
@@ -99,8 +99,8 @@ class SmoothActivations(LayerPass):
                 _apply(graph, x, readers, scale)
                 context.rewrote()
                 where = readers[0].scope or readers[0].output.name
-                context.report.notes.append(
-                    f"{where}: alpha {alpha:g}, relative error {before:.4f} -> {after:.4f}"
+                context.remark(
+                    layer=where, method=f"alpha {alpha:g}", before=float(before), error=float(after)
                 )
 
     def _search(

@@ -33,6 +33,7 @@ from tersor.ir import Dense, Graph, Masked
 from tersor.numerics.masks import Pattern, by_sparsity, by_threshold, n_of_m
 from tersor.numerics.second_order import COLUMNS, damped, inverse_factor, prune_in_order
 from tersor.pipeline import LOSSY, Context, Skip
+from tersor.pipeline.report import Remark
 from tersor.statistics.gram import Gram
 from tersor.statistics.layers import Observed, observed, unobservable
 
@@ -79,7 +80,7 @@ class PruneWeights(LayerPass):
             raise InvalidOption(f"{self.label} needs calibration, and none was given")
         layers = self.layers(graph, context)
         if not (self.sparsity or self.threshold or Pattern.parse(self.pattern).kept):
-            context.report.notes.append("sparsity 0: nothing is pruned")
+            context.remark("sparsity 0: nothing is pruned")
             return
         masks: Mapping[WeightedLayer, np.ndarray] = {}
         if self.across == "model":
@@ -100,7 +101,7 @@ class PruneWeights(LayerPass):
             done.append(layer)
             if seen.gram is not None:
                 errors.append(_output_error(seen.gram, before, layer.matrix()))
-        context.report.notes += _notes(done, errors, bool(context.calibration))
+        context.report.notes += _remarks(done, errors, bool(context.calibration))
 
     # -- options -------------------------------------------------------------------------------------
 
@@ -250,22 +251,24 @@ def _output_error(gram: Gram, before: np.ndarray, after: np.ndarray) -> float:
     return (max(lost, 0) / whole) ** 0.5 if whole > 0 else float(lost > 0)
 
 
-def _notes(layers: Sequence[WeightedLayer], errors: Sequence[float], calibrated: bool) -> list[str]:
+def _remarks(
+    layers: Sequence[WeightedLayer], errors: Sequence[float], calibrated: bool
+) -> list[Remark]:
     if not layers:
-        return ["no weight was pruned"]
+        return [Remark("no weight was pruned")]
     total = sum(_kept(layer).size for layer in layers)
     gone = total - sum(int(_kept(layer).sum()) for layer in layers)
-    notes = [
+    zeros = (
         f"{gone:,} of {total:,} weights are zero ({gone / total:.1%}), in {len(layers)} constants"
-    ]
+    )
+    remarks = [Remark(method=zeros)]
     if errors:
-        notes.append(
-            f"relative error of a layer's output on calibration: mean {np.mean(errors):.4f}, "
-            f"worst {max(errors):.4f}"
-        )
+        mean, worst = float(np.mean(errors)), float(max(errors))
+        remarks.append(Remark(error=mean, worst=worst, of="a layer's output on calibration"))
     else:
         reason = (
             "calibration shows no layer's inputs as rows" if calibrated else "no calibration inputs"
         )
-        notes.append(f"{reason}: the layers' errors are unknown")
-    return [*notes, "a backend without sparse kernels writes the zeros out: its file is no smaller"]
+        remarks.append(Remark(f"{reason}: the layers' errors are unknown"))
+    written = "a backend without sparse kernels writes the zeros out: its file is no smaller"
+    return [*remarks, Remark(written)]

@@ -16,6 +16,7 @@ from tersor.frontends.onnx.exporter import export_model
 from tersor.ir import Dense, parse
 from tersor.numerics.fidelity import fidelity
 from tersor.ops import TABLE
+from tersor.pipeline.report import FEW_ROWS, Remark
 from tersor.statistics.thinning import held_out
 
 # Hidden neurons that all matter: random weights, and inputs that fill their space.
@@ -48,7 +49,7 @@ def compiled(recipe: Any = "prune", model: onnx.ModelProto | None = None, **more
     return tersor.compile(model or mlp(), recipe=recipe, **given)
 
 
-def notes(artifact: Any) -> list[str]:
+def notes(artifact: Any) -> list[Remark]:
     return [note for step in artifact.report.passes for note in step.notes]
 
 
@@ -58,8 +59,10 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
     assert 0.95 < keeps < 0.998
     made = compiled(settings={"floor": 0.998})
     assert made.report.fidelity.kept >= 0.998
-    (told,) = [note for note in notes(made) if "stopped at" in note]
-    assert told.startswith(f"as asked it keeps {keeps:.4g} of the outputs; the floor is 0.998: ")
+    (told,) = [note for note in notes(made) if "stopped at" in note.reason]
+    assert told.reason.startswith(
+        f"as asked it keeps {keeps:.4g} of the outputs; the floor is 0.998: "
+    )
     assert len(free.model) < len(made.model) < len(compiled("fp32").model)  # It did not give up.
     assert made.manifest["recipe"]["floor"] == 0.998
     assert compiled().model == free.model and compiled().manifest["recipe"]["floor"] == 0.95
@@ -67,7 +70,7 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
 
 def test_where_nothing_keeps_it_nothing_goes() -> None:
     made = compiled(settings={"floor": 1})
-    assert any(note.startswith("left out: as asked it keeps 0.") for note in notes(made))
+    assert any(note.reason.startswith("left out: as asked it keeps 0.") for note in notes(made))
     assert made.report.fidelity.kept > 1 - 1e-6
     feed = rows(1)[0]
     np.testing.assert_allclose(
@@ -118,8 +121,8 @@ def test_layers_that_cost_most_stay_as_they_were(monkeypatch: pytest.MonkeyPatch
     free = compiled("int8", settings={**more, "floor": 0})
     assert free.report.fidelity.kept < 0.97
     made = compiled("int8", settings={**more, "floor": 0.98})
-    (told,) = [note for note in notes(made) if "stopped at" in note]
-    assert "1 of 3 layers as they were (g" in told
+    (told,) = [note for note in notes(made) if "stopped at" in note.reason]
+    assert "1 of 3 layers as they were (g" in told.reason
     assert made.report.fidelity.kept >= 0.98
 
 
@@ -159,12 +162,10 @@ def test_what_was_fitted_to_a_few_rows_is_not_taken_for_what_it_does_to_others()
     exact = compiled("fp32")
     truth = fidelity([exact.run(new)], [made.run(new)]).kept
     assert truth is not None and truth < 0.95 and made.report.fidelity.kept < 0.95
-    (told,) = [note for note in notes(made) if note.startswith("few calibration rows")]
-    assert told.startswith(
-        "few calibration rows: 24 for a layer of 64 inputs, where 128 would do, 5.3 times"
-    )
+    (told,) = [note for note in notes(made) if note.method == FEW_ROWS]
+    assert told.reason.startswith("24 for a layer of 64 inputs, where 128 would do, 5.3 times")
     enough = compiled(settings={"floor": 0})
-    assert not any("few calibration rows" in note for note in notes(enough))
+    assert not any(note.method == FEW_ROWS for note in notes(enough))
 
 
 def test_a_shipped_budget_out_of_reach_takes_half_of_what_can_go() -> None:
@@ -179,10 +180,11 @@ def test_a_shipped_budget_out_of_reach_takes_half_of_what_can_go() -> None:
       %z: f32[n, 500] = MatMul(%x, @w3)
     }"""
     made = compiled(model=mlp(text), settings={"floor": 0})
-    (told,) = [note for note in notes(made) if "half of what can go" in note]
-    least = float(told.split(" is the least")[0].rpartition(" ")[2])
+    (told,) = [note for note in notes(made) if "half of what can go" in note.reason]
+    least = float(told.reason.split(" is the least")[0].rpartition(" ")[2])
     assert (
-        told.endswith(f"prune-structure{{macs={round(1 - (1 - least) / 2, 3):g}}}") or least > 0.8
+        told.reason.endswith(f"prune-structure{{macs={round(1 - (1 - least) / 2, 3):g}}}")
+        or least > 0.8
     )
     with pytest.raises(InvalidOption, match="is the least that is left; ask for that, or more"):
         compiled(model=mlp(text), settings={"macs": 0.5, "floor": 0})

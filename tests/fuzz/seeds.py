@@ -21,7 +21,7 @@ from tersor.errors import TersorError
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import print_graph
 from tersor.ops.samples import cases, one_node
-from tersor.pipeline.report import PassReport, Report
+from tersor.pipeline.report import PassReport, Remark, Report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fuzz.targets import EMPTY
@@ -122,7 +122,7 @@ def archives() -> dict[str, bytes]:
 def manifest() -> bytes:
     """Of an artifact whose model is empty."""
     digest = hashlib.sha256(b"").hexdigest()
-    passes = [PassReport("a", skips=[("x", "y")], notes=["z"])]
+    passes = [PassReport("a", skips=[("x", "y")], notes=[Remark("z", layer="w", error=0.5)])]
     return Manifest(
         runtime="ort",
         choice=Choice().to_json(),

@@ -88,8 +88,8 @@ def test_the_chain_has_at_most_its_share_of_the_weights(method: str, ratio: floa
     assert len(weights) == (3 if method == "tucker" else 4)
     # Ranks are whole numbers: what is left out of the share is less than some ranks more would take.
     assert 0.4 * ratio < sum(weights) / (8 * 6 * 9) <= ratio
-    assert f"{sum(weights) / (8 * 6 * 9):.2f} of its weights" in report.notes[0]
-    error = float(report.notes[0].rsplit(" ", 1)[1])
+    assert f"{sum(weights) / (8 * 6 * 9):.2f} of its weights" in report.notes[0].method
+    error = report.notes[0].error
     x = np.random.default_rng(0).standard_normal((4, 6, 11, 12)).astype(np.float32)
     got, wanted = (evaluate(g, {"x": x})["y"] for g in (after, graph))
     bias = graph.constants["b"].numpy()[:, None, None]

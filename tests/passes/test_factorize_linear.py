@@ -21,7 +21,7 @@ from tersor.ops.evaluate import evaluate
 from tersor.passes.factorize.factorize_linear import FactorizeLinear
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.pipeline import Pipeline
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 
 METHODS = ("svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom")
 NEED_DATA = ("whitened-svd", "fisher-svd", "pca")
@@ -77,9 +77,7 @@ def shapes(graph: Graph) -> list[tuple[int, ...]]:
 
 
 def errors(report: PassReport) -> list[float]:
-    return [
-        float(e) for e in re.findall(r"relative error of the \w+ ([\d.]+)", " ".join(report.notes))
-    ]
+    return [note.error for note in report.notes if note.error is not None]
 
 
 def reasons(report: PassReport) -> list[str]:
@@ -110,7 +108,8 @@ def test_weights_of_low_rank_are_kept(method: str) -> None:
     extra = 24 if method == "pca" else 0  # The second layer gets a bias.
     assert left == before - 2 * 24 * 40 + 2 * rank * 64 + extra
     assert (
-        report.notes[-1] == f"2 weights taken apart: {before:,} parameters before, {left:,} after"
+        report.notes[-1].reason
+        == f"2 weights taken apart: {before:,} parameters before, {left:,} after"
     )
 
 
@@ -132,7 +131,7 @@ def test_plain_errors_are_those_of_the_spectrum() -> None:
     values = [np.linalg.svd(graph.constants[n].numpy(), compute_uv=False) for n in ("w", "v")]
     expected = [np.linalg.norm(s[5:]) / np.linalg.norm(s) for s in values]
     assert errors(report) == pytest.approx(expected, abs=1e-4)
-    assert "relative error of the weight" in report.notes[0]
+    assert report.notes[0].of == "the weight"
 
 
 def test_who_is_nearer_to_the_outputs() -> None:
@@ -179,7 +178,7 @@ def test_ratio_and_parameters_are_kept_to() -> None:
         after, report = run(FactorizeLinear("whitened-svd", "parameters", share), graph)
         counts = [
             int(n.replace(",", ""))
-            for n in re.findall(r"([\d,]+) parameters before, ([\d,]+)", report.notes[-1])[0]
+            for n in re.findall(r"([\d,]+) parameters before, ([\d,]+)", report.notes[-1].reason)[0]
         ]
         assert counts[0] == sum(v.numpy().size for v in graph.constants.values())
         assert share * counts[0] - 64 <= counts[1] <= share * counts[0]
@@ -211,8 +210,9 @@ def test_break_even_is_the_largest_rank_that_is_faster() -> None:
     step = FactorizeLinear("svd", "break-even", 0.9)
     after, report = run(step, parse(text, TABLE), False, latency=watch)
     assert shapes(after) == [(192, 80), (80, 192)]  # the multiple of 16 below
-    assert report.notes[0].startswith(
-        "y: rank 80 of 192x192: 309.200 ms against 369.640 ms measured for the dense layer on f32["
+    assert (report.notes[0].layer, report.notes[0].method) == ("y", "rank 80 of 192x192")
+    assert report.notes[0].reason.startswith(
+        "309.200 ms against 369.640 ms measured for the dense layer on f32["
     )
     assert {len(feed["x"]) for feed in watch.asked} == {4, 32}
 
@@ -226,7 +226,7 @@ def test_what_does_not_pay_is_refused_with_the_numbers() -> None:
         f"rank 14 of {shape}: 10.960 ms against 10.600 ms measured for the dense layer on f32[32, {k}]"
         for shape, k in (("24x40", 24), ("40x24", 40))
     ]
-    assert report.notes == ["no layer was taken apart"]
+    assert report.notes == [Remark("no layer was taken apart")]
     after, _ = run(FactorizeLinear("svd", "rank", 14, must_pay=False), graph_of(), latency=Linear())
     assert shapes(after)[0] == (24, 14)
 
@@ -238,7 +238,7 @@ def test_where_nothing_is_measured_it_is_by_count() -> None:
         for shape in ("24x40", "40x24")
     ]
     _, report = run(FactorizeLinear("svd", "rank", 14), graph_of())
-    assert "896 multiplications a row against 960 by count, not measured" in report.notes[0]
+    assert "896 multiplications a row against 960 by count, not measured" in report.notes[0].reason
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -378,4 +378,4 @@ def test_the_recipe_measures_and_says_what_it_needs(tmp_path: Any) -> None:
     assert step == FactorizeLinear("whitened-svd", "break-even", 0.5, max_error=0.1)
     artifact = compile(path, recipe="lowrank", calibration=feeds(), measure=False)
     notes = [note for p in artifact.report.passes for note in p.notes]
-    assert any("by count, not measured" in note for note in notes)
+    assert any("by count, not measured" in note.reason for note in notes)

@@ -25,7 +25,7 @@ from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.passes.prune.prune_structure import PruneStructure
 from tersor.pipeline import Feeds, Pipeline, registry
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 from tersor.pruning.pruned_outputs import output_loss
 from tersor.structure.costs import macs, parameters
 
@@ -227,11 +227,11 @@ def test_every_allocation_meets_every_budget_and_not_by_far(allocation: Any, mea
     # The fit gives two layers 16 biases that they had not, of 276 weights.
     over = {"macs": 0.001, "parameters": 16 / 276, "latency": 0.02 * 0.6}
     assert 0.6 - 0.1 <= left <= 0.6 + over[measure]
-    assert not any("not met" in note for note in report.notes)
+    assert not any("not met" in note.reason for note in report.notes)
     said = 1 if measure == "parameters" else 0
-    assert f"({share(graph, after, measure, sizes):.1%})" in report.notes[said]
+    assert f"({share(graph, after, measure, sizes):.1%})" in report.notes[said].reason
     if measure == "latency":
-        assert report.notes[0].startswith("milliseconds: ")
+        assert report.notes[0].reason.startswith("milliseconds: ")
 
 
 def test_exact_is_for_latency_and_loses_no_more_than_greedy() -> None:
@@ -252,10 +252,10 @@ def test_exact_is_for_latency_and_loses_no_more_than_greedy() -> None:
 def test_a_budget_that_cannot_be_met_is_told(step: Any) -> None:
     after, report = prune(mlp(), PruneStructure(**step), latency=Clock([{"n": 8}]))
     assert widths(after) == [1, 1, 4]
-    told = [note for note in report.notes if "the budget is not met" in note]
+    told = [note for note in report.notes if "the budget is not met" in note.reason]
     assert len(told) == 1
     if "macs" in step:
-        assert told[0].startswith(
+        assert told[0].reason.startswith(
             f"the budget is not met: {share(mlp(), after, 'macs', {'n': 8}):.3f}"
         )
 
@@ -396,7 +396,7 @@ def test_workloads(name: str, options: Any) -> None:
     sizes = dict(max(zoo.find(name).sizes, key=lambda s: np.prod(list(s.values()))))
     made = make_feed(after, sizes)
     assert runner()(after, made).keys() == want.keys()
-    if "macs" in options and not any("not met" in note for note in report.notes):
+    if "macs" in options and not any("not met" in note.reason for note in report.notes):
         assert 0.55 <= share(graph, after, "macs", sizes) <= 0.75
 
 
@@ -431,7 +431,7 @@ def test_a_model_where_nothing_can_be_pruned_stays_as_it_is_and_says_why() -> No
     after, report = prune(graph, PruneStructure(macs=0.5))
     assert print_graph(after) == print_graph(graph)
     assert report.rewrites == 0
-    assert report.notes == ["no group of units may be cut: nothing is pruned"]
+    assert report.notes == [Remark("no group of units may be cut: nothing is pruned")]
     reasons = [why for _, why in report.skips]
     assert any("the model's input 'x' has them" in why for why in reasons)
     assert any("the model's output 'y' has them" in why for why in reasons)
@@ -443,7 +443,7 @@ def test_nothing_asked_is_nothing_done(step: PruneStructure, feeds: Feeds | None
     graph = mlp()
     after, report = prune(graph, step, feeds)
     assert print_graph(after) == print_graph(graph)
-    assert report.notes == ["nothing is asked to go: nothing is pruned"]
+    assert report.notes == [Remark("nothing is asked to go: nothing is pruned")]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_what_needs_no_calibration_runs_without_and_says_that_the_cost_is_unknow
     step = PruneStructure(macs=0.6, criterion="l2", reconstruct=False, allocation=allocation)
     after, report = prune(mlp(), step, [])
     assert share(mlp(), after, "macs", {"n": 8}) <= 0.6
-    assert report.notes[-1] == "no calibration inputs: what it cost is unknown"
+    assert report.notes[-1].reason == "no calibration inputs: what it cost is unknown"
 
 
 def test_latency_where_nothing_can_be_measured() -> None:
@@ -605,8 +605,8 @@ def test_the_recipe_through_compile_and_the_same_bytes_twice(tmp_path: Path) -> 
     assert files[0] == files[1]
     report = next(p for p in made[0].report.passes if p.name.startswith("prune-structure"))
     assert report.rewrites == 2
-    assert report.notes[0].startswith("multiply-adds: ")
-    assert report.notes[1].startswith("weights: ")
+    assert report.notes[0].reason.startswith("multiply-adds: ")
+    assert report.notes[1].reason.startswith("weights: ")
 
 
 def test_a_loader_of_tensors_is_calibration(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.passes.quantize.smooth_activations import SmoothActivations, smoothing_scale
 from tersor.pipeline import Pass, Pipeline
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 from tersor.target import Target
 
 WEIGHTS = arrays.arrays(
@@ -288,7 +288,7 @@ def test_linear_layers_read_quantized_activations_and_hold_int8() -> None:
     assert report.rewrites == 3
     # Rounding errors of 1/255 of the range and 1/254 of the weights, as root mean squares over layers.
     assert error_of(graph, after, feeds()[0]) < 0.03
-    assert report.notes == [
+    assert [n.reason for n in report.notes] == [
         "no calibration inputs: the layers' errors are unknown",
         "NaN in what an int8 layer reads comes out as finite numbers",
     ]
@@ -449,7 +449,7 @@ def test_the_reported_error_is_that_of_the_layer(granularity: Granularity) -> No
     only_key = QuantizeDynamic(ignored_scopes=("*query",), granularity=granularity)
     one_batch = [{"x": np.concatenate([f["x"] for f in feeds()])}]
     after, report = run(only_key, graph, calibration=one_batch)
-    told = float(report.notes[0].split("mean ")[1].split(",")[0])
+    told = report.notes[0].error
     # Told to four digits; ties of the simulation apart, it is the very same computation.
     assert error_of(graph, after, one_batch[0]) == pytest.approx(told, rel=0.02, abs=1e-4)
 
@@ -489,7 +489,7 @@ def test_smoothing_folds_into_the_layer_before_and_keeps_the_function(activation
     graph = chain(activation)
     after, report = run(SmoothActivations(), graph, calibration=feeds())
     assert_same_function(graph, after, feeds(rows=7)[1])
-    assert any(note.startswith("second: alpha") for note in report.notes)
+    assert any(note.layer == "second" and note.method.startswith("alpha") for note in report.notes)
     # What the first layer reads has no outliers, and no layer before it: nothing, or a Mul, for it;
     # between the layers there is none.
     assert layer(after, "second").inputs[0].producer is layer(after, "first")  # type: ignore[union-attr]
@@ -537,7 +537,10 @@ def test_smoothing_without_outliers_is_not_worth_a_mul() -> None:
 def test_smoothing_without_calibration_says_so() -> None:
     graph = chain()
     _, report = run(SmoothActivations(), graph)
-    assert (report.rewrites, report.notes) == (0, ["no calibration inputs: nothing was smoothed"])
+    assert (report.rewrites, report.notes) == (
+        0,
+        [Remark("no calibration inputs: nothing was smoothed")],
+    )
 
 
 HEADS = """graph main(%x: f32[batch, seq, 8]) -> (y = %y{more}) {{
@@ -570,7 +573,7 @@ def test_smoothing_goes_through_attention_into_its_values(
     x = np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)
     after, report = run(SmoothActivations(min_gain=1.0), graph, calibration=[{"x": x}])
     assert_same_function(graph, after, {"x": x[:, ::-1] * 1.1})
-    assert any(note.startswith("out: alpha") for note in report.notes)
+    assert any(note.layer == "out" and note.method.startswith("alpha") for note in report.notes)
     reads = layer(after, "out").inputs[0].producer.op  # type: ignore[union-attr]
     assert reads == ("Attention" if folds else "Mul")
 
@@ -779,7 +782,7 @@ def test_a_weight_that_is_not_finite_does_not_keep_its_neighbours_from_being_smo
     (report,) = pipeline.reports
     assert report.rewrites == 1
     assert [why for _, why in report.skips] == ["@bad holds NaN or infinity"]
-    assert report.notes[0].startswith("good: ")
+    assert report.notes[0].layer == "good"
 
 
 def test_a_layer_that_calibration_never_reaches_is_quantized_and_its_error_is_unknown() -> None:
@@ -795,7 +798,7 @@ def test_a_layer_that_calibration_never_reaches_is_quantized_and_its_error_is_un
     assert ops == ["DynamicQuantizeLinear", "DequantizeLinear", "tersor.Linear"]
     smooth, quantize = pipeline.reports
     assert [why for _, why in smooth.skips] == ["calibration shows none of its inputs"]
-    assert quantize.notes[0] == (
+    assert quantize.notes[0].reason == (
         "calibration shows none of the inputs of 1 layers: their errors are unknown"
     )
 
@@ -808,7 +811,7 @@ def test_layers_that_calibration_reaches_are_not_said_to_be_unseen() -> None:
     feeds = [{"x": np.ones((2, 8), np.float32)}]
     pipeline = Pipeline([QuantizeDynamic(min_elements=0)], calibration=feeds, evaluate=evaluate)
     pipeline.run(parse(text, TABLE))
-    assert not any("unknown" in note for note in pipeline.reports[0].notes)
+    assert not any("unknown" in note.reason for note in pipeline.reports[0].notes)
 
 
 # -- rounding by calibration -----------------------------------------------------------------------
@@ -842,7 +845,9 @@ def test_with_calibration_weights_make_up_for_each_other(target: Target) -> None
     assert errors[0] < 0.7 * errors[1]
     if target is AVX2:
         assert worst_pairs(values) <= 32767
-    assert any("layers are rounded so that they make up for each other" in n for n in report.notes)
+    assert any(
+        "layers are rounded so that they make up for each other" in n.reason for n in report.notes
+    )
 
 
 def test_too_few_rows_round_to_the_nearest_and_say_so() -> None:
@@ -850,7 +855,8 @@ def test_too_few_rows_round_to_the_nearest_and_say_so() -> None:
     values, report = _key_values(calibration=_alike(12, 0))
     np.testing.assert_array_equal(values, nearest)
     assert any(
-        "rounded to the nearest: calibration has 12 rows for 64 inputs" in n for n in report.notes
+        "rounded to the nearest: calibration has 12 rows for 64 inputs" in n.reason
+        for n in report.notes
     )
 
 

@@ -21,7 +21,7 @@ from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.passes.quantize.smooth_activations import SmoothActivations
 from tersor.passes.sparsify.prune_weights import PruneWeights
 from tersor.pipeline import Pass, Pipeline
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import PassReport, Remark
 from tersor.statistics.gram import grams
 
 CHAIN = """graph main(%x: f32[batch, 64]) -> (y = %y, z = %z) {
@@ -85,7 +85,7 @@ def test_the_smallest_weights_of_each_layer_become_zero() -> None:
         np.testing.assert_array_equal(masked(after, name).mask, mask)
         np.testing.assert_array_equal(after.constants[name].numpy(), np.where(mask, before, 0))
     assert report.rewrites == 3
-    assert report.notes == [
+    assert [n.method or n.reason for n in report.notes] == [
         "1,280 of 5,120 weights are zero (25.0%), in 3 constants",
         "no calibration inputs: the layers' errors are unknown",
         "a backend without sparse kernels writes the zeros out: its file is no smaller",
@@ -103,7 +103,7 @@ def test_a_threshold_is_of_magnitudes() -> None:
     same, report = run(PruneWeights(threshold=1e-9), graph)
     assert report.rewrites == 0
     assert isinstance(same.constants["w"].encoding, Dense)
-    assert report.notes[0] == "0 of 5,120 weights are zero (0.0%), in 3 constants"
+    assert report.notes[0].method == "0 of 5,120 weights are zero (0.0%), in 3 constants"
 
 
 def test_layers_share_one_sparsity_across_the_model() -> None:
@@ -178,7 +178,7 @@ def test_data_lowers_the_error_on_correlated_inputs(amount: dict[str, Any]) -> N
     for criterion in ("magnitude", "wanda", "sparsegpt"):
         step = PruneWeights(criterion=criterion, scopes=("encoder.0",), **amount)  # type: ignore[arg-type]
         after, report = run(step, graph, calibration=feeds())
-        errors[criterion] = float(report.notes[1].split("worst ")[1])
+        errors[criterion] = report.notes[1].worst
         x = np.concatenate([f["x"] for f in feeds()]).astype(np.float64)
         w, v = (g.constants["w"].numpy().astype(np.float64) for g in (graph, after))
         told = np.linalg.norm(x @ (w - v)) / np.linalg.norm(x @ w)
@@ -273,7 +273,7 @@ def test_sparsegpt_of_a_convolution_is_its_algebra_on_the_windows(pattern: str) 
     # What is told is the error of the convolution itself.
     want, have = ([evaluate(g, f)["y"] for f in images()] for g in (graph, after))
     error = np.linalg.norm(np.subtract(have, want)) / np.linalg.norm(want)
-    assert float(report.notes[1].split("worst ")[1]) == pytest.approx(error, abs=1e-4)
+    assert report.notes[1].worst == pytest.approx(error, abs=1e-4)
 
 
 def test_convolutions_that_share_a_kernel_and_not_their_strides_are_pruned_once() -> None:
@@ -380,7 +380,7 @@ def test_a_matrix_without_whole_blocks_stays() -> None:
     assert {why for _, why in report.skips} == {
         "its 64 inputs are no multiple of 5", "its 32 inputs are no multiple of 5"
     }  # fmt: skip
-    assert report.notes == ["no weight was pruned"]
+    assert report.notes == [Remark("no weight was pruned")]
     assert after.constants["w"].encoding is not None
 
 
@@ -406,7 +406,7 @@ def test_a_scope_that_fits_nothing_is_refused(scopes: dict[str, Any]) -> None:
 def test_a_sparsity_of_nothing_changes_nothing_and_says_so(options: dict[str, Any]) -> None:
     graph = chain()
     after, report = run(PruneWeights(sparsity=0.0, **options), graph)
-    assert report.notes == ["sparsity 0: nothing is pruned"]
+    assert report.notes == [Remark("sparsity 0: nothing is pruned")]
     assert report.rewrites == 0
     assert all(after.constants[n].encoding is graph.constants[n].encoding for n in "wvu")
 
@@ -686,7 +686,11 @@ def test_half_of_minilm_goes_best_by_sparsegpt_then_wanda_then_magnitude() -> No
         step = PruneWeights(criterion=criterion, sparsity=0.5)  # type: ignore[arg-type]
         pipeline = Pipeline([step], calibration=data.calibration(), evaluate=ort.Evaluator())
         after = pipeline.run(graph)
-        assert pipeline.reports[0].notes[0].startswith("5,308,416 of 10,616,832 weights are zero")
+        assert (
+            pipeline.reports[0]
+            .notes[0]
+            .method.startswith("5,308,416 of 10,616,832 weights are zero")
+        )
         cosines[criterion] = float((embeddings(after) * wanted).sum(axis=1).mean())
     # Measured: 0.72, 0.87 and 0.90 on four batches.
     assert cosines["magnitude"] + 0.05 < cosines["wanda"] < cosines["sparsegpt"] - 0.01

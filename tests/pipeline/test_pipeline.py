@@ -28,6 +28,8 @@ from tersor.pipeline import (
     replace_node,
     weight_bytes,
 )
+from tersor.pipeline.report import PassReport, Remark, Report
+from tersor.plain import read_plain
 
 TEXT = """
 graph main(%x: f32[batch, 4]) -> (y = %e) {
@@ -467,7 +469,7 @@ def test_passes_that_undo_each_other_are_named_and_stopped(nested: bool) -> None
     pipeline = Pipeline([Repeat([group, Swap()]) if nested else group])
     pipeline.run(graph())
     told = [(r.name, r.rewrites, r.notes) for r in pipeline.reports if r.notes]
-    why = ["it still changes the graph after 5 rounds"]
+    why = [Remark("it still changes the graph after 5 rounds")]
     assert told == [(there.label, 5, why), (back.label, 5, why)]
 
 
@@ -486,3 +488,39 @@ def test_each_pass_of_a_group_is_counted_as_progress_once() -> None:
     )
     assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
     assert calls[0] == (0, 3, first.label) and calls[-1] == (3, 3, "done")
+
+
+# -- remarks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("remark", "text"),
+    [
+        (Remark("nothing to drop"), "nothing to drop"),
+        (
+            Remark("it pays", layer="fc", method="rank 3 of 8x8", error=0.25, of="the weight"),
+            "fc: rank 3 of 8x8, relative error of the weight 0.2500, it pays",
+        ),
+        (
+            Remark(layer="fc", method="alpha 0.5", before=0.5, error=0.25),
+            "fc: alpha 0.5, relative error 0.5000 -> 0.2500",
+        ),
+        (
+            Remark(error=0.25, worst=0.5, of="an output"),
+            "relative error of an output: mean 0.2500, worst 0.5000",
+        ),
+        (Remark(method="5 ids", bytes=3 << 19), "5 ids, 1.50 MiB of weights less"),
+    ],
+)  # fmt: skip
+def test_the_text_of_a_remark_is_made_of_its_fields(remark: Remark, text: str) -> None:
+    assert str(remark) == text
+
+
+def test_remarks_are_read_back_as_they_were_saved() -> None:
+    remarks = [Remark("why", layer="fc", error=0.5), Remark(method="5 ids", bytes=7)]
+    report = Report([PassReport("a", notes=remarks)])
+    assert read_plain(Report, report.to_json()) == report
+    spoilt = report.to_json()
+    spoilt["passes"][0]["notes"][0]["error"] = "much"
+    with pytest.raises(ValueError, match=r"passes\.0\.notes\.0\.error"):
+        read_plain(Report, spoilt)
