@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value
-from tersor.ops import TABLE
+
+if TYPE_CHECKING:
+    from tersor.ops.opdef import Trait
 
 
 def scalar(value: Value | None) -> float | None:
@@ -29,6 +32,13 @@ def made_by(value: Value | None, op: str) -> Node | None:
     if value is None or value.producer is None or value.producer.op != op:
         return None
     return value.producer
+
+
+def has_trait(node: Node, trait: Trait) -> bool:
+    """Whether the op of a node is of this kind."""
+    from tersor.ops import TABLE  # Loads onnx's schemas, which `import tersor` does without.
+
+    return TABLE.has(node.op, trait)
 
 
 def operand(node: Node, index: int) -> Value:
@@ -113,7 +123,7 @@ def uniform(value: Value) -> float | None:
         node = work.producer
         if node is not None and node.op == "ConstantOfShape":
             return _filling(node)
-        if node is None or not TABLE.has(node.op, "movement"):
+        if node is None or not has_trait(node, "movement"):
             return None
         work = node.inputs[0]
     return None

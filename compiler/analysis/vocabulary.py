@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, dtype, made_by, operand, rank
+from tersor.analysis.match import dims, dtype, has_trait, made_by, operand, rank
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Node, Value
-from tersor.ops import TABLE
 
 _MOVES = {"Cast", "Expand", "Transpose"}  # Besides views.
 
@@ -96,7 +95,7 @@ def walk_ids(value: Value) -> tuple[list[Lookup], list[Value]]:
 def moves(node: Node) -> bool:
     """Whether ids come out of the node as they went in, in another shape or integer type."""
     kind = dtype(node.output)
-    whole = node.op in _MOVES or TABLE.has(node.op, "view")
+    whole = node.op in _MOVES or has_trait(node, "view")
     return whole and kind is not None and kind.is_integer
 
 

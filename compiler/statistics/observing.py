@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tersor.analysis.match import dims
 from tersor.ir import Graph, Value
-from tersor.ops import Window
 from tersor.pipeline import Evaluate, Feeds, erase_unread
 from tersor.statistics.observers import Observer, real_rows
 from tersor.statistics.padding import mask_over, padding_mask
+
+if TYPE_CHECKING:
+    from tersor.ops import Window
 
 TAPS = 16  # Activations read in one run of the graph, to bound the memory that one run takes.
 # Windows of one feed that are looked at: patches of more are as large as many models.

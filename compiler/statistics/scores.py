@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, TensorType, Value
-from tersor.ops import TABLE
 
 DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
 ROUNDING = frozenset({"Cast", "QuantizeLinear", "DynamicQuantizeLinear", "Round"})
@@ -106,11 +106,11 @@ def _before(value: Value) -> Iterator[tuple[Value, str]]:
 
 def _operands(node: Node, result: Value) -> list[Value]:
     """Those that ``result`` is decided by, or moved from."""
-    if TABLE.has(node.op, "shape") or node.subgraphs:
+    if has_trait(node, "shape") or node.subgraphs:
         return []
     if node.op in DECISIONS:
         held = [node.input(0)]
-    elif node.op in _MERGES or TABLE.has(node.op, "movement") or not _is_float(result):
+    elif node.op in _MERGES or has_trait(node, "movement") or not _is_float(result):
         held = list(node.inputs)
     else:
         held = []
