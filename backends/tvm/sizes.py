@@ -120,11 +120,12 @@ class _Naming:
 def _operand_dims(node: Node, body: Graph) -> Sequence[Dims]:
     """What is known outside of the dims of a body's inputs."""
     made = [v.tensor.dims if isinstance(v.type, TensorType) else None for v in node.outputs]
-    if node.op == "Loop":
-        return [None, None, *made[: len(body.inputs) - 2]]
-    scans = node.attrs.get("num_scan_inputs", 0)
+    count, scans = len(body.inputs), node.attrs.get("num_scan_inputs", 0)
     assert isinstance(scans, int)
-    return [*made[: len(body.inputs) - scans], *[None] * scans]
+    before = [None, None] if node.op == "Loop" else []
+    carried = made[: max(0, count - len(before) - scans)]
+    told = [*before, *carried]
+    return [*told, *[None] * (count - len(told))]  # Results that nobody reads may be left out.
 
 
 def _inferred(node: Node) -> Sequence[tuple[ValueType, np.ndarray | None]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.layers import Reader, WeightedLayer, readers_of
 from tersor.analysis.match import dims
 from tersor.ir import Graph, Value
 from tersor.pipeline import replace_node
@@ -19,10 +19,10 @@ def unfit(table: WeightedLayer) -> str:
     return ""
 
 
-def replace_lookups(lookups: Sequence[Reader], rows: Callable[[Graph, Value], Value]) -> None:
-    """What ``rows`` emits for the ids takes the place of each lookup; a fused layer normalization of
-    several lookups is taken apart for it."""
-    for lookup in lookups:
+def replace_lookups(table: Value, rows: Callable[[Graph, Value], Value]) -> None:
+    """What ``rows`` emits for the ids takes the place of each lookup in ``table``; a fused layer
+    normalization of several lookups is taken apart for it, which gives its other tables new readers."""
+    for lookup in readers_of(table):
         node = lookup.node
         graph = node.graph
         assert graph is not None

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from tersor.analysis.layers import WeightedLayer
+from tersor.analysis.layers import WeightedLayer, readers_of
 from tersor.analysis.selection import TablePass
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
@@ -77,11 +77,13 @@ class FactorizeEmbedding(TablePass):
                 context.skip(layer.node, str(reason))
 
     def _factorize(self, graph: Graph, layer: WeightedLayer, context: Context) -> None:
-        table, lookups = layer.weight, layer.readers
+        table = layer.weight
         dense = layer.matrix()
         counts = np.ones(len(dense))
         if self.weighting == "frequency" and context.evaluate is not None:
-            counts += frequencies(graph, table, lookups, context.calibration, context.evaluate)
+            counts += frequencies(
+                graph, table, readers_of(table), context.calibration, context.evaluate
+            )
         factors = self._factors(table, dense, np.sqrt(counts))
         dtype = table.tensor.dtype.numpy
         held = [table.graph.constant(f.astype(dtype), table.name) for f in (factors.a, factors.b)]
@@ -90,7 +92,7 @@ class FactorizeEmbedding(TablePass):
             short = graph.emit("Gather", [held[0], ids], {"axis": 0})
             return graph.emit("tersor.Linear", [short, held[1]])
 
-        replace_lookups(lookups, rows)
+        replace_lookups(table, rows)
         context.rewrote()
         shape = "x".join(map(str, dense.shape))
         error = weight_error(dense, factors.product)

@@ -59,7 +59,7 @@ class TensorTrainEmbedding(TablePass):
                 context.skip(layer.node, str(reason))
                 continue
             cores = train.tables(layer.weight)
-            replace_lookups(layer.readers, partial(train.emit, held=cores))
+            replace_lookups(layer.weight, partial(train.emit, held=cores))
             context.rewrote()
             train.tell(layer.name, context)
 

@@ -200,6 +200,10 @@ def test_the_pages_are_what_the_results_make(monkeypatch: pytest.MonkeyPatch) ->
     pages = {name: (table.ROOT / name).read_text() for name in table.PAGES}
     results = table.measured("minilm")
     made = {name: render(results) for name, render in table.OVERVIEWS.items()}
-    made |= {name: render(table.measured(name)[0]) for name, render in table.TABLES.items()}
+    made |= {
+        name: render(held[0])
+        for name, render in table.TABLES.items()
+        if (held := table.measured(name))
+    }
     for name, text in made.items():
         assert any(f"<!-- {name}: generated -->\n{text}\n" in page for page in pages.values()), name

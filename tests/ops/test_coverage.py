@@ -39,7 +39,7 @@ def test_every_op_of_a_family_has_a_row_that_evaluates(family: str) -> None:
 
 
 def test_the_table_covers_some_120_standard_ops_and_the_fused_ones() -> None:
-    standard = [row.op for row in TABLE if not row.op.startswith("tersor.")]
+    standard = [row.op for row in TABLE if "." not in row.op]
     assert len(standard) >= 120
     assert [op for op in standard if schema(op) is None] == []
 

@@ -91,6 +91,14 @@ def test_a_fused_normalization_is_taken_apart_for_it() -> None:
     same_everywhere(graph, after)
 
 
+def test_all_tables_of_a_fused_normalization_are_factorized() -> None:
+    """The first takes apart the node that the second is read by."""
+    graph = graph_of(FUSED, of_rank(3))
+    after, report = run(FactorizeEmbedding("rank", 1, min_elements=1), graph)
+    assert report.rewrites == 2
+    assert ops(after).count("tersor.Linear") == 2 and "Gather" in ops(after)
+
+
 def test_the_error_is_that_of_the_spectrum() -> None:
     table = of_rank(24)
     _, report = run(FactorizeEmbedding("rank", 5, min_elements=1), graph_of(GATHER, table))
