@@ -14,6 +14,7 @@
  * A child of fork has no threads but its caller, which does all of the tasks then.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <unistd.h>
 
@@ -42,6 +43,10 @@ static void* data;
 static pthread_t threads[MOST_THREADS];
 static int others; /* threads besides the caller */
 static pid_t owner;
+#ifdef __linux__
+static cpu_set_t cores;     /* that the process may use */
+static int left_free = -1; /* the core that no other thread uses */
+#endif
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static thread_local int inside; /* a task: loops in it are not parallel */
@@ -91,6 +96,20 @@ static void* serve(void* unused) {
   }
 }
 
+/* Whoever is roused begins on another core than the caller's: the system likes to put it on the same one,
+ * where it waits for the caller, which waits for it, until the next balancing some milliseconds later. */
+static void keep_off_this_core(void) {
+#ifdef __linux__
+  int here = sched_getcpu();
+  if (here < 0 || here == left_free) return;
+  cpu_set_t rest = cores;
+  CPU_CLR(here, &rest);
+  if (CPU_COUNT(&rest) == 0) return;
+  for (int i = 0; i < others; i++) pthread_setaffinity_np(threads[i], sizeof rest, &rest);
+  left_free = here;
+#endif
+}
+
 static void rouse(void) {
   /* After a store of what sleepers look at: both are sequentially consistent, so that either this sees a
    * sleeper, or the sleeper sees the store. */
@@ -115,6 +134,7 @@ static int launch(Task task, void* argument, int wanted) {
   done.store(0);
   failed.store(0);
   state.store(next << 32 | (uint64_t)tasks << 16);
+  if (sleeping.load()) keep_off_this_core();
   rouse();
   while (work()) {
   }
@@ -151,6 +171,10 @@ extern "C" __attribute__((visibility("default"))) int __tvm_ffi_tersor_threads(v
   }
   if (&__TVMBackendParallelLaunch && wanted != others) {
     stop();
+#ifdef __linux__
+    sched_getaffinity(0, sizeof cores, &cores);
+    left_free = -1;
+#endif
     while (others < wanted && !pthread_create(&threads[others], nullptr, serve, nullptr)) others++;
     __TVMBackendParallelLaunch = launch;
   } else if (&__TVMBackendParallelLaunch) {
