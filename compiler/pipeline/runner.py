@@ -12,29 +12,15 @@ from tersor.errors import InvalidOption
 from tersor.ir import Graph
 from tersor.pipeline.report import PassReport
 from tersor.pipeline.rewriting import (
-    EXACT,
-    LOSSY,
-    ROUNDING,
     Context,
     Evaluate,
     Feeds,
-    Keeps,
     Latency,
     Pass,
-    Rewrite,
-    Skip,
-    erase_dead,
-    erase_unread,
-    replace_node,
     without_backend,
 )
 from tersor.pipeline.rounds import Repeat, Rounds, Step, passes_in
 from tersor.pipeline.verification import LEVELS, Verification
-
-__all__ = [
-    "EXACT", "LEVELS", "LOSSY", "ROUNDING", "Context", "Evaluate", "Feeds", "Keeps", "Latency", "Pass",
-    "Pipeline", "Rewrite", "Skip", "erase_dead", "erase_unread", "replace_node", "weight_bytes",
-]  # fmt: skip
 
 
 @dataclass
