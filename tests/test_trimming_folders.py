@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer import modules as theirs
 
 import tersor
 from tersor.ops.evaluate import evaluate
-from tersor.trimming import beside
+from tersor.trimming import model_files
 from tersor.trimming.tokenizers import lowercased
 
 CORPUS = TEXTS[:2]  # Without "query", ":", "red" …
@@ -114,8 +114,8 @@ def test_ids_of_configs_stay_and_follow() -> None:
         "merges.txt": b"a b",
         "notes.json": b"{ not read",
     }
-    assert beside.named_ids(files) == {2, 5, 8}
-    made = beside.renumbered(files, [2, 5, 8], 9)
+    assert model_files.named_ids(files) == {2, 5, 8}
+    made = model_files.renumbered(files, [2, 5, 8], 9)
     assert json.loads(made["config.json"]) == {
         "vocab_size": 3,
         "pad_token_id": 2,

@@ -43,7 +43,7 @@ from tersor.numerics.affine import ActivationForm
 from tersor.numerics.masks import drop_masks
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline.rewriting import erase_dead, replace_node
-from tersor.transforms.dequantization import encoded
+from tersor.transforms.dequantization import encoded_result
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
 LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"
@@ -73,7 +73,7 @@ def _hold_weights(graph: Graph) -> None:
     for node in list(graph.walk()):
         if node.op != "DequantizeLinear" or node.graph is None:
             continue
-        if (held := encoded(node)) is not None:
+        if (held := encoded_result(node)) is not None:
             replace_node(node, [node.graph.constant(held, node.output.name)])
 
 

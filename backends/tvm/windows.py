@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tersor.analysis.reach import reach
+from tersor.analysis.attention_window import attention_window
 from tersor.ir import Attribute, DType, Graph, Node
 from tersor.pipeline.rewriting import erase_dead, replace_node
 
@@ -28,7 +28,7 @@ def _tell(graph: Graph, node: Node) -> None:
     # A mask that does not reach all keys leaves the others out.
     if not shape or not keys or len(shape) != 4 or shape[3] is None or shape[3] != keys[-2]:
         return
-    found = reach(mask)
+    found = attention_window(mask)
     if (found.left, found.right) == (-1, -1) or len(found.rest) > 1:
         return
     (rest,) = found.rest or (None,)

@@ -27,7 +27,7 @@ def is_scalar(value: Value | None, number: float, rtol: float = 1e-5) -> bool:
     return have is not None and bool(np.isclose(have, number, rtol=rtol, atol=0))
 
 
-def made_by(value: Value | None, op: str) -> Node | None:
+def producer_if(value: Value | None, op: str) -> Node | None:
     """The node that makes ``value``, if it is an ``op``."""
     if value is None or value.producer is None or value.producer.op != op:
         return None
@@ -48,22 +48,22 @@ def operand(node: Node, index: int) -> Value:
     return value
 
 
-def either_way(node: Node) -> Iterator[tuple[Value, Value]]:
+def operand_orders(node: Node) -> Iterator[tuple[Value, Value]]:
     """Both orders of a binary op's operands."""
     a, b = operand(node, 0), operand(node, 1)
     yield a, b
     yield b, a
 
 
-def with_constant(node: Node) -> tuple[Value, Value] | None:
+def operand_and_constant(node: Node) -> tuple[Value, Value] | None:
     """(operand, constant) of a commutative binary op that has exactly one constant operand."""
-    for a, b in either_way(node):
+    for a, b in operand_orders(node):
         if b.is_constant and not a.is_constant:
             return a, b
     return None
 
 
-def read_once(value: Value) -> bool:
+def has_one_use(value: Value) -> bool:
     """Whether a single operand of a single node reads it, and no graph returns it."""
     return len(value.uses) == 1 and not value.is_output
 
@@ -95,7 +95,7 @@ def same_type(a: Value, b: Value) -> bool:
 
 def is_last_axis_mean(value: Value, x: Value) -> bool:
     """Whether ``value`` is the mean of ``x`` over its last axis, which is kept as 1."""
-    node = made_by(value, "ReduceMean")
+    node = producer_if(value, "ReduceMean")
     size = rank(x)
     if node is None or operand(node, 0) is not x or not node.attrs["keepdims"]:
         return False
@@ -138,7 +138,7 @@ def _filling(node: Node) -> float | None:
     return numbers[0].item() if numbers.size and numbers.dtype.kind in "biuf" else None
 
 
-def coordinate(value: Value) -> int | None:
+def iota_axis(value: Value) -> int | None:
     """The axis along which ``value`` counts 0, 1, 2 …, being constant along all others; else None.
 
     Range(0, n, 1) -> 0;   Unsqueeze(that, [0, 2]) -> 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import made_by
+from tersor.analysis.match import producer_if
 from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
 from tersor.numerics.affine import pair_sums
 
@@ -73,7 +73,7 @@ def activations_of(node: Node) -> Value | None:
     place = PRODUCTS.get(node.op)
     if place is not None:
         return None if place.activation is None else node.input(place.activation)
-    dequantizer = made_by(node.input(0), "DequantizeLinear")
+    dequantizer = producer_if(node.input(0), "DequantizeLinear")
     return None if dequantizer is None else dequantizer.inputs[0]
 
 
@@ -89,7 +89,7 @@ def weights_of(node: Node) -> np.ndarray | None:
     encoding = weight.encoding if weight is not None else None
     if encoding is not None and (affine := encoding.layer(Affine)) is not None:
         return affine.values if affine.storage in (DType.I8, DType.U8) else None
-    dequantizer = made_by(weight, "DequantizeLinear")
+    dequantizer = producer_if(weight, "DequantizeLinear")
     quantized = dequantizer.inputs[0] if dequantizer is not None else None
     if quantized is None or not quantized.is_constant or quantized.tensor.dtype.bits != 8:
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, dtype, has_trait, made_by, operand, rank
+from tersor.analysis.match import dims, dtype, has_trait, operand, producer_if, rank
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph, Node, Value
 
@@ -194,7 +194,7 @@ def _is_lookup(item: Lookup) -> bool:
 
 
 def _is_transposed(weight: Value, table: Value) -> bool:
-    if (node := made_by(weight, "Transpose")) is not None:
+    if (node := producer_if(weight, "Transpose")) is not None:
         return node.inputs[0] is table
     if not weight.is_constant or weight.tensor.shape != table.tensor.shape[::-1]:
         return False

@@ -25,7 +25,7 @@ from tersor.calibration.samples import BATCH, check_whole
 from tersor.errors import InvalidOption, TersorError
 from tersor.frontends.folder import files_beside
 from tersor.ir import Graph, TensorType, Value
-from tersor.trimming import beside
+from tersor.trimming import model_files
 from tersor.trimming.tokenizers import lowercased, open_tokenizer
 
 SUFFIXES = (".txt", ".jsonl")
@@ -103,12 +103,16 @@ def _tokenizer_files(path: Path, model: Any, files: Mapping[str, bytes]) -> Mapp
     if isinstance(model, str | Path):
         own = Path(model)
         looked = [own] if own.is_dir() else [own.absolute().parent, own.absolute().parent.parent]
-    for folder in () if beside.tokenizer_name(files) else looked:
+    for folder in () if model_files.tokenizer_name(files) else looked:
         files = files_beside(folder)
-        if beside.tokenizer_name(files):
+        if model_files.tokenizer_name(files):
             break
-    if beside.tokenizer_name(files) is None:
-        where = f"there is no {beside.TOKENIZER} in {looked[0]}" if looked else "the model has none"
+    if model_files.tokenizer_name(files) is None:
+        where = (
+            f"there is no {model_files.TOKENIZER} in {looked[0]}"
+            if looked
+            else "the model has none"
+        )
         raise InvalidOption(
             f"{path}: texts need the model's tokenizer, and {where}; put it beside the model, or give "
             "batches of ids"
@@ -190,9 +194,9 @@ def _takes_ids(value: Value) -> bool:
 def _tokenizer(path: Path, files: Mapping[str, bytes], length: int | None) -> Any:
     """As the files of a folder set it up: what is too long is cut, and what is shorter padded to ``length``,
     or to the longest."""
-    name = beside.tokenizer_name(files)
+    name = model_files.tokenizer_name(files)
     assert name is not None
-    data = lowercased(files[name]) if beside.lowers_texts(files) else files[name]
+    data = lowercased(files[name]) if model_files.lowers_texts(files) else files[name]
     try:
         tokenizer = open_tokenizer(data)
     except TersorError as error:

@@ -19,7 +19,7 @@ from tersor.pipeline import Context, Feeds
 from tersor.pruning import budgets
 from tersor.pruning.pruned_outputs import OutputLoss
 from tersor.pruning.ranking import Ranking
-from tersor.pruning.reconstruction import Moments, node_making
+from tersor.pruning.reconstruction import Moments, node_producing
 from tersor.pruning.unit_order import Reader, readers
 from tersor.statistics.kept_outputs import KeptOutputs
 from tersor.statistics.products import matrices, set_matrices
@@ -231,7 +231,7 @@ class _Sharing:
         fitted = np.zeros_like(matrix)
         fitted[kept], shift = seen.solve(matrix, kept, self.ranking.damping, biased=True)
         return set_matrices(
-            node_making(copy, reader.node.output.name), reader.weight, fitted, shift
+            node_producing(copy, reader.node.output.name), reader.weight, fitted, shift
         )
 
 

@@ -116,7 +116,7 @@ def moments(
     ``original``, of its outputs those that ``cut`` has ``left``, by their positions on the axis of its
     weight (None: all). ``weight``: which of the layer's, as :func:`products` gives them; None: the first
     that can be fitted. None where no feed has a row."""
-    theirs, ours = node_making(original, name), node_making(cut, name)
+    theirs, ours = node_producing(original, name), node_producing(cut, name)
     weight = weight or linear_weight(theirs)
     assert weight is not None
     matrix, bias = matrices(theirs, weight)
@@ -140,7 +140,7 @@ def moments(
     return total if total is not None and total.xtx[-1, -1] > 0 else None
 
 
-def node_making(graph: Graph, name: str) -> Node:
+def node_producing(graph: Graph, name: str) -> Node:
     """The node of the outermost graph that makes the value ``name``."""
     return next(n for n in graph.nodes if any(v.name == name for v in n.outputs))
 

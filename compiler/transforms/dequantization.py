@@ -18,12 +18,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand
+from tersor.analysis.match import operand, producer_if
 from tersor.ir import Affine, Cast, DType, Encoding, Node, TensorType, Value
 from tersor.ops import TABLE
 
 
-def encoded(node: Node) -> Encoding | None:
+def encoded_result(node: Node) -> Encoding | None:
     """What the result of ``node`` is held as; None where it is no constant, or in no form that is as
     small as its operand."""
     if not node.outputs or not isinstance(node.output.type, TensorType):
@@ -59,7 +59,7 @@ def is_part_of_quantized_op(node: Node) -> bool:
     dequantized activations as well."""
     return any(
         v is not None
-        and (other := made_by(v, "DequantizeLinear"))
+        and (other := producer_if(v, "DequantizeLinear"))
         and not operand(other, 0).is_constant
         for user in node.output.users
         for v in user.inputs
@@ -90,9 +90,9 @@ def _integers(x: Value) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Integers, and the one that a model subtracts from all of them in a wider type."""
     if x.is_dense:
         return (x.numpy(), None) if x.tensor.dtype.is_integer else None
-    if (cast := made_by(x, "Cast")) is not None and x.tensor.dtype.is_integer:
+    if (cast := producer_if(x, "Cast")) is not None and x.tensor.dtype.is_integer:
         return _integers(operand(cast, 0)) if _widens(operand(cast, 0), x) else None
-    if (minus := made_by(x, "Sub")) is not None and x.tensor.dtype.bits >= 32:
+    if (minus := producer_if(x, "Sub")) is not None and x.tensor.dtype.bits >= 32:
         have, zero = _integers(operand(minus, 0)), operand(minus, 1).encoding
         if have is None or have[1] is not None or zero is None or zero.type.numel != 1:
             return None

@@ -7,7 +7,7 @@ and the same with RMSNormalization.
 
 from __future__ import annotations
 
-from tersor.analysis.match import made_by, operand, same_type
+from tersor.analysis.match import operand, producer_if, same_type
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline.rewriting import Skip, erase_dead, replace_node
 
@@ -25,7 +25,7 @@ def fused(graph: Graph, norm: Node) -> Value | None:
     Raises:
         Skip: there is one, but they do not make one node.
     """
-    total = made_by(operand(norm, 0), "Add")
+    total = producer_if(operand(norm, 0), "Add")
     if total is None or total.graph is not graph:
         return None
     x, skip = operand(total, 0), operand(total, 1)
@@ -51,7 +51,7 @@ def fused(graph: Graph, norm: Node) -> Value | None:
     return one.output
 
 
-def take_apart(graph: Graph) -> list[Node]:
+def split_skip_norms(graph: Graph) -> list[Node]:
     """Makes two nodes of each such node of the outermost level; returns the normalizations."""
     norms = []
     for node in [n for n in graph.nodes if n.op in _APART]:
@@ -65,7 +65,7 @@ def take_apart(graph: Graph) -> list[Node]:
     return norms
 
 
-def put_together(graph: Graph, norms: list[Node]) -> None:
+def fuse_skip_norms(graph: Graph, norms: list[Node]) -> None:
     """Makes one node again of each of ``norms`` that is still there, with the Add that it reads now."""
     for norm in norms:
         if norm.graph is not graph:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand
+from tersor.analysis.match import operand, producer_if
 from tersor.analysis.vocabulary import Head, Vocabulary
 from tersor.ir import Encoding, Graph, Node, Value
 
@@ -50,7 +50,7 @@ def cut_last_axis(node: Node, index: int, kept: np.ndarray) -> None:
 
 def _part(whole: Value, kept: np.ndarray, axis: int, cut: Cut) -> Value:
     """A constant of the positions ``kept`` of an axis of a constant or of the transpose of one."""
-    transpose = made_by(whole, "Transpose")
+    transpose = producer_if(whole, "Transpose")
     held = whole if transpose is None else operand(transpose, 0)
     assert held.encoding is not None
     encoding = held.encoding if transpose is None else held.encoding.permute((1, 0))
@@ -78,14 +78,14 @@ def _erase_unread(constant: Value) -> None:
         constant.graph.erase_constant(constant)
 
 
-def gathered(table: Value, ids: Value) -> Value:
+def gather_rows(table: Value, ids: Value) -> Value:
     """``table``[ids], made where ``ids`` are."""
     graph = ids.graph
-    with graph.at(node_behind(graph, ids.producer)):
+    with graph.at(node_after(graph, ids.producer)):
         return graph.emit("Gather", [table, ids], {"axis": 0}, scope="")
 
 
-def node_behind(graph: Graph, node: Node | None) -> Node | None:
+def node_after(graph: Graph, node: Node | None) -> Node | None:
     """The node after ``node``; None where that is the last. The first, where ``node`` is None."""
     nodes = iter(graph.nodes)
     if node is not None:

@@ -29,8 +29,8 @@ from tersor.errors import InvalidOption, Unsupported
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, Node, Use, Value, verify
 from tersor.pipeline import Pipeline, registry
-from tersor.transforms.vocabulary import Cut, cut_heads, cut_last_axis, cut_tables, gathered
-from tersor.trimming import beside
+from tersor.transforms.vocabulary import Cut, cut_heads, cut_last_axis, cut_tables, gather_rows
+from tersor.trimming import model_files
 from tersor.trimming.tokenizers import (
     first_pieces,
     known_ids,
@@ -76,9 +76,9 @@ def trim_vocabulary(
         InvalidOption: no tokenizer, an empty corpus, ids outside, no table that an input picks rows from.
     """
     imported = load_model(model, **options)
-    name = beside.tokenizer_name(imported.files) or beside.TOKENIZER
+    name = model_files.tokenizer_name(imported.files) or model_files.TOKENIZER
     data = _tokenizer(imported, tokenizer, name)
-    texts = _prompted(list(corpus), beside.prompts(imported.files))
+    texts = _prompted(list(corpus), model_files.prompts(imported.files))
     graph = Pipeline(registry.optimization()).run(imported.graph)
     vocabulary = choose_vocabulary(graph, input)
     if vocabulary is None:
@@ -86,7 +86,7 @@ def trim_vocabulary(
     old = _encode(data, texts)
     used = checked_ids(np.concatenate([np.zeros(0, np.int64), *old]), vocabulary.size)
     begun = _begun(data, texts, old)
-    named = beside.named_ids(imported.files) & known_ids(data)
+    named = model_files.named_ids(imported.files) & known_ids(data)
     small, order = trim_tokenizer(data, {*map(int, used), *begun, *named})
     kept = np.array([i for i in order if i < vocabulary.size], np.int64)
     if len(kept) < len(order):
@@ -96,7 +96,7 @@ def trim_vocabulary(
     _check(small, texts, old, kept)
     renumber(graph, vocabulary, kept, untied)
     verify(graph)
-    files = beside.renumbered(imported.files, order, vocabulary.size)
+    files = model_files.renumbered(imported.files, order, vocabulary.size)
     return Imported(graph, files={**files, name: small}, remarks=imported.remarks)
 
 
@@ -107,7 +107,7 @@ def _prompted(texts: list[str | Sequence[int]], prompts: list[str]) -> list[str 
 
 def _tokenizer(imported: Imported, given: str | Path | None, name: str) -> bytes:
     data = _tokenizer_file(imported, given, name)
-    return lowercased(data) if beside.lowers_texts(imported.files) else data
+    return lowercased(data) if model_files.lowers_texts(imported.files) else data
 
 
 def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> bytes:
@@ -118,7 +118,7 @@ def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> 
             raise InvalidOption(f"tokenizer {given}: {error.strerror}") from None
     if name not in imported.files:
         raise InvalidOption(
-            f"the model has no {name} beside it: give tokenizer=, or keep the ids as they are with the "
+            f"the model has no {name}: give tokenizer=, or keep the ids as they are with the "
             "pass trim-vocabulary"
         )
     return imported.files[name]
@@ -227,6 +227,6 @@ def _give_old_ids(ids: Value, readers: Sequence[Use], kept: np.ndarray) -> None:
     if not readers:
         return
     graph = ids.graph
-    old = gathered(graph.constant(kept.astype(ids.tensor.dtype.numpy), "old_ids"), ids)
+    old = gather_rows(graph.constant(kept.astype(ids.tensor.dtype.numpy), "old_ids"), ids)
     for use in readers:
         graph.set_input(use.user, use.operand, old)

@@ -8,7 +8,7 @@ from tersor.passes.canonicalize.eliminate_identity import EliminateIdentity
 from tersor.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from tersor.passes.canonicalize.fold_constants import FoldConstants
 from tersor.passes.canonicalize.fold_conv_bias import FoldConvBias
-from tersor.passes.canonicalize.hold_compact import HoldCompact
+from tersor.passes.canonicalize.fold_dequantization import FoldDequantization
 from tersor.passes.canonicalize.inline_branches import InlineBranches
 from tersor.passes.canonicalize.matmul_to_linear import MatMulToLinear
 from tersor.passes.canonicalize.normalize_axes import NormalizeAxes
@@ -25,7 +25,7 @@ def canonicalization() -> Repeat:
     return Repeat(
         [
             ShapeArithmetic(),
-            HoldCompact(),
+            FoldDequantization(),
             EinsumToMatMul(),
             FoldConstants(),
             InlineBranches(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from tersor.analysis.places import enclosing
+from tersor.analysis.insertion import enclosing_graphs
 from tersor.ir import Encoding, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Context, Pass, replace_node
@@ -71,7 +71,7 @@ class CommonSubexpressions(Pass):
 
 def _hold_once(constants: list[Value]) -> None:
     """Equal constants of different graphs become one, in the innermost graph that holds them all."""
-    around = [enclosing(c.graph) for c in constants]
+    around = [enclosing_graphs(c.graph) for c in constants]
     common = next(g for g in around[0] if all(g in held for held in around))
     once = next((c for c in constants if c.graph is common), None)
     if once is None:

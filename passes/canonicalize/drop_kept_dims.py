@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, operand, rank, read_once
+from tersor.analysis.match import dims, has_one_use, operand, rank
 from tersor.ir import Graph, Node
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Pass, Rewrite
@@ -33,7 +33,7 @@ class DropKeptDims(Pass):
         if axes is None or not axes.is_constant or axes.numpy().size == 0 or size is None:
             return None
         gone = {int(a) % size for a in axes.numpy()}
-        if have is None or not read_once(x):
+        if have is None or not has_one_use(x):
             return None
         left = tuple(d for i, d in enumerate(have) if i not in gone)
         if None in left or dims(node.output) != left:

@@ -26,11 +26,11 @@ import numpy as np
 from tersor.analysis.match import (
     dims,
     dtype,
+    has_one_use,
     is_scalar,
-    made_by,
     operand,
+    producer_if,
     rank,
-    read_once,
     same_type,
     uniform,
 )
@@ -77,7 +77,7 @@ def _cast(graph: Graph, node: Node) -> Rewrite:
     x = operand(node, 0)
     if dtype(x) is not None and dtype(x) is dtype(node.output):
         return x
-    inner = made_by(x, "Cast")
+    inner = producer_if(x, "Cast")
     if inner is None:
         return None
     source = operand(inner, 0)
@@ -119,7 +119,7 @@ def _transpose(graph: Graph, node: Node) -> Rewrite:
     perm = _perm(node, size)
     if perm == list(range(size)):
         return x
-    inner = made_by(x, "Transpose")
+    inner = producer_if(x, "Transpose")
     if inner is None:
         return None
     before = _perm(inner, size)
@@ -199,8 +199,8 @@ def _takes_all(node: Node) -> bool:
 
 
 def _merged_slices(graph: Graph, node: Node) -> Value | None:
-    inner, size = made_by(operand(node, 0), "Slice"), rank(node.output)
-    if inner is None or size is None or not read_once(inner.output):
+    inner, size = producer_if(operand(node, 0), "Slice"), rank(node.output)
+    if inner is None or size is None or not has_one_use(inner.output):
         return None
     cuts = [_cut(inner, size), _cut(node, size)]
     if cuts[0] is None or cuts[1] is None or set(cuts[0][2]) & set(cuts[1][2]):
@@ -237,8 +237,8 @@ def _over_one(graph: Graph, node: Node) -> Rewrite:
 
 def _unsqueeze(graph: Graph, node: Node) -> Rewrite:
     x, axes = operand(node, 0), operand(node, 1)
-    pick = made_by(x, "Gather")
-    if pick is None or not axes.is_constant or not read_once(x) or rank(x) is None:
+    pick = producer_if(x, "Gather")
+    if pick is None or not axes.is_constant or not has_one_use(x) or rank(x) is None:
         return _as_reshape(graph, node)
     index, size = operand(pick, 1), rank(operand(pick, 0))
     if not index.is_constant or rank(index) != 0 or size is None or axes.numpy().size != 1:
@@ -250,7 +250,7 @@ def _unsqueeze(graph: Graph, node: Node) -> Rewrite:
 
 
 def _involution(graph: Graph, node: Node) -> Rewrite:
-    inner = made_by(operand(node, 0), node.op)
+    inner = producer_if(operand(node, 0), node.op)
     return operand(inner, 0) if inner is not None else None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import operand, read_once
+from tersor.analysis.match import has_one_use, operand
 from tersor.ir import Graph, Node
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 
@@ -32,7 +32,7 @@ class FoldBatchNorm(Pass):
             return None
         if node.attrs["training_mode"]:
             raise Skip("it is in training mode")
-        if not read_once(x):
+        if not has_one_use(x):
             raise Skip(f"the {layer.op} has another reader")
         if layer.op == "tersor.Linear" and (
             layer.attrs["activation"] != "none" or x.tensor.rank != 2

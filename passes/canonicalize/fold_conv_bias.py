@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import operand, read_once, with_constant
+from tersor.analysis.match import has_one_use, operand, operand_and_constant
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -23,7 +23,7 @@ class FoldConvBias(Pass):
     keeps = ROUNDING
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        found = with_constant(node) if node.op == "Add" else None
+        found = operand_and_constant(node) if node.op == "Add" else None
         if found is None:
             return None
         y, added = found
@@ -34,7 +34,7 @@ class FoldConvBias(Pass):
         row = None if channels is None else _row(added, channels, operand(layer, 1))
         if row is None:
             return None
-        if not read_once(y):
+        if not has_one_use(y):
             raise Skip(f"the {layer.op} has another reader than the bias")
         if old is not None and not old.is_constant:
             raise Skip(f"the bias of the {layer.op} is not a constant")

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, made_by, operand
+from tersor.analysis.match import dims, operand, producer_if
 from tersor.analysis.ranks import RankProofs
 from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.copy import inline
 from tersor.ops import contents_of
 from tersor.pipeline import EXACT, Context, Pass, Rewrite
-from tersor.transforms.sharpen import sharpen
+from tersor.transforms.refine_types import refine_types
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class InlineBranches(Pass):
             super().run(graph, context)
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        sharpen(graph, node)
+        refine_types(graph, node)
         if node.op != "If":
             return None
         taken = _taken(node)
@@ -61,9 +61,9 @@ def _taken(node: Node) -> Graph | None:
 
 def _size_of_one(condition: Value, truth: bool) -> Dim:
     """The size, no number, that is 1 exactly where ``condition`` is ``truth``."""
-    while (negated := made_by(condition, "Not")) is not None:
+    while (negated := producer_if(condition, "Not")) is not None:
         condition, truth = operand(negated, 0), not truth
-    equal = made_by(condition, "Equal")
+    equal = producer_if(condition, "Equal")
     if equal is None or not truth:
         return None
     sides = [contents_of(operand(equal, i)) for i in (0, 1)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import made_by, operand, rank, read_once, with_constant
+from tersor.analysis.match import has_one_use, operand, operand_and_constant, producer_if, rank
 from tersor.ir import Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
@@ -81,11 +81,11 @@ def _is_row(bias: Value, weight: Value, transposed: int) -> bool:
 
 
 def _bias(graph: Graph, node: Node) -> Rewrite:
-    found = with_constant(node)
+    found = operand_and_constant(node)
     if found is None:
         return None
     y, bias = found
-    linear = made_by(y, "tersor.Linear")
+    linear = producer_if(y, "tersor.Linear")
     if linear is None or linear.attrs["activation"] != "none" or linear.input(2) is not None:
         return None
     columns = operand(linear, 1).tensor.shape[1]
@@ -94,7 +94,7 @@ def _bias(graph: Graph, node: Node) -> Rewrite:
         or node.output.type != y.type
     ):
         return None
-    if not read_once(y):
+    if not has_one_use(y):
         raise Skip("the product has another reader than the bias")
     if bias.tensor.rank != 1:
         bias = graph.constant(bias.numpy().reshape(-1), bias.name)
@@ -105,8 +105,8 @@ def _bias(graph: Graph, node: Node) -> Rewrite:
 
 def _rows(graph: Graph, node: Node) -> Rewrite:
     """x[a, b, k] -> [a*b, k] -> Linear -> [a*b, n] -> [a, b, n]"""
-    linear = made_by(operand(node, 0), "tersor.Linear")
-    merge = made_by(operand(linear, 0), "Reshape") if linear is not None else None
+    linear = producer_if(operand(node, 0), "tersor.Linear")
+    merge = producer_if(operand(linear, 0), "Reshape") if linear is not None else None
     if linear is None or merge is None:
         return None
     x, columns = operand(merge, 0), linear.output.tensor.dims
@@ -117,7 +117,7 @@ def _rows(graph: Graph, node: Node) -> Rewrite:
     kept = have[: len(lead)] == lead and product(have[len(lead) :]) == merged[-1]
     if not kept or out[-1] != columns[-1] or len(have) < len(out):
         return None
-    if not read_once(linear.output):
+    if not has_one_use(linear.output):
         raise Skip("the merged rows have another reader")
     if len(have) > len(out):  # The last axis was merged by the same Reshape.
         target = np.array([*[0] * len(lead), merged[-1]], np.int64)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, made_by, operand, rank, scalar
+from tersor.analysis.match import dims, operand, producer_if, rank, scalar
 from tersor.ir import Dim, DType, Graph, Node, Sym, Value
 from tersor.pipeline import EXACT, Pass, Rewrite
 
@@ -93,7 +93,7 @@ def _of_input(graph: Graph, node: Node, sizes: tuple[Dim, ...]) -> Value | None:
     value, start = found
     attrs = {"start": start, "end": start + len(sizes)}
     is_scalar = node.output.tensor.rank == 0
-    shape = made_by(operand(node, 0), "Shape") if is_scalar and node.op == "Squeeze" else node
+    shape = producer_if(operand(node, 0), "Shape") if is_scalar and node.op == "Squeeze" else node
     if shape is not None and shape.op == "Shape" and operand(shape, 0) is value:
         have = {k: shape.attrs.get(k) for k in attrs}
         if have == attrs:

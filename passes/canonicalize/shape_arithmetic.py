@@ -23,8 +23,8 @@ from tersor.analysis.match import dims, operand, same_type
 from tersor.ir import Dim, Graph, Node, TensorType, Value
 from tersor.ops import TABLE, contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
+from tersor.transforms.refine_types import refine_types
 from tersor.transforms.reshapes import flattened, reshape_target, reshaped
-from tersor.transforms.sharpen import sharpen
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ShapeArithmetic(Pass):
     keeps = EXACT
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        sharpen(graph, node)
+        refine_types(graph, node)
         if node.op == "Reshape":
             return _reshape(graph, node)
         if node.op == "Expand" and same_type(operand(node, 0), node.output):

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.analysis.match import (
-    coordinate,
     dims,
     dtype,
-    either_way,
-    made_by,
+    iota_axis,
     operand,
+    operand_orders,
+    producer_if,
     rank,
     same_type,
     scalar,
@@ -70,7 +70,7 @@ class SimplifyMasks(Pass):
 
 
 def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
-    x, indices = operand(node, 0), made_by(operand(node, 1), "Concat")
+    x, indices = operand(node, 0), producer_if(operand(node, 1), "Concat")
     size, out = rank(x), dims(node.output)
     if indices is None or node.attrs["batch_dims"] or size != len(indices.inputs) or out is None:
         return None
@@ -79,7 +79,7 @@ def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
     axes = []
     for column in indices.inputs:
         assert column is not None
-        axis, shape = coordinate(column), dims(column)
+        axis, shape = iota_axis(column), dims(column)
         if axis is None or shape is None or len(shape) != len(out) + 1 or shape[-1] != 1:
             return None
         axes.append(axis)
@@ -94,7 +94,7 @@ def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
 
 def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
     """Rule 2 in a flattened matrix."""
-    flat, index = operand(node, 0), made_by(operand(node, 1), "Add")
+    flat, index = operand(node, 0), producer_if(operand(node, 1), "Add")
     view = flat.producer
     if index is None or view is None or view.op not in ("Flatten", "Reshape") or node.attrs["axis"]:
         return None
@@ -104,9 +104,9 @@ def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
         return None
     if flat_dims[0] != product(have) or any(d != 1 for d in flat_dims[1:]):
         return None
-    for column, scaled in either_way(index):
+    for column, scaled in operand_orders(index):
         row = _times(scaled, have[1])
-        axes = (None if row is None else coordinate(row), coordinate(column))
+        axes = (None if row is None else iota_axis(row), iota_axis(column))
         if axes[0] is None or axes[1] is None or axes[0] >= axes[1]:
             continue
         rest = [a for a in range(len(out)) if a not in axes]
@@ -118,10 +118,10 @@ def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
 
 def _times(value: Value, size: Dim) -> Value | None:
     """x of x * size."""
-    node = made_by(value, "Mul")
+    node = producer_if(value, "Mul")
     if node is None:
         return None
-    for x, factor in either_way(node):
+    for x, factor in operand_orders(node):
         contents = contents_of(factor)
         if contents is not None and list(contents.reshape(-1)) == [size]:
             return x
@@ -131,13 +131,13 @@ def _times(value: Value, size: Dim) -> Value | None:
 def _always_true(value: Value) -> bool:
     if value.is_constant:
         return value.tensor.dtype is DType.BOOL and uniform(value) == 1.0
-    inverse = made_by(value, "Not")
-    least = made_by(operand(inverse, 0), "Less") if inverse is not None else None
-    node = least or made_by(value, "GreaterOrEqual")
+    inverse = producer_if(value, "Not")
+    least = producer_if(operand(inverse, 0), "Less") if inverse is not None else None
+    node = least or producer_if(value, "GreaterOrEqual")
     if node is not None:
         # What counts up from zero is never negative.
-        return uniform(operand(node, 1)) == 0.0 and coordinate(operand(node, 0)) is not None
-    both = made_by(value, "And")
+        return uniform(operand(node, 1)) == 0.0 and iota_axis(operand(node, 0)) is not None
+    both = producer_if(value, "And")
     return both is not None and all(_always_true(operand(both, i)) for i in (0, 1))
 
 
@@ -151,9 +151,9 @@ def _true_and(graph: Graph, node: Node) -> Rewrite:
 
 def _zero_or(graph: Graph, node: Node) -> Rewrite:
     """Rule 5; a zero times a negative number is -0."""
-    for rest, number in either_way(node):
+    for rest, number in operand_orders(node):
         low = scalar(number)
-        inverse = made_by(rest, "Sub")
+        inverse = producer_if(rest, "Sub")
         if (
             inverse is None
             or low is None
@@ -161,7 +161,7 @@ def _zero_or(graph: Graph, node: Node) -> Rewrite:
             or not _is_number_first(inverse, 1.0)
         ):
             continue
-        mask = made_by(operand(inverse, 1), "Cast")
+        mask = producer_if(operand(inverse, 1), "Cast")
         if mask is None or dtype(operand(mask, 0)) is not DType.BOOL or rank(number):
             continue
         kind = node.output.tensor.dtype
@@ -179,7 +179,7 @@ def _is_number_first(node: Node, number: float) -> bool:
 
 
 def _turned_round(graph: Graph, node: Node) -> Rewrite:
-    inverse = made_by(operand(node, 0), "Not")
+    inverse = producer_if(operand(node, 0), "Not")
     if inverse is None:
         return None
     return graph.emit("Where", [operand(inverse, 0), operand(node, 2), operand(node, 1)])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, made_by, operand, rank, read_once
+from tersor.analysis.match import dims, has_one_use, operand, producer_if, rank
 from tersor.ir import Dim, Graph, Node
 from tersor.ir.dims import product
 from tersor.ops import contents_of
@@ -35,10 +35,10 @@ class SimplifyTranspose(Pass):
 
 
 def _swapped(graph: Graph, node: Node) -> Rewrite:
-    swap = made_by(operand(node, 0), "Transpose") if node.op == "Reshape" else None
+    swap = producer_if(operand(node, 0), "Transpose") if node.op == "Reshape" else None
     if swap is None or swap.attrs.get("perm") != (0, 2, 1):
         return None
-    merge = made_by(operand(swap, 0), "Reshape")
+    merge = producer_if(operand(swap, 0), "Reshape")
     if merge is None:
         return None
     x, out = operand(merge, 0), node.output
@@ -54,12 +54,12 @@ def _swapped(graph: Graph, node: Node) -> Rewrite:
 
 
 def _merged_later(graph: Graph, node: Node) -> Rewrite:
-    merge = made_by(operand(node, 0), "Reshape")
-    inner = made_by(operand(merge, 0), "Transpose") if merge is not None else None
+    merge = producer_if(operand(node, 0), "Reshape")
+    inner = producer_if(operand(merge, 0), "Transpose") if merge is not None else None
     perm = node.attrs.get("perm")
     if merge is None or inner is None or not isinstance(perm, tuple):
         return None
-    if not read_once(merge.output) or not read_once(inner.output):
+    if not has_one_use(merge.output) or not has_one_use(inner.output):
         return None
     have, made = dims(inner.output), dims(node.output)
     at = _merged_at(have, dims(merge.output))

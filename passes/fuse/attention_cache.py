@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, made_by, operand
+from tersor.analysis.match import dims, operand, producer_if
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import EXACT, Pass, Rewrite, Skip, erase_dead
 
@@ -49,7 +49,7 @@ class AttentionCache(Pass):
 
 def _join(value: Value) -> Node | None:
     """The Concat of two [batch, heads, length, d] along their length that makes ``value``."""
-    join = made_by(value, "Concat")
+    join = producer_if(value, "Concat")
     if join is None or len(join.inputs) != 2 or join.attrs["axis"] not in (2, -2):
         return None
     shapes = [dims(operand(join, i)) for i in (0, 1)]

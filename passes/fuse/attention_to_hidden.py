@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, made_by, operand, read_once
+from tersor.analysis.match import dims, has_one_use, operand, producer_if
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -24,8 +24,8 @@ class AttentionToHidden(Pass):
     keeps = ROUNDING
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        merge = made_by(operand(node, 0), "Transpose") if node.op == "Reshape" else None
-        attention = made_by(operand(merge, 0), "Attention") if merge is not None else None
+        merge = producer_if(operand(node, 0), "Transpose") if node.op == "Reshape" else None
+        attention = producer_if(operand(merge, 0), "Attention") if merge is not None else None
         if merge is None or attention is None or merge.attrs.get("perm") != (0, 2, 1, 3):
             return None
         if len(attention.outputs) > 3 or len(attention.inputs) > 6:
@@ -43,7 +43,7 @@ class AttentionToHidden(Pass):
             return None
         if dims(node.output) != (out[0], out[2], heads_out * size):
             return None
-        if not read_once(attention.output) or not read_once(merge.output):
+        if not has_one_use(attention.output) or not has_one_use(merge.output):
             raise Skip("its result has another reader")
         q, k, v = (_before_split(x) for x in heads[:3] if x is not None)
         if q is None or k is None or v is None:
@@ -65,10 +65,10 @@ class AttentionToHidden(Pass):
 
 def _before_split(x: Value) -> Value | None:
     """The [b, s, h*d] that x[b, h, s, d] was split from."""
-    transpose = made_by(x, "Transpose")
+    transpose = producer_if(x, "Transpose")
     if transpose is None or transpose.attrs.get("perm") != (0, 2, 1, 3):
         return None
-    reshape = made_by(operand(transpose, 0), "Reshape")
+    reshape = producer_if(operand(transpose, 0), "Reshape")
     if reshape is None:
         return None
     hidden = operand(reshape, 0)

@@ -24,17 +24,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.attention_window import attention_window
 from tersor.analysis.match import (
     dims,
-    either_way,
-    made_by,
+    has_one_use,
     operand,
+    operand_orders,
+    producer_if,
     rank,
-    read_once,
     scalar,
     uniform,
 )
-from tersor.analysis.reach import reach
 from tersor.ir import Dim, DType, Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite, Skip
 from tersor.transforms.sizes import size_from_inputs
@@ -63,7 +63,7 @@ class FuseAttention(Pass):
         scale, product = _unscaled(scores)
         if product is None:
             return None
-        if not read_once(operand(node, 0)):
+        if not has_one_use(operand(node, 0)):
             raise Skip("the attention weights have another reader")
         a, q = _scaled_operand(operand(product, 0))
         b, kt = _scaled_operand(operand(product, 1))
@@ -86,15 +86,15 @@ def _exact(scale: float, q: Value) -> float:
 
 def _softmax(weights: Value) -> tuple[Node | None, bool]:
     """(The softmax over the last axis that makes ``weights``, whether a guard against NaN is between)."""
-    guard = made_by(weights, "Where")
+    guard = producer_if(weights, "Where")
     if guard is not None:
-        test = made_by(operand(guard, 0), "IsNaN")
+        test = producer_if(operand(guard, 0), "IsNaN")
         if test is None or uniform(operand(guard, 1)) != 0.0:
             return None, False
         weights = operand(guard, 2)
         if operand(test, 0) is not weights:
             return None, False
-    softmax = made_by(weights, "Softmax")
+    softmax = producer_if(weights, "Softmax")
     if softmax is None or softmax.attrs["axis"] not in (-1, 3):
         return None, False
     return softmax, guard is not None
@@ -105,16 +105,16 @@ def _factors(value: Value) -> list[Value]:
     node = value.only_user()
     if node is None or node.op != "Mul":
         return []
-    return [factor for other, factor in either_way(node) if other is value]
+    return [factor for other, factor in operand_orders(node) if other is value]
 
 
 def _is_guard(factor: Value, mask: Value) -> bool:
     """Whether ``factor`` is the largest over keys of m as numbers, of a mask m or ``where(m, ...)``."""
-    most = made_by(factor, "ReduceMax")
-    real = made_by(operand(most, 0), "Cast") if most is not None else None
+    most = producer_if(factor, "ReduceMax")
+    real = producer_if(operand(most, 0), "Cast") if most is not None else None
     if most is None or real is None or not most.attrs["keepdims"] or rank(factor) != 4:
         return False
-    where = made_by(mask, "Where")
+    where = producer_if(mask, "Where")
     axes = most.input(1)
     last = axes is not None and axes.is_constant and axes.numpy().tolist() in ([-1], [3])
     return last and operand(real, 0) in (mask, operand(where, 0) if where is not None else mask)
@@ -122,8 +122,8 @@ def _is_guard(factor: Value, mask: Value) -> bool:
 
 def _without_guard(node: Node) -> Rewrite:
     """Attention times a guard of its own mask."""
-    for value, factor in either_way(node):
-        attention = made_by(value, "Attention")
+    for value, factor in operand_orders(node):
+        attention = producer_if(value, "Attention")
         mask = attention.input(3) if attention is not None else None
         if mask is None or value.type != node.output.type or mask.tensor.dtype is not DType.BOOL:
             continue
@@ -136,9 +136,9 @@ def _split_masks(value: Value) -> tuple[Value, list[Value]]:
     """(scores, additive masks): the addend that comes from a product is the scores."""
     masks: list[Value] = []
     scores = value
-    while (total := made_by(scores, "Add")) is not None:
-        for inner, mask in either_way(total):
-            sums = made_by(inner, "Add") is not None and read_once(inner)
+    while (total := producer_if(scores, "Add")) is not None:
+        for inner, mask in operand_orders(total):
+            sums = producer_if(inner, "Add") is not None and has_one_use(inner)
             if inner.type == value.type and (sums or _is_scores(inner)):
                 masks.append(mask)
                 scores = inner
@@ -154,9 +154,9 @@ def _is_scores(value: Value) -> bool:
 
 def _uncapped(value: Value) -> tuple[float, Value]:
     """(t, s / t) of ``t tanh(s / t)``; (0, the value) of others."""
-    node = made_by(value, "Mul")
-    for inner, number in either_way(node) if node is not None else ():
-        cap, tanh = scalar(number), made_by(inner, "Tanh")
+    node = producer_if(value, "Mul")
+    for inner, number in operand_orders(node) if node is not None else ():
+        cap, tanh = scalar(number), producer_if(inner, "Tanh")
         if cap is not None and cap > 0 and tanh is not None:
             return cap, operand(tanh, 0)
     return 0.0, value
@@ -169,7 +169,7 @@ def _added(graph: Graph, node: Node) -> Rewrite:
         reader = reader.output.only_user()
     if reader is None or reader.op != "Softmax" or rank(node.output) != 4:
         return None
-    while (wide := made_by(mask, "Expand")) is not None:  # It broadcasts anyway.
+    while (wide := producer_if(mask, "Expand")) is not None:  # It broadcasts anyway.
         mask = operand(wide, 0)
     shape, keys = dims(mask), (dims(node.output) or (None,))[-1]
     if not shape or len(shape) < 2 or keys is None or shape[-1] != keys:
@@ -178,7 +178,7 @@ def _added(graph: Graph, node: Node) -> Rewrite:
         scores, low = operand(node, place), operand(node, 3 - place)
         if uniform(low) not in (-np.inf, _lowest(node.output)) or scores.type != node.output.type:
             continue
-        if made_by(scores, "Add") is None and not _is_scores(scores):
+        if producer_if(scores, "Add") is None and not _is_scores(scores):
             continue
         kind = node.output.tensor.dtype.numpy
         filling = graph.constant(np.asarray(uniform(low), kind), "low")
@@ -265,7 +265,7 @@ def _grouped(graph: Graph, node: Node) -> Rewrite:
 def _keys_and_values(graph: Graph, kt: Value, v: Value) -> tuple[Value, Value]:
     """K[b, h, s, d] from K^T[b, h, d, s], and V; both without the repetition of their heads, where
     both have it."""
-    swap = made_by(kt, "Transpose")
+    swap = producer_if(kt, "Transpose")
     swapped = swap is not None and swap.attrs.get("perm") == (0, 1, 3, 2)
     if swap is not None and swapped:
         few_k, few_v = _unrepeated(operand(swap, 0)), _unrepeated(v)
@@ -277,9 +277,9 @@ def _keys_and_values(graph: Graph, kt: Value, v: Value) -> tuple[Value, Value]:
 
 def _unrepeated(source: Value) -> Value:
     """K or V before its heads were repeated: [b, g, s, d] -> [b, g, 1, s, d] -> expand -> [b, h, s, d]."""
-    reshape = made_by(source, "Reshape")
-    expand = made_by(operand(reshape, 0), "Expand") if reshape is not None else None
-    unsqueeze = made_by(operand(expand, 0), "Unsqueeze") if expand is not None else None
+    reshape = producer_if(source, "Reshape")
+    expand = producer_if(operand(reshape, 0), "Expand") if reshape is not None else None
+    unsqueeze = producer_if(operand(expand, 0), "Unsqueeze") if expand is not None else None
     if unsqueeze is None or expand is None:
         return source
     before, wide = operand(unsqueeze, 0), dims(expand.output)
@@ -326,7 +326,7 @@ def _agree(a: Dim, b: Dim) -> bool:
 
 def _boolean(mask: Value, guarded: bool) -> Value:
     """m of ``where(m, 0, -inf)``, else the additive mask itself; see the module on ``guarded``."""
-    where = made_by(mask, "Where")
+    where = producer_if(mask, "Where")
     if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
         return mask
     masked, m = uniform(operand(where, 2)), operand(where, 0)
@@ -341,4 +341,4 @@ def _boolean(mask: Value, guarded: bool) -> Value:
 def _leaves_a_key(mask: Value) -> bool:
     """Whether every query has a key by their positions: its own, where there are as many keys."""
     shape = dims(mask)
-    return shape is not None and shape[2] == shape[3] and reach(mask).is_all
+    return shape is not None and shape[2] == shape[3] and attention_window(mask).is_all

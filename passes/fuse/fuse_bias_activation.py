@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import made_by, operand, read_once
+from tersor.analysis.match import has_one_use, operand, producer_if
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -20,10 +20,10 @@ class FuseBiasActivation(Pass):
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         activation = _activation(node)
-        linear = made_by(operand(node, 0), "tersor.Linear") if activation else None
+        linear = producer_if(operand(node, 0), "tersor.Linear") if activation else None
         if linear is None or linear.attrs["activation"] != "none":
             return None
-        if not read_once(linear.output):
+        if not has_one_use(linear.output):
             raise Skip("the linear layer has another reader")
         attrs = {"activation": activation}
         name = node.output.name

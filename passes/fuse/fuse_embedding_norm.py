@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, made_by, operand, rank
+from tersor.analysis.match import dims, operand, producer_if, rank
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -66,8 +66,8 @@ def _terms(value: Value) -> tuple[list[Node], list[Value]]:
     work = [value]
     while work:
         term = work.pop()
-        add = made_by(term, "Add")
-        gather = made_by(term, "Gather")
+        add = producer_if(term, "Add")
+        gather = producer_if(term, "Gather")
         if add is not None and not term.is_output and len(term.uses) == 1:
             work += [operand(add, 1), operand(add, 0)]
         elif gather is not None and _is_lookup(gather):

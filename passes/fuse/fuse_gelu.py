@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tersor.analysis.match import either_way, is_scalar, made_by, operand, rank, scalar
+from tersor.analysis.match import is_scalar, operand, operand_orders, producer_if, rank, scalar
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import Keeps, Pass, Rewrite
 
@@ -35,7 +35,7 @@ class FuseGelu(Pass):
                 continue  # A number of more axes, [[[0.5]]], gives the product more.
             if abs(number - 0.5) < 1e-6 and (form := _one_plus(x, other)) is not None:
                 return graph.emit("Gelu", [x], {"approximate": form})
-            gate = made_by(other, "Sigmoid")
+            gate = producer_if(other, "Sigmoid")
             if number == 1.0 and gate is not None and operand(gate, 0) is x:
                 return graph.emit("Swish", [x], {"alpha": 1.0})
         return None
@@ -64,17 +64,17 @@ def _factors(node: Node) -> tuple[float, list[Value]]:
 
 def _one_plus(x: Value, value: Value) -> str | None:
     """``none`` if value is 1 + erf(x / sqrt(2)), ``tanh`` if it is 1 + tanh(…)."""
-    total = made_by(value, "Add")
+    total = producer_if(value, "Add")
     if total is None:
         return None
-    for inner, one in either_way(total):
+    for inner, one in operand_orders(total):
         if not is_scalar(one, 1):
             continue
-        if (erf := made_by(inner, "Erf")) is not None and _is_times(
+        if (erf := producer_if(inner, "Erf")) is not None and _is_times(
             operand(erf, 0), x, math.sqrt(0.5)
         ):
             return "none"
-        if (tanh := made_by(inner, "Tanh")) is not None and _is_tanh_inner(operand(tanh, 0), x):
+        if (tanh := producer_if(inner, "Tanh")) is not None and _is_tanh_inner(operand(tanh, 0), x):
             return "tanh"
     return None
 
@@ -96,10 +96,10 @@ def _is_tanh_inner(value: Value, x: Value) -> bool:
     number, factors = _factors(node)
     if len(factors) != 1 or not math.isclose(number, math.sqrt(2 / math.pi), rel_tol=1e-4):
         return False
-    total = made_by(factors[0], "Add")
+    total = producer_if(factors[0], "Add")
     if total is None:
         return False
-    return any(a is x and _is_cube(b, x) for a, b in either_way(total))
+    return any(a is x and _is_cube(b, x) for a, b in operand_orders(total))
 
 
 def _is_cube(value: Value, x: Value) -> bool:
@@ -112,5 +112,5 @@ def _is_cube(value: Value, x: Value) -> bool:
         return False
     if factors == [x, x, x]:
         return True
-    power = made_by(factors[0], "Pow") if len(factors) == 1 else None
+    power = producer_if(factors[0], "Pow") if len(factors) == 1 else None
     return power is not None and operand(power, 0) is x and is_scalar(operand(power, 1), 3)

@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, either_way, is_scalar, made_by, operand, rank, scalar
+from tersor.analysis.match import (
+    dims,
+    is_scalar,
+    operand,
+    operand_orders,
+    producer_if,
+    rank,
+    scalar,
+)
 from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
@@ -26,7 +34,7 @@ class FuseLayerNorm(Pass):
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         if node.op != "Add":
             return None
-        for product, bias in either_way(node):
+        for product, bias in operand_orders(node):
             if not bias.is_constant:
                 continue
             for centred, inverse, scale in _factors(product):
@@ -40,25 +48,25 @@ class FuseLayerNorm(Pass):
 
 def _factors(product: Value) -> Iterator[tuple[Value, Node, Value]]:
     """(d, the Sqrt that it is divided by, scale) of (d / sqrt) * scale or d * (1 / sqrt * scale)."""
-    outer = made_by(product, "Mul")
-    for a, b in either_way(outer) if outer is not None else ():
+    outer = producer_if(product, "Mul")
+    for a, b in operand_orders(outer) if outer is not None else ():
         if b.is_constant and a.producer is not None:
             inner = a.producer
-            if inner.op == "Div" and (root := made_by(operand(inner, 1), "Sqrt")) is not None:
+            if inner.op == "Div" and (root := producer_if(operand(inner, 1), "Sqrt")) is not None:
                 yield operand(inner, 0), root, b
-            for d, inverse in either_way(inner) if inner.op == "Mul" else ():
+            for d, inverse in operand_orders(inner) if inner.op == "Mul" else ():
                 if (root := _inverse_root(inverse)) is not None:
                     yield d, root, b
-        factor = made_by(b, "Mul")
-        for inverse, scale in either_way(factor) if factor is not None else ():
+        factor = producer_if(b, "Mul")
+        for inverse, scale in operand_orders(factor) if factor is not None else ():
             if scale.is_constant and (root := _inverse_root(inverse)) is not None:
                 yield a, root, scale
 
 
 def _inverse_root(value: Value) -> Node | None:
     """The Sqrt in Reciprocal(Sqrt(v))."""
-    inverse = made_by(value, "Reciprocal")
-    return made_by(operand(inverse, 0), "Sqrt") if inverse is not None else None
+    inverse = producer_if(value, "Reciprocal")
+    return producer_if(operand(inverse, 0), "Sqrt") if inverse is not None else None
 
 
 def _row(graph: Graph, value: Value, x: Value) -> Value:
@@ -71,7 +79,7 @@ def _row(graph: Graph, value: Value, x: Value) -> Value:
 
 def _normalized(centred: Value, root: Node) -> tuple[Value, float] | None:
     """(x, epsilon), where ``centred`` is x - mean and ``root`` that of the variance and epsilon."""
-    sub = made_by(centred, "Sub")
+    sub = producer_if(centred, "Sub")
     if sub is None:
         return None
     x, mean = operand(sub, 0), operand(sub, 1)
@@ -88,8 +96,8 @@ def _stands_for_rows(value: Value, x: Value) -> bool:
 
 
 def _epsilon(value: Value, x: Value, centred: Value) -> float | None:
-    total = made_by(value, "Add")
-    for variance, epsilon in either_way(total) if total is not None else ():
+    total = producer_if(value, "Add")
+    for variance, epsilon in operand_orders(total) if total is not None else ():
         number = scalar(epsilon)
         if number is not None and _is_variance(_unviewed(variance), x, centred):
             return number
@@ -101,10 +109,12 @@ def _is_variance(value: Value, x: Value, centred: Value) -> bool:
     squares = _mean_of(value)
     if squares is not None and _squared(squares) is centred:
         return True
-    bounded = made_by(value, "Max")
+    bounded = producer_if(value, "Max")
     if bounded is not None and len(bounded.inputs) == 2:
-        value = next((_unviewed(v) for v, zero in either_way(bounded) if is_scalar(zero, 0)), value)
-    difference = made_by(value, "Sub")
+        value = next(
+            (_unviewed(v) for v, zero in operand_orders(bounded) if is_scalar(zero, 0)), value
+        )
+    difference = producer_if(value, "Sub")
     if difference is None:
         return False
     squares, mean = _mean_of(operand(difference, 0)), _squared(operand(difference, 1))
@@ -132,8 +142,8 @@ def _mean_of(value: Value) -> Value | None:
     if node.op not in ("Mul", "Div"):
         return None
     both = [(operand(node, 0), operand(node, 1))]
-    for total, factor in both if node.op == "Div" else either_way(node):
-        reduction = made_by(total, "ReduceSum")
+    for total, factor in both if node.op == "Div" else operand_orders(node):
+        reduction = producer_if(total, "ReduceSum")
         x = _reduced(reduction) if reduction is not None else None
         size = (dims(x) or (None,))[-1] if x is not None else None
         if isinstance(size, int) and is_scalar(factor, size if node.op == "Div" else 1 / size):

@@ -15,11 +15,11 @@ import numpy as np
 
 from tersor.analysis.match import (
     dims,
-    either_way,
     is_last_axis_mean,
     is_scalar,
-    made_by,
     operand,
+    operand_orders,
+    producer_if,
     rank,
     scalar,
 )
@@ -38,7 +38,7 @@ class FuseRmsNorm(Pass):
             return _unscaled(graph, node, *plain)
         if node.op != "Mul":
             return None
-        for normal, scale in either_way(node):
+        for normal, scale in operand_orders(node):
             if not scale.is_constant:
                 continue
             found = _normalized(normal)
@@ -52,7 +52,7 @@ class FuseRmsNorm(Pass):
 
 
 def _norm(graph: Graph, x: Value, scale: Value, epsilon: float) -> Value:
-    centred, attrs = made_by(x, "Sub"), {"axis": -1, "epsilon": epsilon}
+    centred, attrs = producer_if(x, "Sub"), {"axis": -1, "epsilon": epsilon}
     if centred is not None and is_last_axis_mean(operand(centred, 1), operand(centred, 0)):
         return graph.emit("LayerNormalization", [operand(centred, 0), scale], attrs)
     return graph.emit("RMSNormalization", [x, scale], attrs)
@@ -74,7 +74,7 @@ def _scales(user: Node | Graph, normal: Value) -> bool:
         return False
     last = (dims(normal) or (None,))[-1:]
     return any(
-        a is normal and b.is_constant and b.tensor.shape == last for a, b in either_way(user)
+        a is normal and b.is_constant and b.tensor.shape == last for a, b in operand_orders(user)
     )
 
 
@@ -83,13 +83,13 @@ def _normalized(value: Value) -> tuple[Value, float] | None:
     if node is None or node.op not in ("Mul", "Div"):
         return None
     for x, inverse in (
-        either_way(node) if node.op == "Mul" else [(operand(node, 0), operand(node, 1))]
+        operand_orders(node) if node.op == "Mul" else [(operand(node, 0), operand(node, 1))]
     ):
         inside = _under_root(inverse, node.op)
-        total = made_by(inside, "Add")
+        total = producer_if(inside, "Add")
         if total is None:
             continue
-        for square_mean, epsilon in either_way(total):
+        for square_mean, epsilon in operand_orders(total):
             number = scalar(epsilon)
             if number is not None and _is_mean_square(square_mean, x):
                 return x, number
@@ -99,21 +99,21 @@ def _normalized(value: Value) -> tuple[Value, float] | None:
 def _under_root(value: Value, op: str) -> Value | None:
     """v of 1/sqrt(v), or of sqrt(v) where it divides."""
     if op == "Mul":
-        power = made_by(value, "Pow")
+        power = producer_if(value, "Pow")
         if power is not None and is_scalar(operand(power, 1), -0.5):
             return operand(power, 0)
-        if (inverse := made_by(value, "Reciprocal")) is not None:
+        if (inverse := producer_if(value, "Reciprocal")) is not None:
             value = operand(inverse, 0)
-        elif (inverse := made_by(value, "Div")) is not None and is_scalar(inverse.inputs[0], 1):
+        elif (inverse := producer_if(value, "Div")) is not None and is_scalar(inverse.inputs[0], 1):
             value = operand(inverse, 1)
         else:
             return None
-    root = made_by(value, "Sqrt")
+    root = producer_if(value, "Sqrt")
     return operand(root, 0) if root is not None else None
 
 
 def _is_mean_square(value: Value, x: Value) -> bool:
-    mean = made_by(value, "ReduceMean")
+    mean = producer_if(value, "ReduceMean")
     if mean is None or not mean.attrs["keepdims"]:
         return False
     axes = mean.input(1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, made_by, operand, rank, read_once
+from tersor.analysis.match import dims, has_one_use, operand, producer_if, rank
 from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.ir.node import Attribute
@@ -56,10 +56,10 @@ class UnfoldHeads(Pass):
 def _product(graph: Graph, node: Node) -> Rewrite:
     """Weights times values, that nothing splits: torch's attention merges its heads in one step."""
     weights, values = operand(node, 0), operand(node, 1)
-    swap, have = made_by(values, "Transpose"), dims(node.output)
-    if made_by(weights, "Softmax") is None or swap is None or have is None or len(have) != 3:
+    swap, have = producer_if(values, "Transpose"), dims(node.output)
+    if producer_if(weights, "Softmax") is None or swap is None or have is None or len(have) != 3:
         return None
-    merged = made_by(operand(swap, 0), "Reshape")
+    merged = producer_if(operand(swap, 0), "Reshape")
     before = dims(operand(merged, 0)) if merged is not None else None
     if before is None or len(before) != 3 or None in have:
         return None
@@ -100,7 +100,7 @@ class _Split:
             if dims(before) != (have[0], batch, heads * size):
                 return None
             return lambda: reshaped(self.graph, before, [0, 0, heads, size])
-        if not read_once(value):
+        if not has_one_use(value):
             return None
         if node.op == "Transpose":
             return self._transpose(node, axis)

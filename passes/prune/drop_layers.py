@@ -27,7 +27,7 @@ from tersor.pipeline import LOSSY, Context, Evaluate, Feeds, Pass, erase_dead
 from tersor.statistics.observers import real_rows
 from tersor.statistics.observing import tap
 from tersor.statistics.padding import padding_mask
-from tersor.transforms.skip_norm import put_together, take_apart
+from tersor.transforms.skip_norm import fuse_skip_norms, split_skip_norms
 
 Pair = tuple[Value, Value]
 
@@ -53,7 +53,7 @@ class DropLayers(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         whole = graph.copy()
-        take_apart(whole)
+        split_skip_norms(whole)
         layers = list(itertools.chain(*find_layers(whole, self.unit)))
         for layer in layers:
             if layer.pinned:
@@ -66,10 +66,10 @@ class DropLayers(Pass):
         elif not count:
             context.remark(f"none of {len(layers)} layers is to go: give count or amount")
         else:
-            norms = take_apart(graph)
+            norms = split_skip_norms(graph)
             for size in [count] if self.consecutive else [1] * count:
                 self._drop(graph, size, context)
-            put_together(graph, norms)
+            fuse_skip_norms(graph, norms)
             kept = len(layers) - count
             context.remark(f"{kept} of {len(layers)} layers are left")
 

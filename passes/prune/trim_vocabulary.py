@@ -35,7 +35,7 @@ from tersor.analysis.vocabulary import (
 from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.pipeline import LOSSY, Context, Feeds, Pass, weight_bytes
-from tersor.transforms.vocabulary import Cut, cut_heads, cut_tables, gathered, node_behind
+from tersor.transforms.vocabulary import Cut, cut_heads, cut_tables, gather_rows, node_after
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _count_anew(graph: Graph, vocabulary: Vocabulary, remap: np.ndarray) -> None
             kind = ids.tensor.dtype.numpy
             if kind not in tables:
                 tables[kind] = graph.constant(remap.astype(kind), "new_ids")
-            new[ids] = gathered(tables[kind], ids)
+            new[ids] = gather_rows(tables[kind], ids)
         item.node.graph.set_input(item.node, item.ids, new[ids])
 
 
@@ -144,7 +144,7 @@ def _mask(head: Head, kept: np.ndarray, size: int) -> None:
     index[kept] = np.arange(len(kept))
     pads = np.array([0] * (2 * axis + 1) + [1], np.int64)
     lowest = np.array(-np.inf, logits.tensor.dtype.numpy)
-    with graph.at(node_behind(graph, head.node)):
+    with graph.at(node_after(graph, head.node)):
         operands = [logits, graph.constant(pads, "pads"), graph.constant(lowest, "lowest")]
         padded = graph.emit("Pad", operands, scope=head.node.scope)
         whole = [padded, graph.constant(index, "columns")]

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from tersor.analysis.insertion import insertion_point
 from tersor.analysis.layers import Reader, WeightedLayer, is_table, weight_readers
 from tersor.analysis.match import operand
-from tersor.analysis.places import place_for_all
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.numerics.affine import (
@@ -252,7 +252,7 @@ def _quantize_activation(x: Value, readers: list[Node], form: ActivationForm) ->
     if form is ActivationForm.INT8_ROWS:
         op = "tersor.DynamicQuantizeRows"
         attrs = {"axis": -1, "block_size": operand(readers[0], 1).tensor.shape[0]}
-    first = place_for_all(x, readers)
+    first = insertion_point(x, readers)
     graph = first.graph
     assert graph is not None
     with graph.at(first):

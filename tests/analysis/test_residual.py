@@ -9,7 +9,7 @@ from tersor.analysis.residual import Unit, find_layers
 from tersor.ir import Graph, parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.transforms.skip_norm import put_together, take_apart
+from tersor.transforms.skip_norm import fuse_skip_norms, split_skip_norms
 
 T = "f32[n, 4]"
 
@@ -202,11 +202,11 @@ def test_fused_sums_are_taken_apart_and_put_together_again() -> None:
   %y1: {T} = tersor.AddRMSNormalization(%s0, %h, @g) {{axis = -1, epsilon = 0.01}}
 }}"""
     graph = parse(text, TABLE)
-    norms = take_apart(graph)
+    norms = split_skip_norms(graph)
     assert [n.op for n in graph.nodes] == [
         "Add", "LayerNormalization", "MatMul", "Add", "RMSNormalization"
     ]  # fmt: skip
-    put_together(graph, norms)
+    fuse_skip_norms(graph, norms)
     verify(graph)
     before = parse(text, TABLE)
     assert [(n.op, n.attrs, len(n.outputs)) for n in graph.nodes] == [
@@ -249,7 +249,7 @@ def test_architectures(name: str) -> None:
         model, example_inputs=ids, dynamic_shapes={"input_ids": {0: "batch", 1: "sequence"}}
     ).graph
     graph = Pipeline(optimization()).run(graph)
-    take_apart(graph)
+    split_skip_norms(graph)
     for unit, count in (("block", 3), ("sublayer", 6)):
         (layers,) = find_layers(graph, unit)
         assert len(layers) == count

@@ -8,7 +8,7 @@ import pytest
 from tersor.ir import Dense, Graph, parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.pruning.reconstruction import Moments, moments, node_making, summand
+from tersor.pruning.reconstruction import Moments, moments, node_producing, summand
 from tersor.statistics.products import linear_weight, matrices, products, set_matrices
 
 ROWS, K, N = 60, 7, 4
@@ -143,10 +143,12 @@ def test_a_layer_makes_up_for_what_is_lost_before_and_beside_it(sum: str) -> Non
 def test_behind_an_activation_a_layer_makes_up_for_nothing_beside_it() -> None:
     """The sum is of what the activation makes, the fit of what goes in."""
     original, other, x = pair("Add(%y, %r)", "relu")
-    assert summand(node_making(original, "y")) is None
+    assert summand(node_producing(original, "y")) is None
     seen = moments(original, other, "y", [{"x": x}], evaluate)
     assert seen is not None
-    matrix, b = matrices(node_making(original, "y"), linear_weight(node_making(original, "y")))  # type: ignore[arg-type]
+    matrix, b = matrices(
+        node_producing(original, "y"), linear_weight(node_producing(original, "y"))
+    )  # type: ignore[arg-type]
     target = values(original, x)["h"] @ matrix + b
     rows = np.concatenate([values(other, x)["h"], np.ones((80, 1))], axis=1)
     weight, bias = seen.solve(matrix, np.arange(6), 1e-12, biased=True)
@@ -212,7 +214,7 @@ def test_new_numbers_in_every_way_that_a_layer_holds_them() -> None:
     x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     untouched = evaluate(graph, {"x": x})["b"]
     for name, made in (("a", True), ("c", True), ("d", False)):
-        node = node_making(graph, name)
+        node = node_producing(graph, name)
         weight = linear_weight(node)
         assert weight is not None
         matrix, _ = matrices(node, weight)
@@ -222,7 +224,7 @@ def test_new_numbers_in_every_way_that_a_layer_holds_them() -> None:
         np.testing.assert_allclose(evaluate(graph, {"x": x})[name], want, rtol=1e-5, atol=1e-6)
     # The bias was one constant of two layers: the other keeps it.
     np.testing.assert_array_equal(evaluate(graph, {"x": x})["b"], untouched)
-    node = node_making(graph, "a")
+    node = node_producing(graph, "a")
     weight = linear_weight(node)
     assert weight is not None
     assert set_matrices(node, weight, matrices(node, weight)[0], np.ones(1)) is None
@@ -298,7 +300,7 @@ def test_a_norm_over_positions_is_none_of_a_convolutions_rows() -> None:
   %y: f32[2, 4, 3] = Conv(%x, @w)
   %z: f32[2, 4, 3] = tersor.AddLayerNormalization(%y, %r, @g, @g) {axis = -1, epsilon = 0.00001}
 }"""
-    assert summand(node_making(parse(text, TABLE), "y")) is None
+    assert summand(node_producing(parse(text, TABLE), "y")) is None
 
 
 LSTM = """graph main(%x: f32[s, n, 5]) -> (y = %y) {
@@ -337,7 +339,7 @@ def test_the_states_of_a_recurrent_layer_are_fitted_direction_by_direction() -> 
     left = np.array([0, 2, 3, 5, 6, 8, 9, 11])
     old, new = values(original, x), values(other, x)
     r, b = original.constants["r"].numpy(), original.constants["b"].numpy()
-    _, *states = products(node_making(original, "y"))
+    _, *states = products(node_producing(original, "y"))
     for i, weight in enumerate(states):
         seen = moments(original, other, "y", [{"x": x}], evaluate, left, weight)
         assert seen is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tersor.analysis.match import dims, either_way, made_by, operand, uniform
+from tersor.analysis.match import dims, operand, operand_orders, producer_if, uniform
 from tersor.analysis.recurrence.forms import (
     MAX_STEPS,
     Block,
@@ -134,14 +134,14 @@ def _linear(forms: Sequence[Form | None]) -> bool:
 
 
 def _lstm(node: Node) -> Iterator[Cell]:
-    for value, activated in either_way(node):
+    for value, activated in operand_orders(node):
         out, bounded = _gate(value), activated.producer
         if out is None or bounded is None or bounded.op not in _ACTIVATIONS:
             continue
         c = viewed(operand(bounded, 0))
         for keep, new in _cell_state(c):
             forget = _gate(keep[0]) if keep is not None else None
-            for first, second in either_way(new):
+            for first, second in operand_orders(new):
                 enter, candidate = _gate(first), _gate(second)
                 if enter is None or candidate is None or (keep is not None and forget is None):
                     continue
@@ -169,10 +169,10 @@ def _cell_state(c: Value) -> Iterator[tuple[tuple[Value, Value, Node] | None, No
         yield None, total
     if total is None or total.op != "Add":
         return
-    for a, b in either_way(total):
-        kept, new = made_by(viewed(a), "Mul"), made_by(viewed(b), "Mul")
+    for a, b in operand_orders(total):
+        kept, new = producer_if(viewed(a), "Mul"), producer_if(viewed(b), "Mul")
         if kept is not None and new is not None:
-            for gate, before in either_way(kept):
+            for gate, before in operand_orders(kept):
                 yield (gate, before, kept), new
 
 
@@ -222,10 +222,10 @@ def _reset_after(n: Form) -> tuple[_Gate, Form, Form] | None:
     if len(n.others) > 1:
         return None
     value, columns = n.others[0]
-    product = made_by(viewed(value), "Mul")
+    product = producer_if(viewed(value), "Mul")
     if product is None or columns != (0, (dims(value) or (None,))[-1]):
         return None
-    for a, b in either_way(product):
+    for a, b in operand_orders(product):
         reset = _gate(a)
         state = form(b, columns) if reset is not None else None
         if reset is not None and state is not None and not state.others:
@@ -236,10 +236,10 @@ def _reset_after(n: Form) -> tuple[_Gate, Form, Form] | None:
 def _reset_before(n: Form, before: Value) -> tuple[_Gate, Form, Form] | None:
     """W x + R (r * h) + b, with the product of r and h taken for h."""
     for read, blocks in n.terms.items():
-        product = made_by(read.value, "Mul") if read.axis is None else None
+        product = producer_if(read.value, "Mul") if read.axis is None else None
         if product is None:
             continue
-        for a, b in either_way(product):
+        for a, b in operand_orders(product):
             reset = _gate(a)
             if reset is not None and viewed(b) is before:
                 rest = {s: m for s, m in n.terms.items() if s != read}
@@ -250,20 +250,20 @@ def _reset_before(n: Form, before: Value) -> tuple[_Gate, Form, Form] | None:
 def _interpolations(node: Node) -> Iterator[tuple[Value, Value, Value]]:
     """(z, a, b) of every way to read ``node`` as z * a + (1 - z) * b."""
     if node.op == "Sub":  # b - z * (b - a)
-        b, product = operand(node, 0), made_by(operand(node, 1), "Mul")
-        for z, rest in either_way(product) if product is not None else ():
-            minus = made_by(rest, "Sub")
+        b, product = operand(node, 0), producer_if(operand(node, 1), "Mul")
+        for z, rest in operand_orders(product) if product is not None else ():
+            minus = producer_if(rest, "Sub")
             if minus is not None and operand(minus, 0) is b:
                 yield z, operand(minus, 1), b
         return
-    for left, right in either_way(node):
-        product, other = made_by(left, "Mul"), made_by(right, "Mul")
-        for z, a in either_way(product) if product is not None else ():
-            minus = made_by(a, "Sub")  # b + z * (a - b)
+    for left, right in operand_orders(node):
+        product, other = producer_if(left, "Mul"), producer_if(right, "Mul")
+        for z, a in operand_orders(product) if product is not None else ():
+            minus = producer_if(a, "Sub")  # b + z * (a - b)
             if minus is not None and operand(minus, 1) is right:
                 yield z, operand(minus, 0), right
-            for rest, b in either_way(other) if other is not None else ():
-                minus = made_by(rest, "Sub")
+            for rest, b in operand_orders(other) if other is not None else ():
+                minus = producer_if(rest, "Sub")
                 if minus is not None and operand(minus, 1) is z and uniform(operand(minus, 0)) == 1:
                     yield z, a, b
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.analysis.match import dims, made_by, operand, scalar
+from tersor.analysis.match import dims, operand, producer_if, scalar
 from tersor.ir import Dim, Node, Value
 
 Columns = tuple[int, int]
@@ -131,7 +131,7 @@ def narrower(value: Value, columns: Columns) -> tuple[Value, Columns] | None:
 
 def _summands(value: Value, pick: _Pick | None) -> list[Value] | None:
     """Operands of an Add of two tensors of one shape (dims of 1 aside), or of one and a constant."""
-    node, shape = made_by(value, "Add"), dims(value)
+    node, shape = producer_if(value, "Add"), dims(value)
     if node is None or not shape:
         return None
     for v in (operand(node, 0), operand(node, 1)):
@@ -164,7 +164,7 @@ def _add_product(made: Form, node: Node, columns: Columns, pick: _Pick | None) -
 
 def _parts(x: Value) -> Iterator[tuple[Value, Columns]]:
     """What lies side by side in the last axis of ``x``, with the rows of a matrix that read it."""
-    node, shape = made_by(x, "Concat"), dims(x) or ()
+    node, shape = producer_if(x, "Concat"), dims(x) or ()
     if node is not None and _axis(node, len(shape)) == len(shape) - 1:
         yield from _beside(node)
     else:

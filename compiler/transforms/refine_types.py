@@ -12,7 +12,7 @@ from tersor.ops import TABLE, contents_of
 _READ_SHAPES = ("Shape", "Size")
 
 
-def sharpen(graph: Graph, node: Node) -> bool:
+def refine_types(graph: Graph, node: Node) -> bool:
     """Types ``node`` anew where dims or contents of its results are unknown, by types that say the same and
     more; whether they do."""
     unknown = not all(_is_known(v.type) for v in node.outputs) or _may_tell_contents(node)

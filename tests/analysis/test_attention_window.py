@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tersor.analysis.reach import reach
+from tersor.analysis.attention_window import attention_window
 from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
@@ -42,7 +42,7 @@ ALL = "[1, 1, s, s]"
 )  # fmt: skip
 def test_comparisons_of_positions_are_a_window(body: str, left: int, right: int) -> None:
     graph = parse(MASK.format(body=body), TABLE)
-    found = reach(graph.outputs[0])
+    found = attention_window(graph.outputs[0])
     assert (found.left, found.right, found.rest) == (left, right, ())
     size = 7
     feeds = {"m": np.ones((1, 1, 1, size), bool), "n": np.array(size)}
@@ -56,7 +56,7 @@ def test_what_is_looked_up_is_left() -> None:
     body = """%c: bool[1, 1, s, s] = LessOrEqual(%j, %i)
     %y: bool[b, 1, s, s] = And(%m, %c)"""
     graph = parse(MASK.format(body=body), TABLE)
-    found = reach(graph.outputs[0])
+    found = attention_window(graph.outputs[0])
     assert (found.left, found.right, list(found.rest)) == (-1, 0, [graph.inputs[0]])
 
 
@@ -72,5 +72,5 @@ def test_what_is_looked_up_is_left() -> None:
 )
 def test_other_comparisons_are_masks(body: str) -> None:
     graph = parse(MASK.format(body=body), TABLE)
-    found = reach(graph.outputs[0])
+    found = attention_window(graph.outputs[0])
     assert (found.left, found.right, list(found.rest)) == (-1, -1, graph.outputs)

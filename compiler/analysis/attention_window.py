@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.analysis.match import coordinate, either_way, made_by, operand, rank, scalar
+from tersor.analysis.match import iota_axis, operand, operand_orders, producer_if, rank, scalar
 from tersor.ir import Node, Value
 
 QUERIES, KEYS = 2, 3  # Axes of a mask [batch, heads, queries, keys].
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionWindow:
     """Where query i, counted from the first key on, sees keys from i - left to i + right.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reach:
         return not self.rest
 
 
-def reach(mask: Value) -> Reach:
+def attention_window(mask: Value) -> AttentionWindow:
     """Of a mask of rank 4."""
     left, right, rest = -1, -1, list[Value]()
     for part in _parts(mask):
@@ -44,7 +44,7 @@ def reach(mask: Value) -> Reach:
             continue
         left = _nearer(left, found[0])
         right = _nearer(right, found[1])
-    return Reach(left, right, tuple(rest))
+    return AttentionWindow(left, right, tuple(rest))
 
 
 def _nearer(a: int, b: int) -> int:
@@ -53,7 +53,7 @@ def _nearer(a: int, b: int) -> int:
 
 def _parts(mask: Value) -> list[Value]:
     """The masks that are all true where ``mask`` is."""
-    both = made_by(mask, "And")
+    both = producer_if(mask, "And")
     if both is None:
         return [mask]
     return [part for i in (0, 1) for part in _parts(operand(both, i))]
@@ -70,7 +70,7 @@ def _compared(mask: Value) -> tuple[int, int] | None:
     """(left, right) of a comparison of positions; None where it is something else."""
     if rank(mask) != 4:
         return None
-    inverse = made_by(mask, "Not")
+    inverse = producer_if(mask, "Not")
     node = operand(inverse, 0).producer if inverse is not None else mask.producer
     if node is None or node.op not in _ORDERS:
         return None
@@ -93,25 +93,25 @@ def _compared(mask: Value) -> tuple[int, int] | None:
 
 def _position(value: Value) -> tuple[int, int] | None:
     """(axis, n) of a value of rank 4 that counts n, n + 1, n + 2 … along the axis."""
-    if rank(value) == 4 and (axis := coordinate(value)) is not None:
+    if rank(value) == 4 and (axis := iota_axis(value)) is not None:
         return axis, 0
     node = value.producer
     if node is None or node.op not in ("Add", "Sub"):
         return None
-    for inner, number in either_way(node) if node.op == "Add" else [_operands(node)]:
+    for inner, number in operand_orders(node) if node.op == "Add" else [_operands(node)]:
         n = _whole(number)
-        if n is not None and rank(inner) == 4 and (axis := coordinate(inner)) is not None:
+        if n is not None and rank(inner) == 4 and (axis := iota_axis(inner)) is not None:
             return axis, n if node.op == "Add" else -n
     return None
 
 
 def _is_distance(value: Value) -> bool:
     """Whether it is the absolute value of i - j or j - i."""
-    absolute = made_by(value, "Abs")
-    difference = made_by(operand(absolute, 0), "Sub") if absolute is not None else None
+    absolute = producer_if(value, "Abs")
+    difference = producer_if(operand(absolute, 0), "Sub") if absolute is not None else None
     if difference is None:
         return False
-    axes = {coordinate(v) if rank(v) == 4 else None for v in _operands(difference)}
+    axes = {iota_axis(v) if rank(v) == 4 else None for v in _operands(difference)}
     return axes == {QUERIES, KEYS}
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
-from tersor.transforms.dequantization import encoded, is_part_of_quantized_op
+from tersor.transforms.dequantization import encoded_result, is_part_of_quantized_op
 
 
 @dataclass(frozen=True)
-class HoldCompact(Pass):
+class FoldDequantization(Pass):
     """Options:
 
     min_elements: smaller constants are left to be folded into floats.
@@ -28,7 +28,7 @@ class HoldCompact(Pass):
     min_elements: int = 1024
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        held = encoded(node)
+        held = encoded_result(node)
         if held is None or math.prod(held.type.shape) < self.min_elements:
             return None
         if node.op == "DequantizeLinear" and is_part_of_quantized_op(node):

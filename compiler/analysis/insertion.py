@@ -9,7 +9,7 @@ from tersor.ir import Graph, Node, Value
 _REPEATS = ("Loop", "Scan")
 
 
-def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
+def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
     """The node before which what is computed from ``x`` serves all ``readers``, given in the order of
     execution: in the innermost graph that holds them all, but outside of loops that ``x`` is not made
     in, which would compute it anew at every turn.
@@ -21,7 +21,7 @@ def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
     outers = []
     for node in readers:
         assert node.graph is not None
-        held = enclosing(node.graph)
+        held = enclosing_graphs(node.graph)
         outers.append(held[: held.index(x.graph) + 1])
     common = [g for g in outers[0] if all(g in held for held in outers)]
     place = common[0]
@@ -36,7 +36,7 @@ def place_for_all(x: Value, readers: Sequence[Node]) -> Node:
     return node
 
 
-def enclosing(graph: Graph) -> list[Graph]:
+def enclosing_graphs(graph: Graph) -> list[Graph]:
     """``graph`` and the graphs around it, from the inside out."""
     found = [graph]
     while (outer := found[-1].outer) is not None:
