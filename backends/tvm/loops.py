@@ -23,7 +23,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import sym, tirx
-from tvm.ir import TensorLoad
+from tvm.ir import Call, TensorLoad
 from tvm.tirx.stmt import ForKind
 
 from tersor.backends.tvm.kernels.emit import KERNEL
@@ -52,6 +52,9 @@ _FOLDS: dict[Any, Callable[[str], Any]] = {
     _largest: lambda dtype: tirx.const(-math.inf, dtype),
     _smallest: lambda dtype: tirx.const(math.inf, dtype),
 }
+
+
+_PACKED = tvm.ir.Op.get("tirx.tvm_call_packed")
 
 
 @tirx.transform.prim_func_pass(opt_level=0)
@@ -88,7 +91,18 @@ def _work(stmt: Any) -> Any:
         return sum((_work(s) for s in stmt.seq), tirx.const(0, "int64"))
     if isinstance(stmt, tirx.IfThenElse):
         return _work(stmt.then_case)
+    if isinstance(stmt, tirx.Evaluate):
+        return _called(stmt.value)
     return tirx.const(1, "int64")
+
+
+def _called(call: Any) -> Any:
+    """A function that is called goes over the first array that it is given."""
+    shape = tirx.const(1, "int64")
+    if isinstance(call, Call) and call.op == _PACKED and isinstance(call.args[1], Call):
+        for extent in call.args[1].args[1].args:
+            shape = shape * tirx.Cast("int64", extent)
+    return shape
 
 
 def _shaped(loop: Any) -> Any:

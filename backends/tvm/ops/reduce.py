@@ -338,16 +338,24 @@ def _top_k(lowering: Lowering, node: Node) -> Sequence[Any]:
         raise Refused("TVM sorts no uint64")
     largest = bool(node.attrs["largest"])
 
+    # Only operands are arrays throughout: of a temporary one TVM may keep elements in registers.
+    by_row = dtype == wide and axis == len(dims_of(value)) - 1 > 0
+    sort = _sorted_by_row if by_row else _sorted
+
     def compute(x: te.Tensor, shape: Sequence[Any]) -> Any:
-        read = te.compute(x.shape, lambda *i: x(*i).astype(wide), name="read")
+        read = (
+            x if dtype == wide else te.compute(x.shape, lambda *i: x(*i).astype(wide), name="read")
+        )
         values, places = te.extern(
             [tuple(shape), tuple(shape)],
             [read],
-            lambda ins, outs: _sorted(ins[0], outs, shape[axis], axis, largest),
+            lambda ins, outs: sort(ins[0], outs, shape[axis], axis, largest),
             in_buffers=[_whole(x.shape, wide)],
             out_buffers=[_whole(shape, wide), _whole(shape, "int64")],
             name="topk",
         )
+        if dtype == wide:
+            return [values, places]
         return [te.compute(shape, lambda *i: values(*i).astype(dtype), name="values"), places]
 
     made = lowering.te(compute, lowering[value], shape, primfunc_name_hint="topk")
@@ -363,12 +371,51 @@ def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: boo
     with IRBuilder() as builder:
         # Asked for none, TVM's function would give them all.
         with T.If(k > 0), T.Then():
-            T.evaluate(
-                tirx.call_packed(
-                    "tvm.contrib.sort.topk", source, *results, k, axis, "both", not largest
-                )
-            )
+            T.evaluate(_topk(source, *results, k, axis, largest))
         return builder.get()
+
+
+def _sorted_by_row(source: Any, results: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
+    """A call for each row, spread over threads: TVM's function sorts all its rows on one."""
+    outer = source.shape[:-1]
+    spread = next((i for i, extent in enumerate(outer) if not _is(extent, 1)), 0)
+
+    def nest(index: tuple[Any, ...]) -> None:
+        at = len(index)
+        if at == len(outer):
+            T.evaluate(_topk(*(_row(b, index) for b in (source, *results)), k, 0, largest))
+            return
+        with (T.parallel if at == spread else T.serial)(0, outer[at]) as i:
+            nest((*index, i))
+
+    with IRBuilder() as builder:
+        with T.If(k > 0), T.Then():
+            if _is(k, 0):
+                T.evaluate(0)  # A row without elements has no address.
+            else:
+                nest(())
+        return builder.get()
+
+
+def _is(extent: Any, value: int) -> bool:
+    return isinstance(extent, int | tirx.IntImm) and int(extent) == value
+
+
+def _row(buffer: Any, index: tuple[Any, ...]) -> Any:
+    """A row as an array of its own: TVM's function reads from its pointer, whatever the offset says."""
+    return tirx.tvm_stack_make_array(
+        T.address_of(buffer[(*index, 0)]),
+        tirx.tvm_stack_make_shape(buffer.shape[-1]),
+        tirx.const(0, "uint64"),
+        1,
+        tirx.const(0, buffer.dtype),
+        0,
+    )
+
+
+def _topk(source: Any, values: Any, places: Any, k: Any, axis: int, largest: bool) -> Any:
+    name = "tvm.contrib.sort.topk"
+    return tirx.call_packed(name, source, values, places, k, axis, "both", not largest)
 
 
 RULES: dict[str, Rule] = {

@@ -151,6 +151,9 @@ CORNERS: list[tuple[str, Sample, object]] = [
     ("TopK", sampled("TopK", [5, 7, 7, 2], [3], constant=[1]), [7, 7, 5]),
     ("TopK", sampled("TopK", np.float16([5, 7, 2]), [2], constant=[1], largest=0),
      np.float16([2, 5])),
+    # Rows that threads share.
+    ("TopK", sampled("TopK", f32(1, 3, 9000), [40], constant=[1]),
+     -np.sort(-f32(1, 3, 9000), axis=-1)[..., :40]),
     ("CumSum", sampled("CumSum", [1, 2, 3], 0, constant=[1], exclusive=1, reverse=1), [5, 3, 0]),
     # Quantizers saturate, and round halves to even.
     ("QuantizeLinear", sampled("QuantizeLinear", np.float32([1e9, -1e9, 0.5, 1.5]), np.float32(1),
