@@ -17,9 +17,9 @@ from tersor.backends.ort.options import LowerOptions
 from tersor.backends.ort.ties import hold_once
 from tersor.errors import Unsupported
 from tersor.ir import Graph, Node, TensorType, Value
-from tersor.numerics.masks import drop_masks
 from tersor.pipeline import erase_dead, replace_node
 from tersor.pipeline.report import Decoded
+from tersor.transforms.masks import drop_masks
 
 Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]
 

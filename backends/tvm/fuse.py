@@ -40,10 +40,10 @@ from tersor.ir import (
 )
 from tersor.ir.dims import maximum, product
 from tersor.numerics.affine import ActivationForm
-from tersor.numerics.masks import drop_masks
 from tersor.ops.families.attention import head_counts
 from tersor.pipeline.rewriting import erase_dead, replace_node
 from tersor.transforms.dequantization import encoded_result
+from tersor.transforms.masks import drop_masks
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
 LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tersor.ir import Affine, Attribute, DType, Graph, Node, TensorType, Value
-from tersor.numerics.masks import drop_masks
 from tersor.ops.onnx_schema import TO_ONNX
 from tersor.pipeline.rewriting import replace_node
+from tersor.transforms.masks import drop_masks
 
 _LARGEST = float(np.finfo(np.float16).max)
 _PRODUCTS = frozenset(

@@ -18,7 +18,6 @@ from functools import cached_property
 import numpy as np
 
 from tersor.ir import Encoding, Graph, Node, TensorType, Value
-from tersor.numerics.masks import stores_floats
 from tersor.ops import TABLE, Weight
 from tersor.structure.ties import tied_to
 
@@ -123,7 +122,7 @@ class WeightedLayer:
     @property
     def quantized(self) -> str:
         """No constant, or one of other than floats; they may be pruned, or of half the width."""
-        return "" if stores_floats(self.weight) else self._form_of_weight
+        return "" if self.weight.stores_floats else self._form_of_weight
 
     @property
     def _form_of_weight(self) -> str:

@@ -1,5 +1,5 @@
-"""Sizes that are compared without knowing them. A symbol is a size: it is never negative, and never as
-large as the numbers that exporters write for "to the end"."""
+"""Comparing symbolic sizes. A symbol is never negative, and always smaller than what exporters write for
+"to the end"."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 
 from tersor.ir.dims import Call, KnownDim, maximum, minimum
 
-# No axis is as long: who writes such a bound means that there is none (10^9 is tf2onnx's, 2^31 - 1 and
-# 2^63 - 1 are others').
-ENDLESS = 10**9
+# No axis is this long: a bound of this size means "to the end" (tf2onnx writes 10^9, others 2^31 - 1 or
+# 2^63 - 1).
+UNBOUNDED = 10**9
 
 
 def lower_bound(dim: KnownDim) -> int | None:
-    """A number that ``dim`` is never below, symbols being sizes; None where none follows."""
+    """A number that ``dim`` is never below; None if none can be derived."""
     if isinstance(dim, int):
         return dim
     total = 0
@@ -38,7 +38,7 @@ def _call_bound(call: Call) -> int | None:
 
 
 def larger(a: KnownDim, b: KnownDim) -> KnownDim:
-    """The maximum; one of the two where that can be told."""
+    """The maximum, simplified to ``a`` or ``b`` if one is provably the larger."""
     for low, high in ((a, b), (b, a)):
         if is_at_least(high, low):
             return high
@@ -46,7 +46,7 @@ def larger(a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def smaller(a: KnownDim, b: KnownDim) -> KnownDim:
-    """The minimum; one of the two where that can be told."""
+    """The minimum, simplified to ``a`` or ``b`` if one is provably the smaller."""
     for low, high in ((a, b), (b, a)):
         if is_at_least(high, low):
             return low
@@ -54,10 +54,10 @@ def smaller(a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def is_at_least(high: KnownDim, low: KnownDim) -> bool:
-    """Whether ``high >= low`` follows for all sizes."""
+    """Whether ``high >= low`` provably holds for all sizes."""
     if isinstance(high, int) and isinstance(low, int):
         return high >= low
-    if isinstance(high, int) and high >= ENDLESS:
+    if isinstance(high, int) and high >= UNBOUNDED:
         return True
     bound = lower_bound(high - low)
     return bound is not None and bound >= 0

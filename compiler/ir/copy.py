@@ -1,4 +1,4 @@
-"""Copying graphs: names and structure anew, encodings shared."""
+"""Copying graphs: new nodes and values with the same names, shared encodings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 def copy_graph(graph: Graph) -> Graph:
     """A deep copy whose constants share their encodings with ``graph``.
 
-    A subgraph that is copied alone keeps reading the outer graph's values.
+    A copied subgraph still reads the values of the original's outer graph.
     """
     return _Copy().graph(graph, None)
 
 
 def inline(body: Graph, before: Node) -> list[Value]:
-    """What ``body``, a subgraph without inputs, returns, its nodes and constants made anew before
-    ``before`` in the graph around it. They keep their names: the node that holds ``body`` is to go."""
+    """Copies the nodes and constants of ``body``, a subgraph without inputs, to just before ``before`` in
+    the outer graph, and returns the copies of its outputs. Names are kept: the caller erases the node
+    that owns ``body``."""
     assert before.graph is not None and not body.inputs
     copy = _Copy()
     copy.fill(before.graph, body, before)
@@ -34,19 +35,20 @@ def inline(body: Graph, before: Node) -> list[Value]:
 
 
 def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
-    """A copy whose open dims have ``sizes``; what follows from these is inferred anew.
+    """A copy with ``sizes`` substituted for symbolic dims, and the types that depend on them inferred
+    again.
 
     Raises:
-        InvalidGraph: an op refuses them.
+        InvalidGraph: an op does not accept these sizes.
     """
     result = _Copy(sizes).graph(graph, None)
     for node in result.walk():
         if node.subgraphs or node.graph is None:
             continue
-        told = [(value.type, value.contents) for value in node.outputs]
+        before = [(value.type, value.contents) for value in node.outputs]
         node.graph.infer(node)
-        for value, (type, contents) in zip(node.outputs, told, strict=True):
-            # The op may tell less than whoever emitted the node did.
+        for value, (type, contents) in zip(node.outputs, before, strict=True):
+            # Inference may know less than whoever emitted the node.
             if not isinstance(value.type, TensorType) or not value.type.is_static:
                 value.type = type
             if value.contents is None:
@@ -56,11 +58,11 @@ def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
 
 @dataclass
 class _Copy:
-    """One copy.
+    """One copying run.
 
     Attributes:
-        sizes: that named dims have in it.
-        values: copies by what they are copies of.
+        sizes: replacements for symbols in dims.
+        values: the copy of each value copied so far.
     """
 
     sizes: Mapping[str, KnownDim] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class _Copy:
         return result
 
     def fill(self, result: Graph, graph: Graph, before: Node | None) -> None:
-        """Copies of ``graph``'s constants, and of its nodes in front of ``before``, into ``result``."""
+        """Copies ``graph``'s constants and nodes into ``result``, the nodes before ``before``."""
         values = self.values
         for value in graph.constants.values():
             copied = self.value(value, result)
@@ -119,6 +121,6 @@ class _Copy:
     def contents(self, contents: np.ndarray | None) -> np.ndarray | None:
         if not self.sizes or contents is None:
             return contents
-        held = np.empty(contents.size, object)
-        held[:] = [substitute(item, self.sizes) for item in contents.reshape(-1)]
-        return held.reshape(contents.shape)
+        result = np.empty(contents.size, object)
+        result[:] = [substitute(item, self.sizes) for item in contents.flat]
+        return result.reshape(contents.shape)

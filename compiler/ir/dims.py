@@ -1,12 +1,12 @@
 """Symbolic dimensions: polynomials with integer coefficients over named sizes.
 
-A dimension is an ``int``, a :class:`Sym`, or ``None`` where nothing is known.  A ``Sym`` is kept in
-one canonical form, so equal sizes compare equal whatever order they were computed in:
+A dimension is an ``int``, a :class:`Sym`, or ``None`` if unknown.  A ``Sym`` is always in canonical form,
+so equal sizes compare equal whatever order they were computed in:
 
     batch*12 == 12*batch,   (past + seq) - past == seq,   batch*seq*384 // (batch*seq) == 384
 
-What a polynomial cannot say (a floor division that leaves a rest, a maximum) becomes an *atom*: a
-:class:`Call` that is treated as one more symbol.
+What is not a polynomial (a floor division with a remainder, a maximum) becomes an *atom*: a :class:`Call`
+that is treated as one more symbol.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Union
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
 
-# Beyond these a dim is taken to be unknown: products of sums double what they are made of each time.
+# Beyond these limits a dim counts as unknown: repeated products of sums grow exponentially.
 MAX_TERMS = 64
 MAX_DEGREE = 32
 MAX_TEXT = 500  # Characters of an expression.
-MAX_DEPTH = 32  # Calls in calls: hashing, comparing and printing them recurse.
+MAX_DEPTH = 32  # Nested calls: hashing, comparing and printing recurse.
 MAX_NAME = 200
 LARGEST = 2**63 - 1
 
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
 class TooComplex(ValueError):
-    """A dim that is too large an expression to compute with."""
+    """A dim's expression exceeds the limits above."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Call:
 
     def __str__(self) -> str:
         if self.function == "//":
-            # A negative number too: in a sum, a + -3//(b) would be written as a - 3//(b).
+            # Brackets around negative numbers too: in a sum, a + -3//(b) would print as a - 3//(b).
             left, right = (
                 str(a) if isinstance(a, int) and a >= 0 else f"({a})" for a in self.arguments
             )
@@ -96,9 +96,9 @@ class Sym:
 
 
 def symbol(name: str) -> Sym:
-    """The dimension called ``name``; what a (dotted) identifier cannot hold becomes ``_``, and a
-    keyword gets one before it, so that :func:`parse_dim` reads every name. Of a long one the beginning
-    and a hash are kept."""
+    """The dimension called ``name``, in a spelling that :func:`parse_dim` reads: characters that a (dotted)
+    identifier cannot have become ``_``, a keyword gets a leading ``_``, and a long name is cut to its
+    beginning and a hash."""
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME // 2]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     if not _NAME.match(name):
@@ -109,7 +109,7 @@ def symbol(name: str) -> Sym:
 
 
 def floordiv(a: KnownDim, b: KnownDim) -> KnownDim:
-    """``a // b``, exact where the polynomial divides, an atom otherwise."""
+    """``a // b``: a polynomial if ``b`` divides ``a``, otherwise an atom."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     exact = divide(a, b)
@@ -123,7 +123,7 @@ def ceil_div(a: KnownDim, b: int) -> KnownDim:
 
 
 def divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
-    """The quotient where the polynomial ``b`` divides ``a`` without a rest, else None.
+    """The quotient if the polynomial ``b`` divides ``a`` without remainder, else None.
 
     Long division by leading terms: (batch*past + batch*seq) / (past + seq) == batch.
     """
@@ -164,7 +164,7 @@ def minimum(a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    """The product of ``dims``; None if one is unknown (and none of them is zero)."""
+    """The product of ``dims``; zero if one is zero, else None if one is unknown."""
     result: Dim = 1
     for dim in dims:
         if dim == 0:
@@ -177,7 +177,7 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 
 def evaluate(dim: KnownDim, sizes: Mapping[str, int]) -> int:
-    """The number that ``dim`` stands for under ``sizes``.
+    """The value of ``dim`` for these sizes.
 
     Raises:
         KeyError: a symbol of ``dim`` has no size.
@@ -193,7 +193,7 @@ def evaluate(dim: KnownDim, sizes: Mapping[str, int]) -> int:
 
 
 def substitute(dim: Dim, sizes: Mapping[str, KnownDim]) -> Dim:
-    """``dim`` with symbols replaced; symbols that ``sizes`` does not name stay."""
+    """``dim`` with the symbols in ``sizes`` replaced."""
     if not isinstance(dim, Sym):
         return dim
     total: KnownDim = 0
@@ -206,33 +206,33 @@ def substitute(dim: Dim, sizes: Mapping[str, KnownDim]) -> Dim:
 
 
 def symbols(dim: Dim) -> set[str]:
-    """Names of the symbols that ``dim`` is made of."""
+    """Names of the symbols in ``dim``."""
     if not isinstance(dim, Sym):
         return set()
-    found: set[str] = set()
+    names: set[str] = set()
     for monomial, _ in dim.terms:
         for atom in monomial:
-            found |= {atom} if isinstance(atom, str) else set().union(*map(symbols, atom.arguments))
-    return found
+            names |= {atom} if isinstance(atom, str) else set().union(*map(symbols, atom.arguments))
+    return names
 
 
 def parse_dim(text: str) -> Dim:
     """Reads what ``str(dim)`` writes, and the expressions of torch's symbolic shapes.
 
     Raises:
-        ValueError: ``text`` is not an expression of names, integers, ``+ - * // ** max min``, or one
-            that is too large.
+        ValueError: ``text`` is not an expression of names, integers, ``+ - * // ** max min``, or is too
+            large.
     """
     if text.strip() == "?":
         return None
     if len(text) > MAX_TEXT:
-        raise TooComplex(f"not a dimension: {text[:20]!r} and {len(text) - 20} characters more")
+        raise TooComplex(f"not a dimension: {text[:20]!r} and {len(text) - 20} more characters")
     try:
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"not a dimension: {text!r}") from error
     except (RecursionError, MemoryError):
-        raise TooComplex(f"not a dimension: {text!r} nests too deep") from None
+        raise TooComplex(f"not a dimension: {text!r} is nested too deeply") from None
 
 
 def _from_ast(node: ast.expr) -> KnownDim:
@@ -245,7 +245,7 @@ def _from_ast(node: ast.expr) -> KnownDim:
             return _from_ast(operand) * -1
         case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if power >= 0:
             if power > MAX_DEGREE:
-                raise TooComplex(f"the power of {power} is over {MAX_DEGREE}")
+                raise TooComplex(f"the exponent {power} is over {MAX_DEGREE}")
             result: KnownDim = 1
             for _ in range(power):
                 result = result * _from_ast(left)
@@ -275,24 +275,21 @@ def _terms(dim: KnownDim) -> tuple[tuple[Monomial, int], ...]:
 
 
 def _canonical(terms: Iterable[tuple[Monomial, int]]) -> KnownDim:
-    gathered: dict[Monomial, int] = {}
+    sums: dict[Monomial, int] = {}
     for monomial, coefficient in terms:
         if len(monomial) > MAX_DEGREE:
             raise TooComplex(f"a product of {len(monomial)} sizes")
         key = tuple(sorted(monomial, key=str))
-        gathered[key] = gathered.get(key, 0) + coefficient
-        if len(gathered) > MAX_TERMS:
+        sums[key] = sums.get(key, 0) + coefficient
+        if len(sums) > MAX_TERMS:
             raise TooComplex(f"a sum of more than {MAX_TERMS} products")
-    if any(m and abs(c) > LARGEST for m, c in gathered.items()):
+    if any(m and abs(c) > LARGEST for m, c in sums.items()):
         raise TooComplex("a coefficient of more than 64 bits")
-    kept = sorted(
-        ((m, c) for m, c in gathered.items() if c), key=lambda t: (not t[0], tuple(map(str, t[0])))
-    )
-    if not kept:
-        return 0
-    if len(kept) == 1 and not kept[0][0]:
-        return kept[0][1]
-    return Sym(tuple(kept))
+    nonzero = ((m, c) for m, c in sums.items() if c)
+    result = sorted(nonzero, key=lambda t: (not t[0], tuple(map(str, t[0]))))
+    if not any(monomial for monomial, _ in result):
+        return result[0][1] if result else 0
+    return Sym(tuple(result))
 
 
 def _atom(function: str, arguments: tuple[KnownDim, ...]) -> Sym:
@@ -300,12 +297,12 @@ def _atom(function: str, arguments: tuple[KnownDim, ...]) -> Sym:
     if len(str(atom)) > MAX_TEXT:
         raise TooComplex(f"{function} of expressions of more than {MAX_TEXT} characters")
     if max(map(_depth, arguments)) >= MAX_DEPTH:
-        raise TooComplex(f"{function} of expressions that nest more than {MAX_DEPTH} deep")
+        raise TooComplex(f"{function} of expressions nested more than {MAX_DEPTH} deep")
     return Sym((((atom,), 1),))
 
 
 def _depth(dim: KnownDim) -> int:
-    """How many calls stand in each other."""
+    """How deeply calls are nested."""
     calls = [a for m, _ in _terms(dim) for a in m if isinstance(a, Call)]
     return max((1 + max(map(_depth, call.arguments)) for call in calls), default=0)
 
@@ -318,11 +315,14 @@ def _extreme(function: str, a: KnownDim, b: KnownDim) -> KnownDim:
     return _atom(function, tuple(sorted((a, b), key=str)))
 
 
+def _call(function: str, a: KnownDim, b: KnownDim) -> KnownDim:
+    return floordiv(a, b) if function == "//" else _extreme(function, a, b)
+
+
 def _evaluate_call(call: Call, sizes: Mapping[str, int]) -> int:
-    a, b = (evaluate(argument, sizes) for argument in call.arguments)
-    return {"//": lambda: a // b, "max": lambda: max(a, b), "min": lambda: min(a, b)}[
-        call.function
-    ]()
+    result = _call(call.function, *(evaluate(argument, sizes) for argument in call.arguments))
+    assert isinstance(result, int)
+    return result
 
 
 def _substitute_atom(atom: Atom, sizes: Mapping[str, KnownDim]) -> KnownDim:
@@ -330,7 +330,7 @@ def _substitute_atom(atom: Atom, sizes: Mapping[str, KnownDim]) -> KnownDim:
         return sizes.get(atom, symbol(atom))
     a, b = (substitute(argument, sizes) for argument in atom.arguments)
     assert a is not None and b is not None
-    return floordiv(a, b) if atom.function == "//" else _extreme(atom.function, a, b)
+    return _call(atom.function, a, b)
 
 
 def _term_text(monomial: Monomial, coefficient: int) -> str:
@@ -338,8 +338,7 @@ def _term_text(monomial: Monomial, coefficient: int) -> str:
         return str(coefficient)
     # A floor division inside a product needs brackets: 2*(seq//2), not 2*seq//2.
     several = len(monomial) > 1 or coefficient != 1
-    parts = [f"({a})" if several and isinstance(a, Call) else str(a) for a in monomial]
-    text = "*".join(parts)
-    return (
-        text if coefficient == 1 else f"-{text}" if coefficient == -1 else f"{coefficient}*{text}"
-    )
+    text = "*".join(f"({a})" if several and isinstance(a, Call) else str(a) for a in monomial)
+    if abs(coefficient) != 1:
+        return f"{coefficient}*{text}"
+    return text if coefficient == 1 else f"-{text}"

@@ -1,8 +1,8 @@
-"""Graph, node, value: the one representation that every pass rewrites.
+"""The graph: the one representation that every pass rewrites.
 
-A :class:`Graph` is the only mutator of itself, its nodes and their values, and keeps def-use exact:
-``value.uses`` names every (user, operand index) that reads it, in subgraphs too, and a graph that
-returns it counts as a user.
+Only a :class:`Graph` mutates itself, its nodes and their values, and it keeps def-use exact:
+``value.uses`` lists every (user, operand index) that reads a value, in subgraphs too; a graph that returns
+a value is one of its users.
 
     graph = Graph("main", table)
     x = graph.add_input("x", TensorType(DType.F32, (symbol("batch"), 4)))
@@ -13,7 +13,7 @@ returns it counts as a user.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Protocol, cast
 
 import numpy as np
@@ -25,26 +25,26 @@ from tersor.ir.types import UnknownType, ValueType
 
 
 class OpTable(Protocol):
-    """What a graph asks of the op table when a node is emitted (see ``tersor.ops``)."""
+    """What a graph needs from the op table when a node is emitted (see ``tersor.ops``)."""
 
     def complete(self, op: str, attrs: Mapping[str, Attribute]) -> dict[str, Attribute]:
         """``attrs`` with the op's defaults filled in."""
 
     def infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:
-        """Type and symbolic contents (or None) of each output of ``node``."""
+        """Type and symbolic contents (None if unknown) of each output of ``node``."""
 
 
 class Graph(NodeList):
     """Inputs, constants, nodes in execution order, outputs.
 
-    ``output_names`` are the graph's interface and independent of the values' own names, so that an
-    output may be called like an internal value, and one value may be returned twice.
+    ``output_names`` belong to the graph's interface and are independent of the values' names: an output
+    may have the name of an internal value, and one value may be returned twice.
     """
 
     def __init__(
         self, name: str = "main", table: OpTable | None = None, outer: Graph | None = None
     ) -> None:
-        """``outer`` is the graph that a subgraph will be part of: they share one space of names."""
+        """``outer`` is the graph around a subgraph: they share one namespace of values."""
         super().__init__()
         self.name = name
         self.table: OpTable | None = table if table or outer is None else outer.table
@@ -53,7 +53,7 @@ class Graph(NodeList):
         self.outputs: list[Value] = []
         self.output_names: list[str] = []
         self.metadata: dict[str, str] = {}
-        self.domains: dict[str, int] = {}  # Versions of the foreign ops' domains.
+        self.domains: dict[str, int] = {}  # Opset versions of foreign ops' domains.
         self.parent: Node | None = None
         self._names: dict[str, int] = outer._names if outer is not None else {}
         self._changes: list[int] = outer._changes if outer is not None else [0]
@@ -62,7 +62,7 @@ class Graph(NodeList):
     # -- reading ---------------------------------------------------------------------------------
 
     def walk(self) -> Iterator[Node]:
-        """All nodes, those of subgraphs before the node that holds them is passed."""
+        """All nodes in order; a node's subgraphs directly after it."""
         stack: list[Iterator[Node]] = [self.nodes]
         while stack:
             for node in stack[-1]:
@@ -74,23 +74,23 @@ class Graph(NodeList):
                 stack.pop()
 
     def all_graphs(self) -> Iterator[Graph]:
-        """This graph, then its subgraphs at any depth."""
+        """This graph, then its subgraphs, however deep."""
         yield self
         for node in self.walk():
             yield from node.subgraphs
 
     @property
     def outer(self) -> Graph | None:
-        """The graph whose node holds this one; None for an outermost graph."""
+        """The graph of the node that this subgraph belongs to; None for an outermost graph."""
         return self.parent.graph if self.parent is not None else None
 
     @property
     def changes(self) -> int:
-        """How often this graph, the outer ones and the inner ones were changed: grows with each."""
+        """A counter that every change of this graph, its outer graphs or its subgraphs increases."""
         return self._changes[0]
 
     def values(self) -> Iterator[Value]:
-        """Inputs, constants and results of this graph, without those of subgraphs."""
+        """Inputs, constants and node outputs of this graph, without those of subgraphs."""
         yield from self.inputs
         yield from self.constants.values()
         for node in self.nodes:
@@ -104,22 +104,22 @@ class Graph(NodeList):
     # -- building --------------------------------------------------------------------------------
 
     def rename_inputs(self, names: Sequence[str]) -> None:
-        """New names for the inputs, in order; an inner value that has one of them gets another."""
+        """Renames the inputs, in order; any other value with one of these names is renamed too."""
         self._changes[0] += 1
         taken = set(names)
         for value, name in zip(self.inputs, names, strict=True):
             value.name = name
             self._names.setdefault(name, 0)
+        inputs = set(self.inputs)
         for graph in self.all_graphs():
-            inner = [v for v in graph.values() if graph is not self or not v.is_input]
-            clashing = [v for v in inner if v.name in taken]
+            clashing = [v for v in graph.values() if v.name in taken and v not in inputs]
             for value in clashing:
                 value.name = self.fresh(value.name)
             if any(v.is_constant for v in clashing):
                 graph.constants = {v.name: v for v in graph.constants.values()}
 
     def fresh(self, base: str) -> str:
-        """``base``, or ``base_1`` … where a value of this or an outer or inner graph has that name."""
+        """``base``, or ``base_1``, ``base_2`` … if that name is taken in this, an outer or an inner graph."""
         names = self._names
         if base not in names:
             names[base] = 0
@@ -147,16 +147,16 @@ class Graph(NodeList):
         return value
 
     def set_encoding(self, constant: Value, encoding: Encoding) -> None:
-        """Holds a constant's numbers in another form; the decoded type must stay."""
+        """Stores a constant in another encoding, which must decode to the same type."""
         if encoding.type != constant.type:
-            raise ValueError(f"{constant!r} cannot be held as {encoding.type}")
+            raise ValueError(f"{constant!r} cannot be stored as {encoding.type}")
         self._changes[0] += 1
         constant.encoding = encoding
         constant.contents = None
 
     def slice_axis(self, value: Value, axis: int, kept: np.ndarray) -> None:
-        """Leaves the positions ``kept`` of an axis: of a constant's numbers, of any other value's type.
-        What makes and what reads the value has to be changed alike."""
+        """Keeps the positions ``kept`` of an axis: slices a constant, or adjusts the type of any other
+        value, whose producer and readers the caller has to change accordingly."""
         dims = list(value.tensor.dims or ())
         dims[axis] = len(kept)
         if value.encoding is not None:
@@ -166,7 +166,7 @@ class Graph(NodeList):
         value.contents = None
 
     def set_attributes(self, node: Node, attrs: Mapping[str, Attribute | None]) -> None:
-        """Changes attributes of a node, which are no graphs; None takes one away."""
+        """Sets attributes of a node (not subgraphs); None removes one."""
         self._changes[0] += 1
         for name, attr in attrs.items():
             if attr is None:
@@ -183,8 +183,8 @@ class Graph(NodeList):
         name: str = "",
         scope: str | None = None,
     ) -> Value:
-        """Adds a node with one output and returns that. Goes before the node under :meth:`at`, whose
-        scope it takes unless told, else at the end. ``name`` names the value."""
+        """Adds a node with one output, called ``name``, and returns that output. Inside :meth:`at` the node
+        goes before the given node and has its scope by default, otherwise it goes at the end."""
         return self.emit_node(op, inputs, attrs, names=[name], scope=scope).outputs[0]
 
     def emit_node(
@@ -199,12 +199,12 @@ class Graph(NodeList):
         node_name: str = "",
         before: Node | None = None,
     ) -> Node:
-        """Adds a node with ``len(names)`` outputs (an empty name: a fresh one from the op's).
+        """Adds a node with ``len(names)`` outputs (an empty name is replaced by one made from the op's).
 
-        ``types`` are taken instead of inferred ones (for opaque ops).
+        ``types``, if given, replace inference (for opaque ops).
 
         Raises:
-            TypeError: the op refuses its operands' types or attributes.
+            TypeError: the op does not accept these operand types or attributes.
         """
         where = before or self._cursor
         if scope is None:
@@ -225,13 +225,13 @@ class Graph(NodeList):
         node.outputs = tuple(outputs)
         self._set_inputs(node, inputs)
         try:
-            self._type(node, types)
+            self._set_types(node, types)
         except Exception:
             self.erase(node)
             raise
         return node
 
-    def _type(self, node: Node, types: Sequence[ValueType] | None) -> None:
+    def _set_types(self, node: Node, types: Sequence[ValueType] | None) -> None:
         self._changes[0] += 1
         if types is not None:
             for value, type in zip(node.outputs, types, strict=True):
@@ -241,15 +241,20 @@ class Graph(NodeList):
                 value.type, value.contents = type, contents
 
     def infer(self, node: Node) -> None:
-        """Types ``node`` anew, after its operands' types have become sharper."""
-        self._type(node, None)
+        """Infers the types of ``node``'s outputs again, after its operands' types were refined."""
+        self._set_types(node, None)
 
-    def at(self, node: Node | None) -> AbstractContextManager[None]:
-        """Within it, emitted nodes go before ``node`` and take its scope."""
-        return _Cursor(self, node)
+    @contextmanager
+    def at(self, node: Node | None) -> Iterator[None]:
+        """Emits nodes before ``node``, with its scope by default, while the context is active."""
+        previous, self._cursor = self._cursor, node
+        try:
+            yield
+        finally:
+            self._cursor = previous
 
     def set_outputs(self, values: Iterable[Value], names: Iterable[str] | None = None) -> None:
-        """Makes ``values`` the outputs, called ``names`` (else as the values are)."""
+        """Makes ``values`` the outputs, called ``names`` (by default the values' own names)."""
         self._changes[0] += 1
         for i, old in enumerate(self.outputs):
             old._drop_use(Use(self, i))
@@ -263,17 +268,17 @@ class Graph(NodeList):
     # -- rewriting -------------------------------------------------------------------------------
 
     def replace(self, old: Value, new: Value) -> None:
-        """Every reader of ``old`` reads ``new`` instead; ``old`` and its node stay, unread."""
+        """Makes every reader of ``old`` read ``new``; ``old`` and its node stay, unread."""
         if old is new:
             return
         for use in list(old.uses):
             self.set_input(use.user, use.operand, new)
 
     def set_input(self, user: Node | Graph, index: int, new: Value | None) -> None:
-        """Makes operand (or graph output) ``index`` of ``user`` read ``new``; an operand may be one that
-        was left out."""
+        """Sets operand (or graph output) ``index`` of ``user``, also an operand that was left out; None
+        leaves it out."""
         self._changes[0] += 1
-        # In place: among thousands of operands (of a Concat, a Sum), each may be replaced in turn.
+        # In place: a Concat or Sum may have thousands of operands, replaced one by one.
         operands = _operands(user)
         if isinstance(user, Node):
             operands += [None] * (index + 1 - len(operands))
@@ -284,14 +289,14 @@ class Graph(NodeList):
         if new is not None:
             new._add_use(Use(user, index))
         operands[index] = new
-        while operands and operands[-1] is None:  # Left out at the end is not there at all.
+        while operands and operands[-1] is None:
             operands.pop()
 
     def erase(self, node: Node) -> None:
-        """Removes an unread node, and its subgraphs' reads with it.
+        """Removes an unread node, and all reads by it and its subgraphs.
 
         Raises:
-            ValueError: something still reads it.
+            ValueError: one of its outputs is still read.
         """
         for value in node.outputs:
             if value.uses:
@@ -316,7 +321,7 @@ class Graph(NodeList):
             self._link(node, other)
 
     def copy(self) -> Graph:
-        """A graph of its own with the same names; encodings are shared."""
+        """An independent graph with the same names; encodings are shared."""
         return copy_graph(self)
 
     # -- inner -----------------------------------------------------------------------------------
@@ -332,7 +337,7 @@ class Graph(NodeList):
                 new._add_use(Use(node, i))
 
     def _release(self) -> None:
-        """Drops all reads made by this graph's nodes and outputs (it is going away)."""
+        """Drops all reads by this graph's nodes and outputs, before the graph is discarded."""
         for node in self.walk():
             if node.graph is not None:
                 node.graph._set_inputs(node, ())
@@ -342,23 +347,6 @@ class Graph(NodeList):
 
     def __repr__(self) -> str:
         return f"<graph {self.name}: {len(self.inputs)} inputs, {self._count} nodes>"
-
-
-class _Cursor:
-    """Where a graph puts what is emitted, while it is entered."""
-
-    __slots__ = ("before", "graph", "node")
-
-    def __init__(self, graph: Graph, node: Node | None) -> None:
-        self.graph = graph
-        self.node = node
-        self.before: Node | None = None
-
-    def __enter__(self) -> None:
-        self.before, self.graph._cursor = self.graph._cursor, self.node
-
-    def __exit__(self, *error: object) -> None:
-        self.graph._cursor = self.before
 
 
 def _operands(user: Node | Graph) -> list[Value | None]:

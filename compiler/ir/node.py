@@ -1,6 +1,6 @@
-"""Values, the nodes that make and read them, and the list that nodes stand in.
+"""Values, nodes, and the linked list of nodes that a graph is.
 
-They are plain data: a :class:`tersor.ir.graph.Graph` alone changes them.
+Plain data: only a :class:`tersor.ir.graph.Graph` changes them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ class Value:
     """A tensor (or sequence, optional) in a graph.
 
     Attributes:
-        name: unique in the outermost graph.
-        type: what is known of its type.
-        producer: the node that makes it, None for inputs and constants.
-        encoding: its numbers, for constants.
-        uses: its readers, in the order they began to read (a dict used as an ordered set).
-        contents: for small integer tensors, their elements as dims where they follow from the shapes
-            of inputs (an object array of int, Sym or None); None where nothing is known.
+        name: unique in the outermost graph and its subgraphs.
+        type: its type, as far as it is known.
+        producer: the node that computes it; None for inputs and constants.
+        index: its position among the producer's outputs.
+        encoding: the stored numbers of a constant; None for other values.
+        uses: its uses, oldest first (a dict serves as an ordered set).
+        contents: for small integer tensors, the elements as dims if they follow from the shapes of inputs
+            (an object array of int, Sym or None); None if nothing is known.
     """
 
     __slots__ = (
@@ -55,7 +56,7 @@ class Value:
         self.encoding: Encoding | None = None
         self.contents: np.ndarray | None = None
         self.uses: dict[Use, None] = {}
-        self._returned = 0  # How many of the uses are graphs' outputs.
+        self._returned = 0  # How many of the uses are graph outputs.
 
     @property
     def is_constant(self) -> bool:
@@ -63,8 +64,13 @@ class Value:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is a constant that is stored as an array as it is."""
+        """Whether it is a constant stored as a plain array."""
         return self.encoding is not None and self.encoding.is_dense
+
+    @property
+    def stores_floats(self) -> bool:
+        """Whether it is a constant that is not quantized, in half precision or not, pruned or not."""
+        return self.encoding is not None and self.encoding.storage.is_float
 
     @property
     def is_input(self) -> bool:
@@ -72,16 +78,16 @@ class Value:
 
     @property
     def users(self) -> list[Node]:
-        """Nodes that read it, each once, in order."""
+        """The nodes that read it, each once, in the order of ``uses``."""
         return list(dict.fromkeys(u.user for u in self.uses if isinstance(u.user, Node)))
 
     @property
     def is_output(self) -> bool:
-        """Whether some graph returns it."""
+        """Whether a graph returns it."""
         return self._returned > 0
 
     def only_user(self) -> Node | None:
-        """The node that alone reads it (perhaps at several operands), else None."""
+        """The node that is its only user (perhaps with several operands), else None."""
         user = next(iter(self.uses)).user if self.uses else None
         if not isinstance(user, Node) or any(use.user is not user for use in self.uses):
             return None
@@ -89,10 +95,10 @@ class Value:
 
     @property
     def tensor(self) -> TensorType:
-        """Its type, where that is a tensor.
+        """Its type, which must be a tensor's.
 
         Raises:
-            TypeError: it is a sequence, an optional, or unknown.
+            TypeError: it is a sequence, an optional, a map, or unknown.
         """
         if not isinstance(self.type, TensorType):
             raise TypeError(f"%{self.name} is {self.type}, not a tensor")
@@ -122,11 +128,14 @@ class Value:
 
 
 class Node:
-    """An op applied to values. ``op`` is ONNX's name; ops of other domains are ``domain.Name``.
+    """An op applied to values.
 
-    ``scope`` is the module path it came from (``encoder.layer.0.attention.self.key``), ``name`` the
-    node's own name in the source file where it had one. ``subgraphs`` are the graphs among the
-    attributes, in the order that the text form has them in; they stay as long as the node does.
+    Attributes:
+        op: ONNX's name of the op; ops of other domains are ``domain.Name``.
+        scope: the module path it came from (``encoder.layer.0.attention.self.key``).
+        name: the node's name in the source file, if it had one.
+        subgraphs: the graphs among the attributes, in the order of the text form; fixed for the node's
+            lifetime.
     """
 
     __slots__ = (
@@ -151,29 +160,29 @@ class Node:
         return self.outputs[0]
 
     def input(self, index: int) -> Value | None:
-        """Operand ``index``; None where it is left out."""
+        """Operand ``index``; None if it is left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     @property
     def label(self) -> str:
-        """How messages call it: op, then scope or name, then what it makes."""
+        """Its name in messages: ``MatMul %h (encoder.layer.0)``."""
         where = self.scope or self.name
-        made = f"%{self.outputs[0].name}" if self.outputs else "nothing"
-        return f"{self.op}{f' ({where})' if where else ''} making {made}"
+        output = f" %{self.outputs[0].name}" if self.outputs else ""
+        return f"{self.op}{output}{f' ({where})' if where else ''}"
 
     def __repr__(self) -> str:
         return f"<{self.label}>"
 
 
 def subgraphs_in(attr: Attribute) -> list[Graph]:
-    """The graphs that an attribute is or holds."""
-    held = attr if isinstance(attr, tuple) else (attr,)
-    return [item for item in held if isinstance(item, NodeList)]
+    """The graphs in an attribute."""
+    items = attr if isinstance(attr, tuple) else (attr,)
+    return [item for item in items if isinstance(item, NodeList)]
 
 
 class NodeList:
-    """Nodes in execution order: a doubly linked list, so that each is put in, moved and taken out in
-    constant time. The part of a graph that its nodes know of."""
+    """Nodes in execution order, in a doubly linked list: inserting, moving and removing one take constant
+    time. The base class of a graph."""
 
     def __init__(self) -> None:
         self._first: Node | None = None
@@ -182,14 +191,14 @@ class NodeList:
 
     @property
     def nodes(self) -> Iterator[Node]:
-        """Nodes in order. Nodes may be erased and inserted meanwhile; those inserted before the
-        current one are not visited."""
+        """Nodes in order. The graph may change during iteration; nodes inserted before the current one
+        are not visited."""
         node = self._first
         while node is not None:
             following = node._next
             if node.graph is self:
                 yield node
-            # An erased node keeps its link, so the walk finds its way back to the living.
+            # An erased node keeps its links, which lead back to the nodes still in the list.
             node = following if node._next is following or node.graph is not self else node._next
 
     def __len__(self) -> int:
@@ -208,7 +217,7 @@ class NodeList:
             self._last = node
         else:
             before._prev = node
-        node.graph = cast("Graph", self)  # Every list of nodes is a graph's.
+        node.graph = cast("Graph", self)  # Every NodeList is a Graph.
         self._count += 1
 
     def _unlink(self, node: Node) -> None:

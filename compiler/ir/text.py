@@ -7,10 +7,10 @@
       %m: f32[batch, 8], %_: bool[batch, 8] = Dropout(%h, _) {seed = 1}
     }
 
-Constants of up to eight elements are written out (:mod:`tersor.ir.encodings.text` says how, in whatever
-form they are), larger ones by the digest of their encoding: :func:`parse` finds those in ``weights`` (see
-:func:`weights_of`), and understands ``normal(seed)`` and ``arange`` in place of numbers, so that tests can
-be written by hand.  An operand that is left out is ``_``.  Printing what was parsed gives the same text.
+Constants of up to eight elements are written out in any encoding (see :mod:`tersor.ir.encodings.text`),
+larger ones as the digest of their encoding, which :func:`parse` looks up in ``weights`` (see
+:func:`weights_of`).  In place of numbers it also reads ``normal(seed)`` and ``arange``, for tests.  An
+operand that is left out is ``_``.  Printing a parsed graph gives the same text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tersor.ir.types import (
 )
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./\-]+\Z")
-# Without a mark before it: a number, a word (unless it begins like a number), else in quotes.
+# What needs no quotes as a bare name: a number, or a word that does not begin like one.
 _WORD = re.compile(r"(?!(?:inf|nan)\b)[A-Za-z_][A-Za-z0-9_./\-]*\Z|\d+\Z")
 
 
@@ -49,23 +49,17 @@ def print_graph(graph: Graph) -> str:
 
 
 def print_node(node: Node) -> str:
-    """The line (for subgraphs: lines) of one node."""
+    """The text of one node: a line, or several if it has subgraphs."""
     return "\n".join(_node_lines(node, ""))
 
 
 def weights_of(graph: Graph) -> dict[str, Encoding]:
-    """Digest -> encoding of all constants, to parse the graph's text with."""
-    found = {}
-    for g in graph.all_graphs():
-        for value in g.constants.values():
-            if value.encoding is not None:
-                found[value.encoding.digest] = value.encoding
+    """All encodings in the graph by digest, as :func:`parse` takes them."""
+    items: list[object] = [v.encoding for g in graph.all_graphs() for v in g.constants.values()]
     for node in graph.walk():
         for attr in node.attrs.values():
-            for item in attr if isinstance(attr, tuple) else (attr,):
-                if isinstance(item, Encoding):
-                    found[item.digest] = item
-    return found
+            items += attr if isinstance(attr, tuple) else (attr,)
+    return {item.digest: item for item in items if isinstance(item, Encoding)}
 
 
 def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:
@@ -83,19 +77,17 @@ def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:
 
 
 def _node_lines(node: Node, indent: str) -> Iterator[str]:
-    made = ", ".join(f"{_ref(v)}: {v.type}" for v in node.outputs)
-    read = ", ".join("_" if v is None else _ref(v) for v in node.inputs)
-    line = f"{indent}{made}{' = ' if made else ''}{_name(node.op)}({read})"
+    outputs = ", ".join(f"{_ref(v)}: {v.type}" for v in node.outputs)
+    inputs = ", ".join("_" if v is None else _ref(v) for v in node.inputs)
+    line = f"{indent}{outputs}{' = ' if outputs else ''}{_name(node.op)}({inputs})"
     if node.attrs:
         line += " {"
         for i, key in enumerate(sorted(node.attrs)):
-            *before, last = _attribute(node.attrs[key], indent + "  ")
-            text = [*before, last]
-            line += f"{', ' if i else ''}{_name(key)} = {text[0]}"
-            if len(text) > 1:
+            first, *more = _attribute(node.attrs[key], indent + "  ")
+            line += f"{', ' if i else ''}{_name(key)} = {first}"
+            for following in more:
                 yield line
-                yield from text[1:-1]
-                line = text[-1]
+                line = following
         line += "}"
     if node.scope:
         line += f" scope {json.dumps(node.scope)}"
@@ -131,7 +123,7 @@ def _scalar(attr: object) -> str:
     if isinstance(attr, str):
         return json.dumps(attr)
     if isinstance(attr, (bool, np.bool_)):
-        raise TypeError("attributes hold no booleans: ONNX writes 0 and 1")
+        raise TypeError("an attribute cannot be a boolean: ONNX has 0 and 1")
     return print_number(attr)
 
 
@@ -152,11 +144,11 @@ def parse(
 ) -> Graph:
     """Reads a graph from its text form.
 
-    Types are taken from the text; ``table``, if given, checks attributes and fills in defaults.
+    Types come from the text; ``table``, if given, checks attributes and fills in defaults.
 
     Raises:
-        InvalidGraph: a syntax error (with its line), an undefined name, or a digest that ``weights``
-            does not have.
+        InvalidGraph: a syntax error (with its line), an undefined name, or a digest missing from
+            ``weights``.
     """
     parser = _Parser(text, table, weights or {})
     try:
@@ -164,7 +156,7 @@ def parse(
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise parser.error(str(error).splitlines()[0] if str(error) else repr(error)) from None
     except RecursionError:
-        raise parser.error("graphs or lists nest too deep") from None
+        raise parser.error("graphs or lists are nested too deeply") from None
 
 
 class _Parser(Tokens):
@@ -179,8 +171,6 @@ class _Parser(Tokens):
         if self.peek()[1]:
             self.fail(f"unexpected {self.peek()[1]!r} after the graph")
         return graph
-
-    # structure
 
     def graph(self, outer: Graph | None) -> Graph:
         self.take("graph")
@@ -213,25 +203,25 @@ class _Parser(Tokens):
         return self.values[name]
 
     def statement(self, graph: Graph) -> None:
-        made: list[tuple[str, object]] = []
+        results: list[tuple[str, object]] = []
         constant = self.peek()[1].startswith("@")
         while self.peek()[0] == "ref":
             name = self.ref()
             self.take(":")
-            made.append((name, self.type()))
+            results.append((name, self.type()))
             self.accept(",")
-        if made:
+        if results:
             self.take("=")
-        for name, _ in made:
+        for name, _ in results:
             if name in self.values:
                 self.fail(f"%{name} is defined twice")
         if constant:
-            (name, type), *_ = made
+            (name, type), *_ = results
             self.values[name] = graph.constant(read_encoding(self, type, self.weights), name)
             return
-        self.node(graph, made)
+        self.node(graph, results)
 
-    def node(self, graph: Graph, made: list[tuple[str, object]]) -> None:
+    def node(self, graph: Graph, results: list[tuple[str, object]]) -> None:
         op = self.name()
         self.take("(")
         inputs: list[Value | None] = []
@@ -251,20 +241,15 @@ class _Parser(Tokens):
             op,
             inputs,
             attrs,
-            names=[name for name, _ in made],
-            types=[type for _, type in made],  # type: ignore[misc]
+            names=[name for name, _ in results],
+            types=[type for _, type in results],  # type: ignore[misc]
             scope=scope,
             node_name=node_name,
         )
         for value in node.outputs:
             self.values[value.name] = value
-        if self.table is not None:
-            self._contents(node)
-
-    def _contents(self, node: Node) -> None:
-        """Types were written; symbolic contents are not, so they are inferred anew."""
-        assert self.table is not None
-        if any(v.type == UnknownType() for v in node.outputs):
+        # The text has types but no symbolic contents: those are inferred.
+        if self.table is None or any(v.type == UnknownType() for v in node.outputs):
             return
         for value, (_, contents) in zip(node.outputs, self.table.infer(node), strict=True):
             value.contents = contents

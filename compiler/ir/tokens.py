@@ -1,4 +1,4 @@
-"""The tokens of the text form, read one after the other."""
+"""The tokenizer of the text form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TYPE = re.compile(r"(?:seq<|optional<|map<[a-z0-9]+, )*(?:unknown|[a-z0-9]+\[[^
 
 
 class Tokens:
-    """A text and a place in it."""
+    """A text and the current position in it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -51,7 +51,7 @@ class Tokens:
     def take(self, expected: str = "") -> str:
         kind, text, end = self.peek()
         if kind == "end":
-            self.fail(f"the text ends here{f', {expected!r} is missing' if expected else ''}")
+            self.fail(f"unexpected end of text{f', expected {expected!r}' if expected else ''}")
         if expected and text != expected:
             self.fail(f"expected {expected!r}, found {text!r}")
         self.position = end

@@ -44,12 +44,12 @@ class DType(Enum):
 
     @property
     def numpy(self) -> np.dtype:
-        """The numpy dtype of an array of it, one element an item (also for 2- and 4-bit types)."""
+        """The numpy dtype of an unpacked array: one item an element, also for 2- and 4-bit types."""
         return _NUMPY[self]
 
     @property
     def bits(self) -> int:
-        """Bits an element takes when packed (strings: 64, for the pointer)."""
+        """Bits per element when packed (strings: 64, for the pointer)."""
         return _BITS.get(self, self.numpy.itemsize * 8)
 
     @property
@@ -114,7 +114,7 @@ _BITS = {DType.I4: 4, DType.U4: 4, DType.F4E2M1: 4, DType.I2: 2, DType.U2: 2}
 
 @dataclass(frozen=True)
 class TensorType:
-    """Element type and dims of a tensor; ``dims`` is None where even the rank is unknown."""
+    """Element type and dims of a tensor; ``dims`` is None if even the rank is unknown."""
 
     dtype: DType
     dims: tuple[Dim, ...] | None
@@ -134,7 +134,7 @@ class TensorType:
 
     @property
     def numel(self) -> Dim:
-        """Number of elements; None where unknown."""
+        """Number of elements; None if unknown."""
         return None if self.dims is None else product(self.dims)
 
     @property
@@ -150,7 +150,7 @@ class TensorType:
         return tuple(int(d) for d in self.dims)  # type: ignore[arg-type]
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Dims as integers with symbols bound to ``sizes``."""
+        """Dims as integers, for these sizes of the symbols."""
         if self.dims is None or None in self.dims:
             raise ValueError(f"{self} has unknown dims")
         return tuple(evaluate(d, sizes) for d in self.dims if d is not None)
@@ -159,9 +159,8 @@ class TensorType:
         return TensorType(self.dtype, dims)
 
     def accepts(self, other: TensorType) -> bool:
-        """Whether a value of type ``other`` may stand where this type is written: same dtype, and no
-        pair of dims that are both integers and differ. Symbols are names, not proofs: two different
-        ones may be equal at run time."""
+        """Whether a value of type ``other`` may be used where this type is declared: same dtype, and no two
+        dims that are different integers. Different symbols may be equal at run time."""
         if self.dtype is not other.dtype:
             return False
         if self.dims is None or other.dims is None:
@@ -194,7 +193,7 @@ class OptionalType:
 
 @dataclass(frozen=True)
 class MapType:
-    """A map, as classical models make them: from ``key`` (integers or strings) to ``element``."""
+    """A map from ``key`` (integers or strings) to ``element``, as in classical ML models."""
 
     key: DType
     element: ValueType
@@ -205,7 +204,7 @@ class MapType:
 
 @dataclass(frozen=True)
 class UnknownType:
-    """The type of what an opaque op makes."""
+    """The type of an opaque op's result."""
 
     def __str__(self) -> str:
         return "unknown"
@@ -246,7 +245,7 @@ def _element_type(name: str, text: str) -> DType:
 
 
 def _split_dims(text: str) -> list[str]:
-    """Splits at commas that stand outside brackets: ``a, max(b, c)`` has two dims."""
+    """Splits at commas outside brackets: ``a, max(b, c)`` has two dims."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
         depth += (char == "(") - (char == ")")

@@ -1,10 +1,10 @@
-"""The rules a graph keeps; checked by the pipeline after every pass.
+"""The invariants of a graph; checked by the pipeline after every pass.
 
-1. Def-use is exact both ways, also across subgraphs and for graph outputs.
-2. A value is read only after it is made, in its own graph or one inside it.
+1. Def-use is exact in both directions, also across subgraphs and for graph outputs.
+2. A value is read only after it is defined, in its own graph or a subgraph.
 3. Names of values are unique over a graph and its subgraphs; output names are unique.
 4. A constant's type is its encoding's; a node's attributes are complete.
-5. What the op table infers does not contradict the types that are written.
+5. What the op table infers does not contradict the values' types.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from tersor.ir.types import TensorType, UnknownType
 
 
 class Checked:
-    """Nodes whose types were checked, by all that the check depends on, so that a graph that is
-    verified again and again is only inferred where it has changed."""
+    """A cache of nodes whose types were checked, keyed by everything the check depends on, so that
+    repeated verification infers only the nodes that have changed."""
 
     def __init__(self) -> None:
         self._before: dict[Node, list[object]] = {}
         self._now: dict[Node, list[object]] = {}
 
     def start(self) -> None:
-        """Begins another round over the graph; nodes that the last one has not seen are forgotten."""
+        """Begins a new round over the graph; drops the nodes that the last round did not see."""
         self._before, self._now = self._now, {}
 
     def is_known(self, node: Node) -> bool:
-        """Whether ``node`` was checked as it is now; notes that it is, or will be."""
-        if node.subgraphs:  # Their results' types are part of it.
+        """Whether ``node`` was already checked in its present state; records it as checked."""
+        if node.subgraphs:  # Depends on the types of their outputs.
             return False
         facts: list[object] = [node.op, *node.attrs, *node.attrs.values(), node.graph]
         for value in node.inputs:
@@ -45,13 +45,12 @@ class Checked:
         facts += [value.type for value in node.outputs]
         before = self._before.get(node)
         self._now[node] = facts
-        # By identity: types and contents are never changed in place, and comparing them takes longer.
+        # By identity: types and contents are never changed in place, and comparing them is slower.
         return before is not None and len(before) == len(facts) and all(map(is_, before, facts))
 
 
 def verify(graph: Graph, *, types: bool = True, checked: Checked | None = None) -> None:
-    """Checks all rules; ``types=False`` leaves out rule 5, which infers every node anew, but for
-    those that are in ``checked``.
+    """Checks all rules. ``types=False`` skips rule 5, which infers every node that is not in ``checked``.
 
     Raises:
         InvalidGraph: the first broken rule, with the node and its line of text.
@@ -81,7 +80,7 @@ def _all_values(graph: Graph) -> Iterator[Value]:
 
 @dataclass
 class _Frame:
-    """A graph whose nodes are being walked; ``waiting`` is the node whose subgraphs are walked."""
+    """A graph that is being walked; ``waiting`` is the node whose subgraphs are walked first."""
 
     graph: Graph
     nodes: Iterator[Node]
@@ -92,31 +91,33 @@ class _Frame:
 
 
 def _verify_scope(top: Graph, reads: dict[Use, Value]) -> None:
-    """Rules 1 and 2, in execution order with the set of values made so far. A stack of frames stands
-    in for recursion, so that deep nesting cannot exhaust Python's."""
-    made: set[Value] = set()
+    """Rules 1 and 2, in execution order with the set of values defined so far. An explicit stack, so that
+    deep nesting cannot exceed Python's recursion limit."""
+    defined: set[Value] = set()
     stack = [_enter(top)]
     while stack:
         frame = stack[-1]
         if not frame.entered:
-            made.update(frame.own)
+            defined.update(frame.own)
             frame.entered = True
         if frame.waiting is not None:
-            made.update(frame.waiting.outputs)
+            defined.update(frame.waiting.outputs)
             frame.own.extend(frame.waiting.outputs)
         frame.waiting = next(frame.nodes, None)
         if frame.waiting is not None:
             frame.walked += 1
-            _verify_node(frame.waiting, made, reads)
+            _verify_node(frame.waiting, defined, reads)
             stack.extend(_enter(sub) for sub in frame.waiting.subgraphs)
             continue
-        if frame.walked != len(frame.graph):  # The walk passes over nodes that name another graph.
-            raise InvalidGraph(f"{frame.graph!r}, but {frame.walked} of them belong to it")
+        if frame.walked != len(frame.graph):  # Iteration skips nodes that name another graph.
+            raise InvalidGraph(
+                f"{frame.graph!r}, but only {frame.walked} of them name it as theirs"
+            )
         for i, value in enumerate(frame.graph.outputs):
             reads[Use(frame.graph, i)] = value
-            if value not in made:
-                raise InvalidGraph(f"{frame.graph!r} returns {value!r}, which is not made in it")
-        made.difference_update(frame.own)
+            if value not in defined:
+                raise InvalidGraph(f"{frame.graph!r} returns {value!r}, which is not defined there")
+        defined.difference_update(frame.own)
         stack.pop()
 
 
@@ -124,14 +125,14 @@ def _enter(graph: Graph) -> _Frame:
     return _Frame(graph, graph.nodes, [*graph.inputs, *graph.constants.values()])
 
 
-def _verify_node(node: Node, made: set[Value], reads: dict[Use, Value]) -> None:
+def _verify_node(node: Node, defined: set[Value], reads: dict[Use, Value]) -> None:
     for i, value in enumerate(node.inputs):
         if value is None:
             continue
         reads[Use(node, i)] = value
-        if value not in made:
+        if value not in defined:
             raise InvalidGraph(
-                f"{node.label} reads {value!r} before it is made: {print_node(node)}"
+                f"{node.label} reads {value!r} before it is defined: {print_node(node)}"
             )
     for i, value in enumerate(node.outputs):
         if value.producer is not node or value.index != i:

@@ -1,12 +1,12 @@
-"""How many units go of which group: a budget shared out among groups.
+"""How many units to remove from each group, under one budget for all groups.
 
-Each group has a curve: levels (numbers of units gone, ascending from 0) and what is lost at each.  Sought
-are levels whose cost is within the budget and whose losses add up to the least.
+Each group has a curve: levels (numbers of units removed, ascending from 0) and the loss at each.  The
+methods choose a level per group, so that the cost is within the budget and the total loss is small.
 
-    uniform         the same share of every group, the least that fits the budget
-    greedy          from nothing gone, again and again the step that loses the least for what it saves
-    exact           the least sum there is, where savings add up: dynamic programming (a knapsack)
-    evolutionary    mutations of what greedy found, by measured fitness
+    uniform         the same share of every group, the smallest within the budget
+    greedy          starting from 0, repeatedly the step with the least loss per saving
+    exact           the least total loss, if savings add up: dynamic programming (a knapsack)
+    evolutionary    mutations of the greedy solution, by measured fitness
 """
 
 from __future__ import annotations
@@ -17,46 +17,47 @@ from dataclasses import dataclass
 import numpy as np
 
 Cost = Callable[[Sequence[int]], float]
-"""Of the whole model, with so many units of each group gone."""
-FRONT = 4000  # Choices that the exact search carries on.
+"""The cost of the whole model with so many units of each group removed."""
+FRONT = 4000  # Partial solutions that the exact search keeps.
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A group's ``levels`` (units gone, ascending, the first 0) and the ``losses`` there."""
+    """A group's ``levels`` (units removed, ascending from 0) and the ``losses`` there."""
 
     levels: Sequence[int]
     losses: Sequence[float]
 
 
 def uniform(
-    most: Sequence[Sequence[int]], units: Sequence[int], cost: Cost, budget: float
+    levels: Sequence[Sequence[int]], units: Sequence[int], cost: Cost, budget: float
 ) -> list[int]:
-    """The same share of every group, rounded to the group's levels.
+    """The same share of every group, rounded down to one of the group's levels.
 
     Args:
-        most: the levels of each group.
-        units: how many units each group has.
+        levels: the levels of each group.
+        units: the number of units in each group.
 
     Returns:
-        Units gone; as many as there are levels for, where even that is over the budget.
+        Units to remove; the highest levels if even these exceed the budget.
     """
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(_share(most, units, middle)) > budget else (low, middle)
-    return _share(most, units, high)
+        over = cost(_share(levels, units, middle)) > budget
+        low, high = (middle, high) if over else (low, middle)
+    return _share(levels, units, high)
 
 
 def greedy(curves: Sequence[Curve], cost: Cost, budget: float) -> list[int]:
-    """Steps along the curves, the cheapest loss per saving first, until the budget is met."""
+    """Steps along the curves, the least loss per saving first, until the budget is met."""
     at = [0] * len(curves)
-    now = cost(_gone(curves, at))
+    now = cost(_removed(curves, at))
     while now > budget:
         steps = []
         for i, curve in enumerate(curves):
             for level in range(at[i] + 1, len(curve.levels)):
-                saved = now - cost(_gone(curves, [*at[:i], level, *at[i + 1 :]]))
+                saved = now - cost(_removed(curves, [*at[:i], level, *at[i + 1 :]]))
                 lost = curve.losses[level] - curve.losses[at[i]]
                 if saved > 0:
                     steps.append((lost / saved, i, level))
@@ -64,20 +65,19 @@ def greedy(curves: Sequence[Curve], cost: Cost, budget: float) -> list[int]:
             break
         _, i, level = min(steps)
         at[i] = level
-        now = cost(_gone(curves, at))
-    return _gone(curves, _trimmed(curves, at, cost, budget))
+        now = cost(_removed(curves, at))
+    return _removed(curves, _trimmed(curves, at, cost, budget))
 
 
 def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: float) -> list[int]:
-    """The least sum of losses at which savings, which add up, reach ``needed``; all that can go where
-    they do not reach it.
+    """The levels of least total loss whose savings add up to ``needed``; the highest levels if none do.
 
-    From group to group only those choices are carried on than which none saves as much for less loss;
-    where these are more than ``FRONT``, the best of as many equal steps of what is saved.
+    From group to group it keeps the Pareto front of savings and losses, thinned to at most ``FRONT``
+    points at equal steps of savings.
     """
     if needed <= 0:
         return [0] * len(curves)
-    goal = needed * (1 - 1e-9)  # Sums in another order differ in the last digits.
+    goal = needed * (1 - 1e-9)  # The order of summation changes the last digits.
     saved, lost = np.zeros(1), np.zeros(1)
     steps = []
     for curve, own in zip(curves, savings, strict=True):
@@ -92,11 +92,11 @@ def exact(curves: Sequence[Curve], savings: Sequence[Sequence[float]], needed: f
     for sources, level in reversed(steps):
         levels.append(int(level[at]))
         at = int(sources[at])
-    return _gone(curves, levels[::-1])
+    return _removed(curves, levels[::-1])
 
 
 def _front(saved: np.ndarray, lost: np.ndarray, goal: float) -> np.ndarray:
-    """Indices of what none else saves as much as for no more loss, ascending by savings."""
+    """Indices of the Pareto front (no other point saves as much for less loss), ascending by savings."""
     order = np.lexsort((lost, -saved))
     least = np.minimum.accumulate(lost[order])
     front = order[np.concatenate([[True], lost[order][1:] < least[:-1]])][::-1]
@@ -115,8 +115,9 @@ def evolutionary(
     rounds: int,
     seed: int = 0,
 ) -> list[int]:
-    """From what :func:`greedy` finds: one group up, others down until the budget is met again; kept
-    where ``fitness`` (less is better) says so. A (1 + 1) evolution strategy, ``rounds`` mutations."""
+    """A (1 + 1) evolution strategy from the :func:`greedy` solution: each of ``rounds`` mutations restores
+    units of one group and removes some of others until the budget is met again; it is kept if ``fitness``
+    (less is better) improves."""
     rng = np.random.default_rng(seed)
     best = greedy(curves, cost, budget)
     value = fitness(best)
@@ -128,30 +129,30 @@ def evolutionary(
             break
         at[up] -= 1
         for i in (j for j in order if j != up):
-            if cost(_gone(curves, at)) <= budget:
+            if cost(_removed(curves, at)) <= budget:
                 break
             at[i] = min(at[i] + 1, len(curves[i].levels) - 1)
-        candidate = _gone(curves, at)
-        if cost(candidate) <= budget and (found := fitness(candidate)) < value:
-            best, value = candidate, found
+        candidate = _removed(curves, at)
+        if cost(candidate) <= budget and (own := fitness(candidate)) < value:
+            best, value = candidate, own
     return best
 
 
-def _share(most: Sequence[Sequence[int]], units: Sequence[int], share: float) -> list[int]:
+def _share(levels: Sequence[Sequence[int]], units: Sequence[int], share: float) -> list[int]:
     return [
-        max((x for x in levels if x <= share * n + 1e-9), default=0)
-        for levels, n in zip(most, units, strict=True)
+        max((level for level in own if level <= share * n + 1e-9), default=0)
+        for own, n in zip(levels, units, strict=True)
     ]
 
 
-def _gone(curves: Sequence[Curve], at: Sequence[int]) -> list[int]:
+def _removed(curves: Sequence[Curve], at: Sequence[int]) -> list[int]:
     return [curve.levels[i] for curve, i in zip(curves, at, strict=True)]
 
 
 def _trimmed(curves: Sequence[Curve], at: list[int], cost: Cost, budget: float) -> list[int]:
-    """The last step may have gone further than it had to: back where the budget allows, the dearest
-    loss first."""
+    """Undoes what the budget does not require, since the last step may overshoot it: the largest loss
+    first."""
     for i in sorted(range(len(at)), key=lambda i: -curves[i].losses[at[i]]):
-        while at[i] and cost(_gone(curves, [*at[:i], at[i] - 1, *at[i + 1 :]])) <= budget:
+        while at[i] and cost(_removed(curves, [*at[:i], at[i] - 1, *at[i + 1 :]])) <= budget:
             at[i] -= 1
     return at

@@ -1,4 +1,4 @@
-"""Factors of a weight that are no truncated SVD: parts, and samples of its own columns and rows."""
+"""Low-rank factors of a weight other than the truncated SVD: semi-NMF and Nystroem."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ _TINY = 1e-30
 
 
 def semi_nmf(weight: np.ndarray, rank: int, seed: int = 0) -> Factors:
-    """W ~ A B with B >= 0: every column of W is a sum of columns of A, nothing is taken away.
+    """W ~ A B with B >= 0: every column of W is a nonnegative combination of columns of A.
 
-    Weights have both signs, so that A must have them too (semi-NMF, Ding, Li and Jordan 2010).  In turns, A
-    by least squares, and each element of B times
+    Weights have both signs, so A has both too (semi-NMF, Ding, Li and Jordan 2010).  Alternates between A
+    by least squares and multiplying each element of B by
 
         sqrt(((A^T W)^+ + (A^T A)^- B) / ((A^T W)^- + (A^T A)^+ B)),     z^+ = max(z, 0), z^- = max(-z, 0)
 
-    which never makes the error larger.  NMF_SWEEPS turns from a seeded start.
+    which never increases the error.  NMF_SWEEPS iterations from a seeded start.
     """
     b = np.random.default_rng(seed).random((rank, weight.shape[1])) + 0.1
-    scale = float(np.abs(weight).max(initial=0.0)) or 1.0  # The start fits numbers around 1.
-    held = weight / scale
+    scale = float(np.abs(weight).max(initial=0.0)) or 1.0  # The start suits numbers around 1.
+    scaled = weight / scale
     for _ in range(NMF_SWEEPS):
-        a = _left(held, b)
-        pulls, overlaps = a.T @ held, a.T @ a
+        a = _left(scaled, b)
+        pulls, overlaps = a.T @ scaled, a.T @ a
         up = np.maximum(pulls, 0) + np.maximum(-overlaps, 0) @ b
         down = np.maximum(-pulls, 0) + np.maximum(overlaps, 0) @ b
         b = b * np.sqrt((up + _TINY) / (down + _TINY))
-    return Factors(_left(held, b) * scale, b)
+    return Factors(_left(scaled, b) * scale, b)
 
 
 def _left(weight: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The A of least |W - A B|."""
+    """The A that minimizes |W - A B|."""
     return np.asarray(np.linalg.lstsq(b.T, weight.T, rcond=None)[0].T)
 
 
 def nystrom(weight: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Factors:
-    """W ~ C U^+ R:  C the columns, R the rows of W at landmarks, U where they cross.
+    """W ~ C U^+ R:  C the columns and R the rows of W at landmarks, U their intersection.
 
-    The Nystroem form of a kernel matrix (Williams and Seeger 2001), for W of any shape: exact where the rank
-    of U is that of W.
+    The Nystroem approximation of a kernel matrix (Williams and Seeger 2001), for W of any shape: exact if U
+    has the rank of W.
 
     Args:
-        rows, columns: the landmarks, as many of both.
+        rows, columns: the landmarks, equally many of both.
     """
     crossing = weight[np.ix_(rows, columns)]
     return Factors(weight[:, columns], np.linalg.pinv(crossing) @ weight[rows])
 
 
 def landmarks(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Positions by leverage, |column|^2 of orthonormal ``vectors`` [r, n], largest first, each after what
-    the earlier ones already explain is taken out: QR with column pivoting, so that no two of them
-    tell the same (Sorensen and Embree 2016, DEIM)."""
+    """Positions by leverage, |column|^2 of orthonormal ``vectors`` [r, n]: the largest first, each after
+    projecting out the columns chosen before, as QR with column pivoting does (DEIM, Sorensen and Embree
+    2016)."""
     left = np.array(vectors, np.float64)
     chosen: list[int] = []
     for _ in range(count):

@@ -1,16 +1,17 @@
-"""How far outputs are from those of the model that was compressed, output by output.
+"""How close the outputs are to those of the uncompressed model, output by output.
 
-    float:            cosines of rows, and  |a - b| / |a|  over everything that was compared
-    integer, boolean: the share of elements that agree
-    both in one:      kept = min(mean cosine, 1 - (|a - b| / |a|)^2 / 2),  or the share that agrees
+    float:            cosines of rows, and  |a - b| / |a|  over all elements
+    integer, boolean: the share of equal elements
+    in one number:    kept = min(mean cosine, 1 - (|a - b| / |a|)^2 / 2),  or the share of equal elements
 
-For small errors the two float terms are equal; the second counts wrong magnitudes too.
+For small errors the two float terms are equal; the second also penalizes wrong magnitudes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,29 @@ import numpy as np
 from tersor.plain import EXACT
 
 Outputs = Mapping[str, np.ndarray]
-# Rows that are this much shorter than the others in both have no direction to speak of.
+# Rows shorter than this share of the typical length, in both, have no meaningful direction.
 _SHORT = 1e-3
 
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """One output over all feeds. What could not be told is None.
+    """One output over all feeds. Unknown figures are None.
 
     Attributes:
-        name: the output's.
-        elements: how many were compared.
-        agreement: the share of equal elements, of integers, booleans and strings.
-        mean_cosine, min_cosine: of the rows of the last axis, of floats; of samples where there are more
-            than three axes. Rows that hold NaN or infinity are left out.
-        rows: how many there were.
-        relative_error: the root of the sum of squared differences, by that of the reference's squares.
+        name: the output's name.
+        elements: the number of elements compared.
+        agreement: of integers, booleans and strings: the share of equal elements.
+        mean_cosine, min_cosine: of floats: the cosines of rows of the last axis, or of samples if there
+            are more than three axes, without rows that contain NaN or infinity.
+        rows: the number of such rows.
+        relative_error: |a - b| / |a|, a being the reference.
         max_error: the largest absolute difference.
-        misplaced: elements that are finite in one only, or infinities that differ.
+        misplaced: elements that are finite in only one of the two, or different infinities.
         broken: those of them that are finite in the reference.
-        reshaped: arrays that had another shape, or were not there.
-        decides: where these are no outputs but scores: what is decided by them (``ArgMax of labels``).
-        counts: False where scores tell in its place what is kept: it rounds them, or has as many elements
-            as were chosen by them.
+        reshaped: arrays that are missing or have another shape.
+        decides: if these are scores and not an output: what they decide (``ArgMax of labels``).
+        counts: False if scores are judged in its place, because it rounds them or its number of elements
+            depends on them.
     """
 
     name: str
@@ -60,12 +61,12 @@ class OutputFidelity:
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"{self.name} (before {self.decides})" if self.decides else self.name
 
     @property
     def kept(self) -> float | None:
-        """1: everything; 0: nothing, or something finite became NaN or infinite; None: not known."""
+        """1: everything; 0: nothing, or a finite element became NaN or infinite; None: unknown."""
         if self.broken:
             return 0.0
         if self.agreement is not None:
@@ -78,11 +79,11 @@ class OutputFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of all outputs, the worst first.
+    """The fidelity of all outputs, the worst first.
 
     Attributes:
-        on: what they were compared on: ``calibration inputs``, ``made-up inputs``.
-        samples: how many of these, where that is known.
+        on: the inputs of the comparison: ``calibration inputs``, ``made-up inputs``.
+        samples: how many of these, if known.
     """
 
     outputs: tuple[OutputFidelity, ...] = ()
@@ -92,7 +93,7 @@ class Fidelity:
 
     @staticmethod
     def of(outputs: Iterable[OutputFidelity], on: str = "", samples: int | None = None) -> Fidelity:
-        """In order: the worst first, what is unknown last."""
+        """Sorts the outputs: the worst first, unknown ones last."""
 
         def key(one: OutputFidelity) -> tuple[bool, float]:
             return one.kept is None, one.kept or 0.0
@@ -101,42 +102,41 @@ class Fidelity:
 
     @property
     def worst(self) -> OutputFidelity | None:
-        """The output that lost most; None where nothing is known of any."""
+        """The output with the lowest fidelity; None if that of none is known."""
         return next((o for o in self.outputs if o.counts and o.kept is not None), None)
 
     @property
     def kept(self) -> float | None:
-        """Of the worst output."""
+        """That of the worst output."""
         return None if self.worst is None else self.worst.kept
 
     @property
     def mean_cosine(self) -> float | None:
-        """Over the rows of all float outputs, scores apart."""
-        told = [o for o in self._floats if o.mean_cosine is not None]
-        rows = sum(o.rows for o in told)
-        return sum((o.mean_cosine or 0.0) * o.rows for o in told) / rows if rows else None
+        """Over the rows of all float outputs except scores."""
+        rows = sum(o.rows for o in self._floats)
+        return sum((o.mean_cosine or 0.0) * o.rows for o in self._floats) / rows if rows else None
 
     @property
     def min_cosine(self) -> float | None:
-        """Over the rows of all float outputs, scores apart."""
+        """Over the rows of all float outputs except scores."""
         return min((o.min_cosine for o in self._floats if o.min_cosine is not None), default=None)
 
     @property
     def relative_error(self) -> float | None:
-        """The largest of an output, scores apart."""
-        told = [o.relative_error for o in self._floats if o.relative_error is not None]
-        return max(told, default=None)
+        """The largest of any float output except scores."""
+        known = (o.relative_error for o in self._floats if o.relative_error is not None)
+        return max(known, default=None)
 
     @property
     def max_error(self) -> float | None:
-        """The largest of an output, scores apart; infinite where NaN or infinity are elsewhere."""
+        """The largest of any float output except scores; infinite if one has ``misplaced`` elements."""
         if any(o.misplaced for o in self._floats):
             return float("inf")
         return max((o.max_error for o in self._floats if o.max_error is not None), default=None)
 
     @property
     def agreement(self) -> float | None:
-        """The smallest of an output that is no float."""
+        """The smallest of any output that is not float."""
         return min((o.agreement for o in self.outputs if o.agreement is not None), default=None)
 
     @property
@@ -145,41 +145,42 @@ class Fidelity:
 
 
 def fidelity(reference: Sequence[Outputs], got: Sequence[Outputs], on: str = "") -> Fidelity:
-    """All outputs of all feeds."""
+    """The fidelity of outputs, one mapping per feed."""
     tally = Tally()
-    for expected, found in zip(reference, got, strict=True):
-        tally.add(expected, found)
+    for expected, actual in zip(reference, got, strict=True):
+        tally.add(expected, actual)
     return Fidelity.of(tally.outputs(), on)
 
 
 @dataclass
 class Tally:
-    """What is known of outputs so far, feed by feed.
+    """Accumulates fidelity feed by feed.
 
     Attributes:
-        unordered: by output, the axis along which the order of elements says nothing (the indices of
-            TopK).
+        unordered: by output, the axis along which the order of elements is arbitrary (the indices of an
+            unsorted TopK).
     """
 
     unordered: Mapping[str, int] = field(default_factory=dict)
-    _found: dict[str, _Sums] = field(default_factory=dict, init=False)
+    _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
 
-    def add(self, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        """One feed: arrays, or lists of them, by output."""
+    def add(self, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+        """Adds one feed: an array, or a list of them, per output."""
         for name, value in expected.items():
-            sums = self._found.setdefault(name, _Sums(self.unordered.get(name)))
-            mine, others = _arrays(value), _arrays(found.get(name))
-            for i, array in enumerate(mine):
-                sums.add(array, others[i] if i < len(others) else None)
+            sums = self._sums.setdefault(name, _Sums(self.unordered.get(name)))
+            pairs = zip_longest(_arrays(value), _arrays(actual.get(name)))
+            for a, b in pairs:
+                if a is not None:
+                    sums.add(a, b)
 
     def outputs(self) -> list[OutputFidelity]:
-        """In the order in which they came."""
-        return [sums.told(name) for name, sums in self._found.items()]
+        """In the order of first appearance."""
+        return [sums.result(name) for name, sums in self._sums.items()]
 
 
 @dataclass
 class _Sums:
-    """Of one output."""
+    """Running sums over one output."""
 
     unordered: int | None = None
     exact: bool = False
@@ -196,7 +197,7 @@ class _Sums:
     rows: int = 0
 
     def add(self, a: np.ndarray, b: np.ndarray | None) -> None:
-        """An array of another shape, or none at all, has nothing of it."""
+        """A missing array or one of another shape counts as a total loss."""
         self.elements += a.size
         self.exact = a.dtype.kind not in "fcV"
         if not a.size and b is not None and a.shape == b.shape:
@@ -209,16 +210,14 @@ class _Sums:
             return
         x = _wide(a)
         y = np.zeros_like(x) if b is None else _wide(b)
-        self._add_numbers(x, y)
+        self._add_floats(x, y)
 
-    def _add_numbers(self, a: np.ndarray, b: np.ndarray) -> None:
+    def _add_floats(self, a: np.ndarray, b: np.ndarray) -> None:
         finite = np.isfinite(a) & np.isfinite(b)
         same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
         self.misplaced += int((~same).sum())
         self.broken += int((np.isfinite(a) & ~np.isfinite(b)).sum())
-        difference = (
-            np.where(finite, a - np.where(finite, b, 0), 0.0) if not finite.all() else a - b
-        )
+        difference = np.subtract(a, b, out=np.zeros_like(a), where=finite)
         self.missed += float(np.square(difference).sum())
         self.whole += float(np.square(np.where(finite, a, 0.0)).sum())
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
@@ -228,8 +227,8 @@ class _Sums:
             self.lowest = min(self.lowest, float(cosines.min()))
             self.rows += len(cosines)
 
-    def told(self, name: str) -> OutputFidelity:
-        found = OutputFidelity(
+    def result(self, name: str) -> OutputFidelity:
+        counts = OutputFidelity(
             name,
             self.elements,
             misplaced=self.misplaced,
@@ -238,13 +237,13 @@ class _Sums:
         )
         if self.exact:
             share = self.equal / self.elements if self.elements else None
-            return replace(found, agreement=share)
+            return replace(counts, agreement=share)
         if self.elements - self.misplaced <= 0:
-            return found
-        # Of a reference that is all zeros, no difference is a share.
+            return counts
+        # Nothing can be relative to a reference of zeros: any difference is total.
         error = (self.missed / self.whole) ** 0.5 if self.whole > 0 else float(self.missed > 0)
         return replace(
-            found,
+            counts,
             mean_cosine=self.cosines / self.rows if self.rows else None,
             min_cosine=self.lowest if self.rows else None,
             rows=self.rows,
@@ -254,28 +253,28 @@ class _Sums:
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
-    """What an output holds: an array, or those of a sequence; nothing of what is neither."""
+    """The arrays of an output: one, or those of a sequence; none of a map or None."""
     if isinstance(value, list):
         return [array for one in value for array in _arrays(one)]
     return [] if value is None or isinstance(value, dict) else [np.asarray(value)]
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
-    """As float64; a complex number as two."""
+    """As float64; a complex number as two floats."""
     if x.dtype.kind == "c":
         x = np.stack([x.real, x.imag], axis=-1)
     return x.astype(np.float64)
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """Rows of the last axis; of maps, a sample each; of single numbers, all of them in one."""
+    """Rows of the last axis; samples if there are more than three axes; everything if rows are scalars."""
     if x.ndim > 3:
         return x.reshape(len(x), -1)
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 and x.shape[-1] > 1 else x.reshape(1, -1)
 
 
 def _equal(a: np.ndarray, b: np.ndarray, unordered: int | None) -> float:
-    """How many elements agree; of an axis without order, how many are there at any place of it."""
+    """The number of equal elements; along an unordered axis, of those that occur anywhere in it."""
     if unordered is None or a.dtype.kind not in "iu":
         return float((a == b).sum())
     x, y = (np.moveaxis(v, unordered, -1).astype(np.int64) for v in (a, b))
@@ -289,8 +288,8 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a[usable], b[usable]
     lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     short = _SHORT * float(np.sqrt(np.square(lengths[0]).mean())) if len(a) else 0.0
-    told = (lengths[0] > short) | (lengths[1] > short)
-    a, b, norms = a[told], b[told], (lengths[0] * lengths[1])[told]
+    long = (lengths[0] > short) | (lengths[1] > short)
+    a, b, norms = a[long], b[long], (lengths[0] * lengths[1])[long]
     same = (a == b).all(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = np.where(same, 1.0, (a * b).sum(axis=1) / norms)

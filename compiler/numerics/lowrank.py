@@ -1,15 +1,15 @@
 """Low-rank factors of a weight:  W[k, n] ~ A[k, r] B[r, n].
 
-Most ways to have them differ in one thing, a metric M[m, k] that says what counts of a difference:
+Most methods differ only in a metric M[m, k] that weighs the difference:
 
-    |M (W - A B)|  is least for   A = W V,  B = V^T,      V: the first r right singular vectors of M W
+    |M (W - A B)|  is minimal for   A = W V,  B = V^T,      V: the first r right singular vectors of M W
 
 because M W V V^T is the best approximation of M W (Eckart and Young 1936).  M is not inverted and need not
-have full rank, and the error is known: the root of the squares of the singular values left out.
+have full rank, and the error is known: the root of the sum of squares of the discarded singular values.
 
     plain       M = I
-    whitened    M^T M = sum of x x^T, so that |M D|^2 = sum of |x D|^2: nothing of rank r is nearer to what
-                the layer makes (Wang et al. 2024, SVD-LLM; Yuan et al. 2023, ASVD)
+    whitened    M^T M = sum of x x^T, so that |M D|^2 = sum of |x D|^2: the least error of the layer's
+                outputs at rank r (Wang et al. 2024, SVD-LLM; Yuan et al. 2023, ASVD)
     Fisher      M = diag(sqrt(f)),  f_i = sum over j of E[(dL / dW_ij)^2]  (Hsu et al. 2022, FWSVD)
 """
 
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of the mean second moment, added to each direction: one that calibration saw nothing of would count
-# for nothing, and a later input may have it.
+# Added to each direction, relative to the mean second moment: a direction absent from the calibration
+# inputs must not count for nothing, because other inputs may have it.
 RIDGE = 1e-6
 
 
@@ -39,8 +39,8 @@ class Factors:
 
 
 def whitening(moments: np.ndarray) -> np.ndarray:
-    """M, f64[k, k], with M^T M = ``moments`` + RIDGE x their mean on the diagonal, by Cholesky: that never
-    fails, as no moment is above k times the mean, and the ridge is far above the rounding of that."""
+    """M, f64[k, k], with M^T M = ``moments`` + RIDGE x their mean on the diagonal. Cholesky cannot fail: no
+    moment exceeds k times the mean, and the ridge is far above the rounding error of that."""
     k = len(moments)
     ridge = RIDGE * float(np.trace(moments)) / k
     return np.asarray(np.linalg.cholesky(moments + max(ridge, 1e-300) * np.eye(k)).T)
@@ -53,12 +53,12 @@ def centred(moments: np.ndarray, total: np.ndarray, rows: int) -> np.ndarray:
 
 def spectrum(weight: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
     """Singular values of M W, largest first."""
-    return np.asarray(np.linalg.svd(_seen(weight, metric), compute_uv=False))
+    return np.asarray(np.linalg.svd(_weighted(weight, metric), compute_uv=False))
 
 
 def decompose(weight: np.ndarray, metric: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """(Singular values, V^T) of M W, largest first."""
-    _, values, rows = np.linalg.svd(_seen(weight, metric), full_matrices=False)
+    _, values, rows = np.linalg.svd(_weighted(weight, metric), full_matrices=False)
     return values, rows
 
 
@@ -69,7 +69,7 @@ def truncate(weight: np.ndarray, rows: np.ndarray, rank: int) -> Factors:
 
 
 def refit(weight: np.ndarray, a: np.ndarray, metric: np.ndarray) -> Factors:
-    """The B that brings A B nearest to W in the metric: least squares."""
+    """The B that minimizes |M (W - A B)|: least squares."""
     return Factors(a, np.linalg.lstsq(metric @ a, metric @ weight, rcond=None)[0])
 
 
@@ -79,8 +79,8 @@ def output_error(
     moments: np.ndarray,
     about: np.ndarray | None = None,
 ) -> float:
-    """Root mean square of x (W - product) relative to that of x W, for x with these second moments.
-    Where the bias makes up for what the mean row loses, ``about`` are the second moments about it."""
+    """Root mean square of x (W - product) relative to that of x W, for x with these second moments. If the
+    bias compensates for the mean row, ``about`` are the second moments about it."""
     lost = _energy(weight - product, moments if about is None else about)
     return _relative(lost, _energy(weight, moments))
 
@@ -90,7 +90,7 @@ def weight_error(weight: np.ndarray, product: np.ndarray) -> float:
     return _relative(float(np.square(weight - product).sum()), float(np.square(weight).sum()))
 
 
-def _seen(weight: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
+def _weighted(weight: np.ndarray, metric: np.ndarray | None) -> np.ndarray:
     return weight if metric is None else metric @ weight
 
 
@@ -107,32 +107,31 @@ def _relative(lost: float, whole: float) -> float:
 
 
 def count_limit(k: int, n: int) -> float:
-    """The rank at which r (k + n), the weights and multiplications of the factors, are k n."""
+    """The rank at which the factors have as many weights as the matrix: r (k + n) = k n."""
     return k * n / (k + n)
 
 
 def rank_of_energy(values: np.ndarray, energy: float) -> int:
-    """The least rank whose singular values have this share of the sum of squares."""
-    squares = np.square(values)
-    kept = np.cumsum(squares)
-    # A tenth of a billionth: sums of squares are no more exact than that.
+    """The smallest rank whose singular values have this share of the sum of squares."""
+    kept = np.cumsum(np.square(values))
+    # The tolerance covers the rounding error of the sums.
     return int(np.searchsorted(kept, energy * kept[-1] * (1 - 1e-10))) + 1
 
 
 def rank_of_ratio(k: int, n: int, ratio: float) -> int:
-    """The largest rank at which the factors have at most this share of the weights; at least 1."""
+    """The largest rank, at least 1, at which the factors have at most this share of the weights."""
     return max(int(ratio * count_limit(k, n)), 1)
 
 
 def ranks_of_budget(
     spectra: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], budget: int
 ) -> list[int]:
-    """Ranks for layers of these ``shapes`` that have at most ``budget`` weights together: a direction
-    is kept where its share of its layer's energy, a weight of its factors, reaches one threshold that is
-    the same for all layers.  A layer that factors would not make smaller gets its full rank.
+    """Ranks for layers of these ``shapes`` with at most ``budget`` weights in total: a direction is kept if
+    its share of its layer's energy, per weight of its factors, reaches a threshold common to all layers.
+    A layer that factors would not make smaller gets its full rank.
 
     Returns:
-        As many ranks, at least 1 each: together they exceed a budget below those.
+        The ranks, at least 1 each, even if that exceeds the budget.
     """
     gains = [
         np.square(values) / max(float(np.square(values).sum()), 1e-300) / (k + n)
@@ -140,11 +139,11 @@ def ranks_of_budget(
     ]
 
     def ranks(threshold: float) -> list[int]:
-        found = []
+        result = []
         for gain, (k, n) in zip(gains, shapes, strict=True):
             rank = max(int((gain >= threshold).sum()), 1)
-            found.append(rank if rank < count_limit(k, n) else min(k, n))
-        return found
+            result.append(rank if rank < count_limit(k, n) else min(k, n))
+        return result
 
     def weights(chosen: Sequence[int]) -> int:
         return sum(
@@ -153,7 +152,7 @@ def ranks_of_budget(
         )
 
     thresholds = np.unique(np.concatenate(gains))
-    low, high = 0, len(thresholds)  # What a threshold keeps shrinks as it grows.
+    low, high = 0, len(thresholds)  # Bisection: a higher threshold keeps fewer directions.
     while low < high:
         middle = (low + high) // 2
         if weights(ranks(thresholds[middle])) <= budget:

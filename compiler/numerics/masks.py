@@ -1,12 +1,12 @@
-"""Which weights of a matrix [outputs, inputs] stay: masks by scores, in patterns.
+"""Pruning masks of a matrix [outputs, inputs] from scores, in patterns.
 
     unstructured   each weight by itself
-    2:4            of every four consecutive inputs of an output, the two best stay
-    RxC            blocks of R consecutive outputs by C consecutive inputs stay or go as a whole; 1xC are
-                   groups of C inputs of an output
+    2:4            the two best of every four consecutive inputs of an output are kept
+    RxC            blocks of R consecutive outputs by C consecutive inputs are kept or pruned as a whole;
+                   1xC are groups of C inputs of an output
 
-A block's score is the mean of its weights' scores.  Of equal scores the first (in rows, then in columns)
-goes first, so that masks are the same everywhere and have exactly as many zeros as they should.
+A block's score is the mean of its weights' scores.  Among equal scores the first in row-major order is
+pruned first, so that masks are deterministic and have exactly the number of zeros asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.errors import InvalidOption
-from tersor.ir import Graph, Value
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Blocks of ``rows`` x ``columns``; with ``kept`` > 0, of each such block (of one row) as many
-    weights stay."""
+    """Blocks of ``rows`` x ``columns``; with ``kept`` > 0, so many weights of each block (of one row) are
+    kept."""
 
     rows: int = 1
     columns: int = 1
@@ -35,26 +34,28 @@ class Pattern:
         """``unstructured``, ``N:M`` or ``RxC``.
 
         Raises:
-            InvalidOption: it is none of them.
+            InvalidOption: none of these.
         """
         if text == "unstructured":
             return Pattern()
-        if (found := re.fullmatch(r"(\d+):(\d+)", text)) and 0 < int(found[1]) < int(found[2]):
-            return Pattern(columns=int(found[2]), kept=int(found[1]))
-        if (found := re.fullmatch(r"(\d+)x(\d+)", text)) and int(found[1]) and int(found[2]):
-            return Pattern(int(found[1]), int(found[2]))
+        if match := re.fullmatch(r"(\d+)([:x])(\d+)", text):
+            first, second = int(match[1]), int(match[3])
+            if match[2] == ":" and 0 < first < second:
+                return Pattern(columns=second, kept=first)
+            if match[2] == "x" and first and second:
+                return Pattern(first, second)
         raise InvalidOption(
-            f"no pattern {text!r}: there are unstructured, N:M with 0 < N < M (2:4), "
-            "and RxC, R outputs by C inputs (32x1)"
+            f"unknown pattern {text!r}: use unstructured, N:M with 0 < N < M (2:4), or RxC for blocks of R "
+            "outputs by C inputs (32x1)"
         )
 
     def misfit(self, shape: tuple[int, ...]) -> str:
-        """Why a matrix of ``shape`` has no such blocks; empty if it has."""
+        """Why a matrix of ``shape`` cannot be divided into such blocks; empty if it can."""
         for size, part, what in zip(
             shape, (self.rows, self.columns), ("outputs", "inputs"), strict=True
         ):
             if size % part:
-                return f"its {size} {what} are no multiple of {part}"
+                return f"its {size} {what} are not a multiple of {part}"
         return ""
 
     def pool(self, scores: np.ndarray) -> np.ndarray:
@@ -66,12 +67,12 @@ class Pattern:
         return np.asarray(scores.reshape(blocks).mean(axis=(1, 3)))
 
     def spread(self, blocks: np.ndarray) -> np.ndarray:
-        """What is said of blocks, said of their weights."""
+        """Repeats each block's element for its weights."""
         return np.repeat(np.repeat(blocks, self.rows, axis=0), self.columns, axis=1)
 
 
 def lowest(scores: np.ndarray, count: int) -> np.ndarray:
-    """bool, like ``scores``: the ``count`` lowest along the last axis, of equal ones the first."""
+    """bool, like ``scores``: the ``count`` lowest along the last axis, the first among equal ones."""
     if not count:
         return np.zeros(scores.shape, bool)
     edge = np.partition(scores, count - 1, axis=-1)[..., count - 1 : count]
@@ -81,7 +82,7 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def share(size: int, sparsity: float) -> int:
-    """How many of ``size`` go: never more than the sparsity says, and never all."""
+    """How many of ``size`` to prune: ``sparsity`` of them rounded down, and never all."""
     return min(int(size * sparsity + 1e-9), max(size - 1, 0))
 
 
@@ -94,8 +95,8 @@ def n_of_m(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
 def by_sparsity(
     scores: Sequence[np.ndarray], pattern: Pattern, sparsity: float, *, per_output: bool = False
 ) -> list[np.ndarray]:
-    """A mask for each matrix of scores: the lowest ``sparsity`` (0 to 1) of all their blocks together
-    go; with ``per_output`` of each row's blocks (of R outputs together, where blocks have R)."""
+    """A mask for each matrix of scores: prunes the lowest ``sparsity`` (0 to 1) of all their blocks
+    together, or of each row of blocks with ``per_output``."""
     pooled = [pattern.pool(s) for s in scores]
     if per_output:
         return [~pattern.spread(lowest(p, share(p.shape[1], sparsity))) for p in pooled]
@@ -108,16 +109,3 @@ def by_sparsity(
 def by_threshold(scores: np.ndarray, pattern: Pattern, threshold: float) -> np.ndarray:
     """The mask of the blocks whose score is at least ``threshold``."""
     return ~pattern.spread(pattern.pool(scores) < threshold)
-
-
-def stores_floats(value: Value) -> bool:
-    """Whether it is a constant that nobody quantized, in half precision or not, pruned or not."""
-    return value.encoding is not None and value.encoding.storage.is_float
-
-
-def drop_masks(graph: Graph) -> None:
-    """Masked constants become what they hold, zeros and all: for a backend that has no sparse form."""
-    for owner in graph.all_graphs():
-        for constant in owner.constants.values():
-            if constant.encoding is not None and constant.encoding.mask is not None:
-                owner.set_encoding(constant, constant.encoding.unmasked)

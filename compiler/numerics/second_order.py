@@ -1,24 +1,24 @@
-"""Second-order pruning of a layer's weights: what a weight costs, and how the others make up for it.
+"""Second-order pruning of a layer's weights: what removing one costs, and how the others compensate.
 
 With X the layer's inputs as rows and H = X^T X, a change D of the weights W [outputs, inputs] costs
 
     |X (W + D)^T - X W^T|^2  =  trace(D H D^T)
 
 **One at a time** (optimal brain surgeon, Hassibi and Stork 1993; Frantar and Alistarh 2022).  The least
-cost at which weight j of a row w becomes zero, and the change of the row that has it:
+cost of making weight j of a row w zero, and the change of the row that has this cost:
 
     cost = w_j^2 / P_jj,    d = -(w_j / P_jj) P_j,:,    P = H^-1
 
-after which input j is gone: P becomes that of the inputs that are left, P - P_:,j P_j,: / P_jj.
+Input j is then removed, and P becomes the inverse for the remaining inputs, P - P_:,j P_j,: / P_jj.
 
 **In the order of the inputs** (SparseGPT, Frantar and Alistarh 2023, arXiv 2301.00774).  If every row
-goes through the inputs in the same order, and input j is left alone once it is passed, whether its weight
-was kept or not, then all rows share the inverses.  They are all in one factor: with P = U^T U, U upper
-triangular, the row j of P that is left when the inputs before j are gone is U_jj U_j,: .  So
+visits the inputs in the same order, and a weight is not changed after its input was visited, pruned or
+not, then all rows share the same inverses, which are all in one factor: with P = U^T U, U upper
+triangular, row j of the inverse without the inputs before j is U_jj U_j,: .  So
 
     cost = (w_j / U_jj)^2,    d = -(w_j / U_jj) U_j,:
 
-and the costs of all steps add up to the whole, trace(D H D^T) = sum (w_j / U_jj)^2 over what went.
+and the costs add up to the total, trace(D H D^T) = sum of (w_j / U_jj)^2 over the pruned weights.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-COLUMNS = 128  # Inputs that are chosen among, and whose changes are passed on, together.
+COLUMNS = 128  # Inputs per block: the changes of a block are applied to later inputs at once.
 
 
 def damped(xtx: np.ndarray, damping: float) -> np.ndarray:
-    """f64[k, k]: H with ``damping`` times the mean of its diagonal added to the diagonal; the identity
-    where all inputs are zero."""
+    """f64[k, k]: H with ``damping`` times the mean of its diagonal added to the diagonal; the identity if
+    all inputs are zero."""
     mean = float(np.diagonal(xtx).mean()) if xtx.size else 0.0
     if mean <= 0:
         return np.eye(len(xtx))
@@ -53,7 +53,7 @@ def inverse_factor(hessian: np.ndarray) -> np.ndarray:
 
 
 Choose = Callable[[np.ndarray, slice], np.ndarray]
-"""(costs [outputs, c], which c consecutive inputs) -> which weights stay, bool[outputs, c]"""
+"""(costs [outputs, c], the slice of c consecutive inputs) -> which weights to keep, bool[outputs, c]"""
 
 
 def prune_in_order(
@@ -64,11 +64,11 @@ def prune_in_order(
     Args:
         weight: f64[outputs, inputs].
         factor: :func:`inverse_factor` of the damped H.
-        choose: asked for every ``step`` inputs, when the changes of all inputs before are made.
-        step: how many inputs are chosen among together.
+        choose: called for every ``step`` inputs, after the changes due to all inputs before them.
+        step: the number of inputs that are chosen among together.
 
     Returns:
-        The weights, zero where they went, and the mask of what stayed.
+        The weights, zero where pruned, and the mask of those kept.
     """
     left = weight.copy()
     kept = np.ones(weight.shape, bool)
@@ -76,22 +76,22 @@ def prune_in_order(
     for start in range(0, weight.shape[1], width):
         block = slice(start, min(start + width, weight.shape[1]))
         upper = factor[block, block]
-        held, stays = left[:, block], kept[:, block]  # views
-        errors = np.zeros_like(held)
-        for j in range(held.shape[1]):
+        view, keep = left[:, block], kept[:, block]
+        errors = np.zeros_like(view)
+        for j in range(view.shape[1]):
             if j % step == 0:
                 ahead = slice(j, j + step)
-                costs = (held[:, ahead] / np.diagonal(upper)[ahead]) ** 2
-                stays[:, ahead] = choose(costs, slice(start + j, start + j + step))
-            errors[:, j] = np.where(stays[:, j], 0, held[:, j] / upper[j, j])
-            held[:, j:] -= np.outer(errors[:, j], upper[j, j:])
+                costs = (view[:, ahead] / np.diagonal(upper)[ahead]) ** 2
+                keep[:, ahead] = choose(costs, slice(start + j, start + j + step))
+            errors[:, j] = np.where(keep[:, j], 0, view[:, j] / upper[j, j])
+            view[:, j:] -= np.outer(errors[:, j], upper[j, j:])
         left[:, block.stop :] -= errors @ factor[block, block.stop :]
     left[~kept] = 0
     return left, kept
 
 
 def removal_costs(weight: np.ndarray, inverse: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """What it costs, all outputs together, to remove a unit's inputs when the others make up for it.
+    """The cost over all outputs of removing a unit's inputs when the others compensate.
 
         cost_u = trace(W_:,u (P_uu)^-1 W_:,u^T)
 
@@ -108,7 +108,7 @@ def removal_costs(weight: np.ndarray, inverse: np.ndarray, units: np.ndarray) ->
 def remove_inputs(
     weight: np.ndarray, inverse: np.ndarray, gone: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(W, P) when the inputs ``gone`` are removed and the others make up for it; zero where they were.
+    """(W, P) after removing the inputs ``gone``, which become zero, with the others compensating.
 
     W - W_:,g (P_gg)^-1 P_g,:        P - P_:,g (P_gg)^-1 P_g,:
     """

@@ -1,10 +1,10 @@
-"""Tensors of weights as sums or chains of small ones, by tensorly.
+"""Tensor decompositions of weights, by tensorly.
 
     CP            W[a, b, c] ~ sum over r of A[a, r] B[b, r] C[c, r]
     Tucker        W[a, b, ..] ~ sum over p, q of G[p, q, ..] A[a, p] B[b, q]     (two axes of any number)
     tensor train  W[a, b, c] ~ sum over r, s of G1[a, r] G2[r, b, s] G3[s, c]
 
-(Kolda and Bader 2009; Oseledets 2011.)  All in f64, from starts that are the same every time.
+(Kolda and Bader 2009; Oseledets 2011.)  All in f64, with deterministic starts.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 from tersor.errors import Unsupported
 
 _SWEEPS = 100
-_TOLERANCE = 1e-8  # Of the error, from sweep to sweep.
+_TOLERANCE = 1e-8  # Stops when the error changes less from sweep to sweep.
 
 
 def cp(tensor: np.ndarray, rank: int) -> list[np.ndarray]:
-    """Factors [size, rank], an axis each; the weights of the terms are in the first."""
+    """A factor [size, rank] per axis; the first includes the weights of the terms."""
     with warnings.catch_warnings():
-        # That the start has fewer vectors than the rank where an axis is shorter: it draws the others.
+        # tensorly warns when an axis is shorter than the rank; it then draws the missing vectors.
         warnings.simplefilter("ignore", UserWarning)
-        found = _decomposition().parafac(
+        result = _decomposition().parafac(
             tensor, rank, init="svd", n_iter_max=_SWEEPS, tol=_TOLERANCE, random_state=0
         )
-    factors = [np.asarray(f) for f in found.factors]
-    return [factors[0] * np.asarray(found.weights), *factors[1:]]
+    factors = [np.asarray(f) for f in result.factors]
+    return [factors[0] * np.asarray(result.weights), *factors[1:]]
 
 
 def tucker2(
@@ -44,9 +44,9 @@ def tucker2(
 
 
 def tensor_train(tensor: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
-    """Cores [r, size, s], an axis each, the outermost r and s being 1. ``ranks``: those between."""
-    found = _decomposition().tensor_train(tensor, [1, *ranks, 1])
-    return [np.asarray(core) for core in found]
+    """A core [r, size, s] per axis, with ``ranks`` between them; the outermost r and s are 1."""
+    cores = _decomposition().tensor_train(tensor, [1, *ranks, 1])
+    return [np.asarray(core) for core in cores]
 
 
 def cp_product(factors: Sequence[np.ndarray]) -> np.ndarray:
@@ -65,14 +65,14 @@ def tucker2_product(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarra
 
 def train_product(cores: Sequence[np.ndarray]) -> np.ndarray:
     """The tensor that the cores of a tensor train stand for."""
-    found = np.ones((1, 1))
+    tensor = np.ones((1, 1))
     for core in cores:
-        found = np.tensordot(found, core, axes=1)
-    return np.asarray(found.reshape([core.shape[1] for core in cores]))
+        tensor = np.tensordot(tensor, core, axes=1)
+    return np.asarray(tensor.reshape([core.shape[1] for core in cores]))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest of 1 .. ``most`` that fits, where what fits does so for all smaller ones; 0: none."""
+    """The largest of 1 .. ``most`` that fits, ``fits`` being monotonic; 0 if none does."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -81,12 +81,9 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def train_ranks(shape: Sequence[int], most: int | None = None) -> list[int]:
-    """Ranks between the axes at which a tensor train is exact, cut at ``most``."""
-    found = []
-    for i in range(1, len(shape)):
-        full = min(int(np.prod(shape[:i])), int(np.prod(shape[i:])))
-        found.append(full if most is None else min(full, most))
-    return found
+    """The ranks at which a tensor train is exact, clipped to ``most``."""
+    full = [min(int(np.prod(shape[:i])), int(np.prod(shape[i:]))) for i in range(1, len(shape))]
+    return full if most is None else [min(rank, most) for rank in full]
 
 
 def _decomposition() -> Any:

@@ -35,7 +35,7 @@ from tersor.analysis.match import (
     uniform,
 )
 from tersor.ir import DType, Graph, Node, TensorType, Value
-from tersor.ir.bounds import ENDLESS
+from tersor.ir.bounds import UNBOUNDED
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Pass, Rewrite
 
@@ -195,7 +195,7 @@ def _takes_all(node: Node) -> bool:
         return False
     if steps is not None and not (steps.is_constant and (steps.numpy() == 1).all()):
         return False
-    return not starts.numpy().any() and bool((ends.numpy() >= ENDLESS).all())
+    return not starts.numpy().any() and bool((ends.numpy() >= UNBOUNDED).all())
 
 
 def _merged_slices(graph: Graph, node: Node) -> Value | None:

@@ -11,7 +11,6 @@ from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.selection import TablePass
 from tersor.ir import Graph
 from tersor.numerics.affine import quantize_rows, relative_error
-from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context
 
 
@@ -28,7 +27,7 @@ class QuantizeEmbedding(TablePass):
     max_error: float = 0.05
 
     def wants(self, reader: Reader) -> bool:
-        return super().wants(reader) and stores_floats(reader.weight)
+        return super().wants(reader) and reader.weight.stores_floats
 
     def against(self, layer: WeightedLayer) -> str:
         return layer.narrow or super().against(layer)

@@ -18,7 +18,6 @@ from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Encoding, Graph, Value
 from tersor.numerics.affine import quantize_outputs, relative_error
-from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context
 from tersor.statistics.layer_outputs import output_errors
 
@@ -37,7 +36,7 @@ class QuantizeWeights(LayerPass):
     max_error: float = 0.1
 
     def wants(self, reader: Reader) -> bool:
-        return super().wants(reader) and stores_floats(reader.weight)
+        return super().wants(reader) and reader.weight.stores_floats
 
     def against(self, layer: WeightedLayer) -> str:
         return layer.empty or layer.narrow or layer.tied or layer.shared or layer.not_finite

@@ -30,7 +30,6 @@ from tersor.numerics.affine import (
     quantize_weight,
     relative_error,
 )
-from tersor.numerics.masks import stores_floats
 from tersor.pipeline import LOSSY, Context
 from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.observing import Rows, observe
@@ -181,7 +180,7 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
         return None
     bias = maker.input(2)
     held = [operand(maker, 1), *([bias] if bias is not None else [])]
-    own = all(stores_floats(v) for v in held) and not held_twice(maker, operand(maker, 1))
+    own = all(v.stores_floats for v in held) and not held_twice(maker, operand(maker, 1))
     return maker if own else None
 
 

@@ -1,4 +1,4 @@
-"""What follows for sizes that are compared without knowing them."""
+"""Comparing symbolic sizes agrees with comparing numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.ir import TensorType, parse
-from tersor.ir.bounds import ENDLESS, is_at_least, larger, smaller
+from tersor.ir.bounds import UNBOUNDED, is_at_least, larger, smaller
 from tersor.ir.dims import KnownDim, evaluate, parse_dim
 from tersor.ops import TABLE
 
@@ -17,9 +17,9 @@ EXPRESSIONS = st.sampled_from(
 
 
 def dim(text: str) -> KnownDim:
-    found = parse_dim(text)
-    assert found is not None
-    return found
+    parsed = parse_dim(text)
+    assert parsed is not None
+    return parsed
 
 
 @given(EXPRESSIONS, EXPRESSIONS, st.integers(0, 40), st.integers(0, 40))
@@ -33,16 +33,16 @@ def test_bounds_hold_at_every_size(one: str, other: str, a: int, b: int) -> None
 
 
 @pytest.mark.parametrize("size", ["a", "a*b", "3*a + 7", "max(a, 3)", "a//2"])
-@pytest.mark.parametrize("bound", [ENDLESS, 2**31 - 1, 2**63 - 1])
-def test_a_bound_that_no_size_reaches_is_none(size: str, bound: int) -> None:
+@pytest.mark.parametrize("bound", [UNBOUNDED, 2**31 - 1, 2**63 - 1])
+def test_a_bound_beyond_every_size_is_ignored(size: str, bound: int) -> None:
     assert smaller(bound, dim(size)) == smaller(dim(size), bound) == dim(size)
     assert larger(bound, dim(size)) == bound
 
 
-def test_numbers_are_compared_as_they_are() -> None:
-    assert smaller(ENDLESS, 3 * ENDLESS) == ENDLESS
-    assert larger(3 * ENDLESS, ENDLESS) == 3 * ENDLESS
-    assert is_at_least(2 * ENDLESS, 2 * ENDLESS + 1) is False
+def test_numbers_are_compared_exactly() -> None:
+    assert smaller(UNBOUNDED, 3 * UNBOUNDED) == UNBOUNDED
+    assert larger(3 * UNBOUNDED, UNBOUNDED) == 3 * UNBOUNDED
+    assert is_at_least(2 * UNBOUNDED, 2 * UNBOUNDED + 1) is False
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_numbers_are_compared_as_they_are() -> None:
         ("a", 0, 10**9, 2, "(1 + a)//2"),
         ("a", -1, -(10**9), -1, "a"),
         ("a", 10**9, -(10**9), -1, "a"),
-        ("3000000000", 0, 10**9, 1, "1000000000"),  # A number is no matter of belief.
+        ("3000000000", 0, 10**9, 1, "1000000000"),  # Numbers are compared, not assumed.
         ("a", 0, 10**9 - 1, 1, "min(999999999, a)"),
     ],
 )
-def test_a_slice_to_an_end_that_no_size_reaches_is_to_the_end(
+def test_a_slice_to_an_end_beyond_every_size_goes_to_the_end(
     x: str, start: int, end: int, step: int, left: str
 ) -> None:
     graph = parse(
@@ -80,7 +80,7 @@ def test_a_slice_to_an_end_that_no_size_reaches_is_to_the_end(
     assert node.output.type.dims == (dim(left),)
 
 
-def test_computed_ends_are_bounded_alike() -> None:
+def test_computed_ends_are_bounded_too() -> None:
     graph = parse(
         """graph main(%x: i8[a]) -> (y = %y) {
           @most: i64[1] = dense [1000000000]

@@ -1,4 +1,4 @@
-"""Symbolic dims agree with the integers that they stand for."""
+"""Symbolic dims agree with the integers they stand for."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_arithmetic_then_substitution_is_substitution_then_arithmetic(
 
 
 @given(EXPRESSIONS, SIZES)
-def test_a_dim_reads_back_as_itself(expression: object, sizes: dict[str, int]) -> None:
+def test_a_dim_round_trips(expression: object, sizes: dict[str, int]) -> None:
     as_int(expression, sizes)
     dim = as_dim(expression)
     assert parse_dim(str(dim)) == dim
@@ -111,7 +111,7 @@ def test_a_quotient_times_the_divisor_is_the_dividend(
         assert quotient * b == a
 
 
-def test_division_that_leaves_a_rest_is_an_atom() -> None:
+def test_division_with_a_remainder_is_an_atom() -> None:
     seq = symbol("seq")
     half = (seq + 1) // 2
     assert divide(seq + 1, 2) is None
@@ -128,7 +128,7 @@ def test_long_division_by_a_sum() -> None:
 
 
 @given(st.text(max_size=12))
-def test_any_name_makes_a_symbol_that_reads_back(name: str) -> None:
+def test_a_symbol_of_any_name_round_trips(name: str) -> None:
     dim = symbol(name)
     assert parse_dim(str(dim)) == dim
     assert len(symbols(dim)) == 1
@@ -149,7 +149,7 @@ def test_a_negative_numerator_keeps_its_sign_in_a_sum() -> None:
     assert evaluate(dim, {"a": 0, "seq": 2}) == -2
 
 
-def test_parsing_understands_powers_and_torch_spelling() -> None:
+def test_parsing_powers_and_torch_spelling() -> None:
     a, b = symbol("a"), symbol("b")
     assert parse_dim("a**2 + 2*a*b") == a * a + a * b * 2
     assert parse_dim("Max(1, a, b)") == maximum(maximum(1, a), b)
@@ -159,7 +159,7 @@ def test_parsing_understands_powers_and_torch_spelling() -> None:
 @pytest.mark.parametrize(
     "text", ["", "a b", "a / 2", "f(a)", "1.5", "'a'", "a**b", "a if b else c"]
 )
-def test_what_is_no_dim_is_refused(text: str) -> None:
+def test_malformed_dims_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="not a dimension"):
         parse_dim(text)
 
@@ -172,7 +172,7 @@ def test_products_with_unknown_dims() -> None:
     assert product([]) == 1
 
 
-def test_symbols_are_found_inside_atoms() -> None:
+def test_symbols_includes_those_inside_atoms() -> None:
     a, b, c = symbol("a"), symbol("b"), symbol("c")
     assert symbols(maximum(a, (b + 1) // 2) * c) == {"a", "b", "c"}
     assert symbols(4) == set()
@@ -185,6 +185,6 @@ def test_partial_substitution_keeps_the_other_symbols() -> None:
     assert substitute(None, {"a": 3}) is None
 
 
-def test_a_size_that_is_not_given_is_an_error() -> None:
+def test_a_missing_size_is_an_error() -> None:
     with pytest.raises(KeyError, match="seq"):
         evaluate(symbol("seq") * 2, {"batch": 1})

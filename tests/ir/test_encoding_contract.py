@@ -241,24 +241,24 @@ def test_affine_codes_of_any_width_take_their_bits(bits: int, signed: bool) -> N
         (low + np.arange(21) % (1 << bits)).astype(np.int8 if signed else np.uint8).reshape(3, 7)
     )
     zero = np.zeros(7, codes.dtype)
-    held = Affine(codes, np.ones(7, np.float32), zero, axis=1, bits=bits)
-    assert held.bits == bits
-    assert held.nbytes == math.ceil(21 * bits / 8) + 7 * 4
+    encoding = Affine(codes, np.ones(7, np.float32), zero, axis=1, bits=bits)
+    assert encoding.bits == bits
+    assert encoding.nbytes == math.ceil(21 * bits / 8) + 7 * 4
     # That is what lies in memory, too.
-    in_memory = held.arrays()
+    in_memory = encoding.arrays()
     assert sum(a.nbytes for n, a in in_memory.items() if n.startswith("codes")) == math.ceil(
         21 * bits / 8
     )
-    np.testing.assert_array_equal(held.values, codes)
-    assert held.values.dtype == codes.dtype
+    np.testing.assert_array_equal(encoding.values, codes)
+    assert encoding.values.dtype == codes.dtype
 
 
 def test_four_bits_are_packed_as_onnx_packs_them() -> None:
     codes = np.array([1, -2, 7], ml_dtypes.int4)
     np.testing.assert_array_equal(Packed.of(codes).data, np.array([0xE1, 0x07], np.uint8))
-    held = Affine(codes, np.float32(1) * np.ones(()), np.zeros((), ml_dtypes.int4))
-    assert held.describe() == "affine(i4)"
-    assert held.bits == 4
+    encoding = Affine(codes, np.float32(1) * np.ones(()), np.zeros((), ml_dtypes.int4))
+    assert encoding.describe() == "affine(i4)"
+    assert encoding.bits == 4
 
 
 def test_numbers_that_do_not_fit_are_refused() -> None:
@@ -272,15 +272,15 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
     fields_of = {f.name: getattr(packed, f.name) for f in fields(packed)}
     with pytest.raises(ValueError, match=r"i3\[2\] is u8\[1\] packed, not uint8\[2\]"):
         Packed(**{**fields_of, "data": np.zeros(2, np.uint8)})
-    with pytest.raises(ValueError, match="behind the last element"):
+    with pytest.raises(ValueError, match="unused bits after the last element"):
         Packed(**{**fields_of, "data": np.array([0b11000000], np.uint8)})
 
 
 def test_a_transpose_of_packed_values_is_a_view_of_them() -> None:
-    held = Packed.of(np.arange(6).reshape(2, 3).astype(ml_dtypes.int4))
-    turned = held.permute((1, 0))
-    assert np.shares_memory(turned.data, held.data)
-    assert (turned.place, turned.memory_order) == (held.place, (1, 0))
+    encoding = Packed.of(np.arange(6).reshape(2, 3).astype(ml_dtypes.int4))
+    turned = encoding.permute((1, 0))
+    assert np.shares_memory(turned.data, encoding.data)
+    assert (turned.place, turned.memory_order) == (encoding.place, (1, 0))
 
 
 # -- codebooks ---------------------------------------------------------------------------------------
@@ -349,10 +349,10 @@ def blockwise(n: int, block: int) -> Affine:
     ],
 )
 def test_whole_blocks_are_cut_in_their_form(positions: range | list[int], block: int) -> None:
-    held = blockwise(100, 32)
+    encoding = blockwise(100, 32)
     at = np.array(positions)
-    cut = held.take(at, 0)
-    np.testing.assert_array_equal(cut.decode(), held.decode()[at])
+    cut = encoding.take(at, 0)
+    np.testing.assert_array_equal(cut.decode(), encoding.decode()[at])
     affine = cut.layer(Affine)
     assert (0 if affine is None else affine.block) == block
     assert affine is None or (affine.bits == 4 and affine.nbytes < cut.decode().nbytes)
@@ -369,11 +369,11 @@ def test_whole_blocks_are_cut_in_their_form(positions: range | list[int], block:
         ("affine(i8[1] [1], f32[] [1], i8[] [0], blocks = 2)", "unexpected keyword argument 'blocks'"),
         ("affine(i8[2] [1, 2], f32[] [1], i8[] [0])", r"affine\(i8\) here is of type f32\[2\], not f32\[1\]"),
         ("affine(i8[1] [1], f32[2] [1, 1], i8[2] [0, 0], axis = 0)", r"needs scale and zero point of shape \(1,\)"),
-        ("masked(f32[1] [1.0], mask = bool[1] [false])", "outside of the mask are not zero"),
-        ("cast(f16[1] [1.0], dtype = i8)", "stores floats as shorter ones"),
+        ("masked(f32[1] [1.0], mask = bool[1] [false])", "outside the mask are not zero"),
+        ("cast(f16[1] [1.0], dtype = i8)", "stores floats in a shorter type"),
         ("affine(7, f32[] [1], i8[] [0])", "line 1: "),
         ("affine(seq<f32[1]>, f32[] [1], i8[] [0])", "line 1: "),
-        ("affine(i8[1] [1], f32[] [1], i8[] [0]", "the text ends here"),
+        ("affine(i8[1] [1], f32[] [1], i8[] [0]", "unexpected end of text"),
         ("affine(i8[1] [1], f32[] [1], i8[1] [0], axis = 0, block = 9999999999999)", "needs scale and"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""decode() against numpy written out."""
+"""decode() against explicit numpy."""
 
 from __future__ import annotations
 
@@ -34,16 +34,20 @@ def integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: type) -> n
     return rng.integers(low, high + 1, shape).astype(dtype)
 
 
-def decoded_by_loops(held: Affine) -> np.ndarray:
-    out = np.empty(held.values.shape, held.scale.dtype)
-    for index in itertools.product(*map(range, held.values.shape)):
-        if held.axis is None:
+def decoded_by_loops(encoding: Affine) -> np.ndarray:
+    out = np.empty(encoding.values.shape, encoding.scale.dtype)
+    for index in itertools.product(*map(range, encoding.values.shape)):
+        if encoding.axis is None:
             at: tuple[int, ...] = ()
-        elif held.block:
-            at = tuple(n // held.block if i == held.axis else n for i, n in enumerate(index))
+        elif encoding.block:
+            at = tuple(
+                n // encoding.block if i == encoding.axis else n for i, n in enumerate(index)
+            )
         else:
-            at = (index[held.axis],)
-        out[index] = (int(held.values[index]) - int(held.zero_point[at])) * held.scale[at]
+            at = (index[encoding.axis],)
+        out[index] = (int(encoding.values[index]) - int(encoding.zero_point[at])) * encoding.scale[
+            at
+        ]
     return out
 
 
@@ -55,7 +59,7 @@ def decoded_by_loops(held: Affine) -> np.ndarray:
     dtype=st.sampled_from([np.float32, np.float64]),
     seed=st.integers(0, 1000),
 )
-def test_affine_decodes_as_its_formula_says(
+def test_affine_decodes_by_its_formula(
     shape: tuple[int, ...], axis: int | None, block: int, storage: type, dtype: type, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -68,20 +72,20 @@ def test_affine_decodes_as_its_formula_says(
             else (shape[axis],)
         )
     scale = rng.uniform(0.01, 2, parameters).astype(dtype)
-    held = Affine(
+    encoding = Affine(
         integers(rng, shape, storage),
         np.asarray(scale),
         integers(rng, parameters, storage),
         axis,
         block,
     )
-    assert held.type == TensorType(DType.of(np.dtype(dtype)), shape)
-    assert held.decode().dtype == dtype
+    assert encoding.type == TensorType(DType.of(np.dtype(dtype)), shape)
+    assert encoding.decode().dtype == dtype
     # One multiplication of the same two numbers: exactly equal.
-    np.testing.assert_array_equal(held.decode(), decoded_by_loops(held))
+    np.testing.assert_array_equal(encoding.decode(), decoded_by_loops(encoding))
 
 
-def test_packed_values_count_by_their_bits() -> None:
+def test_packed_size_counts_bits() -> None:
     zeros = np.zeros((3, 5), ml_dtypes.int4)
     scale, zero = np.ones(5, np.float32), np.zeros(5, ml_dtypes.int4)
     assert Affine(zeros, scale, zero, axis=1).nbytes == 8 + 20  # 15 nibbles; symmetric
@@ -97,10 +101,10 @@ def test_dense_is_the_array_itself() -> None:
     assert Dense(array).type == TensorType(DType.F64, (2, 3))
 
 
-def test_digests_tell_contents_shapes_types_and_forms_apart() -> None:
+def test_digests_differ_by_contents_shape_type_and_form() -> None:
     q = np.arange(4, dtype=np.int8)
     one, zero = np.array(1, np.float32), np.array(0, np.int8)
-    held = [
+    encodings = [
         Dense(q),
         Dense(q + 1),
         Dense(q.reshape(2, 2)),
@@ -113,7 +117,7 @@ def test_digests_tell_contents_shapes_types_and_forms_apart() -> None:
         Affine(q, np.ones(4, np.float32), np.zeros(4, np.int8), axis=0),
         Affine(q, one, zero, bits=4),
     ]
-    assert len({h.digest for h in held}) == len(held)
+    assert len({h.digest for h in encodings}) == len(encodings)
     assert Dense(q).digest == Dense(q.copy()).digest
     assert Dense(q[::-1][::-1]).digest == Dense(q).digest
 
@@ -127,7 +131,7 @@ def test_digests_tell_contents_shapes_types_and_forms_apart() -> None:
         (2, 0, (4,), r"axis 2 is outside of shape \(3, 4\)"),
     ],
 )
-def test_parameters_of_another_shape_are_refused(
+def test_parameters_of_the_wrong_shape_are_rejected(
     axis: int | None, block: int, shape: tuple[int, ...], message: str
 ) -> None:
     values = np.zeros((3, 4), np.int8)
@@ -135,7 +139,7 @@ def test_parameters_of_another_shape_are_refused(
         Affine(values, np.ones(shape, np.float32), np.zeros(shape, np.int8), axis, block)
 
 
-def test_a_zero_point_of_another_dtype_is_refused() -> None:
+def test_a_zero_point_of_the_wrong_dtype_is_rejected() -> None:
     with pytest.raises(ValueError, match="zero point is uint8, values are int8"):
         Affine(np.zeros(3, np.int8), np.array(1, np.float32), np.array(0, np.uint8))
 
@@ -164,25 +168,25 @@ def test_masked_decodes_to_values_or_zero(shape: tuple[int, ...], dtype: type, s
     rng = np.random.default_rng(seed)
     array = rng.standard_normal(shape).astype(dtype)
     mask = np.asarray(rng.random(shape) < 0.5)
-    held = Masked.of(mask, Dense(array))
-    assert held.type == Dense(array).type
-    assert held.decode().dtype == array.dtype
-    np.testing.assert_array_equal(held.mask, mask)
-    assert held.kept == mask.sum()
+    encoding = Masked.of(mask, Dense(array))
+    assert encoding.type == Dense(array).type
+    assert encoding.decode().dtype == array.dtype
+    np.testing.assert_array_equal(encoding.mask, mask)
+    assert encoding.kept == mask.sum()
     flat = [v if m else 0 for v, m in zip(array.reshape(-1), mask.reshape(-1), strict=True)]
-    np.testing.assert_array_equal(held.decode(), np.array(flat, dtype).reshape(shape))
+    np.testing.assert_array_equal(encoding.decode(), np.array(flat, dtype).reshape(shape))
 
 
-def test_what_is_masked_of_quantized_numbers_is_exactly_zero() -> None:
+def test_masked_quantized_numbers_are_exactly_zero() -> None:
     for inner in (affine(), Affine(affine().values, np.array(0.3), np.array(-7, np.int8))):
-        held = Masked.of(checkers(), inner)
-        np.testing.assert_array_equal(held.decode(), np.where(checkers(), inner.decode(), 0))
-        assert isinstance(held.unmasked, Affine)
-        np.testing.assert_array_equal(held.unmasked.decode(), held.decode())
+        encoding = Masked.of(checkers(), inner)
+        np.testing.assert_array_equal(encoding.decode(), np.where(checkers(), inner.decode(), 0))
+        assert isinstance(encoding.unmasked, Affine)
+        np.testing.assert_array_equal(encoding.unmasked.decode(), encoding.decode())
     assert Dense(np.zeros(2)).unmasked.describe() == "dense"
 
 
-def test_a_mask_is_a_bit_an_element_and_only_what_is_kept_counts() -> None:
+def test_masked_size_is_a_bit_an_element_and_the_kept_values() -> None:
     f32 = Masked.of(checkers(), Dense(np.ones((3, 5), np.float32)))
     assert f32.nbytes == 2 + 8 * 4
     assert Masked.of(checkers(), affine()).nbytes == 2 + 8 + 20 + 5  # scales and zero points
@@ -192,7 +196,7 @@ def test_a_mask_is_a_bit_an_element_and_only_what_is_kept_counts() -> None:
     assert Masked.of(checkers(), four).nbytes == 2 + 4 + 20
 
 
-def test_a_mask_outlives_other_numbers() -> None:
+def test_with_values_keeps_the_mask() -> None:
     pruned = Masked.of(checkers(), Dense(np.ones((3, 5), np.float32)))
     then = pruned.with_values(affine())
     np.testing.assert_array_equal(then.mask, checkers())
@@ -202,49 +206,47 @@ def test_a_mask_outlives_other_numbers() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("block", [None, 0, 2])
-def test_positions_are_taken_in_the_form_that_they_are_held_in(
-    block: int | None, axis: int
-) -> None:
-    """One scale for all, one for each column, one for each two columns of a row."""
+def test_take_keeps_the_form(block: int | None, axis: int) -> None:
+    """Scales per tensor, per column, and per two columns of a row."""
     shape = {None: (), 0: (5,), 2: (3, 3)}[block]
     rng = np.random.default_rng(0)
-    held = Affine(
+    encoding = Affine(
         integers(rng, (3, 5), np.int8), rng.uniform(0.1, 1, shape).astype(np.float32),
         integers(rng, shape, np.int8), None if block is None else 1, block or 0,
     )  # fmt: skip
-    taken = held.take(np.array([2, 0]), axis)
+    taken = encoding.take(np.array([2, 0]), axis)
     # The same numbers, each by the same multiplication: exactly equal.
-    np.testing.assert_array_equal(taken.decode(), np.take(held.decode(), [2, 0], axis))
+    np.testing.assert_array_equal(taken.decode(), np.take(encoding.decode(), [2, 0], axis))
     if block and axis == 1:  # Blocks are torn apart, to single numbers: there is no such form.
         assert taken.describe() == "dense"
     else:
         assert isinstance(taken, Affine)
-        assert taken.describe() == held.describe()
-        np.testing.assert_array_equal(taken.values, np.take(held.values, [2, 0], axis))
+        assert taken.describe() == encoding.describe()
+        np.testing.assert_array_equal(taken.values, np.take(encoding.values, [2, 0], axis))
 
 
-def test_positions_of_an_array_are_taken() -> None:
+def test_take_of_a_dense_array() -> None:
     taken = Dense(np.arange(6.0).reshape(2, 3)).take(np.array([2]), 1)
     np.testing.assert_array_equal(taken.decode(), [[2], [5]])
     assert taken.type == TensorType(DType.F64, (2, 1))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_positions_are_taken_with_their_masks(axis: int) -> None:
+def test_take_keeps_masks(axis: int) -> None:
     blocks = Affine(
         affine().values, np.ones((3, 3), np.float32), np.ones((3, 3), np.int8), axis=1, block=2
     )
     for inner in (Dense(np.ones((3, 5), np.float32)), affine(), blocks):
-        held = Masked.of(checkers(), inner)
-        taken = held.take(np.array([2, 0]), axis)
+        encoding = Masked.of(checkers(), inner)
+        taken = encoding.take(np.array([2, 0]), axis)
         assert isinstance(taken, Masked)
         np.testing.assert_array_equal(taken.mask, np.take(checkers(), [2, 0], axis))
-        np.testing.assert_array_equal(taken.decode(), np.take(held.decode(), [2, 0], axis))
+        np.testing.assert_array_equal(taken.decode(), np.take(encoding.decode(), [2, 0], axis))
 
 
-def test_digests_tell_masks_apart() -> None:
+def test_digests_differ_by_mask() -> None:
     zeros = Dense(np.zeros((3, 5), np.float32))
-    held = [
+    encodings = [
         zeros,
         Masked.of(checkers(), zeros),
         Masked.of(~checkers(), zeros),
@@ -252,32 +254,32 @@ def test_digests_tell_masks_apart() -> None:
         Masked.of(checkers(), affine()),
         Masked.of(checkers((5, 3)), Dense(np.zeros((5, 3), np.float32))),
     ]
-    assert len({h.digest for h in held}) == len(held)
+    assert len({h.digest for h in encodings}) == len(encodings)
     assert Masked.of(checkers(), affine()).digest == Masked.of(checkers(), affine()).digest
 
 
 @pytest.mark.parametrize(
     ("mask", "array", "message"),
     [
-        ([True, False, False], [1, 2, 0], "outside of the mask are not zero"),
-        ([True, False, False], [1, np.nan, 0], "outside of the mask are not zero"),
+        ([True, False, False], [1, 2, 0], "outside the mask are not zero"),
+        ([True, False, False], [1, np.nan, 0], "outside the mask are not zero"),
         ([True, False], [0, 0, 0], r"a mask of bool\[2\] over values of f32\[3\]"),
         (np.zeros(3, np.int8), [0, 0, 0], r"a mask of i8\[3\] over values of f32\[3\]"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused(
+def test_masks_that_do_not_fit_are_rejected(
     mask: Sequence[bool], array: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Masked(Dense(np.array(array, np.float32)), np.asarray(mask))
 
 
-def test_a_mask_of_another_shape_is_refused() -> None:
+def test_a_mask_of_the_wrong_shape_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"a mask of \(5, 3\) over values of \(3, 5\)"):
         Masked.of(checkers((5, 3)), affine())
 
 
-def test_masked_constants_print_read_back_and_are_copied() -> None:
+def test_masked_constants_round_trip_and_copy() -> None:
     graph = TABLE.graph()
     x = graph.add_input("x", TensorType(DType.F32, (2, 3)))
     numbers = Dense(np.arange(15, dtype=np.float32).reshape(3, 5))
@@ -292,11 +294,11 @@ def test_masked_constants_print_read_back_and_are_copied() -> None:
     assert print_graph(again) == text
     for other in (again, graph.copy()):
         verify(other)
-        held = other.constants["pruned_int8"].encoding
-        assert isinstance(held, Masked)
-        np.testing.assert_array_equal(held.mask, checkers())
+        encoding = other.constants["pruned_int8"].encoding
+        assert isinstance(encoding, Masked)
+        np.testing.assert_array_equal(encoding.mask, checkers())
 
 
-def test_a_description_that_does_not_end_is_refused() -> None:
-    with pytest.raises(InvalidGraph, match="the text ends here"):
+def test_an_unterminated_description_is_rejected() -> None:
+    with pytest.raises(InvalidGraph, match="unexpected end of text"):
         parse("graph main() -> () { @w: f32[2] = masked(affine(i8)")

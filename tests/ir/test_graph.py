@@ -1,4 +1,4 @@
-"""The graph as the only mutator: def-use stays exact, order stays an order, long chains are no problem."""
+"""The graph as the only mutator: def-use stays exact, order consistent, long chains work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ F32 = TensorType(DType.F32, (2,))
 
 
 def recounted(graph: Graph) -> Counter[tuple[int, int, int]]:
-    """(reader, operand, value) of every read there is."""
+    """(reader, operand, value) of every read."""
     reads: Counter[tuple[int, int, int]] = Counter()
     for g in graph.all_graphs():
         for i, value in enumerate(g.outputs):
@@ -78,11 +78,11 @@ def test_def_use_is_exact_after_any_mutation(operations: list[tuple[str, int, in
 
 
 def walked_back(graph: Graph) -> list[Node]:
-    found, node = [], graph._last
+    backwards, node = [], graph._last
     while node is not None:
-        found.append(node)
+        backwards.append(node)
         node = node._prev
-    return found[::-1]
+    return backwards[::-1]
 
 
 def apply(graph: Graph, kind: str, i: int, j: int, k: int) -> None:
@@ -128,7 +128,7 @@ def apply(graph: Graph, kind: str, i: int, j: int, k: int) -> None:
         graph.move_before(nodes[i % len(nodes)], nodes[j % len(nodes)])
 
 
-def test_a_value_that_is_read_twice_lists_both_reads() -> None:
+def test_a_value_read_twice_lists_both_uses() -> None:
     graph = Graph()
     x = graph.add_input("x", F32)
     node = graph.emit_node("t.Add", [x, x], types=[F32])
@@ -141,7 +141,7 @@ def test_a_value_that_is_read_twice_lists_both_reads() -> None:
     assert x.only_user() is node
 
 
-def test_nodes_may_be_erased_and_inserted_while_they_are_walked() -> None:
+def test_nodes_may_be_erased_and_inserted_during_iteration() -> None:
     graph = Graph()
     values = [graph.add_input("x", F32)]
     for i in range(6):
@@ -160,7 +160,7 @@ def test_nodes_may_be_erased_and_inserted_while_they_are_walked() -> None:
     assert [n.output.name for n in graph.nodes] == ["v0", "before", "v4", "after", "v5"]
 
 
-def test_what_inference_refuses_is_not_left_behind() -> None:
+def test_a_node_that_inference_rejects_is_removed() -> None:
     graph = TABLE.graph()
     x = graph.add_input("x", TensorType(DType.F32, (2, 3)))
     before = print_graph(graph)
@@ -170,7 +170,7 @@ def test_what_inference_refuses_is_not_left_behind() -> None:
     assert not x.uses
 
 
-def test_emitted_nodes_take_place_and_scope_from_the_cursor() -> None:
+def test_emitted_nodes_get_position_and_scope_from_at() -> None:
     graph = Graph()
     x = graph.add_input("x", F32)
     last = graph.emit_node("t.Last", [x], types=[F32], scope="layer.1")
@@ -190,7 +190,7 @@ def test_names_are_unique_over_a_graph_and_its_subgraphs() -> None:
     assert (x.name, inner.name, graph.fresh("x"), body.fresh("x_1")) == ("x", "x_1", "x_2", "x_1_1")
 
 
-def test_outputs_and_names_must_be_as_many() -> None:
+def test_outputs_and_names_must_match_in_number() -> None:
     graph = Graph()
     x = graph.add_input("x", F32)
     with pytest.raises(ValueError, match="1 outputs, 2 names"):
@@ -202,11 +202,11 @@ def test_a_constant_keeps_its_type_under_another_encoding() -> None:
     c = graph.constant(np.ones(3, np.float32))
     from tersor.ir import Dense
 
-    with pytest.raises(ValueError, match="cannot be held as f64"):
+    with pytest.raises(ValueError, match="cannot be stored as f64"):
         graph.set_encoding(c, Dense(np.ones(3)))
 
 
-def test_an_operand_that_was_left_out_is_given_and_taken_away() -> None:
+def test_an_omitted_operand_is_set_and_removed() -> None:
     graph = Graph()
     x = graph.add_input("x", F32)
     node = graph.emit_node("t.Op", [x], types=[F32])
@@ -217,7 +217,7 @@ def test_an_operand_that_was_left_out_is_given_and_taken_away() -> None:
     assert len(x.uses) == 1
 
 
-def test_positions_of_an_axis_are_left_of_numbers_and_of_types() -> None:
+def test_slice_axis_slices_constants_and_types() -> None:
     graph = TABLE.graph()
     x = graph.add_input("x", TensorType(DType.F32, (symbol("n"), 3)))
     c = graph.constant(np.arange(6, dtype=np.float32).reshape(2, 3))
@@ -234,7 +234,7 @@ def test_positions_of_an_axis_are_left_of_numbers_and_of_types() -> None:
     np.testing.assert_array_equal(encoding.decode(), np.arange(6).reshape(2, 3))
 
 
-def test_attributes_are_changed_and_taken_away() -> None:
+def test_attributes_are_set_and_removed() -> None:
     graph = Graph()
     node = graph.emit_node("t.Op", [], {"a": 1, "b": 2, "c": 3}, types=[F32])
     before = graph.changes
@@ -287,7 +287,7 @@ def test_a_copy_shares_weights_and_nothing_else() -> None:
     verify(graph)
 
 
-def test_a_copy_gives_out_names_of_its_own() -> None:
+def test_a_copy_has_its_own_namespace() -> None:
     graph = parse(COPIED, TABLE)
     copy = graph.copy()
     assert copy.fresh("a") == "a_1"
@@ -310,7 +310,7 @@ def chain(ops: list[str]) -> Graph:
 
 
 @pytest.mark.slow
-def test_a_chain_of_thousands_of_nodes_goes_through_everything() -> None:
+def test_a_chain_of_thousands_of_nodes_survives_every_operation() -> None:
     graph = chain(["Relu", "Tanh"])
     text = print_graph(graph)
     again = parse(text, TABLE)
@@ -322,7 +322,7 @@ def test_a_chain_of_thousands_of_nodes_goes_through_everything() -> None:
     assert next(iter(evaluate(after, feed).values())).shape == (2,)
 
 
-def test_a_chain_of_thousands_of_nodes_falls_to_one_rewrite_and_to_dead_code() -> None:
+def test_a_chain_of_thousands_of_nodes_is_rewritten_and_eliminated() -> None:
     graph = chain(["Neg"])
     after = Pipeline([canonicalization()], level="types").run(graph)
     assert len(after) == 0

@@ -56,7 +56,7 @@ def assert_same(a: Graph, b: Graph) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=SLOW_DRAWS)
 @given(table_cases())
-def test_a_printed_graph_reads_back_the_same(case: Case) -> None:
+def test_a_printed_graph_round_trips(case: Case) -> None:
     text = print_graph(case.graph)
     again = parse(text, TABLE, weights_of(case.graph))
     verify(again)
@@ -65,7 +65,7 @@ def test_a_printed_graph_reads_back_the_same(case: Case) -> None:
 
 
 @given(st.lists(st.text(max_size=8), min_size=5, max_size=5, unique=True), st.text(max_size=6))
-def test_any_name_reads_back(names: list[str], scope: str) -> None:
+def test_any_name_round_trips(names: list[str], scope: str) -> None:
     graph = Graph(names[0])
     x = graph.add_input(names[1], F32)
     c = graph.constant(np.ones(20, np.float32), names[2])
@@ -96,7 +96,7 @@ def test_any_name_reads_back(names: list[str], scope: str) -> None:
         "",
     ],
 )
-def test_names_that_look_like_something_else_read_back(name: str) -> None:
+def test_names_that_look_like_other_tokens_round_trip(name: str) -> None:
     graph = Graph(name or "main")
     x = graph.add_input(name, F32)
     y = graph.emit_node(f"op{name}", [x], {f"k{name}": 1}, types=[F32]).output
@@ -108,7 +108,7 @@ def test_names_that_look_like_something_else_read_back(name: str) -> None:
 @pytest.mark.parametrize(
     "dtype", [d for d in DType if d is not DType.STRING], ids=lambda d: d.value
 )
-def test_small_constants_of_every_dtype_read_back_bit_by_bit(dtype: DType) -> None:
+def test_small_constants_of_every_dtype_round_trip_bit_by_bit(dtype: DType) -> None:
     array = np.array([0, 1, 1, 0]).astype(dtype.numpy)
     check_constant(array)
     if dtype.is_integer:
@@ -126,21 +126,21 @@ def check_constant(array: np.ndarray) -> None:
     assert again.tobytes() == array.tobytes()
 
 
-def test_strings_and_encoded_constants_are_found_by_digest() -> None:
+def test_strings_and_encoded_constants_are_looked_up_by_digest() -> None:
     graph = Graph()
     graph.constant(np.array(["a", "b"], object), "words")
-    held = Affine(np.ones((5, 2), np.int8), np.ones(2, np.float32), np.zeros(2, np.int8), axis=1)
-    graph.constant(held, "w")
+    affine = Affine(np.ones((5, 2), np.int8), np.ones(2, np.float32), np.zeros(2, np.int8), axis=1)
+    graph.constant(affine, "w")
     text = print_graph(graph)
-    assert f"@w: f32[5, 2] = affine(i8, axis=1) #{held.digest}" in text
+    assert f"@w: f32[5, 2] = affine(i8, axis=1) #{affine.digest}" in text
     again = parse(text, weights=weights_of(graph))
-    assert again.constants["w"].encoding is held
+    assert again.constants["w"].encoding is affine
     assert again.constants["words"].numpy().tolist() == ["a", "b"]
     with pytest.raises(InvalidGraph, match="no weight with digest"):
         parse(text)
 
 
-def test_attributes_of_every_kind_read_back() -> None:
+def test_attributes_of_every_kind_round_trip() -> None:
     attrs = {
         "a": 1, "b": -1.5, "c": "x\n\"y\"", "d": b"\x01", "e": (1, 2), "f": (1.0, 1e-30, float("inf")), "g": ("a", ""),
         "h": (), "i": SequenceType(F32), "j": UnknownType(), "k": 1e16,
@@ -155,7 +155,7 @@ def test_attributes_of_every_kind_read_back() -> None:
     assert {k: type(v) for k, v in node.attrs.items()} == {k: type(v) for k, v in attrs.items()}
 
 
-def test_a_node_without_outputs_and_lists_of_graphs_read_back() -> None:
+def test_a_node_without_outputs_and_lists_of_graphs_round_trip() -> None:
     graph = Graph()
     x = graph.add_input("x", F32)
     bodies = []
@@ -208,7 +208,7 @@ def test_a_syntax_error_names_its_line(text: str, message: str) -> None:
         parse(text)
 
 
-def test_the_table_checks_attributes_of_text() -> None:
+def test_the_table_checks_attributes() -> None:
     with pytest.raises(InvalidGraph, match="activaton"):
         parse(
             'graph m(%x: f32[2, 2]) -> () {\n @w: f32[2, 2] = dense normal(0)\n %y: f32[2, 2] = tersor.Linear(%x, @w) {activaton = "relu"}\n}',
@@ -219,9 +219,9 @@ def test_the_table_checks_attributes_of_text() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("graph main", "line 1: the text ends here, '(' is missing"),
+        ("graph main", "line 1: unexpected end of text, expected '('"),
         ("graph main() -> () {\n  @x: bool[2] = dense [true",
-         "line 2: the text ends here"),
+         "line 2: unexpected end of text"),
         ("graph main() -> () {\n  @x: i64[2] = dense [2, 3) }",
          "line 2: invalid literal for int() with base 10: ')'"),
         ("graph main() -> () {\n  @x: i64[2] = dense [2, 3, 4]\n}",
@@ -231,12 +231,12 @@ def test_the_table_checks_attributes_of_text() -> None:
         ("graph main() -> () {\n  @x: i64[n] = dense [2]\n}", "line 2: i64[n] is not static"),
     ],
 )  # fmt: skip
-def test_what_is_no_text_form_is_refused_with_its_line(text: str, message: str) -> None:
+def test_malformed_text_is_rejected_with_its_line(text: str, message: str) -> None:
     with pytest.raises(InvalidGraph) as error:
         parse(text, TABLE)
     assert str(error.value) == message
 
 
-def test_text_that_nests_without_end_is_refused() -> None:
-    with pytest.raises(InvalidGraph, match="nest too deep"):
+def test_text_nested_too_deeply_is_rejected() -> None:
+    with pytest.raises(InvalidGraph, match="nested too deeply"):
         parse("graph main() -> () { %x: f32[] = a.B() {k = " + "[" * 5000, TABLE)

@@ -1,4 +1,4 @@
-"""Each rule of verify, broken once: it is found, and the message names what is broken."""
+"""Each invariant that verify checks, broken once: the message names what is broken."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ graph main(%x: f32[batch, 4], %flag: bool[]) -> (y = %r, z = %h) {
 
 @pytest.fixture
 def graph() -> Graph:
-    made = parse(TEXT, TABLE)
-    verify(made)
-    return made
+    graph = parse(TEXT, TABLE)
+    verify(graph)
+    return graph
 
 
 def value(graph: Graph, name: str) -> Value:
@@ -59,7 +59,7 @@ def a_use_by_an_erased_node(g: Graph) -> None:
     value(g, "x").uses[Use(Node("Old", {}, "", ""), 0)] = None
 
 
-def a_read_before_it_is_made(g: Graph) -> None:
+def a_read_before_the_definition(g: Graph) -> None:
     g.move_before(node(g, "Tanh"), node(g, "MatMul"))
 
 
@@ -73,7 +73,7 @@ def a_read_of_a_foreign_value(g: Graph) -> None:
     g.set_input(node(g, "Tanh"), 0, other.add_input("alien", TensorType(DType.F32, (4,))))
 
 
-def an_output_that_is_not_made(g: Graph) -> None:
+def an_output_that_is_not_defined(g: Graph) -> None:
     g.set_outputs([value(g, "n")], ["y"])
 
 
@@ -135,29 +135,29 @@ def an_operand_that_the_op_refuses(g: Graph) -> None:
 
 
 BROKEN: list[tuple[Callable[[Graph], None], str]] = [
-    (a_use_is_missing, r"Tanh making %t> reads %h: .* which does not list it"),
-    (a_use_is_missing_in_a_subgraph, r"Relu making %n> reads %t: .* does not list it"),
+    (a_use_is_missing, r"Tanh %t> reads %h: .* which does not list it"),
+    (a_use_is_missing_in_a_subgraph, r"Relu %n> reads %t: .* does not list it"),
     (a_use_of_an_output_is_missing, r"graph main.* reads %h: .* does not list it"),
-    (a_use_is_invented, r"%x: .* lists a use by <Tanh making %t> that does not read it"),
-    (a_use_by_an_erased_node, r"%x: .* lists a use by <Old making nothing>"),
-    (a_read_before_it_is_made, r"Tanh making %t reads %h: .* before it is made: %t: .* = Tanh\(%h\)"),
-    (a_read_of_an_inner_value_from_outside, r"Relu making %relu reads %n: .* before it is made"),
-    (a_read_of_a_foreign_value, r"Tanh making %t reads %alien"),
-    (an_output_that_is_not_made, r"graph main.* returns %n: .* not made in it"),
-    (a_node_of_another_graph, r"<graph main: 2 inputs, 4 nodes>, but 3 of them belong to it"),
-    (a_result_of_another_producer, r"output 0 of Tanh making %t names another producer"),
-    (a_result_with_another_index, r"output 0 of Tanh making %t names another producer"),
-    (a_subgraph_of_another_parent, r"a subgraph of If making %r has another parent"),
+    (a_use_is_invented, r"%x: .* lists a use by <Tanh %t> that does not read it"),
+    (a_use_by_an_erased_node, r"%x: .* lists a use by <Old>"),
+    (a_read_before_the_definition, r"Tanh %t reads %h: .* before it is defined: %t: .* = Tanh\(%h\)"),
+    (a_read_of_an_inner_value_from_outside, r"Relu %relu reads %n: .* before it is defined"),
+    (a_read_of_a_foreign_value, r"Tanh %t reads %alien"),
+    (an_output_that_is_not_defined, r"graph main.* returns %n: .* not defined there"),
+    (a_node_of_another_graph, r"<graph main: 2 inputs, 4 nodes>, but only 3 of them"),
+    (a_result_of_another_producer, r"output 0 of Tanh %t names another producer"),
+    (a_result_with_another_index, r"output 0 of Tanh %t names another producer"),
+    (a_subgraph_of_another_parent, r"a subgraph of If %r has another parent"),
     (two_values_of_one_name, r"two values are called %h"),
     (two_outputs_of_one_name, r"output names \['y', 'y'\]"),
     (fewer_output_names, r"output names \['y'\]"),
     (a_constant_of_another_type, r"constant @w: f32\[4, 4\] does not agree with its encoding"),
     (a_constant_under_another_name, r"constant @w: .* does not agree"),
-    (a_missing_default, r"Softmax making %softmax lacks defaults"),
+    (a_missing_default, r"Softmax %softmax lacks defaults"),
     (an_unknown_attribute, r"Tanh has no attribute 'alpha'"),
     (a_contradicted_shape, r"%t: f32\[3, 5\] is inferred as f32\[batch, 4\]"),
     (a_contradicted_dtype, r"%t: f64\[batch, 4\] is inferred as f32\[batch, 4\]"),
-    (an_operand_that_the_op_refuses, r"MatMul \(encoder\) making %h"),
+    (an_operand_that_the_op_refuses, r"MatMul %h \(encoder\)"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Low-rank factors against closed forms: Eckart and Young, least squares, and who beats whom."""
+"""Low-rank factors against closed forms: Eckart and Young, least squares, and each other."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def svd(weight: np.ndarray, rank: int, metric: np.ndarray | None = None) -> Fact
 
 
 @given(SEEDS, SHAPES)
-def test_error_is_what_of_the_spectrum_is_left_out(seed: int, shape: tuple[int, int]) -> None:
+def test_the_error_is_the_discarded_spectrum(seed: int, shape: tuple[int, int]) -> None:
     weight = drawn(seed, *shape)
     values = np.linalg.svd(weight, compute_uv=False)
     np.testing.assert_allclose(spectrum(weight, None), values)
@@ -60,7 +60,7 @@ def test_error_is_what_of_the_spectrum_is_left_out(seed: int, shape: tuple[int, 
 
 
 @given(SEEDS, SHAPES)
-def test_the_same_in_a_metric(seed: int, shape: tuple[int, int]) -> None:
+def test_the_error_in_a_metric_is_the_discarded_spectrum(seed: int, shape: tuple[int, int]) -> None:
     weight, metric = drawn(seed, *shape), drawn(seed + 1, shape[0], shape[0])
     values = spectrum(weight, metric)
     for rank in range(1, min(shape) + 1):
@@ -71,9 +71,9 @@ def test_the_same_in_a_metric(seed: int, shape: tuple[int, int]) -> None:
 def test_a_metric_of_less_than_full_rank() -> None:
     """Three rows are all that was seen: rank 3 is exact on them, though not elsewhere."""
     x, weight = drawn(0, 3, 8), drawn(1, 8, 6)
-    found = svd(weight, 3, x)
-    np.testing.assert_allclose(x @ found.product, x @ weight, atol=1e-12)
-    assert weight_error(weight, found.product) > 0.1
+    factors = svd(weight, 3, x)
+    np.testing.assert_allclose(x @ factors.product, x @ weight, atol=1e-12)
+    assert weight_error(weight, factors.product) > 0.1
 
 
 @given(SEEDS, st.integers(1, 40), st.integers(2, 12))
@@ -93,7 +93,7 @@ def test_whitening_of_nothing() -> None:
 
 
 @given(SEEDS, SHAPES, st.integers(2, 60))
-def test_whitened_is_never_behind_plain(seed: int, shape: tuple[int, int], rows: int) -> None:
+def test_whitened_is_never_worse_than_plain(seed: int, shape: tuple[int, int], rows: int) -> None:
     k, n = shape
     x, weight = correlated(seed, rows, k), drawn(seed, k, n)
     moments = x.T @ x
@@ -112,7 +112,7 @@ def test_whitened_is_never_behind_plain(seed: int, shape: tuple[int, int], rows:
         )
 
 
-def test_whitened_is_far_ahead_where_inputs_are_far_from_white() -> None:
+def test_whitened_is_much_better_for_correlated_inputs() -> None:
     x, weight = correlated(3, 500, 32), drawn(4, 32, 48)
     moments = x.T @ x
     for rank in range(1, 32):
@@ -135,17 +135,17 @@ def test_refitting_is_least_squares(seed: int, shape: tuple[int, int], rows: int
     assert np.linalg.norm(metric @ (weight - fitted.product)) <= other * (1 + 1e-9)
 
 
-def test_about_the_mean_a_bias_takes_what_the_mean_row_loses() -> None:
+def test_about_the_mean_a_bias_compensates_for_the_mean_row() -> None:
     x, weight = correlated(5, 200, 10) + 300, drawn(6, 10, 10)
     moments, total = x.T @ x, x.sum(axis=0)
     about = centred(moments, total, len(x))
     shifted = x - x.mean(axis=0)
     np.testing.assert_allclose(about, shifted.T @ shifted, rtol=1e-6, atol=1e-6 * np.trace(about))
     for rank in (1, 4, 8):
-        found = svd(weight, rank, whitening(about)).product
-        bias = x.mean(axis=0) @ (weight - found)
-        error = np.linalg.norm(x @ weight - (x @ found + bias)) / np.linalg.norm(x @ weight)
-        assert output_error(weight, found, moments, about) == pytest.approx(error, rel=1e-6)
+        factors = svd(weight, rank, whitening(about)).product
+        bias = x.mean(axis=0) @ (weight - factors)
+        error = np.linalg.norm(x @ weight - (x @ factors + bias)) / np.linalg.norm(x @ weight)
+        assert output_error(weight, factors, moments, about) == pytest.approx(error, rel=1e-6)
         assert error < output_error(weight, svd(weight, rank, whitening(moments)).product, moments)
 
 
@@ -153,20 +153,20 @@ def test_about_the_mean_a_bias_takes_what_the_mean_row_loses() -> None:
 
 
 @given(SEEDS, SHAPES, st.integers(1, 4))
-def test_semi_nmf_adds_parts(seed: int, shape: tuple[int, int], rank: int) -> None:
+def test_semi_nmf_has_a_nonnegative_factor(seed: int, shape: tuple[int, int], rank: int) -> None:
     weight = drawn(seed, *shape)
-    found = semi_nmf(weight, rank)
-    assert (found.b >= 0).all()
+    factors = semi_nmf(weight, rank)
+    assert (factors.b >= 0).all()
     # Its A is the best for its B, so that nothing of B is left in what is lost.
-    lost = weight - found.product
+    lost = weight - factors.product
     assert (
-        np.abs(lost @ found.b.T).max()
-        <= 1e-6 * np.abs(weight).max() * max(1, found.b.max()) * shape[1]
+        np.abs(lost @ factors.b.T).max()
+        <= 1e-6 * np.abs(weight).max() * max(1, factors.b.max()) * shape[1]
     )
-    assert weight_error(weight, found.product) <= 1 + 1e-9
+    assert weight_error(weight, factors.product) <= 1 + 1e-9
 
 
-def test_semi_nmf_finds_parts_that_are_there() -> None:
+def test_semi_nmf_recovers_parts() -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((20, 3)) @ np.abs(rng.standard_normal((3, 30)))
     # As good as a hundred sweeps make it; with a part fewer, behind the SVD and not far behind.
@@ -182,15 +182,15 @@ def test_nystrom_is_exact_at_the_weights_rank(seed: int, shape: tuple[int, int],
     weight = drawn(seed, *shape, rank)
     left, _, right = np.linalg.svd(weight, full_matrices=False)
     rows, columns = landmarks(left.T[:rank], rank), landmarks(right[:rank], rank)
-    found = nystrom(weight, rows, columns)
-    np.testing.assert_array_equal(found.a, weight[:, columns])
+    factors = nystrom(weight, rows, columns)
+    np.testing.assert_array_equal(factors.a, weight[:, columns])
     assert len(set(rows)) == len(set(columns)) == rank
     # The crossing is inverted: its condition is that of the weight, times a factor that pivoting bounds.
     condition = np.linalg.cond(weight[np.ix_(rows, columns)])
-    assert weight_error(weight, found.product) < 1e-14 * max(condition, 1) * 100
+    assert weight_error(weight, factors.product) < 1e-14 * max(condition, 1) * 100
 
 
-def test_landmarks_tell_different_things() -> None:
+def test_landmarks_are_independent() -> None:
     """Two equal columns of the highest leverage: only one of them is taken."""
     vectors = np.array([[0.7, 0.7, 0.1, 0.0], [0.0, 0.0, 0.1, 0.3]])
     assert sorted(landmarks(vectors, 2)) == [0, 3]
@@ -199,14 +199,14 @@ def test_landmarks_tell_different_things() -> None:
 # -- ranks -----------------------------------------------------------------------------------------
 
 
-def test_the_least_rank_of_an_energy() -> None:
+def test_the_smallest_rank_for_an_energy() -> None:
     values = np.array([3.0, 2.0, 1.0])  # squares 9, 4, 1
     cases = [(0.1, 1), (9 / 14, 1), (0.65, 2), (13 / 14, 2), (0.93, 3), (1.0, 3)]
     for energy, rank in cases:
         assert rank_of_energy(values, energy) == rank
 
 
-def test_the_largest_rank_of_a_ratio() -> None:
+def test_the_largest_rank_for_a_ratio() -> None:
     assert count_limit(384, 1536) == pytest.approx(307.2)
     for ratio in (0.1, 0.5, 0.99):
         rank = rank_of_ratio(384, 1536, ratio)

@@ -1,4 +1,4 @@
-"""Masks against what sorting everything says."""
+"""Masks against sorting all scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from tersor.numerics.masks import (
     Pattern,
     by_sparsity,
     by_threshold,
-    drop_masks,
     lowest,
     n_of_m,
     share,
-    stores_floats,
 )
 from tersor.ops import TABLE
+from tersor.transforms.masks import drop_masks
 
 SEEDS = st.integers(0, 10_000)
 
@@ -46,7 +45,7 @@ def test_the_lowest_are_the_first_of_a_stable_sort(
     ("size", "sparsity", "count"),
     [(10, 0.3, 3), (10, 0.29, 2), (100, 0.29, 29), (3, 0.99, 2), (1, 0.9, 0), (0, 0.5, 0), (5, 0.0, 0)],
 )  # fmt: skip
-def test_a_share_is_never_more_than_it_says_and_never_all(
+def test_a_share_is_rounded_down_and_never_everything(
     size: int, sparsity: float, count: int
 ) -> None:
     assert share(size, sparsity) == count
@@ -66,7 +65,7 @@ def test_n_of_m_keeps_the_best_of_every_group(seed: int, pattern: tuple[int, int
 
 
 @given(SEEDS, st.sampled_from([(1, 1), (1, 4), (4, 1), (2, 3)]), st.floats(0, 0.999))
-def test_blocks_go_whole_and_by_their_mean(
+def test_blocks_are_pruned_whole_by_their_mean(
     seed: int, block: tuple[int, int], sparsity: float
 ) -> None:
     r, c = block
@@ -82,7 +81,7 @@ def test_blocks_go_whole_and_by_their_mean(
     np.testing.assert_array_equal(kept, wanted)
 
 
-def test_every_output_loses_as_many_where_each_is_by_itself() -> None:
+def test_per_output_prunes_equally_many_of_each() -> None:
     have = np.arange(24.0).reshape(4, 6)
     (whole,) = by_sparsity([have], Pattern(), 0.5)
     (each,) = by_sparsity([have], Pattern(), 0.5, per_output=True)
@@ -90,7 +89,7 @@ def test_every_output_loses_as_many_where_each_is_by_itself() -> None:
     np.testing.assert_array_equal(each, np.arange(6) >= np.full((4, 1), 3))
 
 
-def test_layers_are_compared_with_each_other() -> None:
+def test_sparsity_is_shared_among_layers() -> None:
     large, small = np.arange(10.0, 16).reshape(2, 3), np.arange(6.0).reshape(3, 2)
     first, second = by_sparsity([large, small], Pattern(), 7 / 12)
     np.testing.assert_array_equal(first, large > 10)
@@ -98,7 +97,7 @@ def test_layers_are_compared_with_each_other() -> None:
     assert by_sparsity([], Pattern(), 0.5) == []
 
 
-def test_a_threshold_keeps_what_reaches_it() -> None:
+def test_a_threshold_keeps_scores_that_reach_it() -> None:
     have = np.array([[1.0, 3, 2, 2], [0, 1, 4, 0]])
     np.testing.assert_array_equal(by_threshold(have, Pattern(), 2), have >= 2)
     np.testing.assert_array_equal(
@@ -113,27 +112,27 @@ def test_patterns_as_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "4:4", "0:4", "5:4", "0x4", "4x0", "2:4:8", "block", "-1x4", "2 :4"])  # fmt: skip
-def test_what_is_no_pattern_is_refused(text: str) -> None:
-    with pytest.raises(InvalidOption, match="no pattern '"):
+def test_malformed_patterns_are_rejected(text: str) -> None:
+    with pytest.raises(InvalidOption, match="unknown pattern '"):
         Pattern.parse(text)
 
 
-def test_matrices_that_have_no_such_blocks() -> None:
+def test_matrices_that_do_not_divide_into_blocks() -> None:
     assert Pattern.parse("2:4").misfit((3, 8)) == ""
-    assert Pattern.parse("2:4").misfit((3, 6)) == "its 6 inputs are no multiple of 4"
-    assert Pattern.parse("2x1").misfit((3, 8)) == "its 3 outputs are no multiple of 2"
+    assert Pattern.parse("2:4").misfit((3, 6)) == "its 6 inputs are not a multiple of 4"
+    assert Pattern.parse("2x1").misfit((3, 8)) == "its 3 outputs are not a multiple of 2"
 
 
-def test_a_backend_gets_the_numbers_without_masks() -> None:
+def test_drop_masks_keeps_the_numbers() -> None:
     graph, numbers = TABLE.graph(), np.arange(12, dtype=np.float32).reshape(3, 4)
     x, mask = graph.add_input("x", TensorType(DType.F32, (2, 3))), numbers % 2 == 0
-    held = [
+    constants = [
         graph.constant(Masked.of(mask, e)) for e in (Dense(numbers), quantize_weight(numbers, 1))
     ]
-    graph.set_outputs([graph.emit("MatMul", [x, v]) for v in held], ["a", "b"])
-    assert [stores_floats(v) for v in held] == [True, False]
-    wanted = [v.numpy() for v in held]
+    graph.set_outputs([graph.emit("MatMul", [x, v]) for v in constants], ["a", "b"])
+    assert [v.stores_floats for v in constants] == [True, False]
+    wanted = [v.numpy() for v in constants]
     drop_masks(graph)
-    assert [type(v.encoding) for v in held] == [Dense, Affine]
-    for value, numbers in zip(held, wanted, strict=True):
+    assert [type(v.encoding) for v in constants] == [Dense, Affine]
+    for value, numbers in zip(constants, wanted, strict=True):
         np.testing.assert_array_equal(value.numpy(), numbers)

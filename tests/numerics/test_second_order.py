@@ -113,14 +113,14 @@ def test_sparsegpt_is_obs_row_by_row(k: int, choose: Choose, step: int) -> None:
     assert loss(left - weight, hessian) == pytest.approx(costs, rel=1e-8)
 
 
-def test_the_weights_given_are_not_changed() -> None:
+def test_the_given_weights_are_not_changed() -> None:
     weight, hessian = problem(3, 8)
     before = weight.copy()
     prune_in_order(weight, inverse_factor(hessian), unstructured, 8)
     np.testing.assert_array_equal(weight, before)
 
 
-def test_what_goes_first_is_made_up_for_exactly() -> None:
+def test_pruning_the_first_inputs_is_compensated_exactly() -> None:
     """When all that goes comes before all that stays, what stays is the least-squares solution."""
     weight, hessian = problem(5, 16)
     mask = np.broadcast_to(np.arange(16) >= 6, (5, 16))
@@ -131,7 +131,7 @@ def test_what_goes_first_is_made_up_for_exactly() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_made_up_for_is_closer_than_not_on_correlated_inputs(seed: int) -> None:
+def test_compensation_helps_on_correlated_inputs(seed: int) -> None:
     """Not so by construction: a weight that took over from others may go later. Seen with a wide
     margin: a third or less of what the same mask costs with the weights left as they are."""
     weight, hessian = problem(16, 32, seed)
@@ -140,7 +140,7 @@ def test_made_up_for_is_closer_than_not_on_correlated_inputs(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_mask_is_made_up_for_better_than_by_least_squares(seed: int) -> None:
+def test_no_mask_beats_least_squares(seed: int) -> None:
     """By construction: least squares over what stays is the least there is."""
     weight, hessian = problem(4, 24, seed)
     left, kept = prune_in_order(weight, inverse_factor(hessian), unstructured, 24)
@@ -152,7 +152,7 @@ def test_no_mask_is_made_up_for_better_than_by_least_squares(seed: int) -> None:
     assert loss(best - weight, hessian) <= loss(left - weight, hessian)
 
 
-def test_removal_costs_what_least_squares_says() -> None:
+def test_removal_costs_are_those_of_least_squares() -> None:
     weight, hessian = problem(5, 12)
     inverse = np.linalg.inv(hessian)
     units = np.arange(12).reshape(4, 3)
@@ -170,7 +170,7 @@ def test_removal_costs_what_least_squares_says() -> None:
         assert not rest[unit].any() and not rest[:, unit].any()
 
 
-def test_removing_one_after_the_other_is_removing_both() -> None:
+def test_removing_inputs_one_by_one_equals_removing_both() -> None:
     weight, hessian = problem(5, 12)
     inverse = np.linalg.inv(hessian)
     at_once = remove_inputs(weight, inverse, np.array([2, 7]))
@@ -187,7 +187,7 @@ def test_damping_is_relative_to_the_mean_of_the_diagonal() -> None:
     assert damped(np.zeros((0, 0)), 0.5).shape == (0, 0)
 
 
-def test_an_input_that_is_never_there_goes_first() -> None:
+def test_an_input_that_is_always_zero_is_pruned_first() -> None:
     x = correlated(8)
     x[:, 5] = 0
     weight = np.ones((2, 8))

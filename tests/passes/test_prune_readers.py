@@ -320,7 +320,7 @@ def test_what_is_not_fitted_is_told() -> None:
     after, report = prune(graph, feeds(graph), ratio=0.5)
     assert report.rewrites == 1
     why = "Conv multiplies no rows of an operand with @v as one matrix: not fitted anew"
-    assert ("Conv (read) making %y", why) in report.skips
+    assert ("Conv %y (read)", why) in report.skips
     assert np.isfinite(evaluate(after, feeds(graph, 1)[0])["y"]).all()
 
 

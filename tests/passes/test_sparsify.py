@@ -378,7 +378,7 @@ def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
 def test_a_matrix_without_whole_blocks_stays() -> None:
     after, report = run(PruneWeights(pattern="1x5", sparsity=0.5), chain())
     assert {why for _, why in report.skips} == {
-        "its 64 inputs are no multiple of 5", "its 32 inputs are no multiple of 5"
+        "its 64 inputs are not a multiple of 5", "its 32 inputs are not a multiple of 5"
     }  # fmt: skip
     assert report.notes == [Remark("no weight was pruned")]
     assert after.constants["w"].encoding is not None
@@ -424,7 +424,7 @@ def test_a_sparsity_of_nothing_changes_nothing_and_says_so(options: dict[str, An
         ({"threshold": 0.1, "across": "model"}, "a threshold is for magnitudes"),
         ({"pattern": "2:4", "sparsity": 0.5}, "pattern 2:4 leaves nothing to sparsity"),
         ({"pattern": "2:4", "across": "model"}, "pattern 2:4 leaves nothing to sparsity"),
-        ({"pattern": "half"}, "no pattern 'half'"),
+        ({"pattern": "half"}, "unknown pattern 'half'"),
         ({"sparsity": 0.5, "criterion": "sparsegpt", "across": "model"}, "across is output or layer"),
         ({"sparsity": 0.5, "damping": 0.0}, "damping 0 is not above 0"),
         ({"sparsity": 0.5, "criterion": "movement"}, "Input should be 'magnitude'"),

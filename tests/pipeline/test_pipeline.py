@@ -307,9 +307,9 @@ def test_skips_are_reported_once_with_their_reasons() -> None:
     report = pipeline.reports[0]
     assert report.rewrites == 1
     assert report.skips == [
-        ("Tanh (first) making %a", "it is in first"),
-        ("Tanh (third) making %c", "it is in third"),
-        ("Tanh (last) making %e", "it is in last"),
+        ("Tanh %a (first)", "it is in first"),
+        ("Tanh %c (third)", "it is in third"),
+        ("Tanh %e (last)", "it is in last"),
     ]
 
 

@@ -71,8 +71,8 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
   %y: f32[n, 5] = MatMul(%h, %t) scope "head"
 }""",
         [
-            "embedding: 4 of 4 (MatMul (head) making %y sums over them, and no weight there or before makes them zero)",
-            "t: 0 of 5, Gather (embedding) making %e needs all of them",
+            "embedding: 4 of 4 (MatMul %y (head) sums over them, and no weight there or before makes them zero)",
+            "t: 0 of 5, Gather %e (embedding) needs all of them",
         ],
     ),
     "a transpose in between": (
@@ -124,8 +124,8 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
         [
             "conv: 0 of 3, the model's input 'x' has them",
             "conv#2: 4 of 4",
-            "f: 0 of 2, Conv (conv) making %c needs all of them",
-            "f#2: 0 of 2, Conv (conv) making %c needs all of them",
+            "f: 0 of 2, Conv %c (conv) needs all of them",
+            "f#2: 0 of 2, Conv %c (conv) needs all of them",
             "head: 0 of 2, the model's output 'y' has them",
         ],
     ),
@@ -260,7 +260,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 }""",
         [
             "only: 0 of 3, the model's input 'x' has them",
-            "only#2: 0 of 4, Softmax making %y needs all of them",
+            "only#2: 0 of 4, Softmax %y needs all of them",
         ],
     ),
     "an op that nothing is known of": (
@@ -273,8 +273,8 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 }""",
         [
             "up: 0 of 3, the model's input 'x' has them",
-            "up#2: 0 of 4, nothing is known of com.acme.Odd (odd) making %f",
-            "down: 0 of 4, nothing is known of com.acme.Odd (odd) making %f",
+            "up#2: 0 of 4, nothing is known of com.acme.Odd %f (odd)",
+            "down: 0 of 4, nothing is known of com.acme.Odd %f (odd)",
             "down#2: 0 of 2, the model's output 'y' has them",
         ],
     ),
@@ -288,7 +288,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 }""",
         [
             "up: 0 of 3, the model's input 'x' has them",
-            "up#2: 0 of 4, Expand (expand) making %e needs all of them",
+            "up#2: 0 of 4, Expand %e (expand) needs all of them",
             "down: 0 of 2, the model's output 'y' has them",
         ],
     ),
@@ -300,7 +300,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 }""",
         [
             "scores: 0 of 3, the model's input 'x' has them",
-            "scores#2: 0 of 4, ArgMax making %y needs all of them",
+            "scores#2: 0 of 4, ArgMax %y needs all of them",
         ],
     ),
     "normalized": (
@@ -314,7 +314,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 }""",
         [
             "up: 0 of 3, the model's input 'x' has them",
-            "up#2: 4 of 4 (LayerNormalization (norm) making %l normalizes over them)",
+            "up#2: 4 of 4 (LayerNormalization %l (norm) normalizes over them)",
             "down: 0 of 2, the model's output 'y' has them",
         ],
     ),

@@ -32,7 +32,7 @@ from tersor.ir import Graph, Node, Value
 
 _FLAG = relax.TensorType([], "bool")
 _INDEX = relax.TensorType([], "int64")
-_ENDLESS = 2**62
+_UNBOUNDED = 2**62
 
 
 def _body_of(node: Node, name: str = "body") -> Graph:
@@ -257,7 +257,7 @@ def _loop(lowering: Lowering, node: Node) -> Sequence[Any]:
     most, going = node.input(0), node.input(1)
     begin = [
         _number(0),
-        _number(_ENDLESS) if most is None else _scalar(lowering, lowering[most]),
+        _number(_UNBOUNDED) if most is None else _scalar(lowering, lowering[most]),
         relax.const(np.array(True), "bool")
         if going is None
         else _scalar(lowering, lowering[going]),

@@ -1,8 +1,8 @@
-"""How a constant's numbers are stored: one file a form. A new module here is loaded by itself.
+"""How a constant's numbers are stored: one form per file. Modules in this package register themselves.
 
-``decode()`` always gives the dense numbers back, so a graph keeps its reference meaning whatever its
-constants are encoded in, and any compression of a constant can be checked numerically.  What is inside
-a form is an encoding again: masked affine, cast of masked.
+``decode()`` always returns the dense numbers, so a graph keeps its reference meaning whatever encodings
+its constants have, and any compression of a constant can be checked numerically.  Encodings nest: masked
+affine, cast of masked.
 """
 
 import importlib

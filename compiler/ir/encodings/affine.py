@@ -23,17 +23,17 @@ from tersor.ir.types import DType, TensorType
 class Affine(Layer):
     """``(codes - zero_point) * scale``.
 
-    ``codes`` are integers of the tensor's shape: an array (int8, uint8, int4 …), which is packed where
-    its elements have less than a byte each, or an encoding of them. ``bits`` says how many bits suffice
-    for an array's elements, where its type has more of them (3-bit weights in int8).
+    ``codes`` are integers of the tensor's shape: an array (int8, uint8, int4 …), packed if its elements
+    are smaller than a byte, or an encoding. ``bits`` is the width of an array's elements, if smaller than
+    its dtype's (3-bit weights in int8).
 
     ``scale`` (float) and ``zero_point`` are scalars (per tensor), vectors along ``axis`` (per channel),
     or, with ``block`` > 0, of the tensor's shape with ``axis`` divided by ``block``, rounded up
-    (blockwise): the three forms of ONNX's DequantizeLinear. The zero point has the codes' dtype; or,
-    where it lies between or beyond these, ``scale``'s.
+    (blockwise): the three forms of ONNX's DequantizeLinear. The zero point has the codes' dtype, or
+    ``scale``'s if it is fractional or outside the codes' range.
 
     Raises:
-        ValueError: scale or zero point have another shape or dtype, or codes do not fit in ``bits``.
+        ValueError: scale or zero point have the wrong shape or dtype, or codes do not fit in ``bits``.
     """
 
     codes: Encoding
@@ -54,10 +54,7 @@ class Affine(Layer):
     ) -> None:
         if not isinstance(codes, Encoding) or codes.is_dense:
             codes = compact(codes.decode() if isinstance(codes, Encoding) else codes, bits)
-        scale, zero_point = (
-            np.asarray(scale),
-            np.asarray(zero_point),
-        )  # Numpy's scalars are no arrays.
+        scale, zero_point = map(np.asarray, (scale, zero_point))  # Numpy scalars are not arrays.
         self.__dict__.update(
             codes=codes, scale=scale, zero_point=zero_point, axis=axis, block=block
         )
@@ -83,7 +80,7 @@ class Affine(Layer):
 
     @property
     def values(self) -> np.ndarray:
-        """The codes, one an element; packed ones are unpacked at each call."""
+        """The codes as an array; packed codes are unpacked at each call."""
         return self.codes.decode()
 
     @property
@@ -96,7 +93,7 @@ class Affine(Layer):
 
     @property
     def is_standard(self) -> bool:
-        """Whether DequantizeLinear and integer kernels take it: its zero points are as its values."""
+        """Whether DequantizeLinear and integer kernels accept it: its zero points have the codes' dtype."""
         return DType.of(self.zero_point) is self.codes.type.dtype or self.is_symmetric
 
     def expanded(self, parameter: np.ndarray) -> np.ndarray:
@@ -128,8 +125,8 @@ class Affine(Layer):
     # -- the same form with other numbers ----------------------------------------------------------
 
     def take(self, positions: np.ndarray, axis: int) -> Encoding:
-        """Along the axis of blocks: in blocks of the same size where each new one is of one old one, or
-        else in the largest smaller ones, while that takes less room than the numbers themselves."""
+        """Along the block axis, uses the largest block size that puts no two old blocks in one new block;
+        dense if the result would not be smaller than the numbers themselves."""
         codes, scale, zero = self.codes.take(positions, axis), self.scale, self.zero_point
         if not self.block or axis != self.axis:
             if self.block or axis == self.axis:
@@ -156,8 +153,8 @@ class Affine(Layer):
         return Affine(self.codes.permute(order), scale, zero, axis, self.block)
 
     def reshape(self, shape: Sequence[int]) -> Affine | None:
-        """None where the axis of the scales does not stay whole; one of blocks and the one before it
-        can be merged."""
+        """None if the axis of the scales is split or merged; a block axis may merge with the axis before
+        it."""
         codes, axis = self.codes.reshape(shape), self.axis
         if codes is None:
             return None
@@ -165,7 +162,7 @@ class Affine(Layer):
         if axis is not None:
             have, new = self.codes.type.shape, codes.type.shape
             if axis and self.block and self.block == have[axis] and new == _merged(have, axis):
-                # Each block was an axis of its own.
+                # The whole axis was one block.
                 parameters = _merged(scale.shape, axis)
                 scale, zero = scale.reshape(parameters), zero.reshape(parameters)
                 return Affine(codes, scale, zero, axis - 1, self.block)
@@ -179,7 +176,7 @@ class Affine(Layer):
         return Affine(codes, scale, zero, axis, self.block)
 
     def on_axis(self, axis: int) -> Affine:
-        """The same numbers, with parameters along ``axis``, which those of the whole tensor may become."""
+        """The same numbers with parameters along ``axis``; per-tensor parameters are broadcast."""
         if self.axis == axis and not self.block:
             return self
         if self.axis is not None:
@@ -215,15 +212,12 @@ class Affine(Layer):
         if not self.block:
             parts = [affine.on_axis(axis) for affine in parts]
         at = axis if self.block else 0
-        scale, zero = (
-            np.concatenate(parameters, at)
-            for parameters in ([p.scale for p in parts], [p.zero_point for p in parts])
-        )
-        return Affine(
-            concat([p.codes for p in parts], axis), scale, zero, parts[0].axis, self.block
-        )
+        scale = np.concatenate([p.scale for p in parts], at)
+        zero = np.concatenate([p.zero_point for p in parts], at)
+        codes = concat([p.codes for p in parts], axis)
+        return Affine(codes, scale, zero, parts[0].axis, self.block)
 
-    # -- words -------------------------------------------------------------------------------------
+    # -- text --------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Any]:
         parts = super().parts()
@@ -259,7 +253,7 @@ class Affine(Layer):
 
 
 def _merged(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    """``shape`` with an axis and the one before it in one."""
+    """``shape`` with an axis merged into the one before it."""
     return (*shape[: axis - 1], shape[axis - 1] * shape[axis], *shape[axis + 1 :])
 
 

@@ -1,4 +1,4 @@
-"""Cast: floats stored as shorter ones.
+"""Cast: floats stored in a shorter type.
 
 h = f16(w),   w ~ f32(h)
 """
@@ -22,7 +22,7 @@ class Cast(Layer):
     """Floats in a shorter type (float16, bfloat16), which readers see as ``dtype``.
 
     Raises:
-        ValueError: either type is no float, or they are the same.
+        ValueError: one of the types is not a float, or they are the same.
     """
 
     values: Encoding
@@ -33,7 +33,7 @@ class Cast(Layer):
         self.__dict__.update(values=as_encoding(values), dtype=dtype)
         short = self.values.type.dtype
         if not (short.is_float and dtype.is_float and short is not dtype):
-            raise ValueError(f"Cast stores floats as shorter ones, not {dtype} as {short}")
+            raise ValueError(f"Cast stores floats in a shorter type, not {dtype} as {short}")
 
     @property
     def array(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class Cast(Layer):
         return self.over(self.values.unmasked)
 
     def with_values(self, values: Encoding) -> Encoding:
-        """Rounded to the short type, if that has room for all of them."""
+        """Rounds to the short type unless that overflows."""
         if not values.is_dense or values.storage is not self.dtype:
             return values
         array = values.decode()

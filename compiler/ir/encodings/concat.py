@@ -1,4 +1,4 @@
-"""Encodings one after the other."""
+"""Concatenation of encodings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tersor.ir.encodings.masked import Masked
 
 
 def concat(encodings: Sequence[Encoding], axis: int) -> Encoding:
-    """All of them along ``axis``: in their form where all have one in common, else dense. Where one has
-    a mask, the result has one, which is set for all of those that have none."""
-    plain = [e.unmasked for e in encodings]
-    first, *others = plain
-    keys = {e.concat_key(axis) for e in plain}
+    """Concatenates along ``axis``: in a common form if they have one, else dense. If any has a mask, so has
+    the result, set everywhere for those without one."""
+    unmasked = [e.unmasked for e in encodings]
+    first, *others = unmasked
+    keys = {e.concat_key(axis) for e in unmasked}
     if len(keys) > 1 or None in keys:
-        whole = dense(np.concatenate([e.decode() for e in plain], axis))
+        result = dense(np.concatenate([e.decode() for e in unmasked], axis))
     else:
-        whole = first.joined(others, axis) if others else first
+        result = first.joined(others, axis) if others else first
     masks = [e.mask for e in encodings]
     if all(mask is None for mask in masks):
-        return whole
+        return result
     pairs = zip(masks, encodings, strict=True)
-    set_ = [np.ones(e.type.shape, bool) if mask is None else mask for mask, e in pairs]
-    return Masked.of(np.concatenate(set_, axis), whole)
+    filled = [np.ones(e.type.shape, bool) if mask is None else mask for mask, e in pairs]
+    return Masked.of(np.concatenate(filled, axis), result)

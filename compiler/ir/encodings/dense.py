@@ -1,4 +1,4 @@
-"""Dense: an array as it is."""
+"""Dense: a plain array."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tersor.ir.types import DType, TensorType
 @register
 @dataclass(frozen=True, eq=False)
 class Dense(Encoding):
-    """An array as it is. May be a memory map: nothing is read until it is used."""
+    """A plain array. May be a memory map: nothing is read until it is used."""
 
     array: np.ndarray
     form: ClassVar[str] = "dense"
@@ -49,7 +49,7 @@ class Dense(Encoding):
     @property
     def memory_order(self) -> tuple[int, ...]:
         axes = range(self.array.ndim)
-        if self.array.flags.c_contiguous:  # Strides of axes of one element say nothing.
+        if self.array.flags.c_contiguous:  # Strides of axes of size one are arbitrary.
             return tuple(axes)
         return tuple(sorted(axes, key=lambda axis: -self.array.strides[axis]))
 

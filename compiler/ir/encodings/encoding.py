@@ -1,9 +1,8 @@
-"""What every form of a constant answers, and the registry of forms.
+"""The interface of encodings, and the registry of forms.
 
-A form is a frozen dataclass in a file of its own.  Its fields say all there is to it: arrays, encodings
-inside it, and plain parameters.  Digest, text and the arrays to save or to train follow from them; what
-a form does not define for itself (``take``, ``permute``, ``scaled`` …) is computed on the decoded
-numbers and gives a dense constant.
+A form is a frozen dataclass in a file of its own.  Its fields are arrays, inner encodings and plain
+parameters; digest, text and the arrays to save or to train are derived from them.  An operation that a
+form does not define (``take``, ``permute``, ``scaled`` …) decodes and returns a dense constant.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from numpy.lib.array_utils import byte_bounds
 from tersor.ir.types import DType, TensorType
 
 FORMS: dict[str, type[Encoding]] = {}
-"""Every form by the name that the text has for it."""
+"""Every form by its name in the text form."""
 
 E = TypeVar("E", bound="Encoding")
 Form = type[E]  # Inside an encoding, ``type`` is that of its tensor.
 
 
 def register(form: type[E]) -> type[E]:
-    """Adds a form to ``FORMS``: a decorator.
+    """Class decorator: adds a form to ``FORMS``.
 
     Raises:
-        ValueError: there is another one of that name.
+        ValueError: another form has that name.
     """
     if FORMS.setdefault(form.form, form) is not form:
         raise ValueError(f"two encodings are called {form.form}")
@@ -40,7 +39,7 @@ def register(form: type[E]) -> type[E]:
 
 
 def dense(array: np.ndarray) -> Encoding:
-    """``array`` as it is."""
+    """``array`` as a ``Dense`` encoding, which this file cannot import."""
     return FORMS["dense"](array)  # type: ignore[call-arg]
 
 
@@ -49,7 +48,7 @@ class Encoding(ABC):
 
     form: ClassVar[str]
 
-    # -- what it means -----------------------------------------------------------------------------
+    # -- meaning -----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -58,149 +57,148 @@ class Encoding(ABC):
 
     @abstractmethod
     def decode(self) -> np.ndarray:
-        """The numbers, of dtype and shape ``type``."""
+        """The numbers, with the dtype and shape of ``type``."""
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is an array as it is, which ``decode`` returns without copying."""
+        """Whether it is a plain array, which ``decode`` returns without copying."""
         return False
 
     def layer(self, form: Form[E]) -> E | None:
-        """The encoding of that form which has these numbers: this one, or the one under its mask."""
+        """This encoding, or the one under its mask, if it has that form; else None."""
         return self if isinstance(self, form) else None
 
     @property
     def mask(self) -> np.ndarray | None:
-        """bool, of the tensor's shape: what was not pruned; all else is zero and is to stay zero. None
-        where nothing was pruned."""
+        """bool, of the tensor's shape: False where an element was pruned, which has to stay zero. None if
+        nothing was pruned."""
         return None
 
     @property
     def unmasked(self) -> Encoding:
-        """The same numbers, without a mask that says which of them are to stay zero."""
+        """The same numbers without a mask."""
         return self
 
     def is_zero(self) -> np.ndarray:
-        """bool, of the tensor's shape: which numbers are zero, whatever they are scaled by."""
+        """bool, of the tensor's shape: which numbers are zero before scaling."""
         return np.asarray(self.decode() == np.zeros((), self.type.dtype.numpy))
 
-    # -- how it is stored --------------------------------------------------------------------------
+    # -- storage -----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def storage(self) -> DType:
-        """Element type of what is stored: of quantized numbers, that of the integers."""
+        """Element type of the stored numbers: the integers' if quantized."""
 
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits that are stored for each element, without what elements share (scales, tables)."""
+        """Bits stored per element, without shared data (scales, tables)."""
 
     @abstractmethod
     def stored_bytes(self, elements: int) -> int:
-        """Bytes it takes with so many of its elements stored, scales and the like included."""
+        """Its size if only so many of its elements are stored, including scales and the like."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes, scales and the like included."""
+        """Its size, including scales and the like."""
         return self.stored_bytes(math.prod(self.type.shape))
 
     @property
     @abstractmethod
     def place(self) -> tuple[object, ...]:
-        """Equal for encodings that share memory, whatever the order of their axes: a table, and its
-        transpose for a tied head, are stored once."""
+        """Identifies its memory, whatever the order of the axes: an embedding table and its transpose in a
+        tied head are stored once."""
 
     @property
     @abstractmethod
     def memory_order(self) -> tuple[int, ...]:
-        """The axes as the elements lie in memory, the one with the longest stride first."""
+        """The axes in memory order, the one with the largest stride first."""
 
     # -- the same form with other numbers ----------------------------------------------------------
 
     def take(self, positions: np.ndarray, axis: int) -> Encoding:
-        """These positions of an axis, in the same form where that has one for them, else dense."""
+        """These positions of an axis, in the same form if possible, else dense."""
         return dense(np.take(self.decode(), positions, axis))
 
     def permute(self, perm: Sequence[int]) -> Encoding:
-        """The axes in the order ``perm``, in the same form where it can be; what is large is not copied."""
+        """The axes in the order ``perm``, in the same form if possible, without copying large arrays."""
         return dense(self.decode().transpose(perm))
 
     def reshape(self, shape: Sequence[int]) -> Encoding | None:
-        """The same numbers, in order, in another shape and the same form; None where that has none."""
+        """The same numbers, in order, in another shape and the same form; None if that is impossible."""
         return None
 
     def scaled(self, factor: np.ndarray, axis: int | None) -> Encoding:
-        """The numbers times ``factor``: one, or one for each position on ``axis``. In the same form
-        where it allows that, else dense; the type stays."""
+        """The numbers times ``factor``: a scalar, or one factor per position of ``axis``. In the same form
+        if possible, else dense; the type stays."""
         by = factor.reshape(along(self.type.shape, axis))
         return dense((self.decode() * by).astype(self.type.dtype.numpy))
 
     def zeroed(self, mask: np.ndarray) -> Encoding:
-        """The numbers where ``mask`` is set and zero elsewhere, in the same form or dense."""
+        """The numbers where ``mask`` is set, zero elsewhere, in the same form or dense."""
         return dense(np.where(mask, self.decode(), np.zeros((), self.type.dtype.numpy)))
 
     def with_values(self, values: Encoding) -> Encoding:
-        """``values``, of this shape, in place of the numbers: what a mask left out stays zero, and numbers
-        that were stored in half precision are again."""
+        """``values``, of this shape, stored the same way: masked elements stay zero, and half-precision
+        storage stays half precision."""
         return values
 
     def concat_key(self, axis: int) -> tuple[object, ...] | None:
-        """Equal for encodings that ``joined`` puts together along ``axis``; None where it cannot."""
+        """Equal for encodings that ``joined`` can concatenate along ``axis``; None if it cannot."""
         return None
 
     def joined(self, others: Sequence[Encoding], axis: int) -> Encoding:
-        """This and ``others``, of equal ``concat_key``, one after the other along ``axis``."""
+        """The concatenation of this and ``others``, of equal ``concat_key``, along ``axis``."""
         raise NotImplementedError
 
-    # -- what its fields say -----------------------------------------------------------------------
+    # -- derived from the fields -------------------------------------------------------------------
 
     def parts(self) -> dict[str, Any]:
-        """Arrays, inner encodings and parameters by their names; parameters only where they are not
-        their defaults."""
+        """Arrays, inner encodings and non-default parameters by name."""
         given = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # type: ignore[arg-type]
         return {k: v for k, (v, default) in given.items() if default is MISSING or v != default}
 
     @classmethod
     def of_parts(cls, *first: Any, **parts: Any) -> Self:
-        """An encoding of what ``parts`` gave.
+        """The inverse of :meth:`parts`.
 
         Raises:
-            TypeError, ValueError, AttributeError: it cannot be of these.
+            TypeError, ValueError, AttributeError: not the parts of this form.
         """
         return cls(*first, **parts)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays it consists of, by dotted names: what a file has to hold, and what can be trained."""
+        """All its arrays by dotted name: what is saved to files and can be trained."""
         return dict(_arrays(self, ""))
 
     def rebuild(self, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The same form and parameters over other arrays, by the names that ``arrays()`` gives them."""
+        """The same form and parameters with other arrays, named as in ``arrays()``."""
         return _rebuilt(self, "", arrays)
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 (first 16 digits) over the encoded form; equal contents, equal digests."""
+        """The first 16 hex digits of a SHA-256 over the encoded form: equal for equal contents."""
         return _digest(self)
 
     @property
     def element(self) -> str:
-        """Its element type, where that is all there is to say: ``i8``; else as :meth:`describe`."""
+        """Its element type (``i8``) if that describes it, else :meth:`describe`."""
         return self.describe()
 
     @abstractmethod
     def describe(self) -> str:
-        """The encoding in a few words: ``dense``, ``affine(i8, axis=1)``."""
+        """A short description: ``dense``, ``affine(i8, axis=1)``."""
 
     @classmethod
     def examples(cls, inner: Encoding) -> Iterator[Encoding]:
-        """Some encodings of this form over ``inner``, or of its numbers, for the tests that every form
-        has to pass; none where such numbers have no such form."""
+        """Encodings of this form over ``inner`` or its numbers, for the tests of all forms; none if the form
+        cannot store such numbers."""
         return iter(())
 
 
 class Layer(Encoding):
-    """An encoding over another one, which is its first field and has as many elements, in this shape."""
+    """An encoding over another one of the same shape, its first field."""
 
     @property
     def inner(self) -> Encoding:
@@ -242,23 +240,23 @@ class Layer(Encoding):
         return f"{self.form}({self.inner.element})"
 
     def over(self, inner: Encoding, **parts: Any) -> Self:
-        """The same form over another encoding."""
+        """The same form and parameters over another encoding."""
         first, *_ = fields(self)  # type: ignore[arg-type]
         return replace(self, **{first.name: inner}, **parts)  # type: ignore[type-var]
 
 
 def as_encoding(values: np.ndarray | Encoding) -> Encoding:
-    """An array as a dense encoding, an encoding as it is."""
+    """An array as a dense encoding; an encoding unchanged."""
     return values if isinstance(values, Encoding) else dense(values)
 
 
 def along(shape: Sequence[int], axis: int | None) -> list[int]:
-    """The shape of a vector along ``axis``, or of one number, that broadcasts against ``shape``."""
+    """The shape in which a vector along ``axis`` (a scalar for None) broadcasts against ``shape``."""
     return [-1 if i == axis else 1 for i in range(len(shape))]
 
 
 def place_of(array: np.ndarray) -> tuple[object, ...]:
-    """The stretch of memory that an array fills; of one that leaves gaps in it, the array itself."""
+    """The range of memory that an array fills; for an array with gaps, its identity."""
     low, high = byte_bounds(array)
     return (low, high) if high - low == array.nbytes else (id(array),)
 

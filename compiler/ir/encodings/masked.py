@@ -1,6 +1,6 @@
 """Masked: a pruned constant over any other form.
 
-w where the mask is set, zero elsewhere
+w where the mask is set, zero elsewhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tersor.ir.types import DType, TensorType
 class Masked(Layer):
     """``values`` where a mask is set, zero elsewhere.
 
-    ``values`` hold zeros there themselves, so that whoever knows no masks takes them as they are
-    (``unmasked``), and the mask says that these zeros are to stay. A weight that stays may be zero.
+    ``values`` are zero there themselves, so that code that ignores masks can use them directly
+    (``unmasked``); the mask says which zeros have to stay. Values under the mask may be zero too.
 
     Raises:
-        ValueError: the mask has another shape or dtype, or values outside of it are not zero.
+        ValueError: the mask has the wrong shape or dtype, or values outside the mask are not zero.
     """
 
     values: Encoding
@@ -42,11 +42,11 @@ class Masked(Layer):
             mask = Packed.of(mask.array)
         self.__dict__.update(values=values, packed_mask=mask)
         if not (self.values.is_zero() | self.mask).all():
-            raise ValueError("values outside of the mask are not zero")
+            raise ValueError("values outside the mask are not zero")
 
     @staticmethod
     def of(mask: np.ndarray, values: Encoding) -> Masked:
-        """``values`` where ``mask`` (bool, of their shape) is set, and where a mask they have is; zero
+        """``values`` where ``mask`` (bool, of their shape) and their own mask, if any, are set; zero
         elsewhere."""
         if mask.shape != values.type.shape:
             raise ValueError(f"a mask of {mask.shape} over values of {values.type.shape}")
@@ -67,7 +67,7 @@ class Masked(Layer):
 
     @cached_property
     def kept(self) -> int:
-        """How many elements were not pruned."""
+        """The number of elements that were not pruned."""
         return int(self.mask.sum())
 
     def layer(self, form: Form[E]) -> E | None:
@@ -78,7 +78,7 @@ class Masked(Layer):
         return self.values.is_zero()
 
     def stored_bytes(self, elements: int) -> int:
-        """The mask, the values that were kept, and what else these are stored with (scales)."""
+        """The mask, the values it keeps, and their scales and the like."""
         return self.packed_mask.nbytes + self.values.stored_bytes(min(elements, self.kept))
 
     def take(self, positions: np.ndarray, axis: int) -> Masked:
@@ -88,10 +88,9 @@ class Masked(Layer):
         return Masked(self.values.permute(perm), self.packed_mask.permute(perm))
 
     def reshape(self, shape: Sequence[int]) -> Masked | None:
-        values = self.values.reshape(shape)
-        return (
-            None if values is None else Masked(values, self.packed_mask.reshape(values.type.shape))
-        )
+        if (values := self.values.reshape(shape)) is None:
+            return None
+        return Masked(values, self.packed_mask.reshape(values.type.shape))
 
     def scaled(self, factor: np.ndarray, axis: int | None) -> Masked:
         return Masked.of(self.mask, self.unmasked.scaled(factor, axis))

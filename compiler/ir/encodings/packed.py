@@ -1,8 +1,8 @@
-"""Packed: elements of fewer than eight bits, one after the other without gaps.
+"""Packed: elements of fewer than eight bits, without gaps.
 
     3 bits, element 0 in the lowest bits:   [1, -2, 3]  =  001, 110, 011   ->   0b11_110_001, 0b0000000_0
 
-Eight elements fill as many bytes as each has bits.  Of four bits this is ONNX's order.
+Eight elements of b bits fill b bytes.  For four bits this is ONNX's layout.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tersor.ir.types import DType, TensorType
 @register
 @dataclass(frozen=True, eq=False)
 class Packed(Encoding):
-    """Elements of ``dtype``, a type of one byte an element in numpy, in ``width`` bits each.
+    """Elements of ``dtype``, one byte each in numpy, packed to ``width`` bits.
 
-    ``data`` is u8[ceil(n * bits / 8)].  The elements lie in it with the axes in the order ``order``, so
-    that a transpose is a view of the same bytes.
+    ``data`` is u8[ceil(n * width / 8)].  ``order`` is the memory order of the axes, so that a transpose is
+    a view of the same bytes.
 
     Raises:
-        ValueError: the data are not those of so many elements.
+        ValueError: ``data`` has the wrong size for so many elements.
     """
 
     data: np.ndarray
@@ -47,14 +47,14 @@ class Packed(Encoding):
             )
         unused = expected * 8 - math.prod(self.shape) * self.width
         if unused and self.data[-1] >> (8 - unused):
-            raise ValueError(f"bits are set behind the last element of {self.element} packed")
+            raise ValueError(f"unused bits after the last element of packed {self.element} are set")
 
     @staticmethod
     def of(array: np.ndarray, bits: int = 0) -> Packed:
-        """``array`` in ``bits`` bits an element; by default as many as its type has.
+        """``array`` with ``bits`` bits per element, by default its type's.
 
         Raises:
-            ValueError: not a type of one byte, not 1 to 7 bits, or numbers that these cannot hold.
+            ValueError: the elements are not bytes in numpy, not 1 to 7 bits, or numbers that do not fit.
         """
         dtype = DType.of(array)
         bits = bits or natural_bits(dtype)
@@ -129,8 +129,8 @@ class Packed(Encoding):
         return Packed.of(np.concatenate(arrays, axis), self.width)
 
     def parts(self) -> dict[str, Any]:
-        """The elements themselves and not their bytes: equal ones, in whatever order they lie, are equal,
-        and the text can be read."""
+        """The unpacked elements, so that the digest does not depend on memory order and the text is
+        readable."""
         own = {} if self.width == natural_bits(self.dtype) else {"bits": self.width}
         return {"values": self.decode(), **own}
 
@@ -158,13 +158,13 @@ class Packed(Encoding):
 
 
 def compact(array: np.ndarray, bits: int = 0) -> Encoding:
-    """``array`` packed where its elements have less than a byte each, else as it is."""
+    """``array`` packed if its elements are smaller than a byte, else dense."""
     bits = bits or DType.of(array).bits
     return Dense(array) if bits == array.dtype.itemsize * 8 else Packed.of(array, bits)
 
 
 def natural_bits(dtype: DType) -> int:
-    """Bits an element has to have: one of a boolean."""
+    """The bits that an element of ``dtype`` needs: one for a boolean."""
     return 1 if dtype is DType.BOOL else dtype.bits
 
 
@@ -181,7 +181,7 @@ def pack(array: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray, dtype: DType, bits: int, count: int) -> np.ndarray:
-    """The first ``count`` elements that :func:`pack` made ``data`` of."""
+    """The inverse of :func:`pack` for ``count`` elements."""
     groups = np.zeros((-(-count // 8), 8), np.uint8)
     padded = np.zeros(len(groups) * bits, np.uint8)
     padded[: data.size] = data
@@ -198,7 +198,7 @@ def unpack(data: np.ndarray, dtype: DType, bits: int, count: int) -> np.ndarray:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """One byte an element, which numpy's 2- and 4-bit integers may hold in several ways."""
+    """One byte per element, normalized: ml_dtypes' 2- and 4-bit integers may have any upper bits."""
     dtype = DType.of(array)
     if dtype.is_integer:
         kind = np.int8 if dtype.value.startswith("i") else np.uint8

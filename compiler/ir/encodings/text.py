@@ -1,13 +1,13 @@
 """Constants as text.
 
-    dense [0.5, 1.0]                                    small ones with their numbers
+    dense [0.5, 1.0]                                    a small constant: its numbers
     affine(i8[2] [1, -2], scale = f32[] [0.5], zero_point = i8[] [0])
     affine(i8[2] [1, -2], scale = f32[2] [0.5, 1.0], zero_point = i8[2] [0, 1], axis = 0, bits = 3)
     masked(cast(f16[2] [1.0, 0.0], dtype = f32), mask = bool[2] [true, false])
-    affine(i4, axis=1) #8d41a5c09ee2f1b3                large ones by the digest of the encoding
+    affine(i4, axis=1) #8d41a5c09ee2f1b3                a large one: description and digest
 
-A form is written as its fields: the first without its name, parameters only where they are not their
-defaults.  An array has its type before its numbers, and is a dense encoding where one is expected.
+A form is written as its parts, the first without its name.  An array is written with its type, and stands
+for a dense encoding where an encoding is expected.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tersor.ir.encodings.encoding import FORMS, Encoding, dense
 from tersor.ir.tokens import Tokens
 from tersor.ir.types import DType, TensorType
 
-INLINE_ELEMENTS = 8  # of each array of a constant
-MAX_NUMBERS = 1 << 24  # elements of a constant that the text tells how to make
+INLINE_ELEMENTS = 8  # per array of a constant
+MAX_NUMBERS = 1 << 24  # elements of a constant that is generated from text
 
 # -- printing ------------------------------------------------------------------------------------
 
 
 def print_encoding(encoding: Encoding) -> str:
-    """What stands behind the ``=`` of a constant of the encoding's type."""
+    """The text of a constant after the ``=``."""
     if not _inlines(encoding):
         return f"{encoding.describe()} #{encoding.digest}"
     return f"dense {_numbers(encoding.decode())}" if encoding.is_dense else _part(encoding)
@@ -64,7 +64,7 @@ def _part(part: Any) -> str:
 
 def _numbers(array: np.ndarray) -> str:
     flat = array.reshape(-1).tolist()
-    if array.dtype.kind == "V":  # ml_dtypes: their items are no Python numbers
+    if array.dtype.kind == "V":  # ml_dtypes' items are not Python numbers.
         wide = np.int64 if DType.of(array).is_integer else np.float64
         flat = array.reshape(-1).astype(wide).tolist()
     items = (str(v).lower() if isinstance(v, bool) else print_number(v) for v in flat)
@@ -73,7 +73,9 @@ def _numbers(array: np.ndarray) -> str:
 
 def _inlines(part: Any) -> bool:
     if isinstance(part, Encoding):
-        few = math.prod(part.type.shape) <= INLINE_ELEMENTS  # Before large ones are unpacked.
+        few = (
+            math.prod(part.type.shape) <= INLINE_ELEMENTS
+        )  # First, so that no large one is unpacked.
         return few and all(map(_inlines, part.parts().values()))
     if not isinstance(part, np.ndarray):
         return True
@@ -81,7 +83,7 @@ def _inlines(part: Any) -> bool:
         return False
     dtype = DType.of(part)
     if dtype.is_float:
-        # The bits of a NaN and the sign of one do not survive decimal text.
+        # A NaN's payload and sign do not survive decimal text.
         return not np.isnan(part.astype(np.float64)).any()
     return dtype.is_integer or dtype is DType.BOOL
 
@@ -90,10 +92,10 @@ def _inlines(part: Any) -> bool:
 
 
 def read_encoding(tokens: Tokens, type: object, weights: Mapping[str, Encoding]) -> Encoding:
-    """A constant of that type; those by digest are in ``weights``.
+    """Reads a constant of that type; a digest is looked up in ``weights``.
 
     Raises:
-        InvalidGraph: it cannot be read, is of another type, or has a digest that is not there.
+        InvalidGraph: a syntax error, another type, or a digest missing from ``weights``.
     """
     if not isinstance(type, TensorType):
         raise tokens.fail(f"a constant cannot be {type}")
@@ -119,7 +121,7 @@ def read_encoding(tokens: Tokens, type: object, weights: Mapping[str, Encoding])
 
 
 def read_numbers(tokens: Tokens, type: TensorType) -> np.ndarray:
-    """``[1, 2]``, ``normal(seed)`` or ``arange``: an array of that type."""
+    """Reads ``[1, 2]``, ``normal(seed)`` or ``arange`` as an array of that type."""
     shape, dtype = type.shape, type.dtype.numpy
     if not 0 <= math.prod(shape) <= MAX_NUMBERS:
         tokens.fail(f"{type} is too large for numbers in the text")
@@ -131,16 +133,10 @@ def read_numbers(tokens: Tokens, type: TensorType) -> np.ndarray:
     if tokens.accept("arange"):
         return np.arange(math.prod(shape)).reshape(shape).astype(dtype)
     tokens.take("[")
+    read = "true".__eq__ if type.dtype is DType.BOOL else int if type.dtype.is_integer else float
     items: list[object] = []
     while not tokens.accept("]"):
-        word = tokens.take()
-        items.append(
-            word == "true"
-            if type.dtype is DType.BOOL
-            else int(word)
-            if type.dtype.is_integer
-            else float(word)
-        )
+        items.append(read(tokens.take()))
         tokens.accept(",")
     return np.array(items, dtype).reshape(shape)
 
@@ -162,7 +158,7 @@ def _read_form(tokens: Tokens) -> Encoding:
 
 
 def _key(tokens: Tokens) -> str:
-    """``name`` of ``name = value``; empty where no name stands here."""
+    """Reads ``name =`` if it comes next; else the empty string."""
     kind, _, _ = tokens.peek()
     start = tokens.position
     if kind == "word":

@@ -138,7 +138,7 @@ def _block(node: Node) -> int:
 def _divided(node: Node, dim: Dim, by: int) -> Dim:
     exact = divide(dim, by) if dim is not None else None
     if exact is None and isinstance(dim, int):
-        refuse(node, f"{dim} is no multiple of {by}")
+        refuse(node, f"{dim} is not a multiple of {by}")
     return exact
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
-from tersor.ir.bounds import ENDLESS, is_at_least, larger, lower_bound, smaller
+from tersor.ir.bounds import UNBOUNDED, is_at_least, larger, lower_bound, smaller
 from tersor.ir.dims import KnownDim, ceil_div, divide
 from tersor.ops.contents import contents_of
 from tersor.ops.families._symbolic import (
@@ -247,7 +247,7 @@ def _cuts(node: Node, rank: int) -> dict[int, Stretch] | None:
 def _position(position: Any, size: KnownDim) -> Dim:
     """A start or end counted from the front, not clamped; None where its sign is not known."""
     if isinstance(position, int):
-        if isinstance(size, Sym) and abs(position) >= ENDLESS:
+        if isinstance(size, Sym) and abs(position) >= UNBOUNDED:
             return size if position > 0 else 0
         return size + position if position < 0 else position
     if isinstance(position, Sym):
@@ -270,9 +270,11 @@ def _sliced(size: Dim, cut: Stretch) -> Dim:
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(positions(size, start, end, step))
     if step < 0:
-        from_last = isinstance(start, int) and (start == -1 or start >= ENDLESS)
+        from_last = isinstance(start, int) and (start == -1 or start >= UNBOUNDED)
         return (
-            size if from_last and step == -1 and isinstance(end, int) and end <= -ENDLESS else None
+            size
+            if from_last and step == -1 and isinstance(end, int) and end <= -UNBOUNDED
+            else None
         )
     low, high = _position(start, size), _position(end, size)
     if low is None or high is None:
