@@ -17,6 +17,7 @@ from tersor.built import Built
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.ir import Encoding, Graph, ValueType
 from tersor.numerics.affine import ActivationForm
+from tersor.numerics.sums import Sums
 from tersor.plain import read_plain
 from tersor.target import Target
 
@@ -111,6 +112,8 @@ class BackendOf(Protocol[C]):
             called: measured both ways.
         tune: chooses how kernels of a graph divide their work, by measuring; None where the runtime has no
             kernels to tune.
+        FASTER_SUMS: where the target adds products in pairs into 16 bits (``Target.saturates_int8``): larger
+            sums that kernels of linear layers add up there if all of a weight's fit, the fastest last.
     """
 
     @property
@@ -131,6 +134,9 @@ class BackendOf(Protocol[C]):
 
     @property
     def tune(self) -> Tune[C] | None: ...
+
+    @property
+    def FASTER_SUMS(self) -> Sequence[Sums]: ...
 
     def supports(
         self, op: str, encodings: Sequence[Encoding], activations: ActivationForm, /

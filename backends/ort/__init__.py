@@ -16,9 +16,10 @@ SUFFIX = ".onnx"
 KINDS = ("cpu",)
 VARIANTS = MappingProxyType({"merged": "merge-linears"})
 tune = None
+FASTER_SUMS = ()
 
 __all__ = [
-    "KINDS", "OPTIMIZERS", "SUFFIX", "VARIANTS", "Choice", "Evaluator", "LowerOptions",
+    "FASTER_SUMS", "KINDS", "OPTIMIZERS", "SUFFIX", "VARIANTS", "Choice", "Evaluator", "LowerOptions",
     "SessionOptions", "axes", "beside", "build", "check", "examine", "interface", "lower", "open_session",
     "read_built", "supports", "tune",
 ]  # fmt: skip

@@ -119,6 +119,7 @@ def _pipeline(job: Job, passes: Sequence[Step], calibration: Feeds) -> Pipeline:
         calibration=calibration,
         evaluate=job.evaluator,
         supports=job.backend.supports,
+        faster_sums=job.backend.FASTER_SUMS,
         latency=job.latency,
         progress=job.tell,
     )

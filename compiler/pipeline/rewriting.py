@@ -27,6 +27,7 @@ from tersor.backend import Supports
 from tersor.errors import PassFailed
 from tersor.ir import Encoding, Graph, Node, Value
 from tersor.numerics.affine import ActivationForm
+from tersor.numerics.sums import Sums
 from tersor.pipeline.report import PassReport, Remark
 
 Feed = Mapping[str, np.ndarray]
@@ -112,6 +113,7 @@ class Context:
         rewrites_left: rewrites the pass may still make; for bisection.
         spared: keys of what stays as it is (see ``PassReport.changed``): it costs too much.
         memo: what a pass remembers for the next run of it, with other options, on an equal graph.
+        faster_sums: see :attr:`tersor.backend.BackendOf.FASTER_SUMS`.
     """
 
     report: PassReport
@@ -125,6 +127,7 @@ class Context:
     rewrites_left: int | None = None
     spared: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict)
+    faster_sums: Sequence[Sums] = ()
     _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def may_rewrite(self, *, after: int = 0) -> bool:

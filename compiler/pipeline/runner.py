@@ -10,6 +10,7 @@ from typing import Any
 from tersor.backend import Supports
 from tersor.errors import InvalidOption
 from tersor.ir import Graph
+from tersor.numerics.sums import Sums
 from tersor.pipeline.report import PassReport
 from tersor.pipeline.rewriting import (
     Context,
@@ -34,7 +35,7 @@ class Pipeline:
             keep values, on ``feeds``.
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
-        supports: what the backend has kernels for.
+        supports, faster_sums: what the backend has kernels for.
         latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
         progress: called with (done, total, what).
         spared, memo: as :class:`Context` has them.
@@ -49,6 +50,7 @@ class Pipeline:
     target: Any = None
     calibration: Feeds = ()
     supports: Supports = without_backend
+    faster_sums: Sequence[Sums] = ()
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     spared: frozenset[str] = frozenset()
@@ -110,6 +112,7 @@ class Pipeline:
             rewrites_left,
             self.spared,
             self.memo if len(self.passes) == 1 else {},
+            self.faster_sums,
         )
 
     def _check(self) -> None:

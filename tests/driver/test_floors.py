@@ -112,7 +112,7 @@ def test_layers_that_cost_most_stay_as_they_were(monkeypatch: pytest.MonkeyPatch
         rough = np.round(held.values / 64.0).clip(-1, 1) * 64
         return tersor.ir.Affine(rough.astype(np.int8), held.scale, held.zero_point, axis=held.axis)
 
-    def nearest(weights: Any, xtx: np.ndarray, *, paired: bool) -> Any:
+    def nearest(weights: Any, xtx: np.ndarray, sums: Any) -> Any:
         return [held for _, held in weights]
 
     monkeypatch.setattr(quantize_dynamic, "quantize_weight", coarse)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tersor.backends import ort
-from tersor.ir import Affine, Graph, Node, parse, verify
+from tersor.ir import Affine, Dense, Graph, Node, parse, verify
 from tersor.numerics.affine import (
     Granularity,
     fake_quantize_dynamic,
@@ -20,9 +20,10 @@ from tersor.numerics.affine import (
     quantize_weight,
     relative_error,
 )
+from tersor.numerics.sums import FOURS
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
+from tersor.passes.quantize.quantize_dynamic import FASTER, QuantizeDynamic
 from tersor.passes.quantize.quantize_embedding import QuantizeEmbedding
 from tersor.passes.quantize.smooth_activations import SmoothActivations, smoothing_scale
 from tersor.pipeline import Pass, Pipeline
@@ -848,6 +849,48 @@ def test_with_calibration_weights_make_up_for_each_other(target: Target) -> None
     assert any(
         "layers are rounded so that they make up for each other" in n.reason for n in report.notes
     )
+
+
+def _key_error(report: PassReport) -> float:
+    (error,) = (e for label, e in report.changed.values() if label == KEY or KEY in str(label))
+    assert error is not None
+    return error
+
+
+def test_weights_fit_larger_sums_where_kernels_are_faster_for_them() -> None:
+    before, first = _key_values(target=AVX2, calibration=_alike(256, 0))
+    values, report = _key_values(target=AVX2, calibration=_alike(256, 0), faster_sums=(FOURS,))
+    assert FOURS.holds(values)
+    assert not FOURS.holds(before)
+    assert _key_error(first) < _key_error(report) < FASTER * _key_error(first)
+    assert any("so coarse that more products are added at once" in n.reason for n in report.notes)
+
+
+def test_larger_sums_are_for_targets_that_add_up_in_16_bits_and_for_calibration() -> None:
+    for options in ({"target": VNNI, "calibration": _alike(256, 0)}, {"target": AVX2}):
+        before, _ = _key_values(**options)
+        values, report = _key_values(**options, faster_sums=(FOURS,))
+        np.testing.assert_array_equal(values, before)
+        assert not any("at once" in n.reason for n in report.notes)
+
+
+def test_layers_that_larger_sums_cost_too_much_do_without() -> None:
+    """All weights of a column are large and of one sign: steps would be twice as coarse; and inputs of 0 and 1
+    lose nothing."""
+    held, rng = [], np.random.default_rng(0)
+    calibration = [{"x": rng.integers(0, 2, (256, 64)).astype(np.float32)}]
+    large = rng.uniform(0.8, 1, (64, 64)).astype(np.float32)
+    for faster in ((), (FOURS,)):
+        graph = parse(LAYERS, TABLE)
+        weight = graph.constants["v"]
+        graph.set_encoding(weight, Dense(large))
+        after, _ = run(
+            QuantizeDynamic(), graph, target=AVX2, calibration=calibration, faster_sums=faster
+        )
+        encoding = layer(after, KEY).inputs[1].encoding  # type: ignore[union-attr]
+        assert isinstance(encoding, Affine)
+        held.append(encoding.values)
+    np.testing.assert_array_equal(*held)
 
 
 def test_too_few_rows_round_to_the_nearest_and_say_so() -> None:

@@ -272,7 +272,7 @@ def told(step: Any, graph: Graph, calibration: Any) -> PassReport:
 def test_exponents_are_searched_by_the_error_that_quantization_makes(
     granularity: Granularity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nearest(weights: Any, xtx: np.ndarray, *, paired: bool) -> Any:
+    def nearest(weights: Any, xtx: np.ndarray, sums: Any) -> Any:
         return [held for _, held in weights]
 
     monkeypatch.setattr(quantize_dynamic, "round_in_order", nearest)

@@ -29,8 +29,12 @@ from tersor.backends.tvm.kernels.blocking import PANEL, Tile, cover, in_panels, 
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.ir import Affine, DType, Encoding
+from tersor.numerics import sums
 
 SAFE = "safe"  # The variant of weights for which :func:`is_safe` holds: AVX's pairs may be used.
+FOURS = (
+    "fours"  # Of those within ``rounding.FOURS``: two sums of pairs may be added before they widen.
+)
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -70,7 +74,12 @@ class Int8(Format):
         return None if affine.is_symmetric else "it has zero points"
 
     def variant(self, weight: Encoding, isa: Isa) -> str:
-        return SAFE if isa.dot == "widen" and is_safe(_affine(weight).values) else ""
+        values = _affine(weight).values
+        if isa.dot != "widen":
+            return ""
+        if sums.FOURS.holds(values):
+            return FOURS
+        return SAFE if is_safe(values) else ""
 
     def operands(self, k: int, n: int, isa: Isa) -> tuple[Operand, ...]:
         panels = padded(n, PANEL) // PANEL
@@ -94,20 +103,29 @@ class Int8(Format):
         if self.in_tiles(isa):
             products.tile_block(x, row, block.rows, w, block.panel, block.sums)
             return
-        if block.variant == SAFE and isa.dot == "widen":
+        if block.variant and isa.dot == "widen":
             isa = replace(isa, dot="madd")
-        dot = functools.partial(products.dot, isa)
+        together = 2 if block.variant == FOURS and isa.dot == "madd" else 1
+        dot = functools.partial(products.dot if together == 1 else products.dot_twice, isa)
+
+        def spread(at: Any, step: Any) -> Any:
+            """Four neighbours of a row in every lane."""
+            bits = emit.as_bits(emit.load(x, at, step * 4, lanes=4), "int32")
+            return emit.bind(emit.as_bits(emit.splat(bits, isa.lanes), f"uint8x{4 * isa.lanes}"))
 
         def multiply(tile: Tile, span: Any) -> None:
-            with tile.over((0, int(x.shape[1]) // 4)) as step:
-                columns = tile.weights(w, block.panel, step, 4)
+            with tile.over((0, int(x.shape[1]) // (4 * together))) as group:
+                steps = [group * together + i for i in range(together)]
+                columns = [tile.weights(w, block.panel, step, 4) for step in steps]
                 for r in range(tile.rows):
-                    four = emit.load(x, row + tile.first + r, step * 4, lanes=4)
-                    bits = emit.splat(emit.as_bits(four, "int32"), isa.lanes)
-                    spread = emit.as_bits(bits, f"uint8x{4 * isa.lanes}")
-                    tile.add(r, dot, emit.bind(spread), columns)
+                    at = row + tile.first + r
+                    given = [spread(at, step) for step in steps]
+                    if together == 1:
+                        tile.add(r, dot, given[0], columns[0])
+                    else:
+                        tile.add(r, dot, given, list(zip(*columns, strict=True)))
 
-        cover(isa, block.there, block.sums, 1, multiply)
+        cover(isa, block.there, block.sums, 1, multiply, together)
 
     def emit_scaled(
         self, sums: Any, columns: Sequence[Any], row: tuple[Any, Any] | None, lanes: int

@@ -53,13 +53,13 @@ def in_panels(weight: np.ndarray, rows: int) -> np.ndarray:
     return full[:, (starts[:, None] + np.arange(PANEL)).ravel()]
 
 
-def tile_size(isa: Isa, dtype: str) -> tuple[int, int]:
+def tile_size(isa: Isa, dtype: str, together: int = 1) -> tuple[int, int]:
     """Rows and vectors of accumulators that stay in registers, beside a row's number and a step's vectors
-    of weights. Sums of integer pairs take two registers more on AVX2."""
+    of weights. Sums of integer pairs take two registers more on AVX2, and those of two steps at once five."""
     if isa.lanes == 16:
         return (8 if dtype == "int32" else 12), 2
     if isa.lanes == 8:
-        return (4 if dtype == "int32" else 6), 2
+        return (4 - (together > 1) if dtype == "int32" else 6), 2
     return 2, 4
 
 
@@ -119,14 +119,16 @@ class Tile:
 
 
 def cover(
-    isa: Isa, there: Any, acc: Any, spans: int, multiply: Callable[[Tile, Any], None]
-) -> None:
-    """Emits ``multiply(tile, span)`` for tiles that cover ``there`` rows of a panel, ``acc``.
+    isa: Isa, there: Any, acc: Any, spans: int, multiply: Callable[[Tile, Any], None],
+    together: int = 1,
+) -> None:  # fmt: skip
+    """Emits ``multiply(tile, span)`` for tiles that cover ``there`` rows of a panel, ``acc``; it takes
+    ``together`` steps of k at once.
 
     One row alone takes the whole panel at once: reading the weights is what takes time there, and a
     strip has too few sums to keep the processor busy.
     """
-    rows, vectors = tile_size(isa, acc.dtype)
+    rows, vectors = tile_size(isa, acc.dtype, together)
     strips = PANEL // (vectors * isa.lanes)
     if isinstance(there, tirx.IntImm):
         there = int(there)

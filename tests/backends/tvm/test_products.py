@@ -18,6 +18,8 @@ from tersor.backends.tvm.kernels import emit, products
 from tersor.backends.tvm.kernels.blocking import PANEL, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP
+from tersor.ir import Affine
+from tersor.numerics import sums
 from tersor.target import ISA_LEVELS
 
 EXACT = [name for name in MACHINES if not name.startswith("madd")]
@@ -32,10 +34,11 @@ class Product:
     n: int
     rows: int = 32
     dtype: str = "int8"
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"product_{self.dtype}_{self.rows}_{self.k}_{self.n}"
+        return f"product_{self.dtype}{self.variant}_{self.rows}_{self.k}_{self.n}"
 
 
 def kernel(spec: Product, isa: Isa) -> Any:
@@ -51,23 +54,23 @@ def kernel(spec: Product, isa: Isa) -> Any:
         if format.in_tiles(isa):
             products.open_tiles()
         with T.serial(0, panels) as panel:
-            sums = emit.scratch((spec.rows, PANEL), format.accumulator)
+            acc = emit.scratch((spec.rows, PANEL), format.accumulator)
             there = T.int64(spec.rows)
-            format.emit_block(Block(isa, "", x, 0, spec.rows, there, weights, panel, sums))
+            format.emit_block(Block(isa, spec.variant, x, 0, spec.rows, there, weights, panel, acc))
             with T.serial(0, spec.rows) as r:
                 for c in range(0, PANEL, isa.lanes):
                     lanes = isa.lanes
-                    emit.store(out, emit.load(sums, r, c, lanes=lanes), panel, r, c, lanes=lanes)
+                    emit.store(out, emit.load(acc, r, c, lanes=lanes), panel, r, c, lanes=lanes)
         if format.in_tiles(isa):
             products.close_tiles()
 
     return emit.function(spec.name, body)
 
 
-def product(machine: Machine, a: np.ndarray, w: np.ndarray) -> np.ndarray:
+def product(machine: Machine, a: np.ndarray, w: np.ndarray, variant: str = "") -> np.ndarray:
     """``a @ w`` by the kernel; padding of rows along k is not zero, for that of weights is."""
     (rows, k), n, whole = a.shape, w.shape[1], a.dtype == np.uint8
-    spec = Product(k, n, rows, "int8" if whole else "float32")
+    spec = Product(k, n, rows, "int8" if whole else "float32", variant)
     if whole:
         given = np.full((rows, padded(k, K_STEP)), 255, np.uint8)
         given[:, :k] = a
@@ -158,6 +161,60 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
     assert made[0, 0] == 24 * 32767 < wanted[0, 0] == 48 * 255 * 65
 
 
+@on(["widen16", "widen8"])
+@pytest.mark.parametrize("rows", [1, 2, 7, 32])
+def test_sums_of_four_are_exact_within_their_limit_and_no_further(
+    machine: Machine, rows: int
+) -> None:
+    """Rows of 255 alone, and of 255 where one sign of weights is, with sums at the limit in both directions
+    by one, two, three and four weights; a weight more, and sums wrap."""
+    rng = np.random.default_rng(rows)
+    k, n = 48, 48
+    a = rng.integers(0, 256, (rows, k)).astype(np.uint8)
+    w = coarse(rng, k, n)
+    for column, held in enumerate(
+        [(127, 1, 0, 0), (64, 0, 0, 64), (50, 40, 38, 0), (32, 32, 32, 32)]
+    ):
+        for sign in (1, -1):
+            for half in range(2):
+                places = np.array(sums.FOURS.places[half]) + 8 * (column + half)
+                w[places, 2 * column + (sign < 0)] = sign * np.array(held)
+    a[0] = 255
+    assert sums.FOURS.holds(w)
+    assert sums.FOURS.largest(w).max() == 128
+    made = product(machine, a, w, int8.FOURS)
+    np.testing.assert_array_equal(made, exact(a, w))
+    for r in range(rows):  # Row by row the activations that push one column furthest.
+        a[r] = np.where(w[:, r % 8] > 0, 255, 0) if r % 2 else np.where(w[:, r % 8] < 0, 255, 0)
+    np.testing.assert_array_equal(product(machine, a, w, int8.FOURS), exact(a, w))
+    w[[0, 1, 4, 5], 0] = 32, 32, 32, 33
+    assert not sums.FOURS.holds(w)
+    a[:] = 255
+    made = product(machine, a, w, int8.FOURS)
+    assert (made[:, 0] == exact(a, w)[:, 0] - 2**16).all()
+    np.testing.assert_array_equal(made[:, 1:], exact(a, w)[:, 1:])
+
+
+def coarse(rng: np.random.Generator, k: int, n: int) -> np.ndarray:
+    """Weights at random whose sums of four fit."""
+    return rng.integers(-32, 33, (k, n)).astype(np.int8)
+
+
+@pytest.mark.parametrize("level", [None, *ISA_LEVELS])
+def test_variants_are_for_targets_that_add_pairs_in_16_bits(level: str | None) -> None:
+    isa = Isa.of(ISA_LEVELS[level] if level else (), 1)
+    rng = np.random.default_rng(0)
+    pairs = np.tile(np.array([[64], [64], [0], [0]], np.int8), (4, 32))  # 128 a pair, 256 in two.
+    wild = rng.integers(-127, 128, (16, 32)).astype(np.int8)
+    words = [FORMATS["int8"].variant(column(w), isa) for w in (coarse(rng, 16, 32), pairs, wild)]
+    assert words == ([int8.FOURS, int8.SAFE, ""] if isa.dot == "widen" else [""] * 3)
+
+
+def column(values: np.ndarray) -> Affine:
+    n = values.shape[1]
+    return Affine(values, np.ones(n, np.float32), np.zeros(n, np.int8), 1)
+
+
 def test_weights_are_safe_where_no_pair_leaves_16_bits() -> None:
     """All pairs of one column, with the bytes that make their sum largest and smallest."""
     every = np.arange(-128, 128)
@@ -217,20 +274,21 @@ def inner_loops(assembly: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "machine, dtype, instruction, most",
+    "machine, dtype, variant, instruction, most",
     [
-        ("widen8", "float32", "vfmadd", 12),
-        ("vnni", "float32", "vfmadd", 24),
-        ("madd8", "int8", "vpmaddubsw", 8),
-        ("vnni", "int8", "vpdpbusd", 16),
+        ("widen8", "float32", "", "vfmadd", 12),
+        ("vnni", "float32", "", "vfmadd", 24),
+        ("madd8", "int8", "", "vpmaddubsw", 8),
+        ("widen8", "int8", int8.FOURS, "vpmaddubsw", 12),
+        ("vnni", "int8", "", "vpdpbusd", 16),
     ],
 )
 def test_accumulators_stay_in_registers(
-    machine: str, dtype: str, instruction: str, most: int
+    machine: str, dtype: str, variant: str, instruction: str, most: int
 ) -> None:
     """No inner loop of products writes to memory: one that spills is three times slower. Loops of few
     instructions may be unrolled, so there are as many as a tile has accumulators, or a multiple of it."""
-    spec, held = Product(64, 32, 32, dtype), MACHINES[machine]
+    spec, held = Product(64, 32, 32, dtype, variant), MACHINES[machine]
     built = build(spec.name, kernel(spec, held.isa), held)
     [library] = [m for m in (built.mod, *built.mod.imports) if m.kind == "llvm"]
     counts = []
