@@ -140,7 +140,7 @@ def _ours(folder: Path, original: Path, options: dict[str, Any]) -> System:
         artifact.model,
         sorted(held.iterdir()),
         (artifact.choice,),
-        decisions=tuple(artifact.report.decisions),
+        decisions=tuple(map(str, artifact.report.decisions)),
     )
 
 

@@ -52,11 +52,9 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
         "seconds": round(time.perf_counter() - start, 1),
         "runtime": artifact.runtime,
         "bytes": report.size_after,
-        "decisions": report.decisions,
+        "decisions": [str(decision) for decision in report.decisions],
         "errors": errors(model, artifact.run, feeds[CALIBRATION:]),
-        "speed": [
-            r["speedup"] for r in report.measured if r["against"] == "the input" and "speedup" in r
-        ],
+        "speed": [timing.speedup for _, timing in report.against_input],
     }
     if artifact.runtime == "ort":
         with tempfile.TemporaryDirectory() as folder:

@@ -38,11 +38,9 @@ def main() -> None:
             )
             wall, after = time.perf_counter() - start, os.times()
         cpu = sum(after[:4]) - sum(before[:4])
-        *_, chosen = [d for d in artifact.report.decisions if d.startswith("kept ")]
+        chosen = f"kept {artifact.report.kept}"
         found[chosen] += 1
-        told = " ".join(
-            f"{row['speedup']:.2f}x" for row in artifact.report.measured if "sizes" in row
-        )
+        told = " ".join(f"{timing.speedup:.2f}x" for _, timing in artifact.report.against_input)
         print(f"{i + 1}: {wall:.1f} s, {cpu:.1f} s of CPU, {chosen} ({told})", flush=True)
     for chosen, count in found.most_common():
         print(f"{count} of {arguments.times}: {chosen}")

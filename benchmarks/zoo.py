@@ -11,6 +11,7 @@ import math
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import rows
@@ -62,11 +63,14 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
     before, feeds = by_runtime(original), workload.test()
     told = fidelity([before(f) for f in feeds], [artifact.run(f) for f in feeds])
     report = artifact.report
-    against_input = [r for r in report.measured if r["against"] == "the input"]
-    label = kept(report.decisions)
+    against_input = [
+        {"candidate": row.candidate, "sizes": row.sizes, **asdict(timing)}
+        for row, timing in report.against_input
+    ]
+    label = report.kept
     return {
         "kept": label,
-        "decisions": report.decisions,
+        "decisions": [str(decision) for decision in report.decisions],
         "speed": [r for r in against_input if r["candidate"] == label],
         "not_kept": [r for r in against_input if r["candidate"] != label],
         "bytes": report.size_after,
@@ -78,12 +82,6 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
         "metric": workload.metric(artifact.run),
         "seconds": round(seconds, 1),
     }
-
-
-def kept(decisions: list[str]) -> str:
-    """The candidate that the report says was kept."""
-    (said,) = (d for d in decisions if d.startswith("kept "))
-    return said.removeprefix("kept ").partition(":")[0]
 
 
 def measure(results: Json, name: str, prefix: str, out: Path, folder: Path) -> None:

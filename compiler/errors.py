@@ -47,6 +47,18 @@ def suggest(word: str, choices: object) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def size(count: int | None) -> str:
+    """Bytes for people: ``22.7 MB``; an unknown size is said to be unknown."""
+    if count is None:
+        return "unknown"
+    amount: float = count
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}" if unit != "B" else f"{count} B"
+        amount /= 1000
+    return f"{amount:.2f} GB"
+
+
 def one_line(text: object, limit: int | None = None) -> str:
     """``text`` on one line, without control characters and invisible ones, and its middle left out
     where it is longer than ``limit``: names in a model are anyone's text."""

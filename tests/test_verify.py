@@ -104,6 +104,9 @@ def rename(key: str, name: str) -> Change:
     return edit(change)
 
 
+ROW = {"candidate": "fp32", "against": "the input"}
+
+
 def resized(name: str, size: object) -> Change:
     return edit(lambda d: d["files"][d[name]].update(bytes=size))
 
@@ -123,7 +126,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "manifest is no text": (lambda o: (o / manifest.NAME).write_bytes(b"\xff\xff{"), DAMAGED),
     "manifest is a list": (lambda o: (o / manifest.NAME).write_text("[]"), f"{DAMAGED}it is no object"),
     "manifest is deep": (lambda o: (o / manifest.NAME).write_text(DEEP), DAMAGED),
-    "another format": (edit(lambda d: d.update(format=1)), "out: artifact format 1, this tersor reads 3; compile the model again"),
+    "another format": (edit(lambda d: d.update(format=1)), "out: artifact format 1, this tersor reads 4; compile the model again"),
     "no files": (edit(lambda d: d.pop("files")), f"{DAMAGED}it has no 'files'"),
     "files are a list": (edit(lambda d: d.update(files=[1])), DAMAGED),
     "model is a number": (edit(lambda d: d.update(model=3)), f"{DAMAGED}it does not list the file 3"),
@@ -133,6 +136,12 @@ WRONG: dict[str, tuple[Change, str]] = {
     "report is no report": (edit(lambda d: d.update(report={"passes": [{"color": 1}]})), DAMAGED),
     "report counts in words": (edit(lambda d: d["report"]["passes"][0].update(rewrites="many")), f"{DAMAGED}passes.0.rewrites: Input should be a valid integer"),
     "report has another field": (edit(lambda d: d["report"].update(color=1)), f"{DAMAGED}color: "),
+    "a decision is a text": (edit(lambda d: d["report"].update(decisions=["kept"])), f"{DAMAGED}decisions.0: "),
+    "a decision of no step": (edit(lambda d: d["report"]["decisions"][0].update(step="guess")), f"{DAMAGED}decisions.0.step: Input should be 'import', "),
+    "a skip is a pair": (edit(lambda d: d["report"]["passes"][0].update(skips=[["a", "b"]])), f"{DAMAGED}passes.0.skips.0: "),
+    "a time is a text": (edit(lambda d: d["report"].update(measured=[{**ROW, "timing": {"before_ms": "1"}}])), f"{DAMAGED}measured.0.timing.before_ms: "),
+    "a row has no candidate": (edit(lambda d: d["report"].update(measured=[{"against": "the input"}])), f"{DAMAGED}measured.0.candidate: "),
+    "what is decoded has no size": (edit(lambda d: d["report"].update(decoded=[{"tensor": "w"}])), f"{DAMAGED}decoded.0.encoding: "),
     "decisions are a text": (edit(lambda d: d["report"].update(decisions="kept")), f"{DAMAGED}decisions: "),
     "measured is a table": (edit(lambda d: d["report"].update(measured={})), f"{DAMAGED}measured: "),
     "fidelity is a number": (edit(lambda d: d["report"].update(fidelity=1)), f"{DAMAGED}fidelity: "),

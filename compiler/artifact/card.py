@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tersor.artifact.manifest import Manifest, identity_size
-from tersor.errors import LONGEST, one_line
+from tersor.errors import LONGEST, one_line, size
 from tersor.numerics.fidelity import Fidelity, OutputFidelity
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import Report
 
 NAME = "README.md"
 _BEGINS = "<!-- Written by tersor: the next save replaces this file. -->\n"
@@ -32,9 +32,9 @@ def model_card(manifest: Manifest) -> str:
         "## Fidelity",
         _fidelity(manifest.report.fidelity),
         "## Speed",
-        _speed(manifest.report.measured),
+        _speed(manifest.report),
         "## What was done",
-        _steps(manifest.report.passes, manifest.report.decisions),
+        _steps(manifest.report),
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
@@ -67,12 +67,6 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _size(count: int | None) -> str:
-    if count is None:
-        return "unknown"
-    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
-
-
 def _summary(manifest: Manifest) -> str:
     about, report = manifest.about, manifest.report
     recipe, target = about.get("recipe", {}), about.get("target", {})
@@ -90,7 +84,7 @@ def _summary(manifest: Manifest) -> str:
             "built for",
             f"{_cell(target.get('name', 'unknown'))} on {escaped(target.get('cpu', 'unknown'))}",
         ],
-        ["size", f"{_size(report.size_after)}, the input {_size(before)}"],
+        ["size", f"{size(report.size_after)}, the input {size(before)}"],
         ["input's SHA-256", _cell(given.get("sha256", "unknown"))],
         ["calibration", _calibration(about.get("calibration"))],
     ]
@@ -152,17 +146,16 @@ def _figures(one: OutputFidelity) -> list[str]:
     ]
 
 
-def _speed(measured: list[dict[str, Any]]) -> str:
+def _speed(report: Report) -> str:
     rows = [
         [
-            _cell(row.get("candidate")),
-            escaped(row.get("sizes", "")),
-            f"{row['before_ms']:.3f}",
-            f"{row['after_ms']:.3f}",
-            f"{row['speedup']:.2f}x",
+            _cell(row.candidate),
+            escaped(row.sizes),
+            f"{timing.before_ms:.3f}",
+            f"{timing.after_ms:.3f}",
+            f"{timing.speedup:.2f}x",
         ]
-        for row in measured
-        if row.get("against") == "the input" and "speedup" in row
+        for row, timing in report.against_input
     ]
     if not rows:
         return "Unknown: it was not measured against the input model."
@@ -170,9 +163,9 @@ def _speed(measured: list[dict[str, Any]]) -> str:
     return f"Medians, measured in pairs where it was compiled.\n\n{_table(head, rows)}"
 
 
-def _steps(passes: list[PassReport], decisions: list[str]) -> str:
-    changed = [step for step in passes if step.rewrites or step.notes]
+def _steps(report: Report) -> str:
+    changed = [step for step in report.passes if step.rewrites or step.notes]
     lines = [f"- {_code(step.name)}: {step.rewrites} rewrites" for step in changed if step.rewrites]
     lines += [f"- {_code(step.name)}: {escaped(note)}" for step in changed for note in step.notes]
-    lines += [f"- {escaped(line)}" for line in decisions]
+    lines += [f"- {escaped(line)}" for line in (*report.decisions, *report.decoded)]
     return "\n".join(lines) or "No pass had anything to change."

@@ -25,7 +25,7 @@ from tersor.pipeline.report import Report
 from tersor.plain import read_plain
 
 NAME = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 MAX_BYTES = 64 << 20  # Of a manifest; that of a model of 20,000 nodes takes about 1 MB.
 _PACKAGES = ("tersor", "numpy", "onnx", "onnxruntime", "apache-tvm", "torch", "transformers")
 MAX_MODEL = 1 << 31  # What protobuf holds.

@@ -74,7 +74,7 @@ def bench(
         )
     made = table("inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs")
     for label, result in zip(feeds, results, strict=True):
-        made.add_row(clean(label), *report.time_cells(result.to_json()))
+        made.add_row(clean(label), *report.time_cells(result.timing))
     show(made)
     say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
     report.show_fidelity(fidelity)

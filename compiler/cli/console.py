@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tersor.errors import one_line
+from tersor.errors import one_line, size
 
+__all__ = ["Teller", "clean", "complain", "number", "output", "say", "show", "size", "table"]
 WIDTH_IN_FILES = 160  # Columns where output goes to a file or a pipe, which have no width.
 QUIET_SECONDS = 1.0  # Without a terminal, what takes less says nothing.
 SECONDS_A_LINE = 5.0
@@ -106,18 +107,6 @@ class Teller:
         if waited and due and what != self._last:
             complain(f"[{now - self._start:.0f} s] {what}")
             self._told, self._last = now, what
-
-
-def size(count: int | None) -> str:
-    """Bytes for people: ``22.7 MB``; an unknown size is said to be unknown."""
-    if count is None:
-        return "unknown"
-    amount: float = count
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}" if unit != "B" else f"{count} B"
-        amount /= 1000
-    return f"{amount:.2f} GB"
 
 
 def number(count: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tersor.cli.compile import Skips
 from tersor.cli.guard import Debug, HfCache, Trust
 
 
@@ -24,25 +25,37 @@ def inspect(
     depth: Annotated[
         int, typer.Option(metavar="N", min=0, help="How deep modules are listed.")
     ] = 3,
+    skips: Skips = False,
     allow_hf_cache: HfCache = False,
     trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a model, or in two beside each other.
 
-    Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules.
+    Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules; and of an artifact what
+    was done to it, as its compilation reported that.
     """
     from tersor.analysis.feeds import default_sizes
     from tersor.analysis.summary import summarize
     from tersor.cli import report
-    from tersor.cli.models import read_graph, read_imported
+    from tersor.cli.console import say
+    from tersor.cli.models import read_graph, read_imported, read_saved
+    from tersor.pipeline import registry
 
+    saved = read_saved(model) if other is None else None
+    if saved is not None and saved.runtime in registry.CODE:
+        say(f"{model} is machine code (runtime {saved.runtime}), which holds no graph")
+        report.show_report(saved.report, skips=skips)
+        return
     imported = read_imported(model, allow_hf_cache, trust)
     graph = imported.graph
     # The last is the largest of the sizes that models are measured at.
     at = default_sizes(graph)[-1]
     if other is None:
         report.show_summary(summarize(graph), at, top=top, depth=depth, remarks=imported.remarks)
+        if saved is not None:
+            say()
+            report.show_report(saved.report, skips=skips)
         return
     second = summarize(read_graph(other, allow_hf_cache, trust))
     report.show_comparison(summarize(graph), second, at, [str(model), str(other)])

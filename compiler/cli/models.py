@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tersor.artifact import Artifact, load, manifest
+from tersor.artifact.manifest import Manifest
 from tersor.built import Built
 from tersor.errors import InvalidModel, Unsupported
 from tersor.ir.types import parse_type
@@ -37,6 +38,15 @@ def is_artifact(path: Path) -> bool:
     return (path / manifest.NAME).is_file()
 
 
+def read_saved(path: Path) -> Manifest | None:
+    """What an artifact says of itself; None: it is no artifact.
+
+    Raises:
+        InvalidModel: it is damaged.
+    """
+    return manifest.read_manifest(path) if is_artifact(path) else None
+
+
 def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Graph:
     """The IR of a model.
 
@@ -51,8 +61,7 @@ def read_imported(path: Path, allow_hf_cache: bool = False, trust: bool = False)
     from tersor.frontends import load_model
 
     file = path
-    if is_artifact(path):
-        written = manifest.read_manifest(path)
+    if (written := read_saved(path)) is not None:
         if written.runtime in registry.CODE:
             raise Unsupported(
                 f"{path} is machine code, which holds no graph: give the model that it was made of"

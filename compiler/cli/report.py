@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tersor.built import Built, Split
 from tersor.cli.console import clean, number, say, show, size, table
@@ -12,7 +12,7 @@ from tersor.cli.console import clean, number, say, show, size, table
 if TYPE_CHECKING:
     from tersor.analysis.summary import Scope, Summary
     from tersor.numerics.fidelity import Fidelity, OutputFidelity
-    from tersor.pipeline.report import PassReport, Report
+    from tersor.pipeline.report import Decoded, Measurement, PassReport, Report, Timing
 
 
 SHOWN_LABELS = 20
@@ -22,12 +22,13 @@ def show_report(report: Report, *, skips: bool) -> None:
     """What a compilation did: passes that changed something, times, fidelity, size, decisions."""
     _show_passes(report.passes)
     _show_skips(report.passes, listed=skips)
-    _show_times([row for row in report.measured if row.get("against") == "the input"])
+    _show_times(report.against_input)
     if report.fidelity:
         show_fidelity(report.fidelity)
     _show_size(report.size_before, report.size_after)
-    for line in report.decisions:
-        say(line)
+    _show_decoded(report.decoded)
+    for decision in report.decisions:
+        say(str(decision))
 
 
 def show_written(path: Path, model: Built) -> None:
@@ -78,15 +79,14 @@ def _show_passes(passes: list[PassReport]) -> None:
     if not changed:
         say("no pass found anything to change")
         return
-    made = table("pass", ">rewrites", ">nodes", ">weights", ">seconds")
+    # An artifact holds no times of passes.
+    timed = any(step.seconds is not None for step in changed)
+    made = table("pass", ">rewrites", ">nodes", ">weights", *([">seconds"] if timed else []))
     for step in changed:
-        made.add_row(
-            clean(step.name),
-            number(step.rewrites),
-            number(step.nodes) if step.nodes is not None else "unknown",
-            size(step.weight_bytes),
-            f"{step.seconds:.2f}" if step.seconds is not None else "unknown",
-        )
+        nodes = number(step.nodes) if step.nodes is not None else "unknown"
+        seconds = f"{step.seconds:.2f}" if step.seconds is not None else "unknown"
+        cells = [clean(step.name), number(step.rewrites), nodes, size(step.weight_bytes), seconds]
+        made.add_row(*cells[: 5 if timed else 4])
     show(made)
     for step in changed:
         for note in step.notes:
@@ -94,31 +94,42 @@ def _show_passes(passes: list[PassReport]) -> None:
 
 
 def _show_skips(passes: list[PassReport], *, listed: bool) -> None:
-    # Rounds of the same pass meet the same place again; said once.
-    found = list(dict.fromkeys((p.name, node, why) for p in passes for node, why in p.skips))
+    # A recipe may name a pass twice, which meets the same place again; said once.
+    found = list(dict.fromkeys((p.name, skip) for p in passes for skip in p.skips))
     if found and not listed:
         say(f"rules did not apply in {len(found)} places: list them with --skips")
-    for name, node, why in found if listed else ():
-        say(f"{name}: {node}: {why}")
+    for name, skip in found if listed else ():
+        say(f"{name}: {skip}")
 
 
-def _show_times(rows: list[dict[str, Any]]) -> None:
+def _show_decoded(rows: list[Decoded]) -> None:
     if not rows:
         return
-    made = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
+    say("read as plain numbers, for want of a kernel that reads them as they are stored:")
+    made = table("tensor", "stored as", ">numbers", "decoded", "why")
     for row in rows:
-        made.add_row(clean(row["candidate"]), clean(row["sizes"]), *time_cells(row))
+        when = "at loading" if row.loaded else "in the file"
+        made.add_row(clean(row.tensor), clean(row.encoding), size(row.bytes), when, clean(row.why))
     show(made)
 
 
-def time_cells(row: dict[str, Any]) -> list[str]:
-    """Cells of one paired measurement (``Paired.to_json``)."""
+def _show_times(rows: list[tuple[Measurement, Timing]]) -> None:
+    if not rows:
+        return
+    made = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
+    for row, timing in rows:
+        made.add_row(clean(row.candidate), clean(row.sizes), *time_cells(timing))
+    show(made)
+
+
+def time_cells(timing: Timing) -> list[str]:
+    """Cells of one measurement in pairs."""
     return [
-        f"{row['before_ms']:.3f}",
-        f"{row['after_ms']:.3f}",
-        f"{row['speedup']:.2f}x",
-        f"{row['speedup_q1']:.2f}–{row['speedup_q3']:.2f}",
-        str(row["pairs"]),
+        f"{timing.before_ms:.3f}",
+        f"{timing.after_ms:.3f}",
+        f"{timing.speedup:.2f}x",
+        f"{timing.speedup_q1:.2f}–{timing.speedup_q3:.2f}",
+        str(timing.pairs),
     ]
 
 

@@ -24,7 +24,7 @@ def input_model(job: Job, imported: Imported) -> Path | Built:
         try:
             reference().open_session(imported.original)
         except InvalidModel as error:
-            job.report.decisions.append(f"compared with the input as imported: {error}")
+            job.report.say("judge", [f"compared with the input as imported: {error}"])
         else:
             return imported.original
     return as_imported(imported)
@@ -59,15 +59,14 @@ def report_fidelity(job: Job, before: Path | Built, kept: Kept, judge: Judge) ->
         of_graph = judge(kept.graph)
     except TersorError as error:
         of_graph = None
-        job.report.decisions.append(f"its scores were not judged: {error}")
+        job.report.say("judge", [f"its scores were not judged: {error}"])
     if job.target.is_host:
         after = _runner(kept.runtime, kept.model, kept.choice)
         job.report.fidelity = judge.of_built(_as_written(before), after, of_graph)
     elif of_graph is not None:
         job.report.fidelity = of_graph
-        job.report.decisions.append(
-            f"fidelity is that of the graph in ONNX Runtime: {job.target.name} is not this machine"
-        )
+        why = f"{job.target.name} is not this machine"
+        job.report.say("judge", [f"fidelity is that of the graph in ONNX Runtime: {why}"])
 
 
 def _as_written(model: Path | Built) -> Run:

@@ -17,7 +17,7 @@ from tersor.errors import InvalidModel
 from tersor.ir import Graph
 from tersor.pipeline import Pipeline, registry
 from tersor.pipeline.registry import reference
-from tersor.pipeline.report import Decoded, Report
+from tersor.pipeline.report import BEST, INPUT, Decision, Decoded, Measurement, Report
 from tersor.tuning.cases import Case, Cases, find_cases
 from tersor.tuning.measure import NOT_SLOWER, SECONDS, Bench, Paired, Trial, Worker, compare
 from tersor.tuning.reuse import Known
@@ -65,7 +65,7 @@ def find_inputs(job: Job, before: Path | Built, graph: Graph, source: Source) ->
     job.tell(0, 1, "looking for inputs to measure with")
     with Trial(registry.REFERENCE, before, reference().Choice().to_json()) as trial:
         found = find_cases(graph, trial, sizes=source.sizes, batches=batches, example=example)
-    job.report.decisions += found.remarks
+    job.report.say("measure", found.remarks)
     return found
 
 
@@ -95,7 +95,7 @@ def _search(job: Job, name: str, graph: Graph, bench: Bench, cases: Sequence[Cas
     if job.backend.tune is not None and job.database is not None:
         sizes = [case.sizes for case in cases]
         choice, tuned = job.backend.tune(graph, choice, sizes, job.tell, job.database)
-        job.report.decisions += tuned.remarks
+        job.report.say("measure", tuned.remarks)
     variants = {name: graph}
     for suffix, step in job.backend.VARIANTS.items():
         pipeline = Pipeline([registry.find_pass(step)()])
@@ -105,34 +105,36 @@ def _search(job: Job, name: str, graph: Graph, bench: Bench, cases: Sequence[Cas
     known = None
     if job.database is not None:
         known = Known(job.database, job.backend, [case.feed for case in cases])
-    record = partial(_record, job.report)
+    record = partial(_record, job.report, cases)
     search = Search(job.backend, job.runtime, bench, range(len(cases)), job.tell, record, known)
     job.tell(0, 1, f"building {name} for runtime {job.runtime}")
     candidate = search(variants, choice)
-    job.report.decisions += known.remarks if known is not None else []
+    job.report.say("measure", known.remarks if known is not None else ())
     return candidate
 
 
-def _record(report: Report, label: str, results: list[Paired] | str, known: bool) -> None:
-    row: dict[str, Any] = {"candidate": label, "against": "the best so far"}
+def _record(
+    report: Report, cases: Sequence[Case], label: str, results: list[Paired] | str, known: bool
+) -> None:
     if isinstance(results, str):
-        report.measured.append({**row, "refused": results})
+        report.measured.append(Measurement(label, BEST, refused=results))
         return
-    if known:
-        row["reused"] = True
-    report.measured += [{**row, "feed": i, **r.to_json()} for i, r in enumerate(results)]
+    report.measured += [
+        Measurement(label, BEST, case.label, result.timing, reused=known)
+        for result, case in zip(results, cases, strict=False)
+    ]
 
 
 def _against_input(
     job: Job, name: str, original: Worker, candidate: Candidate, cases: Sequence[Case]
 ) -> list[Paired]:
     results = []
-    row = {"candidate": candidate.way.label, "against": "the input"}
     for i, case in enumerate(cases):
         what = f"measuring {name} against the input at {case.label} (about {SECONDS:.0f} s)"
         job.tell(i, len(cases), what)
         results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
-        job.report.measured.append({**row, "sizes": case.label, **results[-1].to_json()})
+        timing = results[-1].timing
+        job.report.measured.append(Measurement(candidate.way.label, INPUT, case.label, timing))
         if results[-1].slower:
             break  # It is not kept, whatever the others say.
     return results
@@ -151,18 +153,29 @@ def choose(
 ) -> Kept:
     """The first that is not slower than the input; else the input itself. No more are measured then."""
     why = "nothing that was tried can be run"
+
+    def decide(**told: Any) -> None:
+        job.report.decisions.append(Decision("choose", **told))
+
     with closing(measured):
         for one in measured:
             if one.built is None:
-                job.report.decisions.append(f"{one.name} was not kept: {one.refused}")
+                decide(outcome="refused", candidate=one.name, reason=one.refused)
             elif one.slower:
-                job.report.decisions.append(_slower(one, cases))
+                result, case = min(
+                    zip(one.results, cases, strict=False), key=lambda pair: pair[0].speedup
+                )
+                decide(outcome="slower", candidate=one.name, at=case.label, speedup=result.speedup)
                 why = "nothing that was tried is faster"
             else:
                 way = one.built.way
-                job.report.decisions += [*_as_fast(one, cases), f"kept {way.label}"]
+                for result, case in _less_than_even(one, cases):
+                    decide(
+                        outcome="even", candidate=one.name, at=case.label, speedup=result.speedup
+                    )
+                decide(outcome="kept", candidate=way.label)
                 return Kept(job.runtime, one.built.model, way.choice, one.graph, one.built.decoded)
-    job.report.decisions.append(f"kept the input: {why}")
+    decide(outcome="kept", candidate=INPUT, reason=why)
     model = reference().read_built(before) if isinstance(before, Path) else before
     return Kept(registry.REFERENCE, model, reference().Choice(), None)
 
@@ -175,16 +188,7 @@ def unmeasured(job: Job, name: str, graph: Graph) -> Kept:
     return Kept(job.runtime, model, job.start, graph, decoded)
 
 
-def _as_fast(one: Measured, cases: Sequence[Case]) -> list[str]:
-    """Lines for results that are told as less than 1.00x and yet are kept."""
-    return [
-        f"{one.name} is as fast as the input at {case.label}: {result.speedup:.2f}x is within what two "
-        "runs of the same show"
-        for result, case in zip(one.results, cases, strict=True)
-        if f"{result.speedup:.2f}" < "1.00"
-    ]
-
-
-def _slower(one: Measured, cases: Sequence[Case]) -> str:
-    worst, case = min(zip(one.results, cases, strict=False), key=lambda pair: pair[0].speedup)
-    return f"{one.name} is slower than the input at {case.label} ({worst.speedup:.2f}x) and was not kept"
+def _less_than_even(one: Measured, cases: Sequence[Case]) -> list[tuple[Paired, Case]]:
+    """Results that are printed as less than 1.00x, and yet are kept."""
+    pairs = zip(one.results, cases, strict=True)
+    return [(result, case) for result, case in pairs if f"{result.speedup:.2f}" < "1.00"]

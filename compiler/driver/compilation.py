@@ -35,7 +35,7 @@ from tersor.errors import InvalidOption
 from tersor.frontends import load_model
 from tersor.ir import Graph
 from tersor.pipeline import Feeds, Step, passes_in, registry
-from tersor.pipeline.report import TuneReport
+from tersor.pipeline.report import Decision, TuneReport
 from tersor.statistics.thinning import thinned
 from tersor.target import Target
 from tersor.tuning.cases import ADVICE, Cases
@@ -143,14 +143,15 @@ def compile(
             job, before, measure_candidates(job, before, graphs, cases.cases), cases.cases
         )
     else:
-        job.report.decisions.append(_not_measured(job, cases, measure))
+        why = _not_measured(job, cases, measure)
+        job.report.decisions.append(Decision("measure", why, "unmeasured"))
         kept = unmeasured(job, *graphs[0])
     if judge is None and cases.cases:
         on = MADE_UP if source.example is None else "example inputs"
         judge = Judge(optimized, made_up, job.evaluator, on)
     check_built(job, kept, known)
     if judge is not None:
-        job.report.decisions += fusion_remarks(before, [*islice(judge.feeds, 1)])
+        job.report.say("judge", fusion_remarks(before, [*islice(judge.feeds, 1)]))
         report_fidelity(job, compared_with(source.graph, before), kept, judge)
     return _artifact(job, source, given, plan, kept, compressed)
 
@@ -175,7 +176,7 @@ def convert(
     """
     job = begin(runtime, target, progress, portable=portable)
     source = read(job, model, calibration, batch, allow_hf_cache=allow_hf_cache, trust=trust)
-    job.report.decisions.append("not measured: whether it is faster is unknown")
+    job.report.decisions.append(Decision("measure", "convert measures nothing", "unmeasured"))
     steps: list[Step] = registry.optimization() if passes is None else list(passes)
     graph = run_passes(job, steps, source.graph, source.batches)
     given = identity_of(source.imported)
@@ -244,7 +245,7 @@ def _not_measured(job: Job, cases: Cases, measure: bool) -> str:
         why = "measuring was turned off"
     elif not job.target.is_host:
         why = f"{job.target.name} is not this machine"
-    return f"not measured: {why}; whether it is faster is unknown"
+    return why
 
 
 def _artifact(

@@ -19,7 +19,7 @@ from tersor.errors import InvalidOption
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
 from tersor.pipeline import Feeds, Pass, Pipeline, Step, registry
-from tersor.pipeline.report import PassReport
+from tersor.pipeline.report import Decision, PassReport
 from tersor.pipeline.rewriting import Feed
 from tersor.statistics.thinning import held_out, thinned
 from tersor.tuning.cases import example_feed
@@ -75,8 +75,8 @@ def read(
     shapes = check_sizes(graph, sizes) if sizes is not None else None
     check_sizes(graph, buckets)
     batches = open_calibration(calibration, graph, batch=batch, model=model, files=imported.files)
-    job.report.decisions += imported.remarks
-    job.report.decisions += overflow_remarks(graph, job.target, job.runtime)
+    job.report.say("import", imported.remarks)
+    job.report.say("import", overflow_remarks(graph, job.target, job.runtime))
     return Source(imported, batches, _example(imported, options.get("example_inputs")), shapes)
 
 
@@ -186,9 +186,8 @@ def candidates(
     if all(step.keeps.values is not None for step in steps):
         return [(plan.name, compressed)]
     if _same(optimized, compressed, job.report.passes[-len(steps) :]):
-        job.report.decisions.append(
-            f"{plan.name} found nothing to compress: only lossless passes count"
-        )
+        lossless = "only lossless passes count"
+        job.report.decisions.append(Decision("recipe", lossless, "unchanged", plan.name))
         return [(plan.name, compressed)]
     return [(plan.name, compressed), ("fp32", optimized)]
 

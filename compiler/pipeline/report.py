@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from tersor.errors import size
 from tersor.ir import Value
 from tersor.numerics.fidelity import Fidelity
 from tersor.plain import EXACT
 
 # The remark of a pass whose fits go by too few rows; it outlives a pass that is left out.
+Step = Literal["import", "recipe", "measure", "choose", "judge"]  # Of a compilation.
 FEW_ROWS = "few calibration rows"
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What a pass did to a layer, or has to say of the graph. Its text is made where it is printed.
+    """What a pass did to a layer, why it left one, or what it has to say of the graph. Its text is made where
+    it is printed.
 
     Attributes:
         reason: why, or what else there is to say.
-        layer: which one; empty: of the whole graph.
+        layer: which one, or which node; empty: of the whole graph.
         method: what was done, in the pass's own terms: ``rank 3 of 50x24``.
         error: what it costs, relative (Frobenius norms); of several layers the mean; None: unknown.
         of: what the error is of: ``the weight``.
         before: the error without it.
         worst: of several layers.
-        bytes: how much smaller the weights are.
+        bytes: how much smaller the weights are by it; below 0: larger.
     """
 
     reason: str = ""
@@ -40,9 +44,14 @@ class Remark:
     __pydantic_config__ = EXACT
 
     def __str__(self) -> str:
-        less = "" if self.bytes is None else f"{self.bytes / 2**20:.2f} MiB of weights less"
-        said = ", ".join(part for part in (self.method, self._cost(), self.reason, less) if part)
+        parts = (self.method, self._cost(), self.reason, self._gain())
+        said = ", ".join(part for part in parts if part)
         return f"{self.layer}: {said}" if self.layer else said
+
+    def _gain(self) -> str:
+        if self.bytes is None:
+            return ""
+        return f"{size(abs(self.bytes))} of weights {'less' if self.bytes >= 0 else 'more'}"
 
     def _cost(self) -> str:
         if self.error is None:
@@ -62,7 +71,7 @@ class PassReport:
         name: the pass, with its options as ``name{key=value}``.
         seconds: wall time of the pass, verification apart; not saved, and no part of comparisons.
         rewrites: how often it changed something.
-        skips: (node, reason) where a rule met its pattern but did not apply.
+        skips: where a rule met its pattern but did not apply, and layers that stay.
         notes: what was done to single layers, what it cost, and other remarks.
         nodes: node count after it, subgraphs included; after the last run that rewrote something.
         weight_bytes: bytes of all constants then, as encoded.
@@ -77,7 +86,7 @@ class PassReport:
     name: str
     seconds: float | None = field(default=None, compare=False)
     rewrites: int = 0
-    skips: list[tuple[str, str]] = field(default_factory=list)
+    skips: list[Remark] = field(default_factory=list)
     notes: list[Remark] = field(default_factory=list)
     nodes: int | None = None
     weight_bytes: int | None = None
@@ -124,6 +133,92 @@ class TuneReport:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What one step of a compilation decided, or has to say. Its text is made where it is printed.
+
+    Attributes:
+        step: which one; ``judge``: compares outputs.
+        reason: why, or what else there is to say.
+        outcome: of the candidate; empty: nothing was decided of one. ``unchanged``: the recipe changed
+            nothing; ``refused``: it cannot be run; ``slower``, ``even``: than the input, with it;
+            ``unmeasured``: whether it is faster is unknown.
+        candidate: a graph, or how it is built; :data:`INPUT`: the model that was given.
+        at: the sizes that it was measured at.
+        speedup: over the input there.
+    """
+
+    step: Step
+    reason: str = ""
+    outcome: Literal["", "unchanged", "refused", "slower", "even", "kept", "unmeasured"] = ""
+    candidate: str = ""
+    at: str = ""
+    speedup: float | None = None
+    __pydantic_config__ = EXACT
+
+    def __str__(self) -> str:
+        speed = "unknown" if self.speedup is None else f"{self.speedup:.2f}x"
+        why = f": {self.reason}" if self.reason else ""
+        who = self.candidate
+        match self.outcome:
+            case "unchanged":
+                return f"{who} found nothing to compress{why}"
+            case "refused":
+                return f"{who} was not kept{why}"
+            case "slower":
+                return (
+                    f"{who} is slower than the input at {self.at} ({speed}) and was not kept{why}"
+                )
+            case "even":
+                noise = "is within what two runs of the same show"
+                return f"{who} is as fast as the input at {self.at}: {speed} {noise}{why}"
+            case "kept":
+                return f"kept {who}{why}"
+            case "unmeasured":
+                return f"not measured{why}; whether it is faster is unknown"
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Two models in turn on one input: medians of their times, of the speedup of the second over the first
+    in each pair, and its quartiles."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    speedup_q1: float
+    speedup_q3: float
+    pairs: int
+    __pydantic_config__ = EXACT
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One candidate on one input.
+
+    Attributes:
+        candidate: a graph and how it is built.
+        against: :data:`INPUT` or :data:`BEST`.
+        sizes: of the input's open dims.
+        timing: None: it was not measured.
+        refused: why not.
+        reused: whether it was measured in an earlier compilation.
+    """
+
+    candidate: str
+    against: str
+    sizes: str = ""
+    timing: Timing | None = None
+    refused: str = ""
+    reused: bool = False
+    __pydantic_config__ = EXACT
+
+
+INPUT = "the input"
+BEST = "the best so far"
+
+
+@dataclass(frozen=True)
 class Decoded:
     """A constant that the runtime reads as plain numbers, for want of a kernel that reads it as it is stored.
 
@@ -143,13 +238,19 @@ class Decoded:
     loaded: bool
     __pydantic_config__ = EXACT
 
+    def __str__(self) -> str:
+        when = "when the model is loaded" if self.loaded else "in its file"
+        return (
+            f"@{self.tensor}, {self.encoding}, is decoded {when} ({size(self.bytes)}): {self.why}"
+        )
+
     @staticmethod
     def of(constant: Value, why: str, *, loaded: bool) -> Decoded:
         """Of a constant with an encoding."""
         held = constant.encoding
         assert held is not None
-        size = math.prod(held.type.shape) * held.type.dtype.numpy.itemsize
-        return Decoded(constant.name, held.describe(), why, size, loaded)
+        count = math.prod(held.type.shape) * held.type.dtype.numpy.itemsize
+        return Decoded(constant.name, held.describe(), why, count, loaded)
 
 
 _PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
@@ -159,19 +260,33 @@ _PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
 class Report:
     """The whole compilation: passes in order, then the candidates that were measured.
 
-    ``measured`` holds a row for each candidate: name, shape, milliseconds (median), speedup over the
-    input model with quartiles, whether it was kept and why. ``fidelity``: of the outputs against those of the
-    input model. ``decoded``: constants that were compressed and that the runtime reads as plain numbers.
+    ``fidelity``: of the outputs against those of the input model. ``decoded``: constants that
+    were compressed and that the runtime reads as plain numbers.
     """
 
     passes: list[PassReport] = field(default_factory=list)
-    measured: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
     fidelity: Fidelity | None = None
     size_before: int | None = None
     size_after: int | None = None
-    decisions: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
     __pydantic_config__ = EXACT
+
+    @property
+    def kept(self) -> str | None:
+        """The candidate that was kept, or :data:`INPUT`; None: nothing was measured."""
+        return next((d.candidate for d in self.decisions if d.outcome == "kept"), None)
+
+    @property
+    def against_input(self) -> list[tuple[Measurement, Timing]]:
+        """What was measured against the input model, with its times."""
+        rows = [row for row in self.measured if row.against == INPUT]
+        return [(row, row.timing) for row in rows if row.timing is not None]
+
+    def say(self, step: Step, reasons: Iterable[str]) -> None:
+        """Adds what a step has to say to the decisions."""
+        self.decisions += [Decision(step, reason) for reason in reasons]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest: the same for the same compilation, so without times of passes."""

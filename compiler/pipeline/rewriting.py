@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -71,7 +72,15 @@ BESIDE = 8  # Operands and readers that are looked at again when a node has chan
 
 
 class Skip(Exception):
-    """Raised in ``visit`` where the pattern is met but the rule does not apply; says why."""
+    """Raised where the pattern is met but the rule does not apply; says why.
+
+    Attributes:
+        told: further fields of the :class:`Remark` that the report has of it.
+    """
+
+    def __init__(self, reason: str = "", **told: Any) -> None:
+        super().__init__(reason)
+        self.told = told
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class Context:
     spared: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict)
     faster_sums: Sequence[Sums] = ()
-    _skipped: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _skipped: set[Remark] = field(default_factory=set, init=False)
 
     def may_rewrite(self, *, after: int = 0) -> bool:
         """Whether one more rewrite is allowed, ``after`` so many that are yet to be counted."""
@@ -157,11 +166,20 @@ class Context:
         """Adds a :class:`Remark` with these fields to the report."""
         self.report.notes.append(Remark(reason, **told))
 
-    def skip(self, node: Labelled, reason: str) -> None:
-        entry = (node.label, reason)
+    def skip(self, node: Labelled, reason: str = "", **told: Any) -> None:
+        """Adds to the report, once, that ``node`` stays as it is, and why: a :class:`Remark`."""
+        entry = Remark(reason, layer=node.label, **told)
         if entry not in self._skipped:
             self._skipped.add(entry)
             self.report.skips.append(entry)
+
+    @contextmanager
+    def trying(self, node: Labelled) -> Iterator[None]:
+        """What is done within ends where it raises :class:`Skip`, which the report has of ``node`` then."""
+        try:
+            yield
+        except Skip as why:
+            self.skip(node, str(why), **why.told)
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,7 @@ class Pass:
                 with owner.at(node):
                     result = self.visit(owner, node)
             except Skip as reason:
-                context.skip(node, str(reason))
+                context.skip(node, str(reason), **reason.told)
                 continue
             if result is None or result is False:
                 continue

@@ -22,6 +22,8 @@ from tersor.structure import AxisGroup, slice_graph
 from tersor.structure.links import Positions
 from tersor.structure.tracking import Tracked, follow_all, positions_left, tie_vector
 
+NOT_FITTED = "not fitted anew"
+
 
 def prune(
     original: Graph,
@@ -86,7 +88,7 @@ class _Cut:
             return []
         assert self.context.evaluate is not None
         for node, why in not_fitted(group) if self.reconstruct else ():
-            self.context.skip(node, f"{why}: not fitted anew")
+            self.context.skip(node, why, method=NOT_FITTED)
         found = []
         for reader in readers(group):
             seen = moments(
@@ -102,7 +104,7 @@ class _Cut:
                 found.append((reader, seen))
             else:
                 why = "has no rows of it" if seen is None else "leads to NaN or infinity"
-                self.context.skip(reader.node, f"calibration {why}: not fitted anew")
+                self.context.skip(reader.node, f"calibration {why}", method=NOT_FITTED)
         return found
 
     def _fits(
@@ -112,7 +114,8 @@ class _Cut:
         found = []
         for reader, seen in layers:
             if not reader.alone:
-                self.context.skip(reader.node, "its weight has other readers: not fitted anew")
+                why = "its weight has other readers"
+                self.context.skip(reader.node, why, method=NOT_FITTED)
                 continue
             before, _ = matrices(reader.node, reader.weight)
             kept = np.setdiff1d(np.arange(len(before)), reader.inputs_at(cut))

@@ -84,7 +84,7 @@ class Ranking:
         for i, group in enumerate(groups, first):
             criterion = "l2" if self.criterion == "obs" else self.criterion
             if reason := refusal(criterion, self.graph, group):
-                self.context.skip(group.links[0].node, f"units of {group.name} go by l2: {reason}")
+                self._falls_back(group, reason)
                 criterion = "l2"
             found += importance(criterion, self.graph, [group], feeds, evaluate, self.seed + i)
         return found
@@ -101,13 +101,12 @@ class Ranking:
         self.seen = {r: g for r, g in found.items() if g.rows and np.isfinite(g.xtx).all()}
         for group, held in wanted.items():
             if broken := [found[rows] for rows in held if rows not in self.seen]:
-                why = (
-                    "leads to NaN or infinity"
-                    if broken[0].rows
-                    else "has no rows of what reads them"
-                )
-                node = group.links[0].node
-                self.context.skip(node, f"units of {group.name} go by l2: calibration {why}")
+                no_rows, infinite = "has no rows of what reads them", "leads to NaN or infinity"
+                self._falls_back(group, f"calibration {infinite if broken[0].rows else no_rows}")
+
+    def _falls_back(self, group: AxisGroup, reason: str) -> None:
+        method = f"units of {group.name} go by l2"
+        self.context.skip(group.links[0].node, reason, method=method)
 
     def _second_order(self, group: AxisGroup) -> Order | None:
         """By energy or least squares, where the criterion is that and the group allows it."""

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 
 from tersor.built import Built
 from tersor.errors import InvalidModel
+from tersor.pipeline.report import Timing
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
 # Idle threads of a system that is not asked anything wait in loops for a while (ONNX Runtime's for over
@@ -74,16 +75,15 @@ class Paired:
         distance over the root of their number."""
         return 0.93 * (self.high - self.low) / math.sqrt(self.pairs)
 
-    def to_json(self) -> dict[str, float]:
-        """Plain data for reports."""
-        return {
-            "before_ms": round(self.a_ms, 3),
-            "after_ms": round(self.b_ms, 3),
-            "speedup": round(self.speedup, 4),
-            "speedup_q1": round(self.low, 4),
-            "speedup_q3": round(self.high, 4),
-            "pairs": self.pairs,
-        }
+    @property
+    def timing(self) -> Timing:
+        """For reports: rounded."""
+        speedup, low, high = (round(s, 4) for s in (self.speedup, self.low, self.high))
+        return Timing(round(self.a_ms, 3), round(self.b_ms, 3), speedup, low, high, self.pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, rounded."""
+        return asdict(self.timing)
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Paired:

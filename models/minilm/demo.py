@@ -92,12 +92,12 @@ def _table(made: dict[str, tersor.Artifact], fidelity: dict[str, dict[str, float
 def _speeds(report: tersor.Report) -> dict[str, tuple[str, str]]:
     """By sizes: latency of the input, and of the result with its speed over it."""
     return {
-        row["sizes"]: (
-            f"{row['before_ms']:.1f} ms",
-            f"{row['after_ms']:.1f} ms, {row['speedup']:.2f}x",
+        row.sizes: (
+            f"{timing.before_ms:.1f} ms",
+            f"{timing.after_ms:.1f} ms, {timing.speedup:.2f}x",
         )
-        for row in report.measured
-        if row["against"] == "the input" and row["candidate"] in report.decisions[-1]
+        for row, timing in report.against_input
+        if row.candidate == report.kept
     }
 
 

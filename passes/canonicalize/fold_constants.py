@@ -50,25 +50,22 @@ class FoldConstants(Pass):
                 continue
             if not context.may_rewrite(after=len(waiting or ())):
                 break
-            try:
+            with context.trying(node):
                 freed = sum(_freed(v, node, waiting) for v in _operands(node))
                 growth, room = _result_bytes(node) - freed, max(left, 0)
                 if growth > room:
-                    raise Skip(f"its {growth} bytes more are over the budget: {room} are left")
+                    raise Skip(f"over the budget: {room} bytes are left", bytes=-growth)
                 if (work := _work(node)) > MAX_WORK:
                     raise Skip(f"its {work} operations are more than {MAX_WORK}")
-            except Skip as reason:
-                context.skip(node, str(reason))
-                continue
-            constant = all(v is None or v.is_constant for v in node.inputs)
-            arrays = fold_exactly(node) if constant else None
-            if arrays is not None:
-                _replace(node, dict(zip(node.outputs, arrays, strict=True)), context)
-            elif waiting is not None and waiting.takes(node):
-                waiting.add(node)
-            else:
-                continue
-            left -= growth
+                constant = all(v is None or v.is_constant for v in node.inputs)
+                arrays = fold_exactly(node) if constant else None
+                if arrays is not None:
+                    _replace(node, dict(zip(node.outputs, arrays, strict=True)), context)
+                elif waiting is not None and waiting.takes(node):
+                    waiting.add(node)
+                else:
+                    continue
+                left -= growth
         for node, made in waiting.computed() if waiting is not None else ():
             _replace(node, made, context)
 

@@ -90,17 +90,15 @@ class DecomposeConv(LayerPass):
             context.progress(i, len(nodes), f"decomposing {node.scope or node.output.name}")
             if not context.may_rewrite():
                 return
-            try:
+            with context.trying(node):
                 self._take_apart(node, context)
-            except Skip as reason:
-                context.skip(node, str(reason))
 
     def _take_apart(self, node: Node, context: Context) -> None:
         weight = operand(node, 1).numpy().astype(np.float64)
         steps, product = self._steps(weight)
         verdict = self._verdict(node, steps, context)
         if not verdict.pays:
-            raise Skip(f"{self._told(weight, steps)}: {verdict.numbers}")
+            raise Skip(verdict.numbers, method=self._told(weight, steps))
         graph, x = node.graph, operand(node, 0)
         assert graph is not None
         with graph.at(node):

@@ -71,10 +71,8 @@ class FactorizeEmbedding(TablePass):
         for layer in self.layers(graph, context):
             if not context.may_rewrite():
                 return
-            try:
+            with context.trying(layer.node):
                 self._factorize(graph, layer, context)
-            except Skip as reason:
-                context.skip(layer.node, str(reason))
 
     def _factorize(self, graph: Graph, layer: WeightedLayer, context: Context) -> None:
         table = layer.weight
@@ -119,5 +117,5 @@ class FactorizeEmbedding(TablePass):
         elif self.rank_by == "energy":
             rank = rank_of_energy(values, self.amount)
         if rank >= count_limit(v, d):
-            raise Skip(f"rank {rank} of {v}x{d} leaves more numbers than there are")
+            raise Skip("it leaves more numbers than there are", method=f"rank {rank} of {v}x{d}")
         return truncate(dense, rows, rank)

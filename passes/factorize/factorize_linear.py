@@ -117,11 +117,8 @@ class FactorizeLinear(LayerPass):
         found, seen = {}, []
         for i, one in enumerate(observed(graph, layers, context)):
             context.progress(i, len(layers), f"factorizing {one.layer.label}")
-            try:
+            with context.trying(one.layer.node):
                 plan = self._plan(one, ranks.get(one.layer.weight), metrics, context)
-            except Skip as reason:
-                context.skip(one.layer.node, str(reason))
-            else:
                 found[one.layer.name] = plan
                 seen += [(one.gram.rows, len(one.gram.xtx))] if one.gram is not None else []
         tell_few_rows(seen, context.report)
@@ -234,7 +231,7 @@ class FactorizeLinear(LayerPass):
             else:
                 high, verdict = middle, found
         if low == 0 and verdict is not None:
-            raise Skip(_told(ranks[0], layer, verdict))
+            raise Skip(verdict.numbers, method=_method(ranks[0], layer))
         return ranks[low - 1]
 
     def _verdict(self, layer: WeightedLayer, rank: int, context: Context) -> Verdict:
@@ -271,16 +268,18 @@ class FactorizeLinear(LayerPass):
             raise Skip("nothing of it counts: it is zero, or multiplies what was always zero")
         rank = self._rank(layer, values, context) if rank is None else rank
         if rank >= min(_sizes(layer)):
-            raise Skip(f"rank {rank} of {_shape(layer)} takes nothing away")
+            raise Skip("it takes nothing away", method=_method(rank, layer))
         verdict = self._verdict(layer, rank, context)
         if not verdict.pays:
-            raise Skip(_told(rank, layer, verdict))
+            raise Skip(verdict.numbers, method=_method(rank, layer))
         plan = self._held(seen, self._factors(seen, rows, rank), verdict)
         if plan.error > self.max_error:
-            what = (
-                f"{_told(rank, layer, verdict)}; relative error of the {plan.of} {plan.error:.4f}"
+            raise Skip(
+                f"above max_error {self.max_error:g}",
+                method=_method(rank, layer),
+                error=float(plan.error),
+                of=f"the {plan.of}",
             )
-            raise Skip(f"{what}, above max_error {self.max_error:g}")
         return plan
 
     def _factors(self, seen: Observed, rows: np.ndarray, rank: int) -> Factors:
@@ -338,7 +337,7 @@ class _Plan:
         context.remark(
             self.verdict.numbers,
             layer=self.layer.label,
-            method=f"rank {self.a.shape[1]} of {_shape(self.layer)}",
+            method=_method(self.a.shape[1], self.layer),
             error=float(self.error),
             of=f"the {self.of}",
         )
@@ -375,8 +374,8 @@ def _emit(graph: Graph, node: Node, operands: Sequence[Value | None], name: str 
     return graph.emit("tersor.Linear", [inner, *rest], node.attrs, name=name)
 
 
-def _told(rank: int, layer: WeightedLayer, verdict: Verdict) -> str:
-    return f"rank {rank} of {_shape(layer)}: {verdict.numbers}"
+def _method(rank: int, layer: WeightedLayer) -> str:
+    return f"rank {rank} of {_shape(layer)}"
 
 
 def _dense(layer: WeightedLayer) -> np.ndarray:

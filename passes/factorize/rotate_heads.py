@@ -57,13 +57,10 @@ class RotateHeads(Pass):
     def _try(self, rotate: _Rotate, node: Node, moments: _Moments, context: Context) -> None:
         if not context.may_rewrite():
             return
-        try:
+        with context.trying(node):
             told = rotate(node, moments)
-        except Skip as reason:
-            context.skip(node, str(reason))
-            return
-        context.rewrote()
-        context.remark(layer=node.scope or node.output.name, method=told)
+            context.rewrote()
+            context.remark(layer=node.scope or node.output.name, method=told)
 
 
 # -- which layers ----------------------------------------------------------------------------------

@@ -53,15 +53,12 @@ class TensorTrainEmbedding(TablePass):
         for layer in self.layers(graph, context):
             if not context.may_rewrite():
                 return
-            try:
+            with context.trying(layer.node):
                 train = self._train(layer.matrix())
-            except Skip as reason:
-                context.skip(layer.node, str(reason))
-                continue
-            cores = train.tables(layer.weight)
-            replace_lookups(layer.weight, partial(train.emit, held=cores))
-            context.rewrote()
-            train.tell(layer.name, context)
+                cores = train.tables(layer.weight)
+                replace_lookups(layer.weight, partial(train.emit, held=cores))
+                context.rewrote()
+                train.tell(layer.name, context)
 
     def _train(self, dense: np.ndarray) -> _Train:
         rows, columns = row_digits(len(dense)), column_digits(dense.shape[1])

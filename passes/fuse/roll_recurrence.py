@@ -50,18 +50,15 @@ class RollRecurrence(Pass):
                 last = chain.cells[-1].h
                 if last in refused:
                     continue
-                try:
+                refused.add(last)  # Unless it is rolled, and gone.
+                assert last.producer is not None
+                with context.trying(last.producer):
                     if not parts:
                         raise Skip(
                             "the cell state of each step is read, and the op returns the last"
                         )
                     _roll(graph, chain)
-                except Skip as reason:
-                    refused.add(last)
-                    assert last.producer is not None
-                    context.skip(last.producer, str(reason))
-                    continue
-                return True
+                    return True
         return False
 
 

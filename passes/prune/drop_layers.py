@@ -57,7 +57,7 @@ class DropLayers(Pass):
         layers = list(itertools.chain(*find_layers(whole, self.unit)))
         for layer in layers:
             if layer.pinned:
-                context.skip(layer.nodes[-1], f"layer {layer.where}: {layer.pinned}")
+                context.skip(layer.nodes[-1], layer.pinned, method=f"layer {layer.where} stays")
         count = self._how_many(layers)
         if not layers:
             context.remark(f"no {self.unit} repeats itself: nothing to drop")

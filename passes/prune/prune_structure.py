@@ -181,15 +181,14 @@ class PruneStructure(Selection):
             broken += [v for _, v, _ in group.weights(summed=True) if not _finite(v)]
             if not group.free:
                 reason = next(iter(group.pinned.values()))
-                context.skip(node, f"the {group.units} units of {group.name} stay: {reason}")
             elif broken:
-                context.skip(
-                    node, f"the units of {group.name} stay: {broken[0].name} holds NaN or infinity"
-                )
+                reason = f"{broken[0].name} holds NaN or infinity"
             elif group.inexact and not self.inexact and not only_met(group):
-                context.skip(node, f"the units of {group.name} stay: {group.inexact}")
+                reason = group.inexact
             else:
                 kept.append(group)
+                continue
+            context.skip(node, reason, method=f"the {group.units} units of {group.name} stay")
         return kept
 
 

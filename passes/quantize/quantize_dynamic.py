@@ -109,7 +109,8 @@ class QuantizeDynamic(LayerPass):
             worst, node = max(found, key=lambda e: e[0], default=(0.0, layer.node))
             if worst > self.max_error:
                 # Its other readers stay as well: in two forms it would be larger than in one.
-                context.skip(node, f"error {worst:.3f} is above max_error {self.max_error}")
+                above = f"above max_error {self.max_error}"
+                context.skip(node, above, error=float(worst), of="its output on calibration")
                 continue
             errors += [error for error, _ in found]
             context.report.changed[layer.name] = (layer.label, worst if found else None)

@@ -40,7 +40,8 @@ class QuantizeEmbedding(TablePass):
             encoding = quantize_rows(dense)
             error = relative_error(dense, encoding.decode())
             if error > self.max_error:
-                context.skip(layer.node, f"error {error:.3f} is above max_error {self.max_error}")
+                above = f"above max_error {self.max_error}"
+                context.skip(layer.node, above, error=float(error), of="the weight")
                 continue
             layer.weight.graph.set_encoding(layer.weight, layer.encoding.with_values(encoding))
             context.rewrote()

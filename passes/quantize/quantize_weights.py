@@ -59,11 +59,13 @@ class QuantizeWeights(LayerPass):
             if context.spares(layer.name, layer.node):
                 continue
             form = forms[layer.weight]
-            error, told = of_outputs.get(layer.name), outputs
+            error, told, of = of_outputs.get(layer.name), outputs, "its output on calibration"
             if error is None:
                 error, told = relative_error(layer.weight.numpy(), form.decode()), weights
+                of = "the weight"
             if error > self.max_error:
-                context.skip(layer.node, f"error {error:.3f} is above max_error {self.max_error}")
+                above = f"above max_error {self.max_error}"
+                context.skip(layer.node, above, error=float(error), of=of)
                 continue
             layer.weight.graph.set_encoding(layer.weight, form)
             context.rewrote()

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -88,19 +89,17 @@ class SmoothActivations(LayerPass):
             exact = seen[x].rows @ weights
             error = partial(_error, seen[x], weights, exact, saturates, form)
             before, after, alpha, scale = self._search(seen[x], weights, error)
+            errors: dict[str, Any] = {"before": float(before), "error": float(after)}
             if alpha is None:
-                context.skip(readers[0], "no exponent lowers its error")
+                context.skip(readers[0], "no exponent lowers its error", error=float(before))
             elif _foldable_maker(x, readers) is None and before < after * self.min_gain:
-                context.skip(
-                    readers[0], f"a Mul would only divide its error by {before / after:.2f}"
-                )
+                low = f"a Mul has to divide its error by {self.min_gain:g}"
+                context.skip(readers[0], low, method=f"alpha {alpha:g}", **errors)
             else:
                 _apply(graph, x, readers, scale)
                 context.rewrote()
                 where = readers[0].scope or readers[0].output.name
-                context.remark(
-                    layer=where, method=f"alpha {alpha:g}", before=float(before), error=float(after)
-                )
+                context.remark(layer=where, method=f"alpha {alpha:g}", **errors)
 
     def _search(
         self, seen: Activation, weight: np.ndarray, error: Callable[[np.ndarray], float]

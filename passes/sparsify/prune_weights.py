@@ -92,15 +92,12 @@ class PruneWeights(LayerPass):
             if not context.may_rewrite():
                 break
             before = layer.matrix()
-            try:
+            with context.trying(layer.node):
                 if self._prune(seen, masks.get(layer)):
                     context.rewrote()
-            except Skip as reason:
-                context.skip(layer.node, str(reason))
-                continue
-            done.append(layer)
-            if seen.gram is not None:
-                errors.append(_output_error(seen.gram, before, layer.matrix()))
+                done.append(layer)
+                if seen.gram is not None:
+                    errors.append(_output_error(seen.gram, before, layer.matrix()))
         context.report.notes += _remarks(done, errors, bool(context.calibration))
 
     # -- options -------------------------------------------------------------------------------------

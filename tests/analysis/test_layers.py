@@ -223,13 +223,13 @@ def test_a_pass_over_layers_is_one_class() -> None:
         "v",
         "inner",
     }  # The shared one whole; no table, and no @f, which was not asked for.
-    assert [why for _, why in report.skips] == ["its scope is ignored by option"]
+    assert [skip.reason for skip in report.skips] == ["its scope is ignored by option"]
     # Of a shared weight one reader is ignored: it would be changed under it.
     _, report = run(HalfWeights(ignored_scopes=("encoder.1.first",)), graph_of())
-    assert "@w is also read by what stays as it is" in [why for _, why in report.skips]
+    assert "@w is also read by what stays as it is" in [skip.reason for skip in report.skips]
     _, report = run(HalfWeights(min_elements=10**6), graph_of())
     assert report.rewrites == 0
-    assert "@r has fewer than 1000000 elements" in [why for _, why in report.skips]
+    assert "@r has fewer than 1000000 elements" in [skip.reason for skip in report.skips]
 
 
 def is_half(value: Value) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from typer.testing import Result
 
 import tersor
 from tersor.cli import doctor
+from tersor.cli.report import show_report
 from tersor.pipeline import registry
+from tersor.pipeline.report import Decoded, Report
 
 Run = Callable[..., Result]
 COMMANDS = [
@@ -104,7 +107,7 @@ def test_skips_are_counted_and_listed_on_demand(run: Run, files: Path) -> None:
     counted, listed = ok(run(*command)), ok(run(*command, "--skips"))
     (line,) = [line for line in counted if line.startswith("rules did not apply in ")]
     skips = [line for line in listed if "}: tersor.Linear (layer.0." in line]
-    assert sum(line.endswith("is above max_error 0.0") for line in skips) == 2
+    assert sum(line.endswith(", above max_error 0.0") for line in skips) == 2
     (count,) = [int(word) for word in line.split() if word.isdigit()]
     assert count >= len(skips) and line.endswith(" places: list them with --skips")
 
@@ -164,6 +167,35 @@ def test_inspect_compares_two_models(run: Run, files: Path) -> None:
 def test_inspect_reads_artifacts(run: Run, files: Path) -> None:
     ok(run("compile", "m.onnx", "artifact", "--recipe", "fp32", "--no-measure"))
     assert "parameters: 2,112, held in 8.45 kB" in ok(run("inspect", "artifact"))
+
+
+@pytest.mark.parametrize("skips", [(), ("--skips",)])
+def test_what_was_done_is_shown_of_an_artifact_as_when_it_was_compiled(
+    run: Run, files: Path, skips: tuple[str, ...]
+) -> None:
+    command = ["compile", "m.onnx", "artifact", "--calibration", "good.npz", "--no-measure"]
+    # One layer stays in float, and says why.
+    command += ["--set", "quantize-dynamic.min_elements=600", *skips]
+    *compiled, written = ok(run(*command))
+    assert written.startswith("wrote ")
+    shown = ok(run("inspect", "artifact", *skips))
+
+    def timeless(line: str) -> str:
+        return re.sub(r" +(seconds|\d+\.\d\d)?$", "", line)
+
+    assert [*map(timeless, shown[-len(compiled) :])] == [*map(timeless, compiled)]
+    assert ("seconds" in compiled[0]) and not any("seconds" in line for line in shown)
+
+
+def test_constants_that_are_decoded_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    decoded = Decoded("w", "affine(i4, axis=0)", "no kernel of 4 bits", 1200, True)
+    show_report(Report(decoded=[decoded]), skips=False)
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert ["w", "affine(i4, axis=0)", "1.2 kB", "at loading", "no kernel of 4 bits"] in [
+        [cell.strip() for cell in line if cell] for line in lines
+    ]
 
 
 def test_work_that_is_unknown_is_said_to_be(run: Run, files: Path) -> None:

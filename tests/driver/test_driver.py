@@ -16,7 +16,9 @@ from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.frontends.onnx import import_model
 from tersor.ir import parse
 from tersor.ops import TABLE as OPS
+from tersor.pipeline.report import BEST, INPUT, Decision
 from tersor.tuning import search
+from tersor.tuning.cases import ADVICE
 from tersor.tuning.measure import Bench, Paired, compare
 
 RNG = np.random.default_rng(7)
@@ -76,13 +78,19 @@ def test_fp32_gives_the_models_numbers_and_int8_nearly() -> None:
 def test_what_was_not_measured_is_said_to_be_unknown() -> None:
     report = tersor.compile(model(), measure=False).report
     assert report.measured == [] and report.fidelity is None
-    assert report.decisions == [
-        "not measured: measuring was turned off; whether it is faster is unknown"
-    ]
+    assert report.decisions == [Decision("measure", "measuring was turned off", "unmeasured")]
     other = tersor.compile(model(), target="cpu:neon").report
-    assert other.decisions[0] == (
-        "not measured: cpu:neon is not this machine; whether it is faster is unknown"
-    )
+    why = "cpu:neon is not this machine"
+    assert other.decisions[0] == Decision("measure", why, "unmeasured")
+    assert report.kept is other.kept is None
+
+
+def kept(candidate: str, why: str = "") -> Decision:
+    return Decision("choose", why, "kept", candidate)
+
+
+def slower(candidate: str, speedup: float) -> Decision:
+    return Decision("choose", "", "slower", candidate, "batch=1 length=4", speedup)
 
 
 def speedup(value: float) -> Paired:
@@ -96,11 +104,10 @@ def test_what_is_slower_than_the_input_is_not_kept(
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
     assert artifact.model == path.read_bytes()
-    slower = "is slower than the input at batch=1 length=4 (0.90x) and was not kept"
     assert artifact.report.decisions == [
-        f"int8 {slower}",
-        f"fp32 {slower}",
-        "kept the input: nothing that was tried is faster",
+        slower("int8", 0.9),
+        slower("fp32", 0.9),
+        kept(INPUT, "nothing that was tried is faster"),
     ]
 
 
@@ -112,7 +119,7 @@ def test_what_is_told_as_slower_is_not_kept_however_wide_its_quartiles(
     monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: result)
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
-    assert report.decisions[-1] == "kept the input: nothing that was tried is faster"
+    assert report.decisions[-1] == kept(INPUT, "nothing that was tried is faster")
 
 
 def test_what_is_kept_below_1_is_said_to_be_as_fast_and_waits_are_told(
@@ -128,10 +135,8 @@ def test_what_is_kept_below_1_is_said_to_be_as_fast_and_waits_are_told(
         sizes=[{"batch": 1, "length": 4}],
         progress=lambda done, total, what: told.append(what),
     ).report
-    assert report.decisions[-2:] == [
-        "fp32 is as fast as the input at batch=1 length=4: 0.99x is within what two runs of the same show",
-        "kept fp32",
-    ]
+    even = Decision("choose", "", "even", "fp32", "batch=1 length=4", 0.99)
+    assert report.decisions[-2:] == [even, kept("fp32")]
     for wait in (
         "importing",
         "looking for inputs to measure with",
@@ -149,7 +154,7 @@ def test_a_slower_int8_leaves_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: next(results))
     monkeypatch.setattr("tersor.tuning.search.duel", lambda *_: [speedup(1.0)])
     artifact = tersor.compile(path, recipe="int8", sizes=[{"batch": 1, "length": 4}])
-    assert artifact.report.decisions[-1] == "kept fp32"
+    assert artifact.report.kept == "fp32"
     feed = batches(1)[0]
     np.testing.assert_allclose(artifact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
 
@@ -165,9 +170,9 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
     sizes = [{"batch": 1, "length": 4}]
     report = tersor.compile(path, recipe="int8", sizes=sizes, settings=nothing).report
     assert report.decisions == [
-        "int8 found nothing to compress: only lossless passes count",
-        "int8 is slower than the input at batch=1 length=4 (0.80x) and was not kept",
-        "kept the input: nothing that was tried is faster",
+        Decision("recipe", "only lossless passes count", "unchanged", "int8"),
+        slower("int8", 0.8),
+        kept(INPUT, "nothing that was tried is faster"),
     ]
 
 
@@ -175,10 +180,10 @@ def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
     monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 3)
     report = tersor.compile(path, "cpu", "fp32", sizes=[{"batch": 2, "length": 8}]).report
-    last = [row for row in report.measured if row["against"] == "the input"]
-    assert [row["sizes"] for row in last] == ["batch=2 length=8"]
-    assert last[0]["before_ms"] > 0 and last[0]["pairs"] == 3
-    if report.decisions[-1].startswith("kept fp32"):
+    ((row, timing),) = report.against_input
+    assert row.sizes == "batch=2 length=8"
+    assert timing.before_ms > 0 and timing.pairs == 3
+    if report.kept != INPUT:
         assert report.fidelity is not None
         assert report.fidelity.min_cosine is not None and report.fidelity.min_cosine > 0.999999
 
@@ -192,11 +197,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_calibration_is_what_is_measured(path: Path, quick: None) -> None:
     report = tersor.compile(path, recipe="int8", calibration=batches()).report
-    assert [r["sizes"] for r in report.measured if r["against"] == "the input"] == [
+    assert [row.sizes for row, _ in report.against_input] == [
         "batch=1 length=9",
         "batch=2 length=9",
     ]
-    assert report.decisions == ["kept int8"]
+    assert report.decisions == [kept("int8")]
 
 
 @pytest.mark.parametrize("form", ["by name", "in order"])
@@ -204,7 +209,7 @@ def test_example_inputs_of_an_onnx_file_are_measured(path: Path, quick: None, fo
     (feed,) = batches(1)
     example = feed if form == "by name" else (feed["ids"],)
     report = tersor.compile(path, recipe="fp32", example_inputs=example).report
-    told = [r["sizes"] for r in report.measured if r["against"] == "the input"]
+    told = [row.sizes for row, _ in report.against_input]
     assert told == ["batch=1 length=9", "batch=2 length=9"]
 
 
@@ -230,20 +235,18 @@ def needy() -> onnx.ModelProto:
 def test_what_cannot_be_measured_is_built_as_it_was_asked_for(quick: None) -> None:
     made = tersor.compile(needy(), recipe="int8")
     (decision,) = made.report.decisions
-    assert decision.startswith(
-        "not measured: the model does not run on made-up inputs (the model does not take these inputs: "
+    assert decision.outcome == "unmeasured"
+    assert decision.reason.startswith(
+        "the model does not run on made-up inputs (the model does not take these inputs: "
     )
-    assert "indices element out of data bounds, idx=-899" in decision
-    assert decision.endswith(
-        "give real inputs by calibration or example_inputs, or sizes (--size); "
-        "whether it is faster is unknown"
-    )
+    assert "indices element out of data bounds, idx=-899" in decision.reason
+    assert decision.reason.endswith(ADVICE)
     assert made.report.measured == [] and made.report.fidelity is None
     assert any(n.op_type.endswith("MatMul") for n in onnx.load_from_string(made.model).graph.node)
     assert len(made.model) < 0.5 * len(needy().SerializeToString())
     feed = {"x": RNG.standard_normal((3, 160)).astype(np.float32), "at": np.array([900, 907, 903])}
     real = tersor.compile(needy(), recipe="int8", calibration=[feed]).report
-    assert real.decisions == ["kept int8"]
+    assert real.decisions == [kept("int8")]
 
 
 def test_strings_are_measured_too(quick: None) -> None:
@@ -268,7 +271,7 @@ def test_strings_are_measured_too(quick: None) -> None:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 3)]
     texts = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     report = tersor.compile(texts, recipe="fp32").report
-    assert [r["sizes"] for r in report.measured if r["against"] == "the input"] == ["n=1", "n=8"]
+    assert [row.sizes for row, _ in report.against_input] == ["n=1", "n=8"]
 
 
 def test_where_no_candidate_runs_nothing_is_said_of_speed(
@@ -280,8 +283,8 @@ def test_where_no_candidate_runs_nothing_is_said_of_speed(
     monkeypatch.setattr("tersor.driver.choosing.Search", refuse)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
     assert report.decisions == [
-        "fp32 was not kept: it has no form here",
-        "kept the input: nothing that was tried can be run",
+        Decision("choose", "it has no form here", "refused", "fp32"),
+        kept(INPUT, "nothing that was tried can be run"),
     ]
 
 
@@ -291,8 +294,8 @@ def test_a_challenger_with_other_outputs_is_refused(
     monkeypatch.setattr("tersor.tuning.search.AGREEMENT", 1.1)  # which no two outputs reach
     monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 3)
     report = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}]).report
-    refused = [row for row in report.measured if "refused" in row]
-    assert refused and all(r["refused"].startswith("its outputs are others") for r in refused)
+    refused = [row for row in report.measured if row.timing is None]
+    assert refused and all(r.refused.startswith("its outputs are others") for r in refused)
 
 
 def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
@@ -309,10 +312,10 @@ def test_a_challenger_that_is_hopeless_on_one_feed_is_not_timed_on_the_others(
     monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(1.2))
     sizes = [{"batch": 1, "length": 4}, {"batch": 2, "length": 4}]
     report = tersor.compile(path, recipe="fp32", sizes=sizes).report
-    assert report.decisions[-1] == "kept fp32"
-    tried = [row for row in report.measured if row["against"] == "the best so far"]
-    assert {row["feed"] for row in tried} == {0}
-    assert "fp32 spinning=False" in [row["candidate"] for row in tried]
+    assert report.kept == "fp32"
+    tried = [row for row in report.measured if row.against == BEST]
+    assert {row.sizes for row in tried} == {"batch=1 length=4"}
+    assert "fp32 spinning=False" in [row.candidate for row in tried]
 
 
 def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
@@ -329,8 +332,8 @@ def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(
     monkeypatch.setattr("tersor.tuning.search.duel", interrupted)
     monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(1.2))
     artifact = tersor.compile(path, recipe="fp32", sizes=[{"batch": 1, "length": 4}])
-    assert artifact.report.decisions[-1] == "kept fp32 linear=gemm"  # the first challenger
-    assert artifact.report.measured[1]["refused"] == "interrupted: the best so far is kept"
+    assert artifact.report.kept == "fp32 linear=gemm"  # the first challenger
+    assert artifact.report.measured[1].refused == "interrupted: the best so far is kept"
     feed = batches(1)[0]
     np.testing.assert_allclose(artifact.run(feed)["y"], reference(feed), rtol=0, atol=2e-5)
 

@@ -124,7 +124,7 @@ def test_inspect_shows_labels(artifact: tersor.Artifact, classifier: Path, tmp_p
         assert "labels: 0 negative, 1 neutral, 2 positive\n" in shown
         # What was remarked of a folder goes into the report of its compilation.
         assert ("remark: takes one text: token_type_ids are 0" in shown) == (path == classifier)
-    assert any("takes one text" in line for line in artifact.report.decisions)
+    assert any("takes one text" in said.reason for said in artifact.report.decisions)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '"a"', "[" * 100_000])

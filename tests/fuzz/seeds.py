@@ -122,7 +122,13 @@ def archives() -> dict[str, bytes]:
 def manifest() -> bytes:
     """Of an artifact whose model is empty."""
     digest = hashlib.sha256(b"").hexdigest()
-    passes = [PassReport("a", skips=[("x", "y")], notes=[Remark("z", layer="w", error=0.5)])]
+    passes = [
+        PassReport(
+            "a",
+            skips=[Remark("y", layer="x", method="m", bytes=-1)],
+            notes=[Remark("z", layer="w", error=0.5)],
+        )
+    ]
     return Manifest(
         runtime="ort",
         choice=Choice().to_json(),

@@ -20,6 +20,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 import tersor
 from tersor.frontends.onnx import import_model
+from tersor.pipeline.report import Decision
 
 X = np.array([1.0, -2.0], np.float32)
 
@@ -207,7 +208,8 @@ CONTRADICTED = {
 def test_a_shape_that_contradicts_what_follows_is_a_remark(name: str) -> None:
     model, remark = CONTRADICTED[name]
     made = tersor.convert(model)
-    assert f"{remark}: the inferred shape is taken" in made.report.decisions
+    said = Decision("import", f"{remark}: the inferred shape is taken")
+    assert said in made.report.decisions
     assert isinstance(made.model, bytes)
     want, got = run(model.SerializeToString(), x=X), run(made.model, x=X)
     assert {k: v.tolist() for k, v in want.items()} == {k: v.tolist() for k, v in got.items()}
@@ -225,5 +227,5 @@ def test_inputs_with_defaults_become_constants_and_that_is_told(
     model.ir_version = ir_version
     made = tersor.convert(model)
     line = "the default of input 'k' and 1 more is taken as a constant: no caller can give another"
-    assert (line in made.report.decisions) == told
+    assert (Decision("import", line) in made.report.decisions) == told
     assert made.run({"x": X})["y"].tolist() == [4.0, -3.0]

@@ -62,5 +62,7 @@ def test_layers_that_stay_in_float_are_named(name: str, folder: Path) -> None:
     pipeline = Pipeline([QuantizeDynamic()])
     made = pipeline.run(optimized(name, "torch", folder))
     layers = [n.op for n in made.nodes if n.op in ("Conv", "GRU", "LSTM")]
-    said = [why for _, why in pipeline.reports[0].skips if "has no integer form" in why]
+    said = [
+        skip.reason for skip in pipeline.reports[0].skips if "has no integer form" in skip.reason
+    ]
     assert said == [f"{op} has no integer form: it multiplies floats" for op in layers]

@@ -25,9 +25,10 @@ from tersor.passes.canonicalize.simplify_transpose import SimplifyTranspose
 from tersor.passes.canonicalize.slices_to_split import SlicesToSplit
 from tersor.passes.canonicalize.zero_states import ZeroStates
 from tersor.pipeline import Pass, Pipeline
+from tersor.pipeline.report import Remark
 
 
-def run(step: Pass, text: str) -> tuple[Graph, list[tuple[str, str]]]:
+def run(step: Pass, text: str) -> tuple[Graph, list[Remark]]:
     """The graph after ``step`` and DeadCode, and the step's skips."""
     graph = parse(text, TABLE)
     verify(graph)
@@ -50,7 +51,7 @@ def expect_unchanged(step: Pass, text: str, reason: str | None = None) -> None:
     graph, skips = run(step, text)
     before = parse(text, TABLE, weights_of(graph))
     assert print_graph(graph) == print_graph(Pipeline([DeadCode()]).run(before))
-    assert [why for _, why in skips] == ([reason] if reason else [])
+    assert [skip.reason for skip in skips] == ([reason] if reason else [])
 
 
 # -- EliminateIdentity -----------------------------------------------------------------------------
@@ -628,8 +629,10 @@ BIG = """graph main(%x: f32[2]) -> (y = %y) {{
     ids=["ConstantOfShape", "Add", "MatMul"],
 )
 def test_what_makes_much_from_little_is_not_folded(line: str, bytes_more: int) -> None:
-    reason = f"its {bytes_more} bytes more are over the budget: 4096 are left"
-    expect_unchanged(FoldConstants(), BIG.format(line=line), reason)
+    text = BIG.format(line=line)
+    expect_unchanged(FoldConstants(), text, "over the budget: 4096 bytes are left")
+    _, skips = run(FoldConstants(), text)
+    assert [skip.bytes for skip in skips] == [-bytes_more]
 
 
 def test_the_budget_is_an_option_and_is_shared_by_all_nodes() -> None:
@@ -640,7 +643,8 @@ def test_the_budget_is_an_option_and_is_shared_by_all_nodes() -> None:
     }"""
     graph, skips = run(FoldConstants(byte_budget=500), text)
     assert [n.output.name for n in graph.nodes] == ["z"]
-    assert skips == [("ConstantOfShape %z", "its 392 bytes more are over the budget: 104 are left")]
+    why = "over the budget: 104 bytes are left"
+    assert skips == [Remark(why, layer="ConstantOfShape %z", bytes=-392)]
 
 
 def test_random_numbers_and_quantized_constants_are_not_folded() -> None:
@@ -859,7 +863,7 @@ def test_a_bias_is_not_taken_where_the_product_is_read_elsewhere() -> None:
         }""",
     )
     assert [n.op for n in graph.nodes] == ["tersor.Linear", "Add"]
-    assert [why for _, why in skips] == ["the product has another reader than the bias"]
+    assert [skip.reason for skip in skips] == ["the product has another reader than the bias"]
 
 
 @pytest.mark.parametrize(

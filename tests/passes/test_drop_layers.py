@@ -242,7 +242,9 @@ def test_layers_whose_inner_values_the_model_returns_stay() -> None:
     text = PRE_NORM.replace("(y = %y)", "(y = %y, key = %f1)")
     graph = parse(text, TABLE)
     after, report = drop(graph, DropLayers(count=1))
-    assert [why for _, why in report.skips] == ["layer stack.1: the model returns 'key' beside it"]
+    (skip,) = report.skips
+    assert skip.reason == "the model returns 'key' beside it"
+    assert skip.method == "layer stack.1 stays"
     assert "stack.1" not in [note.layer for note in report.notes]
     assert len(after.outputs) == 2
     message = refusal(graph, DropLayers(count=2))
@@ -334,7 +336,7 @@ def test_a_decoder_with_cross_attention_and_one_with_a_cache() -> None:
     )
     after = pipeline.run(cached)
     assert len(pipeline.reports[0].skips) == 2
-    assert all("the model returns" in why for _, why in pipeline.reports[0].skips)
+    assert all("the model returns" in skip.reason for skip in pipeline.reports[0].skips)
     assert ".mlp" in pipeline.reports[0].notes[0].layer
     assert {k: v.shape for k, v in run(after, examples).items()} == {
         k: v.shape for k, v in run(cached, examples).items()

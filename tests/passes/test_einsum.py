@@ -106,7 +106,7 @@ def test_what_is_no_product_of_matrices_says_why(
     pipeline = Pipeline([EinsumToMatMul()])
     graph = pipeline.run(graph_of(equation, constant))
     assert [node.op for node in graph.nodes] == ["Einsum"]
-    assert [why for _, why in pipeline.reports[0].skips] == [reason]
+    assert [skip.reason for skip in pipeline.reports[0].skips] == [reason]
 
 
 def test_what_stretches_stays() -> None:
@@ -117,5 +117,5 @@ def test_what_stretches_stays() -> None:
     graph.set_outputs([graph.emit("Einsum", [a, b], {"equation": "bqd,bkd->bqk"})], ["y"])
     pipeline = Pipeline([EinsumToMatMul()])
     assert [node.op for node in pipeline.run(graph).nodes] == ["Einsum"]
-    ((_, why),) = pipeline.reports[0].skips
-    assert why == "its operands stretch, or sizes of theirs are not known to be equal"
+    (skip,) = pipeline.reports[0].skips
+    assert skip.reason == "its operands stretch, or sizes of theirs are not known to be equal"

@@ -47,7 +47,7 @@ def run(step: Pass, text: str) -> tuple[Graph, list[str]]:
     verify(graph)
     pipeline = Pipeline([step, DeadCode()], "values", [feed(graph)], evaluate)
     after = pipeline.run(graph)
-    return after, [why for _, why in pipeline.reports[0].skips]
+    return after, [skip.reason for skip in pipeline.reports[0].skips]
 
 
 def expect(step: Pass, before: str, after: str) -> None:

@@ -168,7 +168,9 @@ def test_what_the_weight_loses_says_little_of_what_the_layer_does(seen: bool) ->
     (report,) = pipeline.reports
     assert report.rewrites == (not seen)
     if seen:
-        assert "is above max_error 0.1" in report.skips[0][1]
+        (skip,) = report.skips
+        assert (skip.reason, skip.of) == ("above max_error 0.1", "its output on calibration")
+        assert skip.error is not None and skip.error > 0.1
     else:
         assert report.notes[1].of == "a weight: its layer's output is unknown"
 
@@ -185,7 +187,9 @@ def test_a_weight_of_two_layers_is_judged_by_the_one_that_loses_more() -> None:
     feed["z"][:, 5] *= 1e-6
     pipeline = Pipeline([QuantizeWeights(min_elements=1)], calibration=[feed], evaluate=evaluate)
     pipeline.run(graph)
-    assert "is above max_error 0.1" in pipeline.reports[0].skips[0][1]
+    (skip,) = pipeline.reports[0].skips
+    assert skip.reason == "above max_error 0.1"
+    assert skip.error is not None and skip.error > 0.1
 
 
 OF_A_TABLE = """graph main(%x: f32[n, 16], %ids: i64[n]) -> (y = %y) {
@@ -211,7 +215,7 @@ def test_a_weight_that_stays_says_why(text: str, options: dict[str, Any], reason
     after, report = run(graph, **options)
     assert not isinstance(after.constants["w"].encoding, Affine)
     assert report.rewrites == 0
-    assert [reason in why for _, why in report.skips] == [True]
+    assert [reason in skip.reason for skip in report.skips] == [True]
 
 
 def test_a_weight_with_nan_stays() -> None:
@@ -221,7 +225,7 @@ def test_a_weight_with_nan_stays() -> None:
     graph.replace(graph.constants["w"], graph.constant(broken, "w"))
     _, report = run(graph)
     assert (report.rewrites, len(report.skips)) == (0, 1)
-    assert "holds NaN or infinity" in report.skips[0][1]
+    assert "holds NaN or infinity" in report.skips[0].reason
 
 
 def test_scales_as_large_as_what_they_scale_are_not_worth_it() -> None:
@@ -229,7 +233,7 @@ def test_scales_as_large_as_what_they_scale_are_not_worth_it() -> None:
         graph_of("%x: f32[n, 32, 9] | @w: f32[32, 1, 1] | f32[n, 32, 9] = Conv(%x, @w) {group = 32}")
     )  # fmt: skip
     assert (report.rewrites, len(report.skips)) == (0, 1)
-    assert "would be no smaller" in report.skips[0][1]
+    assert "would be no smaller" in report.skips[0].reason
 
 
 def test_weights_of_branches_and_of_what_they_read_from_outside() -> None:

@@ -47,7 +47,7 @@ def rolled(graph: Graph) -> tuple[Graph, list[str]]:
     pipeline = Pipeline(optimization(), evaluate=ort.Evaluator())
     made = pipeline.run(graph)
     (report,) = (r for r in pipeline.reports if r.name == "roll-recurrence")
-    return made, [why for _, why in report.skips]
+    return made, [skip.reason for skip in report.skips]
 
 
 def judged(model: onnx.ModelProto, module: unrolled.Unrolled) -> tuple[Counter[str], list[str]]:

@@ -128,7 +128,7 @@ def test_shared_weights_are_not_smoothed_apart() -> None:
     given = shared_layers(3)
     made = tersor.compile(given, recipe="int8", calibration=[{"x": x}], measure=False)
     assert built_size(made.model) < 2 * D * WIDE * 1.5
-    reasons = [why for p in made.report.passes for _, why in p.skips]
+    reasons = [skip.reason for p in made.report.passes for skip in p.skips]
     assert "@wa is shared with other layers, and would be held twice" in reasons
 
 

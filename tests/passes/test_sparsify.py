@@ -367,7 +367,7 @@ def test_tables_are_pruned_where_they_are_asked_for() -> None:
 def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
     feed = {v.name: np.ones(v.tensor.shape, v.tensor.dtype.numpy) for v in others().inputs}
     after, report = run(PruneWeights(criterion="wanda", sparsity=0.5), others(), calibration=[feed])
-    assert [why for _, why in report.skips] == [
+    assert [skip.reason for skip in report.skips] == [
         "wanda needs a layer's inputs: ConvTranspose multiplies no rows of an operand with @t as one matrix",
     ]
     np.testing.assert_array_equal(masked(after, "W").mask.sum(axis=2), 4)
@@ -377,7 +377,7 @@ def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
 
 def test_a_matrix_without_whole_blocks_stays() -> None:
     after, report = run(PruneWeights(pattern="1x5", sparsity=0.5), chain())
-    assert {why for _, why in report.skips} == {
+    assert {skip.reason for skip in report.skips} == {
         "its 64 inputs are not a multiple of 5", "its 32 inputs are not a multiple of 5"
     }  # fmt: skip
     assert report.notes == [Remark("no weight was pruned")]
@@ -393,7 +393,7 @@ def test_scopes_say_which_layers() -> None:
     )
     held = {n: isinstance(after.constants[n].encoding, Masked) for n in "wvu"}
     assert held == {"w": True, "v": False, "u": False}
-    assert [why for _, why in report.skips] == ["its scope is ignored by option"]
+    assert [skip.reason for skip in report.skips] == ["its scope is ignored by option"]
 
 
 @pytest.mark.parametrize("scopes", [{"scopes": ("decoder.*",)}, {"ignored_scopes": ("decoder.*",)}])
@@ -451,7 +451,7 @@ def test_a_weight_that_is_not_finite_stays(bad: float) -> None:
     graph.set_encoding(graph.constants["w"], Dense(array))
     after, report = run(PruneWeights(sparsity=0.5), graph)
     assert after.constants["w"].encoding is graph.constants["w"].encoding
-    assert [why for _, why in report.skips] == ["@w holds NaN or infinity"]
+    assert [skip.reason for skip in report.skips] == ["@w holds NaN or infinity"]
     assert report.rewrites == 2
 
 
@@ -461,7 +461,9 @@ def test_inputs_that_are_not_finite_tell_nothing(across: Any) -> None:
     step = PruneWeights(criterion="wanda", sparsity=0.5, across=across)
     _, report = run(step, chain(), calibration=[feed])
     assert report.rewrites == 0
-    assert {why for _, why in report.skips} == {"its inputs on calibration hold NaN or infinity"}
+    assert {skip.reason for skip in report.skips} == {
+        "its inputs on calibration hold NaN or infinity"
+    }
 
 
 def test_batches_of_nothing_tell_nothing() -> None:
@@ -469,14 +471,14 @@ def test_batches_of_nothing_tell_nothing() -> None:
     for criterion in ("wanda", "sparsegpt"):
         step = PruneWeights(criterion=criterion, sparsity=0.5)  # type: ignore[arg-type]
         _, report = run(step, chain(), calibration=[feed])
-        assert {why for _, why in report.skips} == {"calibration shows none of its inputs"}
+        assert {skip.reason for skip in report.skips} == {"calibration shows none of its inputs"}
 
 
 def test_a_weight_with_another_reader_stays() -> None:
     graph = parse(CHAIN.replace("(y = %y,", "(w = @w, y = %y,"), TABLE)
     after, report = run(PruneWeights(sparsity=0.5), graph)
     assert isinstance(after.constants["w"].encoding, Dense)
-    assert [why for _, why in report.skips] == ["@w is also read by what stays as it is"]
+    assert [skip.reason for skip in report.skips] == ["@w is also read by what stays as it is"]
 
 
 def test_layers_that_share_a_weight_are_pruned_once_on_the_inputs_of_all() -> None:
@@ -508,7 +510,7 @@ def test_layers_in_subgraphs_are_pruned_unless_data_decides() -> None:
     assert masked(after, "w").kept == 32
     feed = {"c": np.array(True), "x": np.ones((2, 8), np.float32)}
     _, report = run(PruneWeights(criterion="wanda", sparsity=0.5), graph, calibration=[feed])
-    assert [w for _, w in report.skips] == [
+    assert [skip.reason for skip in report.skips] == [
         "wanda needs a layer's inputs: it is in a subgraph, where calibration sees nothing"
     ]
 
@@ -584,7 +586,7 @@ def test_a_table_keeps_its_mask_in_int8() -> None:
 def test_quantized_weights_are_not_moved() -> None:
     int8, _ = run(QuantizeDynamic(min_elements=0, max_error=1.0), chain())
     _, report = run(PruneWeights(criterion="sparsegpt", sparsity=0.5), int8, calibration=feeds())
-    assert {why for _, why in report.skips} == {
+    assert {skip.reason for skip in report.skips} == {
         "sparsegpt moves the weights that stay, and these are quantized: prune first"
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,17 @@ from tersor.pipeline import (
     replace_node,
     weight_bytes,
 )
-from tersor.pipeline.report import PassReport, Remark, Report
+from tersor.pipeline.report import (
+    BEST,
+    INPUT,
+    Decision,
+    Decoded,
+    Measurement,
+    PassReport,
+    Remark,
+    Report,
+    Timing,
+)
 from tersor.plain import read_plain
 
 TEXT = """
@@ -307,9 +319,9 @@ def test_skips_are_reported_once_with_their_reasons() -> None:
     report = pipeline.reports[0]
     assert report.rewrites == 1
     assert report.skips == [
-        ("Tanh %a (first)", "it is in first"),
-        ("Tanh %c (third)", "it is in third"),
-        ("Tanh %e (last)", "it is in last"),
+        Remark("it is in first", layer="Tanh %a (first)"),
+        Remark("it is in third", layer="Tanh %c (third)"),
+        Remark("it is in last", layer="Tanh %e (last)"),
     ]
 
 
@@ -509,18 +521,75 @@ def test_each_pass_of_a_group_is_counted_as_progress_once() -> None:
             Remark(error=0.25, worst=0.5, of="an output"),
             "relative error of an output: mean 0.2500, worst 0.5000",
         ),
-        (Remark(method="5 ids", bytes=3 << 19), "5 ids, 1.50 MiB of weights less"),
+        (Remark(method="5 ids", bytes=1_500_000), "5 ids, 1.5 MB of weights less"),
+        (Remark("over the budget", bytes=-392), "over the budget, 392 B of weights more"),
+        (Decision("import", "its pooler is left out"), "its pooler is left out"),
+        (Decision("choose", outcome="kept", candidate="int8 tuned"), "kept int8 tuned"),
+        (Decision("choose", "none is faster", "kept", INPUT), "kept the input: none is faster"),
+        (Decision("choose", "no kernel", "refused", "int8"), "int8 was not kept: no kernel"),
+        (
+            Decision("recipe", "only lossless passes count", "unchanged", "int8"),
+            "int8 found nothing to compress: only lossless passes count",
+        ),
+        (
+            Decision("choose", outcome="slower", candidate="int8", at="n=8", speedup=0.8),
+            "int8 is slower than the input at n=8 (0.80x) and was not kept",
+        ),
+        (
+            Decision("choose", outcome="even", candidate="int8", at="n=8", speedup=0.99),
+            "int8 is as fast as the input at n=8: 0.99x is within what two runs of the same show",
+        ),
+        (
+            Decision("measure", "it was turned off", "unmeasured"),
+            "not measured: it was turned off; whether it is faster is unknown",
+        ),
+        (
+            Decoded("w", "affine(i4, axis=0)", "no kernel", 1200, True),
+            "@w, affine(i4, axis=0), is decoded when the model is loaded (1.2 kB): no kernel",
+        ),
     ],
 )  # fmt: skip
-def test_the_text_of_a_remark_is_made_of_its_fields(remark: Remark, text: str) -> None:
+def test_the_text_of_a_record_is_made_of_its_fields(
+    remark: Remark | Decision | Decoded, text: str
+) -> None:
     assert str(remark) == text
 
 
-def test_remarks_are_read_back_as_they_were_saved() -> None:
+def full_report() -> Report:
     remarks = [Remark("why", layer="fc", error=0.5), Remark(method="5 ids", bytes=7)]
-    report = Report([PassReport("a", notes=remarks)])
+    timing = Timing(2.0, 1.0, 2.0, 1.9, 2.1, 20)
+    return Report(
+        [PassReport("a", skips=[Remark("x", layer="n", error=float("inf"))], notes=remarks)],
+        [Measurement("fp32", BEST, refused="why"), Measurement("fp32", INPUT, "n=8", timing)],
+        decisions=[Decision("choose", "", "even", "fp32", "n=8", 0.99)],
+        decoded=[Decoded("w", "affine(i4)", "no kernel", 12, False)],
+    )
+
+
+def test_a_report_is_read_back_as_it_was_saved() -> None:
+    report = full_report()
     assert read_plain(Report, report.to_json()) == report
-    spoilt = report.to_json()
-    spoilt["passes"][0]["notes"][0]["error"] = "much"
-    with pytest.raises(ValueError, match=r"passes\.0\.notes\.0\.error"):
-        read_plain(Report, spoilt)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("passes.0.notes.0.error", "much"),
+        ("passes.0.skips.0.layer", None),
+        ("measured.0.refused", 3),
+        ("measured.1.timing.pairs", 2.5),
+        ("decisions.0.outcome", "won"),
+        ("decisions.0.speedup", "1"),
+        ("decoded.0.loaded", "no"),
+    ],
+)
+def test_a_record_with_a_field_of_another_type_is_refused(place: str, value: object) -> None:
+    data = full_report().to_json()
+    *outer, last = place.split(".")
+    at: Any = data
+    for key in outer:
+        at = at[int(key) if key.isdigit() else key]
+    assert last in at
+    at[last] = value
+    with pytest.raises(ValueError, match=re.escape(place)):
+        read_plain(Report, data)

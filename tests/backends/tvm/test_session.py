@@ -26,6 +26,7 @@ from tersor.errors import InvalidOption, Unsupported  # noqa: E402
 from tersor.ir import Graph, parse  # noqa: E402
 from tersor.ops import TABLE  # noqa: E402
 from tersor.pipeline import registry  # noqa: E402
+from tersor.pipeline.report import INPUT  # noqa: E402
 from tersor.tuning.measure import Bench, Paired, compare  # noqa: E402
 
 HOST = Choice.of(tersor.Target.host())
@@ -292,11 +293,11 @@ def test_the_input_in_onnx_runtime_is_what_has_to_be_beaten(
     monkeypatch.setattr("tersor.driver.choosing.compare", lambda *_: speedup(gain))
     made = tersor.compile(path, recipe="fp32", runtime="tvm", sizes=[{"batch": 2}])
     if gain > 1:
-        assert made.runtime == "tvm" and made.report.decisions[-1] == "kept fp32"
+        assert made.runtime == "tvm" and made.report.kept == "fp32"
         assert made.report.fidelity is not None and made.report.fidelity.max_error == 0
     else:
         assert made.runtime == "ort" and made.model == path.read_bytes()
-        assert made.report.decisions[-1] == "kept the input: nothing that was tried is faster"
+        assert made.report.kept == INPUT
     np.testing.assert_array_equal(made.run(FEED)["y"], EXPECTED)
 
 
