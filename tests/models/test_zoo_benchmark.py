@@ -72,15 +72,6 @@ def test_rows_of_other_conditions_are_not_kept(
     assert rows.load(out, other, fresh=change == "fresh") == {"conditions": other}
 
 
-def test_what_was_kept_is_read_from_the_report(benchmark: ModuleType) -> None:
-    said = [
-        "int8 is slower than the input at batch=1 (0.9x) and was not kept",
-        "kept fp32 threads=1",
-    ]
-    assert benchmark.kept(said) == "fp32 threads=1"
-    assert benchmark.kept(["kept the input: nothing that was tried is faster"]) == "the input"
-
-
 def test_the_table_tells_speed_with_quartiles_size_and_metric(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -204,7 +204,7 @@ OF_A_TABLE = """graph main(%x: f32[n, 16], %ids: i64[n]) -> (y = %y) {
     [
         ("%y: f32[n, 64] = Relu(%h)", {"min_elements": 1025}, "@w has fewer than 1025 elements"),
         ("%y: f32[n, 64] = Relu(%h)", {"ignored_scopes": ("*",)}, "its scope is ignored by option"),
-        ("%y: f32[n, 64] = Relu(%h)", {"max_error": 1e-4}, "is above max_error 0.0001"),
+        ("%y: f32[n, 64] = Relu(%h)", {"max_error": 1e-4}, "above max_error 0.0001"),
         ("%g: f32[n, 64] = Gather(@w, %ids)\n%y: f32[n, 64] = Add(%g, %h)", {}, "@w is also read by what stays as it is"),
         ("%m: f32[16, 64] = Tanh(@w)\n%i: f32[n, 64] = MatMul(%x, %m)\n%y: f32[n, 64] = Add(%i, %h)", {}, "@w is also read by what stays as it is"),
     ],

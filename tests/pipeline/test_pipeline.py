@@ -566,6 +566,13 @@ def full_report() -> Report:
     )
 
 
+def test_what_was_kept_is_read_from_the_decisions() -> None:
+    slower = Decision("choose", outcome="slower", candidate="int8", at="n=8", speedup=0.9)
+    kept = Decision("choose", outcome="kept", candidate="fp32 threads=1")
+    assert Report(decisions=[slower, kept]).kept == "fp32 threads=1"
+    assert Report(decisions=[slower]).kept is None
+
+
 def test_a_report_is_read_back_as_it_was_saved() -> None:
     report = full_report()
     assert read_plain(Report, report.to_json()) == report
