@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tersor.backends.tvm.formats import FLOAT, QUANTIZED, choose
+from tersor.backends.tvm.kernels import attention_shorts
 from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
@@ -221,6 +222,12 @@ class _Fusion:
             result = "bfloat16" if self.isa.bfloat16 and quantized else "float32"
             with self.graph.at(node):
                 operands: list[Value | None] = [self._linear(merged, result=result), None, None]
+            d, v_d = (
+                _encoding(n.inputs[1]).type.shape[1] // count
+                for n, count in ((merged[0], heads), (merged[2], kv_heads))
+            )
+            if quantized and result == "float32" and attention_shorts.takes(self.isa, d, v_d):
+                result = "int16"
         else:
             operands, result = list(node.inputs[:3]), "float32"
         attrs["dtype"] = result

@@ -18,7 +18,7 @@ to three queries, a step of a decoder, read them where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,16 @@ from tvm.tirx.script.builder import ir as T
 from tersor.backends.tvm.kernels import emit, products
 from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.attention_products import KEYS, ROWS, Direct, Rows, Tiles, Vectors
+from tersor.backends.tvm.kernels.attention_shorts import Shorts
 from tersor.backends.tvm.kernels.attention_softmax import TOGETHER, Mask, Softmax, Span
 from tersor.backends.tvm.kernels.emit import Isa
 
 FEW = 4  # Queries from which on keys and values are packed.
+_PRODUCTS: dict[str, Callable[..., Tiles | Vectors | Shorts]] = {
+    "bfloat16": Tiles,
+    "float32": Vectors,
+    "int16": Shorts,
+}
 _TASKS = 4  # For each thread at least, if there are queries enough.
 _CHUNK = 64  # Queries that are worth packing keys and values for once more.
 
@@ -149,7 +155,7 @@ class _Body:
             work.values(self.out_rows, i, start * KEYS, T.min(stop * KEYS, self.there))
 
     def _blocks(self, first: Any, last: Any) -> None:
-        spec, make = self.spec, Tiles if self._amx else Vectors
+        spec, make = self.spec, _PRODUCTS[self.spec.dtype]
         work = make(
             self.isa, spec.d, spec.v_d, self.k_rows, self.v_rows, self.there, self.wide,
             self.softmax.factor,

@@ -15,7 +15,8 @@ class Attention:
         heads, kv_heads: of queries, and of keys and values (a divisor of it).
         d, v_d: size of a head of queries and keys, and of values.
         scale: of the scores.
-        dtype: that queries, keys and values are held in: ``bfloat16`` or ``float32``.
+        dtype: that queries, keys and values are held in: ``bfloat16``, ``float32``, or ``int16``: in
+            float32, but multiplied as integers.
         layout: of queries and the result: ``hidden`` [batch, length, heads d], ``heads`` [batch, heads,
             length, d]; ``packed``: keys and values lie behind the queries in one tensor [batch, length,
             (heads + kv_heads) d + kv_heads v_d], and the result is ``hidden``.

@@ -28,6 +28,7 @@ from tersor.backends.tvm.kernels.emit import Isa
 
 ROWS = 16  # Queries of a block.
 KEYS = 32  # What keys are padded to.
+LARGEST = 4095  # What chances and values in 16 bits are within: 4095 * 4095 * 128 < 2^31.
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Rows:
         emit.store(self.buffer, value, *self.lead, row, self.column + c, lanes=lanes)
 
 
-class _Packed:
+class Packed:
     """Keys and values of a head, and what a block of queries needs: its scores, their chances, one over
     the sums of these, and what is made of them."""
 
@@ -61,7 +62,7 @@ class _Packed:
         self.inverse = emit.scratch((ROWS,), "float32")
 
 
-class Vectors(_Packed):
+class Vectors(Packed):
     """In float32."""
 
     def __init__(self, *given: Any) -> None:
@@ -156,7 +157,7 @@ class Vectors(_Packed):
                 emit.store(out, emit.get(held, lanes), row + r, to + v * lanes, lanes=lanes)
 
 
-class Tiles(_Packed):
+class Tiles(Packed):
     """In bfloat16, by AMX. Queries keep their eight bits: the softmax multiplies scores by the factor."""
 
     def __init__(self, *given: Any) -> None:

@@ -24,7 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import activations, emit, rowwise, vector
 from tersor.backends.tvm.kernels.attention_form import Attention
-from tersor.backends.tvm.kernels.attention_products import KEYS
+from tersor.backends.tvm.kernels.attention_products import KEYS, LARGEST
 from tersor.backends.tvm.kernels.emit import Isa
 
 TOGETHER = 4  # Rows whose softmax is taken at once, for each waits for its maximum and its sum.
@@ -162,7 +162,7 @@ class Softmax:
         self.out = -math.inf if self.natural else _LEFT_OUT
         self.unit = 1.0 if self.natural else LOG2_E
         self.factor = spec.scale / spec.softcap if spec.softcap else spec.scale * self.unit
-        self.multiplied = spec.dtype == "float32"  # Whether scores have the factor already.
+        self.multiplied = spec.dtype != "bfloat16"  # Whether scores have the factor already.
         if mask is not None and mask.row is None:
             self.edge = emit.scratch((TOGETHER, KEYS), "float32")
 
@@ -312,13 +312,12 @@ class Softmax:
                     y = emit.bind(self._exp2(y))
                     held = total[i % len(total)]
                     emit.put(held, emit.get(held, lanes) + y, lanes)
-                    made = rowwise.bfloat16(y) if self.spec.dtype == "bfloat16" else y
-                    emit.store(chances, made, r, c, lanes=lanes)
+                    emit.store(chances, _held(y, chances.dtype, lanes), r, c, lanes=lanes)
         return [self._folded(total, operator.add) for total in sums]
 
     def _exp2(self, x: Any) -> Any:
         """2^x of what is at most zero, or NaN: 2^n 2^f with n whole and |f| <= 1/2. What is rounded to
-        bfloat16 needs no more than a cubic."""
+        fewer bits needs no more than a cubic."""
         lanes = self.isa.lanes
         if lanes != 16:
             # Of -127 the exponent's bits are those of zero.
@@ -326,6 +325,16 @@ class Softmax:
         elif self.natural:
             x = emit.bind(tirx.max(emit.number(_LEFT_OUT, lanes), x))
         n = emit.bind(T.nearbyint(x))
-        coarse = self.spec.dtype == "bfloat16"
+        coarse = self.spec.dtype != "float32"
         y = vector.polynomial(emit.bind(x - n), _COARSE if coarse else vector.TWO_TO_F)
         return emit.times_power_of_two(y, n, lanes)
+
+
+def _held(chance: Any, dtype: str, lanes: int) -> Any:
+    """Chances as products read them."""
+    if dtype == "uint16":
+        return rowwise.bfloat16(chance)
+    if dtype == "int16":
+        whole = T.nearbyint(chance * emit.number(LARGEST, lanes))
+        return emit.cast(emit.cast(whole, f"int32x{lanes}"), f"int16x{lanes}")
+    return chance

@@ -17,7 +17,8 @@ from tersor.backends.tvm.kernels.attention_form import Attention
 LENGTHS = (1, 7, 16, 33, 128)
 # float32: exponentials to 3e-7 and sums of up to 128. bfloat16: chances and exponentials have eight
 # bits, and a mean of values of size one or so is off by as much.
-TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
+# int16: scores of size ten that are off by 1e-4 of that, values by 4 / 8,190.
+TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2, "int16": 4e-3}
 
 
 def spec(
@@ -151,6 +152,38 @@ def test_float32(machine: Machine) -> None:
     given = spec("float32", True, True, False)
     for length in LENGTHS:
         check(given, machine, length, length)
+
+
+@on(["widen8"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        spec("int16", True, True, False),
+        spec("int16", False, False, True, d=64, kv_heads=2, v_d=40),
+        spec("int16", True, True, True, d=8, v_d=24),
+    ],
+    ids=lambda g: g.name,
+)
+def test_integers_of_16_bits(machine: Machine, given: Attention) -> None:
+    for length in (*LENGTHS, 300):
+        check(given, machine, length, length)
+    if given.layout != "packed":
+        for queries, keys in ((5, 0), (20, 130), (9, 1)):
+            check(replace(given, causal=False), machine, queries, keys)
+
+
+@on(["widen8"])
+def test_sums_of_16_bits_do_not_overflow(machine: Machine) -> None:
+    """All numbers of a head are as large as any: queries and keys of opposite and of one sign, values of one."""
+    given = spec("int16", False, False, False, d=32)
+    for size in (1e-20, 1.0, 1e3):
+        q, k = np.full((1, 8, 128), size, "f"), np.full((1, 300, 128), 0.01 / size, "f")
+        k[:, 1::2] *= -1
+        v = np.full((1, 300, 128), -size, "f")
+        got = run(given, machine, q, k, v, None)
+        np.testing.assert_allclose(got, np.full_like(got, -size), rtol=2e-4)
+    zero = run(given, machine, q * 0, k * 0, v * 0, None)
+    assert not zero.any()
 
 
 @on(["vnni"])

@@ -17,13 +17,13 @@ from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
 from tersor.backends.tvm.module import MAIN, lower  # noqa: E402
 from tersor.backends.tvm.ops import RULES, fused  # noqa: E402
 from tersor.backends.tvm.pipeline import compile_module, tvm_target  # noqa: E402
-from tersor.ir import Affine, Dense, Encoding, Graph, parse, print_graph, verify  # noqa: E402
+from tersor.ir import Affine, Dense, DType, Encoding, Graph, parse, print_graph, verify  # noqa: E402
 from tersor.ops import TABLE  # noqa: E402
 from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic  # noqa: E402
 from tersor.pipeline import Pipeline  # noqa: E402
 from tersor.target import Target, request_amx  # noqa: E402
 
-VNNI, AMX = Isa(16, "vnni", 2), Isa(16, "amx", 2, True)
+VNNI, AMX, AVX2 = Isa(16, "vnni", 2), Isa(16, "amx", 2, True), Isa(8, "widen", 2)
 
 # A layer of a transformer, after its norms; a constant is random numbers of its shape.
 LAYER = """graph main(%x: f32[b, s, 64], %mask: bool[b, 1, 1, s]) -> (y = %y) {
@@ -171,6 +171,23 @@ def test_layers_that_read_different_rows_are_not_merged() -> None:
     attention = list(made.nodes)[3]
     assert None not in attention.inputs
     assert attention.attrs["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("isa", "whole", "in_float"),
+    [(AMX, "bfloat16", "float32"), (VNNI, "float32", "float32"), (AVX2, "int16", "float32")],
+    ids=["amx", "vnni", "avx2"],
+)
+def test_attention_between_int8_layers_multiplies_what_is_fastest(
+    isa: Isa, whole: str, in_float: str
+) -> None:
+    graph = ir(LAYER)
+    for given, dtype in ((quantized(graph), whole), (graph, in_float)):
+        made = fuse(given, isa)
+        (attention,) = (n for n in made.nodes if n.op == "tvm.Attention")
+        assert attention.attrs["dtype"] == dtype
+        (packed,) = (v for v in attention.inputs[:3] if v is not None)
+        assert packed.tensor.dtype is (DType.U16 if dtype == "bfloat16" else DType.F32)
 
 
 def test_a_layer_that_another_node_reads_is_not_merged() -> None:
