@@ -72,7 +72,7 @@ class Weights:
         end = 0
         for start, array in zip(self.offsets, self.arrays, strict=True):
             yield memoryview(bytes(start - end))
-            yield from _pieces(array)
+            yield from pieces(array)
             end = start + array.nbytes
 
     def place(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ def main_file(model: Built) -> bytes:
     return model if isinstance(model, bytes) else model.data
 
 
-def _pieces(array: np.ndarray) -> Iterator[memoryview]:
+def pieces(array: np.ndarray) -> Iterator[memoryview]:
     """The array's bytes in C order. Of one that does not lie so (a transposed view), only a piece at a
     time is put in order."""
     if array.flags.c_contiguous:
@@ -131,7 +131,7 @@ def _pieces(array: np.ndarray) -> Iterator[memoryview]:
     row = array.nbytes // len(array)
     if row > CHUNK:
         for part in array:
-            yield from _pieces(part)
+            yield from pieces(part)
         return
     step = max(1, CHUNK // max(row, 1))
     for i in range(0, len(array), step):

@@ -21,10 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import tersor
-from tersor.artifact import storage
 from tersor.built import ALIGNMENT, Split, Weights
 from tersor.cli.main import app
 from tersor.errors import InvalidModel, InvalidOption
+from tersor.files import storage
 from tersor.frontends.onnx import beside, external, import_model, read_built
 from tersor.pipeline.report import INPUT
 from tersor.tuning.measure import Bench, Paired

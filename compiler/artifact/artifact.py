@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from tersor.artifact.manifest import MAX_EXTRA, MAX_MODEL, check_file, read_file, read_manifest
-from tersor.artifact.saving import save_file, save_folder
-from tersor.artifact.storage import locked
+from tersor.artifact.saving import save_folder
 from tersor.backend import Session
 from tersor.built import Built, Split, Weights
 from tersor.errors import InvalidModel, InvalidOption, TersorError
+from tersor.files.model import save_file, writing
+from tersor.files.storage import locked
 from tersor.pipeline import registry
 from tersor.pipeline.report import Report
 
@@ -77,7 +78,7 @@ class Artifact:
         """
         path = Path(path)
         check_path(path, self.runtime)
-        try:
+        with writing(path):
             if path.suffix == ".onnx":
                 save_file(path, self.model)
             else:
@@ -91,10 +92,6 @@ class Artifact:
                     report=self.report,
                     suffix=registry.backend(self.runtime).SUFFIX,
                 )
-        except OSError as error:
-            raise InvalidOption(f"cannot write {path}: {error.strerror or error}") from None
-        except ValueError as error:  # a null byte in the path
-            raise InvalidOption(f"cannot write {str(path)!r}: {error}") from None
         return path
 
 

@@ -12,9 +12,9 @@ from tersor.artifact import card
 from tersor.artifact import manifest as manifests
 from tersor.artifact.identity import input_identity
 from tersor.artifact.manifest import Manifest, check_file, read_manifest
-from tersor.artifact.storage import locked, open_plain, stored
 from tersor.backend import Backend, Interface
 from tersor.errors import InvalidModel, TersorError
+from tersor.files.storage import locked, open_plain, stored
 from tersor.ir import TensorType, UnknownType, ValueType
 from tersor.ir.types import parse_type
 from tersor.pipeline import registry

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tersor.artifact.storage import Stored, open_plain, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import LONGEST, InvalidModel, one_line
+from tersor.files.storage import Stored, open_plain, stored
 from tersor.ir import Graph
 from tersor.pipeline.report import Report
 from tersor.plain import read_plain

@@ -9,48 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tersor.artifact import card, manifest
 from tersor.artifact.manifest import Manifest
-from tersor.artifact.storage import Staging, Stored, locked, stored
 from tersor.built import Built, Split, main_file
 from tersor.errors import InvalidModel, InvalidOption
+from tersor.files.model import write_weights
+from tersor.files.storage import Staging, locked, stored
 from tersor.pipeline.report import Report
 
-_WEIGHTS = re.compile(rb"weights-[0-9a-f]{16}\.bin")
 _HASHED = re.compile(r".*-([0-9a-f]{16})(\.[^.]*)?\Z", re.DOTALL)
-_MODELS = {".onnx", ".ort", ".pb"}
-_CHANGED = "a file that its weights are read from changed meanwhile; run it again"
-
-
-def save_file(path: Path, model: Built) -> None:
-    """The model alone, with the file of its weights beside it where it has one.
-
-    Raises:
-        OSError: as the system says.
-        InvalidOption: ``path`` is something else than a file.
-    """
-    if path.exists() and not path.is_file():
-        raise InvalidOption(f"cannot write {path}: it is no regular file; choose another path")
-    folder = path.parent
-    with Staging(folder, path.name) as staging:
-        staging.write("model", [main_file(model)])
-        kept = set()
-        if isinstance(model, Split):
-            _write_weights(staging, model)
-            kept.add(model.weights.name)
-        with locked(folder):
-            left = _weights_of(path) - kept
-            for name in kept:
-                staging.move(name, folder / name)
-            staging.move("model", path)
-            for name in left - _named_by_models(folder, left):
-                (folder / name).unlink(missing_ok=True)
 
 
 def save_folder(
@@ -77,7 +49,7 @@ def save_folder(
         main = _hashed(f"model{suffix}", main_file(model))
         files = {main: staging.write(main, [main_file(model)])}
         if isinstance(model, Split):
-            files[model.weights.name] = _write_weights(staging, model)
+            files[model.weights.name] = write_weights(staging, model)
         names = {name: _hashed(name, data) for name, data in extras.items()}
         for name, data in extras.items():
             if names[name] not in files:
@@ -115,14 +87,6 @@ def _may_replace(readme: Path) -> bool:
     return not readme.exists() or card.is_card(readme.read_bytes())
 
 
-def _write_weights(staging: Staging, model: Split) -> Stored:
-    weights = model.weights
-    written = staging.write(weights.name, weights.chunks())
-    if written.sha256 != weights.sha256:
-        raise InvalidModel(f"the weights are others than a moment ago: {_CHANGED}")
-    return written
-
-
 def _hashed(name: str, data: bytes) -> str:
     """``model.onnx`` -> ``model-0123456789abcdef.onnx``"""
     path = Path(name)
@@ -149,25 +113,3 @@ def _is_ours(path: Path) -> bool:
     with contextlib.suppress(OSError):  # A link, or one that cannot be read, is somebody else's.
         return match is not None and stored(path).sha256.startswith(match[1])
     return False
-
-
-def _weights_of(path: Path) -> set[str]:
-    """Names of weights files of our making that the model at ``path`` refers to."""
-    if not any(path.parent.glob("weights-*.bin")):
-        return set()
-    return {name.decode() for name in _found(path, _WEIGHTS)}
-
-
-def _named_by_models(folder: Path, names: Iterable[str]) -> set[str]:
-    """Those of ``names`` that a model in ``folder`` refers to."""
-    wanted = {name.encode() for name in names}
-    others = (p for p in folder.iterdir() if p.suffix in _MODELS) if wanted else ()
-    return {name.decode() for path in others for name in _found(path, _WEIGHTS) & wanted}
-
-
-def _found(path: Path, pattern: re.Pattern[bytes]) -> set[bytes]:
-    """What of ``pattern`` stands in a file."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        return set(pattern.findall(text))

@@ -15,11 +15,10 @@ from itertools import islice
 
 from tersor.driver.judging import Judge, Run, is_random
 from tersor.errors import PassFailed, TersorError
-from tersor.ir import Graph, Node, TensorType
+from tersor.ir import Graph, Node, TensorType, extract
 from tersor.numerics.fidelity import Fidelity, OutputFidelity
 from tersor.pipeline import Pipeline, Step
 from tersor.pipeline.rewriting import Evaluate, Feeds
-from tersor.statistics.observing import tap
 
 LOSSLESS = 0.99  # Of what passes that claim to keep values have to keep: a relative error of 0.14.
 BUILT = 0.95  # Of what is built: kernels round what they quantize in other places.
@@ -102,10 +101,8 @@ def _first_node(
     nodes = [n for n in graph.nodes if isinstance(n.outputs[0].type, TensorType)]
 
     def differs(count: int) -> bool:
-        part = tap(graph, [nodes[count - 1].outputs[0]])
-        feed_names = {value.name for value in part.inputs}
-        fed = [{k: v for k, v in feed.items() if k in feed_names} for feed in islice(feeds, 1)]
-        return _difference(part, rebuild(part), fed, evaluate) is not None
+        part = extract(graph, None, [nodes[count - 1].outputs[0]])
+        return _difference(part, rebuild(part), [*islice(feeds, 1)], evaluate) is not None
 
     try:
         return nodes[_first(len(nodes), differs) - 1] if nodes else None

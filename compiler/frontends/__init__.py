@@ -11,8 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
+from tersor.files.model import GRAPH
 from tersor.frontends import folder, halves, torchscript
-from tersor.ir import Graph
+from tersor.ir import Graph, load
 
 SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
 
@@ -48,8 +49,8 @@ def load_model(
     trust: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
-    ``fx.GraphModule``, a Hugging Face model directory (of sentence-transformers too), a graph of the IR, or
-    what was imported already.
+    ``fx.GraphModule``, a Hugging Face model directory (of sentence-transformers too), a graph of the IR or
+    the file that one was saved to, or what was imported already.
 
     ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
     ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, and a directory's pickled weights, which
@@ -68,6 +69,10 @@ def load_model(
             files=model.files,
             remarks=model.remarks,
         )
+    if isinstance(model, (str, Path)) and Path(model).suffix == GRAPH and not Path(model).is_dir():
+        from tersor.ops import TABLE
+
+        model = load(model, TABLE)
     if isinstance(model, Graph):
         return Imported(_renamed(model, input_names, output_names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():

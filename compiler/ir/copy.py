@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ def copy_graph(graph: Graph) -> Graph:
 
     A copied subgraph still reads the values of the original's outer graph.
     """
-    return _Copy().graph(graph, None)
+    return Copy().graph(graph, None)
 
 
 def inline(body: Graph, before: Node) -> list[Value]:
@@ -29,7 +29,7 @@ def inline(body: Graph, before: Node) -> list[Value]:
     the outer graph, and returns the copies of its outputs. Names are kept: the caller erases the node
     that owns ``body``."""
     assert before.graph is not None and not body.inputs
-    copy = _Copy()
+    copy = Copy()
     copy.fill(before.graph, body, before)
     return [copy.values.get(v, v) for v in body.outputs]
 
@@ -41,7 +41,7 @@ def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     Raises:
         InvalidGraph: an op does not accept these sizes.
     """
-    result = _Copy(sizes).graph(graph, None)
+    result = Copy(sizes).graph(graph, None)
     for node in result.walk():
         if node.subgraphs or node.graph is None:
             continue
@@ -57,37 +57,48 @@ def specialize(graph: Graph, sizes: Mapping[str, int]) -> Graph:
 
 
 @dataclass
-class _Copy:
+class Copy:
     """One copying run.
 
     Attributes:
         sizes: replacements for symbols in dims.
+        only: the nodes and constants of the outermost level to copy; None: all.
         values: the copy of each value copied so far.
     """
 
     sizes: Mapping[str, KnownDim] = field(default_factory=dict)
+    only: Container[Node | Value] | None = None
     values: dict[Value, Value] = field(default_factory=dict)
 
     def graph(self, graph: Graph, outer: Graph | None) -> Graph:
-        values = self.values
-        result = type(graph)(graph.name, graph.table, outer)
-        result.metadata = dict(graph.metadata)
-        result.domains = dict(graph.domains)
-        if outer is None:
-            result._names = dict(graph._names)
+        values, result = self.values, self.empty(graph, outer)
         for value in graph.inputs:
             result.inputs.append(self.value(value, result))
         self.fill(result, graph, None)
         result.set_outputs([values.get(v, v) for v in graph.outputs], graph.output_names)
         return result
 
+    def empty(self, graph: Graph, outer: Graph | None) -> Graph:
+        """``graph`` without all that is in it."""
+        result = type(graph)(graph.name, graph.table, outer)
+        result.metadata = dict(graph.metadata)
+        result.domains = dict(graph.domains)
+        if outer is None:
+            result._names = dict(graph._names)
+        return result
+
     def fill(self, result: Graph, graph: Graph, before: Node | None) -> None:
         """Copies ``graph``'s constants and nodes into ``result``, the nodes before ``before``."""
         values = self.values
+        only = self.only if graph.parent is None else None
         for value in graph.constants.values():
+            if only is not None and value not in only:
+                continue
             copied = self.value(value, result)
             result.constants[copied.name] = copied
         for node in graph.nodes:
+            if only is not None and node not in only:
+                continue
             copy = Node(node.op, self.attrs(node, result), node.scope, node.name)
             for sub in copy.subgraphs:
                 sub.parent = copy
@@ -105,10 +116,12 @@ class _Copy:
         return attrs
 
     def value(self, value: Value, graph: Graph) -> Value:
-        copy = Value(value.name, self.type(value.type), graph)
+        # One that is there already (an input in place of a result) keeps the name, and its readers.
+        name = graph.fresh(value.name) if value in self.values else value.name
+        copy = Value(name, self.type(value.type), graph)
         copy.encoding, copy.index = value.encoding, value.index
         copy.contents = self.contents(value.contents)
-        self.values[value] = copy
+        self.values.setdefault(value, copy)
         return copy
 
     def type(self, type: ValueType) -> ValueType:

@@ -59,7 +59,8 @@ def weights_of(graph: Graph) -> dict[str, Encoding]:
     for node in graph.walk():
         for attr in node.attrs.values():
             items += attr if isinstance(attr, tuple) else (attr,)
-    return {item.digest: item for item in items if isinstance(item, Encoding)}
+    # Of equal ones the first: others may be views of its memory.
+    return {item.digest: item for item in reversed(items) if isinstance(item, Encoding)}
 
 
 def _graph_lines(graph: Graph, indent: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ import numpy as np
 from tersor.backend import Supports
 from tersor.errors import PassFailed
 from tersor.ir import Encoding, Graph, Node, Value
+from tersor.ir.extract import reads
 from tersor.numerics.affine import ActivationForm
 from tersor.numerics.sums import Sums
 from tersor.pipeline.report import PassReport, Remark
@@ -312,7 +313,7 @@ def erase_dead(nodes: Iterable[Node]) -> int:
         node = work.pop()
         if node.graph is None or any(v.uses for v in node.outputs):
             continue
-        feeding = [v for v in _reads(node) if v is not None]
+        feeding = [v for v in reads(node) if v is not None]
         node.graph.erase(node)
         erased += 1
         for value in feeding:
@@ -333,14 +334,3 @@ def erase_unread(graph: Graph) -> int:
             owner.erase_constant(constant)
             erased += 1
     return erased
-
-
-def _reads(node: Node) -> list[Value | None]:
-    """Operands of a node and of everything in its subgraphs."""
-    found = list(node.inputs)
-    for sub in node.subgraphs:
-        for inner in sub.all_graphs():
-            found += inner.outputs
-            for reader in inner.nodes:
-                found += reader.inputs
-    return found

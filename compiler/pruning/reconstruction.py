@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.ir import Graph, Node, Value
+from tersor.ir import Graph, Node, Value, extract
 from tersor.ops import Weight, window
 from tersor.pipeline import Evaluate, Feeds
 from tersor.statistics.gram import Gram
-from tersor.statistics.observing import Rows, tap
+from tersor.statistics.observing import Rows
 from tersor.statistics.products import columns_at, linear_weight, matrices, rows_of
 
 SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})
@@ -159,7 +159,8 @@ class _Run:
     """A graph that gives rows, the first of which tell what is padding in all."""
 
     def __init__(self, graph: Graph, wanted: list[Rows]) -> None:
-        self.tapped, self.wanted = tap(graph, [rows.value for rows in wanted]), wanted
+        self.tapped = extract(graph, None, [rows.value for rows in wanted])
+        self.wanted = wanted
         self.mask = wanted[0].mask(graph)
 
     def rows(self, evaluate: Evaluate, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

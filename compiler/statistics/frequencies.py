@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tersor.analysis.layers import Reader
-from tersor.ir import Graph, Value
+from tersor.ir import Graph, Value, extract
 from tersor.pipeline import Evaluate, Feeds
 from tersor.statistics.observers import Counts
-from tersor.statistics.observing import tap
 from tersor.statistics.padding import padding_mask
 
 
@@ -27,7 +26,7 @@ def frequencies(
     }
     if not masks:
         return counts.result
-    tapped = tap(graph, list(masks))
+    tapped = extract(graph, None, list(masks))
     for feed in feeds:
         outputs = evaluate(tapped, feed)
         for ids, mask in masks.items():

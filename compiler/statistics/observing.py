@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tersor.analysis.match import dims
-from tersor.ir import Graph, Value
-from tersor.pipeline import Evaluate, Feeds, erase_unread
+from tersor.ir import Graph, Value, extract
+from tersor.pipeline import Evaluate, Feeds
 from tersor.statistics.observers import Observer, real_rows
 from tersor.statistics.padding import mask_over, padding_mask
 
@@ -78,7 +78,7 @@ def observe(
     """
     values = list(dict.fromkeys(rows.value for rows in wanted))
     for start in range(0, len(values), TAPS):
-        tapped = tap(graph, values[start : start + TAPS])
+        tapped = extract(graph, None, values[start : start + TAPS])
         group = [rows for rows in wanted if rows.value in values[start : start + TAPS]]
         masks = {rows: rows.mask(graph) for rows in group}
         for feed in feeds:
@@ -87,12 +87,3 @@ def observe(
                 found = rows.of(outputs[rows.value.name], feed, masks[rows])
                 for observer in wanted[rows]:
                     observer.update(found)
-
-
-def tap(graph: Graph, values: Sequence[Value]) -> Graph:
-    """A copy that returns ``values`` in place of its outputs, and has no more than they need."""
-    copy = graph.copy()
-    by_name = {v.name: v for v in copy.values()}
-    copy.set_outputs([by_name[v.name] for v in values], [v.name for v in values])
-    erase_unread(copy)
-    return copy

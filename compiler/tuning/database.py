@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tersor.artifact.storage import Staging, locked
 from tersor.errors import InvalidOption
+from tersor.files.storage import Staging, locked
 
 Held = dict[str, Any]
 

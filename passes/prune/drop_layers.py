@@ -22,10 +22,9 @@ from pydantic import Field
 
 from tersor.analysis.residual import Layer, Unit, find_layers
 from tersor.errors import InvalidOption
-from tersor.ir import Graph, Value
+from tersor.ir import Graph, Value, extract
 from tersor.pipeline import LOSSY, Context, Evaluate, Feeds, Pass, erase_dead
 from tersor.statistics.observers import real_rows
-from tersor.statistics.observing import tap
 from tersor.statistics.padding import padding_mask
 from tersor.transforms.skip_norm import fuse_skip_norms, split_skip_norms
 
@@ -129,7 +128,7 @@ def angular_distances(
     """How far the second of each pair of values is turned from the first, 0 to 1, over all rows of
     ``feeds`` that are no padding; 1 where no cosine is a number."""
     values = list(dict.fromkeys(v for pair in pairs for v in pair))
-    tapped = tap(graph, values)
+    tapped = extract(graph, None, values)
     masks = {v: padding_mask(graph, v) for v in values}
     sums, rows = np.zeros(len(pairs)), np.zeros(len(pairs))
     for feed in feeds:

@@ -15,9 +15,9 @@ import onnx
 import onnx.parser
 
 from tersor.artifact.manifest import Manifest
-from tersor.artifact.storage import Stored
 from tersor.backends.ort import Choice
 from tersor.errors import TersorError
+from tersor.files.storage import Stored
 from tersor.frontends.onnx import export_model, import_model
 from tersor.ir import print_graph
 from tersor.ops.samples import cases, one_node

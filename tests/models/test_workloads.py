@@ -16,9 +16,11 @@ import tersor
 from tersor.analysis.feeds import dim_names, make_feed
 from tersor.backends import ort
 from tersor.frontends import load_model
-from tersor.ir import Graph
+from tersor.ir import Graph, load, print_graph, save
 from tersor.models import zoo
+from tersor.ops import TABLE
 from tersor.pipeline import Pipeline, registry
+from tersor.pipeline.runner import weight_bytes
 
 NAMES = zoo.names()
 # Sums of some hundred float32 terms of magnitude 1, through some layers, in another order: errors are
@@ -105,6 +107,21 @@ def test_compiled_it_computes_what_torch_does_at_other_sizes(
     expected = zoo.runner(zoo.find(name), untrained(name))
     for feed in feeds:
         check_equal(session.run(feed), expected(feed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_disk_it_is_the_same_graph(name: str, tmp_path: Path) -> None:
+    graph = from_torch(name)
+    again = load(save(graph, tmp_path / f"{name}.graph"), TABLE)
+    assert print_graph(again) == print_graph(graph)
+    assert weight_bytes(again) <= weight_bytes(graph)  # Of equal constants there is one.
+    (weights,) = tmp_path.glob("weights-*")
+    padding = 64 * sum(len(g.constants) for g in graph.all_graphs())
+    assert weights.stat().st_size <= weight_bytes(graph) + padding
+    feed = zoo.find(name).test()[0]
+    before, after = (ort.open_session(ort.build(g)).run(feed) for g in (graph, again))
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value)
 
 
 def saved(given: Path, recipe: str) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tersor.artifact.storage import Staging
 from tersor.errors import InvalidOption
+from tersor.files.storage import Staging
 from tersor.tuning.database import Database
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from tersor.built import pieces
 from tersor.ir.types import DType, TensorType
 
 FORMS: dict[str, type[Encoding]] = {}
@@ -261,12 +262,17 @@ def place_of(array: np.ndarray) -> tuple[object, ...]:
     return (low, high) if high - low == array.nbytes else (id(array),)
 
 
+def in_order_of_bytes(array: np.ndarray) -> np.ndarray:
+    """``array``, its numbers little-endian as everywhere here; a copy only of one that is not."""
+    return np.asarray(array, DType.of(array).numpy)
+
+
 def packed_bytes(elements: int, bits: int) -> int:
     return -(-elements * bits // 8)
 
 
 def _arrays(encoding: Encoding, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    for name, part in _fields(encoding):
+    for name, part in fields_of(encoding):
         if isinstance(part, np.ndarray):
             yield prefix + name, part
         elif isinstance(part, Encoding):
@@ -275,7 +281,7 @@ def _arrays(encoding: Encoding, prefix: str) -> Iterator[tuple[str, np.ndarray]]
 
 def _rebuilt(encoding: E, prefix: str, arrays: Mapping[str, np.ndarray]) -> E:
     changed: dict[str, Any] = {}
-    for name, part in _fields(encoding):
+    for name, part in fields_of(encoding):
         if isinstance(part, np.ndarray):
             changed[name] = arrays[prefix + name]
         elif isinstance(part, Encoding):
@@ -283,7 +289,8 @@ def _rebuilt(encoding: E, prefix: str, arrays: Mapping[str, np.ndarray]) -> E:
     return replace(encoding, **changed)  # type: ignore[type-var]
 
 
-def _fields(encoding: Encoding) -> list[tuple[str, Any]]:
+def fields_of(encoding: Encoding) -> list[tuple[str, Any]]:
+    """All there is to an encoding, by name: its class takes just these, too."""
     return [(f.name, getattr(encoding, f.name)) for f in fields(encoding)]  # type: ignore[arg-type]
 
 
@@ -301,7 +308,8 @@ def _digest(encoding: Encoding) -> str:
 
 def _hash_array(sha: Any, array: np.ndarray) -> None:
     sha.update(f"{DType.of(array).value}{array.shape}".encode())
-    if array.dtype.hasobject:
+    if DType.of(array) is DType.STRING:
         sha.update(repr(array.tolist()).encode())
     else:
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for piece in pieces(in_order_of_bytes(array)):
+            sha.update(piece)

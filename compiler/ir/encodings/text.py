@@ -110,6 +110,8 @@ def read_encoding(tokens: Tokens, type: object, weights: Mapping[str, Encoding])
         tokens.take()
         if digest[1:] not in weights:
             tokens.fail(f"no weight with digest {digest}")
+        if weights[digest[1:]].type != type:
+            tokens.fail(f"{digest} is of type {weights[digest[1:]].type}, not {type}")
         return weights[digest[1:]]
     if described == "dense":
         return dense(read_numbers(tokens, type))

@@ -1,0 +1,1 @@
+"""Files that are whole or not there: written aside and put in place, weights beside what names them."""
