@@ -57,10 +57,10 @@ def test_inner_values_are_inputs_and_what_subgraphs_read_counts(graph: Graph) ->
     assert [node.op for node in part.nodes] == ["If", "Add"]
     assert list(part.constants) == ["v"]
     with pytest.raises(
-        InvalidOption, match=r"%x is needed for Mul making %a, and is not among the inputs"
+        InvalidOption, match=r"%x is needed for Mul %a, and is not among the inputs"
     ):
         extract(graph, ["go"], ["y"])
-    with pytest.raises(InvalidOption, match=r"%go is needed for If \(branch\) making %b"):
+    with pytest.raises(InvalidOption, match=r"%go is needed for If \(branch\) %b"):
         extract(graph, ["x"], ["y"])
 
 
@@ -94,11 +94,11 @@ def test_what_is_no_part_is_refused(graph: Graph) -> None:
     ):
         extract(graph, None, ["haves"])
     with pytest.raises(
-        InvalidOption, match=r"%o1 is inside of If \(branch\) making %b, and is there only while"
+        InvalidOption, match=r"%o1 is inside of If \(branch\) %b, and is there only while"
     ):
         extract(graph, None, ["o1"])
     branch = next(n for n in graph.nodes if n.op == "If").subgraphs[0]
-    with pytest.raises(InvalidOption, match=r"If \(branch\) making %b runs <graph no"):
+    with pytest.raises(InvalidOption, match=r"If \(branch\) %b runs <graph no"):
         extract(branch, None, branch.outputs)
     with pytest.raises(InvalidOption, match="%y is of another graph than main"):
         extract(graph, None, [graph.copy().outputs[0]])
