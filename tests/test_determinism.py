@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tersor.ir import parse
+from tersor.ops import TABLE
+
 # Compiles workloads from ONNX files and as torch modules, and tells the hash of every file written.
 COMPILE = """
 import hashlib, json, sys
@@ -62,3 +65,30 @@ def test_workloads_and_recipes_give_the_same_bytes_under_another_hash_seed(
     assert made == {
         f"{n}-{k}-{r}" for n in names for k in ("onnx", "torch") for r in ("fp32", "int8")
     }
+
+
+SIZES = """graph main(%x: f32[a + b, c + d], %p: f32[a, b], %q: f32[c, d]) -> (y = %y) {
+  @axis: i64[] = dense [1]
+  %s: f32[a + b, c + d] = CumSum(%x, @axis)
+  %t: f32[c + d, a + b] = Transpose(%s) {perm = [1, 0]}
+  %y: f32[c + d, a + b] = Softmax(%t)
+}"""
+
+
+def test_what_tvm_compiles_is_the_same_each_time() -> None:
+    """TVM keeps the sizes that a function is passed in sets, ordered by where its objects lie in memory: also
+    in one process each time elsewhere. Eight functions have 24 orders each."""
+    pytest.importorskip("tvm")
+    from tersor.backends.tvm.build import lower_for
+    from tersor.backends.tvm.options import Choice
+    from tersor.backends.tvm.pipeline import relax_pipeline, tvm_target
+    from tersor.target import Target
+
+    graph, choice = parse(SIZES, TABLE), Choice.of(Target.host())
+    target, kept, texts = tvm_target(choice.features, choice.cores), [], set()
+    for _ in range(8):
+        with target:
+            module = relax_pipeline(target)(lower_for(graph, choice).module)
+        kept.append(module)  # Its memory is not given to the next one.
+        texts.add(module.script())
+    assert len(texts) == 1

@@ -15,12 +15,12 @@ from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, Function, describe_graph, pack
 from tersor.backends.tvm.link import find_compiler, linked
-from tersor.backends.tvm.module import lower_all
+from tersor.backends.tvm.module import Lowered, lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice, sizes_text
 from tersor.backends.tvm.pipeline import compile_module, tvm_target
 from tersor.backends.tvm.sizes import name_sizes
-from tersor.built import Built, Split, Weights
+from tersor.built import Built, Split
 from tersor.errors import InvalidGraph, InvalidOption, Unsupported
 from tersor.ir import Graph
 from tersor.ir.copy import specialize
@@ -43,22 +43,16 @@ def build(
     choice = choice or Choice.of(Target.host())
     arch = cuda.arch_of(choice.features)
     compiler = find_compiler()
-    graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
+    lowered = lower_for(graph, choice)
     _limit_threads(choice.cores)
     if arch:
-        lowered = lower_all([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
         executable = cuda.compile_for_gpu(lowered.module, arch)
     else:
-        machine = _machine(choice)
-        isa = Isa.of(choice.features, choice.cores)
-        rules = {**RULES, **fused.rules(isa, choice.grain_of())}
-        lowered = lower_all([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
-        target = tvm_target(choice.features, choice.cores, machine)
+        target = tvm_target(choice.features, choice.cores, _machine(choice))
         executable = compile_module(lowered.module, target)
     if decoded is not None:
         decoded += lowered.decoded
-    held = [a for place, a in enumerate(lowered.arrays) if place not in lowered.derived]
-    weights = Weights(tuple(held), alignment=ALIGNMENT) if held else None
+    weights = lowered.weights(ALIGNMENT)
     functions = [
         Function(sizes, tuple(taken))
         for sizes, taken in zip(((), *choice.buckets), lowered.taken, strict=True)
@@ -68,6 +62,20 @@ def build(
     )
     data = pack(linked(executable, compiler), description)
     return data if weights is None else Split(data, weights)
+
+
+def lower_for(graph: Graph, choice: Choice) -> Lowered:
+    """The module that is compiled for ``graph``, and what its library stores.
+
+    Raises:
+        Unsupported, InvalidOption: as :func:`build`.
+    """
+    graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
+    if cuda.arch_of(choice.features):
+        return lower_all([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
+    isa = Isa.of(choice.features, choice.cores)
+    rules = {**RULES, **fused.rules(isa, choice.grain_of())}
+    return lower_all([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
 
 
 def _bucket(graph: Graph, sizes: Sequence[tuple[str, int]]) -> Graph:

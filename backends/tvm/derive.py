@@ -53,7 +53,9 @@ def steps_of(encoding: Encoding) -> tuple[tuple[Step, ...], tuple[np.ndarray, ..
         sources: tuple[np.ndarray, ...] = (base.array,)
     elif isinstance(base, Affine):
         steps = (("affine", NO_AXIS if base.axis is None else base.axis, base.block),)
-        sources = (base.values, base.scale, base.zero_point)
+        # No zero points are one, for all scales.
+        zero = base.zero_point.reshape(-1)[:1] if base.is_symmetric else base.zero_point
+        sources = (base.values, base.scale, zero)
     else:
         steps, sources = (), (base.decode(),)
     return (*steps, *turn), sources
@@ -84,6 +86,9 @@ def _in_memory_order(encoding: Encoding) -> tuple[Encoding, tuple[Step, ...]]:
 def _affine(held: list[np.ndarray], axis: int, block: int) -> np.ndarray:
     values, scale, zero = held
     zero = zero.astype(np.int32) if zero.dtype == values.dtype else zero
+    zero = (
+        zero.reshape(scale.shape) if zero.size == scale.size else np.broadcast_to(zero, scale.shape)
+    )
     # Wide ones: they would be packed first, if they had less than a byte each.
     return Affine(
         values.astype(np.int32), scale, zero, None if axis == NO_AXIS else axis, block
@@ -115,5 +120,6 @@ _STEPS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def register(name: str, function: Callable[..., np.ndarray]) -> None:
-    """Adds a step, of a format of weights: ``function`` takes what the step before gave."""
-    _STEPS[name] = lambda arrays: function(*arrays)
+    """Adds a step, of formats and kernels: ``function`` takes the list of what the step before gave, or of
+    the sources, and the step's arguments."""
+    _STEPS[name] = function

@@ -22,6 +22,7 @@ from tersor.ir import Dim, DType, Encoding, Node, Sym, TensorType, Value
 from tersor.ir.dims import Call, symbols
 from tersor.ops import TABLE, contents_of
 from tersor.pipeline.report import Decoded
+from tersor.structure.ties import tied_to
 
 INLINE_BYTES = 64  # Constants up to this size are part of the code.
 
@@ -75,7 +76,7 @@ class Arrays:
 
     def place(self, array: np.ndarray) -> int:
         """Where the array is among those held."""
-        key = (Weights((array,)).sha256, str(array.dtype), array.shape)
+        key = _key(array)
         if key not in self._places:
             self._places[key] = len(self.held)
             self.held.append(array)
@@ -84,13 +85,23 @@ class Arrays:
     def derive(self, steps: tuple[Step, ...], sources: Sequence[np.ndarray]) -> int:
         """Where the array that ``steps`` make of ``sources`` is; the file holds only these."""
         places = tuple(self.place(as_held(array)) for array in sources)
+        return self.derive_of(steps, places) if steps else places[0]
+
+    def derive_of(self, steps: tuple[Step, ...], places: tuple[int, ...]) -> int:
+        """As :meth:`derive`, of arrays that are held or derived already."""
         key = (steps, places)
         if key not in self._places:
             made = compute(steps, [self.held[place] for place in places])
             self._places[key] = len(self.held)
+            # Others may be made of this one in turn.
+            self._places.setdefault(_key(made), len(self.held))
             self.derived[len(self.held)] = Derivation(steps, places)
             self.held.append(made)
         return self._places[key]
+
+
+def _key(array: np.ndarray) -> object:
+    return Weights((array,)).sha256, str(array.dtype), array.shape
 
 
 @dataclass
@@ -140,7 +151,8 @@ class Lowering:
     def _constant(self, value: Value) -> Any:
         assert value.encoding is not None, f"{value!r} is read before it is made"
         small = value.encoding.type.numel == 0 or value.encoding.nbytes <= INLINE_BYTES
-        if value.is_dense or small:
+        # What is tied to another is stored once, however its axes lie.
+        if small or (value.is_dense and (_in_order(value.encoding) or not tied_to(value))):
             return self.constant(self.numbers(value), value.name)
         return self.derived(*self.steps(value), value.name)
 
@@ -173,18 +185,16 @@ class Lowering:
 
     def parameter(self, array: np.ndarray, name: str) -> relax.Var:
         """A new parameter of the function, always passed ``array``."""
-        return self._parameter(self.arrays.place(as_held(array)), name)
+        return self.parameter_at(self.arrays.place(as_held(array)), name)
 
     def derived(
         self, steps: tuple[Step, ...], sources: Sequence[np.ndarray], name: str
     ) -> relax.Var:
         """A new parameter, passed what ``steps`` make of ``sources`` when the model is loaded."""
-        if not steps:
-            (array,) = sources
-            return self.parameter(array, name)
-        return self._parameter(self.arrays.derive(steps, sources), name)
+        return self.parameter_at(self.arrays.derive(steps, sources), name)
 
-    def _parameter(self, place: int, name: str) -> relax.Var:
+    def parameter_at(self, place: int, name: str) -> relax.Var:
+        """A new parameter, passed the array at ``place``."""
         array = self.arrays.held[place]
         type = TensorType(DType.of(array), array.shape)
         var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
@@ -338,6 +348,10 @@ class Lowering:
         if tvm_ffi.structural_equal(known, wanted):
             return expr
         return self.builder.match_cast(expr, wanted)
+
+
+def _in_order(encoding: Encoding) -> bool:
+    return encoding.memory_order == tuple(range(len(encoding.memory_order)))
 
 
 def no_kernel(op: str, held: Encoding) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tersor.backends.tvm import ordered  # noqa: F401
 from tersor.backends.tvm.derive import Derivation
 from tersor.backends.tvm.lowering import Arrays, Lowering, NotMade, Refused, Rule
+from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Graph, Node
 from tersor.pipeline.report import Decoded
@@ -37,6 +39,11 @@ class Lowered:
     derived: dict[int, Derivation]
     taken: list[list[int]]
     decoded: list[Decoded]
+
+    def weights(self, alignment: int) -> Weights | None:
+        """What the file stores: the arrays that are not derived. None where there are none."""
+        stored = tuple(a for place, a in enumerate(self.arrays) if place not in self.derived)
+        return Weights(stored, alignment=alignment) if stored else None
 
 
 def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:

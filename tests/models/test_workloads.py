@@ -21,6 +21,7 @@ from tersor.models import zoo
 from tersor.ops import TABLE
 from tersor.pipeline import Pipeline, registry
 from tersor.pipeline.runner import weight_bytes
+from tersor.target import Target
 
 NAMES = zoo.names()
 # Sums of some hundred float32 terms of magnitude 1, through some layers, in another order: errors are
@@ -135,6 +136,21 @@ def test_no_lossless_file_is_larger_than_the_input(name: str, files: Path) -> No
     given = exported(name, files)
     size = sum(p.stat().st_size for p in files.glob(f"{name}.onnx*"))  # Weights beside it, too.
     assert saved(given, "fp32") <= GROWTH * size + SMALL
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_library_of_tvm_stores_more_than_the_input(name: str, files: Path) -> None:
+    """Its code is apart: some hundred kilobytes, whatever the weights."""
+    pytest.importorskip("tvm")
+    from tersor.backends.tvm.build import lower_for
+    from tersor.backends.tvm.library import ALIGNMENT
+    from tersor.backends.tvm.options import Choice
+
+    graph = Pipeline(registry.optimization()).run(from_onnx(name, files))
+    size = sum(p.stat().st_size for p in files.glob(f"{name}.onnx*"))
+    weights = lower_for(graph, Choice.of(Target.host())).weights(ALIGNMENT)
+    assert weights is not None
+    assert weights.size <= GROWTH * size + SMALL
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -107,8 +107,10 @@ class Format(ABC):
     def pack(self, weight: Encoding, isa: Isa) -> tuple[Derived, ...]:
         """How each of the operands is made of what an accepted weight holds."""
 
-    def columns(self, weight: Encoding) -> tuple[np.ndarray, ...]:
-        """``vectors`` arrays [n], of which :meth:`emit_scaled` gets the columns' numbers in float32."""
+    def columns(self, weight: Encoding, packed: Sequence[np.ndarray]) -> tuple[Derived, ...]:
+        """How ``vectors`` arrays [n] are made, of which :meth:`emit_scaled` gets the columns' numbers in
+        float32: of what the weight holds, or of the arrays that :meth:`pack` makes of it, which a library
+        has anyway."""
         return ()
 
     def in_tiles(self, isa: Isa) -> bool:
@@ -150,9 +152,13 @@ def register(format: type[F]) -> type[F]:
     if format.vectors > MOST_VECTORS:
         raise ValueError(f"format {format.name} has more than {MOST_VECTORS} numbers a column")
     for step in format.steps:
-        derive.register(*step)
+        derive.register(step[0], _of_one(step[1]))
     FORMATS[format.name] = format()
     return format
+
+
+def _of_one(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda arrays, *arguments: function(*arrays, *arguments)
 
 
 def choose(weight: Encoding, rows: ActivationForm, isa: Isa) -> Format | None:

@@ -25,7 +25,7 @@ import numpy as np
 from tersor.backends.tvm.derive import values_of
 from tersor.backends.tvm.formats.format import QUANTIZED, Block, Derived, Format, Operand, register
 from tersor.backends.tvm.kernels import emit, products
-from tersor.backends.tvm.kernels.blocking import PANEL, Tile, cover, in_panels, padded
+from tersor.backends.tvm.kernels.blocking import PANEL, Tile, columns_of, cover, in_panels, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.ir import Affine, DType, Encoding
@@ -46,6 +46,15 @@ def pack(weight: np.ndarray) -> np.ndarray:
     )
 
 
+def sums(packed: np.ndarray, n: int) -> np.ndarray:
+    """Of each column of what :func:`pack` made of a weight with n columns, int32[n]."""
+    panels, halves, _, _ = packed.shape
+    by_panel = packed.reshape(panels, halves, -1, 16, 4).sum((2, 4), dtype=np.int32)
+    made = np.empty(max(n, PANEL), np.int32)
+    made[columns_of(n)] = by_panel.reshape(panels, PANEL)
+    return made[:n]
+
+
 def is_safe(weight: np.ndarray) -> bool:
     """Whether no sum of two neighbouring products of u8 and ``weight`` s8[k, n] leaves 16 bits: AVX's
     pairs are exact then. 255 * 128 fits, 255 * 129 does not."""
@@ -63,7 +72,7 @@ class Int8(Format):
     rows = QUANTIZED
     accumulator = "int32"
     vectors = 2
-    steps = (("pack_int8", pack),)
+    steps = (("pack_int8", pack), ("sums_int8", sums))
 
     def accepts(self, weight: Encoding) -> str | None:
         affine = weight.layer(Affine)
@@ -89,10 +98,10 @@ class Int8(Format):
         steps, sources = values_of(_affine(weight))
         return (((*steps, ("pack_int8",)), sources),)
 
-    def columns(self, weight: Encoding) -> tuple[np.ndarray, ...]:
+    def columns(self, weight: Encoding, packed: Sequence[np.ndarray]) -> tuple[Derived, ...]:
         """Scales, and sums of the integers."""
-        held = _affine(weight)
-        return held.scale, held.values.sum(0)
+        affine = _affine(weight)
+        return ((), (affine.scale,)), ((("sums_int8", affine.type.shape[1]),), tuple(packed))
 
     def in_tiles(self, isa: Isa) -> bool:
         return isa.dot == "amx"

@@ -49,8 +49,14 @@ def in_panels(weight: np.ndarray, rows: int) -> np.ndarray:
     k, n = weight.shape
     full = np.zeros((rows, max(n, PANEL)), weight.dtype)
     full[:k, :n] = weight
-    starts = np.minimum(np.arange(0, n, PANEL), full.shape[1] - PANEL)
-    return full[:, (starts[:, None] + np.arange(PANEL)).ravel()]
+    return full[:, columns_of(n).ravel()]
+
+
+def columns_of(n: int) -> np.ndarray:
+    """The columns of each panel, of ``n`` or of one panel's: the last panel overlaps the one before."""
+    starts = np.minimum(np.arange(0, n, PANEL), max(n, PANEL) - PANEL)
+    found: np.ndarray = starts[:, None] + np.arange(PANEL)
+    return found
 
 
 def tile_size(isa: Isa, dtype: str, together: int = 1) -> tuple[int, int]:

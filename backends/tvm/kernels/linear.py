@@ -29,6 +29,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tersor.backends.tvm.derive import register
 from tersor.backends.tvm.formats import FORMATS, QUANTIZED, Block
 from tersor.backends.tvm.formats.format import MOST_VECTORS
 from tersor.backends.tvm.kernels import emit, products, rowwise, vector
@@ -39,6 +40,7 @@ from tersor.numerics.affine import ActivationForm
 
 VECTOR = 16  # Numbers of the widest vector.
 BIAS, GAMMA, BETA, SMOOTH = range(MOST_VECTORS, MOST_VECTORS + 4)  # Behind the format's.
+SHARED = (BIAS, GAMMA, BETA, SMOOTH)
 COLUMN_VECTORS = SMOOTH + 1
 LEAST_ROWS = 16  # What quantized rows are padded to: those of an AMX tile.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -106,12 +108,21 @@ def column_vectors(
 ) -> np.ndarray:
     """The float32[6, n'] operand: ``own`` vectors of the weight's format (at most two), bias, the norm's
     gamma and beta, and factors before quantization; n' is n padded to a panel."""
-    table = np.zeros((COLUMN_VECTORS, padded(spec.n, PANEL)), np.float32)
     rows = {**dict(enumerate(own)), BIAS: bias, GAMMA: gamma, BETA: beta, SMOOTH: smooth}
-    for row, values in rows.items():
-        if values is not None:
-            table[row, : spec.n] = values
+    there = {row: values for row, values in rows.items() if values is not None}
+    return _in_rows(list(there.values()), spec.n, *there)
+
+
+def _in_rows(vectors: Sequence[np.ndarray], n: int, *rows: int) -> np.ndarray:
+    """That operand, with ``vectors`` in the first n columns of ``rows``."""
+    table = np.zeros((COLUMN_VECTORS, padded(n, PANEL)), np.float32)
+    for row, numbers in zip(rows, vectors, strict=True):
+        table[row, :n] = numbers
     return table
+
+
+COLUMNS = "columns"  # The step of a library that puts vectors into the rows of the operand.
+register(COLUMNS, _in_rows)
 
 
 def takes(k: int, n: int, rows: ActivationForm, *, norm: bool) -> bool:

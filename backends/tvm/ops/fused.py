@@ -10,6 +10,7 @@ from tvm import relax, tirx
 
 from tersor.backends.tvm.derive import compute, is_derived, values_of
 from tersor.backends.tvm.formats import FORMATS
+from tersor.backends.tvm.formats.format import Derived
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
 from tersor.backends.tvm.kernels import attention, embedding, linear
 from tersor.backends.tvm.kernels.attention_form import Attention
@@ -78,13 +79,12 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
     x, x_ranges, weight, bias, residual, gamma, beta, smooth = (node.input(i) for i in range(8))
     assert x is not None and weight is not None and weight.encoding is not None
     spec = linear_spec(node, isa)
-    own = FORMATS[spec.format].columns(weight.encoding)
-    numbers = [None if v is None else v.numpy() for v in (bias, gamma, beta, smooth)]
-    columns = linear.column_vectors(spec, own, *numbers)
     operands = [lowering[x], *([lowering[x_ranges]] if spec.quantized else [])]
+    packs = FORMATS[spec.format].pack(weight.encoding, isa)
+    packed = [compute(*derived) for derived in packs]
     operands += [
-        *_packed(lowering, weight, spec, isa),
-        lowering.parameter(columns, f"{weight.name}_columns"),
+        *_packed(lowering, weight, spec, packs, packed),
+        _columns(lowering, weight, spec, packed, (bias, gamma, beta, smooth)),
     ]
     if residual is not None:
         operands.append(lowering[residual])
@@ -95,9 +95,15 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
     return [by_value.get(v) for v in (y, q, ranges)]
 
 
-def _packed(lowering: Lowering, weight: Value, spec: Linear, isa: Isa) -> list[Any]:
+def _packed(
+    lowering: Lowering,
+    weight: Value,
+    spec: Linear,
+    packs: Sequence[Derived],
+    packed: Sequence[np.ndarray],
+) -> list[Any]:
     """The weight as its format packs it: in the file, or when the model is loaded, where the file holds it in
-    fewer bits than the kernel reads, or for other readers anyway."""
+    fewer bits than the kernel reads, or for other readers anyway, or where padding makes it larger."""
     encoding, format, name = weight.encoding, FORMATS[spec.format], f"{weight.name}_packed"
     assert encoding is not None
     tied = any(user.op != LINEAR for other in tied_to(weight) for user in other.users)
@@ -106,10 +112,32 @@ def _packed(lowering: Lowering, weight: Value, spec: Linear, isa: Isa) -> list[A
         lowering.report_decoded(weight, loaded=is_derived(encoding))
     return [
         lowering.derived(steps, sources, name)
-        if tied or decoded
-        else lowering.parameter(compute(steps, sources), name)
-        for steps, sources in format.pack(encoding, isa)
+        if tied or decoded or made.nbytes > sum(source.nbytes for source in sources)
+        else lowering.parameter(made, name)
+        for (steps, sources), made in zip(packs, packed, strict=True)
     ]
+
+
+def _columns(
+    lowering: Lowering,
+    weight: Value,
+    spec: Linear,
+    packed: Sequence[np.ndarray],
+    vectors: Sequence[Value | None],
+) -> Any:
+    """The kernel's table of numbers a column, most of whose rows are zeros: made when the model is loaded,
+    of vectors that the file holds."""
+    assert weight.encoding is not None
+    made = dict(enumerate(FORMATS[spec.format].columns(weight.encoding, packed)))
+    for row, vector in zip(linear.SHARED, vectors, strict=True):
+        if vector is not None:
+            made[row] = lowering.steps(vector)
+    if not made:
+        made[linear.BIAS] = (), (np.zeros(1, np.float32),)
+    places = {row: lowering.arrays.derive(*derived) for row, derived in made.items()}
+    step = (linear.COLUMNS, spec.n, *places)
+    place = lowering.arrays.derive_of((step,), tuple(places.values()))
+    return lowering.parameter_at(place, f"{weight.name}_columns")
 
 
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
