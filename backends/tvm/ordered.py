@@ -41,4 +41,4 @@ def _is_size(parameter: tirx.Var) -> bool:
 
 
 # From here on, whoever makes a function; there is no place of TVM's own to ask for an order.
-block_builder.gen_call_tir_inputs = _in_order  # type: ignore[attr-defined]
+block_builder.gen_call_tir_inputs = _in_order
