@@ -46,7 +46,7 @@ def pack(weight: np.ndarray) -> np.ndarray:
     )
 
 
-def sums(packed: np.ndarray, n: int) -> np.ndarray:
+def column_sums(packed: np.ndarray, n: int) -> np.ndarray:
     """Of each column of what :func:`pack` made of a weight with n columns, int32[n]."""
     panels, halves, _, _ = packed.shape
     by_panel = packed.reshape(panels, halves, -1, 16, 4).sum((2, 4), dtype=np.int32)
@@ -72,7 +72,7 @@ class Int8(Format):
     rows = QUANTIZED
     accumulator = "int32"
     vectors = 2
-    steps = (("pack_int8", pack), ("sums_int8", sums))
+    steps = (("pack_int8", pack), ("sums_int8", column_sums))
 
     def accepts(self, weight: Encoding) -> str | None:
         affine = weight.layer(Affine)
