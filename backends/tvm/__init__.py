@@ -18,12 +18,12 @@ from tersor.backends.tvm.options import Choice
 from tersor.backends.tvm.session import beside, examine, interface, open_session
 from tersor.backends.tvm.support import supports
 from tersor.backends.tvm.tuning import tune
-from tersor.numerics.sums import FOURS
+from tersor.numerics.sums import EIGHTS, FOURS
 
 SUFFIX = ".so"
 KINDS = ("cpu", "cuda")
 VARIANTS = MappingProxyType[str, str]({})  # It merges linear layers that read the same by itself.
-FASTER_SUMS = (FOURS,)
+FASTER_SUMS = (FOURS, EIGHTS)
 
 __all__ = [
     "FASTER_SUMS", "KINDS", "SUFFIX", "VARIANTS", "Choice", "axes", "beside", "build", "check", "examine",

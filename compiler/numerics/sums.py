@@ -57,4 +57,5 @@ TWO_OF_FOUR = Sums(4, ((0, 1, 2, 3),), most=2)
 """Kernels of ONNX Runtime pair two of four neighbours, and which is their own."""
 
 FOURS = Sums(8, ((0, 1, 4, 5), (2, 3, 6, 7)))
-"""Two vectors of sums of neighbours, of four inputs a lane each, added before they widen."""
+EIGHTS = Sums(16, ((0, 1, 4, 5, 8, 9, 12, 13), (2, 3, 6, 7, 10, 11, 14, 15)))
+"""Sums of neighbours of two, or four, vectors with four inputs a lane, added before they widen."""

@@ -32,9 +32,9 @@ from tersor.ir import Affine, DType, Encoding
 from tersor.numerics import sums
 
 SAFE = "safe"  # The variant of weights for which :func:`is_safe` holds: AVX's pairs may be used.
-FOURS = (
-    "fours"  # Of those within ``rounding.FOURS``: two sums of pairs may be added before they widen.
-)
+FOURS, EIGHTS = "fours", "eights"
+TOGETHER = {EIGHTS: (sums.EIGHTS, 4), FOURS: (sums.FOURS, 2)}
+"""Variants of weights that fit these sums: so many vectors of pairs may be added before they widen."""
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -86,9 +86,8 @@ class Int8(Format):
         values = _affine(weight).values
         if isa.dot != "widen":
             return ""
-        if sums.FOURS.holds(values):
-            return FOURS
-        return SAFE if is_safe(values) else ""
+        fitting = (name for name, (wanted, _) in TOGETHER.items() if wanted.holds(values))
+        return next(fitting, SAFE if is_safe(values) else "")
 
     def operands(self, k: int, n: int, isa: Isa) -> tuple[Operand, ...]:
         panels = padded(n, PANEL) // PANEL
@@ -114,8 +113,8 @@ class Int8(Format):
             return
         if block.variant and isa.dot == "widen":
             isa = replace(isa, dot="madd")
-        together = 2 if block.variant == FOURS and isa.dot == "madd" else 1
-        dot = functools.partial(products.dot if together == 1 else products.dot_twice, isa)
+        _, together = TOGETHER.get(block.variant, (None, 1))
+        dot = functools.partial(products.dot if together == 1 else products.dot_together, isa)
 
         def spread(at: Any, step: Any) -> Any:
             """Four neighbours of a row in every lane."""

@@ -324,10 +324,11 @@ class Softmax:
             x = emit.bind(tirx.max(emit.number(-127.0, lanes), x))
         elif self.natural:
             x = emit.bind(tirx.max(emit.number(_LEFT_OUT, lanes), x))
+        terms = vector.TWO_TO_F if self.spec.dtype == "float32" else _COARSE
+        if lanes != 16:
+            return vector.exp2(x, terms)
         n = emit.bind(T.nearbyint(x))
-        coarse = self.spec.dtype != "float32"
-        y = vector.polynomial(emit.bind(x - n), _COARSE if coarse else vector.TWO_TO_F)
-        return emit.times_power_of_two(y, n, lanes)
+        return emit.times_power_of_two(vector.polynomial(emit.bind(x - n), terms), n, lanes)
 
 
 def _held(chance: Any, dtype: str, lanes: int) -> Any:
@@ -335,6 +336,6 @@ def _held(chance: Any, dtype: str, lanes: int) -> Any:
     if dtype == "uint16":
         return rowwise.bfloat16(chance)
     if dtype == "int16":
-        whole = T.nearbyint(chance * emit.number(LARGEST, lanes))
-        return emit.cast(emit.cast(whole, f"int32x{lanes}"), f"int16x{lanes}")
+        bits = chance * emit.number(LARGEST, lanes) + emit.number(vector.WHOLE, lanes)
+        return emit.cast(emit.as_bits(bits, f"int32x{lanes}"), f"int16x{lanes}")
     return chance

@@ -61,11 +61,12 @@ def columns_of(n: int) -> np.ndarray:
 
 def tile_size(isa: Isa, dtype: str, together: int = 1) -> tuple[int, int]:
     """Rows and vectors of accumulators that stay in registers, beside a row's number and a step's vectors
-    of weights. Sums of integer pairs take two registers more on AVX2, and those of two steps at once five."""
+    of weights. Sums of integer pairs take two registers more on AVX2; those of two or four steps at once
+    take more still, for the weights of all of them."""
     if isa.lanes == 16:
         return (8 if dtype == "int32" else 12), 2
     if isa.lanes == 8:
-        return (4 - (together > 1) if dtype == "int32" else 6), 2
+        return ({1: 4, 2: 3, 4: 2}[together] if dtype == "int32" else 6), 2
     return 2, 4
 
 

@@ -14,6 +14,8 @@ bytes a cycle; one by two tiles need 96.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,11 +105,12 @@ PAIRS = {
 }
 
 
-def dot_twice(isa: Isa, held: Any, a: Sequence[Any], w: Sequence[Any]) -> Any:
-    """:func:`dot` of two vectors ``a`` with two ``w``, by five instructions, not six: exact where no sum
-    over both of neighbours' products (i = 0, 1; i = 2, 3) can overflow 16 bits (``sums.FOURS``)."""
-    first, second = (_in_pairs(isa.lanes, *one) for one in zip(a, w, strict=True))
-    return held + _widen(isa.lanes, first + second)
+def dot_together(isa: Isa, held: Any, a: Sequence[Any], w: Sequence[Any]) -> Any:
+    """:func:`dot` of some vectors ``a`` with as many ``w``: two take five instructions, not six, and four
+    take nine, not twelve. Exact if no sum of neighbours' products (i = 0, 1; i = 2, 3) over all of them can
+    overflow 16 bits (:mod:`tersor.numerics.sums`)."""
+    pairs = [_in_pairs(isa.lanes, *one) for one in zip(a, w, strict=True)]
+    return held + _widen(isa.lanes, functools.reduce(operator.add, pairs))
 
 
 def _madd(lanes: int, a: Any, w: Any) -> Any:

@@ -28,8 +28,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 EXPONENT_BITS = 23  # Where a float32 has its exponent.
+WHOLE = 1.5 * 2**23  # To add rounds to integers, whose 16 bits are then the lowest.
 ROUNDING = 1.5 * 2**23 + 127  # To add rounds to integers, and leaves n + 127 in the lowest bits.
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 LARGEST_EXP = 88.7228317  # e^x is finite up to here,
@@ -90,6 +92,13 @@ def exp(x: Any) -> Any:
     y = polynomial(r, E_TO_R) * _power_of_two(rounded)
     y = tirx.Select(x > like(x, LARGEST_EXP), like(x, float("inf")), y)
     return tirx.Select(x < like(x, SMALLEST_EXP), like(x, 0.0), y)
+
+
+def exp2(x: Any, terms: Sequence[float] = TWO_TO_F) -> Any:
+    """2^x of -127 (gives 0) to 127, or NaN, with a polynomial for 2^f, |f| <= 1/2; bind x before."""
+    rounded = T.Bind(x + like(x, ROUNDING))
+    f = T.Bind(x - _integer(rounded))
+    return polynomial(f, terms) * _power_of_two(rounded)
 
 
 def log(x: Any) -> Any:

@@ -19,7 +19,6 @@ from tersor.backends.tvm.kernels.blocking import PANEL, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.ir import Affine
-from tersor.numerics import sums
 from tersor.target import ISA_LEVELS
 
 EXACT = [name for name in MACHINES if not name.startswith("madd")]
@@ -162,42 +161,42 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
 
 
 @on(["widen16", "widen8"])
-@pytest.mark.parametrize("rows", [1, 2, 7, 32])
-def test_sums_of_four_are_exact_within_their_limit_and_no_further(
-    machine: Machine, rows: int
+@pytest.mark.parametrize("variant", [int8.FOURS, int8.EIGHTS])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_larger_sums_are_exact_within_their_limit_and_no_further(
+    machine: Machine, variant: str, rows: int
 ) -> None:
-    """Rows of 255 alone, and of 255 where one sign of weights is, with sums at the limit in both directions
-    by one, two, three and four weights; a weight more, and sums wrap."""
-    rng = np.random.default_rng(rows)
-    k, n = 48, 48
+    """Rows of 255 alone, and of 255 where one sign of weights is, with sums at the limit in both directions by
+    one weight and up to all of a sum; a weight more, and sums wrap."""
+    rng, (limit, _) = np.random.default_rng(rows), int8.TOGETHER[variant]
+    k, n = 64, 48
     a = rng.integers(0, 256, (rows, k)).astype(np.uint8)
     w = coarse(rng, k, n)
-    for column, held in enumerate(
-        [(127, 1, 0, 0), (64, 0, 0, 64), (50, 40, 38, 0), (32, 32, 32, 32)]
-    ):
+    size = len(limit.places[0])
+    for column, held in enumerate([(127, 1), (64, 0, 0, 64), (50, 40, 38), (128 // size,) * size]):
         for sign in (1, -1):
-            for half in range(2):
-                places = np.array(sums.FOURS.places[half]) + 8 * (column + half)
-                w[places, 2 * column + (sign < 0)] = sign * np.array(held)
+            for half, places in enumerate(limit.places):
+                at = np.array(places) + limit.block * ((column + half) % 4)
+                w[at, 2 * column + (sign < 0)] = sign * np.pad(held, (0, size - len(held)))
     a[0] = 255
-    assert sums.FOURS.holds(w)
-    assert sums.FOURS.largest(w).max() == 128
-    made = product(machine, a, w, int8.FOURS)
-    np.testing.assert_array_equal(made, exact(a, w))
+    assert limit.holds(w)
+    assert limit.largest(w).max() == 128
+    np.testing.assert_array_equal(product(machine, a, w, variant), exact(a, w))
     for r in range(rows):  # Row by row the activations that push one column furthest.
         a[r] = np.where(w[:, r % 8] > 0, 255, 0) if r % 2 else np.where(w[:, r % 8] < 0, 255, 0)
-    np.testing.assert_array_equal(product(machine, a, w, int8.FOURS), exact(a, w))
-    w[[0, 1, 4, 5], 0] = 32, 32, 32, 33
-    assert not sums.FOURS.holds(w)
+    np.testing.assert_array_equal(product(machine, a, w, variant), exact(a, w))
+    w[list(limit.places[0]), 0] = 128 // size
+    w[limit.places[0][-1], 0] += 1
+    assert not limit.holds(w)
     a[:] = 255
-    made = product(machine, a, w, int8.FOURS)
+    made = product(machine, a, w, variant)
     assert (made[:, 0] == exact(a, w)[:, 0] - 2**16).all()
     np.testing.assert_array_equal(made[:, 1:], exact(a, w)[:, 1:])
 
 
 def coarse(rng: np.random.Generator, k: int, n: int) -> np.ndarray:
-    """Weights at random whose sums of four fit."""
-    return rng.integers(-32, 33, (k, n)).astype(np.int8)
+    """Weights at random whose sums of eight fit."""
+    return rng.integers(-16, 17, (k, n)).astype(np.int8)
 
 
 @pytest.mark.parametrize("level", [None, *ISA_LEVELS])
@@ -206,8 +205,10 @@ def test_variants_are_for_targets_that_add_pairs_in_16_bits(level: str | None) -
     rng = np.random.default_rng(0)
     pairs = np.tile(np.array([[64], [64], [0], [0]], np.int8), (4, 32))  # 128 a pair, 256 in two.
     wild = rng.integers(-127, 128, (16, 32)).astype(np.int8)
-    words = [FORMATS["int8"].variant(column(w), isa) for w in (coarse(rng, 16, 32), pairs, wild)]
-    assert words == ([int8.FOURS, int8.SAFE, ""] if isa.dot == "widen" else [""] * 3)
+    fours = np.full((16, 32), 32, np.int8)
+    given = (coarse(rng, 16, 32), fours, pairs, wild)
+    words = [FORMATS["int8"].variant(column(w), isa) for w in given]
+    assert words == ([int8.EIGHTS, int8.FOURS, int8.SAFE, ""] if isa.dot == "widen" else [""] * 4)
 
 
 def column(values: np.ndarray) -> Affine:
@@ -280,6 +281,7 @@ def inner_loops(assembly: str) -> Iterator[list[str]]:
         ("vnni", "float32", "", "vfmadd", 24),
         ("madd8", "int8", "", "vpmaddubsw", 8),
         ("widen8", "int8", int8.FOURS, "vpmaddubsw", 12),
+        ("widen8", "int8", int8.EIGHTS, "vpmaddubsw", 16),
         ("vnni", "int8", "", "vpdpbusd", 16),
     ],
 )
@@ -288,7 +290,9 @@ def test_accumulators_stay_in_registers(
 ) -> None:
     """No inner loop of products writes to memory: one that spills is three times slower. Loops of few
     instructions may be unrolled, so there are as many as a tile has accumulators, or a multiple of it."""
-    spec, held = Product(64, 32, 32, dtype, variant), MACHINES[machine]
+    # Of 64 inputs, loops over 16 are unrolled as a whole, and their weights kept for the next rows.
+    k = 512 if variant == int8.EIGHTS else 64
+    spec, held = Product(k, 32, 32, dtype, variant), MACHINES[machine]
     built = build(spec.name, kernel(spec, held.isa), held)
     [library] = [m for m in (built.mod, *built.mod.imports) if m.kind == "llvm"]
     counts = []
