@@ -21,7 +21,7 @@ import rows
 import tvm
 
 from tersor.backends.tvm.formats import float32, int8
-from tersor.backends.tvm.kernels import attention, embedding, linear, products
+from tersor.backends.tvm.kernels import attention, attention_shorts, embedding, linear, products
 from tersor.backends.tvm.kernels.attention_form import Attention
 from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
@@ -93,7 +93,7 @@ class Timed:
 def linears(isa: Isa, wanted: Collection[str]) -> Iterator[tuple[str, str, Linear]]:
     """(group, label, what the kernel is specialized for)."""
     safe = (
-        int8.SAFE if isa.dot == "widen" else ""
+        int8.FOURS if isa.dot == "widen" else ""
     )  # As the int8 recipe makes weights for such a target.
     bare = {
         "q, k and v": (HIDDEN, 3 * HIDDEN),
@@ -159,7 +159,7 @@ def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Array
         given.append(_normal(rng, *lead, spec.k))
     vectors = [_normal(rng, spec.n) for _ in range(3)]
     if whole:
-        most = 64 if spec.variant else 127
+        most = 32 if spec.variant else 127
         weight = rng.integers(-most, most + 1, (spec.k, spec.n)).astype(np.int8)
         scale = np.full(spec.n, 0.002, np.float32)
         own = (scale, weight.sum(0))
@@ -235,7 +235,9 @@ def timed(
         peak = f"int8 {level}" if spec.format == "int8" else float_peak
         work = 2 * M * spec.k * spec.n
         found.append(Timed(level, group, label, work, _bytes(given, made), peak, run))
-    for dtype in (*(["bfloat16"] if isa.bfloat16 else []), *(["float32"] if floats else [])):
+    dtypes = ["bfloat16"] if isa.bfloat16 else []
+    dtypes += ["int16"] if attention_shorts.takes(isa, HEAD, HEAD) else []
+    for dtype in (*dtypes, *(["float32"] if floats else [])):
         attends, given, made = attention_of(dtype, rng)
         function = attention.kernel(attends, isa if dtype == "bfloat16" else plain)
         run = ready(attends.name, function, given, made)

@@ -199,8 +199,7 @@ def _int8(features: frozenset[str], threads: int) -> Peak:
     if isa.dot == "vnni":
         run, count = _vectors("vpdpbusd", features, threads, "int32", _dot)
         return Peak("vpdpbusd", "GOP/s", threads, STEPS * count * 2 * 64 * threads, run)
-    # u8 x s8 without VNNI: sums of four products in 16 bits are widened at once, which is exact where
-    # activations have 7 bits and four weights do not add up to more than 16 bits hold.
+    # u8 x s8 without VNNI: sums of four products in 16 bits are widened at once (``sums.FOURS``).
     run, count = _vectors(f"fours{isa.lanes}", features, threads, "int32", _fours)
     work = STEPS * count * 2 * 8 * isa.lanes * threads
     told = f"2 vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
