@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, Value
-
-_REPEATS = ("Loop", "Scan")
 
 
 def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
@@ -26,7 +25,7 @@ def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
     common = [g for g in outers[0] if all(g in held for held in outers)]
     place = common[0]
     for graph in common:
-        if graph.parent is not None and graph is not x.graph and graph.parent.op in _REPEATS:
+        if graph.parent is not None and graph is not x.graph and has_trait(graph.parent, "loop"):
             assert graph.outer is not None
             place = graph.outer
     node = readers[0]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tersor.analysis.match import dims, scalar
+from tersor.analysis.match import dims, has_trait, scalar
 from tersor.analysis.vocabulary import walk_ids
 from tersor.ir import Graph, Node, Value
 from tersor.ir.dims import evaluate, symbols
@@ -20,7 +20,6 @@ from tersor.ir.dims import evaluate, symbols
 Sizes = Mapping[str, int]
 Shape = Sequence[int]
 END = 2**31 - 1  # Beyond the end of every axis, in 32 bits too.
-_COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _ANY_TEXT = "a"
 
 
@@ -47,7 +46,7 @@ def known_text(value: Value) -> str:
 
 
 def _wanted(node: Node, place: int, shape: Shape, sizes: Sizes) -> np.ndarray | None:
-    if node.op in _COMPARISONS:
+    if has_trait(node, "elementwise") and has_trait(node, "discrete") and len(node.inputs) == 2:
         known = scalar(node.inputs[1 - place])
         # Of many numbers most are others; one alone chooses between ways to go on.
         return None if known is None or np.prod(shape) != 1 else np.full(shape, int(known))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tersor.analysis.match import has_trait
 from tersor.ir import DType, Encoding, Graph, Node, Value
 from tersor.ir.dims import KnownDim, TooComplex
 
@@ -139,7 +140,7 @@ def _macs(graph: Graph) -> tuple[KnownDim, Counter[str]]:
 def _repeats(node: Node) -> bool:
     graph = node.graph
     while graph is not None and graph.parent is not None:
-        if graph.parent.op in ("Loop", "Scan"):
+        if has_trait(graph.parent, "loop"):
             return True
         graph = graph.outer
     return False

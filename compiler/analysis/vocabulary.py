@@ -165,14 +165,11 @@ def logits_flow(logits: Value) -> list[Node] | None:
         value = work.pop()
         returned = returned or value.is_output
         for node in value.users:
-            if node.op not in _ELEMENTWISE or not _one_of_logits(node, value):
+            if not has_trait(node, "elementwise") or not _one_of_logits(node, value):
                 return None
             flow.append(node)
             work += node.outputs
     return flow if returned else None
-
-
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast", "Tanh", "Identity", "Clip"}
 
 
 def _one_of_logits(node: Node, logits: Value) -> bool:

@@ -29,18 +29,26 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
-def run(graph: Graph, values: dict[Value, Any]) -> None:
+def run(graph: Graph, values: dict[Value, Any], *, straight_through: bool = False) -> None:
     """Fills ``values`` with torch tensors for all of the graph's values; inputs and captured outer
-    values must be there, and so may constants, which are then taken as they are."""
+    values must be there, and so may constants, which are then taken as they are.
+
+    ``straight_through``: where an op rounds, gradients are those of what stands in for it
+    (``OpDef.straight_through``); codes are floats there.
+    """
     for constant in graph.constants.values():
         if constant not in values:
             values[constant] = to_torch(constant.numpy())
     for node in graph.nodes:
-        for value, tensor in zip(node.outputs, evaluate_node(node, values), strict=False):
+        for value, tensor in zip(
+            node.outputs, evaluate_node(node, values, straight_through), strict=False
+        ):
             values[value] = tensor
 
 
-def evaluate_node(node: Node, values: dict[Value, Any]) -> tuple[Any, ...]:
+def evaluate_node(
+    node: Node, values: dict[Value, Any], straight_through: bool = False
+) -> tuple[Any, ...]:
     """Outputs of one node from its operands' tensors in ``values``."""
     assert node.graph is not None and isinstance(node.graph.table, Table)
     row = node.graph.table.get(node.op)
@@ -49,21 +57,39 @@ def evaluate_node(node: Node, values: dict[Value, Any]) -> tuple[Any, ...]:
     operands = [None if v is None else values[v] for v in node.inputs]
     attrs: dict[str, Any] = dict(node.attrs)
     if node.subgraphs:
-        attrs["run"] = lambda sub, *args: _run_subgraph(sub, values, args)
+        attrs["run"] = lambda sub, *args: _run_subgraph(sub, values, args, straight_through)
     if node.op in _NEEDS_OUTPUTS:
         attrs["outputs"] = len(node.outputs)
     result = row.torch(*operands, **attrs)
-    return result if isinstance(result, tuple) else (result,)
+    results = result if isinstance(result, tuple) else (result,)
+    if straight_through and any(getattr(v, "requires_grad", False) for v in operands):
+        return _with_stand_in(node, operands, results)
+    return results
+
+
+def _with_stand_in(node: Node, operands: list[Any], results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results, the first one with the gradient of what stands in for it."""
+    assert node.graph is not None and isinstance(node.graph.table, Table)
+    graph = node.graph.table.straight_through(node)
+    if graph is None:
+        return results
+    given = [tensor for tensor in (*operands, *results[: len(node.outputs)]) if tensor is not None]
+    values = dict(zip(graph.inputs, given, strict=True))
+    run(graph, values)
+    soft, (hard, *others) = values[graph.outputs[0]], results
+    return soft + (hard.to(soft.dtype) - soft).detach(), *others
 
 
 # Split without sizes divides by the number of its results, which no attribute tells.
 _NEEDS_OUTPUTS = {"Split"}
 
 
-def _run_subgraph(graph: Graph, outer: dict[Value, Any], args: tuple[Any, ...]) -> list[Any]:
+def _run_subgraph(
+    graph: Graph, outer: dict[Value, Any], args: tuple[Any, ...], straight_through: bool
+) -> list[Any]:
     values = dict(outer)
     values.update(zip(graph.inputs, args, strict=True))
-    run(graph, values)
+    run(graph, values, straight_through=straight_through)
     return [values[v] for v in graph.outputs]
 
 

@@ -7,6 +7,8 @@ signs r, drawn anew for each batch of inputs.  What its gradient is on average i
 
 is the diagonal of the Gauss-Newton matrix J^T J: the Fisher information of a model whose outputs are seen
 through unit Gaussian noise (Martens 2014).  (Normal r have the same mean, and more variance.)
+
+Ops that round let gradients through (``OpDef.straight_through``).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def gradients(
             at = {v: (to_torch(v.numpy()) if v.is_constant else values[v]) for v in leaves}
             at = {v: tensor.clone().requires_grad_() for v, tensor in at.items()}
             values.update(at)
-            run(graph, values)
+            run(graph, values, straight_through=True)
             kept = [feed[name] if name is not None else None for name in masks]
             loss = _projected([values[v] for v in graph.outputs], kept, draws)
             found: Sequence[Any] = [None] * len(at)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tersor.ir import Attribute, Dim, Node, Value, ValueType
+from tersor.ir import Attribute, Dim, Graph, Node, Value, ValueType
 
 if TYPE_CHECKING:
     from tersor.ops.window import Window
@@ -184,7 +184,10 @@ class Follow:
     operands: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
-Trait = Literal["view", "movement", "elementwise", "normalization", "reduction", "product", "shape"]
+Trait = Literal[
+    "view", "movement", "elementwise", "normalization", "reduction", "product", "shape", "rounding",
+    "discrete", "loop",
+]  # fmt: skip
 """What kind of op a row is, as far as passes ask; the contract tests hold each on the row's samples.
 
     view: the elements of operand 0 in their order, in another shape; also a movement.
@@ -194,7 +197,15 @@ Trait = Literal["view", "movement", "elementwise", "normalization", "reduction",
     reduction: one number for all elements along ``axes``, which ``keepdims`` keeps as dims of 1.
     product: sums of products of two operands.
     shape: the results depend on the shape of the operands alone.
+    rounding: the first result is operand 0 in steps; such a row has a ``straight_through``.
+    discrete: the results say which or whether, and not how much: no gradient passes.
+    loop: a subgraph of it runs several times.
 """
+
+Operands = Sequence[Value | None]
+StraightThrough = Callable[[Node, Graph, Operands, Operands], Value | None]
+"""Emits, into a graph, what stands in for the first result of a node where gradients are taken, of the
+values there that are the node's operands and its results; None: the node's own gradient serves."""
 
 Infer = Callable[[Node], Sequence[ValueType]]
 Contents = Callable[[Node], Sequence[np.ndarray | None]]
@@ -228,6 +239,8 @@ class OpDef:
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
         traits: what kind of op it is; see :data:`Trait`.
+        straight_through: what stands in for the first result where gradients are taken; None: the gradient of
+            ``torch`` serves, or none passes (traits ``discrete`` and ``shape``).
         samples: operands for the contract tests, made from a random generator.
     """
 
@@ -249,6 +262,7 @@ class OpDef:
     deterministic: bool = True
     commutative: bool = False
     traits: frozenset[Trait] = frozenset()
+    straight_through: StraightThrough | None = None
     samples: Callable[[np.random.Generator], list[Sample]] | None = None
 
 

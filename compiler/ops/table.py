@@ -146,6 +146,28 @@ class Table:
         row = self._rows.get(node.op)
         return row.follow(node, cut) if row is not None and row.follow is not None else Follow()
 
+    def straight_through(self, node: Node) -> Graph | None:
+        """What stands in for the node's first result where gradients are taken: a graph of its operands and
+        then its results, without those that are left out. None: its own gradient serves.
+
+        Raises:
+            Unsupported: there is none for these operands; says why.
+        """
+        row = self._rows.get(node.op)
+        if row is None or row.straight_through is None:
+            return None
+        graph = self.graph("straight_through")
+        operands = [
+            None if v is None else graph.add_input(f"x{i}", v.type)
+            for i, v in enumerate(node.inputs)
+        ]
+        results = [graph.add_input(f"y{i}", v.type) for i, v in enumerate(node.outputs)]
+        found = row.straight_through(node, graph, operands, results)
+        if found is None:
+            return None
+        graph.set_outputs([found])
+        return graph
+
     def graph(self, name: str = "main", outer: Graph | None = None) -> Graph:
         """An empty graph over this table."""
         return Graph(name, self, outer)

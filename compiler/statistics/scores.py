@@ -15,7 +15,6 @@ from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, TensorType, Value
 
 DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
-ROUNDING = frozenset({"Cast", "QuantizeLinear", "DynamicQuantizeLinear", "Round"})
 _MERGES = frozenset({"Cast", "Concat", "Where"})  # Besides movements: results are made of operands.
 _MOST = 8  # Scores of one output.
 _FAR = 64  # Nodes that are looked at for one output.
@@ -62,7 +61,9 @@ def scores_of(graph: Graph) -> list[Score]:
 
 def rounded(value: Value) -> bool:
     """Whether an output that is no float is a number rounded, and no choice."""
-    return not _is_float(value) and any(op in ROUNDING for _, op in _before(value))
+    from tersor.ops import TABLE  # Loads the schemas of ONNX, which `import tersor` does without.
+
+    return not _is_float(value) and any(TABLE.has(op, "rounding") for _, op in _before(value))
 
 
 def unordered_axis(value: Value) -> int | None:

@@ -9,8 +9,6 @@ import numpy as np
 from tersor.ir import DType, Graph, Node, TensorType, Value, ValueType
 from tersor.ops import TABLE, contents_of
 
-_READ_SHAPES = ("Shape", "Size")
-
 
 def refine_types(graph: Graph, node: Node) -> bool:
     """Types ``node`` anew where dims or contents of its results are unknown, by types that say the same and
@@ -35,7 +33,7 @@ def _may_tell_contents(node: Node) -> bool:
     if not any(_unknown(v.contents) and _counts(v) for v in node.outputs):
         return False
     operands = [v for v in node.inputs if v is not None]
-    return node.op in _READ_SHAPES or not any(_unknown(contents_of(v)) for v in operands)
+    return TABLE.has(node.op, "shape") or not any(_unknown(contents_of(v)) for v in operands)
 
 
 def _unknown(contents: np.ndarray | None) -> float:

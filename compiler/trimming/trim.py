@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor.analysis.match import has_trait
 from tersor.analysis.vocabulary import (
     Head,
     Vocabulary,
@@ -40,7 +41,6 @@ from tersor.trimming.tokenizers import (
     unknown_id,
 )
 
-_OF_SHAPES = {"Shape", "Size"}
 Corpus = Iterable[str | Sequence[int]]
 
 
@@ -218,7 +218,7 @@ def _takes_new_ids(use: Use, lookups: set[tuple[Node, int]]) -> bool:
     node = use.user
     if isinstance(node, Graph):
         return node.outer is None
-    if (node, use.operand) in lookups or node.op in _OF_SHAPES:
+    if (node, use.operand) in lookups or has_trait(node, "shape"):
         return True
     return use.operand == 0 and moves(node)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tersor.analysis.match import dims, operand, producer_if, scalar
+from tersor.analysis.match import dims, has_trait, operand, producer_if, scalar
 from tersor.ir import Dim, Node, Value
 
 Columns = tuple[int, int]
@@ -252,13 +252,10 @@ def _picked_before(node: Node, shape: tuple[Dim, ...], pick: _Pick) -> tuple[Val
     return (inner, _Pick(axes[place], pick.at)) if place < len(axes) else None
 
 
-_VIEWS = ("Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity")
-
-
 def _view(value: Value) -> Value | None:
     """What ``value`` shows with other dims of 1 before its last one; None where it is no such view."""
     node = value.producer
-    if node is None or node.op not in _VIEWS:
+    if node is None or not has_trait(node, "view"):
         return None
     x = operand(node, 0)
     have, made = dims(x), dims(value)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ops.contents import contents_of
+from tersor.ops.families import _straight as straight
 from tersor.ops.families._symbolic import element_cost, tensor
 from tersor.ops.families._ties import broadcast
 from tersor.ops.families._torch import torch_dtype
@@ -63,7 +64,9 @@ def _like_samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = with_traits("elementwise", [
     OpDef("Cast", since=13, infer=_infer, contents=_contents, torch=_cast, cost=element_cost,
-          ties=broadcast, samples=_samples),
+          ties=broadcast, traits=frozenset({"rounding"}), straight_through=straight.narrowed,
+          samples=_samples),
     OpDef("CastLike", since=15, infer=_infer, contents=_contents, torch=_cast_like,
-          cost=element_cost, ties=lambda node: broadcast(node, [0]), samples=_like_samples),
+          cost=element_cost, ties=lambda node: broadcast(node, [0]),
+          traits=frozenset({"rounding"}), straight_through=straight.narrowed, samples=_like_samples),
 ])  # fmt: skip

@@ -228,6 +228,22 @@ def _scan(
 
 ROWS = [
     OpDef("If", since=11, infer=_if_infer, torch=_if, cost=_unknown_cost, bound=_if_bound),
-    OpDef("Loop", since=11, infer=_loop_infer, torch=_loop, cost=_unknown_cost, bound=_loop_bound),
-    OpDef("Scan", since=11, infer=_scan_infer, torch=_scan, cost=_unknown_cost, bound=_scan_bound),
+    OpDef(
+        "Loop",
+        traits=frozenset({"loop"}),
+        since=11,
+        infer=_loop_infer,
+        torch=_loop,
+        cost=_unknown_cost,
+        bound=_loop_bound,
+    ),
+    OpDef(
+        "Scan",
+        traits=frozenset({"loop"}),
+        since=11,
+        infer=_scan_infer,
+        torch=_scan,
+        cost=_unknown_cost,
+        bound=_scan_bound,
+    ),
 ]

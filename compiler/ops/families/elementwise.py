@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from tersor.ir.bounds import is_at_least, larger, smaller
 from tersor.ir.dims import KnownDim, divide, floordiv
 from tersor.ops import onnx_schema
 from tersor.ops.contents import contents_of
+from tersor.ops.families import _straight as straight
 from tersor.ops.families._symbolic import broadcast_dims, small
 from tersor.ops.families._ties import broadcast, dims
-from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, with_traits
+from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, Trait, with_traits
 
 
 def elementwise_cost(node: Node) -> Cost:
@@ -283,7 +285,7 @@ def _binary(op: str, since: int, torch: Callable[..., Any], **more: Any) -> OpDe
 
 
 def _compares(op: str, since: int, torch: str, decide: Callable[[Any, Any], bool]) -> OpDef:
-    return _binary(op, since, _torch(torch), infer=broadcast_infer(DType.BOOL),
+    return _binary(op, since, _torch(torch), infer=broadcast_infer(DType.BOOL), traits=_DISCRETE,
                    contents=_lift(_compare(decide)), commutative=op == "Equal")  # fmt: skip
 
 
@@ -324,17 +326,21 @@ def _leaky(x: Any, *, alpha: float) -> Any:
     return _nn("leaky_relu")(x, alpha)
 
 
+_DISCRETE: frozenset[Trait] = frozenset({"discrete"})
 _PLAIN = {
     "Sin": (7, "sin"), "Cos": (7, "cos"), "Tan": (7, "tan"), "Atan": (7, "atan"), "Sinh": (9, "sinh"),
     "Cosh": (9, "cosh"), "Asinh": (9, "asinh"), "Erf": (9, "erf"), "Exp": (6, "exp"),
-    "Neg": (6, "neg"), "Abs": (6, "abs"), "Floor": (6, "floor"), "Ceil": (6, "ceil"),
-    "Round": (11, "round"), "Sign": (9, "sign"), "Tanh": (6, "tanh"), "Sigmoid": (6, "sigmoid"),
+    "Neg": (6, "neg"), "Abs": (6, "abs"), "Tanh": (6, "tanh"), "Sigmoid": (6, "sigmoid"),
     "Relu": (6, "relu"),
 }  # fmt: skip
 
 ROWS = with_traits("elementwise", [
     *(_unary(op, since, _torch(name)) for op, (since, name) in _PLAIN.items()
       if op not in ("Neg",)),
+    *(replace(_unary(op, since, _torch(op.lower())), traits=frozenset({"rounding"}),
+              straight_through=straight.itself)
+      for op, since in (("Floor", 6), ("Ceil", 6), ("Round", 11))),
+    replace(_unary("Sign", 9, _torch("sign")), straight_through=straight.sign),
     OpDef("Neg", since=6, infer=_same_infer, torch=_torch("neg"), cost=elementwise_cost,
           ties=broadcast, contents=_lift(lambda a: -a), samples=_one(_f)),
     _unary("Log", 6, _torch("log"), _positive),
@@ -368,9 +374,10 @@ ROWS = with_traits("elementwise", [
           samples=lambda rng: [Sample([_f(rng, 2, 3)], outputs=n) for n in (1, 2)]),
     OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
           cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
-    OpDef("IsNaN", since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
+    OpDef("IsNaN", traits=_DISCRETE, since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
           ties=broadcast, samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.nan))),
-    OpDef("IsInf", since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost, ties=broadcast,
+    OpDef("IsInf", traits=_DISCRETE, since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost,
+          ties=broadcast,
           samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.inf), {}, {"detect_positive": 0})),
     OpDef("Clip", since=12, infer=_same_infer, torch=_clip, cost=elementwise_cost,
           ties=lambda node: broadcast(node, [0]), samples=_clip_samples),

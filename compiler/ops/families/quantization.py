@@ -8,11 +8,12 @@ import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
+from tersor.ops.families import _straight as straight
 from tersor.ops.families._symbolic import broadcast_dims, refuse, tensor
 from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.families.elementwise import elementwise_cost
 from tersor.ops.families.matmul import matmul_cost, matmul_ties
-from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Sample, Tie
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Sample, Tie, Trait
 
 
 def _along(parameter: Any, x: Any, axis: int, block: int) -> Any:
@@ -252,22 +253,28 @@ Each row as ONNX's DynamicQuantizeLinear quantizes a tensor, halves rounded to e
 
 DequantizeLinear(q, scale, zero_point) {axis = -1, block_size = K} gives the numbers back."""
 
+_ROUNDING: frozenset[Trait] = frozenset({"rounding"})
+
 ROWS = [
     OpDef("QuantizeLinear", since=13, torch=_quantize, cost=elementwise_cost,
-          ties=lambda node: broadcast(node, [0]) if _scalar(node) else [], samples=_quantize_samples),
+          ties=lambda node: broadcast(node, [0]) if _scalar(node) else [], traits=_ROUNDING,
+          straight_through=straight.quantize, samples=_quantize_samples),
     OpDef("DequantizeLinear", since=13, infer=_dequantize_infer, torch=_dequantize,
           cost=elementwise_cost, ties=_dequantize_ties, follow=_dequantize_follow,
           samples=_dequantize_samples),
     OpDef("DynamicQuantizeLinear", since=11, infer=_dynamic_infer, torch=_dynamic,
-          cost=elementwise_cost, outputs=3,
+          cost=elementwise_cost, outputs=3, traits=_ROUNDING,
+          straight_through=straight.quantize_dynamically,
           samples=lambda rng: [Sample([_f(rng, 3, 4)], outputs=3), Sample([_f(rng, 3) ** 2 + 1], outputs=3)]),
     OpDef("tersor.DynamicQuantizeRows", doc=_DYNAMIC_ROWS_DOC, inputs=("x",), outputs=3,
           infer=_dynamic_rows_infer, torch=_dynamic_rows, cost=elementwise_cost,
-          ties=_dynamic_rows_ties, samples=_dynamic_rows_samples),
+          ties=_dynamic_rows_ties, traits=_ROUNDING, straight_through=straight.quantize_dynamically,
+          samples=_dynamic_rows_samples),
     OpDef("MatMulInteger", traits=frozenset({"product"}),
           since=10, torch=_matmul_integer, cost=matmul_cost,
           ties=_integer_ties, samples=_integer_samples),
     OpDef("QLinearMatMul", traits=frozenset({"product"}),
           since=10, infer=_qlinear_infer, torch=_qlinear_matmul, cost=_qlinear_cost,
+          straight_through=straight.quantized_product,
           samples=_qlinear_samples),
 ]  # fmt: skip

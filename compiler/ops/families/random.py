@@ -95,6 +95,6 @@ ROWS = [
     _row("RandomUniform", 1, _shaped_infer, _random_uniform),
     _row("RandomNormalLike", 1, _like_infer, _normal_like, "shape"),
     _row("RandomUniformLike", 1, _like_infer, _uniform_like, "shape"),
-    _row("Bernoulli", 15, _like_infer, _bernoulli),
-    _row("Multinomial", 7, _multinomial_infer, _multinomial),
+    _row("Bernoulli", 15, _like_infer, _bernoulli, "discrete"),
+    _row("Multinomial", 7, _multinomial_infer, _multinomial, "discrete"),
 ]

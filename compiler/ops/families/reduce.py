@@ -10,6 +10,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ops import onnx_schema
 from tersor.ops.contents import contents_of
+from tersor.ops.families import _straight as straight
 from tersor.ops.families._symbolic import ints
 from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
@@ -262,11 +263,12 @@ ROWS = [
     OpDef("LogSoftmax", since=13, infer=_same, torch=lambda x, *, axis: x.log_softmax(axis),
           cost=_read_cost, ties=_along_axis_ties, samples=_softmax_samples),
     OpDef("Hardmax", since=13, infer=_same, torch=_hardmax, cost=_read_cost, ties=_along_axis_ties,
+          straight_through=straight.softmax,
           samples=_softmax_samples),
-    OpDef("ArgMax", since=13, infer=_arg_infer, torch=_arg("argmax"), cost=_read_cost,
-          ties=_arg_ties, samples=_arg_samples),
-    OpDef("ArgMin", since=13, infer=_arg_infer, torch=_arg("argmin"), cost=_read_cost,
-          ties=_arg_ties, samples=_arg_samples),
+    OpDef("ArgMax", traits=frozenset({"discrete"}), since=13, infer=_arg_infer, torch=_arg("argmax"),
+          cost=_read_cost, ties=_arg_ties, samples=_arg_samples),
+    OpDef("ArgMin", traits=frozenset({"discrete"}), since=13, infer=_arg_infer, torch=_arg("argmin"),
+          cost=_read_cost, ties=_arg_ties, samples=_arg_samples),
     OpDef("TopK", since=11, infer=_top_k_infer, torch=_top_k, cost=_read_cost, ties=_top_k_ties,
           samples=lambda rng: [Sample([rng.permutation(12).reshape(3, 4).astype(np.float32),
                                        np.array([2])], constant=frozenset({1}), outputs=2)]),

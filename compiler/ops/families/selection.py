@@ -166,12 +166,13 @@ def _nonzero_samples(rng: np.random.Generator) -> list[Sample]:
 ROWS = [
     OpDef("OneHot", since=11, infer=_one_hot_infer, torch=_one_hot, cost=element_cost,
           ties=_one_hot_ties, samples=_one_hot_samples),
-    OpDef("NonZero", since=9, infer=_nonzero_infer, torch=lambda x: x.nonzero().T.contiguous(),
+    OpDef("NonZero", traits=frozenset({"discrete"}), since=9, infer=_nonzero_infer,
+          torch=lambda x: x.nonzero().T.contiguous(),
           cost=lambda node: Cost(0, product(dims(node.inputs[0])) if dims(node.inputs[0]) else None),
           ties=lambda node: [], samples=_nonzero_samples),
     OpDef("Compress", traits=frozenset({"movement"}),
           since=11, infer=_compress_infer, torch=_compress, cost=no_work,
           ties=_compress_ties, samples=_compress_samples),
-    OpDef("Unique", since=11, infer=_unique_infer, torch=_unique, ties=lambda node: [],
-          samples=_unique_samples),
+    OpDef("Unique", traits=frozenset({"discrete"}), since=11, infer=_unique_infer, torch=_unique,
+          ties=lambda node: [], samples=_unique_samples),
 ]  # fmt: skip
