@@ -213,27 +213,19 @@ def _zeroed(link: Link) -> list[Axis]:
 
 
 def _made_by(value: Value, axis: int) -> list[Axis]:
-    """The outputs of the weight, and the bias, of the linear layer that makes ``value`` along ``axis``; empty
-    where none does, or one whose zeros do not come out as such."""
+    """The columns and the bias of the linear layer that makes ``value`` along ``axis``; empty where
+    none does, or one whose zeros do not come out as such."""
     node = value.producer
     forms = TABLE.weights(node) if node is not None else ()
     if node is None or len(forms) != 1 or node.attrs.get("activation", "none") != "none":
         return []
     (form,) = forms
-    held = {i: v for i, v in enumerate(node.inputs) if v is not None and i != form.activation}
-    multiplies_rows = form.activation is not None and form.window is None
-    if not multiplies_rows or not all(v.is_constant for v in held.values()):
+    if form.activation is None or form.window is not None or form.bias is None:
         return []
-    if axis != len(value.tensor.dims or ()) - 1:
+    held = [v for v in (node.input(form.operand), node.input(form.bias.operand)) if v is not None]
+    if axis != len(value.tensor.dims or ()) - 1 or not all(v.is_constant for v in held):
         return []
-    found = []
-    for i, constant in held.items():
-        rank = len(constant.tensor.shape)
-        place = form.outputs(rank)[-1] if i == form.operand else rank - 1
-        if rank == 0 or constant.tensor.shape[place] != size_of((value, axis)):
-            return []  # One number for all of them.
-        found.append((constant, place))
-    return found
+    return [(v, len(v.tensor.shape) - 1) for v in held]
 
 
 def _is_weight(value: Value) -> bool:
