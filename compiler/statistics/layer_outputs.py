@@ -41,8 +41,7 @@ def _errors(graph: Graph, forms: Mapping[Value, Encoding], context: Context) -> 
     for value, form in forms.items():
         mine = constants[value.name]
         other = copy.constant(form, value.name)
-        readers = [use.user for use in mine.uses if isinstance(use.user, Node)]
-        for node in dict.fromkeys(n for n in readers if n.graph is copy):
+        for node in (n for n in mine.users if n.graph is copy):
             pairs += [(value.name, *both) for both in _with_its_twin(copy, node, mine, other)]
     if not pairs:
         return {}

@@ -334,6 +334,20 @@ def test_a_codebook_takes_its_indices_and_its_table() -> None:
     np.testing.assert_array_equal(without_zero.decode(), np.where(codes > 1, codes % 4 + 1, 0))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_codebook_of_256_levels_is_pruned(first: int, axis: int | None) -> None:
+    codes = np.arange(512, dtype=np.uint16).reshape(2, 256).astype(np.uint8)
+    table = np.arange(first, first + 256, dtype=np.float32)
+    book = Codebook(codes, table if axis is None else np.stack([table, table]), axis)
+    pruned = Masked.of(codes % 3 == 0, book)
+    np.testing.assert_array_equal(
+        pruned.decode(), np.where(codes % 3 == 0, codes.astype(int) + first, 0)
+    )
+    # A byte says which of 256 levels; there is none for a 257th.
+    assert (pruned.layer(Codebook) is not None) == (first == 0)
+
+
 @pytest.mark.parametrize(
     ("codes", "levels", "axis", "message"),
     [

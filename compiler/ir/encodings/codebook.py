@@ -20,6 +20,8 @@ from tersor.ir.encodings.encoding import Encoding, Layer, along, register
 from tersor.ir.encodings.packed import Packed, compact
 from tersor.ir.types import DType, TensorType
 
+MAX_LEVELS = 256  # Codes are of a byte, or less.
+
 
 @register
 @dataclass(frozen=True, eq=False, init=False)
@@ -91,15 +93,17 @@ class Codebook(Layer):
         by = factor.reshape(()) if axis is None else factor.reshape(-1, 1)
         return self.over(self.codes, table=np.asarray(self.table * by, self.table.dtype))
 
-    def zeroed(self, mask: np.ndarray) -> Codebook:
-        """Where no level is zero in each table, there is one more."""
+    def zeroed(self, mask: np.ndarray) -> Encoding:
+        """Where some table has no zero, it gets one more level; dense where codes have no room for it."""
         table, zero = self.table, self.table == 0
         if not zero.any(axis=-1).all():
             table = np.concatenate([table, np.zeros((*table.shape[:-1], 1), table.dtype)], axis=-1)
             zero = table == 0
+        if table.shape[-1] > MAX_LEVELS:
+            return super().zeroed(mask)
         level = zero.argmax(axis=-1).reshape(along(mask.shape, self.axis))
         codes = np.where(mask, self.codes.decode().astype(np.intp), level)
-        return Codebook(codes.astype(np.min_scalar_type(table.shape[-1])), table, self.axis)
+        return Codebook(codes.astype(np.uint8), table, self.axis)
 
     def concat_key(self, axis: int) -> tuple[object, ...] | None:
         codes = self.codes.concat_key(axis)
