@@ -19,6 +19,7 @@ from tersor.errors import InvalidModel, InvalidOption
 from tersor.frontends.onnx import export_built, external_files, read_model
 from tersor.ir import Graph, TensorType, UnknownType, ValueType
 from tersor.ops.onnx_schema import FROM_ONNX
+from tersor.pipeline import legality
 from tersor.pipeline.report import Decoded
 from tersor.target import Target
 
@@ -37,7 +38,9 @@ def build(
 ) -> Built:
     """The ONNX model of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes. Its file
     alone, or, where protobuf cannot hold it, that and its weights."""
-    return export_built(lower(graph, (choice or Choice()).lower, decoded))
+    lowered = lower(graph, (choice or Choice()).lower, decoded)
+    legality.check("emission", lowered)
+    return export_built(lowered)
 
 
 def open_session(

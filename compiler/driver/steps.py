@@ -18,7 +18,7 @@ from tersor.driver.recipe import Recipe
 from tersor.errors import InvalidOption
 from tersor.frontends import Imported, load_model
 from tersor.ir import Graph, print_graph
-from tersor.pipeline import Feeds, Pass, Pipeline, Step, registry
+from tersor.pipeline import Feeds, Pass, Pipeline, Step, legality, registry
 from tersor.pipeline.report import Decision, PassReport
 from tersor.pipeline.rewriting import Feed
 from tersor.statistics.thinning import held_out, thinned
@@ -72,6 +72,7 @@ def read(
     job.tell(0, 1, "importing")
     imported = load_model(model, **options)
     graph = imported.graph
+    legality.check("import", graph)
     shapes = check_sizes(graph, sizes) if sizes is not None else None
     check_sizes(graph, buckets)
     batches = open_calibration(calibration, graph, batch=batch, model=model, files=imported.files)
@@ -101,14 +102,21 @@ def _example(imported: Imported, example: Any) -> Feed | None:
 
 def optimize(job: Job, graph: Graph) -> Graph:
     """The graph after the lossless passes that every compilation begins with."""
-    return run_passes(job, registry.optimization(), graph)
+    return run_passes(job, registry.optimization(), graph, stage="optimize")
 
 
-def run_passes(job: Job, passes: Sequence[Step], graph: Graph, calibration: Feeds = ()) -> Graph:
-    """The graph after ``passes``, which the report lists."""
+def run_passes(
+    job: Job, passes: Sequence[Step], graph: Graph, calibration: Feeds = (), stage: str = "import"
+) -> Graph:
+    """The graph after ``passes``, which the report lists; what holds at ``stage`` holds for it.
+
+    Raises:
+        PassFailed: it does not.
+    """
     pipeline = _pipeline(job, passes, calibration)
     result = pipeline.run(graph)
     job.report.passes += pipeline.reports
+    legality.check(stage, result, lambda: legality.replay(pipeline.ran, graph))
     return result
 
 
@@ -143,6 +151,8 @@ def apply_recipe(
         fitted, apart = held_out(graph, fitted, job.evaluator)
     stages, judges = _floored(job, plan, graph, fitted, apart, source.graph)
     job.report.passes += [stage.report for stage in stages]
+    made = [("the model", graph), *((stage.step.label, stage.after) for stage in stages)]
+    legality.check("recipe", made[-1][1], lambda: made)
     return stages[-1].after if stages else graph, judges[0] if judges else None
 
 

@@ -19,7 +19,7 @@ from tersor.frontends import load_model
 from tersor.ir import Graph, load, print_graph, save
 from tersor.models import zoo
 from tersor.ops import TABLE
-from tersor.pipeline import Pipeline, registry
+from tersor.pipeline import Pipeline, legality, registry
 from tersor.pipeline.runner import weight_bytes
 from tersor.target import Target
 
@@ -31,6 +31,12 @@ TOLERANCE = 1e-4
 # and the bytes that a few nodes take, of models of some kilobytes.
 GROWTH, OVER_THEIRS, SMALL = 1.01, 1.02, 4096
 Feed = Mapping[str, np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage of every compilation by all rules."""
+    monkeypatch.setattr(legality, "HARD", True)
 
 
 @cache
