@@ -371,7 +371,7 @@ def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: boo
     with IRBuilder() as builder:
         # Asked for none, TVM's function would give them all.
         with T.If(k > 0), T.Then():
-            T.evaluate(_topk(source, *results, k, axis, largest))
+            T.evaluate(_topk([source, *results], k, axis, largest))
         return builder.get()
 
 
@@ -383,7 +383,7 @@ def _sorted_by_row(source: Any, results: Sequence[Any], k: Any, axis: int, large
     def nest(index: tuple[Any, ...]) -> None:
         at = len(index)
         if at == len(outer):
-            T.evaluate(_topk(*(_row(b, index) for b in (source, *results)), k, 0, largest))
+            T.evaluate(_topk([_row(b, index) for b in (source, *results)], k, 0, largest))
             return
         with (T.parallel if at == spread else T.serial)(0, outer[at]) as i:
             nest((*index, i))
@@ -413,9 +413,8 @@ def _row(buffer: Any, index: tuple[Any, ...]) -> Any:
     )
 
 
-def _topk(source: Any, values: Any, places: Any, k: Any, axis: int, largest: bool) -> Any:
-    name = "tvm.contrib.sort.topk"
-    return tirx.call_packed(name, source, values, places, k, axis, "both", not largest)
+def _topk(arrays: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
+    return tirx.call_packed("tvm.contrib.sort.topk", *arrays, k, axis, "both", not largest)
 
 
 RULES: dict[str, Rule] = {
