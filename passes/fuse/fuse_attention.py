@@ -9,12 +9,14 @@ scores (``where(m, s, low)`` is ``s + where(m, 0, low)`` for the lowest float, w
 of query heads (Unsqueeze, Expand, Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)``
 becomes the boolean m, and one of lowest floats where it leaves every query a key by their positions.
 
-**Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are
-NaN, which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the
-lowest float, so that its rows get the mean of all values instead of what torch computes: where the
-guard is, the lowest float is read as the -inf that it stands for.  Without the guard (eager attention)
-a mask of lowest floats is kept as it is: rows of them get the mean of all values.  So is one of -10000, whose
-rows keep their scores; where a key is left, what both mask has a chance of zero, as with the boolean mask.
+**Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are NaN,
+which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the lowest
+float, so that its rows get the mean of all values instead of what torch computes.  Where the guard is and
+all queries see the same keys (padding), the lowest float is read as the -inf that it stands for: only a
+sequence without a token tells them apart.  Masks that differ by query (a window and padding leave padded
+queries without a key) and those without the guard (eager attention) are kept as they are: rows of lowest
+floats get the mean of all values.  So is one of -10000, whose rows keep their scores; where a key is left,
+what both mask has a chance of zero, as with the boolean mask.
 """
 
 from __future__ import annotations
@@ -71,8 +73,9 @@ class FuseAttention(Pass):
         _check(q, kt, v, operand(softmax, 0), masks)
         operands: list[Value | None] = [q, *_keys_and_values(graph, kt, v)]
         if masks:
-            guarded |= any(_is_guard(value, masks[0]) for value in _factors(node.output))
-            mask = _boolean(masks[0], guarded) if len(masks) == 1 else _sum(graph, masks)
+            zeroed = any(_is_guard(value, masks[0]) for value in _factors(node.output))
+            zeroed |= guarded and _is_padding(masks[0])
+            mask = _boolean(masks[0], zeroed) if len(masks) == 1 else _sum(graph, masks)
             operands.append(_of_all_keys(graph, _of_two_axes(graph, mask), kt))
         scale = _exact(scale * a * b * (cap or 1.0), q)
         return graph.emit("Attention", operands, {"scale": scale, "softcap": cap})
@@ -324,18 +327,25 @@ def _agree(a: Dim, b: Dim) -> bool:
     return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 
-def _boolean(mask: Value, guarded: bool) -> Value:
-    """m of ``where(m, 0, -inf)``, else the additive mask itself; see the module on ``guarded``."""
+def _boolean(mask: Value, zeroed: bool) -> Value:
+    """m of ``where(m, 0, -inf)``, else the additive mask itself. ``zeroed``: rows without a key give zeros,
+    so that the lowest float may stand for -inf."""
     where = producer_if(mask, "Where")
     if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
         return mask
     masked, m = uniform(operand(where, 2)), operand(where, 0)
-    sure = guarded or (rank(m) == 4 and _leaves_a_key(m))
+    sure = zeroed or (rank(m) == 4 and _leaves_a_key(m))
     if uniform(operand(where, 1)) != 0.0 or masked not in (
         (-np.inf, _lowest(mask)) if sure else (-np.inf,)
     ):
         return mask
     return m if dims(m) == dims(mask) else mask
+
+
+def _is_padding(mask: Value) -> bool:
+    """Whether all queries of a sequence see the same keys: only a sequence without a token has none."""
+    shape = dims(mask)
+    return shape is not None and len(shape) == 4 and shape[1:3] == (1, 1)
 
 
 def _leaves_a_key(mask: Value) -> bool:

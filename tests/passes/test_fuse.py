@@ -400,7 +400,7 @@ def test_silu_is_swish_and_a_gate_of_something_else_is_not() -> None:
 
 # -- FuseAttention ---------------------------------------------------------------------------------
 
-ATTENTION = """graph main(%q: f32[batch, 2, seq, 4], %kt: f32[batch, 2, 4, keys], %v: f32[batch, 2, keys, 4], %mask: f32[batch, 1, 1, keys], %keep: bool[batch, 1, 1, keys]) -> (y = {out}{more}) {{
+ATTENTION = """graph main(%q: f32[batch, 2, seq, 4], %kt: f32[batch, 2, 4, keys], %v: f32[batch, 2, keys, 4], %mask: f32[batch, 1, 1, keys], %keep: bool[batch, 1, 1, keys], %rows: bool[batch, 1, seq, 1]) -> (y = {out}{more}) {{
   @last: i64[1] = dense [-1]
   @c: f32{number} = dense [{c}]
   @zero: f32[] = dense [0.0]
@@ -461,6 +461,10 @@ def test_scores_may_be_scaled_before_and_after_the_product(name: str) -> None:
 
 ADD = "%t: f32[batch, 2, seq, keys] = Add(%s, {mask})"
 WHERE = "%b: f32[batch, 1, 1, keys] = Where(%keep, @zero, @low)\n%t: f32[batch, 2, seq, keys] = Add(%b, %s)"
+# Some padded queries have no key: the guard does not see it, since the lowest float is finite.
+BY_QUERY = "%k: bool[batch, 1, seq, keys] = And(%keep, %rows)\n" + WHERE.replace(
+    "%keep", "%k"
+).replace("%b: f32[batch, 1, 1, keys]", "%b: f32[batch, 1, seq, keys]")
 GUARD = "%nan: bool[batch, 2, seq, keys] = IsNaN(%w)\n%u: f32[batch, 2, seq, keys] = Where(%nan, @zero, %w)"
 
 
@@ -473,9 +477,10 @@ GUARD = "%nan: bool[batch, 2, seq, keys] = IsNaN(%w)\n%u: f32[batch, 2, seq, key
         ({"between": WHERE, "scores": "%t", "low": "-10000.0"}, ["v", "b"]),
         ({"between": WHERE, "scores": "%t", "guard": GUARD, "weights": "%u"}, ["v", "keep"]),
         ({"between": WHERE, "scores": "%t", "guard": GUARD, "weights": "%u", "low": "-3.4028234663852886e+38"}, ["v", "keep"]),
+        ({"between": BY_QUERY, "scores": "%t", "guard": GUARD, "weights": "%u", "low": "-3.4028234663852886e+38"}, ["v", "b"]),
         ({"guard": GUARD, "weights": "%u", "axis": "3"}, ["v"]),
     ],
-    ids=["added", "-inf", "lowest", "-10000", "guarded -inf", "guarded lowest", "guarded, no mask"],
+    ids=["added", "-inf", "lowest", "-10000", "guarded -inf", "guarded lowest", "guarded lowest by query", "guarded, no mask"],
 )  # fmt: skip
 def test_masks_are_taken_as_what_they_say(parts: dict[str, str], reads: list[str]) -> None:
     assert attention_of(attention_text(**parts))[1] == reads
