@@ -44,9 +44,17 @@ def build(
 
 
 def open_session(
-    model: Built | Path, choice: Choice | Mapping[str, object] | None = None, *, level: str = "all"
+    model: Built | Path,
+    choice: Choice | Mapping[str, object] | None = None,
+    *,
+    level: str = "all",
+    keeps_memory: bool = True,
 ) -> Session:
-    """A session on the CPU. ``level``: how much ONNX Runtime's own optimizer may do, of ``LEVELS``.
+    """A session on the CPU.
+
+    Args:
+        level: how much ONNX Runtime's own optimizer may do, of ``LEVELS``.
+        keeps_memory: whether a session keeps what activations took at the largest sizes, for the next run.
 
     Raises:
         InvalidModel: ONNX Runtime does not take the model; its reason, in one line.
@@ -54,11 +62,11 @@ def open_session(
     if not isinstance(choice, Choice):
         choice = Choice.from_json(choice) if choice else Choice()
     if isinstance(model, Path):
-        return _opened(str(model), choice.session, level)
+        return _opened(str(model), choice.session, level, keeps_memory)
     if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
         try:
             folder = model.weights.file.parent.resolve()
-            return _opened(model.data, choice.session, level, folder)
+            return _opened(model.data, choice.session, level, keeps_memory, folder)
         except InvalidModel:
             if model.weights.is_in_place():
                 raise
@@ -68,11 +76,15 @@ def open_session(
     with tempfile.TemporaryDirectory(prefix="tersor-") as name:
         if isinstance(model, Split):
             model.weights.place(Path(name))
-        return _opened(main_file(model), choice.session, level, Path(name))
+        return _opened(main_file(model), choice.session, level, keeps_memory, Path(name))
 
 
 def _opened(
-    source: bytes | str, options: SessionOptions, level: str, folder: Path | None = None
+    source: bytes | str,
+    options: SessionOptions,
+    level: str,
+    keeps_memory: bool,
+    folder: Path | None = None,
 ) -> Session:
     """A session of a model, which is given whole or by its path. ``folder``: all that it may find
     beside it; of a path, what lies there."""
@@ -80,6 +92,7 @@ def _opened(
     settings.log_severity_level = 4  # Errors come as exceptions.
     settings.graph_optimization_level = LEVELS[level]
     settings.intra_op_num_threads = options.threads
+    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = keeps_memory
     settings.add_session_config_entry(
         "session.intra_op.allow_spinning", "1" if options.spinning else "0"
     )
@@ -190,7 +203,8 @@ class Evaluator:
         found = next((held for held in self._held if held[0] is graph), None)
         if found is None:
             del self._held[:-1]  # While a session is opened, its weights are there several times.
-            found = (graph, open_session(build(graph, choice), choice))
+            # Batches are of many sizes, and it is not timed: other sessions have that memory.
+            found = (graph, open_session(build(graph, choice), choice, keeps_memory=False))
         self._held = [*(held for held in self._held if held is not found), found][-2:]
         return found[1].run(inputs)
 

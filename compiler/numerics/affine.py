@@ -129,6 +129,7 @@ def quantize_rows(table: np.ndarray) -> Affine:
     return quantize_outputs(table, range(1, table.ndim))
 
 
+BLOCK = 1 << 20  # Elements that are in memory as f64 at once.
 Range = tuple[float | np.ndarray, float | np.ndarray]
 """The lowest and the highest value, of a tensor or of each row ([n, 1])."""
 
@@ -149,10 +150,16 @@ def fake_quantize_dynamic(x: np.ndarray, span: Range) -> np.ndarray:
 def relative_error(expected: np.ndarray, got: np.ndarray) -> float:
     """Root mean square of the difference, relative to that of ``expected``; infinite if either contains
     NaN or infinity."""
+    reference = error = 0.0
+    expected, got = np.atleast_1d(expected), np.atleast_1d(got)
+    # A block at a time: in f64 an embedding table and its differences are several times the model.
+    step = max(1, BLOCK // max(expected[:1].size, 1))
     with np.errstate(over="ignore", invalid="ignore"):
-        reference = float(np.square(expected, dtype=np.float64).mean()) if expected.size else 0.0
-        difference = np.subtract(expected, got, dtype=np.float64)
-        error = float(np.square(difference).mean()) if expected.size else 0.0
+        for start in range(0, len(expected), step):
+            part = expected[start : start + step]
+            reference += float(np.square(part, dtype=np.float64).sum())
+            difference = np.subtract(part, got[start : start + step], dtype=np.float64)
+            error += float(np.square(difference, out=difference).sum())
     if not (np.isfinite(reference) and np.isfinite(error)):
         return float("inf")
     return float((error / reference) ** 0.5) if reference > 0 else float(error > 0)

@@ -12,7 +12,7 @@ integers; everywhere else the graph means just what it says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,6 @@ class QuantizeDynamic(LayerPass):
         told = context.remember(
             f"told of {form.value}", lambda: _Told.of(graph, layers, saturates, form, context)
         )
-        seen = {x: told.seen[x.name] for x in map(_reads, nodes) if x.name in told.seen}
         quantized: set[Node] = set()
         errors: list[float] = []
         for i, layer in enumerate(layers):
@@ -96,15 +95,15 @@ class QuantizeDynamic(LayerPass):
                 continue
             context.progress(i, len(layers), f"int8 {layer.label}")
             if form is ActivationForm.INT8 and any(
-                seen[x].left_out for x in map(_reads, layer.nodes) if x in seen
+                told.left_out.get(_reads(node).name) for node in layer.nodes
             ):
                 context.skip(layer.node, SPREADS)
                 continue
             encoding = told.rounded.get(layer.name) or _nearest(layer.weight, saturates)
             found = [
-                (_layer_error(seen[x], layer.weight.numpy(), encoding, form), node)
+                (told.errors[key], node)
                 for node in layer.nodes
-                if (x := _reads(node)) in seen
+                if (key := (layer.name, _reads(node).name)) in told.errors
             ]
             worst, node = max(found, key=lambda e: e[0], default=(0.0, layer.node))
             if worst > self.max_error:
@@ -118,7 +117,7 @@ class QuantizeDynamic(LayerPass):
             quantized.update(layer.nodes)
             for _ in layer.nodes:
                 context.rewrote()
-        unseen = sum(_reads(node) not in seen for node in nodes)
+        unseen = sum(_reads(node).name not in told.left_out for node in nodes)
         readers: dict[Value, list[Node]] = {}
         for node in graph.walk():
             if node in quantized:
@@ -150,16 +149,19 @@ def _nearest(weight: Value, saturates: bool) -> Affine:
 
 @dataclass
 class _Told:
-    """What calibration tells of the layers of the outermost level; nothing without it.
+    """What calibration tells of the layers of the outermost level; nothing without it. It outlives the pass
+    (:meth:`Context.remember`), and so has no rows of what layers read.
 
     Attributes:
-        seen: their inputs, by name.
+        left_out: of each input that was seen, by name, rows of NaN or infinity that ``errors`` leave out.
+        errors: by (weight, input), of the layer's result.
         rounded: weights, by name, that it says how to round.
         few: (rows, inputs) of weights that there were too few rows for.
         faster: how many of ``rounded`` fit larger sums than they have to.
     """
 
-    seen: dict[str, Activation] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    errors: dict[tuple[str, str], float] = field(default_factory=dict)
     rounded: dict[str, Affine] = field(default_factory=dict)
     few: list[tuple[int, int]] = field(default_factory=list)
     faster: int = 0
@@ -184,41 +186,48 @@ class _Told:
                 if x in fitted:
                     wanted[Rows(x)] = [moments[x]]
             observe(graph, wanted, context.calibration, context.evaluate)
-            told.seen |= {x.name: one.result for x, one in ranges.items() if one.result is not None}
+            seen = {x: one.result for x, one in ranges.items() if one.result is not None}
+            told.left_out |= {x.name: one.left_out for x, one in seen.items()}
             for i, (x, one) in enumerate(moments.items(), start):
                 context.progress(i, len(xs), f"rounding what reads {x.name}")
                 if one.result is not None:
                     faster = context.faster_sums if saturates else ()
-                    told._round(x, fitted[x], one.result, saturates, form, faster)
+                    told._round(seen.get(x), fitted[x], one.result, saturates, form, faster)
+            told._judge(layers, seen, saturates, form)
         return told
 
-    def _round(
-        self, x: Value, weights: list[Value], gram: Gram, saturates: bool, form: ActivationForm,
-        faster: Sequence[Sums],
+    def _judge(
+        self, layers: Sequence[WeightedLayer], seen: Mapping[Value, Activation], saturates: bool,
+        form: ActivationForm,
     ) -> None:  # fmt: skip
-        """Weights that read ``x``: all of them fit the same sums, for a backend may multiply them at once."""
+        """Errors of layers that read what was ``seen``, in the form that each is to have."""
+        for layer in layers:
+            for x in dict.fromkeys(map(_reads, layer.nodes)):
+                if x in seen:
+                    held = self.rounded.get(layer.name) or _nearest(layer.weight, saturates)
+                    error = _layer_error(seen[x], layer.weight.numpy(), held, form)
+                    self.errors[layer.name, x.name] = error
+
+    def _round(
+        self, seen: Activation | None, weights: list[Value], gram: Gram, saturates: bool,
+        form: ActivationForm, faster: Sequence[Sums],
+    ) -> None:  # fmt: skip
+        """Weights of one input: all of them fit the same sums, for a backend may multiply them at once."""
         inputs = len(gram.xtx)
         if LEAST_ROWS * inputs > gram.rows:
             self.few += [(gram.rows, inputs)] * len(weights)
-        elif np.isfinite(gram.xtx).all():
+        elif seen is not None and np.isfinite(gram.xtx).all():
             exact = [w.numpy() for w in weights]
             held = [(w.numpy(), _nearest(w, saturates)) for w in weights]
             made = round_in_order(held, gram.xtx, TWO_OF_FOUR if saturates else None)
-            errors = self._errors(x, exact, made, form)
+            errors = _errors(seen, exact, made, form)
             for sums in reversed(faster):
                 steps = [(w, coarser(w, np.diagonal(gram.xtx), sums)) for w in exact]
                 found = round_in_order(steps, gram.xtx, sums)
-                if (self._errors(x, exact, found, form) <= FASTER * errors).all():
+                if (_errors(seen, exact, found, form) <= FASTER * errors).all():
                     made, self.faster = found, self.faster + len(weights)
                     break
             self.rounded |= {w.name: e for w, e in zip(weights, made, strict=True)}
-
-    def _errors(
-        self, x: Value, weights: list[np.ndarray], encodings: list[Affine], form: ActivationForm
-    ) -> np.ndarray:
-        pairs = zip(weights, encodings, strict=True)
-        seen = self.seen[x.name]
-        return np.array([_layer_error(seen, weight, held, form) for weight, held in pairs])
 
     @property
     def remarks(self) -> list[str]:
@@ -249,6 +258,13 @@ def _fitted(layers: Sequence[WeightedLayer]) -> dict[Value, list[Value]]:
         if len(sources) == 1 and not (layer.shared or layer.tied or layer.in_subgraph):
             found.setdefault(sources.pop(), []).append(layer.weight)
     return found
+
+
+def _errors(
+    seen: Activation, weights: list[np.ndarray], encodings: list[Affine], form: ActivationForm
+) -> np.ndarray:
+    pairs = zip(weights, encodings, strict=True)
+    return np.array([_layer_error(seen, weight, held, form) for weight, held in pairs])
 
 
 def _layer_error(
