@@ -12,8 +12,8 @@ from tersor.pipeline import Repeat, Step
 
 
 def optimization() -> list[Step]:
-    """What every compilation begins with: lossless, whatever the recipe. Fusion matches canonical graphs, and
-    the layout of attention is changed where nothing is left to fuse with it."""
+    """The lossless passes that every compilation starts with, whatever the recipe. Fusion matches canonical
+    graphs; the layout of attention changes last, once nothing is left to fuse with it."""
     canonical = canonicalization()
     return [
         Repeat(

@@ -1,1 +1,1 @@
-"""What is true of a graph. Reads only: nothing here changes one."""
+"""Analyses of a graph. They only read it."""

@@ -1,8 +1,8 @@
-"""Which keys a boolean mask lets a query see, as far as it tells so by positions.
+"""The sliding window of a boolean attention mask: the part of it that compares positions.
 
     mask = (j <= i) & (j > i - 8) & padding        query i, key j
 
-is causal, reaches 7 keys to the left, and leaves ``padding`` to be looked up.
+is causal, has 7 keys to the left in its window, and leaves ``padding`` as a mask.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ QUERIES, KEYS = 2, 3  # Axes of a mask [batch, heads, queries, keys].
 
 @dataclass(frozen=True)
 class AttentionWindow:
-    """Where query i, counted from the first key on, sees keys from i - left to i + right.
+    """Query i attends to keys i - left to i + right, where position 0 is that of the first key.
 
     Attributes:
-        left, right: -1: as far as there are keys.
-        rest: masks that the key must be in besides, as they are.
+        left, right: -1: unbounded.
+        rest: masks that apply on top of the window.
     """
 
     left: int = -1
@@ -30,20 +30,20 @@ class AttentionWindow:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is to be looked up: each query sees the key at its own position."""
+        """Whether the window is the whole mask; then each query attends to its own position at least."""
         return not self.rest
 
 
 def attention_window(mask: Value) -> AttentionWindow:
-    """Of a mask of rank 4."""
+    """The window of a mask of rank 4."""
     left, right, rest = -1, -1, list[Value]()
     for part in _parts(mask):
-        found = _compared(part)
-        if found is None:
+        bounds = _bounds(part)
+        if bounds is None:
             rest.append(part)
             continue
-        left = _nearer(left, found[0])
-        right = _nearer(right, found[1])
+        left = _nearer(left, bounds[0])
+        right = _nearer(right, bounds[1])
     return AttentionWindow(left, right, tuple(rest))
 
 
@@ -52,22 +52,22 @@ def _nearer(a: int, b: int) -> int:
 
 
 def _parts(mask: Value) -> list[Value]:
-    """The masks that are all true where ``mask`` is."""
+    """The conjuncts of ``mask``."""
     both = producer_if(mask, "And")
     if both is None:
         return [mask]
     return [part for i in (0, 1) for part in _parts(operand(both, i))]
 
 
-# a OP b as (what is less, what is more, whether they may be equal); of Not(a OP b) the other way round.
+# a OP b as (index of the lesser operand, of the greater, whether they may be equal).
 _ORDERS = {
     "LessOrEqual": (0, 1, True), "Less": (0, 1, False),
     "GreaterOrEqual": (1, 0, True), "Greater": (1, 0, False),
 }  # fmt: skip
 
 
-def _compared(mask: Value) -> tuple[int, int] | None:
-    """(left, right) of a comparison of positions; None where it is something else."""
+def _bounds(mask: Value) -> tuple[int, int] | None:
+    """(left, right) of a comparison of positions; None for any other mask."""
     if rank(mask) != 4:
         return None
     inverse = producer_if(mask, "Not")
@@ -106,7 +106,7 @@ def _position(value: Value) -> tuple[int, int] | None:
 
 
 def _is_distance(value: Value) -> bool:
-    """Whether it is the absolute value of i - j or j - i."""
+    """Whether it is |i - j|."""
     absolute = producer_if(value, "Abs")
     difference = producer_if(operand(absolute, 0), "Sub") if absolute is not None else None
     if difference is None:

@@ -1,4 +1,4 @@
-"""Inputs for measuring a graph where its user gave none: the right types and ranges, any numbers."""
+"""Synthetic inputs for measuring a graph: valid types, shapes and ranges, arbitrary numbers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tersor.errors import InvalidOption, suggest
 from tersor.ir import DType, Graph, Node, TensorType, Value
 from tersor.ir.dims import evaluate, symbols
 
-# Sizes of (batch, every other open dim) that language models are measured at.
+# Default sizes to measure at: (batch, every other open dim).
 SIZES = ((1, 32), (1, 128), (8, 128))
 Sizes = Mapping[str, int]
 
 
 def dim_names(graph: Graph) -> list[str]:
     """The open dims of the inputs, in order."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for value in graph.inputs:
         for dim in dims(value) or ():
-            found.update(dict.fromkeys(sorted(symbols(dim))))
-    return list(found)
+            names.update(dict.fromkeys(sorted(symbols(dim))))
+    return list(names)
 
 
 def default_sizes(graph: Graph) -> list[dict[str, int]]:
-    """SIZES for the graph's open dims: the first dim of the first input that has it open is the batch."""
+    """SIZES by name: dims that lead an input are batch dims, all others lengths."""
     names = dim_names(graph)
     batches = batch_names(graph)
     chosen = [{n: batch if n in batches else length for n in names} for batch, length in SIZES]
@@ -36,30 +36,30 @@ def default_sizes(graph: Graph) -> list[dict[str, int]]:
 
 
 def check_sizes(graph: Graph, sizes: Sequence[Sizes]) -> list[dict[str, int]]:
-    """``sizes`` as they are. A cache's past may be empty, which is what a prefill has; nothing else may.
+    """``sizes``, validated. Only a cache's past may be empty (a prefill).
 
     Raises:
-        InvalidOption: a dim that the inputs do not have, one left out, or a size that it cannot have.
+        InvalidOption: an unknown dim, a missing dim, or a size out of range.
     """
     names = dim_names(graph)
     may_be_empty = _cache_dims(graph)
     for given in sizes:
         for name, size in given.items():
             if name not in names:
-                there = ", ".join(names) or "none"
+                known = ", ".join(names) or "none"
                 raise InvalidOption(
-                    f"no open dim {name!r}{suggest(name, names)}; the inputs have {there}"
+                    f"no open dim {name!r}{suggest(name, names)}; the inputs have {known}"
                 )
             if size < (0 if name in may_be_empty else 1):
                 raise InvalidOption(f"dim {name!r} cannot be {size}")
         for name in names:
             if name not in given:
-                raise InvalidOption(f"sizes {dict(given)} leave out dim {name!r}")
+                raise InvalidOption(f"sizes {dict(given)} do not set dim {name!r}")
     return [dict(s) for s in sizes]
 
 
 def _cache_dims(graph: Graph) -> set[str]:
-    """Open dims of float inputs along which other rows are joined to them: the past of a cache."""
+    """Open dims of float inputs that grow by concatenation: the past of a key-value cache."""
     return {
         name
         for value in graph.inputs
@@ -71,7 +71,7 @@ def _cache_dims(graph: Graph) -> set[str]:
 
 
 def _joins(user: Node | Graph, place: int, axis: int) -> bool:
-    """Whether ``user`` puts other rows beside those of operand ``place``, along ``axis``."""
+    """Whether ``user`` concatenates operand ``place`` with something along ``axis``."""
     if isinstance(user, Graph):
         return False
     if user.op == "Concat":
@@ -83,14 +83,14 @@ def _joins(user: Node | Graph, place: int, axis: int) -> bool:
 def make_feed(
     graph: Graph, sizes: Sizes, seed: int = 0, real: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Inputs by name at the given sizes. Floats are normal; integers are what their readers take: ids
-    that lie in a table, a shape, zeros for positions, ones where nothing is known (masks, lengths).
+    """Inputs by name at the given sizes. Floats are normally distributed; integers are what their users
+    accept: ids within a table, a shape, zeros for positions, ones where nothing is known (masks, lengths).
 
     Args:
-        real: a batch of real inputs: their numbers, repeated or cut to the sizes, in place of others.
+        real: a batch of real inputs, repeated or cropped to the sizes, to use in place of synthetic ones.
 
     Raises:
-        InvalidOption: an input whose type or rank is unknown, so that none can be made up.
+        InvalidOption: an input of unknown type or rank.
     """
     rng = np.random.default_rng(seed)
     return {
@@ -102,7 +102,7 @@ def make_feed(
 
 
 def stretched(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """``array`` repeated from its beginning, or cut, along each axis to ``shape``."""
+    """``array`` tiled or cropped along each axis to ``shape``."""
     for axis, size in enumerate(shape):
         if have := array.shape[axis]:
             array = np.take(array, np.arange(size) % have, axis)
@@ -110,18 +110,18 @@ def stretched(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def bound_sizes(graph: Graph, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Sizes of the open dims, as far as the shapes of inputs tell them."""
-    found: dict[str, int] = {}
+    """Sizes of the open dims that the shapes of the inputs bind."""
+    bound: dict[str, int] = {}
     for value in graph.inputs:
         for dim, size in zip(dims(value) or (), feed[value.name].shape, strict=False):
             name = str(dim)
             if symbols(dim) == {name}:
-                found.setdefault(name, size)
-    return {name: found[name] for name in dim_names(graph) if name in found}
+                bound.setdefault(name, size)
+    return {name: bound[name] for name in dim_names(graph) if name in bound}
 
 
 def batch_names(graph: Graph) -> set[str]:
-    """Open dims that count samples: the first of an input."""
+    """Batch dims: the open dims that lead an input."""
     return {n for v in graph.inputs for d in (dims(v) or ())[:1] for n in symbols(d)}
 
 
@@ -141,24 +141,27 @@ def _array(value: Value, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shape(value: Value, sizes: Sizes, like: Sequence[int] = ()) -> tuple[int, ...]:
-    """The dims of an input; where they are not known, those of a real one (``like``)."""
+    """The shape of an input; dims that are unknown are those of a real one (``like``)."""
+    unknown = InvalidOption(
+        f"input {value.name!r} has the type {value.type}: no input of it can be made up"
+    )
     if not isinstance(value.type, TensorType) or (value.type.dims is None and not like):
-        raise InvalidOption(f"input {value.name!r} is {value.type}")
+        raise unknown
     if value.type.dims is None:
         return tuple(like)
-    found = []
+    shape = []
     for axis, dim in enumerate(value.type.dims):
         if dim is not None and symbols(dim) <= sizes.keys():
-            found.append(evaluate(dim, sizes))
+            shape.append(evaluate(dim, sizes))
         elif like:
-            found.append(like[axis])
+            shape.append(like[axis])
         else:
-            raise InvalidOption(f"input {value.name!r} is {value.type}")
-    return tuple(found)
+            raise unknown
+    return tuple(shape)
 
 
 def table_rows(value: Value) -> int:
-    """The fewest rows of the tables that ``value`` picks rows from; 0 if it picks none."""
+    """Rows of the smallest table that ``value`` indexes; 0 if it indexes none."""
     rows = [_rows(item) for item in walk_ids(value)[0]]
     return min((r for r in rows if r), default=0)
 

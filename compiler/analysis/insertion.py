@@ -1,4 +1,4 @@
-"""Where a graph with subgraphs can hold what several of its nodes are to read."""
+"""Where to insert a node that users in several subgraphs read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from tersor.ir import Graph, Node, Value
 
 
 def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
-    """The node before which what is computed from ``x`` serves all ``readers``, given in the order of
-    execution: in the innermost graph that holds them all, but outside of loops that ``x`` is not made
-    in, which would compute it anew at every turn.
+    """The node before which something computed from ``x`` dominates all ``readers`` (in execution order):
+    in the innermost graph that encloses them all, but hoisted out of loops that ``x`` is defined outside of.
 
         x read in both branches of an If      -> the If
         x read in a Loop's body, and after it -> the Loop
@@ -20,9 +19,9 @@ def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
     outers = []
     for node in readers:
         assert node.graph is not None
-        held = enclosing_graphs(node.graph)
-        outers.append(held[: held.index(x.graph) + 1])
-    common = [g for g in outers[0] if all(g in held for held in outers)]
+        around = enclosing_graphs(node.graph)
+        outers.append(around[: around.index(x.graph) + 1])
+    common = [g for g in outers[0] if all(g in around for around in outers)]
     place = common[0]
     for graph in common:
         if graph.parent is not None and graph is not x.graph and has_trait(graph.parent, "loop"):
@@ -36,8 +35,8 @@ def insertion_point(x: Value, readers: Sequence[Node]) -> Node:
 
 
 def enclosing_graphs(graph: Graph) -> list[Graph]:
-    """``graph`` and the graphs around it, from the inside out."""
-    found = [graph]
-    while (outer := found[-1].outer) is not None:
-        found.append(outer)
-    return found
+    """``graph`` and its ancestors, innermost first."""
+    graphs = [graph]
+    while (outer := graphs[-1].outer) is not None:
+        graphs.append(outer)
+    return graphs

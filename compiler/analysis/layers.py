@@ -1,12 +1,11 @@
-"""Weighted layers: a constant that nodes read as their weight, and these nodes.
+"""Weighted layers: a weight together with the nodes that use it.
 
     %y = tersor.Linear(%x, @w, @b)    layer @w multiplies rows of %x, and @b is added
     %z = LSTM(%x, @w, @r, @c)         layer @w multiplies rows of %x, layer @r rows of the states
     %e = Gather(@t, %ids)             rows of layer @t are looked up
 
-Which operands of a node are its weights, and how, is what the op table says (:class:`tersor.ops.Weight`).
-Passes choose among layers in one way (:class:`tersor.analysis.selection.LayerPass`), and calibration shows
-what they multiply (:mod:`tersor.statistics.layers`).
+The op table says which operands of a node are weights (:class:`tersor.ops.Weight`). Passes select layers with
+:class:`tersor.analysis.selection.LayerPass`; :mod:`tersor.statistics.layers` observes their inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tersor.structure.ties import tied_to
 
 @dataclass(frozen=True)
 class Reader:
-    """A node that reads ``weight`` in the way that ``form`` says."""
+    """A node that uses ``weight`` as ``form`` describes."""
 
     node: Node
     form: Weight
@@ -44,7 +43,7 @@ class Reader:
 
     @property
     def ids(self) -> Value:
-        """The rows that are asked for, of a table."""
+        """Of a lookup: the indices of the rows."""
         assert self.form.ids is not None
         ids = self.node.inputs[self.form.ids]
         assert ids is not None
@@ -52,19 +51,19 @@ class Reader:
 
     @property
     def is_float_constant(self) -> bool:
-        """In whatever encoding."""
         return self.weight.is_constant and self.weight.tensor.dtype.is_float
 
 
 @dataclass(eq=False)
 class WeightedLayer:
-    """A weight with its readers, several where they share it. Reasons against what a pass would do with it
-    are empty where there is nothing against it.
+    """A weight and its readers: more than one where nodes share it.
+
+    Properties that return ``str`` are reasons why a pass may have to leave the layer alone; empty: none.
 
     Attributes:
-        readers: in the order of the graph; all see the same matrix. What else reads the weight is
-            neither here nor to be changed.
-        index: its place among the layers that were chosen.
+        readers: in graph order; all see the same matrix. Other uses of the weight are not listed and must
+            not change.
+        index: its position among the selected layers.
     """
 
     weight: Value
@@ -73,7 +72,7 @@ class WeightedLayer:
 
     @property
     def name(self) -> str:
-        """Of its weight, and no other layer's."""
+        """The name of its weight, unique in the graph."""
         return self.weight.name
 
     @property
@@ -91,7 +90,7 @@ class WeightedLayer:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.node.scope or self.node.output.name
 
     @property
@@ -103,7 +102,7 @@ class WeightedLayer:
         """f64[outputs, inputs]"""
         return np.asarray(self.form.matrix(self.weight.numpy()).astype(np.float64))
 
-    # -- reasons against -----------------------------------------------------------------------------
+    # -- reasons to leave it alone -----------------------------------------------------------------
 
     def fewer_than(self, elements: int) -> str:
         size = self.weight.tensor.numel
@@ -116,33 +115,33 @@ class WeightedLayer:
 
     @property
     def encoded(self) -> str:
-        """No constant, or one that is not stored as an array as it is."""
+        """Not a dense constant."""
         return "" if self.weight.is_dense else self._form_of_weight
 
     @property
     def quantized(self) -> str:
-        """No constant, or one of other than floats; they may be pruned, or of half the width."""
+        """Not a constant of floats, which may be pruned or 16 bits wide."""
         return "" if self.weight.stores_floats else self._form_of_weight
 
     @property
     def _form_of_weight(self) -> str:
-        held = self.weight.encoding
-        return f"@{self.name} is {held.describe()}" if held else f"%{self.name} is no constant"
+        encoding = self.weight.encoding
+        if encoding is None:
+            return f"%{self.name} is not a constant"
+        return f"@{self.name} is {encoding.describe()}"
 
     @property
     def narrow(self) -> str:
-        """Not f32, which is what has other forms at run time."""
+        """Not f32, the only type that backends have compressed kernels for."""
         dtype = self.weight.tensor.dtype.value
-        return "" if dtype == "f32" else f"@{self.name} is {dtype}, and not f32"
+        return "" if dtype == "f32" else f"@{self.name} is {dtype}, not f32"
 
     @property
     def not_finite(self) -> str:
         numbers = self.weight.numpy()
         if numbers.dtype.kind != "f":
-            numbers = numbers.astype(
-                np.float64
-            )  # bfloat16 and its like, which numpy does not know.
-        return "" if np.isfinite(numbers).all() else f"@{self.name} holds NaN or infinity"
+            numbers = numbers.astype(np.float64)  # bfloat16 and other types foreign to numpy.
+        return "" if np.isfinite(numbers).all() else f"@{self.name} contains NaN or infinity"
 
     @property
     def zero(self) -> str:
@@ -150,31 +149,32 @@ class WeightedLayer:
 
     @cached_property
     def tied(self) -> str:
-        """Other constants are views of it, and would be left as they are."""
+        """Other constants are views of the same memory and would not follow a change."""
         others = tied_to(self.weight)
-        return f"@{self.name} is tied to @{others[0].name}, which would stay" if others else ""
+        return (
+            f"@{self.name} is tied to @{others[0].name}, which would not change" if others else ""
+        )
 
     @property
     def in_subgraph(self) -> str:
-        """Some reader is in a subgraph."""
         inner = any(node.graph is None or node.graph.parent is not None for node in self.nodes)
-        return "it is in a subgraph, where calibration sees nothing" if inner else ""
+        return "it is in a subgraph, which calibration does not observe" if inner else ""
 
     @property
     def shared(self) -> str:
-        """Something else reads it."""
+        """The weight has other uses."""
         others = len(self.weight.uses) - len(self.readers)
-        return f"@{self.name} is also read by what stays as it is" if others else ""
+        return f"@{self.name} has other uses, which would not change" if others else ""
 
 
 def weight_readers(graph: Graph) -> Iterator[Reader]:
-    """All nodes with weights, subgraphs included, in order. A weight need not be a constant."""
+    """All uses of weights in graph order, subgraphs included. A weight need not be a constant."""
     for node in graph.walk():
         yield from _readings(node)
 
 
 def readers_of(value: Value) -> list[Reader]:
-    """The nodes that read ``value`` as their weight."""
+    """The nodes that use ``value`` as their weight."""
     return [
         reader
         for use in value.uses
@@ -185,19 +185,19 @@ def readers_of(value: Value) -> list[Reader]:
 
 
 def is_table(value: Value) -> bool:
-    """Whether all that is done with a constant is that rows of it are looked up."""
+    """Whether every use of ``value`` looks up rows of it."""
     lookups = [reader for reader in readers_of(value) if reader.form.looked_up]
     return len(lookups) == len(value.uses) > 0
 
 
 def by_weight(readers: Sequence[Reader]) -> list[WeightedLayer]:
-    """``readers`` in layers. One that sees another matrix in a weight than the first does is in none."""
-    found: dict[Value, WeightedLayer] = {}
+    """``readers`` grouped into layers, without those that see a different matrix than the first one does."""
+    layers: dict[Value, WeightedLayer] = {}
     for reader in readers:
-        layer = found.setdefault(reader.weight, WeightedLayer(reader.weight, index=len(found)))
+        layer = layers.setdefault(reader.weight, WeightedLayer(reader.weight, index=len(layers)))
         if not layer.readers or layer.form.inputs == reader.form.inputs:
             layer.readers.append(reader)
-    return list(found.values())
+    return list(layers.values())
 
 
 def _readings(node: Node) -> Iterator[Reader]:

@@ -1,4 +1,4 @@
-"""Small questions that rewrite rules ask about what stands around a node."""
+"""Predicates and accessors for rewrite rules that match around a node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def scalar(value: Value | None) -> float | None:
-    """The number of a constant with one element, else None."""
+    """The number in a one-element constant, else None."""
     if value is None or value.encoding is None or value.encoding.type.numel != 1:
         return None
     number = value.encoding.decode().reshape(-1)[0]
@@ -22,41 +22,41 @@ def scalar(value: Value | None) -> float | None:
 
 
 def is_scalar(value: Value | None, number: float, rtol: float = 1e-5) -> bool:
-    """Whether ``value`` is a constant with one element that is ``number``."""
-    have = scalar(value)
-    return have is not None and bool(np.isclose(have, number, rtol=rtol, atol=0))
+    """Whether ``value`` is a one-element constant equal to ``number``."""
+    actual = scalar(value)
+    return actual is not None and bool(np.isclose(actual, number, rtol=rtol, atol=0))
 
 
 def producer_if(value: Value | None, op: str) -> Node | None:
-    """The node that makes ``value``, if it is an ``op``."""
+    """The node that produces ``value``, if it is an ``op``."""
     if value is None or value.producer is None or value.producer.op != op:
         return None
     return value.producer
 
 
 def has_trait(node: Node, trait: Trait) -> bool:
-    """Whether the op of a node is of this kind."""
+    """Whether the node's op has ``trait``."""
     from tersor.ops import TABLE  # Loads onnx's schemas, which `import tersor` does without.
 
     return TABLE.has(node.op, trait)
 
 
 def operand(node: Node, index: int) -> Value:
-    """Operand ``index``, which the op requires."""
+    """Operand ``index``, which is not optional."""
     value = node.inputs[index]
     assert value is not None
     return value
 
 
 def operand_orders(node: Node) -> Iterator[tuple[Value, Value]]:
-    """Both orders of a binary op's operands."""
+    """The two operands of a binary op, in both orders."""
     a, b = operand(node, 0), operand(node, 1)
     yield a, b
     yield b, a
 
 
 def operand_and_constant(node: Node) -> tuple[Value, Value] | None:
-    """(operand, constant) of a commutative binary op that has exactly one constant operand."""
+    """(operand, constant) of a commutative op with exactly one constant operand."""
     for a, b in operand_orders(node):
         if b.is_constant and not a.is_constant:
             return a, b
@@ -64,7 +64,7 @@ def operand_and_constant(node: Node) -> tuple[Value, Value] | None:
 
 
 def has_one_use(value: Value) -> bool:
-    """Whether a single operand of a single node reads it, and no graph returns it."""
+    """Whether exactly one operand of one node reads it, and it is no graph output."""
     return len(value.uses) == 1 and not value.is_output
 
 
@@ -74,17 +74,17 @@ def rank(value: Value) -> int | None:
 
 
 def dims(value: Value) -> tuple[Dim, ...] | None:
-    """Its dims; None where not even the rank is known, or it is no tensor."""
+    """Its dims; None where the rank is unknown or it is not a tensor."""
     return value.type.dims if isinstance(value.type, TensorType) else None
 
 
 def dtype(value: Value) -> DType | None:
-    """Its element type; None where it is not known, or it is no tensor."""
+    """Its element type; None where unknown or it is not a tensor."""
     return value.type.dtype if isinstance(value.type, TensorType) else None
 
 
 def same_type(a: Value, b: Value) -> bool:
-    """Whether both are known to be of one type: equal dtype, and equal dims that are all known."""
+    """Whether both are known to have the same type: equal dtype, and equal dims that are all known."""
     return (
         a.type == b.type
         and isinstance(a.type, TensorType)
@@ -94,7 +94,7 @@ def same_type(a: Value, b: Value) -> bool:
 
 
 def is_last_axis_mean(value: Value, x: Value) -> bool:
-    """Whether ``value`` is the mean of ``x`` over its last axis, which is kept as 1."""
+    """Whether ``value`` is the mean of ``x`` over its last axis, with keepdims."""
     node = producer_if(value, "ReduceMean")
     size = rank(x)
     if node is None or operand(node, 0) is not x or not node.attrs["keepdims"]:
@@ -107,9 +107,9 @@ def is_last_axis_mean(value: Value, x: Value) -> bool:
 
 
 def uniform(value: Value) -> float | None:
-    """The one number that all elements of ``value`` are, whatever its shape; None if not known.
+    """The number that every element of ``value`` equals, whatever its shape; None if not known to exist.
 
-    Sees through whatever only moves or repeats elements; of a size that is not known, there may be none.
+    Looks through ops that only move or repeat elements. A value of unknown size may be empty.
     """
     work: Value | None = value
     while work is not None:
@@ -118,19 +118,19 @@ def uniform(value: Value) -> float | None:
             if data.size == 0 or data.dtype.kind not in "biuf":
                 return None
             first = data.reshape(-1)[0]
-            # An int stays one: not all of 64 bits are floats.
+            # Not float(): 64-bit integers would round.
             return first.item() if bool((data == first).all()) else None
         node = work.producer
         if node is not None and node.op == "ConstantOfShape":
-            return _filling(node)
+            return _fill_value(node)
         if node is None or not has_trait(node, "movement"):
             return None
         work = node.inputs[0]
     return None
 
 
-def _filling(node: Node) -> float | None:
-    """What a ConstantOfShape fills with; zeros by default."""
+def _fill_value(node: Node) -> float | None:
+    """The fill value of a ConstantOfShape; 0 by default."""
     value = node.attrs.get("value")
     if not isinstance(value, Encoding):
         return 0.0
@@ -139,16 +139,15 @@ def _filling(node: Node) -> float | None:
 
 
 def iota_axis(value: Value) -> int | None:
-    """The axis along which ``value`` counts 0, 1, 2 …, being constant along all others; else None.
+    """The axis along which ``value`` counts 0, 1, 2 …, constant along all others (an iota); else None.
 
     Range(0, n, 1) -> 0;   Unsqueeze(that, [0, 2]) -> 1
     """
     inserted: list[list[int]] = []
     work: Value | None = value
     while work is not None:
-        start = _counts(work)
-        if start is not None:
-            axis = start
+        axis = _iota_axis(work)
+        if axis is not None:
             for new in reversed(inserted):
                 for at in new:
                     axis += at <= axis
@@ -175,17 +174,17 @@ def iota_axis(value: Value) -> int | None:
     return None
 
 
-def _counts(value: Value) -> int | None:
-    """The axis of a Range from 0 by 1, of a constant that counts, or of the beginning of one."""
+def _iota_axis(value: Value) -> int | None:
+    """Of a Range from 0 by 1, an iota constant, or a slice of one that starts at 0."""
     if value.encoding is not None:
-        return _constant_counts(value.encoding.decode())
+        return _constant_iota_axis(value.encoding.decode())
     node = value.producer
     if node is None:
         return None
     if node.op == "Range":
         return 0 if is_scalar(node.inputs[0], 0) and is_scalar(node.inputs[2], 1) else None
     if node.op == "Slice" and operand(node, 0).is_constant:
-        axis = _constant_counts(operand(node, 0).numpy())
+        axis = _constant_iota_axis(operand(node, 0).numpy())
         cut = node.input(3)
         starts_at_zero = is_scalar(node.inputs[1], 0)
         steps_by_one = node.input(4) is None or is_scalar(node.input(4), 1)
@@ -194,7 +193,7 @@ def _counts(value: Value) -> int | None:
     return None
 
 
-def _constant_counts(data: np.ndarray) -> int | None:
+def _constant_iota_axis(data: np.ndarray) -> int | None:
     long = [i for i, n in enumerate(data.shape) if n != 1]
     if data.dtype.kind not in "iu" or len(long) != 1:
         return None

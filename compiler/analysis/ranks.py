@@ -1,9 +1,9 @@
-"""Ranks that follow from what makes a value and from what reads it, where its type tells none.
+"""Rank inference, forwards from producers and backwards from users, for values of unknown rank.
 
-    a = If(c) {then: Squeeze(x, 2), else: x}      a has 2 dims or, like x, 3
-    y = LSTM(Unsqueeze(a, 0), ...)                an LSTM reads 3 dims, so that a has 2: ``then`` is taken
+    a = If(c) {then: Squeeze(x, 2), else: x}      a has rank 2 or, like x, 3
+    y = LSTM(Unsqueeze(a, 0), ...)                an LSTM takes rank 3, so a has rank 2: ``then`` runs
 
-A run in which a value has another rank than its readers take is one that fails.
+Only runs that succeed count: one in which a value has a rank that its users reject fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tersor.ir import Graph, Node, Value
 
 Ranks = frozenset[int]
 
-# Results have their first operand's rank.
+# Ops whose result has the rank of the first operand.
 _SAME = frozenset({
     "Identity", "Cast", "Dropout", "Clip", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh",
     "Softmax", "LogSoftmax", "Softplus", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Not", "Abs", "Neg",
@@ -30,10 +30,10 @@ _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPoo
 
 @dataclass
 class RankProofs:
-    """What is proven of one graph as it stands.
+    """Memoized inference over one graph, which must not change meanwhile.
 
     Attributes:
-        depth: how far from a value is looked.
+        depth: how many edges from a value the search goes.
     """
 
     depth: int = 64
@@ -41,61 +41,61 @@ class RankProofs:
     _needed: dict[Value, Ranks | None] = field(default_factory=dict)
 
     def possible(self, value: Value, depth: int = 0) -> Ranks | None:
-        """Ranks that the value may be made with; None where any."""
+        """Ranks that the producer may give the value; None: any."""
         if value not in self._possible:
-            self._possible[value] = None  # What is asked again on the way is not told yet.
-            self._possible[value] = self._made(value, depth) if depth < self.depth else None
+            self._possible[value] = None  # Breaks cycles: unknown while in progress.
+            self._possible[value] = self._by_producer(value, depth) if depth < self.depth else None
         return self._possible[value]
 
     def needed(self, value: Value, depth: int = 0) -> Ranks | None:
-        """Ranks of which the value has one in every run that does not fail; None where any."""
+        """Ranks that all users accept; None: any."""
         if value not in self._needed:
             self._needed[value] = None
-            found = self._read(value, depth) if depth < self.depth else []
-            self._needed[value] = _intersection(found)
+            by_use = self._by_users(value, depth) if depth < self.depth else []
+            self._needed[value] = _intersection(by_use)
         return self._needed[value]
 
     def impossible(self, node: Node) -> list[Graph]:
-        """Branches of an If whose results no reader takes: they are never taken in a run that succeeds."""
+        """Branches of an If that no successful run takes: a result has a rank that its users reject."""
         return self._impossible(node, 0)
 
     def _impossible(self, node: Node, depth: int) -> list[Graph]:
-        found = []
+        branches = []
         for branch in node.subgraphs:
-            # A file may name more results than its branches have.
-            for made, result in zip(node.outputs, branch.outputs, strict=False):
-                needed, possible = self.needed(made, depth + 1), self.possible(result, depth + 1)
+            # A file may declare more results than its branches have.
+            for output, result in zip(node.outputs, branch.outputs, strict=False):
+                needed, possible = self.needed(output, depth + 1), self.possible(result, depth + 1)
                 if needed is not None and possible is not None and not needed & possible:
-                    found.append(branch)
+                    branches.append(branch)
                     break
-        return found
+        return branches
 
-    def _made(self, value: Value, depth: int) -> Ranks | None:
-        node, told = value.producer, rank(value)
-        made: Ranks | None = None
+    def _by_producer(self, value: Value, depth: int) -> Ranks | None:
+        node, declared = value.producer, rank(value)
+        inferred: Ranks | None = None
         if node is not None and node.op == "If":
             results = [
                 b.outputs[value.index] for b in node.subgraphs if value.index < len(b.outputs)
             ]
-            made = _union([self.possible(v, depth + 1) for v in results])
+            inferred = _union([self.possible(v, depth + 1) for v in results])
         elif node is not None and (added := _added(node)) is not None and value is node.output:
             (x, *_) = node.inputs
             of = None if x is None else self.possible(x, depth + 1)
-            made = None if of is None else frozenset(r + added for r in of)
-        # A file's own word for it, where nothing else tells.
-        return made if made is not None or told is None else frozenset({told})
+            inferred = None if of is None else frozenset(r + added for r in of)
+        # What the file declares is trusted only where nothing can be inferred.
+        return inferred if inferred is not None or declared is None else frozenset({declared})
 
-    def _read(self, value: Value, depth: int) -> list[Ranks | None]:
-        found: list[Ranks | None] = []
+    def _by_users(self, value: Value, depth: int) -> list[Ranks | None]:
+        accepted: list[Ranks | None] = []
         for use in value.uses:
             if isinstance(use.user, Graph):
-                found.append(self._returned(value, use.user, use.operand, depth))
-            elif use.user.graph is value.graph:  # Others may never run.
-                found.append(self._taken(use.user, use.operand, depth))
-        return found
+                accepted.append(self._by_output(value, use.user, use.operand, depth))
+            elif use.user.graph is value.graph:  # Users in subgraphs may never run.
+                accepted.append(self._by_user(use.user, use.operand, depth))
+        return accepted
 
-    def _returned(self, value: Value, branch: Graph, index: int, depth: int) -> Ranks | None:
-        """Of what a branch returns that is surely taken: ranks that the If's result may have."""
+    def _by_output(self, value: Value, branch: Graph, index: int, depth: int) -> Ranks | None:
+        """Of an output of a branch that certainly runs: what users of the If's result accept."""
         node = branch.parent
         if node is None or node.op != "If" or not node.subgraphs or index >= len(node.outputs):
             return None
@@ -106,7 +106,7 @@ class RankProofs:
             return None
         return self.needed(node.outputs[index], depth + 1)
 
-    def _taken(self, node: Node, index: int, depth: int) -> Ranks | None:
+    def _by_user(self, node: Node, index: int, depth: int) -> Ranks | None:
         if node.op in _RECURRENT:
             return frozenset({_RECURRENT_RANKS[index]}) if index in _RECURRENT_RANKS else None
         if node.op in _WINDOWED and index == 0:
@@ -119,8 +119,8 @@ class RankProofs:
             return frozenset({2})
         if node.op == "Concat":
             known = [rank(v) for v in node.inputs if v is not None]
-            told = [frozenset({r}) for r in known if r is not None]
-            return _intersection([*told, self.needed(node.output, depth + 1)])
+            declared = [frozenset({r}) for r in known if r is not None]
+            return _intersection([*declared, self.needed(node.output, depth + 1)])
         added = _added(node)
         if added is None or index != 0:
             return None
@@ -129,14 +129,14 @@ class RankProofs:
 
 
 def _added(node: Node) -> int | None:
-    """How many dims the result has more than the first operand; None where that is not known."""
+    """Rank of the result minus rank of the first operand; None where unknown."""
     if node.op in _SAME:
         return 0
     if node.op not in ("Squeeze", "Unsqueeze"):
         return None
     axes = node.input(1)
     if axes is None or not axes.is_constant or not axes.numpy().size:
-        return None  # Without axes a Squeeze takes all dims of 1.
+        return None  # Without axes a Squeeze drops all dims of 1.
     count = len(set(axes.numpy().reshape(-1).tolist()))
     return count if node.op == "Unsqueeze" else -count
 

@@ -1,14 +1,13 @@
-"""The layers of a graph: what stands between two values of a residual stream.
+"""The layers of a graph: what lies between two values of a residual stream.
 
     pre-norm    u -> norm -> f -> (+u) -> v              a layer leads from u to v = u + f(norm(u))
     post-norm   u -> f -> (+u) -> norm -> v              from u to v = norm(u + f(u))
 
-All that u leads to passes through v (v is the immediate post-dominator of u), both are of one type, f
-has weights, and there is a way around f, of sums and normalizations alone: so the graph still means
-something where readers of v read u instead, and the layer is gone. Masks, positions and an encoder's
-result come in from the side. What a model is called, or its modules, tells nothing here.
+v is the immediate post-dominator of u, both have the same type, f has weights, and a path of sums and
+normalizations bypasses f. So the graph stays meaningful if users of v read u instead and the layer is
+removed. Masks, positions and an encoder's result are side inputs. Names of models and modules play no role.
 
-Fused sums (tersor.AddLayerNormalization) hide the stream: take them apart first
+Fused sums (tersor.AddLayerNormalization) hide the stream: split them first
 (:mod:`tersor.transforms.skip_norm`).
 """
 
@@ -32,12 +31,12 @@ _SCALES = {"Mul", "Div", "Sub"}  # By a constant.
 
 @dataclass(frozen=True)
 class Layer:
-    """A part of a residual stream.
+    """A segment of a residual stream.
 
     Attributes:
-        entry, exit: values of one type; without the layer, readers of ``exit`` read ``entry``.
-        nodes: what makes ``exit`` from ``entry``, in the graph's order.
-        pinned: why it cannot go; empty where it can.
+        entry, exit: values of the same type; without the layer, users of ``exit`` read ``entry``.
+        nodes: what computes ``exit`` from ``entry``, in graph order.
+        pinned: why it cannot be removed; empty if it can.
     """
 
     entry: Value
@@ -47,41 +46,41 @@ class Layer:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """Its ops, sorted: layers that repeat each other have equal ones."""
+        """Its sorted ops, equal for repetitions of the same layer."""
         return tuple(sorted(node.op for node in self.nodes))
 
     @property
     def where(self) -> str:
-        """The scope that its weights have in common; what it makes, where there is none."""
+        """The common scope of its weights, or else the name of its exit."""
         scopes = [n.scope.split(".") for n in self.nodes if _has_weights(n)]
         common = takewhile(lambda parts: len(set(parts)) == 1, zip(*scopes, strict=False))
         return ".".join(parts[0] for parts in common) or f"%{self.exit.name}"
 
 
 def find_layers(graph: Graph, unit: Unit) -> list[list[Layer]]:
-    """Runs of layers, one after another on a stream, that repeat: of one kind (``sublayer``: an
-    attention, a feed-forward), or of the smallest group of kinds that comes again (``block``)."""
+    """Runs of consecutive layers that repeat on a stream: single layers of one kind (``sublayer``: an
+    attention, a feed-forward), or the shortest repeating sequence of kinds (``block``)."""
     flow = _flow(graph)
     streams = [s for s in _streams(graph, flow) if len(s) > 1]
     inside = {v for s in streams for layer in s for n in layer.nodes for v in n.outputs}
     points = {layer.exit for s in streams for layer in s}
-    found = []
+    runs = []
     for stream in streams:
         if stream[0].entry in inside - points:
-            continue  # A stream within a layer of another.
+            continue  # Nested in a layer of another stream.
         run = _blocks(stream) if unit == "block" else _repeated(stream)
-        found += [[_pin(graph, layer) for layer in part] for part in _contiguous(run)]
-    return found
+        runs += [[_pin(graph, layer) for layer in part] for part in _contiguous(run)]
+    return runs
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
 def _flow(graph: Graph) -> nx.DiGraph:
-    """Which value's numbers are made of which: an edge from each operand of a node to each result."""
+    """Data flow: an edge from each operand of a node to each result."""
     flow = nx.DiGraph()
     for node in graph.nodes:
-        if TABLE.has(node.op, "shape"):  # Equal types, equal results.
+        if TABLE.has(node.op, "shape"):  # Depends on the type alone.
             continue
         for operand in dict.fromkeys(_operands(node)):
             flow.add_edges_from((operand, result) for result in node.outputs)
@@ -90,7 +89,7 @@ def _flow(graph: Graph) -> nx.DiGraph:
 
 
 def _operands(node: Node) -> Iterator[Value]:
-    """What a node reads that is no constant, from within its subgraphs too."""
+    """The non-constant values that a node reads, captures of its subgraphs included."""
     yield from (v for v in node.inputs if v is not None and not v.is_constant)
     for sub in node.subgraphs:
         for inner in sub.all_graphs():
@@ -99,7 +98,7 @@ def _operands(node: Node) -> Iterator[Value]:
 
 
 def _streams(graph: Graph, flow: nx.DiGraph) -> list[list[Layer]]:
-    """Maximal chains of layers, of any kinds."""
+    """Maximal chains of layers of any kind."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     steps: dict[Value, _Step] = {}
     backwards = flow.reverse()
@@ -112,15 +111,15 @@ def _streams(graph: Graph, flow: nx.DiGraph) -> list[list[Layer]]:
             if step is not None:
                 steps[value] = step
     ends = {step.exit for step in steps.values()}
-    begun = [v for v in steps if v not in ends]
-    chains = [_chain(v, steps) for v in sorted(begun, key=lambda v: order.get(v.producer, -1))]  # type: ignore[arg-type]
+    starts = [v for v in steps if v not in ends]
+    chains = [_chain(v, steps) for v in sorted(starts, key=lambda v: order.get(v.producer, -1))]  # type: ignore[arg-type]
     return [_layers(chain, order) for chain in chains]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """From a value to its immediate post-dominator; ``weighted``: through f, else a normalization or
-    the like."""
+    """From a value to its immediate post-dominator; ``weighted``: through an f, not only a normalization
+    or the like."""
 
     entry: Value
     exit: Value
@@ -134,7 +133,7 @@ def _alike(u: Value, v: Value) -> bool:
 
 
 def _step(flow: nx.DiGraph, u: Value, v: Value, order: dict[Node, int]) -> _Step | None:
-    """None where there is no way around what lies between."""
+    """None where no path bypasses what lies between."""
     ahead = {u}
     work = [u]
     while work:
@@ -151,12 +150,12 @@ def _step(flow: nx.DiGraph, u: Value, v: Value, order: dict[Node, int]) -> _Step
                 work.append(before)
     nodes = frozenset(w.producer for w in between if w.producer in order)
     weighted = any(_has_weights(node) for node in nodes)
-    if not _has_way_around(u, v, between, weighted):
+    if not _is_bypassed(u, v, between, weighted):
         return None
     return _Step(u, v, nodes, weighted)
 
 
-def _has_way_around(u: Value, v: Value, between: set[Value], sums: bool) -> bool:
+def _is_bypassed(u: Value, v: Value, between: set[Value], sums: bool) -> bool:
     work, seen = [v], {v}
     while work:
         value = work.pop()
@@ -170,7 +169,7 @@ def _has_way_around(u: Value, v: Value, between: set[Value], sums: bool) -> bool
 
 
 def _straight(node: Node | None, sums: bool) -> list[Value]:
-    """Operands that a node lets through, itself without weights; those of a sum if ``sums``."""
+    """Operands that a node without weights passes through; those of a sum only if ``sums``."""
     if node is None:
         return []
     inputs = [v for v in node.inputs if v is not None]
@@ -183,7 +182,7 @@ def _straight(node: Node | None, sums: bool) -> list[Value]:
 
 
 def _has_weights(node: Node) -> bool:
-    """Whether a matrix of floats, or more, is among its operands, or it holds subgraphs."""
+    """Whether an operand is a constant float tensor of rank 2 or more, or the node has subgraphs."""
     return bool(node.subgraphs) or any(
         v is not None and v.is_constant and v.tensor.dtype.is_float and (v.tensor.rank or 0) >= 2
         and v.tensor.numel not in (0, 1)
@@ -200,8 +199,8 @@ def _chain(start: Value, steps: dict[Value, _Step]) -> list[_Step]:
 
 
 def _layers(chain: Sequence[_Step], order: dict[Node, int]) -> list[Layer]:
-    """One for each weighted step, with as many of the steps without weights behind it as all have: the
-    normalizations of post-norm, but not the last one of pre-norm."""
+    """One per weighted step, followed by as many unweighted steps as every one of them has: the
+    normalizations of post-norm, but not the final one of pre-norm."""
     starts = [i for i, step in enumerate(chain) if step.weighted]
     if not starts:
         return []
@@ -213,7 +212,7 @@ def _layers(chain: Sequence[_Step], order: dict[Node, int]) -> list[Layer]:
     ]
 
 
-# -- what repeats ----------------------------------------------------------------------------------
+# -- repetition ------------------------------------------------------------------------------------
 
 
 def _repeated(stream: Sequence[Layer]) -> list[Layer]:
@@ -222,7 +221,7 @@ def _repeated(stream: Sequence[Layer]) -> list[Layer]:
 
 
 def _blocks(stream: Sequence[Layer]) -> list[Layer]:
-    """The stretch of ``stream`` that repeats itself most, in pieces of its period.
+    """The longest periodic stretch of ``stream``, one layer per period.
 
     a f a f a f   ->   af af af
     """
@@ -255,14 +254,11 @@ def _contiguous(run: Sequence[Layer]) -> Iterator[list[Layer]]:
         yield part
 
 
-# -- what has to stay ------------------------------------------------------------------------------
+# -- layers that cannot be removed -----------------------------------------------------------------
 
 
 def _pin(graph: Graph, layer: Layer) -> Layer:
-    """``layer``, with the reason why it has to stay if something else than its exit is read.
-
-    The parts of a layer that outputs still need when ``entry`` is read for ``exit`` do not go.
-    """
+    """``layer``, with ``pinned`` set if an output depends on its inside by another path than its exit."""
     inside = set(layer.nodes)
     for name, output in zip(graph.output_names, graph.outputs, strict=True):
         seen: set[Value] = set()
@@ -281,5 +277,5 @@ def _pin(graph: Graph, layer: Layer) -> Layer:
 
 
 def _reason(name: str, output: Value, value: Value) -> str:
-    what = "" if output is value else f", which is made from its %{value.name},"
-    return f"the model returns {name!r}{what} beside it"
+    what = "" if output is value else f", computed from its %{value.name},"
+    return f"the model also returns {name!r}{what} from inside it"

@@ -1,9 +1,9 @@
-"""What an integer or string input means to its readers, so that inputs that run can be made up.
+"""What integer and string inputs mean to their users, so that valid inputs can be synthesized.
 
 Reshape(x, input)           a shape:  [-1, 1, 1]
 Split(x, input)             sizes that add up to the axis
-Gather(x, input)            a position that is always there:  0
-Equal(input, 16000)         a number that the model knows:  16000
+Gather(x, input)            an index that is always valid:  0
+Equal(input, 16000)         the number it is compared with:  16000
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ _ANY_TEXT = "a"
 
 
 def wanted_integers(value: Value, shape: Shape, sizes: Sizes) -> np.ndarray:
-    """Integers of ``shape`` that the readers of an input can take; ones where nothing is known of them."""
-    for held in walk_ids(value)[1]:
-        for use in held.uses:
+    """Integers of ``shape`` that are valid for the users of an input; ones where nothing is known."""
+    for alias in walk_ids(value)[1]:
+        for use in alias.uses:
             if isinstance(use.user, Graph):
                 continue
-            found = _wanted(use.user, use.operand, shape, sizes)
-            if found is not None:
-                return found
+            integers = _wanted(use.user, use.operand, shape, sizes)
+            if integers is not None:
+                return integers
     return np.ones(shape, np.int64)
 
 
 def known_text(value: Value) -> str:
-    """A string that a reader of an input knows (a key of an encoder)."""
+    """A string from a user's vocabulary (a key of a label encoder)."""
     for use in value.uses:
         if isinstance(use.user, Node):
-            for held in use.user.attrs.values():
-                if isinstance(held, (list, tuple)) and held and isinstance(held[0], str):
-                    return held[0]
+            for keys in use.user.attrs.values():
+                if isinstance(keys, (list, tuple)) and keys and isinstance(keys[0], str):
+                    return keys[0]
     return _ANY_TEXT
 
 
 def _wanted(node: Node, place: int, shape: Shape, sizes: Sizes) -> np.ndarray | None:
     if has_trait(node, "elementwise") and has_trait(node, "discrete") and len(node.inputs) == 2:
         known = scalar(node.inputs[1 - place])
-        # Of many numbers most are others; one alone chooses between ways to go on.
+        # A scalar that is compared with a constant selects a path; elements of a tensor are data.
         return None if known is None or np.prod(shape) != 1 else np.full(shape, int(known))
     rule = _RULES.get((node.op, place))
     return rule(node, shape, sizes) if rule is not None else None

@@ -1,10 +1,10 @@
-"""Integer products that overflow on some processors (``Target.saturates_int8``), as ONNX Runtime makes them.
+"""Integer products that saturate in ONNX Runtime on some processors (``Target.saturates_int8``).
 
-    u8 a, s8 w:   a0 w0 + a1 w1   into 16 bits that saturate:   255 * 127 + 255 * 127 = 64,770 > 32,767
+    u8 a, s8 w:   a0 w0 + a1 w1   in saturating 16 bits:   255 * 127 + 255 * 127 = 64,770 > 32,767
 
-Such a sum is wrong by thousands, not rounded.  Two products of one sign reach it where their weights add
-up to more than 128.  Signed activations are made unsigned by adding 128 first, and have the same bound.
-Weights of 8 bits without a sign go another way there, which is exact.
+A saturated sum is off by thousands, not by a rounding error.  It takes two weights of the same sign that add
+up to more than 128.  Signed activations are first made unsigned by adding 128, so the bound is the same.
+Unsigned 8-bit weights take another, exact path.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SAFE = 128  # 255 * 128 <= 32,767
 
 @dataclass(frozen=True)
 class Product:
-    """Where an op that multiplies integers has its activations (None: it quantizes them itself, to u8),
-    its weights and their zero point."""
+    """Operand indices of an integer product: activations (None: it quantizes them itself, to u8),
+    weights, and the weights' zero point."""
 
     activation: int | None
     weight: int
@@ -38,29 +38,28 @@ PRODUCTS = {
     "com.microsoft.MatMulIntegerToFloat": Product(0, 1, 5),
     "com.microsoft.QGemm": Product(0, 3, 5),
 }
-# Ops of which ONNX Runtime makes one of those where both operands are dequantized.
+# Ops that ONNX Runtime fuses into one of those when both operands are dequantized.
 _FUSED = {"MatMul", "Gemm", "Conv", "tersor.Linear"}
 
 
 def products(graph: Graph) -> list[Node]:
-    """The nodes that multiply activations and constant weights of 8 bits, subgraphs' too."""
+    """The nodes, in subgraphs too, that multiply 8-bit activations by constant 8-bit weights."""
     return [node for node in graph.walk() if weights_of(node) is not None]
 
 
 def overflowing(graph: Graph) -> list[Node]:
-    """Those of :func:`products` whose sums can overflow."""
+    """Those of :func:`products` whose sums can saturate."""
     return [
         node for node in graph.walk() if (w := weights_of(node)) is not None and overflows(node, w)
     ]
 
 
 def overflows(node: Node, weights: np.ndarray) -> bool:
-    """Whether sums of a node that multiplies by ``weights``, [..., k, n] or those of a convolution, can
-    leave 16 bits."""
+    """Whether sums with ``weights``, [..., k, n] or those of a convolution, can exceed 16 bits."""
     if weights.dtype != np.int8 or weights.ndim < 2 or not weights.size:
         return False
     if node.op in ("Conv", "QLinearConv"):
-        # In what order a kernel adds up a window is its own: the two largest, wherever they are.
+        # The order in which a kernel sums a window is unknown: assume the two largest meet.
         flat = weights.reshape(len(weights), -1).astype(np.int64)
         largest = [np.sort(np.maximum(s, 0), axis=1)[:, -2:].sum(axis=1) for s in (flat, -flat)]
         return bool(np.maximum(*largest).max() > SAFE)
@@ -69,7 +68,7 @@ def overflows(node: Node, weights: np.ndarray) -> bool:
 
 
 def activations_of(node: Node) -> Value | None:
-    """The integers that one of :func:`products` multiplies; None where it makes them itself, as u8."""
+    """The integer activations of one of :func:`products`; None where the node quantizes them itself."""
     place = PRODUCTS.get(node.op)
     if place is not None:
         return None if place.activation is None else node.input(place.activation)
@@ -78,7 +77,7 @@ def activations_of(node: Node) -> Value | None:
 
 
 def weights_of(node: Node) -> np.ndarray | None:
-    """The 8-bit weights that a node multiplies activations of 8 bits by; None where it does no such."""
+    """The 8-bit weights of an 8-bit product; None for any other node."""
     place = PRODUCTS.get(node.op)
     if place is not None:
         weight = node.input(place.weight)

@@ -1,10 +1,10 @@
-"""Which layers a pass is for: the options that say so, and why others stay.
+"""Selecting the layers that a pass changes: options, and the reasons that exclude a layer.
 
-A pass over layers names its kind, what speaks against a layer, and what it does:
+A pass over layers defines the kind of weight it wants, its reasons against a layer, and its rewrite:
 
     @dataclass(frozen=True)
     class RoundWeights(LayerPass):
-        '''Weights become whole numbers.'''
+        '''Rounds weights to whole numbers.'''
 
         keeps = LOSSY
 
@@ -29,11 +29,11 @@ from tersor.errors import InvalidOption, suggest
 from tersor.ir import Graph
 from tersor.pipeline import Context, Pass
 
-SHOWN = 5  # Scopes that a message names.
+SHOWN = 5  # Scopes listed in a message.
 
 
 class Scoped(Protocol):
-    """A node, or what else has a scope."""
+    """A node or a reader of a weight."""
 
     @property
     def scope(self) -> str: ...
@@ -47,31 +47,31 @@ S = TypeVar("S", bound=Scoped)
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Pass):
-    """Options of every pass that chooses:
+    """Options of every pass that selects nodes:
 
-    scopes: patterns of scopes (``encoder.layer.0.*``, as ``fnmatch`` has them) that it is for; none: all.
-    ignored_scopes: patterns of scopes that stay as they are.
+    scopes: ``fnmatch`` patterns of the scopes to change (``encoder.layer.0.*``); none: all.
+    ignored_scopes: patterns of the scopes to leave alone.
     """
 
     scopes: tuple[str, ...] = ()
     ignored_scopes: tuple[str, ...] = ()
 
     def chosen(self, graph: Graph, candidates: Iterable[S], context: Context) -> list[S]:
-        """Those of ``candidates``, which are in ``graph``, that the options leave.
+        """The ``candidates`` that the options select.
 
         Raises:
-            InvalidOption: a pattern fits neither one of them nor a layer of another kind: all passes of a
-                recipe can be given the same patterns.
+            InvalidOption: a pattern matches neither a candidate nor any weighted layer of ``graph``. (Layers
+                of other kinds count, so that all passes of a recipe can share patterns.)
         """
         every = list(candidates)
         if self.scopes or self.ignored_scopes:
             self._check([*every, *weight_readers(graph)])
         kept = []
         for one in every:
-            if self.scopes and not _fits(one.scope, self.scopes):
-                continue  # Not asked for: nothing to explain.
-            if _fits(one.scope, self.ignored_scopes):
-                context.skip(one, "its scope is ignored by option")
+            if self.scopes and not _matches(one.scope, self.scopes):
+                continue  # Not asked for, so not reported.
+            if _matches(one.scope, self.ignored_scopes):
+                context.skip(one, "its scope is in ignored_scopes")
             else:
                 kept.append(one)
         return kept
@@ -80,45 +80,45 @@ class Selection(Pass):
         scopes = list(dict.fromkeys(one.scope for one in known))
         for pattern in (*self.scopes, *self.ignored_scopes):
             if not any(fnmatchcase(scope, pattern) for scope in scopes):
-                raise _fits_nothing(pattern, scopes)
+                raise _no_match(pattern, scopes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPass(Selection):
-    """A pass over weighted layers. Its options, besides its own and those of a selection:
+    """A pass over weighted layers. Options it adds to those of a selection:
 
-    min_elements: weights of fewer elements stay as they are.
+    min_elements: smaller weights are left alone.
     """
 
     min_elements: int = 0
 
     def wants(self, reader: Reader) -> bool:
-        """Whether a weight that is read so is of the pass's kind. What is not, no report mentions."""
+        """Whether the pass is about weights used like this. Others are not reported."""
         return reader.is_float_constant and not reader.form.looked_up
 
     def against(self, layer: WeightedLayer) -> str:
-        """Why a layer of its kind stays as it is; empty if it need not."""
+        """Why the pass has to leave a layer alone; empty if it need not."""
         return ""
 
     def layers(self, graph: Graph, context: Context) -> list[WeightedLayer]:
-        """The layers of ``graph`` that the pass is to change, in order; the report says why others stay.
+        """The layers to change, in graph order; the report says why others are left alone.
 
         Raises:
-            InvalidOption: a pattern of scopes fits nothing.
+            InvalidOption: a scope pattern matches nothing.
         """
         readers = [reader for reader in weight_readers(graph) if self.wants(reader)]
-        found = []
+        layers = []
         for layer in by_weight(self.chosen(graph, readers, context)):
             if reason := layer.fewer_than(self.min_elements) or self.against(layer):
                 context.skip(layer.node, reason)
             else:
-                found.append(layer)
-        return found
+                layers.append(layer)
+        return layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class TablePass(LayerPass):
-    """A pass over tables that nothing is done with but that rows of them are looked up."""
+    """A pass over tables that are only used for lookups."""
 
     def wants(self, reader: Reader) -> bool:
         return reader.is_float_constant and reader.form.looked_up
@@ -127,15 +127,15 @@ class TablePass(LayerPass):
         return layer.tied or layer.shared or layer.not_finite
 
 
-def _fits(scope: str, patterns: Sequence[str]) -> bool:
+def _matches(scope: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(scope, pattern) for pattern in patterns)
 
 
-def _fits_nothing(pattern: str, scopes: Sequence[str]) -> InvalidOption:
+def _no_match(pattern: str, scopes: Sequence[str]) -> InvalidOption:
     named = [scope for scope in scopes if scope]
     if named:
         more = ", …" if len(named) > SHOWN else ""
-        there = f"there are {', '.join(named[:SHOWN])}{more}"
+        known = f"there are {', '.join(named[:SHOWN])}{more}"
     else:
-        there = "no layer has a scope" if scopes else "there is no layer"
-    return InvalidOption(f"no layer's scope fits {pattern!r}{suggest(pattern, named)}; {there}")
+        known = "no layer has a scope" if scopes else "there is no layer"
+    return InvalidOption(f"no layer's scope matches {pattern!r}{suggest(pattern, named)}; {known}")

@@ -1,4 +1,4 @@
-"""What is in a graph, as plain data: interface, ops, parameters, work, weights, modules."""
+"""A summary of a graph as plain data: interface, ops, parameters, work, weights, modules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tersor.analysis.match import has_trait
 from tersor.ir import DType, Encoding, Graph, Node, Value
 from tersor.ir.dims import KnownDim, TooComplex
 
-LABELS = "id2label"  # Key of the metadata that tells them, as JSON of label by number.
-MAX_SCOPE_DEPTH = 8  # Modules below this count in the one they lie in.
-# Integers of these widths are shapes, indices and ids, not learned numbers.
+LABELS = "id2label"  # Metadata key: a JSON object of labels by index.
+MAX_SCOPE_DEPTH = 8  # Deeper modules count in their ancestor at this depth.
+# Constants of these types are shapes, indices and ids, not parameters.
 _NOT_LEARNED = {DType.I64, DType.I32, DType.U64, DType.U32, DType.BOOL, DType.STRING}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant: its shape, how it is held (``f32``, ``affine(i8, axis=1)``), bytes so."""
+    """A constant: its shape, encoding (``f32``, ``affine(i8, axis=1)``) and encoded bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Scope:
-    """A module and all below it: numbers of the weights that its nodes are the first to read."""
+    """A module with its submodules. A shared weight counts where it is first used."""
 
     path: str
     parameters: int
@@ -42,15 +42,15 @@ class Summary:
 
     Attributes:
         inputs, outputs: (name, type) in order.
-        nodes: how many.
-        ops: how many nodes of each op, most first.
+        nodes: their number.
+        ops: number of nodes of each op, most frequent first.
         parameters: elements of all constants but shapes, indices and masks.
-        weight_bytes: bytes of all constants as encoded.
-        macs: multiply-adds of one run, in the inputs' open dims, of the nodes where they are known.
-        unknown_macs: how many nodes of each op do work that nobody knows; ``macs`` is without them.
+        weight_bytes: encoded bytes of all constants.
+        macs: multiply-adds of one run as an expression of the open dims, without ``unknown_macs``.
+        unknown_macs: number of nodes of each op whose work is unknown.
         largest: constants, largest first.
-        scopes: modules in the order of the graph.
-        labels: what the columns of its scores are called, by number, where its metadata tells.
+        scopes: modules in graph order.
+        labels: names of the output classes by index, from the metadata.
     """
 
     inputs: list[tuple[str, str]]
@@ -67,7 +67,7 @@ class Summary:
 
 
 def summarize(graph: Graph) -> Summary:
-    """The numbers of ``graph``; weights that are held twice count twice, as they do in a file."""
+    """Summarizes ``graph``; a weight stored twice counts twice, as it does in a file."""
     inputs, outputs = graph.signature()
     ops = Counter(node.op for node in graph.walk())
     constants = [(v, v.encoding) for v in _constants(graph) if v.encoding is not None]
@@ -90,9 +90,9 @@ def summarize(graph: Graph) -> Summary:
 
 def _labels(graph: Graph) -> dict[str, str]:
     try:
-        found = json.loads(graph.metadata.get(LABELS, "{}"))
-        return {str(number): str(label) for number, label in found.items()}
-    except (ValueError, AttributeError, RecursionError):  # The file may be anyone's.
+        labels = json.loads(graph.metadata.get(LABELS, "{}"))
+        return {str(index): str(label) for index, label in labels.items()}
+    except (ValueError, AttributeError, RecursionError):  # Metadata is untrusted.
         return {}
 
 
@@ -119,14 +119,14 @@ def _weight(value: Value, encoding: Encoding) -> Weight:
 
 
 def _macs(graph: Graph) -> tuple[KnownDim, Counter[str]]:
-    """Multiply-adds that are known, and the ops of nodes where they are not."""
+    """The known multiply-adds, and the ops of nodes where they are unknown."""
     from tersor.ops import TABLE  # Loads onnx's schemas, which `import tersor` does without.
 
     known: KnownDim = 0
     unknown: Counter[str] = Counter()
     for node in graph.walk():
         macs = TABLE.cost(node).macs
-        # A loop's body runs as often as only the run itself tells.
+        # The trip count of a loop is unknown.
         if macs is None or (_repeats(node) and macs != 0):
             unknown[node.op] += 1
             continue
@@ -164,7 +164,7 @@ def _scopes(graph: Graph) -> list[Scope]:
 
 
 def _prefixes(scope: str) -> list[str]:
-    """``a.b.c`` is in a, a.b and a.b.c; no scope is a module of its own, called by the empty name."""
+    """``a.b.c`` -> a, a.b, a.b.c; nodes without a scope are in a module with an empty name."""
     if not scope:
         return [""]
     parts = scope.split(".", MAX_SCOPE_DEPTH)[:MAX_SCOPE_DEPTH]

@@ -1,10 +1,10 @@
-"""Vocabularies of a graph: inputs of ids, the tables that they pick rows from, tied projections onto them.
+"""Vocabularies of a graph: inputs of ids, the embedding tables they index, projections back onto the ids.
 
     x = table[ids]                 a lookup, in the graph or a subgraph of it
-    logits = h table^T             a tied head: its weights are the table's numbers
+    logits = h table^T             a tied head: its weights are those of the table
 
-Where only ``kept`` of the V rows stay, ids have to be counted anew: ``new_of_old``[V] for ids as they
-were, ``kept`` itself (the old id of each new one) the other way round.
+If only ``kept`` of the V rows stay, ids are renumbered: ``new_of_old``[V] maps old ids to new ones, ``kept``
+itself new ones to old ones.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MOVES = {"Cast", "Expand", "Transpose"}  # Besides views.
 
 @dataclass(frozen=True)
 class Lookup:
-    """A node that picks rows of a table.
+    """A node that looks up rows of a table.
 
     Attributes:
-        ids: which operand holds the ids.
-        table: which operand is the table.
-        clipped: whether a Clip is between the input and the ids.
+        ids: index of the operand with the ids.
+        table: index of the operand with the table.
+        clipped: whether a Clip is between the graph input and the ids.
     """
 
     node: Node
@@ -39,12 +39,11 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Inputs whose numbers are ids of one and the same things.
+    """Graph inputs with ids of the same vocabulary.
 
     Attributes:
-        inputs: of the graph.
-        size: V, how many ids there are; the fewest rows of a table.
-        lookups: all that they reach, with tables that are constants [V, width].
+        size: V, the number of ids: rows of the smallest table.
+        lookups: all that the inputs reach; tables are constants [V, width].
     """
 
     inputs: tuple[Value, ...]
@@ -53,7 +52,7 @@ class Vocabulary:
 
     @property
     def tables(self) -> list[Value]:
-        """The tables, each once."""
+        """The distinct tables."""
         return list(dict.fromkeys(operand(item.node, item.table) for item in self.lookups))
 
 
@@ -61,7 +60,7 @@ class Vocabulary:
 class Head:
     """A projection onto the vocabulary: a Linear or MatMul with weights [width, V].
 
-    ``tied``: its weights are the numbers of one of the tables.
+    ``tied``: its weights equal those of one of the tables.
     """
 
     node: Node
@@ -69,9 +68,9 @@ class Head:
 
 
 def walk_ids(value: Value) -> tuple[list[Lookup], list[Value]]:
-    """The lookups that ``value`` reaches, and the values that hold its numbers as they are, itself the
-    first, moved at most."""
-    lookups, straight = [], [value]
+    """The lookups that ``value`` reaches, and its aliases: itself first, then values with the same numbers
+    in another shape or integer type."""
+    lookups, aliases = [], [value]
     work, seen = [(value, False)], {value}
     while work:
         item, clipped = work.pop()
@@ -88,44 +87,44 @@ def walk_ids(value: Value) -> tuple[list[Lookup], list[Value]]:
                     seen.add(result)
                     work.append((result, clipped or node.op == "Clip"))
                     if not work[-1][1]:
-                        straight.append(result)
-    return lookups, straight
+                        aliases.append(result)
+    return lookups, aliases
 
 
 def moves(node: Node) -> bool:
-    """Whether ids come out of the node as they went in, in another shape or integer type."""
+    """Whether the node passes ids on unchanged, in another shape or integer type."""
     kind = dtype(node.output)
     whole = node.op in _MOVES or has_trait(node, "view")
     return whole and kind is not None and kind.is_integer
 
 
 def find_vocabularies(graph: Graph) -> list[Vocabulary]:
-    """All of them, the largest first. Inputs that share a table share a vocabulary."""
-    found = {value: [i for i in walk_ids(value)[0] if _is_lookup(i)] for value in graph.inputs}
-    import networkx as nx  # `tersor --help` gets here, and does without.
+    """All vocabularies, largest first. Inputs that share a table share a vocabulary."""
+    lookups_of = {value: [i for i in walk_ids(value)[0] if _is_lookup(i)] for value in graph.inputs}
+    import networkx as nx  # Slow to import, and `tersor --help` imports this module.
 
     shared: nx.Graph[Value] = nx.Graph()
-    for value, lookups in found.items():
+    for value, lookups in lookups_of.items():
         shared.add_edges_from((value, operand(i.node, i.table)) for i in lookups)
     vocabularies = []
     for part in nx.connected_components(shared):
         inputs = tuple(v for v in graph.inputs if v in part)
-        reached = tuple(dict.fromkeys(i for v in inputs for i in found[v]))
+        reached = tuple(dict.fromkeys(i for v in inputs for i in lookups_of[v]))
         sizes = [operand(i.node, i.table).tensor.shape[0] for i in reached]
         vocabularies.append(Vocabulary(inputs, min(sizes), reached))
     return sorted(vocabularies, key=lambda v: -v.size)
 
 
 def choose_vocabulary(graph: Graph, input: str) -> Vocabulary | None:
-    """The one that the input of that name is of; without a name the largest, None where there is none.
+    """The vocabulary of the input ``input``, or the largest if that is empty; None if there is none.
 
     Raises:
-        InvalidOption: no input of that name, or it picks rows from no table.
+        InvalidOption: no input of that name, or it indexes no table.
     """
-    found = find_vocabularies(graph)
+    vocabularies = find_vocabularies(graph)
     if not input:
-        return found[0] if found else None
-    for vocabulary in found:
+        return vocabularies[0] if vocabularies else None
+    for vocabulary in vocabularies:
         if any(v.name == input for v in vocabulary.inputs):
             return vocabulary
     names = [v.name for v in graph.inputs]
@@ -133,12 +132,12 @@ def choose_vocabulary(graph: Graph, input: str) -> Vocabulary | None:
         raise InvalidOption(
             f"no input {input!r}{suggest(input, names)}; there are {', '.join(names)}"
         )
-    raise InvalidOption(f"input {input!r} picks rows from no table of weights")
+    raise InvalidOption(f"input {input!r} does not index an embedding table")
 
 
 def find_heads(graph: Graph, vocabulary: Vocabulary) -> list[Head]:
-    """Projections onto the vocabulary: all that are tied, and those onto V columns that are not but are
-    returned as they are, or elementwise."""
+    """Projections onto the vocabulary: tied ones, and untied ones onto V columns whose results reach the
+    outputs by elementwise ops alone."""
     tables = [t for t in vocabulary.tables if t.tensor.shape[0] == vocabulary.size]
     heads = []
     for node in graph.walk():
@@ -155,8 +154,8 @@ def find_heads(graph: Graph, vocabulary: Vocabulary) -> list[Head]:
 
 
 def logits_flow(logits: Value) -> list[Node] | None:
-    """The nodes, in order, that work on ``logits`` elementwise until they are returned; None where
-    something else reads them on the way, or nothing returns them."""
+    """The elementwise nodes between ``logits`` and the outputs; None where another op reads them, or no
+    output does."""
     flow: list[Node] = []
     work, returned = [logits], False
     if logits.graph.outer is not None:
@@ -173,7 +172,7 @@ def logits_flow(logits: Value) -> list[Node] | None:
 
 
 def _one_of_logits(node: Node, logits: Value) -> bool:
-    """Whether all else that it reads are constants that fit the last axis."""
+    """Whether all other operands are constants that broadcast along the last axis."""
     last = dims(logits)[-1]  # type: ignore[index]
     others = [v for v in node.inputs if v is not None and v is not logits]
     return all(v.is_constant and (dims(v) or (1,))[-1] in (1, last) for v in others)
@@ -200,27 +199,27 @@ def _is_transposed(weight: Value, table: Value) -> bool:
     )
 
 
-# -- cutting ---------------------------------------------------------------------------------------
+# -- renumbering -----------------------------------------------------------------------------------
 
 
 def checked_ids(ids: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """``ids``, i64, each once, ascending; those that count from the end counted from the beginning.
+    """``ids`` as i64, unique and ascending; negative ones count from the end.
 
     Raises:
-        InvalidOption: one that is outside of the vocabulary, or none at all.
+        InvalidOption: an id outside the vocabulary, or no ids.
     """
-    found = np.unique(np.asarray(ids, np.int64))
-    if not len(found):
+    unique = np.unique(np.asarray(ids, np.int64))
+    if not len(unique):
         raise InvalidOption("no ids are used: the vocabulary would be empty")
-    if found[0] < -size or found[-1] >= size:
-        outside = found[0] if found[0] < -size else found[-1]
-        raise InvalidOption(f"id {outside} is outside of the vocabulary of {size}")
-    return np.unique(found % size)
+    if unique[0] < -size or unique[-1] >= size:
+        outside = unique[0] if unique[0] < -size else unique[-1]
+        raise InvalidOption(f"id {outside} is outside the vocabulary of {size}")
+    return np.unique(unique % size)
 
 
 def new_of_old(kept: np.ndarray, size: int, unknown: int) -> np.ndarray:
-    """i64[size], the new id of each old one; of those that are not ``kept`` that of ``unknown``, an old
-    id that is."""
-    found = np.full(size, int(np.searchsorted(kept, unknown)), np.int64)
-    found[kept] = np.arange(len(kept))
-    return found
+    """i64[size]: the new id of each old one. Ids that are not ``kept`` map to the new id of ``unknown``,
+    which is."""
+    mapping = np.full(size, int(np.searchsorted(kept, unknown)), np.int64)
+    mapping[kept] = np.arange(len(kept))
+    return mapping

@@ -64,7 +64,7 @@ def open_calibration(
         files: of the model's folder, by their names: the tokenizer and its settings.
 
     Raises:
-        InvalidOption: no batches; one that is empty, holds NaN, or whose names, dtypes or shapes are not
+        InvalidOption: no batches; one that is empty, contains NaN, or whose names, dtypes or shapes are not
             what the inputs take; a file that cannot be read; says which, and what would do.
     """
     if given is None:
@@ -235,7 +235,7 @@ def _check_numbers(batch: Feed, graph: Graph, where: str) -> None:
         if name in axes and not array.shape[axes[name]]:
             raise InvalidOption(f"{where} is empty: {name!r} is of shape {list(array.shape)}")
         if _is_float(array) and np.isnan(array).any():
-            raise InvalidOption(f"{where}: {name!r} holds NaN")
+            raise InvalidOption(f"{where}: {name!r} contains NaN")
 
 
 def _is_float(array: np.ndarray) -> bool:

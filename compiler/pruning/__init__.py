@@ -1,1 +1,1 @@
-"""Structured pruning: what units are worth, how many of them go, and how their readers make up for it."""
+"""Structured pruning: importance of units, how many to remove, and refitting their readers."""

@@ -1,8 +1,8 @@
-"""How many units of which group go: a share or a threshold of each, or a budget that is shared out.
+"""How many units to remove from each group: by a share, by a threshold, or within a budget for all groups.
 
-A budget goes by curves, the loss of a group at each of its levels (``tersor.pruning.budgets``).  What an
-order says of a loss is relative to the group itself; one trial cut of each group tells what that does to the
-model's outputs, and scales its curve.
+A budget is allocated by curves: the loss of a group at each of its levels (``tersor.pruning.budgets``).
+Losses of an order are relative to its group, so one trial cut per group measures what they do to the model's
+outputs, and scales the curve.
 """
 
 from __future__ import annotations
@@ -28,22 +28,20 @@ from tersor.statistics.thinning import sample_count, thinned
 from tersor.structure import AxisGroup, joined, slice_graph
 from tersor.structure.costs import Measure, carried, costs, macs, parameters
 
-TOLD = (
-    256  # Samples that tell what a trial cut costs, some of every batch; of many, a fifth of all.
-)
-MIDDLE = 0.375  # The share of a group that is cut once to learn how much the outputs depend on it.
-GOALS = 4  # How often a goal in time is set anew.
-NEAR = 0.02  # A share of a budget in time that noise makes.
-ROUNDS = 24  # Mutations of the evolutionary search.
+TRIAL_SAMPLES = 256  # To measure trial cuts on, at least; a fifth of all if that is more.
+TRIAL_SHARE = 0.375  # Of a group's units, removed in its trial cut.
+LATENCY_ROUNDS = 4  # Corrections of the target until a latency budget is met.
+LATENCY_NOISE = 0.02  # Of a latency budget.
+EVOLUTION_ROUNDS = 24  # Mutations of the evolutionary search.
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What stays.
+    """What the pruned model may cost.
 
     Attributes:
         kind: ``macs``, ``parameters`` or ``latency``.
-        share: of it, above 0 and at most 1.
+        share: of the whole model's, above 0 and at most 1.
         allocation: ``uniform``, ``global``, ``greedy``, ``exact`` or ``evolutionary``.
     """
 
@@ -53,12 +51,12 @@ class Budget:
 
 
 def by_share(groups: Sequence[AxisGroup], ratio: float) -> list[int]:
-    """So many units of each group as ``ratio`` is, leaving one."""
+    """``ratio`` of each group's units, leaving one at least."""
     return [min(round(ratio * g.units), len(g.free), g.units - 1) for g in groups]
 
 
 def by_threshold(groups: Sequence[AxisGroup], ranking: Ranking, threshold: float) -> list[int]:
-    """How many units of each group are worth less than the mean of the group times ``threshold``."""
+    """The units of each group that score below ``threshold`` times the group's mean, leaving one at least."""
     scores = ranking.scores(groups)
     below = [
         int((s[g.free] < threshold * float(s.mean())).sum())
@@ -68,23 +66,21 @@ def by_threshold(groups: Sequence[AxisGroup], ranking: Ranking, threshold: float
 
 
 def by_budget(groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> list[int]:
-    """How many units of each group go; notes where the budget is not met."""
-    return _Sharing(groups, ranking, budget).amounts()
+    """The number of units to remove from each group; reports a budget that cannot be met."""
+    return _Allocation(groups, ranking, budget).amounts()
 
 
-class _Sharing:
-    """Shares out one budget among the groups of an uncut graph."""
+class _Allocation:
+    """Allocates one budget to the groups of an uncut graph."""
 
     def __init__(self, groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> None:
         self.groups, self.ranking, self.budget = groups, ranking, budget
         self.graph, self.context = ranking.graph, ranking.context
-        # The last one looks at what it cut, and so needs what the ranking saw of this graph.
-        anew = budget.allocation == "evolutionary"
-        self.orders = (
-            ranking.orders(groups)
-            if anew
-            else ranking.context.remember("orders", lambda: ranking.orders(groups))
-        )
+        # The evolutionary search refits trial cuts, which needs the ranking's own moments of this graph.
+        if budget.allocation == "evolutionary":
+            self.orders = ranking.orders(groups)
+        else:
+            self.orders = self.context.remember("orders", lambda: ranking.orders(groups))
         self.at = [budgets.levels(g) for g in groups]
 
     def amounts(self) -> list[int]:
@@ -93,21 +89,21 @@ class _Sharing:
         sizes = budgets.largest_sizes(self.graph, self.context.latency)
         measure: Measure = macs(sizes) if self.budget.kind == "macs" else parameters
         counted = costs(self.graph, self.groups, measure)
-        cost, budget = budgets.by_count(counted), self.budget.share * counted.total
-        gone = self._shared_out(cost, budget)
+        cost, budget = counted.of, self.budget.share * counted.total
+        gone = self._allocate(cost, budget)
         self.context.report.left = cost(gone) / counted.total
         if cost(gone) > budget * 1.001:
-            self._tell_missed(cost(gone) / counted.total)
+            self._report_missed(cost(gone) / counted.total)
         return gone
 
-    def _tell_missed(self, left: float) -> None:
-        why = f"the budget is not met: {left:.3f} is the least that is left"
+    def _report_missed(self, left: float) -> None:
+        why = f"the budget is not met: {left:.3f} is the least that can be left"
         self.context.remark(why)
         self.context.report.missed = why
 
     def _by_latency(self) -> list[int]:
-        """Savings add up, but for groups that meet in a layer, and for noise: what a choice takes in all is
-        measured, and the goal is set anew by what it missed."""
+        """Savings add up except for noise and for groups that share a layer. So the whole choice is measured,
+        and the target corrected by what it missed."""
         latency = self.context.latency
         assert latency is not None
         whole, savings = self.context.remember(
@@ -116,48 +112,55 @@ class _Sharing:
                 self.graph, self.groups, self.at, latency, self.context.progress
             ),
         )
-        goal = budget = whole * self.budget.share
-        found: list[tuple[float, list[int]]] = []
-        for i in range(GOALS):
-            gone = self._for_goal(whole, savings, goal)
-            if any(gone == known for _, known in found):
+        target = budget = whole * self.budget.share
+        measured: list[tuple[float, list[int]]] = []
+        for i in range(LATENCY_ROUNDS):
+            gone = self._for_target(whole, savings, target)
+            if any(gone == known for _, known in measured):
                 break
-            self.context.progress(i, GOALS, "measuring what they save together")
+            self.context.progress(i, LATENCY_ROUNDS, "measuring all cuts together")
             taken = budgets.milliseconds(self.graph, self.groups, gone, latency)
-            found.append((taken, gone))
-            if abs(taken - budget) <= NEAR * budget:
+            measured.append((taken, gone))
+            if abs(taken - budget) <= LATENCY_NOISE * budget:
                 break
-            goal += budget - taken
-        meeting = [one for one in found if one[0] <= budget * (1 + NEAR)]
-        taken, gone = max(meeting) if meeting else min(found)
+            target += budget - taken
+        meeting = [one for one in measured if one[0] <= budget * (1 + LATENCY_NOISE)]
+        taken, gone = max(meeting) if meeting else min(measured)
         self.context.remark(
-            f"milliseconds: {taken:.4g} of {whole:.4g} ({taken / whole:.1%}), before readers are fitted"
+            f"milliseconds: {taken:.4g} of {whole:.4g} ({taken / whole:.1%}), before readers are refitted"
         )
         self.context.report.left = taken / whole
         if not meeting:
-            self._tell_missed(taken / whole)
+            self._report_missed(taken / whole)
         return gone
 
-    def _for_goal(self, whole: float, savings: Sequence[Sequence[float]], goal: float) -> list[int]:
+    def _for_target(
+        self, whole: float, savings: Sequence[Sequence[float]], target: float
+    ) -> list[int]:
         """As if savings added up."""
         table = [dict(zip(own, s, strict=True)) for own, s in zip(self.at, savings, strict=True)]
         if self.budget.allocation == "exact":
             own = [[t[g] for g in c.levels] for t, c in zip(table, self._curves, strict=True)]
-            return allocation.exact(self._curves, own, whole - goal)
-        return self._shared_out(
-            lambda gone: whole - sum(saved[g] for saved, g in zip(table, gone, strict=True)), goal
+            return allocation.exact(self._curves, own, whole - target)
+        return self._allocate(
+            lambda gone: whole - sum(saved[g] for saved, g in zip(table, gone, strict=True)), target
         )
 
-    def _shared_out(self, cost: allocation.Cost, budget: float) -> list[int]:
+    def _allocate(self, cost: allocation.Cost, budget: float) -> list[int]:
         if self.budget.allocation == "uniform":
             return allocation.uniform(self.at, [g.units for g in self.groups], cost, budget)
         if self.budget.allocation == "evolutionary":
             return allocation.evolutionary(
-                self._curves, cost, budget, self._loss, rounds=ROUNDS, seed=self.ranking.seed
+                self._curves,
+                cost,
+                budget,
+                self._loss,
+                rounds=EVOLUTION_ROUNDS,
+                seed=self.ranking.seed,
             )
         return allocation.greedy(self._curves, cost, budget)
 
-    # -- what cuts cost ------------------------------------------------------------------------------
+    # -- losses ------------------------------------------------------------------------------------
 
     @cached_property
     def _curves(self) -> list[allocation.Curve]:
@@ -174,13 +177,15 @@ class _Sharing:
         ]
 
     def _sensitivity(self, i: int) -> float:
-        """What the outputs lose for each part that the group itself loses, by one cut of it."""
+        """Loss of the outputs per loss of the group itself, measured by a trial cut."""
         group, order = self.groups[i], self.orders[i]
-        self.context.progress(i, len(self.groups), f"what {group.name} does to the outputs")
+        self.context.progress(
+            i, len(self.groups), f"measuring how the outputs depend on {group.name}"
+        )
         usable = [g for g in self.at[i] if 0 < g <= len(order.units)]
         if not usable:
             return 1.0
-        level = min(usable, key=lambda g: abs(g - MIDDLE * group.units))
+        level = min(usable, key=lambda g: abs(g - TRIAL_SHARE * group.units))
         own = float(order.losses[level - 1])
         if own <= 0:
             return 1.0
@@ -190,21 +195,21 @@ class _Sharing:
         return scale if np.isfinite(scale) else 1.0
 
     def _loss(self, gone: Sequence[int]) -> float:
-        """What outputs and scores lose on some samples of all batches, with the first units of each order
-        gone and their readers fitted as the uncut model's activations have it."""
+        """Loss of outputs and scores on the trial samples if the first units of each order are removed and
+        their readers refitted by the uncut model's activations."""
         assert self.context.evaluate is not None
         copy = self.graph.copy()
-        held = list(zip(self.groups, self.orders, gone, strict=True))
-        cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in held))
-        # Once each: heads, and the lanes of them, have one reader.
+        cuts = list(zip(self.groups, self.orders, gone, strict=True))
+        cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in cuts))
+        # Heads and their lanes share a reader: refit it once.
         layers = {
-            (r.node, r.weight): r for group, _, count in held if count for r in readers(group)
+            (r.node, r.weight): r for group, _, count in cuts if count for r in readers(group)
         }
         sliced = carried(cut, copy)
         for reader in layers.values():
-            made = self._refit(copy, reader, reader.inputs_at(cut))
-            if made is not None and reader.outputs in cut:
-                sliced[made, len(made.tensor.shape) - 1] = reader.biases_at(cut)
+            new_bias = self._refit(copy, reader, reader.inputs_at(cut))
+            if new_bias is not None and reader.outputs in cut:
+                sliced[new_bias, len(new_bias.tensor.shape) - 1] = reader.biases_at(cut)
         slice_graph(copy, sliced)
         evaluate, (kept, loss) = self.context.evaluate, self._wanted
         copy, _ = with_scores(copy)
@@ -212,18 +217,17 @@ class _Sharing:
 
     @cached_property
     def _wanted(self) -> tuple[KeptOutputs, OutputLoss]:
-        """Outputs of the uncut model."""
+        """Outputs of the uncut model, and the loss relative to them."""
         assert self.context.evaluate is not None
         whole, _ = with_scores(self.graph)
-        told = _told(self.graph, self.context)
-        kept = KeptOutputs(whole, told, self.context.evaluate)
+        kept = KeptOutputs(whole, _trial_feeds(self.graph, self.context), self.context.evaluate)
         return kept, OutputLoss(outputs for _, outputs in kept)
 
     def _refit(self, copy: Graph, reader: Reader, gone: np.ndarray) -> Value | None:
-        """A layer of ``copy`` without the inputs ``gone``, the others fitted; before the copy is cut. The
-        bias, where there was none."""
+        """Refits a layer of ``copy``, not yet cut, to do without the inputs ``gone``. Returns its bias if
+        that is new."""
         gram = self.ranking.seen.get(reader.rows)
-        if gram is None or not reader.alone:
+        if gram is None or not reader.sole:
             return None
         matrix, bias = matrices(reader.node, reader.weight)
         kept = np.setdiff1d(np.arange(len(matrix)), gone)
@@ -235,10 +239,10 @@ class _Sharing:
         )
 
 
-def _told(graph: Graph, context: Context) -> Feeds:
-    """What losses are told on."""
+def _trial_feeds(graph: Graph, context: Context) -> Feeds:
+    """Calibration samples, some of every batch, to measure trial cuts on."""
     feeds, evaluate = context.calibration, context.evaluate
     count = sample_count(graph, feeds)
     if evaluate is None or count is None:
         return feeds
-    return thinned(graph, feeds, max(TOLD, count // 5), evaluate)
+    return thinned(graph, feeds, max(TRIAL_SAMPLES, count // 5), evaluate)

@@ -1,8 +1,8 @@
-"""What cutting costs and saves, level by level: the curves that a budget is shared out by.
+"""Losses and savings of a group at each of its levels: the curves by which a budget is allocated.
 
-A group's *levels* are numbers of units gone at which kernels run full tiles: what is left of a long axis is
-a multiple of 16 (columns of a product), of a short one of 4 (its inner steps); heads and other units that
-are wide themselves go one by one.
+A group's *levels* are the numbers of removed units at which kernels run full tiles: what is left of a long
+axis is a multiple of 16 (columns of a product), of a short one a multiple of 4 (its inner steps). Heads and
+other wide units are removed one by one.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ import numpy as np
 
 from tersor.analysis.feeds import default_sizes
 from tersor.ir import Graph
-from tersor.numerics.allocation import Cost, Curve
+from tersor.numerics.allocation import Curve
 from tersor.pipeline.rewriting import Latency
 from tersor.pruning.unit_order import Order
 from tersor.structure import AxisGroup, joined, slice_graph
-from tersor.structure.costs import Costs, carried
+from tersor.structure.costs import carried
 
 LEVELS = 16  # Of a group, at most.
-MEASURED = 6  # Levels whose latency is measured.
+MEASURED = 6  # Levels of a group whose latency is measured; the others are interpolated.
 
 
 def levels(group: AxisGroup) -> list[int]:
-    """Numbers of units gone, ascending from 0."""
+    """The group's levels, ascending from 0."""
     width = max(int(np.bincount(o[o >= 0]).max()) for o in group.axes.values() if (o >= 0).any())
     tile = 1 if width >= 16 or group.units < 16 else 16 if group.units >= 128 else 4
     most = min(len(group.free), group.units - 1)
     step = max(tile, -(-group.units // (LEVELS * tile)) * tile)
-    # What is left is a multiple of the tile, so what is gone is that much past a multiple.
+    # units - level is a multiple of the tile.
     first = group.units % tile
-    found = [g for g in range(first, most + 1, step) if g > 0]
-    return [0, *found]
+    return [0, *(g for g in range(first, most + 1, step) if g > 0)]
 
 
 def curve(order: Order, at: Sequence[int], scale: float = 1.0) -> Curve:
-    """Losses of an order at the levels that it reaches, times ``scale``."""
+    """Losses of an order at those levels ``at`` that it reaches, times ``scale``."""
     reached = [g for g in at if g <= len(order.units)]
     losses = [0.0 if g == 0 else float(order.losses[g - 1]) * scale for g in reached]
     return Curve(reached, losses)
 
 
 def largest_sizes(graph: Graph, latency: Latency | None) -> dict[str, int]:
-    """Sizes of the open dims at which work is counted: the most that are measured."""
+    """Sizes of the open dims to count work at: the largest ones that are measured."""
     defaults = default_sizes(graph)
     if latency is None:
         return max(defaults, key=_count, default={})
-    # Inputs need not tell all sizes.
+    # Measured inputs need not bind all dims.
     return {**defaults[0], **_largest(latency)}
 
 
@@ -59,33 +58,28 @@ def _count(sizes: Mapping[str, int]) -> float:
     return float(np.prod(list(sizes.values())))
 
 
-def by_count(costs: Costs) -> Cost:
-    """Multiply-adds, or weights, that are left."""
-    return lambda gone: costs.of(gone)
-
-
 def by_latency(
     graph: Graph,
     groups: Sequence[AxisGroup],
     at: Sequence[Sequence[int]],
     latency: Latency,
-    tell: Callable[[int, int, str], None],
+    progress: Callable[[int, int, str], None],
 ) -> tuple[float, list[list[float]]]:
-    """(milliseconds of ``graph``, for each group milliseconds that each of its levels saves). Some levels
-    are measured, those between lie on lines; groups that are built alike are measured once."""
+    """(milliseconds of ``graph``, for each group the milliseconds that each of its levels saves). Some levels
+    are measured and the others interpolated; groups of the same structure are measured once."""
     whole = milliseconds(graph, [], [], latency)
     known: dict[tuple[object, ...], float] = {}
     savings = []
     for i, (group, own) in enumerate(zip(groups, at, strict=True)):
-        tell(i, len(groups), f"measuring {group.name}")
+        progress(i, len(groups), f"measuring {group.name}")
         picked = sorted({own[round(j * (len(own) - 1) / MEASURED)] for j in range(MEASURED + 1)})
         times = []
         for level in picked:
-            key = (_likeness(group), level)
+            key = (_structure(group), level)
             if key not in known:
                 known[key] = milliseconds(graph, [group], [level], latency) if level else whole
             times.append(max(whole - known[key], 0.0))
-        # More units gone never take longer: what says so is noise.
+        # Removing more units never takes longer: a decrease is noise.
         savings.append([float(v) for v in np.interp(own, picked, np.maximum.accumulate(times))])
     return whole, savings
 
@@ -93,15 +87,15 @@ def by_latency(
 def milliseconds(
     graph: Graph, groups: Sequence[AxisGroup], gone: Sequence[int], latency: Latency
 ) -> float:
-    """Of ``graph`` at the largest sizes, without so many units of each group; which, makes no difference."""
+    """Latency of ``graph`` at the largest sizes with ``gone`` units of each group removed, whichever."""
     copy, feed = graph.copy(), latency.feed(graph, _largest(latency))
     cut = joined(*(g.positions(g.free[:n]) for g, n in zip(groups, gone, strict=True)))
     slice_graph(copy, carried(cut, copy))
     return latency(copy, feed)
 
 
-def _likeness(group: AxisGroup) -> tuple[object, ...]:
-    """The same for groups whose cuts cost the same."""
+def _structure(group: AxisGroup) -> tuple[object, ...]:
+    """A key that is equal for groups whose cuts cost the same."""
     ends = sorted(
         (link.node.op, str(end.axis[0].type), end.axis[1], end.summed)
         for link in group.links

@@ -1,6 +1,6 @@
-"""Cuts groups one after the other, and fits what reads them anew.
+"""Cuts groups one after the other, and refits the layers that read them.
 
-Each group sees the activations that the cuts before it left, and the layers that read it are fitted to what
+Each group is ranked by the activations after the cuts before it. The layers that read it are refitted to what
 the uncut model computes there (``tersor.pruning.reconstruction``), so that errors do not add up:
 
     y = x W, x of 4 neurons     cut neuron 3     y ~ x[0,1,2] V + c,   V, c by least squares
@@ -22,7 +22,7 @@ from tersor.structure import AxisGroup, slice_graph
 from tersor.structure.links import Positions
 from tersor.structure.tracking import Tracked, follow_all, positions_left, tie_vector
 
-NOT_FITTED = "not fitted anew"
+NOT_FITTED = "not refitted"
 
 
 def prune(
@@ -33,12 +33,12 @@ def prune(
     *,
     reconstruct: bool,
 ) -> None:
-    """Cuts so many units of each group of the ranking's graph, in the order of the graph.
+    """Removes ``gone`` units from each group of the ranking's graph, in graph order.
 
     Args:
-        original: a copy of the graph before anything was cut.
-        tracked: the groups, which follow the cuts.
-        reconstruct: whether readers are fitted anew.
+        original: a copy of the uncut graph.
+        tracked: the groups, updated after every cut.
+        reconstruct: whether readers are refitted.
     """
     graph, context = ranking.graph, ranking.context
     place = {node: i for i, node in enumerate(graph.walk())}
@@ -49,14 +49,12 @@ def prune(
             continue
         name = tracked[i].group.name
         context.progress(done, len(tracked), f"pruning {gone[i]} units of {name}")
-        fitted += _Cut(original, ranking, tracked, reconstruct).make(i, gone[i])
+        fitted += _Cutter(original, ranking, tracked, reconstruct).cut(i, gone[i])
         context.rewrote()
     tell_few_rows(fitted, context.report)
 
 
-class _Cut:
-    """Of one group."""
-
+class _Cutter:
     def __init__(
         self, original: Graph, ranking: Ranking, tracked: Sequence[Tracked], reconstruct: bool
     ) -> None:
@@ -64,9 +62,9 @@ class _Cut:
         self.reconstruct = reconstruct
         self.graph, self.context = ranking.graph, ranking.context
 
-    def make(self, i: int, count: int) -> list[tuple[int, int]]:
-        """Cuts ``count`` units of the ``i``-th group, leaving one at least; (rows, inputs) of each layer that
-        is fitted."""
+    def cut(self, i: int, count: int) -> list[tuple[int, int]]:
+        """Removes ``count`` units of the ``i``-th group, leaving one at least; returns (rows, inputs) of each
+        refitted layer."""
         group = self.tracked[i].group
         count = min(count, len(group.free), group.units - 1)
         layers = self._layers(group)
@@ -76,20 +74,20 @@ class _Cut:
         slice_graph(self.graph, cut)
         follow_all(self.tracked, cut)
         for reader, matrix, bias in fits:
-            made = set_matrices(reader.node, reader.weight, matrix, bias)
-            if made is not None:
-                tie_vector(self.tracked, made, reader.outputs)
+            new_bias = set_matrices(reader.node, reader.weight, matrix, bias)
+            if new_bias is not None:
+                tie_vector(self.tracked, new_bias, reader.outputs)
         return [(seen.rows, len(seen.xtx) - 1) for _, seen in layers] if fits else []
 
     def _layers(self, group: AxisGroup) -> list[tuple[Reader, Moments]]:
-        """The group's readers with what they read now and what they are to make of it."""
+        """The group's readers with the moments of their present inputs and of their targets."""
         wanted = self.reconstruct or self.ranking.criterion == "obs"
         if not self.ranking.has_data or not wanted:
             return []
         assert self.context.evaluate is not None
         for node, why in not_fitted(group) if self.reconstruct else ():
             self.context.skip(node, why, method=NOT_FITTED)
-        found = []
+        layers = []
         for reader in readers(group):
             seen = moments(
                 self.original,
@@ -101,19 +99,19 @@ class _Cut:
                 reader.weight,
             )
             if seen is not None and seen.finite:
-                found.append((reader, seen))
+                layers.append((reader, seen))
             else:
                 why = "has no rows of it" if seen is None else "leads to NaN or infinity"
                 self.context.skip(reader.node, f"calibration {why}", method=NOT_FITTED)
-        return found
+        return layers
 
     def _fits(
         self, layers: Sequence[tuple[Reader, Moments]], cut: Positions
     ) -> list[tuple[Reader, np.ndarray, np.ndarray]]:
         """(reader, its matrix, its bias) after the cut."""
-        found = []
+        fits = []
         for reader, seen in layers:
-            if not reader.alone:
+            if not reader.sole:
                 why = "its weight has other readers"
                 self.context.skip(reader.node, why, method=NOT_FITTED)
                 continue
@@ -121,9 +119,9 @@ class _Cut:
             kept = np.setdiff1d(np.arange(len(before)), reader.inputs_at(cut))
             biased = reader.weight.bias is not None
             weight, bias = seen.solve(before, kept, self.ranking.damping, biased=biased)
-            # A layer whose result is added to what it reads loses outputs with its inputs.
+            # A layer within a residual connection loses outputs together with its inputs.
             value, axis = reader.outputs
             left = np.delete(np.arange(value.tensor.shape[axis]), cut.get(reader.outputs, ()))
             columns = columns_at(reader.node, reader.weight, left)
-            found.append((reader, weight[:, columns], bias[columns]))
-        return found
+            fits.append((reader, weight[:, columns], bias[columns]))
+        return fits

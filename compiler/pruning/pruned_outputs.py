@@ -1,9 +1,9 @@
-"""What a model's outputs lose against another's.
+"""The loss of a model's outputs relative to another's.
 
-    loss = mean over outputs and batches of  |a - b|^2 / max(|a - mean a|^2, a hundredth of what is usual)
+    loss = mean over outputs and batches of  |a - b|^2 / max(|a - mean a|^2, its mean over batches / 100)
 
-Each output and each batch counts as much as the others, however large its numbers are: a batch may be the
-only one that takes one branch of an If.
+All outputs and batches count the same, however large their numbers are: a batch may be the only one that
+takes one branch of an If.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 Outputs = Mapping[str, np.ndarray]
-SMALLEST = (
-    0.01  # Of the mean square of an output: batches that vary less count as if they varied so much.
-)
+SMALLEST = 0.01  # Least variance of a batch to divide by, relative to the mean over batches.
 
 
 def output_loss(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> float:
-    """Of float outputs as above; of others the share of elements that differ. Infinite where something is
+    """Of float outputs as above; of others the share of elements that differ. Infinite if any number is
     not finite."""
     return OutputLoss(wanted)(zip(wanted, got, strict=True))
 
@@ -35,7 +33,7 @@ class OutputLoss:
                     self._means.setdefault(name, _MeanRow()).add(array)
 
     def __call__(self, pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
-        """``pairs``: what is wanted, as it was at first, and what another model gave."""
+        """``pairs``: outputs of the reference model, as in the constructor, and of the other one."""
         shares: dict[str, list[float]] = {}
         errors: dict[str, list[tuple[float, float]]] = {}
         for wanted, got in pairs:
@@ -47,9 +45,9 @@ class OutputLoss:
                 else:
                     same = a.shape == b.shape
                     shares.setdefault(name, []).append(float((a != b).mean()) if same else 1.0)
-        found = [float(np.mean(s)) for s in shares.values()]
-        found += [_lost(np.array(e)) for e in errors.values()]
-        loss = float(np.mean(found)) if found else 0.0
+        losses = [float(np.mean(s)) for s in shares.values()]
+        losses += [_relative(np.array(e)) for e in errors.values()]
+        loss = float(np.mean(losses)) if losses else 0.0
         return loss if np.isfinite(loss) else float("inf")
 
 
@@ -58,25 +56,25 @@ def _arrays(outputs: Outputs) -> dict[str, np.ndarray]:
 
 
 def _errors(a: np.ndarray, b: np.ndarray, mean: np.ndarray | float) -> tuple[float, float]:
-    """Mean square of what is missed, and about the mean row."""
+    """Mean square of the error, and of the deviation from the mean row."""
     if a.shape != b.shape or not np.isfinite(b).all():
         return np.inf, 1.0
-    missed, whole = (np.square(a - c, dtype=np.float64).mean() for c in (b, mean))
-    return float(missed), float(whole)
+    error, whole = (np.square(a - c, dtype=np.float64).mean() for c in (b, mean))
+    return float(error), float(whole)
 
 
-def _lost(errors: np.ndarray) -> float:
-    """Of :func:`_errors` f64[n, 2], relative to each other."""
-    missed, whole = errors.T
-    if not np.isfinite(missed).all():
+def _relative(errors: np.ndarray) -> float:
+    """The mean relative error of f64[n, 2], a row of :func:`_errors` per batch."""
+    error, whole = errors.T
+    if not np.isfinite(error).all():
         return float("inf")
     whole = np.maximum(whole, SMALLEST * whole.mean())
-    # Of outputs that are constant, any difference is all of it.
-    return float(np.divide(missed, whole, out=(missed > 0) * 1.0, where=whole > 0).mean())
+    # Of constant outputs, any error counts as 1.
+    return float(np.divide(error, whole, out=(error > 0) * 1.0, where=whole > 0).mean())
 
 
 class _MeanRow:
-    """Of an output's rows of its last axis, where there is more than one, all of one length; else 0."""
+    """The mean of an output's rows along its last axis; 0 if there is one row or lengths differ."""
 
     def __init__(self) -> None:
         self._total: np.ndarray | float = 0.0

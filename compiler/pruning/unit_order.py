@@ -1,14 +1,13 @@
-"""In which order a group's units go, and what is lost by then.
+"""The order in which a group's units are removed, and the loss after each of them.
 
-**By least squares** (optimal brain surgeon, Hassibi and Stork 1993, a unit's inputs at a time).  A group
-whose units are inputs of layers, rows times a matrix (``tersor.statistics.products``): the unit whose removal
-costs least goes first, when the others make up for it, and the costs of the rest are those of the layers
-that are left:
+**By least squares** (optimal brain surgeon, Hassibi and Stork 1993, for all inputs of a unit at once), if the
+units are inputs of layers (``tersor.statistics.products``): the unit that costs least once the others
+compensate for it goes first, and the costs of the rest are those of the refitted layers:
 
     cost_u = sum over readers of trace(W_u (P_uu)^-1 W_u^T) / |T|^2,    P = (X^T X)^-1
 
-**By energy**: lanes of a head's queries and keys, which only meet each other, in a sum over lanes: what lane
-u adds to a score is q_u k_u, so its worth is  sqrt(sum q_u^2 sum k_u^2).
+**By energy**, for lanes of queries and keys, which are only multiplied with each other: lane u adds q_u k_u
+to a score, so its importance is  sqrt(sum q_u^2 sum k_u^2).
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ from tersor.statistics.products import along_inputs, matrices, output_axis, prod
 from tersor.structure import AxisGroup
 from tersor.structure.links import Axis, Positions
 
-STEPS = 48  # How often the costs of all units are taken anew while a group's units go.
-CHOICE = 2  # Units that are looked at in between, for each that goes.
+STEPS = 48  # How often the costs of all of a group's units are recomputed.
+CHOICE = 2  # Candidates per removed unit between two recomputations.
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
     """Attributes:
-    units: those that may go, first to last.
-    losses: f64, what is lost in all once each of them has gone, relative to the whole; not less than
-        the one before.
+    units: those that may be removed, first to last.
+    losses: f64, the cumulative relative loss after each of them, ascending.
     """
 
     units: np.ndarray
@@ -44,7 +42,7 @@ class Order:
 
     @staticmethod
     def by_scores(scores: np.ndarray, free: Sequence[int]) -> Order:
-        """Lowest first; the share of the scores' sum that has gone."""
+        """Lowest score first; the loss is the removed share of the scores' sum."""
         units = np.asarray(free)[np.argsort(scores[list(free)], kind="stable")]
         total = float(scores.sum())
         return Order(units, np.cumsum(scores[units]) / (total if total > 0 else 1.0))
@@ -55,9 +53,9 @@ class Reader:
     """A layer that sums over a group's units.
 
     Attributes:
-        node, weight: the layer, and where its weight is.
-        axis: of the weight, which the units are on.
-        owner: i64[k], the unit of each input; -1: of no unit.
+        node, weight: the layer, and which of its weights.
+        axis: of the weight, along which the units lie.
+        owner: i64[k], the unit of each input; -1: none.
     """
 
     node: Node
@@ -67,31 +65,31 @@ class Reader:
 
     @property
     def rows(self) -> Rows:
-        """What it multiplies."""
+        """Its input."""
         return rows_of(self.node, self.weight)
 
     @property
     def outputs(self) -> Axis:
-        """The axis of the weight that its outputs are on."""
+        """The axis of the weight along which its outputs lie."""
         return output_axis(self.node, self.weight)
 
     @property
-    def alone(self) -> bool:
-        """Whether no other node reads its weight."""
+    def sole(self) -> bool:
+        """Whether no other node uses its weight."""
         return self.axis[0].only_user() is self.node
 
     def inputs(self, units: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Indices of the inputs that the units own, i64, ascending."""
+        """Indices of the units' inputs, i64, ascending."""
         return np.flatnonzero(np.isin(self.owner, units))
 
     def inputs_at(self, cut: Positions) -> np.ndarray:
-        """Indices of the inputs that a cut takes, i64, ascending."""
+        """Indices of the inputs that a cut removes, i64, ascending."""
         value, axis = self.axis
         at = along_inputs(self.node, self.weight, axis, np.arange(value.tensor.shape[axis]))
         return np.flatnonzero(np.isin(at, cut[self.axis]))
 
     def biases_at(self, cut: Positions) -> np.ndarray:
-        """Positions on the last axis of its bias that a cut of its outputs takes, i64, ascending."""
+        """Positions on the last axis of its bias that a cut of its outputs removes, i64, ascending."""
         value, axis = self.outputs
         width = value.tensor.shape[axis]
         bias = self.weight.bias
@@ -100,7 +98,7 @@ class Reader:
 
 
 def readers(group: AxisGroup) -> list[Reader]:
-    """Layers whose inputs are units of the group, and which can be fitted anew."""
+    """Layers whose inputs are units of the group and that can be refitted."""
     return [
         Reader(node, weight, axis, along_inputs(node, weight, axis[1], group.axes[axis]))
         for node, axis, weight in _summing(group)
@@ -109,41 +107,43 @@ def readers(group: AxisGroup) -> list[Reader]:
 
 
 def not_fitted(group: AxisGroup) -> list[tuple[Node, str]]:
-    """Nodes that sum over units with a weight, and are no readers, with the reason."""
-    found = []
+    """Nodes that sum over units with a constant but cannot be refitted, with the reason."""
+    reasons = []
     for node, axis, weight in _summing(group):
         if weight is None:
-            found.append((node, f"@{axis[0].name} is no weight of {node.op}"))
+            reasons.append((node, f"@{axis[0].name} is not a weight of {node.op}"))
         elif reason := unfit(node, weight):
-            found.append((node, reason))
-    return found
+            reasons.append((node, reason))
+    return reasons
 
 
 def _summing(group: AxisGroup) -> Iterator[tuple[Node, Axis, Weight | None]]:
-    """(node, axis of a constant, as what it is a weight) where nodes sum over units."""
+    """(node, axis of a constant, the node's weight that it is) where nodes sum over units."""
     for node, value, axis in group.weights(summed=True):
-        held = [w for w in products(node) if node.inputs[w.operand] is value and axis in w.inputs]
-        yield from ((node, (value, axis), weight) for weight in held)
-        if not held:
+        weights = [
+            w for w in products(node) if node.inputs[w.operand] is value and axis in w.inputs
+        ]
+        yield from ((node, (value, axis), weight) for weight in weights)
+        if not weights:
             yield node, (value, axis), None
 
 
-def met(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:
-    """(value, owner of its last axis) of the activations that meet in sums over units without a
-    weight."""
-    found: dict[Value, np.ndarray] = {}
+def multiplied_activations(group: AxisGroup) -> list[tuple[Value, np.ndarray]]:
+    """(value, owner of its last axis) of activations that are multiplied with each other, in sums over units
+    without a weight."""
+    owners: dict[Value, np.ndarray] = {}
     for link in group.links:
         ends = [end for end in link.ends if end.summed]
         if ends and not any(end.axis[0].is_constant for end in ends):
             for end in ends:
                 value, axis = end.axis
                 if axis == len(value.tensor.dims or ()) - 1 and value.graph.parent is None:
-                    found[value] = group.axes[end.axis]
-    return list(found.items())
+                    owners[value] = group.axes[end.axis]
+    return list(owners.items())
 
 
-def only_met(group: AxisGroup) -> bool:
-    """Whether units are summed over only where activations meet, and no norm is over them."""
+def sums_only_activations(group: AxisGroup) -> bool:
+    """Whether all sums over units are of products of activations, and none is a norm."""
     ends = [[end for end in link.ends if end.summed] for link in group.links]
     normed = any(link.kind == "shape" and not e for link, e in zip(group.links, ends, strict=True))
     return any(ends) and not normed and not any(e.axis[0].is_constant for es in ends for e in es)
@@ -155,15 +155,15 @@ def by_least_squares(
     damping: float,
     most: int | None = None,
 ) -> Order:
-    """Among the cheapest few units each is chosen in view of those that went before it; which these are
-    is told anew ``STEPS`` times.
+    """Each unit is chosen among the cheapest few given those removed before it; which these are is
+    recomputed ``STEPS`` times.
 
     Args:
         layers: for each reader (reader, X^T X f64[k, k], W f64[k, n], sum of squares of its results).
-        most: how many units to order; the rest is left out. None: all that may go.
+        most: how many units to order; None: all that may be removed.
     """
-    held = [
-        _Held(reader, weight.T.copy(), np.linalg.inv(damped(xtx, damping)), max(squares, 1e-30))
+    states = [
+        _Removal(reader, weight.T.copy(), np.linalg.inv(damped(xtx, damping)), max(squares, 1e-30))
         for reader, xtx, weight, squares in layers
     ]
     left = list(group.free)
@@ -173,10 +173,10 @@ def by_least_squares(
     costs: list[float] = []
     while len(order) < limit:
         count = min(step, limit - len(order))
-        cheapest = np.argsort(sum(one.costs(left) for one in held), kind="stable")
+        cheapest = np.argsort(sum(state.costs(left) for state in states), kind="stable")
         near = sorted(left[i] for i in cheapest[: CHOICE * count])
-        going, lost = _one_by_one([one.of(near) for one in held], near, count)
-        held = [one.without(going) for one in held]
+        going, lost = _one_by_one([state.restricted_to(near) for state in states], near, count)
+        states = [state.without(going) for state in states]
         order += going
         costs += lost
         left = [u for u in left if u not in going]
@@ -184,8 +184,8 @@ def by_least_squares(
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """A reader while its inputs go: W f64[n, k], P f64[k, k] of those that are left."""
+class _Removal:
+    """A reader in the course of removal: W f64[n, k] and P f64[k, k] of the inputs that are left."""
 
     reader: Reader
     weight: np.ndarray
@@ -193,64 +193,64 @@ class _Held:
     squares: float
 
     def costs(self, units: Sequence[int]) -> np.ndarray:
-        """f64[units], of removing each of ``units`` (ascending) by itself."""
+        """f64[units]: the cost of removing each of ``units`` (ascending) by itself."""
         at = self.reader.inputs(units)
         places = at[np.argsort(self.reader.owner[at], kind="stable")].reshape(len(units), -1)
         return removal_costs(self.weight, self.inverse, places) / self.squares
 
-    def of(self, units: Sequence[int]) -> _Held:
-        """For inputs of ``units`` alone: what goes among them changes W and P there by nothing from
-        elsewhere. Costs depend on W^T W only, so that R of W = Q R does."""
+    def restricted_to(self, units: Sequence[int]) -> _Removal:
+        """The inputs of ``units`` alone: removals among them update W and P there independently of the rest.
+        Costs depend on W^T W only, so R of W = Q R serves as W."""
         at = self.reader.inputs(units)
         reader = replace(self.reader, owner=self.reader.owner[at])
         weight = np.linalg.qr(self.weight[:, at], mode="r")
-        return _Held(reader, np.asarray(weight), self.inverse[np.ix_(at, at)], self.squares)
+        return _Removal(reader, np.asarray(weight), self.inverse[np.ix_(at, at)], self.squares)
 
-    def without(self, units: Sequence[int]) -> _Held:
+    def without(self, units: Sequence[int]) -> _Removal:
         weight, inverse = remove_inputs(self.weight, self.inverse, self.reader.inputs(units))
         return replace(self, weight=weight, inverse=inverse)
 
 
 def _one_by_one(
-    held: Sequence[_Held], units: Sequence[int], count: int
+    states: Sequence[_Removal], units: Sequence[int], count: int
 ) -> tuple[list[int], list[float]]:
-    """So many of ``units``, the cheapest first, each when those before it have gone; and their costs."""
+    """``count`` of ``units``, each the cheapest once those before it are removed; and their costs."""
     left = list(units)
     order: list[int] = []
     lost: list[float] = []
     while len(order) < count:
-        costs = np.asarray(sum(one.costs(left) for one in held))
+        costs = np.asarray(sum(state.costs(left) for state in states))
         best = int(np.argmin(costs))
         order.append(left.pop(best))
         lost.append(float(costs[best]))
         if len(order) < count:
-            held = [one.without(order[-1:]) for one in held]
+            states = [state.without(order[-1:]) for state in states]
     return order, lost
 
 
 def by_energy(group: AxisGroup, seen: Mapping[Rows, Gram]) -> np.ndarray | None:
-    """f64[units], worth of lanes that only meet each other; None where the group is no such."""
-    ends = met(group)
+    """f64[units], the energy of lanes that are only multiplied with each other; None for other groups."""
+    ends = multiplied_activations(group)
     if len(ends) < 2 or any(Rows(value) not in seen for value, _ in ends):
         return None
     worth = np.ones(group.units)
     for value, owner in ends:
         energy = np.zeros(group.units)
-        held = owner >= 0
-        np.add.at(energy, owner[held], np.diagonal(seen[Rows(value)].xtx)[held])
+        owned = owner >= 0
+        np.add.at(energy, owner[owned], np.diagonal(seen[Rows(value)].xtx)[owned])
         worth *= energy
-    # A lane's share of the squared scores, whose sum is what Order wants.
+    # Squared, so that shares of the sum are shares of the squared scores.
     return worth
 
 
 def layer_of(reader: Reader, gram: Gram) -> tuple[Reader, np.ndarray, np.ndarray, float]:
-    """What :func:`by_least_squares` asks of a reader whose targets are its own results."""
+    """The arguments of :func:`by_least_squares` for a reader whose targets are its own results."""
     matrix, _ = matrices(reader.node, reader.weight)
     centred = gram.xtx - gram.rows * np.outer(gram.mean, gram.mean)
     return reader, centred, matrix, float(np.einsum("ij,ij->", matrix, centred @ matrix))
 
 
 def equal_shares(group: AxisGroup, reader: Reader) -> bool:
-    """Whether every unit owns as many inputs of the reader, and none owns none."""
+    """Whether all units own the same number of inputs of the reader, at least one."""
     counts = np.bincount(reader.owner[reader.owner >= 0], minlength=group.units)
     return bool(counts.size == group.units and (counts == counts[0]).all() and counts[0] > 0)

@@ -68,7 +68,7 @@ def no_rows(node: Node, weight: Weight) -> str:
     if weight.window is not None and inputs > LARGEST:
         return f"its windows hold {inputs:,} numbers, and moments are taken of at most {LARGEST:,}"
     if node.graph is None or node.graph.parent is not None:
-        return "it is in a subgraph, where calibration sees nothing"
+        return "it is in a subgraph, which calibration does not observe"
     return ""
 
 
@@ -82,7 +82,7 @@ def unfit(node: Node, weight: Weight) -> str:
         return reason
     bias = _bias(node, weight)
     if bias is not None and not bias.is_constant:
-        return "its bias is no constant"
+        return "its bias is not a constant"
     return "its weight is a stack of matrices" if _is_stacked(node, weight) else ""
 
 

@@ -1,1 +1,1 @@
-"""Changes of a graph that several passes share."""
+"""Graph transformations that several passes share."""

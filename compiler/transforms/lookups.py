@@ -1,4 +1,4 @@
-"""Lookups written as something else."""
+"""Replacing lookups in a table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tersor.ir import Graph, Value
 from tersor.pipeline import replace_node
 
 
-def unfit(table: WeightedLayer) -> str:
-    """Why lookups in it cannot be written as others; empty where they can."""
+def irreplaceable(table: WeightedLayer) -> str:
+    """Why the lookups in ``table`` cannot be replaced; empty if they can."""
     if len(table.nodes) != len(table.readers):
         return f"@{table.name} is looked up twice by one node"
     if not all(dims(lookup.ids) for lookup in table.readers):
@@ -20,21 +20,21 @@ def unfit(table: WeightedLayer) -> str:
 
 
 def replace_lookups(table: Value, rows: Callable[[Graph, Value], Value]) -> None:
-    """What ``rows`` emits for the ids takes the place of each lookup in ``table``; a fused layer
-    normalization of several lookups is taken apart for it, which gives its other tables new readers."""
+    """Replaces each lookup in ``table`` by what ``rows`` emits for its ids. A fused sum of lookups with layer
+    normalization is split, which gives its other tables new readers."""
     for lookup in readers_of(table):
         node = lookup.node
         graph = node.graph
         assert graph is not None
         with graph.at(node):
-            made = rows(graph, lookup.ids)
+            result = rows(graph, lookup.ids)
             if node.op != "Gather":
-                made = _normalized(graph, lookup, made)
-        replace_node(node, [made])
+                result = _normalized(graph, lookup, result)
+        replace_node(node, [result])
 
 
 def _normalized(graph: Graph, lookup: Reader, rows: Value) -> Value:
-    """The layer normalization of the sum of ``rows`` and of the node's other lookups."""
+    """The layer normalization of the sum of ``rows`` and the node's other lookups."""
     node = lookup.node
     total = rows
     for operand in range(3, len(node.inputs), 2):

@@ -1,4 +1,4 @@
-"""Sizes as values: dims that the shapes of a graph's inputs tell."""
+"""Dims as values, computed from the shapes of graph inputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tersor.ir.dims import symbol
 
 
 def size_from_inputs(graph: Graph, dim: Dim) -> Value | None:
-    """``dim`` as i64[1], where it is a sum of dims of inputs and numbers; None where it is not. Equal
-    for all who ask, once common subexpressions are merged."""
+    """``dim`` as an i64[1] value, if it is a sum of input dims and numbers; else None. Repeated calls emit
+    nodes that common subexpression elimination merges."""
     if not isinstance(dim, Sym):
         return None
     outermost = graph
@@ -23,7 +23,7 @@ def size_from_inputs(graph: Graph, dim: Dim) -> Value | None:
         for axis, size in enumerate(dims(value) or ())
         if size is not None
     }
-    # Nothing is emitted before all of it is known to be there.
+    # Emit nothing before every term is resolved.
     parts: list[tuple[Value, int] | int] = []
     for monomial, factor in dim.terms:
         name = monomial[0] if len(monomial) == 1 else None

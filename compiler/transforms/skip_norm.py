@@ -1,4 +1,4 @@
-"""A residual sum and the normalization that reads it: as two nodes, and as one.
+"""Fusing a residual sum with the normalization that reads it, and splitting them again.
 
     s = x + skip;  y = LayerNormalization(s)   <->   y, s = tersor.AddLayerNormalization(x, skip)
 
@@ -15,15 +15,15 @@ FUSED = {
     "LayerNormalization": "tersor.AddLayerNormalization",
     "RMSNormalization": "tersor.AddRMSNormalization",
 }
-_APART = {fused: norm for norm, fused in FUSED.items()}
+_NORMS = {fused: norm for norm, fused in FUSED.items()}
 
 
-def fused(graph: Graph, norm: Node) -> Value | None:
-    """The result of one node in place of ``norm`` and the Add before it; other readers of the sum read
-    that node's second result already. None where no Add is before it.
+def fused_skip_norm(graph: Graph, norm: Node) -> Value | None:
+    """The result of a fused node for ``norm`` and the Add that it reads; other users of the sum are moved
+    to the fused node's second result. None where ``norm`` reads no Add.
 
     Raises:
-        Skip: there is one, but they do not make one node.
+        Skip: it reads one, but they cannot be fused.
     """
     total = producer_if(operand(norm, 0), "Add")
     if total is None or total.graph is not graph:
@@ -34,45 +34,45 @@ def fused(graph: Graph, norm: Node) -> Value | None:
     if x.is_constant or skip.is_constant:
         raise Skip("an addend is a constant")
     if any(v.uses for v in norm.outputs[1:]):
-        raise Skip("its mean or deviation is read")
+        raise Skip("its mean or deviation is used")
     s = total.output
     names = [norm.output.name] if len(s.uses) == 1 else [norm.output.name, s.name]
     attrs = {"axis": norm.attrs["axis"], "epsilon": norm.attrs["epsilon"]}
-    # Readers of s may stand before the norm, so the fused node goes where s was made.
+    # Users of s may precede the norm, so the fused node goes where the Add was.
     if any(v is not None and v.producer is not None for v in norm.inputs[1:]):
         raise Skip("its scale or bias is not a constant")
-    one = graph.emit_node(
+    node = graph.emit_node(
         FUSED[norm.op], [x, skip, *norm.inputs[1:]], attrs, names=names, scope=norm.scope,
         before=total,
     )  # fmt: skip
     if len(names) > 1:
-        graph.replace(s, one.outputs[1])
+        graph.replace(s, node.outputs[1])
         erase_dead([total])
-    return one.output
+    return node.output
 
 
 def split_skip_norms(graph: Graph) -> list[Node]:
-    """Makes two nodes of each such node of the outermost level; returns the normalizations."""
+    """Splits each fused node of ``graph`` (not of subgraphs) in two; returns the normalizations."""
     norms = []
-    for node in [n for n in graph.nodes if n.op in _APART]:
+    for node in [n for n in graph.nodes if n.op in _NORMS]:
         with graph.at(node):
             total = graph.emit("Add", node.inputs[:2])
             attrs = {"axis": node.attrs["axis"], "epsilon": node.attrs["epsilon"]}
-            made = graph.emit(_APART[node.op], [total, *node.inputs[2:]], attrs)
-        assert made.producer is not None
-        norms.append(made.producer)
-        replace_node(node, [made, total])
+            result = graph.emit(_NORMS[node.op], [total, *node.inputs[2:]], attrs)
+        assert result.producer is not None
+        norms.append(result.producer)
+        replace_node(node, [result, total])
     return norms
 
 
 def fuse_skip_norms(graph: Graph, norms: list[Node]) -> None:
-    """Makes one node again of each of ``norms`` that is still there, with the Add that it reads now."""
+    """Fuses each of ``norms`` that is still in ``graph`` with the Add that it now reads."""
     for norm in norms:
         if norm.graph is not graph:
             continue
         try:
-            one = fused(graph, norm)
+            result = fused_skip_norm(graph, norm)
         except Skip:
             continue
-        if one is not None:
-            replace_node(norm, [one])
+        if result is not None:
+            replace_node(norm, [result])

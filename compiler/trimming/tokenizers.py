@@ -1,15 +1,15 @@
-"""Hugging Face's ``tokenizer.json`` with fewer entries: texts that use only what is kept are cut into the
-same pieces, under new ids, which count what is left in the old order.
+"""Hugging Face's ``tokenizer.json`` with fewer entries: texts that use only those are split into the same
+pieces, with new ids in the old order.
 
-What stays beside the ids that are used, so that nothing else changes for these texts:
+Besides the ids in use, these stay, so that nothing else changes for such texts:
 
-    added and special tokens, those of the post-processor, the padding, the unknown token: all
-    WordPiece   nothing: the longest piece that fits is kept, and no longer one has come up (words that
-                are unknown since they go on badly need what they begin with: :func:`first_pieces`)
-    BPE         the pieces that merges make on the way to one that is kept; where there is no unknown
-                token, all single symbols (bytes), so that any text still has ids
-    Unigram     the single letters of what is kept, and the piece of the lowest score, to which the
-                score of the unknown is tied
+    all         added and special tokens, those of the post-processor, the padding, the unknown token
+    WordPiece   nothing: matching is greedy, and no longer piece appears (but the first pieces of a word
+                that ends unknown are needed: :func:`first_pieces`)
+    BPE         intermediate results of the merges that lead to a kept piece; without an unknown token also
+                all single symbols (bytes), so that any text still has ids
+    Unigram     the single letters of kept pieces, and the piece with the lowest score, from which the
+                score of the unknown token is derived
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Ids = dict[str, int]  # Id of each piece.
 
 
 def open_tokenizer(data: bytes) -> Any:
-    """Hugging Face's ``Tokenizer`` of the file, without truncation and padding.
+    """Hugging Face's ``Tokenizer`` for the file, without truncation and padding.
 
     Raises:
         Unsupported: the package is not installed.
-        InvalidModel: it is no such file.
+        InvalidModel: it is not a tokenizer.json.
     """
     try:
         import tokenizers
@@ -40,7 +40,7 @@ def open_tokenizer(data: bytes) -> Any:
         ) from None
     try:
         opened = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # It raises nothing more precise.
+    except Exception as error:  # The package raises bare Exceptions.
         raise InvalidModel(f"the tokenizer cannot be read: {error}") from None
     opened.no_truncation()
     opened.no_padding()
@@ -48,55 +48,55 @@ def open_tokenizer(data: bytes) -> Any:
 
 
 def trim_tokenizer(data: bytes, used: Iterable[int]) -> tuple[bytes, list[int]]:
-    """The file without what ``used`` ids do not need, and the old id of each new one, ascending.
+    """The file cut to what the ids ``used`` need, and the old id of each new one, ascending.
 
     Raises:
-        InvalidModel: it is no such file.
-        InvalidOption: an id that it does not have.
-        Unsupported: a kind of model or post-processor that is not known here.
+        InvalidModel: it is not a tokenizer.json.
+        InvalidOption: an id that is not in the file.
+        Unsupported: an unknown kind of model or post-processor.
     """
-    held = _read(data)
-    model, ids = held["model"], _vocabulary(held["model"])
+    config = _read(data)
+    model, ids = config["model"], _vocabulary(config["model"])
     pieces = {number: piece for piece, number in ids.items()}
-    added = {token["id"]: token["content"] for token in held.get("added_tokens") or []}
+    added = {token["id"]: token["content"] for token in config.get("added_tokens") or []}
     wanted = set(used)
     if outside := wanted - pieces.keys() - added.keys():
         raise InvalidOption(f"id {min(outside)} is not in the tokenizer")
-    wanted |= added.keys() | _named(held, ids)
-    taken = {pieces[number] for number in wanted if number in pieces}
-    wanted |= {ids[piece] for piece in _needed(model, ids, taken) if piece in ids}
+    wanted |= added.keys() | _special_ids(config, ids)
+    kept = {pieces[number] for number in wanted if number in pieces}
+    wanted |= {ids[piece] for piece in _needed(model, ids, kept) if piece in ids}
     old = sorted(wanted)
     new = {number: i for i, number in enumerate(old)}
     _rewrite_model(model, ids, new)
-    for token in held.get("added_tokens") or []:
+    for token in config.get("added_tokens") or []:
         token["id"] = new[token["id"]]
-    if held.get("padding"):
-        held["padding"]["pad_id"] = new[held["padding"]["pad_id"]]
-    _post_processor(held.get("post_processor"), new.__getitem__)
-    return json.dumps(held, ensure_ascii=False, indent=2).encode(), old
+    if config.get("padding"):
+        config["padding"]["pad_id"] = new[config["padding"]["pad_id"]]
+    _post_processor(config.get("post_processor"), new.__getitem__)
+    return json.dumps(config, ensure_ascii=False, indent=2).encode(), old
 
 
 def known_ids(data: bytes) -> set[int]:
     """All ids of the file."""
-    held = _read(data)
-    added = {token["id"] for token in held.get("added_tokens") or []}
-    return added | set(_vocabulary(held["model"]).values())
+    config = _read(data)
+    added = {token["id"] for token in config.get("added_tokens") or []}
+    return added | set(_vocabulary(config["model"]).values())
 
 
 def lowercased(data: bytes) -> bytes:
-    """The file with texts put in lower case before all else."""
-    held = _read(data)
-    given = held.get("normalizer")
+    """The file with a Lowercase normalizer before all others."""
+    config = _read(data)
+    given = config.get("normalizer")
     inner = given["normalizers"] if given and given["type"] == "Sequence" else [given]
     parts = [{"type": "Lowercase"}, *(part for part in inner if part)]
     if parts[0] in parts[1:]:
         return data
-    held["normalizer"] = {"type": "Sequence", "normalizers": parts}
-    return json.dumps(held, ensure_ascii=False, indent=2).encode()
+    config["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    return json.dumps(config, ensure_ascii=False, indent=2).encode()
 
 
 def unknown_id(data: bytes) -> int | None:
-    """The id of what it does not know; None where it knows everything."""
+    """The id of the unknown token; None if there is none."""
     model = _read(data)["model"]
     if model["type"] == "Unigram":
         number: int | None = model.get("unk_id")
@@ -105,12 +105,12 @@ def unknown_id(data: bytes) -> int | None:
 
 
 def first_pieces(data: bytes, words: Iterable[str]) -> set[int]:
-    """Ids of what WordPiece finds in ``words`` up to where nothing fits: with other beginnings, a word
-    that was unknown might become known. Other models need none."""
+    """Ids of the pieces that WordPiece matches in ``words`` before it fails: without them, a word that was
+    unknown might be split otherwise and become known. Other models need none."""
     model = _read(data)["model"]
     if model["type"] != "WordPiece":
         return set()
-    ids, found = _vocabulary(model), set()
+    ids, matched = _vocabulary(model), set()
     for word in set(words):
         start = 0
         while start < len(word) <= model["max_input_chars_per_word"]:
@@ -119,22 +119,22 @@ def first_pieces(data: bytes, words: Iterable[str]) -> set[int]:
             end = next((e for e in ends if before + word[start:e] in ids), None)
             if end is None:
                 break
-            found.add(ids[before + word[start:end]])
+            matched.add(ids[before + word[start:end]])
             start = end
-    return found
+    return matched
 
 
 def _read(data: bytes) -> Json:
     try:
-        held = json.loads(data)
+        config = json.loads(data)
     except ValueError as error:
         raise InvalidModel(f"the tokenizer is not JSON: {error}") from None
-    if not isinstance(held, dict) or not isinstance(held.get("model"), dict):
-        raise InvalidModel("the tokenizer is no tokenizer.json: it has no model")
-    kind = held["model"].get("type")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InvalidModel("not a tokenizer.json: it has no model")
+    kind = config["model"].get("type")
     if kind not in _NEEDED:
-        raise Unsupported(f"a tokenizer of type {kind}; known are {', '.join(_NEEDED)}")
-    return held
+        raise Unsupported(f"a tokenizer of type {kind}; supported are {', '.join(_NEEDED)}")
+    return config
 
 
 def _vocabulary(model: Json) -> Ids:
@@ -143,30 +143,30 @@ def _vocabulary(model: Json) -> Ids:
     return dict(model["vocab"])
 
 
-def _named(held: Json, ids: Ids) -> set[int]:
-    """Ids that the file itself names."""
-    model, found = held["model"], set()
-    if held.get("padding"):
-        found.add(held["padding"]["pad_id"])
+def _special_ids(config: Json, ids: Ids) -> set[int]:
+    """Ids that other parts of the file refer to."""
+    model, special = config["model"], set()
+    if config.get("padding"):
+        special.add(config["padding"]["pad_id"])
     if model["type"] == "Unigram" and model.get("unk_id") is not None:
-        found.add(model["unk_id"])
+        special.add(model["unk_id"])
     if model.get("unk_token") in ids:
-        found.add(ids[model["unk_token"]])
+        special.add(ids[model["unk_token"]])
     if model.get("byte_fallback"):
-        found |= {
+        special |= {
             ids[piece] for piece in (f"<0x{byte:02X}>" for byte in range(256)) if piece in ids
         }
 
     def see(number: int) -> int:
-        found.add(number)
+        special.add(number)
         return number
 
-    _post_processor(held.get("post_processor"), see)
-    return found
+    _post_processor(config.get("post_processor"), see)
+    return special
 
 
 def _post_processor(part: Json | None, change: Callable[[int], int]) -> None:
-    """Changes, in place, all ids that a post-processor names."""
+    """Applies ``change``, in place, to all ids in a post-processor."""
     if part is None or part["type"] == "ByteLevel":
         return
     if part["type"] == "Sequence":
@@ -196,43 +196,43 @@ def _rewrite_model(model: Json, ids: Ids, new: Mapping[int, int]) -> None:
         ]
 
 
-# -- what kept pieces need -------------------------------------------------------------------------
+# -- pieces that kept ones depend on ---------------------------------------------------------------
 
 
-def _needed(model: Json, ids: Ids, taken: Collection[str]) -> set[str]:
-    """Pieces that have to stay for ``taken`` to be made as before."""
-    return _NEEDED[model["type"]](model, ids, taken)
+def _needed(model: Json, ids: Ids, kept: Collection[str]) -> set[str]:
+    """Pieces without which texts would not be split into those ``kept`` as before."""
+    return _NEEDED[model["type"]](model, ids, kept)
 
 
-def _of_bpe(model: Json, ids: Ids, taken: Collection[str]) -> set[str]:
+def _needed_by_bpe(model: Json, ids: Ids, kept: Collection[str]) -> set[str]:
     if model.get("continuing_subword_prefix"):
-        raise Unsupported("a BPE tokenizer with a prefix on pieces inside of words")
+        raise Unsupported("a BPE tokenizer with continuing_subword_prefix")
     merges = [_merged(merge) for merge in model["merges"]]
     ranks = {(left, right): i for i, (left, right, _) in reversed(list(enumerate(merges)))}
     suffix = model.get("end_of_word_suffix") or ""
-    needed = {p for piece in taken for p in _steps(_symbols(piece, suffix), ranks)}
+    needed = {p for piece in kept for p in _merge_results(_symbols(piece, suffix), ranks)}
     if model.get("unk_token") is None:
-        needed |= ids.keys() - {made for _, _, made in merges}
+        needed |= ids.keys() - {merged for _, _, merged in merges}
     return needed
 
 
 def _merged(merge: str | list[str]) -> tuple[str, str, str]:
-    """(left, right, what they make)."""
+    """(left, right, their concatenation)."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right, left + right
 
 
 def _symbols(piece: str, suffix: str) -> list[str]:
-    """What merging begins with."""
+    """The symbols that merging starts from."""
     ends = bool(suffix) and piece.endswith(suffix) and len(piece) > len(suffix)
     letters = list(piece.removesuffix(suffix)) if ends else list(piece)
     return [*letters[:-1], letters[-1] + suffix] if ends else letters
 
 
-def _steps(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> set[str]:
-    """All that merging ``symbols`` makes: at each step the pair of the lowest rank, the leftmost first.
-    (Within a longer word they merge in the same order: no merge crossed the ends of a piece.)"""
-    found = set(symbols)
+def _merge_results(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> set[str]:
+    """All intermediate results of merging ``symbols``: at each step the leftmost pair of the lowest rank.
+    (Within a longer word the order is the same: no merge crosses the ends of a piece.)"""
+    results = set(symbols)
     while len(symbols) > 1:
         pairs = enumerate(pairwise(symbols))
         known = [(ranks[pair], i) for i, pair in pairs if pair in ranks]
@@ -240,22 +240,22 @@ def _steps(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> set[str]
             break
         at = min(known)[1]
         symbols = [*symbols[:at], symbols[at] + symbols[at + 1], *symbols[at + 2 :]]
-        found.add(symbols[at])
-    return found
+        results.add(symbols[at])
+    return results
 
 
-def _of_unigram(model: Json, ids: Ids, taken: Collection[str]) -> set[str]:
+def _needed_by_unigram(model: Json, ids: Ids, kept: Collection[str]) -> set[str]:
     lowest = min(model["vocab"], key=lambda item: item[1])[0]
-    return {lowest}.union(*taken)
+    return {lowest}.union(*kept)
 
 
-def _nothing(model: Json, ids: Ids, taken: Collection[str]) -> set[str]:
+def _nothing(model: Json, ids: Ids, kept: Collection[str]) -> set[str]:
     return set()
 
 
 _NEEDED: dict[str, Callable[[Json, Ids, Collection[str]], set[str]]] = {
     "WordPiece": _nothing,
     "WordLevel": _nothing,
-    "BPE": _of_bpe,
-    "Unigram": _of_unigram,
+    "BPE": _needed_by_bpe,
+    "Unigram": _needed_by_unigram,
 }

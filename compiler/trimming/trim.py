@@ -1,10 +1,7 @@
-"""A model and its tokenizer with the vocabulary of a corpus: both count ids anew, together.
+"""Trimming a model and its tokenizer together to the vocabulary of a corpus.
 
-    text -> ids -> model -> logits        all of V ids
-    text -> ids -> model -> logits        all of those kept, in the old order
-
-Tables keep the rows, tied heads the columns. What else the model does with ids (compare them with the
-padding's) it does with the old ones, which it looks up.
+Ids are renumbered in the old order. Tables keep the rows of the kept ids, tied heads the columns. Whatever
+else the model does with ids (comparing them with the padding id) still sees the old ones, by a lookup.
 """
 
 from __future__ import annotations
@@ -53,27 +50,27 @@ def trim_vocabulary(
     untied: bool | None = None,
     **options: Any,
 ) -> Imported:
-    """``model`` with the vocabulary that ``corpus`` uses, and the tokenizer that fits it, for
-    :func:`tersor.compile`, which puts both into the artifact. On the corpus outputs are the same; where a
-    folder of sentence-transformers has prompts, also on the corpus behind these.
+    """``model`` and its tokenizer with only the vocabulary that ``corpus`` uses, for :func:`tersor.compile`,
+    which puts both into the artifact. Outputs on the corpus stay the same, also behind the prompts of a
+    sentence-transformers folder.
 
         small = tersor.trim_vocabulary("all-MiniLM-L6-v2", sentences)
         tersor.compile(small, recipe="int8").save("out")          # out/tokenizer.json
 
-    Inputs, calibration too, are from here on what the new tokenizer makes.
+    From here on inputs, calibration data included, must come from the new tokenizer.
 
     Args:
-        model: as :func:`compile` takes it.
-        corpus: texts, or the ids of texts as the old tokenizer has them.
-        tokenizer: its ``tokenizer.json``; by default that of the model's folder.
-        input: whose vocabulary it is, by an input's name; by default the largest.
-        untied: whether projections onto as many columns as there are ids, whose weights are no table's,
-            are onto the ids. Without it such a model is refused.
-        options: as :func:`compile` has them for torch modules.
+        model: as for :func:`compile`.
+        corpus: texts, or the ids that the old tokenizer gives them.
+        tokenizer: its ``tokenizer.json``; by default the one in the model's folder.
+        input: the name of an input of the vocabulary to trim; by default the largest vocabulary.
+        untied: whether untied projections onto as many columns as there are ids are logits of the ids. A
+            model that has some is refused without it.
+        options: those of :func:`compile` for torch modules.
 
     Raises:
-        InvalidModel, Unsupported: as :func:`compile`; a tokenizer that is not known here.
-        InvalidOption: no tokenizer, an empty corpus, ids outside, no table that an input picks rows from.
+        InvalidModel, Unsupported: as for :func:`compile`; an unknown kind of tokenizer.
+        InvalidOption: no tokenizer, an empty corpus, ids out of range, no input that indexes a table.
     """
     imported = load_model(model, **options)
     name = model_files.tokenizer_name(imported.files) or model_files.TOKENIZER
@@ -82,16 +79,16 @@ def trim_vocabulary(
     graph = Pipeline(registry.optimization()).run(imported.graph)
     vocabulary = choose_vocabulary(graph, input)
     if vocabulary is None:
-        raise InvalidOption("no input picks rows from a table of weights: there is no vocabulary")
+        raise InvalidOption("no input indexes an embedding table: there is no vocabulary to trim")
     old = _encode(data, texts)
     used = checked_ids(np.concatenate([np.zeros(0, np.int64), *old]), vocabulary.size)
-    begun = _begun(data, texts, old)
+    partial = _pieces_of_unknown_words(data, texts, old)
     named = model_files.named_ids(imported.files) & known_ids(data)
-    small, order = trim_tokenizer(data, {*map(int, used), *begun, *named})
+    small, order = trim_tokenizer(data, {*map(int, used), *partial, *named})
     kept = np.array([i for i in order if i < vocabulary.size], np.int64)
     if len(kept) < len(order):
         raise InvalidOption(
-            f"the tokenizer has id {order[-1]}, the model {vocabulary.size}: they do not fit each other"
+            f"the tokenizer has id {order[-1]}, but the model only {vocabulary.size} ids: they do not match"
         )
     _check(small, texts, old, kept)
     renumber(graph, vocabulary, kept, untied)
@@ -101,7 +98,7 @@ def trim_vocabulary(
 
 
 def _prompted(texts: list[str | Sequence[int]], prompts: list[str]) -> list[str | Sequence[int]]:
-    """``texts``, and each with each prompt before it, as it will come."""
+    """``texts``, and each of them behind each prompt."""
     return [*texts, *(p + text for p in prompts for text in texts if isinstance(text, str))]
 
 
@@ -125,7 +122,7 @@ def _tokenizer_file(imported: Imported, given: str | Path | None, name: str) -> 
 
 
 def _encode(data: bytes, corpus: Sequence[str | Sequence[int]]) -> list[np.ndarray]:
-    """i64[n] for each text: its ids, without truncation and padding."""
+    """i64[n] per text: its ids, without truncation and padding."""
     texts = [text for text in corpus if isinstance(text, str)]
     encoded = iter(open_tokenizer(data).encode_batch(texts) if texts else [])
     return [
@@ -134,8 +131,10 @@ def _encode(data: bytes, corpus: Sequence[str | Sequence[int]]) -> list[np.ndarr
     ]
 
 
-def _begun(data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndarray]) -> set[int]:
-    """Ids of pieces that are found in unknown words of the texts, before these turn out to be unknown."""
+def _pieces_of_unknown_words(
+    data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndarray]
+) -> set[int]:
+    """Ids of the pieces that the tokenizer matches in unknown words before it gives up."""
     unknown = unknown_id(data)
     texts = [t for t, ids in zip(corpus, old, strict=True) if isinstance(t, str) and unknown in ids]
     if not texts:
@@ -153,7 +152,7 @@ def _begun(data: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndar
 def _check(
     small: bytes, corpus: Sequence[str | Sequence[int]], old: list[np.ndarray], kept: np.ndarray
 ) -> None:
-    """That the new tokenizer gives all texts the ids that stand for their old ones.
+    """Checks that the new tokenizer splits all texts as the old one did.
 
     Raises:
         Unsupported: it does not.
@@ -162,7 +161,7 @@ def _check(
         return
     for text, before, after in zip(corpus, old, _encode(small, corpus), strict=True):
         if isinstance(text, str) and not np.array_equal(np.take(kept, after), before):
-            raise Unsupported(f"the smaller tokenizer cuts {text[:80]!r} into other pieces")
+            raise Unsupported(f"the trimmed tokenizer splits {text[:80]!r} into other pieces")
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -171,20 +170,20 @@ def _check(
 def renumber(
     graph: Graph, vocabulary: Vocabulary, kept: np.ndarray, untied: bool | None = None
 ) -> None:
-    """Makes ``graph`` count ids anew, in place: ``kept``, ascending, are the old ids of the new ones.
-    Logits of the vocabulary shrink.
+    """Renumbers ids in ``graph``, in place: ``kept``, ascending, are the old ids of the new ones. Logits of
+    the vocabulary shrink.
 
     Raises:
-        InvalidOption: something of it cannot be told, or not be changed.
+        InvalidOption: a use of ids or logits is ambiguous or cannot be changed.
     """
     if clipped := [item.node for item in vocabulary.lookups if item.clipped]:
-        raise InvalidOption(f"{clipped[0].label} reads ids that are clipped, in their old numbers")
+        raise InvalidOption(f"{clipped[0].label} reads ids behind a Clip, whose bounds are old ids")
     heads = [head for head in find_heads(graph, vocabulary) if head.tied or untied is not False]
     flows = [_flow(head, untied) for head in heads]
     lookups = {(item.node, item.ids) for item in vocabulary.lookups}
     for value in vocabulary.inputs:
-        for held in walk_ids(value)[1]:
-            _give_old_ids(held, [u for u in held.uses if not _takes_new_ids(u, lookups)], kept)
+        for ids in walk_ids(value)[1]:
+            _give_old_ids(ids, [u for u in ids.uses if not _takes_new_ids(u, lookups)], kept)
     cut: Cut = {}
     cut_tables(vocabulary, kept, cut)
     cut_heads(heads, kept, cut)
@@ -199,12 +198,14 @@ def _flow(head: Head, untied: bool | None) -> list[Node]:
     """The nodes between a head and the outputs."""
     if not head.tied and untied is None:
         raise InvalidOption(
-            f"{head.node.label} makes as many columns as there are ids, of weights that are no table's: "
+            f"{head.node.label} has as many columns as there are ids, but weights of its own: "
             "say with untied whether they are logits of the ids"
         )
     flow = logits_flow(head.node.output)
     if flow is None:
-        raise InvalidOption(f"the logits that {head.node.label} makes are not returned as they are")
+        raise InvalidOption(
+            f"the logits of {head.node.label} do not reach the outputs by elementwise ops alone"
+        )
     return flow
 
 
@@ -214,7 +215,7 @@ def _spans(constant: Value, size: int) -> bool:
 
 
 def _takes_new_ids(use: Use, lookups: set[tuple[Node, int]]) -> bool:
-    """Whether a reader of ids needs not know that they were counted anew."""
+    """Whether a use of ids is unaffected by their renumbering."""
     node = use.user
     if isinstance(node, Graph):
         return node.outer is None

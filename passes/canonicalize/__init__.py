@@ -1,4 +1,4 @@
-"""Canonicalization: one way to say each thing, so that fusion and everything after it match once."""
+"""Canonicalization: one form for each meaning, so that fusion and later passes match only that."""
 
 from tersor.passes.canonicalize.common_subexpressions import CommonSubexpressions
 from tersor.passes.canonicalize.dead_code import DeadCode
@@ -21,7 +21,7 @@ from tersor.pipeline import Repeat
 
 
 def canonicalization() -> Repeat:
-    """The passes, in order: what one opens up for an earlier one, the next round takes."""
+    """The passes, in order. They repeat until nothing changes, so a pass may enable an earlier one."""
     return Repeat(
         [
             ShapeArithmetic(),

@@ -1,4 +1,4 @@
-"""Equal nodes on equal operands are made once; equal constants are held once."""
+"""Merges equal nodes with equal operands, and equal constants."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tersor.ir import Encoding, Graph, Node, Value
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Context, Pass, replace_node
 
-SAMPLE = 16  # Numbers of a constant that are compared before all of it is read.
-SHARED_BYTES = 1024  # Smaller constants (axes, shapes) stay in the subgraph that reads them.
+SAMPLE = 16  # Numbers of a constant to compare before all of it is read.
+SHARED_BYTES = 1024  # Smaller constants (axes, shapes) are not shared across subgraphs.
 
 
 @dataclass(frozen=True)
 class CommonSubexpressions(Pass):
-    """No options. Each graph for itself: a subgraph's nodes are not merged with the outer graph's. Weights
-    that are equal in several branches are held once, in the graph around them."""
+    """No options. Nodes are merged within each (sub)graph only. Weights that are equal in several branches
+    move to the innermost graph around these."""
 
     keeps = EXACT
 
@@ -41,16 +41,16 @@ class CommonSubexpressions(Pass):
         graphs = list(graph.all_graphs())
         if len(graphs) < 2:
             return
-        held = [c for g in graphs for c in g.constants.values() if _bytes(c) >= SHARED_BYTES]
-        samples = Counter(map(_sample, held))
+        large = [c for g in graphs for c in g.constants.values() if _bytes(c) >= SHARED_BYTES]
+        samples = Counter(map(_sample, large))
         equal: dict[tuple[object, ...], list[Value]] = {}
-        for constant in held:
+        for constant in large:
             if constant.encoding is not None and samples[_sample(constant)] > 1:
                 key = (str(constant.type), constant.encoding.digest)
                 equal.setdefault(key, []).append(constant)
         for constants in equal.values():
             if len(constants) > 1 and context.may_rewrite():
-                _hold_once(constants)
+                _share(constants)
                 context.rewrote()
 
     def _constants(self, graph: Graph, context: Context) -> None:
@@ -59,7 +59,9 @@ class CommonSubexpressions(Pass):
         for constant in list(graph.constants.values()):
             encoding = constant.encoding
             assert encoding is not None
-            if samples[_sample(constant)] < 2:  # Not equal to any: not worth reading all of it.
+            if (
+                samples[_sample(constant)] < 2
+            ):  # Differs from all others already: no need to read the rest.
                 continue
             key = (str(constant.type), encoding.digest)
             first = seen.setdefault(key, constant.name)
@@ -69,17 +71,17 @@ class CommonSubexpressions(Pass):
                 context.rewrote()
 
 
-def _hold_once(constants: list[Value]) -> None:
-    """Equal constants of different graphs become one, in the innermost graph that holds them all."""
+def _share(constants: list[Value]) -> None:
+    """Replaces equal constants of different graphs by one in the innermost graph that encloses them all."""
     around = [enclosing_graphs(c.graph) for c in constants]
-    common = next(g for g in around[0] if all(g in held for held in around))
-    once = next((c for c in constants if c.graph is common), None)
-    if once is None:
+    common = next(g for g in around[0] if all(g in graphs for graphs in around))
+    shared = next((c for c in constants if c.graph is common), None)
+    if shared is None:
         assert constants[0].encoding is not None
-        once = common.constant(constants[0].encoding, constants[0].name)
+        shared = common.constant(constants[0].encoding, constants[0].name)
     for constant in constants:
-        if constant is not once:
-            constant.graph.replace(constant, once)
+        if constant is not shared:
+            constant.graph.replace(constant, shared)
             constant.graph.erase_constant(constant)
 
 
@@ -88,7 +90,7 @@ def _bytes(constant: Value) -> int:
 
 
 def _sample(constant: Value) -> tuple[str, str]:
-    """What equal constants have in common and few others do: the type and a few of the numbers."""
+    """A cheap key that equal constants share: the type and the first few numbers."""
     few = constant.numpy().flat[:SAMPLE].tolist() if constant.is_dense else []
     return str(constant.type), repr(few)
 

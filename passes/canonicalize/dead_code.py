@@ -1,4 +1,4 @@
-"""Nodes and constants that nothing reads are erased."""
+"""Erases nodes and constants that nothing reads."""
 
 from __future__ import annotations
 

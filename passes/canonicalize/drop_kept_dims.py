@@ -1,4 +1,4 @@
-"""Dims that a reduction keeps as 1, and that a view then drops, are not kept.
+"""Reductions with keepdims followed by a view that drops the kept dims.
 
 Reshape(ReduceMean(x[b, 64, 2, 2], [2, 3]) {keepdims = 1} -> [b, 64])
   = ReduceMean(x, [2, 3]) {keepdims = 0}
@@ -29,13 +29,13 @@ class DropKeptDims(Pass):
             return None
         if not reduction.attrs["keepdims"]:
             return None
-        axes, size, have = reduction.input(1), rank(x), dims(x)
+        axes, size, shape = reduction.input(1), rank(x), dims(x)
         if axes is None or not axes.is_constant or axes.numpy().size == 0 or size is None:
             return None
-        gone = {int(a) % size for a in axes.numpy()}
-        if have is None or not has_one_use(x):
+        reduced = {int(a) % size for a in axes.numpy()}
+        if shape is None or not has_one_use(x):
             return None
-        left = tuple(d for i, d in enumerate(have) if i not in gone)
+        left = tuple(d for i, d in enumerate(shape) if i not in reduced)
         if None in left or dims(node.output) != left:
             return None
         attrs = {**reduction.attrs, "keepdims": 0}

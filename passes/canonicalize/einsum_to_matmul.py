@@ -1,14 +1,14 @@
-"""Einsum of two operands becomes MatMul, which everything else knows.
+"""Einsum of two operands to MatMul, which all other passes handle.
 
-Labels are batch (in both operands and the result), rows (in the first alone), columns (in the second
-alone), or summed (in both operands, not in the result):
+Labels are batch (in both operands and the result), rows (only in the first), columns (only in the second), or
+summed (in both operands, not in the result):
 
     Einsum(a, b)  ->  MatMul(a as [batch, rows, summed], b as [batch, summed, columns]) in the result's order
 
     bhqd,bhkd->bhqk      MatMul(a, Transpose(b))
     bqhd,bkhd->bhqk      MatMul(Transpose(a), Transpose(b))
-    btd,@dnh->btnh       Reshape(MatMul(a, @[d, n*h]))     a constant has no batch, and any labels else:
-    btnh,@nhd->btd       MatMul(Reshape(a), @[n*h, d])     those of a kind are merged
+    btd,@dnh->btnh       Reshape(MatMul(a, @[d, n*h]))     a constant without batch labels may have
+    btnh,@nhd->btd       MatMul(Reshape(a), @[n*h, d])     several of a kind: they are merged
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class EinsumToMatMul(Pass):
         if equation is None or operand(node, 0).is_constant:
             return None
         if dtype(operand(node, 0)) is DType.BF16:
-            raise Skip("ONNX Runtime multiplies no matrices of bfloat16 on a processor")
-        found = _kinds(node, equation)
+            raise Skip("ONNX Runtime has no bfloat16 MatMul on CPUs")
+        kinds = _kinds(node, equation)
         if operand(node, 1).is_constant:
-            return _by_constant(graph, node, equation, found)
-        return _of_two(graph, node, equation, found)
+            return _by_constant(graph, node, equation, kinds)
+        return _by_value(graph, node, equation, kinds)
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def _kinds(node: Node, equation: Equation) -> _Kinds:
     shared = [label for label in first if label in second]
     size = _sizes(node, equation)
     if any(size[0][label] != size[1][label] for label in shared):
-        raise Skip("its operands stretch, or sizes of theirs are not known to be equal")
+        raise Skip("its operands broadcast, or sizes are not known to be equal")
     alone = [label for label in (*first, *second) if label not in (*shared, *equation.result)]
     if alone:
-        raise Skip("it sums an axis of one operand alone")
+        raise Skip("it sums an axis of only one operand")
     return _Kinds(
         batch=tuple(label for label in shared if label in equation.result),
         rows=tuple(label for label in first if label not in second),
@@ -78,53 +78,53 @@ def _sizes(node: Node, equation: Equation) -> list[dict[str, Dim]]:
     return [dict(zip(o, s, strict=True)) for o, s in zip(equation.operands, shapes, strict=True)]
 
 
-def _of_two(graph: Graph, node: Node, equation: Equation, found: _Kinds) -> Rewrite:
-    if any(len(labels) != 1 for labels in (found.rows, found.columns, found.summed)):
-        raise Skip("its rows, its columns or what it sums are not one axis each")
+def _by_value(graph: Graph, node: Node, equation: Equation, kinds: _Kinds) -> Rewrite:
+    if any(len(labels) != 1 for labels in (kinds.rows, kinds.columns, kinds.summed)):
+        raise Skip("its rows, columns or summed labels are not exactly one axis each")
     a, b = operand(node, 0), operand(node, 1)
-    a = _ordered(graph, a, equation.operands[0], (*found.batch, *found.rows, *found.summed))
-    b = _ordered(graph, b, equation.operands[1], (*found.batch, *found.summed, *found.columns))
+    a = _ordered(graph, a, equation.operands[0], (*kinds.batch, *kinds.rows, *kinds.summed))
+    b = _ordered(graph, b, equation.operands[1], (*kinds.batch, *kinds.summed, *kinds.columns))
     y = graph.emit("MatMul", [a, b])
-    return _ordered(graph, y, (*found.batch, *found.rows, *found.columns), equation.result)
+    return _ordered(graph, y, (*kinds.batch, *kinds.rows, *kinds.columns), equation.result)
 
 
-def _by_constant(graph: Graph, node: Node, equation: Equation, found: _Kinds) -> Rewrite:
-    if found.batch or not (found.rows and found.columns and found.summed):
-        raise Skip("its constant is no matrix")
+def _by_constant(graph: Graph, node: Node, equation: Equation, kinds: _Kinds) -> Rewrite:
+    if kinds.batch or not (kinds.rows and kinds.columns and kinds.summed):
+        raise Skip("its constant has batch labels, or no rows, columns or summed labels")
     a, weight = operand(node, 0), operand(node, 1)
-    held, labels = weight.encoding, equation.operands[1]
-    assert held is not None
+    encoding, labels = weight.encoding, equation.operands[1]
+    assert encoding is not None
     sizes = dict(zip(labels, weight.tensor.shape, strict=True))
-    if labels != (*found.summed, *found.columns):
-        held = held.permute(_order(labels, (*found.summed, *found.columns)))
+    if labels != (*kinds.summed, *kinds.columns):
+        encoding = encoding.permute(_order(labels, (*kinds.summed, *kinds.columns)))
     merged, columns = (
-        int(np.prod([sizes[label] for label in kind])) for kind in (found.summed, found.columns)
+        int(np.prod([sizes[label] for label in kind])) for kind in (kinds.summed, kinds.columns)
     )
-    matrix = held if len(labels) == 2 else held.reshape((merged, columns))
+    matrix = encoding if len(labels) == 2 else encoding.reshape((merged, columns))
     if matrix is None:
-        raise Skip("the scales of its constant do not go by rows or columns")
+        raise Skip("the scales of its constant are not per row or column")
     if matrix is not weight.encoding:
         weight = graph.constant(matrix, weight.name)
-    a = _ordered(graph, a, equation.operands[0], (*found.rows, *found.summed))
-    if len(found.summed) > 1:
-        a = _reshaped(graph, a, len(found.rows), [merged])
+    a = _ordered(graph, a, equation.operands[0], (*kinds.rows, *kinds.summed))
+    if len(kinds.summed) > 1:
+        a = _reshaped(graph, a, len(kinds.rows), [merged])
     y = graph.emit("MatMul", [a, weight])
-    if len(found.columns) > 1:
-        y = _reshaped(graph, y, len(found.rows), [sizes[label] for label in found.columns])
-    return _ordered(graph, y, (*found.rows, *found.columns), equation.result)
+    if len(kinds.columns) > 1:
+        y = _reshaped(graph, y, len(kinds.rows), [sizes[label] for label in kinds.columns])
+    return _ordered(graph, y, (*kinds.rows, *kinds.columns), equation.result)
 
 
-def _order(have: Labels, wanted: Labels) -> tuple[int, ...]:
-    return tuple(have.index(label) for label in wanted)
+def _order(old: Labels, new: Labels) -> tuple[int, ...]:
+    return tuple(old.index(label) for label in new)
 
 
-def _ordered(graph: Graph, x: Value, have: Labels, wanted: Labels) -> Value:
-    if have == wanted:
+def _ordered(graph: Graph, x: Value, old: Labels, new: Labels) -> Value:
+    if old == new:
         return x
-    return graph.emit("Transpose", [x], {"perm": _order(have, wanted)})
+    return graph.emit("Transpose", [x], {"perm": _order(old, new)})
 
 
 def _reshaped(graph: Graph, x: Value, kept: int, rest: Sequence[int]) -> Value:
-    """Its first ``kept`` axes, then axes of the sizes ``rest``."""
+    """``x`` reshaped to its first ``kept`` dims followed by ``rest``."""
     target = np.array([*[0] * kept, *rest], np.int64)
     return graph.emit("Reshape", [x, graph.constant(target, "shape")])

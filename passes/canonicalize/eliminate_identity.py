@@ -1,18 +1,18 @@
-"""Nodes that change nothing, and pairs that undo each other.
+"""Removes nodes that change nothing, and pairs that cancel out.
 
  1. Identity(x), Dropout(x) in inference           = x
  2. Cast(x) to x's own type                        = x
- 3. Cast(Cast(x)), the inner one losing nothing    = Cast(x)
- 4. x + 0, x - 0, x * 1, x / 1, x ^ 1              = x            (where the type stays)
- 5. Transpose(Transpose(x))                        = Transpose(x) by the product, or x
- 6. Transpose(x) that keeps the order              = x
- 7. Reshape(Reshape(x)), Squeeze or Unsqueeze of one, as far as the last target is constant
+ 3. Cast(Cast(x)), the inner one lossless          = Cast(x)
+ 4. x + 0, x - 0, x * 1, x / 1, x ^ 1              = x            (if the type is the same)
+ 5. Transpose(Transpose(x))                        = Transpose(x) by the composition, or x
+ 6. Transpose(x) by the identity permutation       = x
+ 7. Reshape(view(x)) to a constant target          = Reshape(x);  Squeeze or Unsqueeze back to x = x
  8. Slice(x), Pad(x) of everything, Resize(x) by 1 = x
  9. Concat of one, Split into one                  = x
 10. Not(Not(x)), Neg(Neg(x))                       = x
-11. Where(constant, a, b), all of it one way       = a or b       (where the type stays)
-12. ReduceMean(x) and others over axes of 1        = x, or Squeeze(x)
-13. Slice(Slice(x)) of different axes             = Slice(x)
+11. Where(constant, a, b), uniformly true or false = a or b       (if the type is the same)
+12. ReduceMean(x) and others over axes of size 1   = x, or Squeeze(x)
+13. Slice(Slice(x)) of different axes              = Slice(x)
 14. Unsqueeze(Gather(x, @i), axis), on one axis    = Gather(x, [i])
 """
 
@@ -34,14 +34,14 @@ from tersor.analysis.match import (
     same_type,
     uniform,
 )
-from tersor.ir import DType, Graph, Node, TensorType, Value
+from tersor.ir import DType, Graph, Node, Value
 from tersor.ir.bounds import UNBOUNDED
 from tersor.ops import TABLE
 from tersor.pipeline import EXACT, Pass, Rewrite
 
-# Element types whose numbers all fit into the wider one, by what they are.
-_HOLDS = {
-    DType.BOOL: {d for d in DType if d.is_integer or d.is_float} - {DType.F8E8M0},  # it has no zero
+# The types that represent all values of a type.
+_WIDER = {
+    DType.BOOL: {d for d in DType if d.is_integer or d.is_float} - {DType.F8E8M0},  # it has no 0
     DType.U8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
     DType.I8: {DType.I16, DType.I32, DType.I64, DType.F16, DType.F32, DType.F64},
     DType.I32: {DType.I64, DType.F64},
@@ -81,13 +81,11 @@ def _cast(graph: Graph, node: Node) -> Rewrite:
     if inner is None:
         return None
     source = operand(inner, 0)
-    types = [v.type for v in (source, x, node.output)]
-    have, held, made = (t.dtype if isinstance(t, TensorType) else None for t in types)
-    if have is None or held not in _HOLDS.get(have, set()):
+    old, between, new = (dtype(v) for v in (source, x, node.output))
+    if old is None or between not in _WIDER.get(old, set()):
         return None
-    if made is DType.STRING or made is None:
-        return None  # 1 and 1.0 are different words.
-    # To bool asks whether it is zero, which a wider type does not change.
+    if new is DType.STRING or new is None:
+        return None  # "1" and "1.0" differ.
     return graph.emit("Cast", [source], node.attrs)
 
 
@@ -107,7 +105,7 @@ def _neutral(number: float, both: bool) -> Callable[[Graph, Node], Rewrite]:
 
 
 def uniform_constant(value: Value) -> float | None:
-    """The number that all elements of a constant are."""
+    """The number that all elements of a constant equal, if there is one."""
     return uniform(value) if value.is_constant else None
 
 
@@ -140,13 +138,13 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
     if view is None or not TABLE.has(view.op, "view") or not target.is_constant:
         return None
     source = operand(view, 0)
-    # A 0 in the target copies a dim of what it reads: only by place, so they must agree.
+    # A 0 in the target copies the dim at the same position, which must be the same in the source.
     zeros = [i for i, d in enumerate(target.numpy()) if d == 0]
-    have, before = dims(x), dims(source)
+    shape, before = dims(x), dims(source)
     if zeros and not node.attrs["allowzero"]:
-        if have is None or before is None:
+        if shape is None or before is None:
             return None
-        if any(i >= len(before) or before[i] is None or before[i] != have[i] for i in zeros):
+        if any(i >= len(before) or before[i] is None or before[i] != shape[i] for i in zeros):
             return None
     return graph.emit("Reshape", [source, target], node.attrs)
 
@@ -161,7 +159,7 @@ def _as_reshape(graph: Graph, node: Node) -> Rewrite:
 
 
 def _whole(graph: Graph, node: Node) -> Rewrite:
-    """A Slice, Pad, Concat or Split that keeps everything; a Slice may keep the dims and reverse."""
+    """A Slice, Pad, Concat or Split that keeps everything. (A Slice may keep all dims and yet reverse.)"""
     x = operand(node, 0)
     if node.op == "Concat":
         return x if len(node.inputs) == 1 else None
@@ -180,7 +178,7 @@ def _whole(graph: Graph, node: Node) -> Rewrite:
 
 
 def _resize(graph: Graph, node: Node) -> Rewrite:
-    """By constant scales of 1: every position is its own, in all modes but the one that crops."""
+    """By constant scales of 1: the identity, in all modes but the one that crops."""
     scales = node.input(2)
     cropped = node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
     if scales is None or cropped or uniform_constant(scales) != 1.0:
@@ -189,7 +187,7 @@ def _resize(graph: Graph, node: Node) -> Rewrite:
 
 
 def _takes_all(node: Node) -> bool:
-    """Whether a Slice goes from the beginning to the end of axes of whatever size."""
+    """Whether a Slice spans its axes whatever their sizes."""
     starts, ends, steps = operand(node, 1), operand(node, 2), node.input(4)
     if not starts.is_constant or not ends.is_constant:
         return False
@@ -209,12 +207,12 @@ def _merged_slices(graph: Graph, node: Node) -> Value | None:
     if (columns[3] == 1).all():
         columns.pop()
     names = ("starts", "ends", "axes", "steps")
-    held = [graph.constant(c, n) for c, n in zip(columns, names, strict=False)]
-    return graph.emit("Slice", [operand(inner, 0), *held])
+    bounds = [graph.constant(c, n) for c, n in zip(columns, names, strict=False)]
+    return graph.emit("Slice", [operand(inner, 0), *bounds])
 
 
 def _cut(node: Node, size: int) -> list[np.ndarray] | None:
-    """Starts, ends, axes and steps of a Slice by constants, i64 each."""
+    """Starts, ends, axes and steps, i64 each, of a Slice whose bounds are constants."""
     given = [node.input(i) for i in range(1, 5)]
     if any(v is not None and not v.is_constant for v in given):
         return None
@@ -227,10 +225,10 @@ def _cut(node: Node, size: int) -> list[np.ndarray] | None:
 
 
 def _over_one(graph: Graph, node: Node) -> Rewrite:
-    x, axes, have = operand(node, 0), node.input(1), dims(operand(node, 0))
-    if have is None or axes is None or not axes.is_constant or axes.numpy().size == 0:
+    x, axes, shape = operand(node, 0), node.input(1), dims(operand(node, 0))
+    if shape is None or axes is None or not axes.is_constant or axes.numpy().size == 0:
         return None
-    if any(have[int(a)] != 1 for a in axes.numpy()):
+    if any(shape[int(a)] != 1 for a in axes.numpy()):
         return None
     return x if node.attrs["keepdims"] else graph.emit("Squeeze", [x, axes])
 

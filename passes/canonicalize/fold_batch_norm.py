@@ -1,4 +1,4 @@
-"""BatchNormalization folded into the Conv or linear layer that feeds it.
+"""Folds BatchNormalization into the convolution or linear layer that produces its input.
 
 y = gamma * (xW + b - mean) / sqrt(var + eps) + beta  =  x(W s) + ((b - mean) s + beta),
 s = gamma / sqrt(var + eps), along the output channels: axis 0 of a Conv's weight, 1 of a Linear's.
@@ -33,36 +33,30 @@ class FoldBatchNorm(Pass):
         if node.attrs["training_mode"]:
             raise Skip("it is in training mode")
         if not has_one_use(x):
-            raise Skip(f"the {layer.op} has another reader")
+            raise Skip(f"the {layer.op} has another user")
         if layer.op == "tersor.Linear" and (
             layer.attrs["activation"] != "none" or x.tensor.rank != 2
         ):
             raise Skip("its channels are not the columns of the linear layer")
-        held = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
-        if any(v is not None and not v.is_constant for v in held):
+        parameters = [*node.inputs[1:5], layer.inputs[1], layer.input(2)]
+        if any(v is not None and not v.is_constant for v in parameters):
             raise Skip("a parameter is not a constant")
         weight = operand(layer, 1).encoding
         assert weight is not None
         if weight.storage.is_float and weight.storage is not weight.type.dtype:
-            raise Skip("the weight is held in half precision, and would not be any more")
+            raise Skip("the weight is stored in half precision, and folding would widen it")
         return _folded(graph, node, layer)
 
 
 def _folded(graph: Graph, node: Node, layer: Node) -> Rewrite:
     gamma, beta, mean, var = (operand(node, i).numpy().astype(np.float64) for i in range(1, 5))
     weight, old_bias = operand(layer, 1), layer.input(2)
-    # A variance below zero, NaN and infinity fold into NaN where there was none, or none where it was.
+    # Folding would not preserve NaN and infinity, nor the NaN of a negative variance.
     deviation = var + float(node.attrs["epsilon"])  # type: ignore[arg-type]
-    numbers = (
-        gamma,
-        beta,
-        mean,
-        var,
-        weight.numpy(),
-        *([] if old_bias is None else [old_bias.numpy()]),
-    )
+    numbers = [gamma, beta, mean, var, weight.numpy()]
+    numbers += [] if old_bias is None else [old_bias.numpy()]
     if not (deviation > 0).all() or not all(np.isfinite(n).all() for n in numbers):
-        raise Skip("its parameters hold NaN, infinity or a variance below zero")
+        raise Skip("its parameters contain NaN, infinity or a negative variance")
     factor = gamma / np.sqrt(deviation)
     assert weight.encoding is not None
     with np.errstate(over="ignore"):

@@ -1,12 +1,12 @@
-"""Nodes whose operands are all constants become constants, where the file grows by no more than a little.
+"""Constant folding, within a budget for the growth of the file.
 
     Transpose(@w) -> @w'      ConstantOfShape([2]) of 1 -> [1, 1]
 
-The size of a result is known from its type, and the work from the op table, before anything is
-computed, so that a ConstantOfShape([100000, 100000]) costs nothing but a line in the report.
+The type gives the size of a result and the op table its work before anything is computed, so a
+ConstantOfShape([100000, 100000]) costs a line in the report and nothing else.
 
-What numpy computes exactly is computed there; the rest by the reference runtime, as the model would have
-done it, all of it in one run.  Without a runtime the rest stays.
+What numpy computes exactly is folded right away.  The rest is computed by the reference runtime in one run,
+as the model itself would have done it; without a runtime it is not folded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from tersor.ops import TABLE
 from tersor.ops.fold import Waiting, fold_exactly
 from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead, weight_bytes
 
-MAX_WORK = 1 << 30  # Operations; some seconds, as numpy does them.
-SHARE = 100  # All constants together may become larger by one part in as many.
-# Attributes of windows: arrays that neither operands nor results bound (padded ones, of kernels spread out
-# by their dilations).
+MAX_WORK = 1 << 30  # Operations: some seconds in numpy.
+SHARE = 100  # All constants together may grow by 1 / SHARE.
+# Windowed ops allocate padded and dilated arrays that neither operands nor results bound.
 _WINDOWED = ("dilations", "group", "kernel_shape")
 
 
@@ -32,9 +31,9 @@ _WINDOWED = ("dilations", "group", "kernel_shape")
 class FoldConstants(Pass):
     """Options:
 
-    byte_budget: how much larger all constants together may become than they were when the pipeline
-        began, by what makes much from little (Expand, Range, floats from integers …) and by what copies
-        what others still read. A hundredth of them may be added anyway.
+    byte_budget: by how much all constants together may grow over the whole pipeline, through ops that
+        expand (Expand, Range, floats from integers …) or copy what other nodes still read. Growth by a
+        hundredth is always allowed.
     """
 
     keeps = ROUNDING
@@ -56,7 +55,7 @@ class FoldConstants(Pass):
                 if growth > room:
                     raise Skip(f"over the budget: {room} bytes are left", bytes=-growth)
                 if (work := _work(node)) > MAX_WORK:
-                    raise Skip(f"its {work} operations are more than {MAX_WORK}")
+                    raise Skip(f"it takes {work} operations, more than {MAX_WORK}")
                 constant = all(v is None or v.is_constant for v in node.inputs)
                 arrays = fold_exactly(node) if constant else None
                 if arrays is not None:
@@ -66,14 +65,14 @@ class FoldConstants(Pass):
                 else:
                     continue
                 left -= growth
-        for node, made in waiting.computed() if waiting is not None else ():
-            _replace(node, made, context)
+        for node, results in waiting.computed() if waiting is not None else ():
+            _replace(node, results, context)
 
 
-def _replace(node: Node, made: Mapping[Value, np.ndarray], context: Context) -> None:
-    """Readers of a node's results read constants. What else it makes, only nodes that go too read."""
+def _replace(node: Node, results: Mapping[Value, np.ndarray], context: Context) -> None:
+    """Replaces results by constants. Results that are not in ``results`` are read by folded nodes only."""
     assert node.graph is not None
-    for value, array in made.items():
+    for value, array in results.items():
         node.graph.replace(value, node.graph.constant(array, value.name))
     erase_dead([node])
     context.rewrote()
@@ -83,7 +82,7 @@ def _foldable(node: Node, waiting: Waiting | None) -> bool:
     row = TABLE.get(node.op)
     if node.subgraphs or row is None or not row.deterministic or not node.inputs:
         return False
-    # A quantized constant followed by DequantizeLinear is a model that was quantized on purpose.
+    # A quantized constant is quantized on purpose.
     if node.op == "DequantizeLinear":
         return False
     if any(name in node.attrs for name in _WINDOWED):
@@ -95,36 +94,36 @@ def _foldable(node: Node, waiting: Waiting | None) -> bool:
 
 
 def _work(node: Node) -> int:
-    """Operations as far as they are known."""
+    """The known part of its operations."""
     cost = TABLE.cost(node)
     return sum(n for n in (cost.macs, cost.elementwise) if isinstance(n, int))
 
 
 def _operands(node: Node) -> list[Value]:
-    """Each once."""
+    """The distinct operands."""
     return list(dict.fromkeys(v for v in node.inputs if v is not None))
 
 
 def _freed(value: Value, node: Node, waiting: Waiting | None) -> int:
-    """Bytes of an operand that are no longer needed when ``node`` is folded. What other nodes read that
-    can be folded too (slices of one matrix) goes with the last of them: each counts its part."""
-    made: dict[Node, int] = {}
+    """Bytes of an operand that folding ``node`` frees. If all users can be folded (slices of one matrix), the
+    last one frees it, and each counts a share; else none."""
+    sizes: dict[Node, int] = {}
     for user in dict.fromkeys(use.user for use in value.uses):
         if not isinstance(user, Node) or not _foldable(user, waiting):
             return 0
         try:
-            made[user] = _result_bytes(user)
+            sizes[user] = _result_bytes(user)
         except Skip:
             return 0
-    return _bytes(value) * made[node] // max(sum(made.values()), 1)
+    return _bytes(value) * sizes[node] // max(sum(sizes.values()), 1)
 
 
 def _bytes(value: Value) -> int:
-    """Of a constant, or of what will be one."""
+    """Of a constant, or of a value that will be folded into one."""
     if value.encoding is not None:
         return value.encoding.nbytes
     if not isinstance(value.type, TensorType) or not isinstance(value.type.numel, int):
-        raise Skip("the size of its result is not known")
+        raise Skip("the size of its result is unknown")
     return value.type.numel * value.type.dtype.bits // 8
 
 

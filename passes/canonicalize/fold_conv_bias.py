@@ -1,4 +1,4 @@
-"""A constant for each channel that is added behind a convolution is its bias.
+"""Folds the addition of a constant per channel into the bias of the convolution before it.
 
 Add(Conv(x, W, b), @c[1, C, 1, 1])  =  Conv(x, W, b + c)
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import has_one_use, operand, operand_and_constant
-from tersor.ir import Graph, Node, TensorType, Value
+from tersor.analysis.match import dims, has_one_use, operand, operand_and_constant
+from tersor.ir import Graph, Node, Value
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
 
 _LAYERS = ("Conv", "ConvTranspose")
@@ -23,10 +23,10 @@ class FoldConvBias(Pass):
     keeps = ROUNDING
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        found = operand_and_constant(node) if node.op == "Add" else None
-        if found is None:
+        pair = operand_and_constant(node) if node.op == "Add" else None
+        if pair is None:
             return None
-        y, added = found
+        y, added = pair
         layer = y.producer
         if layer is None or layer.op not in _LAYERS:
             return None
@@ -35,7 +35,7 @@ class FoldConvBias(Pass):
         if row is None:
             return None
         if not has_one_use(y):
-            raise Skip(f"the {layer.op} has another reader than the bias")
+            raise Skip(f"the {layer.op} has another user than the bias")
         if old is not None and not old.is_constant:
             raise Skip(f"the bias of the {layer.op} is not a constant")
         if old is not None:
@@ -46,22 +46,20 @@ class FoldConvBias(Pass):
 
 
 def _channels(layer: Node) -> int | None:
-    """How many channels a convolution makes."""
+    """The number of output channels."""
     weight, group = operand(layer, 1), layer.attrs["group"]
-    have = weight.type.dims if isinstance(weight.type, TensorType) else None
+    shape = dims(weight)
     assert isinstance(group, int)
-    made = None if not have else have[0] if layer.op == "Conv" else have[1]
-    if not isinstance(made, int):
+    channels = None if not shape else shape[0] if layer.op == "Conv" else shape[1]
+    if not isinstance(channels, int):
         return None
-    return made if layer.op == "Conv" else made * group
+    return channels if layer.op == "Conv" else channels * group
 
 
 def _row(added: Value, channels: int, weight: Value) -> np.ndarray | None:
-    """What is added to each channel; None where it is not one number for all of a channel."""
-    shape, rank = (
-        added.tensor.shape,
-        weight.tensor.rank or 0,
-    )  # A weight has as many axes as the result.
+    """The number added to each channel; None where it varies within a channel."""
+    # A weight has the rank of the result.
+    shape, rank = added.tensor.shape, weight.tensor.rank or 0
     if len(shape) > rank:
         return None
     shape = (1,) * (rank - len(shape)) + shape

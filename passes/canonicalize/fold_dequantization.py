@@ -1,10 +1,9 @@
-"""Constants that a model stores in few bits stay so.
+"""Folds the dequantization of constants into their encoding, so that they stay in few bits.
 
     Mul(Cast(@q: i8[k, n]), @scale[n])  ->  @w: f32[k, n] = affine(i8, axis=1)
-    Transpose(@w)                       ->  @w' in the same form: of a dense one, a view of its memory
+    Transpose(@w)                       ->  @w' in the same encoding; of a dense one, a view of its memory
 
-Every spelling that is taken in is in ``tersor.transforms.dequantization``.  What is left to
-``fold-constants`` is what becomes no larger by that.
+``tersor.transforms.dequantization`` lists all forms that are recognized.  ``fold-constants`` folds the rest.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from tersor.transforms.dequantization import encoded_result, is_part_of_quantize
 class FoldDequantization(Pass):
     """Options:
 
-    min_elements: smaller constants are left to be folded into floats.
+    min_elements: smaller constants are left for constant folding, as floats.
     """
 
     keeps = ROUNDING
     min_elements: int = 1024
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        held = encoded_result(node)
-        if held is None or math.prod(held.type.shape) < self.min_elements:
+        encoding = encoded_result(node)
+        if encoding is None or math.prod(encoding.type.shape) < self.min_elements:
             return None
         if node.op == "DequantizeLinear" and is_part_of_quantized_op(node):
-            raise Skip("it is read beside dequantized activations: a product of integers")
-        return graph.constant(held, node.output.name)
+            raise Skip("its users also read dequantized activations: a product of integers")
+        return graph.constant(encoding, node.output.name)

@@ -1,12 +1,12 @@
-"""The branch of an If that is known to be taken stands in its place.
+"""Inlines the branch of an If that is known to be taken.
 
-1. If(true) {then, else}                       =  then, among the nodes around it
-2. If(c) {then returns v, else returns v}      =  v, where v is made outside of both
-3. If(x.dims[a] == 1) {Squeeze(x, a), else}    =  Squeeze(x, a), where no reader takes what else returns:
-   of another size of that dim the model fails, and so does the Squeeze
+1. If(true) {then, else}                       =  then
+2. If(c) {then returns v, else returns v}      =  v, if v is defined outside of both
+3. If(x.dims[a] == 1) {Squeeze(x, a), else}    =  Squeeze(x, a), if users reject the rank that else returns:
+   for other sizes of that dim the model fails, and so does the Squeeze
 
-   torch writes ``x.squeeze(a)`` as the If of 3, and ``if x.dim() == 2`` as one of rule 1, as soon as the
-   rank is known. So what reads a branch that was put in place is typed anew, within the same sweep.
+   torch exports ``x.squeeze(a)`` as the If of rule 3; ``if x.dim() == 2`` matches rule 1 once the rank is
+   known. So users of an inlined branch are reinferred within the same sweep.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _branch(node: Node, name: str) -> Graph:
 
 
 def _taken(node: Node) -> Graph | None:
-    """The branch that is taken in every run that does not fail."""
+    """The branch that every successful run takes."""
     branches = _branch(node, "then_branch"), _branch(node, "else_branch")
     condition = operand(node, 0)
     contents = contents_of(condition)
@@ -60,41 +60,41 @@ def _taken(node: Node) -> Graph | None:
 
 
 def _size_of_one(condition: Value, truth: bool) -> Dim:
-    """The size, no number, that is 1 exactly where ``condition`` is ``truth``."""
+    """The symbolic size that is 1 exactly if ``condition`` is ``truth``."""
     while (negated := producer_if(condition, "Not")) is not None:
         condition, truth = operand(negated, 0), not truth
     equal = producer_if(condition, "Equal")
     if equal is None or not truth:
         return None
     sides = [contents_of(operand(equal, i)) for i in (0, 1)]
-    told = [side.reshape(-1)[0] for side in sides if side is not None and side.size == 1]
-    return next((d for d in told if d != 1), None) if len(told) == 2 and 1 in told else None
+    sizes = [side.reshape(-1)[0] for side in sides if side is not None and side.size == 1]
+    return next((d for d in sizes if d != 1), None) if len(sizes) == 2 and 1 in sizes else None
 
 
 def _squeezes(branch: Graph, size: Dim) -> bool:
-    """Whether a branch fails unless ``size`` is 1: it takes such a dim away."""
+    """Whether a branch fails unless ``size`` is 1: it squeezes such a dim."""
     return size is not None and any(
         node.op == "Squeeze" and size in _squeezed(node) for node in branch.nodes
     )
 
 
 def _squeezed(node: Node) -> list[Dim]:
-    """Dims that a Squeeze takes away by name."""
-    have, axes = dims(operand(node, 0)), contents_of(node.input(1))
-    if have is None or axes is None:
+    """Dims that a Squeeze with explicit axes drops."""
+    shape, axes = dims(operand(node, 0)), contents_of(node.input(1))
+    if shape is None or axes is None:
         return []
-    held = [a for a in axes.reshape(-1) if isinstance(a, int) and -len(have) <= a < len(have)]
-    return [have[a] for a in held]
+    valid = range(-len(shape), len(shape))
+    return [shape[a] for a in axes.reshape(-1) if isinstance(a, int) and a in valid]
 
 
 def _agreed(graph: Graph, node: Node) -> bool:
-    """Rule 2, result by result; what is not read any more goes as dead code."""
+    """Rule 2, for each result; the rest of the If is dead code."""
     branches = [_branch(node, name).outputs for name in ("then_branch", "else_branch")]
     changed = False
-    # A file may name more results than its branches have.
-    for made, one, other in zip(node.outputs, *branches, strict=False):
-        inner = one.graph in node.subgraphs
-        if one is other and not inner and made.uses and one.type == made.type:
-            graph.replace(made, one)
+    # A file may declare more results than its branches have.
+    for result, then, other in zip(node.outputs, *branches, strict=False):
+        inner = then.graph in node.subgraphs
+        if then is other and not inner and result.uses and then.type == result.type:
+            graph.replace(result, then)
             changed = True
     return changed

@@ -1,9 +1,9 @@
-"""Every linear layer becomes one op: ``tersor.Linear(x, W[k, n], b[n]) = x W + b``.
+"""All forms of a linear layer as one op: ``tersor.Linear(x, W[k, n], b[n]) = x W + b``.
 
 MatMul(x, @W)                      -> Linear(x, W)
 Add(Linear(x, W), @b[n])           -> Linear(x, W, b)
 Gemm(x, @W, @b), transA = 0        -> Linear(x, alpha W or alpha W^T, beta b)
-Reshape(Linear(Reshape(x)))        -> Linear(x)      where rows were only merged and split again
+Reshape(Linear(Reshape(x)))        -> Linear(x)      if rows were only merged and split again
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
     if bias is not None and not _is_row(bias, weight, int(node.attrs["transB"])):  # type: ignore[arg-type]
         raise Skip("its bias is not one constant row")
     alpha, beta = node.attrs["alpha"], node.attrs["beta"]
-    held, dtype = weight.encoding, weight.tensor.dtype.numpy
-    assert held is not None
+    encoding, dtype = weight.encoding, weight.tensor.dtype.numpy
+    assert encoding is not None
     if node.attrs["transB"]:
-        # A view where it can be one: weights may be mapped, and all of them more than memory holds.
-        held = held.permute((1, 0))
+        # A view if possible: memory-mapped weights may exceed the memory.
+        encoding = encoding.permute((1, 0))
     if alpha != 1.0:
-        held = held.scaled(np.asarray(alpha, dtype), None)
-    if held is not weight.encoding:
-        weight = graph.constant(held, weight.name)
+        encoding = encoding.scaled(np.asarray(alpha, dtype), None)
+    if encoding is not weight.encoding:
+        weight = graph.constant(encoding, weight.name)
     operands: list[Value | None] = [x, weight]
     if bias is not None and beta != 0.0:
         columns = weight.tensor.shape[1]
@@ -81,10 +81,10 @@ def _is_row(bias: Value, weight: Value, transposed: int) -> bool:
 
 
 def _bias(graph: Graph, node: Node) -> Rewrite:
-    found = operand_and_constant(node)
-    if found is None:
+    pair = operand_and_constant(node)
+    if pair is None:
         return None
-    y, bias = found
+    y, bias = pair
     linear = producer_if(y, "tersor.Linear")
     if linear is None or linear.attrs["activation"] != "none" or linear.input(2) is not None:
         return None
@@ -95,12 +95,11 @@ def _bias(graph: Graph, node: Node) -> Rewrite:
     ):
         return None
     if not has_one_use(y):
-        raise Skip("the product has another reader than the bias")
+        raise Skip("the product has another user than the bias")
     if bias.tensor.rank != 1:
         bias = graph.constant(bias.numpy().reshape(-1), bias.name)
     operands = [operand(linear, 0), operand(linear, 1), bias]
-    with_scope = linear.scope
-    return graph.emit("tersor.Linear", operands, name=node.output.name, scope=with_scope)
+    return graph.emit("tersor.Linear", operands, name=node.output.name, scope=linear.scope)
 
 
 def _rows(graph: Graph, node: Node) -> Rewrite:
@@ -118,7 +117,7 @@ def _rows(graph: Graph, node: Node) -> Rewrite:
     if not kept or out[-1] != columns[-1] or len(have) < len(out):
         return None
     if not has_one_use(linear.output):
-        raise Skip("the merged rows have another reader")
+        raise Skip("the merged rows have another user")
     if len(have) > len(out):  # The last axis was merged by the same Reshape.
         target = np.array([*[0] * len(lead), merged[-1]], np.int64)
         x = graph.emit("Reshape", [x, graph.constant(target, "shape")])

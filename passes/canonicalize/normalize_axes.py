@@ -1,11 +1,11 @@
-"""One way to name an axis, a stride, a size.
+"""One form for axes, steps and sizes.
 
 1. Axes that are operands count from the front:   Unsqueeze(x[b, s], -1)  =  Unsqueeze(x, 2)
-2. Steps of 1 are left out:                       Slice(x, 0, n, 0, 1)    =  Slice(x, 0, n, 0)
-3. Sizes are asked of the first input of the graph that has them, however they were come by:
+2. Steps of 1 are omitted:                        Slice(x, 0, n, 0, 1)    =  Slice(x, 0, n, 0)
+3. Sizes are read from the first graph input that has them, however they were computed:
        Slice(Shape(h[batch, seq, 384]), 0, 2)  =  Shape(ids[batch, seq])
        Gather(Shape(h[batch, seq, 384]), 1)    =  Squeeze(Shape(ids[batch, seq]) {start = 1, end = 2})
-4. An index that picks the only one of an axis:   Gather(h[1, b, 8], -1)  =  Squeeze(h, 0)
+4. Indexing an axis of size 1:                    Gather(h[1, b, 8], -1)  =  Squeeze(h, 0)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tersor.analysis.match import dims, operand, producer_if, rank, scalar
 from tersor.ir import Dim, DType, Graph, Node, Sym, Value
 from tersor.pipeline import EXACT, Pass, Rewrite
 
-# Op -> the operand that holds axes; they count the axes of operand 0, those of Unsqueeze the result's.
+# Op -> index of the operand with axes of operand 0; of Unsqueeze, axes of the result.
 _AXES = {
     "Unsqueeze": 1, "Squeeze": 1, "Slice": 3, "Pad": 3, "ReduceSum": 1, "ReduceMean": 1,
     "ReduceMax": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceL1": 1, "ReduceL2": 1,
@@ -34,7 +34,7 @@ class NormalizeAxes(Pass):
     keeps = EXACT
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        sizes = _asked(node)
+        sizes = _sizes(node)
         if sizes is not None:
             return _of_input(graph, node, sizes)
         if node.op == "Gather":
@@ -77,8 +77,8 @@ def _only_one(graph: Graph, node: Node) -> Rewrite:
     return graph.emit("Squeeze", [x, graph.constant(np.array([axis % len(have)]), "axes")])
 
 
-def _asked(node: Node) -> tuple[Dim, ...] | None:
-    """The sizes that an i64 vector or scalar is made of, with a symbol among them."""
+def _sizes(node: Node) -> tuple[Dim, ...] | None:
+    """The elements of an i64 vector or scalar of sizes, at least one of them a symbol."""
     if len(node.outputs) != 1 or node.output.contents is None or node.output.contents.ndim > 1:
         return None
     sizes = tuple(node.output.contents.reshape(-1))
@@ -87,24 +87,23 @@ def _asked(node: Node) -> tuple[Dim, ...] | None:
 
 
 def _of_input(graph: Graph, node: Node, sizes: tuple[Dim, ...]) -> Value | None:
-    found = _place(graph, sizes)
-    if found is None:
+    place = _place(graph, sizes)
+    if place is None:
         return None
-    value, start = found
+    value, start = place
     attrs = {"start": start, "end": start + len(sizes)}
     is_scalar = node.output.tensor.rank == 0
     shape = producer_if(operand(node, 0), "Shape") if is_scalar and node.op == "Squeeze" else node
-    if shape is not None and shape.op == "Shape" and operand(shape, 0) is value:
-        have = {k: shape.attrs.get(k) for k in attrs}
-        if have == attrs:
-            return None
-    # A size of an input belongs to no module.
-    made = graph.emit("Shape", [value], attrs, scope="")
-    return graph.emit("Squeeze", [made], scope="") if is_scalar else made
+    done = shape is not None and shape.op == "Shape" and operand(shape, 0) is value
+    if done and shape is not None and {k: shape.attrs.get(k) for k in attrs} == attrs:
+        return None
+    # A size of a graph input belongs to no module.
+    vector = graph.emit("Shape", [value], attrs, scope="")
+    return graph.emit("Squeeze", [vector], scope="") if is_scalar else vector
 
 
 def _place(graph: Graph, sizes: tuple[Dim, ...]) -> tuple[Value, int] | None:
-    """The first input of the outermost graph, and the first axis, from which its dims are ``sizes``."""
+    """The first (input of the outermost graph, axis) from which on the dims are ``sizes``."""
     while graph.outer is not None:
         graph = graph.outer
     for value in graph.inputs:

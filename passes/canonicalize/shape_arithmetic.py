@@ -1,16 +1,16 @@
-"""Shape arithmetic, with dynamic dims too.
+"""Shape arithmetic, also on dynamic dims.
 
-1. An integer value whose elements all follow as numbers from the inputs' shapes is a constant.
-2. A Reshape's target is written as a constant wherever its dims are numbers, equal to the operand's
-   dim at the same place (0), or the only one left (-1):
+1. An integer value whose elements all follow from the inputs' shapes as numbers becomes a constant.
+2. A Reshape's target becomes a constant if its dims are numbers, equal to the operand's dim at the same
+   position (0), or the only remaining one (-1):
        x: [batch, seq, 384],  Reshape(x, [batch, seq, 12, 32])  ->  Reshape(x, [0, 0, 12, 32])
-   but for a -1 beside a kept dim that may be empty, unless the model wrote it: then -1 could be anything.
-   A matrix of merged dims is a Flatten there:
+   Not so a new -1 next to a copied dim that may be 0: it would be ambiguous. A matrix of merged dims is a
+   Flatten instead:
        x: [n, a, 4],  Reshape(x, [n, 4*a])  ->  Flatten(x) {axis = 1}
-   Where several dims are symbols, a Reshape that only inserts dims of 1, perhaps after other views
-   of the same, is an Unsqueeze.
-3. An Expand to the operand's own shape is the operand.
-4. Where dims of a result are unknown, they are inferred anew: its operands may have become constants.
+   If several dims are symbols, a Reshape that only inserts dims of 1, possibly after other views, becomes
+   an Unsqueeze.
+3. An Expand to the operand's own shape is removed.
+4. Unknown dims of results are inferred again, as operands may have become constants.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _constant(graph: Graph, value: Value) -> Value | None:
     try:
         data = wide.astype(value.type.dtype.numpy)
     except OverflowError:
-        return None  # What overflows wraps around in a way that is the runtime's to say.
+        return None  # How overflow wraps is up to the runtime.
     return graph.constant(data, value.name)
 
 
@@ -79,7 +79,7 @@ def _reshape(graph: Graph, node: Node) -> Rewrite:
 
 
 def _unsqueezed(graph: Graph, x: Value, out: tuple[Dim, ...]) -> Value | None:
-    """Rule 2 by an Unsqueeze of ``x`` or of what it is a view of."""
+    """Rule 2: an Unsqueeze of ``x``, or of what it is a view of."""
     while x.producer is not None and TABLE.has(x.producer.op, "view"):
         x = operand(x.producer, 0)
     have = x.tensor.dims

@@ -1,16 +1,16 @@
-"""Mask arithmetic as exporters write it, brought to what it says.
+"""Simplifies mask arithmetic as exporters write it.
 
 1. ``range >= 0`` and ``not (range < 0)`` are always true, and ``true & m`` is m (broadcast to the other's
    shape).
-2. An element lookup at its own coordinates is a view:
+2. Indexing with an element's own coordinates is a view:
        GatherND(m[batch, seq], [range(batch) broadcast, range(seq) broadcast])  =  m as [batch, 1, 1, seq]
        Gather(m as [batch*seq, 1], range(batch) * seq + range(seq))             =  m as [batch, 1, 1, seq, 1]
-3. Looking up elements that are all the same number gives that number, whatever the indices; and a
-   ConstantOfShape is that number, whatever the shape, where its readers broadcast (rule 4).
-4. A value that was broadcast for readers that broadcast anyway is left as it was: where the readers'
-   own results, followed forward, keep the types they had wherever it could be seen.
-5. ``(1 - m) * c``, of a boolean m as numbers, is ``where(m, 0, c)``; a condition is turned round with its
-   branches: ``where(not m, a, b) = where(m, b, a)``.
+3. Indexing a constant of equal elements gives that number, whatever the indices; a ConstantOfShape is its
+   number, whatever the shape, if its users broadcast (rule 4).
+4. A value is not expanded for users that broadcast anyway, if all types that are visible downstream stay the
+   same.
+5. ``(1 - m) * c``, of a boolean m cast to numbers, is ``where(m, 0, c)``, and
+   ``where(not m, a, b) = where(m, b, a)``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tersor.ir.dims import product
 from tersor.ops import contents_of
 from tersor.pipeline import EXACT, Pass, Rewrite
 
-# Ops that broadcast their operands, or pass a broadcast on to their result unchanged.
+# Ops that broadcast their operands, or whose result has the shape of the operand.
 _BROADCASTS = {
     "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "And", "Or", "Xor", "Not", "Where", "Equal",
     "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Cast", "Neg", "Abs", "Identity", "Expand",
@@ -63,7 +63,7 @@ class SimplifyMasks(Pass):
         if node.op == "Mul":
             return _zero_or(graph, node)
         if node.op == "Where":
-            return _turned_round(graph, node)
+            return _swapped(graph, node)
         if node.op == "ConstantOfShape":
             return _one_element(graph, node, uniform(node.output))
         return None
@@ -93,7 +93,7 @@ def _own_coordinates(graph: Graph, node: Node) -> Rewrite:
 
 
 def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
-    """Rule 2 in a flattened matrix."""
+    """Rule 2 on a flattened matrix."""
     flat, index = operand(node, 0), producer_if(operand(node, 1), "Add")
     view = flat.producer
     if index is None or view is None or view.op not in ("Flatten", "Reshape") or node.attrs["axis"]:
@@ -117,7 +117,7 @@ def _flat_coordinates(graph: Graph, node: Node) -> Value | None:
 
 
 def _times(value: Value, size: Dim) -> Value | None:
-    """x of x * size."""
+    """x, if ``value`` is x * size."""
     node = producer_if(value, "Mul")
     if node is None:
         return None
@@ -135,7 +135,7 @@ def _always_true(value: Value) -> bool:
     least = producer_if(operand(inverse, 0), "Less") if inverse is not None else None
     node = least or producer_if(value, "GreaterOrEqual")
     if node is not None:
-        # What counts up from zero is never negative.
+        # An iota is never negative.
         return uniform(operand(node, 1)) == 0.0 and iota_axis(operand(node, 0)) is not None
     both = producer_if(value, "And")
     return both is not None and all(_always_true(operand(both, i)) for i in (0, 1))
@@ -150,7 +150,7 @@ def _true_and(graph: Graph, node: Node) -> Rewrite:
 
 
 def _zero_or(graph: Graph, node: Node) -> Rewrite:
-    """Rule 5; a zero times a negative number is -0."""
+    """Rule 5. (Zero times a negative number is -0.)"""
     for rest, number in operand_orders(node):
         low = scalar(number)
         inverse = producer_if(rest, "Sub")
@@ -173,12 +173,12 @@ def _zero_or(graph: Graph, node: Node) -> Rewrite:
 
 
 def _is_number_first(node: Node, number: float) -> bool:
-    """Whether a node's first operand is one scalar, of this number."""
+    """Whether a node's first operand is the scalar ``number``."""
     first = operand(node, 0)
     return scalar(first) == number and rank(first) == 0
 
 
-def _turned_round(graph: Graph, node: Node) -> Rewrite:
+def _swapped(graph: Graph, node: Node) -> Rewrite:
     inverse = producer_if(operand(node, 0), "Not")
     if inverse is None:
         return None
@@ -186,7 +186,7 @@ def _turned_round(graph: Graph, node: Node) -> Rewrite:
 
 
 def _uniform_lookup(graph: Graph, node: Node) -> Rewrite:
-    """Rule 3, with rule 4: one element in place of all, where the readers broadcast."""
+    """Rules 3 and 4: one element instead of all, if users broadcast."""
     x = operand(node, 0)
     return _one_element(graph, node, uniform(x)) if x.is_constant else None
 
@@ -195,13 +195,13 @@ def _one_element(graph: Graph, node: Node, number: float | None) -> Rewrite:
     size = rank(node.output)
     if number is None or size is None:
         return None
-    one = np.full((1,) * size, number, node.output.tensor.dtype.numpy)
-    return _narrowed(graph, node, graph.constant(one, node.output.name))
+    element = np.full((1,) * size, number, node.output.tensor.dtype.numpy)
+    return _narrowed(graph, node, graph.constant(element, node.output.name))
 
 
 def _narrowed(graph: Graph, node: Node, small: Value) -> Value | None:
-    """``small`` in place of the node's result, if nobody can tell: types are inferred anew forward
-    until they are what they were; what cannot change stops it, and all is put back."""
+    """``small`` instead of the node's result, if that is not visible: types are reinferred downstream until
+    they are the same as before. If a change reaches a value that must keep its type, all is undone."""
     large = node.output
     if not isinstance(small.type, TensorType) or large.is_output or not same_type(large, large):
         _discard(small)
@@ -225,8 +225,8 @@ def _discard(small: Value) -> None:
 
 
 def _settle(start: Value, changed: list[tuple[Node, ValueType, np.ndarray | None]]) -> bool:
-    """Infers readers of ``start`` anew, and readers of what changes; False where a change reaches
-    something that does not broadcast. What was overwritten is noted in ``changed``."""
+    """Reinfers users of ``start``, and users of what changes; False if a change reaches something that does
+    not broadcast. What was overwritten is recorded in ``changed``."""
     work = [start]
     while work:
         value = work.pop()
@@ -243,7 +243,7 @@ def _settle(start: Value, changed: list[tuple[Node, ValueType, np.ndarray | None
                 changed.append((node, *before))
                 work.append(node.output)
             elif not same_type(node.output, node.output):
-                return False  # What is not known may have changed all the same.
+                return False  # A type that is not fully known may have changed as well.
     return True
 
 
@@ -251,8 +251,8 @@ def _tolerates(node: Node, operand_index: int) -> bool:
     if len(node.outputs) != 1:
         return False
     if node.op == "Attention":
-        # All axes of a mask broadcast but the last: keys that it does not reach are masked.
+        # All axes of a mask broadcast but the last: missing keys are masked.
         dims, keys = operand(node, 3).tensor.dims, operand(node, 1).tensor.dims
         return operand_index == 3 and bool(dims) and bool(keys) and dims[-1] == keys[-2]  # type: ignore[index]
-    # A lookup of fewer indices gives fewer rows, which its readers must broadcast in turn.
+    # Fewer indices give fewer rows, which users must broadcast in turn.
     return node.op in _BROADCASTS or (node.op == "Gather" and operand_index == 1)

@@ -1,15 +1,13 @@
 """Transposes around views that merge dims.
 
-1. A swap of the last two dims that is written on a batch of matrices:
+1. A swap of the last two dims on a merged batch of matrices, as exporters write it for heads:
     Reshape(x[a, b, m, n] -> [a*b, m, n]), Transpose(0, 2, 1), Reshape(-> [a, b, n, m])
       = Transpose(x, 0, 1, 3, 2)
 
-which is how exporters swap the last two dims of a batch of heads.
-
-2. Dims that are merged between two Transposes are merged after both, which are then one:
+2. Dims that are merged between two Transposes, as behind a bidirectional recurrent layer, are merged after
+   both, which become one:
     Transpose(Reshape(Transpose(x) as [a, b, c, d] -> [a, b, c*d]), 1, 0, 2)
       = Reshape(Transpose(Transpose(x), 1, 0, 2, 3) -> [b, a, c*d])
-which is what exporters write behind a bidirectional recurrent layer.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from tersor.transforms.reshapes import reshape_target, reshaped
 class SimplifyTranspose(Pass):
     """No options."""
 
-    keeps = ROUNDING  # What reads the result may sum in another order over another layout.
+    keeps = ROUNDING  # Users may sum in another order over another layout.
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         return _merged_later(graph, node) if node.op == "Transpose" else _swapped(graph, node)
@@ -42,12 +40,11 @@ def _swapped(graph: Graph, node: Node) -> Rewrite:
     if merge is None:
         return None
     x, out = operand(merge, 0), node.output
-    size, have, made = rank(x), dims(x), dims(out)
+    size, old, new = rank(x), dims(x), dims(out)
     merged = dims(merge.output)
-    if size is None or size < 3 or have is None or made is None or merged is None:
+    if size is None or size < 3 or old is None or new is None or merged is None:
         return None
-    lead = have[:-2]
-    if None in have or made != (*lead, have[-1], have[-2]) or merged[1:] != have[-2:]:
+    if None in old or new != (*old[:-2], old[-1], old[-2]) or merged[1:] != old[-2:]:
         return None
     perm = (*range(size - 2), size - 1, size - 2)
     return graph.emit("Transpose", [x], {"perm": perm})
@@ -61,28 +58,28 @@ def _merged_later(graph: Graph, node: Node) -> Rewrite:
         return None
     if not has_one_use(merge.output) or not has_one_use(inner.output):
         return None
-    have, made = dims(inner.output), dims(node.output)
-    at = _merged_at(have, dims(merge.output))
-    if at is None or have is None or made is None:
+    old, new = dims(inner.output), dims(node.output)
+    at = _merged_at(old, dims(merge.output))
+    if at is None or old is None or new is None:
         return None
     order = [int(axis) for axis in perm if isinstance(axis, int)]
     wide: list[int] = []
     for axis in order:
         wide += (axis, axis + 1) if axis == at else (axis + (axis > at),)
     written = contents_of(operand(merge, 1))
-    turned = [] if written is None else [written[axis] for axis in order]
-    target = reshape_target([have[axis] for axis in wide], made, turned)
+    reordered = [] if written is None else [written[axis] for axis in order]
+    target = reshape_target([old[axis] for axis in wide], new, reordered)
     if target is None:
         return None
     return reshaped(graph, graph.emit("Transpose", [inner.output], {"perm": tuple(wide)}), target)
 
 
-def _merged_at(have: tuple[Dim, ...] | None, made: tuple[Dim, ...] | None) -> int | None:
-    """The axis of ``have`` that a Reshape merges with the next one, all others being kept."""
-    if have is None or made is None or len(have) != len(made) + 1 or None in have:
+def _merged_at(old: tuple[Dim, ...] | None, new: tuple[Dim, ...] | None) -> int | None:
+    """The axis of ``old`` that a Reshape to ``new`` merges with the next one, keeping all others."""
+    if old is None or new is None or len(old) != len(new) + 1 or None in old:
         return None
-    for i in range(len(made)):
-        both = product(have[i : i + 2])
-        if both is not None and (*have[:i], both, *have[i + 2 :]) == made:
+    for i in range(len(new)):
+        both = product(old[i : i + 2])
+        if both is not None and (*old[:i], both, *old[i + 2 :]) == new:
             return i
     return None

@@ -1,8 +1,8 @@
-"""Slices that part an axis among them are one Split: the gates of a recurrent cell written out.
+"""Slices that partition an axis to one Split: the gates of an unrolled recurrent cell.
 
 g[b, 768]:  Slice(g, 0, 256), Slice(g, 256, 512), Slice(g, 512, 768)  =  Split(g, [256, 256, 256])
 
-Two halves are left as they are, which rotary positions are told by.
+Two halves are left alone: later passes recognize rotary embeddings by them.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ class _Part:
 
 
 def _parts(value: Value, owner: Graph) -> list[_Part]:
-    """The Slices of a value in the order of the axis, where they part it; else none."""
+    """The Slices of a value in the order of the axis if they partition it; else none."""
     if len(value.uses) < LEAST:
         return []
     slices = [n for n in value.users if n.op == "Slice" and n.graph is owner]
-    found = [part for n in slices if n.inputs[0] is value and (part := _part(n)) is not None]
-    found.sort(key=lambda part: part.start)
-    have = dims(value)
-    if len(found) < LEAST or have is None or len({part.axis for part in found}) > 1:
+    parts = [part for n in slices if n.inputs[0] is value and (part := _part(n)) is not None]
+    parts.sort(key=lambda part: part.start)
+    shape = dims(value)
+    if len(parts) < LEAST or shape is None or len({part.axis for part in parts}) > 1:
         return []
-    bounds = [0, *(part.end for part in found)]
-    starts = [part.start for part in found]
-    return found if starts == bounds[:-1] and bounds[-1] == have[found[0].axis] else []
+    bounds = [0, *(part.end for part in parts)]
+    starts = [part.start for part in parts]
+    return parts if starts == bounds[:-1] and bounds[-1] == shape[parts[0].axis] else []
 
 
 def _part(node: Node) -> _Part | None:
     starts, ends, axes, steps = (node.input(i) for i in range(1, 5))
-    have = dims(operand(node, 0))
-    if have is None or any(
+    shape = dims(operand(node, 0))
+    if shape is None or any(
         v is not None and not v.is_constant for v in (starts, ends, axes, steps)
     ):
         return None
     assert starts is not None and ends is not None
     if starts.numpy().size != 1 or (steps is not None and steps.numpy().reshape(-1)[0] != 1):
         return None
-    axis = 0 if axes is None else int(axes.numpy().reshape(-1)[0]) % len(have)
-    size = have[axis]
+    axis = 0 if axes is None else int(axes.numpy().reshape(-1)[0]) % len(shape)
+    size = shape[axis]
     if not isinstance(size, int):
         return None
     start, end = (int(v.numpy().reshape(-1)[0]) for v in (starts, ends))
@@ -86,6 +86,6 @@ def _split(graph: Graph, value: Value, parts: list[_Part]) -> None:
         split = graph.emit_node(
             "Split", [value, sizes], {"axis": parts[0].axis}, names=names, scope=first.scope
         )
-    for part, made in zip(parts, split.outputs, strict=True):
-        graph.replace(part.node.output, made)
+    for part, result in zip(parts, split.outputs, strict=True):
+        graph.replace(part.node.output, result)
     erase_dead(part.node for part in parts)

@@ -1,4 +1,4 @@
-"""Initial states of recurrent layers that are all zero are left out: zero is what they begin with.
+"""Omits initial states of recurrent layers that are zero, which is the default.
 
 zeros = ConstantOfShape([2, batch, 64]);  LSTM(x, W, R, B, _, zeros, zeros)  =  LSTM(x, W, R, B)
 """

@@ -1,13 +1,13 @@
-"""A convolution in a chain of smaller ones (see :mod:`tersor.numerics.tensors`).
+"""Decomposes a convolution into a chain of smaller ones (see :mod:`tersor.numerics.tensors`).
 
 For W[m, c, h, w], c channels in and m out:
 
     tucker        1x1 c -> q,  h x w q -> p,  1x1 p -> m                              (Kim et al. 2016)
-    cp            1x1 c -> r,  h x 1 and 1 x w a channel alone,  1x1 r -> m       (Lebedev et al. 2015)
+    cp            1x1 c -> r,  depthwise h x 1 and 1 x w,  1x1 r -> m             (Lebedev et al. 2015)
     tensor-train  1x1 c -> r1,  h x 1 r1 -> r2,  1 x w r2 -> r3,  1x1 r3 -> m
 
-128 x 128 x 3 x 3 at half of its 147,456 weights: Tucker with p = q = 77, CP with r = 281.  The first one runs
-at every position of the input, so that a layer with strides has less to gain.
+128 x 128 x 3 x 3 at half of its 147,456 weights: Tucker with p = q = 77, CP with r = 281.  The first step
+runs at every position of the input, so strided layers gain less.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Step:
 
     Attributes:
         weight: [out, in / group, kernel…].
-        axes: the spatial axes that it walks over, with the layer's strides, dilations and pads there.
+        axes: the spatial axes on which it has the layer's strides, dilations and pads.
     """
 
     weight: np.ndarray
@@ -59,8 +59,8 @@ class DecomposeConv(LayerPass):
     """Options:
 
     method: ``tucker``, ``cp`` or ``tensor-train``.
-    ratio: the share of each layer's weights that is left, at most.
-    must_pay: layers whose chain is not faster stay whole; False: those whose chain is not smaller.
+    ratio: remaining share of each layer's weights, at most.
+    must_pay: leave layers alone whose chain is not faster; False: whose chain is not smaller.
     """
 
     keeps = LOSSY
@@ -72,8 +72,7 @@ class DecomposeConv(LayerPass):
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise InvalidOption(
-                f"{self.pass_name()}: ratio {self.ratio:g} does not lie between 0, which leaves nothing, "
-                "and 1, which takes nothing away"
+                f"{self.pass_name()}: ratio {self.ratio:g} is not between 0 and 1 (exclusive)"
             )
 
     def wants(self, reader: Reader) -> bool:
@@ -81,7 +80,7 @@ class DecomposeConv(LayerPass):
 
     def against(self, layer: WeightedLayer) -> str:
         if any(node.attrs["group"] != 1 for node in layer.nodes):
-            return "its channels are in groups, and so in smaller convolutions already"
+            return "it is a grouped convolution"
         return layer.encoded or layer.not_finite or layer.zero
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -91,44 +90,44 @@ class DecomposeConv(LayerPass):
             if not context.may_rewrite():
                 return
             with context.trying(node):
-                self._take_apart(node, context)
+                self._decompose(node, context)
 
-    def _take_apart(self, node: Node, context: Context) -> None:
+    def _decompose(self, node: Node, context: Context) -> None:
         weight = operand(node, 1).numpy().astype(np.float64)
         steps, product = self._steps(weight)
         verdict = self._verdict(node, steps, context)
         if not verdict.pays:
-            raise Skip(verdict.numbers, method=self._told(weight, steps))
+            raise Skip(verdict.numbers, method=self._describe(weight, steps))
         graph, x = node.graph, operand(node, 0)
         assert graph is not None
         with graph.at(node):
-            made = _emit(graph, node, x, steps, node.input(2), node.output.name)
-        replace_node(node, [made])
+            result = _emit(graph, node, x, steps, node.input(2), node.output.name)
+        replace_node(node, [result])
         context.rewrote()
         error = weight_error(weight, product)
-        where = node.scope or made.name
+        where = node.scope or result.name
         context.remark(
             verdict.numbers,
             layer=where,
-            method=self._told(weight, steps),
+            method=self._describe(weight, steps),
             error=float(error),
             of="the weight",
         )
 
-    def _told(self, weight: np.ndarray, steps: Sequence[_Step]) -> str:
+    def _describe(self, weight: np.ndarray, steps: Sequence[_Step]) -> str:
         left = sum(step.weight.size for step in steps)
         shape = "x".join(map(str, weight.shape))
-        return f"{self.method} of {shape} in {len(steps)}, {left / weight.size:.2f} of its weights"
+        return f"{self.method} of {shape} in {len(steps)} steps, {left / weight.size:.2f} of its weights"
 
     def _steps(self, weight: np.ndarray) -> tuple[list[_Step], np.ndarray]:
-        """The chain, and the weight that it stands for."""
+        """The chain, and the weight that it is equivalent to."""
         kernel = weight.shape[2:]
         long = [axis for axis, size in enumerate(kernel) if size > 1]
         if not long and self.method != "tensor-train":
-            raise Skip("its kernel is one position: tensor-train is what takes that apart")
+            raise Skip("its kernel is 1x1, which only tensor-train decomposes")
         if self.method == "tucker":
             return self._tucker(weight)
-        # Along the others the kernel is 1, and yet there may be strides.
+        # Axes with a kernel of 1 may have strides, so one step must cover them.
         first = tuple(axis for axis in range(len(kernel)) if axis not in long[1:])
         walks = [first, *((axis,) for axis in long[1:])] if long else []
         plain = weight.reshape([*weight.shape[:2], *(kernel[axis] for axis in long)])
@@ -147,7 +146,7 @@ class DecomposeConv(LayerPass):
             p, q = ranks(t)
             return bool(p * q * prod(kernel) + p * m + q * c <= self.ratio * weight.size)
 
-        core, a, b = tucker2(weight, ranks(self._knob(fits, whole)))
+        core, a, b = tucker2(weight, ranks(self._largest(fits, whole)))
         axes = tuple(range(len(kernel)))
         steps = [_pointwise(b.T, len(kernel)), _Step(core, axes), _pointwise(a, len(kernel))]
         return steps, tucker2_product(core, a, b)
@@ -156,7 +155,9 @@ class DecomposeConv(LayerPass):
         self, weight: np.ndarray, plain: np.ndarray, walks: Sequence[tuple[int, ...]]
     ) -> tuple[list[_Step], np.ndarray]:
         spatial = weight.ndim - 2
-        rank = self._knob(lambda r: r * sum(plain.shape) <= self.ratio * weight.size, weight.size)
+        rank = self._largest(
+            lambda r: r * sum(plain.shape) <= self.ratio * weight.size, weight.size
+        )
         factors = cp(plain, rank)
         steps = [_pointwise(factors[1].T, spatial)]
         for factor, axes in zip(factors[2:], walks, strict=True):
@@ -176,7 +177,7 @@ class DecomposeConv(LayerPass):
             numbers = sum(r * size * s for r, size, s in sizes)
             return bool(numbers <= self.ratio * weight.size)
 
-        most = self._knob(fits, max(train_ranks(turned.shape)))
+        most = self._largest(fits, max(train_ranks(turned.shape)))
         cores = tensor_train(turned, train_ranks(turned.shape, most))
         enter = _pointwise(cores[0][0].T, spatial)
         if not walks:
@@ -187,11 +188,12 @@ class DecomposeConv(LayerPass):
         steps.append(_pointwise(cores[-1][:, :, 0].T, spatial))
         return steps, np.moveaxis(train_product(cores), -1, 0).reshape(weight.shape)
 
-    def _knob(self, fits: Callable[[int], bool], most: int) -> int:
-        found = largest(fits, most)
-        if not found:
-            raise Skip(f"not even rank 1 has as few as {self.ratio:g} of its weights")
-        return found
+    def _largest(self, fits: Callable[[int], bool], most: int) -> int:
+        """The largest rank that fits, at most ``most``."""
+        rank = largest(fits, most)
+        if not rank:
+            raise Skip(f"even rank 1 has more than {self.ratio:g} of its weights")
+        return rank
 
     def _verdict(self, node: Node, steps: Sequence[_Step], context: Context) -> Verdict:
         reads, weight = operand(node, 0), operand(node, 1)
@@ -208,26 +210,27 @@ class DecomposeConv(LayerPass):
 
 
 def _pointwise(matrix: np.ndarray, spatial: int) -> _Step:
-    """out x in, at each position."""
+    """A 1x1 step of the matrix [out, in]."""
     return _Step(matrix.reshape([*matrix.shape, *[1] * spatial]))
 
 
 def _along(core: np.ndarray, axes: tuple[int, ...], weight: np.ndarray, group: int = 1) -> _Step:
-    """[out, in / group, size] along that of ``axes`` where the ``weight`` is longer than 1."""
+    """A step of ``core`` [out, in / group, size] along the one of ``axes`` where ``weight`` is not 1."""
     kernel = [weight.shape[2 + a] if a in axes else 1 for a in range(weight.ndim - 2)]
     return _Step(core.reshape([*core.shape[:2], *kernel]), axes, group)
 
 
 def _multiplications(node: Node, steps: Sequence[_Step]) -> float:
-    """Of the chain, for one position of its result: before an axis is walked over by strides there are
-    as many times more."""
-    given = node.attrs.get("strides") or (1,) * (steps[0].weight.ndim - 2)
-    strides = cast("tuple[int, ...]", given)
-    waiting, total = float(prod(strides)), 0.0
+    """Of the chain, per position of its result. Before a strided axis there are as many times more
+    positions."""
+    strides = cast(
+        "tuple[int, ...]", node.attrs.get("strides") or (1,) * (steps[0].weight.ndim - 2)
+    )
+    positions, total = float(prod(strides)), 0.0
     for step in steps:
         for axis in step.axes:
-            waiting /= strides[axis]
-        total += step.weight.size * waiting
+            positions /= strides[axis]
+        total += step.weight.size * positions
     return total
 
 
@@ -238,22 +241,22 @@ def _emit(
     weight = operand(node, 1)
     for step in steps:
         last = step is steps[-1]
-        held = graph.constant(step.weight.astype(weight.tensor.dtype.numpy), weight.name)
-        operands = [x, held] if bias is None or not last else [x, held, bias]
+        kernel = graph.constant(step.weight.astype(weight.tensor.dtype.numpy), weight.name)
+        operands = [x, kernel] if bias is None or not last else [x, kernel, bias]
         x = graph.emit("Conv", operands, _attributes(node, step), name=name if last else "")
     return x
 
 
 def _attributes(node: Node, step: _Step) -> dict[str, Attribute]:
-    """Those of ``node`` along the axes that the step walks over; elsewhere it stays where it is."""
+    """The attributes of ``node`` on the step's axes; the defaults on all others."""
     spatial = step.weight.ndim - 2
-    found: dict[str, Attribute] = {**node.attrs, "group": step.group}
-    found["kernel_shape"] = step.weight.shape[2:]
-    for name, elsewhere in (("strides", 1), ("dilations", 1), ("pads", 0)):
+    attrs: dict[str, Attribute] = {**node.attrs, "group": step.group}
+    attrs["kernel_shape"] = step.weight.shape[2:]
+    for name, default in (("strides", 1), ("dilations", 1), ("pads", 0)):
         given = node.attrs.get(name)
         if isinstance(given, tuple) and given:
-            found[name] = tuple(
-                int(v) if i % spatial in step.axes else elsewhere  # type: ignore[call-overload]
+            attrs[name] = tuple(
+                int(v) if i % spatial in step.axes else default  # type: ignore[call-overload]
                 for i, v in enumerate(given)
             )
-    return found
+    return attrs

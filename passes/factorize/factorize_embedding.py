@@ -1,10 +1,10 @@
-"""An embedding table in two factors (ALBERT's factorized embedding: Lan et al. 2020).
+"""Factorizes an embedding table (ALBERT's factorized embedding: Lan et al. 2020).
 
     E[ids],  E: [V, d]   ->   A[ids] B,   A: [V, r],  B: [r, d]
 
-30,522 x 384 at rank 128: 3.96 M weights instead of 11.7 M.  It buys size, and costs a product: a lookup
-alone is always sooner done.  The factors are those of :mod:`tersor.numerics.lowrank`, with the metric
-diag(sqrt(f)), f_i how often row i is asked for: a word that nobody uses may lose more.
+30,522 x 384 at rank 128: 3.96 M weights instead of 11.7 M.  It saves size and costs time: a plain lookup is
+always faster.  The factors are those of :mod:`tersor.numerics.lowrank` with the metric diag(sqrt(f)), f_i the
+frequency of row i: unused words may lose more.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tersor.numerics.lowrank import (
 )
 from tersor.pipeline import LOSSY, Context, Skip
 from tersor.statistics.frequencies import frequencies
-from tersor.transforms.lookups import replace_lookups, unfit
+from tersor.transforms.lookups import irreplaceable, replace_lookups
 
 
 @dataclass(frozen=True)
 class FactorizeEmbedding(TablePass):
     """Options:
 
-    rank_by: what ``amount`` is. ``ratio``: the share of the table's numbers that is left. ``energy``: the
-        share of the squared singular values that is kept. ``rank``: the rank.
+    rank_by: meaning of ``amount``. ``ratio``: remaining share of the table's elements. ``energy``: kept
+        share of the squared singular values. ``rank``: the rank.
     amount: see ``rank_by``.
-    weighting: ``none``: all rows count alike; ``frequency``: as often as calibration asks for them, and
-        once more, so that none is forgotten.
-    min_elements: tables smaller than this stay: little is won there.
+    weighting: ``none``: all rows count the same; ``frequency``: by 1 + their number of lookups in
+        calibration.
+    min_elements: smaller tables are left alone: there is little to save.
     """
 
     keeps = LOSSY
@@ -52,15 +52,16 @@ class FactorizeEmbedding(TablePass):
     min_elements: int = field(default=1_000_000, kw_only=True)
 
     def against(self, layer: WeightedLayer) -> str:
-        return layer.encoded or unfit(layer) or super().against(layer)
+        return layer.encoded or irreplaceable(layer) or super().against(layer)
 
     def __post_init__(self) -> None:
         if self.rank_by == "rank" and (self.amount < 1 or self.amount % 1):
-            raise InvalidOption(f"{self.pass_name()}: there is no rank {self.amount:g}")
+            raise InvalidOption(
+                f"{self.pass_name()}: rank {self.amount:g} is not a positive whole number"
+            )
         if self.rank_by != "rank" and not 0 < self.amount < 1:
             raise InvalidOption(
-                f"{self.pass_name()}: {self.rank_by} {self.amount:g} does not lie between 0, which leaves "
-                "nothing, and 1, which takes nothing away"
+                f"{self.pass_name()}: {self.rank_by} {self.amount:g} is not between 0 and 1 (exclusive)"
             )
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -84,11 +85,11 @@ class FactorizeEmbedding(TablePass):
             )
         factors = self._factors(table, dense, np.sqrt(counts))
         dtype = table.tensor.dtype.numpy
-        held = [table.graph.constant(f.astype(dtype), table.name) for f in (factors.a, factors.b)]
+        tables = [table.graph.constant(f.astype(dtype), table.name) for f in (factors.a, factors.b)]
 
         def rows(graph: Graph, ids: Value) -> Value:
-            short = graph.emit("Gather", [held[0], ids], {"axis": 0})
-            return graph.emit("tersor.Linear", [short, held[1]])
+            short = graph.emit("Gather", [tables[0], ids], {"axis": 0})
+            return graph.emit("tersor.Linear", [short, tables[1]])
 
         replace_lookups(table, rows)
         context.rewrote()
@@ -98,7 +99,7 @@ class FactorizeEmbedding(TablePass):
         if self.weighting == "frequency":
             root = np.sqrt(counts)[:, None]
             counted = weight_error(root * dense, root * factors.product)
-            looked_up = f"of what is looked up {counted:.4f}"
+            looked_up = f"weighted by frequency {counted:.4f}"
         context.remark(
             looked_up,
             layer=f"@{table.name}",
@@ -117,5 +118,5 @@ class FactorizeEmbedding(TablePass):
         elif self.rank_by == "energy":
             rank = rank_of_energy(values, self.amount)
         if rank >= count_limit(v, d):
-            raise Skip("it leaves more numbers than there are", method=f"rank {rank} of {v}x{d}")
+            raise Skip("it has no fewer elements than the table", method=f"rank {rank} of {v}x{d}")
         return truncate(dense, rows, rank)

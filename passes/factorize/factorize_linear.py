@@ -1,10 +1,10 @@
-"""A linear layer in two of lower rank (see :mod:`tersor.numerics.lowrank`).
+"""Factorizes a linear layer into two of lower rank (see :mod:`tersor.numerics.lowrank`).
 
     x[., k] W[k, n] + b   ->   (x A[k, r]) B[r, n] + b'          r (k + n) weights instead of k n
 
-384 x 1536 at rank 128: 245,760 instead of 589,824, 0.42 of the multiplications.  From rank 308 on the
-factors are larger than the layer; how far below that they are faster is for the machine to tell, so a
-layer is only taken apart where that was measured to pay, or by count where nothing can be measured.
+384 x 1536 at rank 128: 245,760 instead of 589,824, 0.42 of the multiplications.  From rank 308 on the factors
+are larger than the layer.  At which rank they become faster depends on the machine, so a layer is factorized
+only if measurements say that it pays, or by operation counts where nothing can be measured.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
 RankBy = Literal["energy", "ratio", "rank", "parameters", "break-even"]
 
 _NEED_DATA = ("whitened-svd", "fisher-svd", "pca")
-_BEST_ALREADY = ("whitened-svd", "pca")  # No other B is nearer to what the layer makes.
-TILE = 16  # Larger ranks are multiples of it: kernels take as long for one less.
+_OPTIMAL = ("whitened-svd", "pca")  # Their B already minimizes the output error.
+TILE = 16  # Larger ranks are multiples of it: kernels run full tiles anyway.
 
 
 @dataclass(frozen=True)
 class FactorizeLinear(LayerPass):
     """Options:
 
-    method: ``svd`` keeps the weight, ``whitened-svd`` the layer's outputs on calibration inputs,
-        ``fisher-svd`` what the model's outputs depend on. ``pca``: as whitened-svd, about the mean row,
-        which goes into the bias. ``nmf``: B is not negative (semi-NMF). ``nystrom``: columns and rows
-        of the weight itself, chosen by leverage. With calibration, B is fitted anew to the layer's
-        outputs where that is better.
-    rank_by: what ``amount`` is. ``energy``: the share of the squared singular values that is kept, under
-        the method's metric: for whitened-svd, 0.99 leaves a relative output error of 0.1. ``ratio``:
-        the share of each layer's weights that is left. ``rank``: the rank. ``parameters``: the share of
-        the whole model's weights that is left, under one threshold for all layers. ``break-even``: the
-        share of the layer's time that the largest rank may take.
+    method: ``svd`` minimizes the error of the weight, ``whitened-svd`` that of the layer's outputs on
+        calibration inputs, ``fisher-svd`` an estimate for the model's outputs. ``pca``: whitened-svd
+        about the mean row, which moves into the bias. ``nmf``: B is not negative (semi-NMF).
+        ``nystrom``: columns and rows of the weight itself, selected by leverage. With calibration, B is
+        refitted to the layer's outputs where that is better.
+    rank_by: meaning of ``amount``. ``energy``: kept share of the squared singular values under the
+        method's metric; for whitened-svd, 0.99 is a relative output error of 0.1. ``ratio``: remaining
+        share of each layer's weights. ``rank``: the rank. ``parameters``: remaining share of the whole
+        model's weights, with one threshold for all layers. ``break-even``: the largest rank that takes
+        at most this share of the layer's time.
     amount: see ``rank_by``.
-    max_error: layers that would lose more stay whole: relative root mean square of the output on
-        calibration inputs, without them of the weight. 1: as much as leaving a layer out.
-    must_pay: layers whose factors are not faster stay whole; False: those whose factors are not smaller.
+    max_error: leave layers with a larger error alone: the relative root mean square error of the output on
+        calibration inputs, or of the weight without any. 1 is the error of removing the layer.
+    must_pay: leave layers alone whose factors are not faster; False: whose factors are not smaller.
     """
 
     keeps = LOSSY
@@ -82,11 +82,12 @@ class FactorizeLinear(LayerPass):
 
     def __post_init__(self) -> None:
         if self.rank_by == "rank" and (self.amount < 1 or self.amount % 1):
-            raise InvalidOption(f"{self.pass_name()}: there is no rank {self.amount:g}")
+            raise InvalidOption(
+                f"{self.pass_name()}: rank {self.amount:g} is not a positive whole number"
+            )
         if self.rank_by != "rank" and not 0 < self.amount < 1:
             raise InvalidOption(
-                f"{self.pass_name()}: {self.rank_by} {self.amount:g} does not lie between 0, which leaves "
-                "nothing, and 1, which takes nothing away"
+                f"{self.pass_name()}: {self.rank_by} {self.amount:g} is not between 0 and 1 (exclusive)"
             )
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -111,20 +112,20 @@ class FactorizeLinear(LayerPass):
     def _plans(
         self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
     ) -> dict[str, _Plan]:
-        """By the names of weights."""
+        """Plans by the name of the weight."""
         metrics = self._sensitivities(graph, layers, context)
         ranks = self._budgeted(graph, layers, metrics, context)
-        found, seen = {}, []
-        for i, one in enumerate(observed(graph, layers, context)):
-            context.progress(i, len(layers), f"factorizing {one.layer.label}")
-            with context.trying(one.layer.node):
-                plan = self._plan(one, ranks.get(one.layer.weight), metrics, context)
-                found[one.layer.name] = plan
-                seen += [(one.gram.rows, len(one.gram.xtx))] if one.gram is not None else []
-        tell_few_rows(seen, context.report)
-        return found
+        plans, rows = {}, []
+        for i, seen in enumerate(observed(graph, layers, context)):
+            layer = seen.layer
+            context.progress(i, len(layers), f"factorizing {layer.label}")
+            with context.trying(layer.node):
+                plans[layer.name] = self._plan(seen, ranks.get(layer.weight), metrics, context)
+                rows += [(seen.gram.rows, len(seen.gram.xtx))] if seen.gram is not None else []
+        tell_few_rows(rows, context.report)
+        return plans
 
-    # -- which layers --------------------------------------------------------------------------------
+    # -- selection ---------------------------------------------------------------------------------
 
     def wants(self, reader: Reader) -> bool:
         return reader.node.op == "tersor.Linear"
@@ -147,23 +148,23 @@ class FactorizeLinear(LayerPass):
             return "its bias is not a dense constant"
         return ""
 
-    # -- what counts of them -------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------
 
     def _sensitivities(
         self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
     ) -> dict[Value, np.ndarray]:
-        """The metric of each weight for ``fisher-svd``: the root of the information of each row."""
+        """For ``fisher-svd``, the metric of each weight: the root of the Fisher information of each row."""
         if self.method != "fisher-svd" or not layers:
             return {}
-        found = fisher(graph, [layer.weight for layer in layers], context.calibration)
-        return {weight: np.diag(np.sqrt(f.sum(axis=1))) for weight, f in found.items()}
+        information = fisher(graph, [layer.weight for layer in layers], context.calibration)
+        return {weight: np.diag(np.sqrt(f.sum(axis=1))) for weight, f in information.items()}
 
     def _metric(self, seen: Observed, sensitivities: dict[Value, np.ndarray]) -> np.ndarray | None:
         """M of :mod:`tersor.numerics.lowrank`; None: the identity."""
         if self.method == "fisher-svd":
             sensitivity = sensitivities[seen.layer.weight]
             if not np.isfinite(sensitivity).all():
-                raise Skip("gradients of its weight hold NaN or infinity")
+                raise Skip("gradients of its weight contain NaN or infinity")
             return sensitivity
         if self.method not in _NEED_DATA:
             return None
@@ -171,7 +172,7 @@ class FactorizeLinear(LayerPass):
             raise Skip(seen.unseen)
         return whitening(_about(seen.gram) if self.method == "pca" else seen.gram.xtx)
 
-    # -- ranks ---------------------------------------------------------------------------------------
+    # -- ranks -------------------------------------------------------------------------------------
 
     def _budgeted(
         self,
@@ -180,7 +181,7 @@ class FactorizeLinear(LayerPass):
         sensitivities: dict[Value, np.ndarray],
         context: Context,
     ) -> dict[Value, int]:
-        """Ranks by weight under one budget for the whole model; none for other ``rank_by``."""
+        """Ranks by weight under one budget for the whole model; empty for other ``rank_by``."""
         if self.rank_by != "parameters":
             return {}
         total = _parameters(graph)
@@ -188,21 +189,21 @@ class FactorizeLinear(LayerPass):
         budget = int(self.amount * total) - fixed
         if budget < sum(k + n for k, n in map(_sizes, layers)):
             raise InvalidOption(
-                f"{self.pass_name()}: parameters {self.amount:g} cannot be had: {fixed:,} of {total:,} lie "
-                "outside of the layers that can be taken apart"
+                f"{self.pass_name()}: parameters {self.amount:g} cannot be reached: {fixed:,} of {total:,} "
+                "are outside the layers that can be factorized"
             )
         spectra: dict[Value, np.ndarray] = {}
-        for one in observed(graph, layers, context):
-            dense = _dense(one.layer)
+        for seen in observed(graph, layers, context):
+            dense = _dense(seen.layer)
             try:
-                metric = self._metric(one, sensitivities)
+                metric = self._metric(seen, sensitivities)
             except Skip:
                 budget -= dense.size
-                continue  # The reason is reported when its turn comes.
-            spectra[one.layer.weight] = spectrum(dense, metric)
+                continue  # Reported when the layer is planned.
+            spectra[seen.layer.weight] = spectrum(dense, metric)
         shapes = [_sizes(layer) for layer in layers if layer.weight in spectra]
-        found = ranks_of_budget(list(spectra.values()), shapes, budget)
-        return dict(zip(spectra, found, strict=True))
+        ranks = ranks_of_budget(list(spectra.values()), shapes, budget)
+        return dict(zip(spectra, ranks, strict=True))
 
     def _rank(self, layer: WeightedLayer, values: np.ndarray, context: Context) -> int:
         k, n = _sizes(layer)
@@ -218,18 +219,18 @@ class FactorizeLinear(LayerPass):
         return int(self.amount)
 
     def _largest_that_pays(self, layer: WeightedLayer, context: Context) -> int:
-        """By bisection: a product of more columns takes longer."""
+        """By bisection, as time grows with the rank."""
         limit = ceil(count_limit(*_sizes(layer)))
         ranks = range(TILE, limit, TILE) if limit > 4 * TILE else range(1, max(limit, 2))
         low, high = 0, len(ranks)
         verdict = None
         while low < high:
             middle = (low + high) // 2
-            found = self._verdict(layer, ranks[middle], context)
-            if found.pays:
+            measured = self._verdict(layer, ranks[middle], context)
+            if measured.pays:
                 low = middle + 1
             else:
-                high, verdict = middle, found
+                high, verdict = middle, measured
         if low == 0 and verdict is not None:
             raise Skip(verdict.numbers, method=_method(ranks[0], layer))
         return ranks[low - 1]
@@ -252,7 +253,7 @@ class FactorizeLinear(LayerPass):
         counts = (float(k * n), float(rank * (k + n)))
         return weigh(latency, operand(node, 0), dense, factored, counts, share)
 
-    # -- factors -------------------------------------------------------------------------------------
+    # -- factors -----------------------------------------------------------------------------------
 
     def _plan(
         self,
@@ -261,18 +262,20 @@ class FactorizeLinear(LayerPass):
         sensitivities: dict[Value, np.ndarray],
         context: Context,
     ) -> _Plan:
-        """Raises: Skip, where the layer stays whole."""
+        """Raises:
+        Skip: the layer is left alone.
+        """
         layer, metric = seen.layer, self._metric(seen, sensitivities)
         values, rows = decompose(_dense(layer), metric)
         if not values[0] > 0:
-            raise Skip("nothing of it counts: it is zero, or multiplies what was always zero")
+            raise Skip("it has no effect: its weight or its calibration inputs are zero")
         rank = self._rank(layer, values, context) if rank is None else rank
         if rank >= min(_sizes(layer)):
-            raise Skip("it takes nothing away", method=_method(rank, layer))
+            raise Skip("the rank is not lower", method=_method(rank, layer))
         verdict = self._verdict(layer, rank, context)
         if not verdict.pays:
             raise Skip(verdict.numbers, method=_method(rank, layer))
-        plan = self._held(seen, self._factors(seen, rows, rank), verdict)
+        plan = self._rounded(seen, self._factors(seen, rows, rank), verdict)
         if plan.error > self.max_error:
             raise Skip(
                 f"above max_error {self.max_error:g}",
@@ -285,25 +288,25 @@ class FactorizeLinear(LayerPass):
     def _factors(self, seen: Observed, rows: np.ndarray, rank: int) -> Factors:
         dense = _dense(seen.layer)
         if self.method == "nmf":
-            return semi_nmf(dense, rank)  # Its A is the best for its B, whatever the layer reads.
+            return semi_nmf(dense, rank)  # Its A is already optimal for its B, for any inputs.
         factors = truncate(dense, rows, rank)
         if self.method == "nystrom":
             left = np.linalg.qr(factors.a)[0]
             factors = nystrom(dense, landmarks(left.T, rank), landmarks(rows[:rank], rank))
-        if seen.gram is None or self.method in _BEST_ALREADY:
+        if seen.gram is None or self.method in _OPTIMAL:
             return factors
         moments = seen.gram.xtx
         fitted = refit(dense, factors.a, whitening(moments))
         errors = [output_error(dense, f.product, moments) for f in (factors, fitted)]
         return fitted if errors[1] < errors[0] else factors
 
-    def _held(self, seen: Observed, factors: Factors, verdict: Verdict) -> _Plan:
-        """The factors in the weight's dtype, with the error that they have there."""
+    def _rounded(self, seen: Observed, factors: Factors, verdict: Verdict) -> _Plan:
+        """The factors in the weight's dtype, with their error after rounding."""
         layer, gram, dtype = seen.layer, seen.gram, seen.layer.weight.tensor.dtype
         with np.errstate(over="ignore"):
             a, b = factors.a.astype(dtype.numpy), factors.b.astype(dtype.numpy)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise Skip(f"its factors hold numbers that {dtype.value} does not")
+            raise Skip(f"its factors overflow {dtype.value}")
         dense, product = _dense(layer), a.astype(np.float64) @ b.astype(np.float64)
         if gram is None:
             return _Plan(layer, a, b, None, weight_error(dense, product), verdict)
@@ -316,11 +319,11 @@ class FactorizeLinear(LayerPass):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a layer becomes.
+    """How to factorize a layer.
 
     Attributes:
         a, b: the factors.
-        shift: what is added to the bias; None: nothing.
+        shift: to add to the bias; None: nothing.
         error: relative, ``of`` the layer's output or its weight.
     """
 
@@ -332,8 +335,8 @@ class _Plan:
     verdict: Verdict
     of: str = "weight"
 
-    def tell(self, context: Context) -> None:
-        """Rank, what it brings and what it costs."""
+    def report(self, context: Context) -> None:
+        """Reports rank, savings and error."""
         context.remark(
             self.verdict.numbers,
             layer=self.layer.label,
@@ -353,10 +356,10 @@ def _apply(plan: _Plan, context: Context) -> None:
         assert graph is not None and x is not None
         with graph.at(node):
             bias = _shifted(graph, node.input(2), plan.shift)
-            made = _emit(graph, node, [x, a, b, bias], node.output.name)
-        replace_node(node, [made])
+            result = _emit(graph, node, [x, a, b, bias], node.output.name)
+        replace_node(node, [result])
     context.rewrote()
-    plan.tell(context)
+    plan.report(context)
 
 
 def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Value | None:
@@ -368,7 +371,7 @@ def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Valu
 
 
 def _emit(graph: Graph, node: Node, operands: Sequence[Value | None], name: str = "") -> Value:
-    """activation((x A) B + bias) for the operands x, A, B and bias, with the activation of ``node``."""
+    """activation((x A) B + bias) of the operands x, A, B and bias, with the activation of ``node``."""
     x, a, *rest = operands
     inner = graph.emit("tersor.Linear", [x, a])
     return graph.emit("tersor.Linear", [inner, *rest], node.attrs, name=name)
@@ -409,8 +412,8 @@ def _parameters(graph: Graph) -> int:
 
 def _summarize(plans: Sequence[_Plan], before: int, after: int, context: Context) -> None:
     if not plans:
-        context.remark("no layer was taken apart")
+        context.remark("no layer was factorized")
         return
     context.remark(
-        f"{len(plans)} weights taken apart: {before:,} parameters before, {after:,} after"
+        f"{len(plans)} weights factorized: {before:,} parameters before, {after:,} after"
     )

@@ -1,24 +1,24 @@
-"""Lanes of attention heads in the order of what they are worth, by a change of basis that loses nothing.
+"""Sorts lanes of attention heads by importance, by a lossless change of basis.
 
-A head's scores and its part of the result are products of two matrices, and what lies between them can
-be any basis.  With A = [Wq; bq], B = [Wk; bk] (a bias is the weight of an input that is always 1):
+A head's scores and its part of the result are products of two matrices, and the basis between them is
+arbitrary.  With A = [Wq; bq], B = [Wk; bk] (the bias belongs to an input that is always 1):
 
     scores = x A B^T z^T = (x A M) (z B M^-T)^T            y O = p (z V) O = p (z V M) (M^-1 O)
 
-M is chosen so that the first lanes are worth most.  With x^T x = L^T L, the moments of what is multiplied on
-calibration inputs, the singular value decomposition of what comes of it gives
+M is chosen so that the first lanes are the most important.  With x^T x = L^T L, the second moments of the
+inputs on calibration data, a singular value decomposition gives
 
     L A (L' B)^T = U S W^T        A M = L^-1 U S^1/2        B M^-T = L'^-1 W S^1/2
     L'' O        = U S W^T        M = L''^-1 U S^1/2        M^-1 O = S^1/2 W^T           L''^T L'' = y^T y
 
-so that without the last lanes the sum of all |scores - scores'|^2, or |y O - y' O'|^2, is that of their S^2,
-and nothing of that rank is nearer (Eckart and Young 1936; whitening as in Wang et al. 2024, SVD-LLM).  A
-softmax does not see what is the same for all keys, so z counts about its mean in L', unless a softcap comes
-before.  Without calibration L = L' = 1, and V O is taken apart as A B^T is.
+so the error without the last lanes, the sum of all |scores - scores'|^2 or |y O - y' O'|^2, is the sum of
+their S^2, and no product of that rank is nearer (Eckart and Young 1936; whitening as in Wang et al. 2024,
+SVD-LLM).  A softmax is invariant to what is the same for all keys, so L' is about the mean of z, unless there
+is a softcap.  Without calibration L = L' = 1, and V O is decomposed as A B^T is.
 
 Query heads that share a key head share its basis: their A are stacked, as are the O^T of those that share
-values, under the sum of their moments (the best where these are alike).  The bias of the values is rotated
-with them, not moved behind O, where a query without any key left would have it too.
+values, under the sum of their moments (optimal if these are equal).  The bias of the values is rotated with
+them and not moved behind O, where it would also reach queries without any key.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class RotateHeads(Pass):
     keeps = ROUNDING
 
     def run(self, graph: Graph, context: Context) -> None:
-        found = [node for node in graph.walk() if node.op == "Attention"]
-        for start in range(0, len(found), TAPS):
-            group = found[start : start + TAPS]
+        attentions = [node for node in graph.walk() if node.op == "Attention"]
+        for start in range(0, len(attentions), TAPS):
+            group = attentions[start : start + TAPS]
             moments = _observed(graph, group, context)
             for i, node in enumerate(group, start):
-                context.progress(i, len(found), f"rotating the heads of {node.label}")
+                context.progress(i, len(attentions), f"rotating the heads of {node.label}")
                 for rotate in (_rotate_scores, _rotate_values):
                     self._try(rotate, node, moments, context)
 
@@ -58,17 +58,17 @@ class RotateHeads(Pass):
         if not context.may_rewrite():
             return
         with context.trying(node):
-            told = rotate(node, moments)
+            description = rotate(node, moments)
             context.rewrote()
-            context.remark(layer=node.scope or node.output.name, method=told)
+            context.remark(layer=node.scope or node.output.name, method=description)
 
 
-# -- which layers ----------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A linear layer as a matrix of its own.
+    """A linear layer as one matrix.
 
     Attributes:
         matrix: f64[k, n], or f64[k + 1, n] with the bias as the last row.
@@ -81,8 +81,8 @@ class _Layer:
     def biased(self) -> bool:
         return self.node.input(2) is not None
 
-    def hold(self, matrix: np.ndarray) -> None:
-        """Makes ``matrix`` its weight, and bias where it has one."""
+    def store(self, matrix: np.ndarray) -> None:
+        """Sets its weight, and its bias if it has one, to those in ``matrix``."""
         parts = [matrix[:-1], matrix[-1]] if self.biased else [matrix]
         for operand, part in enumerate(parts, 1):
             self._set(operand, part)
@@ -90,29 +90,30 @@ class _Layer:
     def _set(self, operand: int, array: np.ndarray) -> None:
         graph, old = self.node.graph, self.node.inputs[operand]
         assert graph is not None and old is not None
-        held = Dense(array.astype(old.tensor.dtype.numpy))
+        encoding = Dense(array.astype(old.tensor.dtype.numpy))
         if len(old.uses) == 1:
-            old.graph.set_encoding(old, held)
-        else:  # A bias of zeros that several layers have.
-            graph.set_input(self.node, operand, graph.constant(held, old.name))
+            old.graph.set_encoding(old, encoding)
+        else:  # A bias of zeros that several layers share.
+            graph.set_input(self.node, operand, graph.constant(encoding, old.name))
 
 
-def _maker(node: Node, index: int) -> _Layer:
-    """The linear layer that makes an operand for an attention alone.
+def _producer(node: Node, index: int) -> _Layer:
+    """The linear layer that produces an operand of an attention and has no other users.
 
-    Raises: Skip, where that is not so.
+    Raises:
+        Skip: there is none.
     """
     value, what = node.inputs[index], _OPERANDS[index]
     assert value is not None
-    maker = value.producer
-    if maker is None or maker.op != "tersor.Linear":
-        made = "an input" if maker is None else maker.label
-        raise Skip(f"its {what} come from {made}, not from a linear layer")
-    if maker.attrs["activation"] != "none":
+    linear = value.producer
+    if linear is None or linear.op != "tersor.Linear":
+        source = "an input" if linear is None else linear.label
+        raise Skip(f"its {what} come from {source}, not from a linear layer")
+    if linear.attrs["activation"] != "none":
         raise Skip(f"its {what} come from a linear layer with an activation")
     if value.is_output or len(value.uses) > 1:
-        raise Skip(f"its {what} have another reader")
-    return _layer(maker, f"of its {what}")
+        raise Skip(f"its {what} have another user")
+    return _layer(linear, f"of its {what}")
 
 
 def _layer(node: Node, what: str) -> _Layer:
@@ -124,9 +125,9 @@ def _layer(node: Node, what: str) -> _Layer:
         if not value.is_dense:
             raise Skip(f"the {name} {what} is not a dense constant")
         if not np.isfinite(value.numpy()).all():
-            raise Skip(f"the {name} {what} holds NaN or infinity")
+            raise Skip(f"the {name} {what} contains NaN or infinity")
     if len(weight.uses) > 1:
-        raise Skip(f"the weight {what} is also read elsewhere")
+        raise Skip(f"the weight {what} has other users")
     matrix = weight.numpy().astype(np.float64)
     if bias is not None:
         row = np.broadcast_to(bias.numpy().astype(np.float64), matrix.shape[1:])
@@ -143,24 +144,24 @@ def _counts(node: Node) -> tuple[int, int]:
     return counts
 
 
-# -- what calibration tells ------------------------------------------------------------------------
+# -- calibration -----------------------------------------------------------------------------------
 
 _Moments = dict[Value, Gram]
 
 
 def _observed(graph: Graph, nodes: Sequence[Node], context: Context) -> _Moments:
-    """Moments of what the layers of queries and keys read, and of results; empty without calibration."""
+    """Moments of the inputs of query and key layers, and of results; empty without calibration."""
     if not context.calibration or context.evaluate is None:
         return {}
-    makers = [v.producer for n in nodes for v in n.inputs[:2] if v is not None]
-    reads = [m.inputs[0] for m in makers if m is not None and m.op == "tersor.Linear"]
+    producers = [v.producer for n in nodes for v in n.inputs[:2] if v is not None]
+    reads = [p.inputs[0] for p in producers if p is not None and p.op == "tersor.Linear"]
     tapped = [x for x in (*reads, *(n.output for n in nodes)) if x is not None and x.graph is graph]
-    flat = [x for x in tapped if isinstance(x.type, TensorType) and x.type.dtype.is_float]
-    return grams(graph, flat, context.calibration, context.evaluate)
+    floats = [x for x in tapped if isinstance(x.type, TensorType) and x.type.dtype.is_float]
+    return grams(graph, floats, context.calibration, context.evaluate)
 
 
 def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.ndarray:
-    """L of the module for what a layer reads, f64[rows of its matrix, the same]."""
+    """L of the module for a layer's input, f64[m, m] for m rows of its matrix."""
     x = layer.node.inputs[0]
     gram = moments.get(x) if x is not None else None
     size = len(layer.matrix)
@@ -172,7 +173,7 @@ def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.nd
         second = np.block([[second, gram.total[:, None]], [total]])
     if centred:
         second = second - np.outer(total, total) / max(gram.rows, 1)
-    _refuse_no_numbers(second)
+    _check_finite(second)
     return whitening(second)
 
 
@@ -182,7 +183,7 @@ def _metric(layer: _Layer, moments: _Moments, *, centred: bool = False) -> np.nd
 def _rotate_scores(node: Node, moments: _Moments) -> str:
     heads, groups = _counts(node)
     _refuse_cache(node, 4, 1, "keys")
-    q, k = _maker(node, 0), _maker(node, 1)
+    q, k = _producer(node, 0), _producer(node, 1)
     centred = not node.attrs.get("softcap")
     lq, lk = _metric(q, moments), _metric(k, moments, centred=centred)
     # [k, heads * d] -> [groups, heads of a group * k, d]
@@ -191,20 +192,20 @@ def _rotate_scores(node: Node, moments: _Moments) -> str:
     b = (lk @ k.matrix).reshape(len(lk), groups, -1).transpose(1, 0, 2)
     left, right, values = balanced(a.reshape(groups, each * len(lq), -1), b)
     left = left.reshape(groups, each, len(lq), -1).transpose(2, 0, 1, 3)
-    _hold(
+    _store(
         (q, np.linalg.solve(lq, left.reshape(len(lq), -1))),
         (k, np.linalg.solve(lk, right.transpose(1, 0, 2).reshape(len(lk), -1))),
     )
-    return _told("queries and keys", values)
+    return _describe("queries and keys", values)
 
 
 def _rotate_values(node: Node, moments: _Moments) -> str:
     heads, groups = _counts(node)
     _refuse_cache(node, 5, 2, "values")
-    v, y = _maker(node, 2), node.output
+    v, y = _producer(node, 2), node.output
     reader = y.only_user()
     if reader is None or reader.op != "tersor.Linear" or y.is_output or len(y.uses) > 1:
-        raise Skip("its result is not read by one linear layer alone")
+        raise Skip("its result has other users than one linear layer")
     o = _layer(reader, "behind it")
     weight = o.matrix[:-1] if o.biased else o.matrix
     n, each = weight.shape[1], heads // groups
@@ -212,7 +213,7 @@ def _rotate_values(node: Node, moments: _Moments) -> str:
     b = weight.reshape(groups, each, -1, n).transpose(0, 1, 3, 2).reshape(groups, each * n, -1)
     a = v.matrix.reshape(len(v.matrix), groups, -1).transpose(1, 0, 2)
     if y in moments:
-        metric = _of_heads(moments.pop(y).xtx, heads, groups)  # Of the lanes before: they go.
+        metric = _of_heads(moments.pop(y).xtx, heads, groups)  # Popped: rotation changes the lanes.
         left, right, values = balanced(metric, b)
         left = a @ np.linalg.solve(metric, left)
     else:
@@ -220,28 +221,28 @@ def _rotate_values(node: Node, moments: _Moments) -> str:
     behind = right.reshape(groups, each, n, -1).transpose(0, 1, 3, 2).reshape(weight.shape)
     if o.biased:
         behind = np.concatenate([behind, o.matrix[-1:]])
-    _hold((v, left.transpose(1, 0, 2).reshape(v.matrix.shape)), (o, behind))
-    return _told("values", values)
+    _store((v, left.transpose(1, 0, 2).reshape(v.matrix.shape)), (o, behind))
+    return _describe("values", values)
 
 
 def _of_heads(moments: np.ndarray, heads: int, groups: int) -> np.ndarray:
     """L'' of each group, f64[groups, d, d], from the moments f64[heads * d, heads * d] of a result."""
-    _refuse_no_numbers(moments)
+    _check_finite(moments)
     d = len(moments) // heads
     own = np.einsum("hihj->hij", moments.reshape(heads, d, heads, d))
     return np.stack([whitening(m) for m in own.reshape(groups, -1, d, d).sum(axis=1)])
 
 
-def _refuse_no_numbers(moments: np.ndarray) -> None:
+def _check_finite(moments: np.ndarray) -> None:
     if not np.isfinite(moments).all():
-        raise Skip("what its layers read holds NaN or infinity on calibration inputs")
+        raise Skip("the inputs of its layers contain NaN or infinity on calibration data")
 
 
 def balanced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(A', B', S) of A[..., m, d] and B[..., n, d]:  A' B'^T = A B^T = U S W^T,  A' = U S^1/2,  B' = W S^1/2.
 
-    S f64[..., d] is largest first; where the product has a lower rank, the last lanes are zero. It is found
-    from the triangles of A and B, whose product is only d x d.
+    S f64[..., d] is descending; if the product has a lower rank, the last lanes are zero. By QR of A and B,
+    so that the SVD is only of a d x d matrix.
     """
     (qa, ra), (qb, rb) = np.linalg.qr(a), np.linalg.qr(b)
     u, s, wt = np.linalg.svd(ra @ rb.swapaxes(-1, -2), full_matrices=False)
@@ -256,28 +257,32 @@ _Rotate = Callable[[Node, _Moments], str]
 
 
 def _refuse_cache(node: Node, past: int, present: int, what: str) -> None:
-    shown = len(node.outputs) > present and (
+    returned = len(node.outputs) > present and (
         node.outputs[present].uses or node.outputs[present].is_output
     )
-    if node.input(past) is not None or shown:
-        raise Skip(f"its {what} go through a cache, which keeps them as they were")
+    if node.input(past) is not None or returned:
+        raise Skip(f"its {what} are cached, and the cache would see the change of basis")
 
 
-def _hold(*layers: tuple[_Layer, np.ndarray]) -> None:
-    """Raises: Skip, before anything is changed, where a dtype does not hold the numbers."""
+def _store(*layers: tuple[_Layer, np.ndarray]) -> None:
+    """Stores all matrices.
+
+    Raises:
+        Skip: one overflows its dtype; then nothing is changed.
+    """
     for layer, matrix in layers:
         weight = layer.node.inputs[1]
         assert weight is not None
         dtype = weight.tensor.dtype
         with np.errstate(over="ignore"):
             if not np.isfinite(matrix.astype(dtype.numpy)).all():
-                raise Skip(f"its rotated weights hold numbers that {dtype.value} does not")
+                raise Skip(f"its rotated weights overflow {dtype.value}")
     for layer, matrix in layers:
-        layer.hold(matrix)
+        layer.store(matrix)
 
 
-def _told(what: str, values: np.ndarray) -> str:
+def _describe(what: str, values: np.ndarray) -> str:
     squares = values**2
     half = max(1, squares.shape[-1] // 2)
     share = float(squares[..., :half].sum() / max(squares.sum(), np.finfo(np.float64).tiny))
-    return f"{half} of {squares.shape[-1]} lanes of {what} hold {share:.2%} of what they do"
+    return f"{half} of {squares.shape[-1]} lanes of {what} carry {share:.2%} of the energy"

@@ -1,4 +1,4 @@
-"""Fusion: what a layer is, in one op, whatever an exporter wrote it as."""
+"""Fusion: each layer as one op, in whatever form it was exported."""
 
 from tersor.passes.fuse.attention_cache import AttentionCache
 from tersor.passes.fuse.attention_to_hidden import AttentionToHidden

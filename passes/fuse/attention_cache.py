@@ -1,6 +1,6 @@
-"""Attention over keys and values joined to those of a cache, to Attention with a past of its own.
+"""Attention on keys and values concatenated to a cache, to Attention with past and present.
 
-k = Concat(past_k, new_k, axis 2), v alike;   Attention(q, k, v, mask)
+k = Concat(past_k, new_k, axis 2), likewise v;   Attention(q, k, v, mask)
   = Attention(q, new_k, new_v, mask, past_k, past_v) -> y, k, v
 """
 
@@ -27,12 +27,14 @@ class AttentionCache(Pass):
         if k is None or v is None or k is v:
             return None
         if node.attrs["is_causal"] or node.attrs.get("left_window_size", -1) != -1:
-            raise Skip("it counts positions from the first key, with a past from the last")
+            raise Skip(
+                "its positions count from the first key; with a past they would count from the last"
+            )
         for join in (k, v):
             if any(isinstance(u.user, Node) and u.user is not node for u in join.output.uses):
-                raise Skip("its keys or values have another reader")
+                raise Skip("its keys or values have another user")
             if join.graph is not graph:
-                raise Skip("its keys or values are made outside of the subgraph")
+                raise Skip("its keys or values are concatenated outside the subgraph")
         pasts, news = zip(*((operand(j, 0), operand(j, 1)) for j in (k, v)), strict=True)
         fused = graph.emit_node(
             "Attention",
@@ -48,7 +50,7 @@ class AttentionCache(Pass):
 
 
 def _join(value: Value) -> Node | None:
-    """The Concat of two [batch, heads, length, d] along their length that makes ``value``."""
+    """The Concat of two [batch, heads, length, d] along the length that produces ``value``."""
     join = producer_if(value, "Concat")
     if join is None or len(join.inputs) != 2 or join.attrs["axis"] not in (2, -2):
         return None

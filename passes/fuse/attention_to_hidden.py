@@ -1,11 +1,11 @@
-"""Attention on [batch, heads, length, d] that was split from the hidden axis and is merged into it
-again, to Attention on [batch, length, heads*d]: no reshape, no transpose.
+"""Attention between a split of the hidden axis into heads and a merge back, to Attention on [batch, length,
+heads*d] without reshapes and transposes.
 
-    q = Transpose(Reshape(x[b, s, h*d] -> [b, s, h, d]), 0 2 1 3), k and v alike
+    q = Transpose(Reshape(x[b, s, h*d] -> [b, s, h, d]), 0 2 1 3), likewise k and v
     y = Reshape(Transpose(Attention(q, k, v), 0 2 1 3) -> [b, s, h*d])
       = Attention(x, x_k, x_v) {q_num_heads = h, kv_num_heads = ...}
 
-A past, and the keys and values that come out with it, stay [batch, heads, length, d].
+Past and present keys and values stay [batch, heads, length, d].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AttentionToHidden(Pass):
         if merge is None or attention is None or merge.attrs.get("perm") != (0, 2, 1, 3):
             return None
         if len(attention.outputs) > 3 or len(attention.inputs) > 6:
-            raise Skip("its scores are read, or it has the lengths of a padded cache")
+            raise Skip("its scores are used, or it reads the lengths of a padded cache")
         out, heads = dims(attention.output), attention.inputs
         key = dims(operand(attention, 1))
         if out is None or key is None or len(out) != 4:
@@ -44,12 +44,12 @@ class AttentionToHidden(Pass):
         if dims(node.output) != (out[0], out[2], heads_out * size):
             return None
         if not has_one_use(attention.output) or not has_one_use(merge.output):
-            raise Skip("its result has another reader")
+            raise Skip("its result has another user")
         q, k, v = (_before_split(x) for x in heads[:3] if x is not None)
         if q is None or k is None or v is None:
             raise Skip("an operand was not split from the hidden axis")
         attrs = {**attention.attrs, "q_num_heads": heads_out, "kv_num_heads": key[1]}
-        # Readers of the keys and values may stand before the merge.
+        # Users of the present keys and values may precede the merge.
         hidden = graph.emit_node(
             "Attention",
             [q, k, v, *heads[3:]],
@@ -72,9 +72,9 @@ def _before_split(x: Value) -> Value | None:
     if reshape is None:
         return None
     hidden = operand(reshape, 0)
-    have, split = dims(hidden), dims(reshape.output)
-    if have is None or split is None or len(have) != 3 or len(split) != 4:
+    merged, split = dims(hidden), dims(reshape.output)
+    if merged is None or split is None or len(merged) != 3 or len(split) != 4:
         return None
-    if have[:2] != split[:2] or None in (*have, *split):
+    if merged[:2] != split[:2] or None in (*merged, *split):
         return None
-    return hidden if have[2] == split[2] * split[3] else None  # type: ignore[operator, arg-type]
+    return hidden if merged[2] == split[2] * split[3] else None  # type: ignore[operator, arg-type]

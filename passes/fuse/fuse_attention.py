@@ -1,22 +1,21 @@
-"""Attention written out as products and a softmax, to ONNX's Attention on [batch, heads, length, d].
+"""Attention from products and a softmax to ONNX's Attention on [batch, heads, length, d].
 
     softmax(c (a Q)(b K)^T + mask) V   =   Attention(Q, K, V, mask) {scale = a b c}
 
-Covered: scores scaled before or after the product, by Mul or Div, and capped (``t tanh(s / t)``); masks
-added either way round, one after the other too (a position bias and padding), or put in the place of
-scores (``where(m, s, low)`` is ``s + where(m, 0, low)`` for the lowest float, which no score changes, and
--inf); a guard against NaN after the softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups
-of query heads (Unsqueeze, Expand, Reshape), also in front of an Attention.  A mask ``where(m, 0, -inf)``
-becomes the boolean m, and one of lowest floats where it leaves every query a key by their positions.
+Matches: scores scaled before or after the product, by Mul or Div, and capped (``t tanh(s / t)``); masks added
+in either order, several of them (a position bias and padding), or selected (``where(m, s, low)`` is ``s +
+where(m, 0, low)`` for -inf, and for the lowest float, which absorbs any score); a guard against NaN after the
+softmax (``where(isnan(p), 0, p)``); keys and values repeated for groups of query heads (Unsqueeze, Expand,
+Reshape), also before an Attention.  A mask ``where(m, 0, -inf)`` becomes the boolean m, and so does one with
+the lowest float if its positions leave every query a key.
 
-**Rows whose keys are all masked.** Attention gives zeros there.  Written out with -inf such rows are NaN,
-which is what the guard turns into zeros.  torch's exporter writes that guard and yet masks by the lowest
-float, so that its rows get the mean of all values instead of what torch computes.  Where the guard is and
-all queries see the same keys (padding), the lowest float is read as the -inf that it stands for: only a
-sequence without a token tells them apart.  Masks that differ by query (a window and padding leave padded
-queries without a key) and those without the guard (eager attention) are kept as they are: rows of lowest
-floats get the mean of all values.  So is one of -10000, whose rows keep their scores; where a key is left,
-what both mask has a chance of zero, as with the boolean mask.
+**Rows whose keys are all masked.** Attention gives zeros.  In the formula with -inf such rows are NaN, which
+the guard turns into zeros.  torch's exporter writes that guard and yet masks by the lowest float, so that
+these rows become the mean of all values, unlike in torch.  With the guard, and if all queries see the same
+keys (padding), the lowest float is therefore read as -inf: only a sequence without a token makes a
+difference.  Masks that differ by query (a window with padding leaves padded queries without a key) and those
+without the guard (eager attention) stay as they are, and such rows are the mean of all values.  So does a
+mask of -10000, whose rows keep their scores; if a key is left, masked keys get probability 0 either way.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class FuseAttention(Pass):
         if product is None:
             return None
         if not has_one_use(operand(node, 0)):
-            raise Skip("the attention weights have another reader")
+            raise Skip("the attention weights have another user")
         a, q = _scaled_operand(operand(product, 0))
         b, kt = _scaled_operand(operand(product, 1))
         v = operand(node, 1)
@@ -82,13 +81,13 @@ class FuseAttention(Pass):
 
 
 def _exact(scale: float, q: Value) -> float:
-    """1 / sqrt(d) where ``scale`` is that but for the rounding of its factors."""
+    """1 / sqrt(d) if ``scale`` is that up to rounding of its factors."""
     usual = float(q.tensor.dims[3]) ** -0.5  # type: ignore[index, arg-type]
     return usual if math.isclose(scale, usual, rel_tol=1e-6) else scale
 
 
 def _softmax(weights: Value) -> tuple[Node | None, bool]:
-    """(The softmax over the last axis that makes ``weights``, whether a guard against NaN is between)."""
+    """(the softmax over the last axis that produces ``weights``, whether behind a guard against NaN)."""
     guard = producer_if(weights, "Where")
     if guard is not None:
         test = producer_if(operand(guard, 0), "IsNaN")
@@ -104,7 +103,7 @@ def _softmax(weights: Value) -> tuple[Node | None, bool]:
 
 
 def _factors(value: Value) -> list[Value]:
-    """What ``value`` is multiplied by, where nothing else reads it."""
+    """What ``value`` is multiplied by, if that is its only use."""
     node = value.only_user()
     if node is None or node.op != "Mul":
         return []
@@ -112,7 +111,7 @@ def _factors(value: Value) -> list[Value]:
 
 
 def _is_guard(factor: Value, mask: Value) -> bool:
-    """Whether ``factor`` is the largest over keys of m as numbers, of a mask m or ``where(m, ...)``."""
+    """Whether ``factor`` is the maximum over keys of m as numbers, for the mask m or ``where(m, ...)``."""
     most = producer_if(factor, "ReduceMax")
     real = producer_if(operand(most, 0), "Cast") if most is not None else None
     if most is None or real is None or not most.attrs["keepdims"] or rank(factor) != 4:
@@ -124,7 +123,7 @@ def _is_guard(factor: Value, mask: Value) -> bool:
 
 
 def _without_guard(node: Node) -> Rewrite:
-    """Attention times a guard of its own mask."""
+    """Removes the multiplication of an Attention by a guard of its own mask."""
     for value, factor in operand_orders(node):
         attention = producer_if(value, "Attention")
         mask = attention.input(3) if attention is not None else None
@@ -136,7 +135,7 @@ def _without_guard(node: Node) -> Rewrite:
 
 
 def _split_masks(value: Value) -> tuple[Value, list[Value]]:
-    """(scores, additive masks): the addend that comes from a product is the scores."""
+    """(scores, additive masks): the scores are the addend that comes from a product."""
     masks: list[Value] = []
     scores = value
     while (total := producer_if(scores, "Add")) is not None:
@@ -156,7 +155,7 @@ def _is_scores(value: Value) -> bool:
 
 
 def _uncapped(value: Value) -> tuple[float, Value]:
-    """(t, s / t) of ``t tanh(s / t)``; (0, the value) of others."""
+    """(t, s / t) for ``t tanh(s / t)``; (0, the value) for others."""
     node = producer_if(value, "Mul")
     for inner, number in operand_orders(node) if node is not None else ():
         cap, tanh = scalar(number), producer_if(inner, "Tanh")
@@ -166,13 +165,13 @@ def _uncapped(value: Value) -> tuple[float, Value]:
 
 
 def _added(graph: Graph, node: Node) -> Rewrite:
-    """Scores that a mask takes the place of, to a mask that is added to them."""
+    """Replaces a mask that selects between scores and a low number by one that is added."""
     mask, reader = operand(node, 0), node.output.only_user()
     while reader is not None and reader.op == "Add":  # Another mask, for padding.
         reader = reader.output.only_user()
     if reader is None or reader.op != "Softmax" or rank(node.output) != 4:
         return None
-    while (wide := producer_if(mask, "Expand")) is not None:  # It broadcasts anyway.
+    while (wide := producer_if(mask, "Expand")) is not None:  # Where broadcasts anyway.
         mask = operand(wide, 0)
     shape, keys = dims(mask), (dims(node.output) or (None,))[-1]
     if not shape or len(shape) < 2 or keys is None or shape[-1] != keys:
@@ -198,7 +197,7 @@ def _lowest(value: Value) -> float:
 
 
 def _sum(graph: Graph, masks: list[Value]) -> Value:
-    """All masks in one, equal for every layer that adds the same ones."""
+    """The sum of all masks, the same for all layers that add the same ones."""
     total = masks[-1]
     for mask in reversed(masks[:-1]):
         total = graph.emit("Add", [total, mask])
@@ -206,7 +205,7 @@ def _sum(graph: Graph, masks: list[Value]) -> Value:
 
 
 def _of_two_axes(graph: Graph, mask: Value) -> Value:
-    """The mask as Attention takes it, for queries and keys at least."""
+    """The mask with at least the axes of queries and keys, as Attention requires."""
     missing = 2 - (2 if mask.tensor.rank is None else mask.tensor.rank)
     if missing <= 0:
         return mask
@@ -214,26 +213,26 @@ def _of_two_axes(graph: Graph, mask: Value) -> Value:
 
 
 def _of_all_keys(graph: Graph, mask: Value, kt: Value) -> Value:
-    """The mask with an element for each key, where their number goes by another name: a sum stretches a
-    mask of one element over all keys, while Attention takes it for one of the first key alone."""
-    have, keys = dims(mask), dims(kt)
-    if have is None or keys is None or have[-1] == keys[3]:
+    """The mask expanded to the number of keys if its last dim is another symbol, which may be 1: a sum
+    broadcasts a single element over all keys, while Attention applies it to the first key alone."""
+    shape, keys = dims(mask), dims(kt)
+    if shape is None or keys is None or shape[-1] == keys[3]:
         return mask
     count = size_from_inputs(graph, keys[3]) or graph.emit("Shape", [kt], {"start": 3, "end": 4})
-    ones = graph.constant(np.ones(len(have) - 1, np.int64), "ones")
+    ones = graph.constant(np.ones(len(shape) - 1, np.int64), "ones")
     target = graph.emit("Concat", [ones, count], {"axis": 0})
-    type = mask.tensor.with_dims((*have[:-1], keys[3]))
+    type = mask.tensor.with_dims((*shape[:-1], keys[3]))
     return graph.emit_node("Expand", [mask, target], types=[type]).output
 
 
 def _unscaled(value: Value) -> tuple[float, Node | None]:
-    """(factor, the MatMul whose result times the factor is ``value``, or None)."""
+    """(factor, MatMul or None) where ``value`` is the MatMul's result times the factor."""
     factor = 1.0
     node = value.producer
     while node is not None and node.op in ("Mul", "Div"):
         a, b = operand(node, 0), operand(node, 1)
         number = scalar(b) if scalar(b) is not None else scalar(a) if node.op == "Mul" else None
-        if not number:  # None, or a zero that nothing can be divided by
+        if not number:  # None or 0.
             return factor, None
         factor = factor * number if node.op == "Mul" else factor / number
         node = (a if scalar(b) is not None else b).producer
@@ -241,7 +240,7 @@ def _unscaled(value: Value) -> tuple[float, Node | None]:
 
 
 def _scaled_operand(value: Value) -> tuple[float, Value]:
-    """(factor, x) for x * factor or x / factor."""
+    """(factor, x) where ``value`` is x times the factor."""
     node = value.producer
     if node is None or node.op not in ("Mul", "Div"):
         return 1.0, value
@@ -254,7 +253,7 @@ def _scaled_operand(value: Value) -> tuple[float, Value]:
 
 
 def _grouped(graph: Graph, node: Node) -> Rewrite:
-    """An Attention whose keys and values were repeated for it: it repeats them itself."""
+    """Removes the repetition of keys and values before an Attention, which does that itself."""
     k, v = operand(node, 1), operand(node, 2)
     fewer = _unrepeated(k), _unrepeated(v)
     if fewer[0] is k or fewer[1] is v or node.input(4) is not None or len(node.outputs) > 1:
@@ -266,15 +265,14 @@ def _grouped(graph: Graph, node: Node) -> Rewrite:
 
 
 def _keys_and_values(graph: Graph, kt: Value, v: Value) -> tuple[Value, Value]:
-    """K[b, h, s, d] from K^T[b, h, d, s], and V; both without the repetition of their heads, where
-    both have it."""
+    """K[b, h, s, d] from K^T[b, h, d, s], and V; without the repetition of heads if both have it."""
     swap = producer_if(kt, "Transpose")
     swapped = swap is not None and swap.attrs.get("perm") == (0, 1, 3, 2)
     if swap is not None and swapped:
         few_k, few_v = _unrepeated(operand(swap, 0)), _unrepeated(v)
         if few_k is not operand(swap, 0) and few_v is not v and dims(few_k)[1] == dims(few_v)[1]:  # type: ignore[index]
             return few_k, few_v
-    # A Transpose that is there already takes up the swap.
+    # Merges with a Transpose that is already there.
     return graph.emit("Transpose", [kt], {"perm": (0, 1, 3, 2)}), v
 
 
@@ -289,47 +287,51 @@ def _unrepeated(source: Value) -> Value:
     axes, out = unsqueeze.inputs[1], dims(source)
     if axes is None or not axes.is_constant or list(axes.numpy()) != [2]:
         return source
-    have = dims(before)
-    if have is None or wide is None or out is None or len(have) != 4 or len(wide) != 5:
+    few = dims(before)
+    if few is None or wide is None or out is None or len(few) != 4 or len(wide) != 5:
         return source
-    grouped = wide[:2] == have[:2] and wide[3:] == have[2:] == out[2:] and isinstance(wide[2], int)
-    heads = isinstance(have[1], int) and isinstance(wide[2], int) and out[1] == have[1] * wide[2]
+    grouped = wide[:2] == few[:2] and wide[3:] == few[2:] == out[2:] and isinstance(wide[2], int)
+    heads = isinstance(few[1], int) and isinstance(wide[2], int) and out[1] == few[1] * wide[2]
     return before if grouped and heads else source
 
 
 def _check(q: Value, kt: Value, v: Value, scores: Value, masks: list[Value]) -> None:
-    """What Attention asks of its operands beyond what products do, which broadcast."""
+    """Checks what Attention requires of its operands beyond products, which broadcast.
+
+    Raises:
+        Skip: it is not met.
+    """
     a, b, c, s = dims(q), dims(kt), dims(v), dims(scores)
     if a is None or b is None or c is None or s is None or {len(a), len(b), len(c)} != {4}:
         raise Skip("its operands are not [batch, heads, length, d]")
     if len({x.tensor.dtype for x in (q, kt, v)}) > 1:
-        raise Skip("its operands are of different dtypes")
+        raise Skip("its operands have different dtypes")
     for x, sizes in ((q, (a[1], a[3])), (kt, (b[1], b[2])), (v, (c[1], c[3]))):
         if not all(isinstance(size, int) for size in sizes):
-            raise Skip(f"heads or head size of {x!r} are not known")
-    # One head of keys and values is read by all heads, by the products as by Attention.
+            raise Skip(f"heads or head size of {x!r} are unknown")
+    # A single head of keys and values is shared by all query heads in both forms.
     if not _one_batch(a[0], b[0], c[0]) or b[1] != c[1] or b[1] not in (a[1], 1):
-        raise Skip("its operands are of different batches or heads")
+        raise Skip("its operands have different batches or heads")
     shapes = [dims(mask) for mask in masks]
-    lasts = [s[-1:] if shape is None else shape[-1:] for shape in shapes]  # () is a number's
+    lasts = [s[-1:] if shape is None else shape[-1:] for shape in shapes]  # () is a scalar.
     if masks and not any(last and _agree(last[0], s[-1]) for last in lasts):
-        raise Skip("its mask does not tell the keys apart")
+        raise Skip("its mask has no axis of keys")
 
 
 def _one_batch(*batches: Dim) -> bool:
-    """Whether operands are of one batch. Products broadcast, so that dims of two names may be 1 and n."""
+    """Whether all batch dims are equal. Different symbols may be 1 and n, which only products broadcast."""
     return len({batch for batch in batches if batch is not None}) <= 1
 
 
 def _agree(a: Dim, b: Dim) -> bool:
-    """Whether a mask's last dim may be the number of keys: a number does not stand for a symbol, but
-    another name may, since decoders call the length of their masks as they like."""
+    """Whether a mask's last dim may be the number of keys. A number is no symbol, but two symbols may be
+    equal: decoders name the length of their masks differently."""
     return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 
 def _boolean(mask: Value, zeroed: bool) -> Value:
-    """m of ``where(m, 0, -inf)``, else the additive mask itself. ``zeroed``: rows without a key give zeros,
-    so that the lowest float may stand for -inf."""
+    """m of ``where(m, 0, -inf)``, else the mask itself. ``zeroed``: rows without a key give zeros, so the
+    lowest float may stand for -inf."""
     where = producer_if(mask, "Where")
     if where is None or operand(where, 0).tensor.dtype is not DType.BOOL:
         return mask
@@ -349,6 +351,6 @@ def _is_padding(mask: Value) -> bool:
 
 
 def _leaves_a_key(mask: Value) -> bool:
-    """Whether every query has a key by their positions: its own, where there are as many keys."""
+    """Whether the mask leaves every query a key: that of its own position, if there are as many keys."""
     shape = dims(mask)
     return shape is not None and shape[2] == shape[3] and attention_window(mask).is_all

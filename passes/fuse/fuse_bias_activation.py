@@ -1,4 +1,4 @@
-"""The activation after a linear layer becomes part of it.
+"""Fuses an activation into the linear layer before it.
 
 Gelu(Linear(x, W, b))  ->  Linear(x, W, b) {activation = "gelu"}
 """
@@ -24,7 +24,7 @@ class FuseBiasActivation(Pass):
         if linear is None or linear.attrs["activation"] != "none":
             return None
         if not has_one_use(linear.output):
-            raise Skip("the linear layer has another reader")
+            raise Skip("the linear layer has another user")
         attrs = {"activation": activation}
         name = node.output.name
         return graph.emit("tersor.Linear", linear.inputs, attrs, name=name, scope=linear.scope)  # type: ignore[arg-type]

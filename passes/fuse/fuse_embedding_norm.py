@@ -1,10 +1,10 @@
-"""A sum of embeddings and its layer normalization, in one op.
+"""Fuses a sum of embeddings with its layer normalization.
 
     LayerNormalization(word[ids] + position[places] + row)
       ->  EmbeddingLayerNormalization(ids, word, places, position + row)
 
-The tables stand in the order of their sizes, largest first; a constant row (the one token type of a
-single sentence) is added to every row of the smallest table.
+Tables are sorted by size, largest first; a constant row (the token type of single sentences) is added to
+every row of the smallest table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FuseEmbeddingNorm(Pass):
         if len(lookups) < 2 or node.attrs["axis"] not in (-1, (rank(node.output) or 0) - 1):
             return None
         if any(v.uses for v in node.outputs[1:]):
-            raise Skip("its mean or deviation is read")
+            raise Skip("its mean or deviation is used")
         pairs = sorted(
             ((operand(n, 1), operand(n, 0)) for n in lookups), key=lambda p: -p[1].tensor.shape[0]
         )
@@ -49,18 +49,18 @@ class FuseEmbeddingNorm(Pass):
 def _check(node: Node, pairs: list[tuple[Value, Value]], rows: list[Value]) -> None:
     size = pairs[0][1].tensor.shape[1]
     if any(table.tensor.shape[1] != size for _, table in pairs):
-        raise Skip("its tables are of different widths")
+        raise Skip("its tables have different widths")
     if any(v is None or dims(v) != (size,) for v in node.inputs[1:]):
         raise Skip("its scale or bias is not a vector of the last axis")
     if any(row.tensor.shape[-1] not in (1, size) for row in rows):
-        raise Skip("a row is not as wide as the tables")
+        raise Skip("a constant row is not as wide as the tables")
     ranks = [rank(ids) for ids, _ in pairs]
     if None in ranks or rank(node.output) != 1 + max(r or 0 for r in ranks):
         raise Skip("the sum has more axes than the lookups")
 
 
 def _terms(value: Value) -> tuple[list[Node], list[Value]]:
-    """The lookups and the constant rows that a sum is made of; no lookups if it holds anything else."""
+    """The lookups and constant rows that add up to ``value``; empty if there are other addends."""
     lookups: list[Node] = []
     rows: list[Value] = []
     work = [value]

@@ -1,10 +1,10 @@
-"""GELU and SiLU written out.
+"""GELU and SiLU from their formulas.
 
     erf form    0.5 x (1 + erf(x / sqrt(2)))                                      Gelu{none}
     tanh form   0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))                 Gelu{tanh}
     SiLU        x sigmoid(x)                                                      Swish{alpha=1}
 
-A product of several factors is matched in any order and bracketing: its factors are collected first.
+Products match in any order and association: their factors are collected first.
 (Hendrycks and Gimpel 2016, arXiv 1606.08415.)
 """
 
@@ -32,7 +32,7 @@ class FuseGelu(Pass):
             return None
         for x, other in (factors, factors[::-1]):
             if rank(x) is None or rank(x) != rank(node.output):
-                continue  # A number of more axes, [[[0.5]]], gives the product more.
+                continue  # A constant of higher rank, [[[0.5]]], raises the rank of the product.
             if abs(number - 0.5) < 1e-6 and (form := _one_plus(x, other)) is not None:
                 return graph.emit("Gelu", [x], {"approximate": form})
             gate = producer_if(other, "Sigmoid")
@@ -42,21 +42,21 @@ class FuseGelu(Pass):
 
 
 def _factors(node: Node) -> tuple[float, list[Value]]:
-    """The number and the other factors of a tree of products; at most a few deep."""
+    """(product of the constants, other factors) of a tree of products with at most 4 such factors."""
     number, work = 1.0, [node.output]
     factors: list[Value] = []
     while work and len(factors) < 4:
         value = work.pop()
-        maker = value.producer
+        producer = value.producer
         inner = value is node.output or len(value.uses) == 1
         constant = scalar(value)
         if constant is not None:
             number *= constant
-        elif maker is not None and maker.op == "Mul" and inner:
-            work += [operand(maker, 0), operand(maker, 1)]
-        elif maker is not None and maker.op == "Div" and inner and scalar(maker.inputs[1]):
-            number /= scalar(maker.inputs[1]) or 1.0
-            work.append(operand(maker, 0))
+        elif producer is not None and producer.op == "Mul" and inner:
+            work += [operand(producer, 0), operand(producer, 1)]
+        elif producer is not None and producer.op == "Div" and inner and scalar(producer.inputs[1]):
+            number /= scalar(producer.inputs[1]) or 1.0
+            work.append(operand(producer, 0))
         else:
             factors.append(value)
     return number, factors
@@ -80,12 +80,12 @@ def _one_plus(x: Value, value: Value) -> str | None:
 
 
 def _is_times(value: Value, x: Value, number: float) -> bool:
-    """Whether value is x times ``number``."""
+    """Whether ``value`` is x times ``number``."""
     node = value.producer
     if node is None or node.op not in ("Mul", "Div"):
         return False
-    have, factors = _factors(node)
-    return factors == [x] and math.isclose(have, number, rel_tol=1e-4)
+    actual, factors = _factors(node)
+    return factors == [x] and math.isclose(actual, number, rel_tol=1e-4)
 
 
 def _is_tanh_inner(value: Value, x: Value) -> bool:
@@ -103,7 +103,7 @@ def _is_tanh_inner(value: Value, x: Value) -> bool:
 
 
 def _is_cube(value: Value, x: Value) -> bool:
-    """0.044715 x^3, the cube a Pow or a product."""
+    """0.044715 x^3, with the cube as Pow or product."""
     node = value.producer
     if node is None or node.op != "Mul":
         return False

@@ -1,10 +1,10 @@
-"""LayerNormalization written out, as older exporters do.
+"""LayerNormalization from its formula, as older exporters write it.
 
     d = x - mean(x);   y = d / sqrt(mean(d^2) + eps) * scale + bias
 
-d^2 may be Pow(d, 2) or Mul(d, d); the division a Div by Sqrt, or a Mul by its Reciprocal, which may have
-been multiplied with the scale before.  A mean may be a sum times 1/n, its axis dropped and put back.
-JAX has max(0, mean(x^2) - mean(x)^2) in place of mean(d^2): the same, but for how it is rounded.
+d^2 may be Pow(d, 2) or Mul(d, d); the division may be Div by Sqrt, or Mul by its Reciprocal, which may be
+multiplied by the scale first.  A mean may be a sum times 1/n, its axis dropped and restored.  JAX has
+max(0, mean(x^2) - mean(x)^2) for mean(d^2), which differs in rounding only.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class FuseLayerNorm(Pass):
             if not bias.is_constant:
                 continue
             for centred, inverse, scale in _factors(product):
-                if (found := _normalized(centred, inverse)) is not None:
-                    x, epsilon = found
+                if (match := _normalized(centred, inverse)) is not None:
+                    x, epsilon = match
                     rows = [_row(graph, v, x) for v in (scale, bias)]
                     attrs = {"axis": -1, "epsilon": epsilon}
                     return graph.emit("LayerNormalization", [x, *rows], attrs)
@@ -47,7 +47,7 @@ class FuseLayerNorm(Pass):
 
 
 def _factors(product: Value) -> Iterator[tuple[Value, Node, Value]]:
-    """(d, the Sqrt that it is divided by, scale) of (d / sqrt) * scale or d * (1 / sqrt * scale)."""
+    """(d, the Sqrt in the denominator, scale) of (d / sqrt) * scale or d * (1 / sqrt * scale)."""
     outer = producer_if(product, "Mul")
     for a, b in operand_orders(outer) if outer is not None else ():
         if b.is_constant and a.producer is not None:
@@ -71,28 +71,28 @@ def _inverse_root(value: Value) -> Node | None:
 
 def _row(graph: Graph, value: Value, x: Value) -> Value:
     """A scale or bias as a vector of the last axis."""
-    shape, have = value.tensor.shape, dims(x) or (None,)
-    if shape[-1:] != have[-1:] or any(d != 1 for d in shape[:-1]) or len(shape) > len(have):
+    shape, like = value.tensor.shape, dims(x) or (None,)
+    if shape[-1:] != like[-1:] or any(d != 1 for d in shape[:-1]) or len(shape) > len(like):
         raise Skip("its scale or bias is not a vector of the last axis")
     return value if len(shape) == 1 else graph.constant(value.numpy().reshape(-1), value.name)
 
 
 def _normalized(centred: Value, root: Node) -> tuple[Value, float] | None:
-    """(x, epsilon), where ``centred`` is x - mean and ``root`` that of the variance and epsilon."""
+    """(x, epsilon) if ``centred`` is x - mean and ``root`` the root of variance + epsilon."""
     sub = producer_if(centred, "Sub")
     if sub is None:
         return None
     x, mean = operand(sub, 0), operand(sub, 1)
-    # Over rows of their own shape, with 1 in place of the last axis, both broadcast against x.
-    if _mean_of(mean) is not x or not all(_stands_for_rows(v, x) for v in (mean, root.output)):
+    # Both are per row: of the shape of x, with the last axis of size 1.
+    if _mean_of(mean) is not x or not all(_is_per_row(v, x) for v in (mean, root.output)):
         return None
     epsilon = _epsilon(operand(root, 0), x, centred)
     return None if epsilon is None else (x, epsilon)
 
 
-def _stands_for_rows(value: Value, x: Value) -> bool:
-    have, made = dims(x), dims(value)
-    return have is not None and made == (*have[:-1], 1)
+def _is_per_row(value: Value, x: Value) -> bool:
+    shape = dims(x)
+    return shape is not None and dims(value) == (*shape[:-1], 1)
 
 
 def _epsilon(value: Value, x: Value, centred: Value) -> float | None:
@@ -123,7 +123,7 @@ def _is_variance(value: Value, x: Value, centred: Value) -> bool:
 
 
 def _squared(value: Value) -> Value | None:
-    """v of Pow(v, 2) or Mul(v, v), but for dims of 1."""
+    """v of Pow(v, 2) or Mul(v, v), up to dims of 1."""
     node = _unviewed(value).producer
     if node is None or node.op not in ("Pow", "Mul"):
         return None
@@ -133,7 +133,7 @@ def _squared(value: Value) -> Value | None:
 
 
 def _mean_of(value: Value) -> Value | None:
-    """What ``value`` is the mean of over the last axis, kept as 1 or dropped."""
+    """The value whose mean over the last axis, with or without keepdims, is ``value``."""
     node = _unviewed(value).producer
     if node is None:
         return None
@@ -141,8 +141,8 @@ def _mean_of(value: Value) -> Value | None:
         return _reduced(node)
     if node.op not in ("Mul", "Div"):
         return None
-    both = [(operand(node, 0), operand(node, 1))]
-    for total, factor in both if node.op == "Div" else operand_orders(node):
+    in_order = [(operand(node, 0), operand(node, 1))]
+    for total, factor in in_order if node.op == "Div" else operand_orders(node):
         reduction = producer_if(total, "ReduceSum")
         x = _reduced(reduction) if reduction is not None else None
         size = (dims(x) or (None,))[-1] if x is not None else None
@@ -152,7 +152,7 @@ def _mean_of(value: Value) -> Value | None:
 
 
 def _reduced(node: Node) -> Value | None:
-    """What a reduction over the last axis alone reduces."""
+    """The operand of a reduction over the last axis alone; None for other axes."""
     x, axes = operand(node, 0), node.input(1)
     if axes is None or not axes.is_constant or axes.numpy().size != 1:
         return None
@@ -161,13 +161,13 @@ def _reduced(node: Node) -> Value | None:
 
 
 def _unviewed(value: Value) -> Value:
-    """``value`` before views that only put in or take away dims of 1."""
+    """``value`` before views that only insert or drop dims of 1."""
     while value.producer is not None and value.producer.op in ("Reshape", "Unsqueeze", "Squeeze"):
         before = operand(value.producer, 0)
-        have, made = dims(before), dims(value)
-        if have is None or made is None or None in (*have, *made):
+        old, new = dims(before), dims(value)
+        if old is None or new is None or None in (*old, *new):
             break
-        if [d for d in have if d != 1] != [d for d in made if d != 1]:
+        if [d for d in old if d != 1] != [d for d in new if d != 1]:
             break
         value = before
     return value

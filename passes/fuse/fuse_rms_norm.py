@@ -1,10 +1,9 @@
-"""RMSNormalization written out, as T5 and LLaMA have it (Zhang and Sennrich 2019).
+"""RMSNormalization from its formula, as in T5 and LLaMA (Zhang and Sennrich 2019).
 
     y = x * rsqrt(mean(x^2) + eps) * scale
 
-rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v). Without a scale (or with
-one of ones, which has been folded away) it is 1. Of ``x - mean(x)`` it is the LayerNormalization of x, which
-is how a layer norm without a bias is written out.
+rsqrt is Reciprocal(Sqrt(v)), 1 / Sqrt(v), Pow(v, -0.5), or a Div by Sqrt(v). A missing scale (or one of ones,
+which was folded away) is 1. Applied to ``x - mean(x)`` it is the LayerNormalization of x without bias.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ class FuseRmsNorm(Pass):
         for normal, scale in operand_orders(node):
             if not scale.is_constant:
                 continue
-            found = _normalized(normal)
-            if found is None:
+            match = _normalized(normal)
+            if match is None:
                 continue
-            x, epsilon = found
+            x, epsilon = match
             if scale.tensor.shape != (dims(x) or (None,))[-1:]:
-                continue  # A norm by itself, and a product after it.
+                continue  # Not the scale of the norm, just a product.
             return _norm(graph, x, scale, epsilon)
         return None
 
@@ -69,7 +68,7 @@ def _unscaled(graph: Graph, node: Node, x: Value, epsilon: float) -> Rewrite:
 
 
 def _scales(user: Node | Graph, normal: Value) -> bool:
-    """Whether ``user`` multiplies by a constant vector of the last axis, and so will be fused whole."""
+    """Whether ``user`` multiplies by a constant vector of the last axis, so that it is fused as the scale."""
     if isinstance(user, Graph) or user.op != "Mul":
         return False
     last = (dims(normal) or (None,))[-1:]
@@ -97,7 +96,7 @@ def _normalized(value: Value) -> tuple[Value, float] | None:
 
 
 def _under_root(value: Value, op: str) -> Value | None:
-    """v of 1/sqrt(v), or of sqrt(v) where it divides."""
+    """v, if ``value`` is 1/sqrt(v) (``op`` Mul) or sqrt(v) (``op`` Div)."""
     if op == "Mul":
         power = producer_if(value, "Pow")
         if power is not None and is_scalar(operand(power, 1), -0.5):

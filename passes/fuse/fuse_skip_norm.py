@@ -1,8 +1,8 @@
-"""The residual sum and the normalization that reads it, in one op.
+"""Fuses a residual sum with the normalization that reads it.
 
     s = x + skip;  y = LayerNormalization(s)   ->   y, s = AddLayerNormalization(x, skip)
 
-and the same with RMSNormalization.  Other readers of s read the second result.
+and likewise RMSNormalization.  Other users of s read the second result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tersor.ir import Graph, Node
 from tersor.pipeline import ROUNDING, Pass, Rewrite
-from tersor.transforms.skip_norm import FUSED, fused
+from tersor.transforms.skip_norm import FUSED, fused_skip_norm
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class FuseSkipNorm(Pass):
     keeps = ROUNDING
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
-        return fused(graph, node) if node.op in FUSED else None
+        return fused_skip_norm(graph, node) if node.op in FUSED else None

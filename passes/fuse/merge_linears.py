@@ -1,10 +1,10 @@
-"""Linear layers that read the same value become one with their columns side by side (merged QKV).
+"""Merges linear layers of the same input into one with their columns side by side (merged QKV).
 
     q, k, v = x Wq, x Wk, x Wv   ->   q, k, v = Split(x [Wq | Wk | Wv])
 
-Weights in any form, where all have the same.  One large product runs nearer to the
-hardware's limit than three small ones, but the Split copies: whether it pays is for the backend to
-measure, so this pass is not part of fusion.
+Weights may have any encoding, if it is the same for all.  One large product uses the hardware better than
+three small ones, but the Split copies.  The backend measures whether it pays, so this pass is not part of
+fusion.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MergeLinears(Pass):
 
 
 def _form(node: Node) -> tuple[object, ...]:
-    """What must agree for layers to be merged, besides their input; empty where they cannot be."""
+    """What must agree for layers to be merged, besides their input; empty if they cannot be."""
     weight, bias = operand(node, 1).encoding, node.input(2)
     if weight is None or (bias is not None and not bias.is_dense):
         return ()
@@ -47,11 +47,11 @@ def _form(node: Node) -> tuple[object, ...]:
 
 
 def _quantized(x: Value) -> Value:
-    """What ``x`` is dequantized from, else itself: two dequantizers of one value are the same."""
-    maker = x.producer
-    if maker is None or maker.op != "DequantizeLinear":
+    """The value that ``x`` is dequantized from, else ``x``: two dequantizers of one value are the same."""
+    producer = x.producer
+    if producer is None or producer.op != "DequantizeLinear":
         return x
-    return operand(maker, 0)
+    return operand(producer, 0)
 
 
 def _merge(graph: Graph, nodes: list[Node]) -> None:

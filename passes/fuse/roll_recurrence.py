@@ -1,4 +1,4 @@
-"""A recurrence that an exporter unrolled is one op again.
+"""Rolls a recurrence that an exporter unrolled back into one op.
 
 x[b, 3, 5];  h1, c1 = cell(x[:, 0], h0, c0);  h2, c2 = cell(x[:, 1], h1, c1);  h3, c3 = cell(x[:, 2], h2, c2)
 y = Concat(Unsqueeze(h1, 1), Unsqueeze(h2, 1), Unsqueeze(h3, 1))
@@ -6,10 +6,10 @@ y = Concat(Unsqueeze(h1, 1), Unsqueeze(h2, 1), Unsqueeze(h3, 1))
   ->  Y, Y_h, Y_c = LSTM(Transpose(x, 1, 0, 2), W, R, B, _, Unsqueeze(h0, 0), Unsqueeze(c0, 0))
       y = Transpose(Squeeze(Y, 1), 1, 0, 2),   h3 = Squeeze(Y_h, 0),   h2 = Gather(Squeeze(Y, 1), 1)
 
-What counts as a step is in ``tersor.analysis.recurrence``.  Steps that read a sequence backwards are an op
-of direction ``reverse``.  A cell state that something else reads ends an op, for of those only the last is
-returned.  Simple RNNs are rolled for one sequence alone: ONNX Runtime's RNN takes several more slowly than
-their steps (8 of 20 steps and 256 units: five times).
+``tersor.analysis.recurrence`` recognizes the steps.  Steps that read a sequence backwards become an op of
+direction ``reverse``.  A cell state with another use ends an op, since an op returns only the last one.
+Simple RNNs are rolled only for a batch of 1: on larger ones ONNX Runtime's RNN is slower than the single
+steps (five times for a batch of 8, 20 steps and 256 units).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class RollRecurrence(Pass):
                 context.rewrote()
 
     def _roll_first(self, graph: Graph, refused: set[Value], context: Context) -> bool:
-        """Rolls the first chain that can be: others may read its states, and are looked for anew."""
+        """Rolls the first chain that can be rolled. Others may read its states, so chains are searched
+        again."""
         for whole in chains(graph):
             parts = [p for p in whole.split_at(last_read_cells(whole)) if len(p.cells) >= LEAST]
             for chain in parts or [whole]:
@@ -55,7 +56,7 @@ class RollRecurrence(Pass):
                 with context.trying(last.producer):
                     if not parts:
                         raise Skip(
-                            "the cell state of each step is read, and the op returns the last"
+                            "the cell state of each step is used, and the op returns only the last"
                         )
                     _roll(graph, chain)
                     return True
@@ -64,7 +65,7 @@ class RollRecurrence(Pass):
 
 def _roll(graph: Graph, chain: Chain) -> None:
     batch = _batch(chain)
-    states = _begins(chain)
+    states = _initial_states(chain)
     sequences, backward = _sequences(chain, batch)
     reads = [s.value for parts in sequences for s in parts]
     reads += [s.value for s in states if s is not None]
@@ -72,14 +73,14 @@ def _roll(graph: Graph, chain: Chain) -> None:
     cell, scope = chain.cells[-1], chain.cells[0].h.producer.scope  # type: ignore[union-attr]
     weights = _weights(chain)
     with graph.at(anchor):
-        x = _beside(graph, [_stacked(graph, parts, batch, backward) for parts in sequences])
-        begins = [_begin(graph, s, batch) for s in states]
+        x = _joined(graph, [_stacked(graph, parts, batch, backward) for parts in sequences])
+        initial = [_initial(graph, s, batch) for s in states]
         operands = [x, *(graph.constant(w, n) for w, n in zip(weights, "WRB", strict=True))]
         node = graph.emit_node(
-            cell.op, [*operands, None, *begins], _attributes(chain, backward),
+            cell.op, [*operands, None, *initial], _attributes(chain, backward),
             names=[""] * (3 if cell.op == "LSTM" else 2), scope=scope,
         )  # fmt: skip
-        # The anchor may be a step's own: what results become goes before what outlives the steps.
+        # The anchor may be a node of a step, and is erased with it.
         end = graph.emit("Identity", [node.output]).producer
     with graph.at(end):
         _replace(graph, chain, node, batch, backward)
@@ -99,52 +100,52 @@ def _attributes(chain: Chain, backward: bool) -> dict[str, int | str | tuple[str
     return attrs
 
 
-# -- whether it can be one op ----------------------------------------------------------------------
+# -- preconditions ---------------------------------------------------------------------------------
 
 
 def _batch(chain: Chain) -> list[Dim]:
-    """The dims of a state before the last one, at most one that is not 1."""
+    """The dims of a state before the last one without those of 1: at most one."""
     shapes = [dims(cell.h) or () for cell in chain.cells]
     batch = without_units(shapes[0][:-1])
     if len(batch) > 1 or None in batch or any(without_units(s[:-1]) != batch for s in shapes):
         raise Skip("its state is not [batch, hidden]")
     if batch and chain.cells[0].op == "RNN":
-        raise Skip("its batch is not known to be 1, and an RNN of more is slower than its steps")
+        raise Skip("its batch is not known to be 1, and for others an RNN is slower than its steps")
     return batch
 
 
-def _begins(chain: Chain) -> list[Source | None]:
-    """States before the first step, each of the size that states have. None: zero."""
-    found = [chain.begins]
+def _initial_states(chain: Chain) -> list[Source | None]:
+    """States before the first step; None: zero."""
+    states = [chain.begins]
     if chain.cells[0].op == "LSTM":
-        found.append(Source(chain.begins_cell) if chain.begins_cell is not None else None)
-    have = without_units(dims(chain.cells[0].h) or ())
-    for begin in found:
-        if begin is not None and without_units(_dims_of(begin)) != have:
-            raise Skip("its first state is not of the size of the others")
-    return found
+        states.append(Source(chain.begins_cell) if chain.begins_cell is not None else None)
+    size = without_units(dims(chain.cells[0].h) or ())
+    for state in states:
+        if state is not None and without_units(_dims_of(state)) != size:
+            raise Skip("its initial state differs in size from the others")
+    return states
 
 
 def _dims_of(read: Source) -> list[Dim]:
-    have = list(dims(read.value) or ())
+    shape = list(dims(read.value) or ())
     if read.axis is not None:
-        del have[read.axis]
-    return have
+        del shape[read.axis]
+    return shape
 
 
 def _sequences(chain: Chain, batch: list[Dim]) -> tuple[list[list[Source]], bool]:
-    """What the steps read in order, for each of their inputs, and whether all of these are sequences that
-    are read backwards: then in the order that the sequences have."""
+    """(for each input of the steps, what they read in sequence order; whether they read all sequences
+    backwards)."""
     columns = [list(parts) for parts in zip(*chain.inputs, strict=True)]
     for read in (s for parts in columns for s in parts):
         if without_units(_dims_of(read)[:-1]) != batch:
-            raise Skip("what a step reads has not the batch of its state")
-    backward = all(_counts(parts, -1) for parts in columns)
+            raise Skip("the inputs of a step have another batch than its state")
+    backward = all(_is_consecutive(parts, -1) for parts in columns)
     return [parts[::-1] if backward else parts for parts in columns], backward
 
 
-def _counts(parts: Sequence[Source], by: int) -> bool:
-    """Whether they are neighbours on one axis of one value, in order."""
+def _is_consecutive(parts: Sequence[Source], by: int) -> bool:
+    """Whether they are successive positions, ``by`` apart, on one axis of one value."""
     first = parts[0]
     return first.axis is not None and all(
         (s.value, s.axis, s.at) == (first.value, first.axis, first.at + by * i)
@@ -153,17 +154,16 @@ def _counts(parts: Sequence[Source], by: int) -> bool:
 
 
 def _make_room(graph: Graph, chain: Chain, reads: Sequence[Value]) -> Node | None:
-    """The first node that reads what the chain makes, behind all that makes ``reads``, which is moved
-    where necessary.
+    """The first node that uses a state of the chain; producers of ``reads`` are moved before it.
 
     Raises:
-        Skip: what a step reads is made of what a step before it made.
+        Skip: the input of a step depends on the state of an earlier one.
     """
-    made = {v for cell in chain.cells for v in (cell.h, cell.c) if v is not None}
+    states = {v for cell in chain.cells for v in (cell.h, cell.c) if v is not None}
     needed = _needed(graph, reads)
-    if any(v.producer in needed for v in made):
-        raise Skip("a step reads what was made of the state before it")
-    readers = {_here(graph, u) for v in made for u in v.users}
+    if any(v.producer in needed for v in states):
+        raise Skip("the input of a step depends on the state of an earlier one")
+    readers = {_ancestor_in(graph, u) for v in states for u in v.users}
     anchor: Node | None = None
     late: list[Node] = []
     for node in graph.nodes:
@@ -178,23 +178,23 @@ def _make_room(graph: Graph, chain: Chain, reads: Sequence[Value]) -> Node | Non
 
 
 def _needed(graph: Graph, reads: Sequence[Value]) -> set[Node]:
-    """Nodes of ``graph`` that make ``reads``, and what makes their operands."""
+    """Nodes of ``graph`` on which ``reads`` depend."""
     work = [v.producer for v in reads]
-    found: set[Node] = set()
+    needed: set[Node] = set()
     while work:
         node = work.pop()
-        if node is None or node in found or node.graph is not graph:
+        if node is None or node in needed or node.graph is not graph:
             continue
-        found.add(node)
+        needed.add(node)
         inner = [n for sub in node.subgraphs for n in sub.walk()]
         outputs = [v for sub in node.subgraphs for g in sub.all_graphs() for v in g.outputs]
         work += [v.producer for n in (node, *inner) for v in n.inputs if v is not None]
         work += [v.producer for v in outputs]
-    return found
+    return needed
 
 
-def _here(graph: Graph, node: Node) -> Node | None:
-    """The node of ``graph`` that ``node`` is, or is within."""
+def _ancestor_in(graph: Graph, node: Node) -> Node | None:
+    """The node of ``graph`` that is ``node`` or contains it."""
     while node.graph is not graph:
         parent = node.graph.parent if node.graph is not None else None
         if parent is None:
@@ -207,21 +207,21 @@ def _here(graph: Graph, node: Node) -> Node | None:
 
 
 def _stacked(graph: Graph, parts: list[Source], batch: list[Dim], backward: bool) -> Value:
-    """[steps, batch, columns]: the sequence that the parts are of, else what they are one by one."""
+    """[steps, batch, columns]: the sequence that the parts come from, or else a concatenation of them."""
     first = parts[0]
     shape: list[Dim] = [len(parts), *(batch or [1]), _dims_of(first)[-1]]
     if first.axis is None or any((s.value, s.axis) != (first.value, first.axis) for s in parts):
         rows = {s: _view(graph, _at(graph, s), [1, *shape[1:]]) for s in dict.fromkeys(parts)}
         return graph.emit("Concat", [rows[s] for s in parts], {"axis": 0})
-    x = _taken(graph, first.value, first.axis, [s.at for s in parts])
+    x = _positions(graph, first.value, first.axis, [s.at for s in parts])
     if first.axis:
         axes = [i for i in range(len(dims(x) or ())) if i != first.axis]
         x = graph.emit("Transpose", [x], {"perm": (first.axis, *axes)})
     return _view(graph, x, shape)
 
 
-def _taken(graph: Graph, value: Value, axis: int, at: Sequence[int]) -> Value:
-    """Positions of an axis."""
+def _positions(graph: Graph, value: Value, axis: int, at: Sequence[int]) -> Value:
+    """The positions ``at`` of an axis."""
     start, end = at[0], at[0] + len(at)
     if list(at) != list(range(start, end)):
         index = graph.constant(np.array(at, np.int64), "steps")
@@ -240,25 +240,24 @@ def _at(graph: Graph, read: Source) -> Value:
 
 
 def _view(graph: Graph, value: Value, shape: Sequence[Dim]) -> Value:
-    """``value`` with dims of 1 taken away and put in where ``shape`` has none, or has them."""
-    have = list(dims(value) or ())
-    if have == list(shape):
+    """``value`` viewed as ``shape``, which differs in dims of 1 only."""
+    old = list(dims(value) or ())
+    if old == list(shape):
         return value
-    kept = [i for i, d in enumerate(have) if d != 1]
-    gone = [i for i in range(len(have)) if i not in kept]
-    if gone:
-        value = graph.emit("Squeeze", [value, graph.constant(np.array(gone, np.int64), "axes")])
+    ones = [i for i, d in enumerate(old) if d == 1]
+    if ones:
+        value = graph.emit("Squeeze", [value, graph.constant(np.array(ones, np.int64), "axes")])
     new = [i for i, d in enumerate(shape) if d == 1]
     if new:
         value = graph.emit("Unsqueeze", [value, graph.constant(np.array(new, np.int64), "axes")])
     return value
 
 
-def _beside(graph: Graph, parts: list[Value]) -> Value:
+def _joined(graph: Graph, parts: list[Value]) -> Value:
     return parts[0] if len(parts) == 1 else graph.emit("Concat", parts, {"axis": 2})
 
 
-def _begin(graph: Graph, state: Source | None, batch: list[Dim]) -> Value | None:
+def _initial(graph: Graph, state: Source | None, batch: list[Dim]) -> Value | None:
     if state is None:
         return None
     value = viewed(_at(graph, state))
@@ -275,8 +274,8 @@ def _weights(chain: Chain) -> tuple[Dense, Dense, Dense]:
     def rows(blocks: tuple[Blocks, ...], columns: object) -> np.ndarray:
         assert isinstance(columns, int)
         empty = np.zeros((columns, size), np.float32)
-        held = [total(b) if b is not None else empty for b in blocks]
-        return np.concatenate([(m * s).T for m, s in zip(held, signs, strict=True)])
+        gates = [total(b) if b is not None else empty for b in blocks]
+        return np.concatenate([(m * s).T for m, s in zip(gates, signs, strict=True)])
 
     w = np.concatenate([rows(blocks, columns) for blocks, columns in reads], 1)
     r = rows(cell.terms[chain.state], size)
@@ -291,27 +290,27 @@ def _weights(chain: Chain) -> tuple[Dense, Dense, Dense]:
 
 def _refuse_unpacking(chain: Chain) -> None:
     for blocks in chain.cells[-1].terms.values():
-        for block in (block for held in blocks for block in held or ()):
+        for block in (block for gate in blocks for block in gate or ()):
             encoding = block.constant.encoding
             if encoding is not None and not encoding.storage.is_float:
-                raise Skip("its weights are held in fewer bits, which the op's would not be")
+                raise Skip("its weights are quantized, and those of the op would not be")
 
 
 # -- results ---------------------------------------------------------------------------------------
 
 
 def _replace(graph: Graph, chain: Chain, node: Node, batch: list[Dim], backward: bool) -> None:
-    """What reads states of steps reads results of the op; the steps are erased. Steps are taken from the
-    last one back, so that each is read by what is not part of the chain alone."""
+    """Replaces the states of steps by results of the op, and erases the steps, the last one first, so that
+    each only has users outside the chain left."""
     cells = chain.cells
     size = cells[0].hidden
     place = {c.h: len(cells) - 1 - i if backward else i for i, c in enumerate(cells)}
     y = _Sequence(graph, node.output, [len(cells), *batch, size])
     for concat in _stacks(graph, place):
         at = [place[viewed(v)] for v in concat.inputs if v is not None]
-        made = y.stacked(concat, at)
-        if made is not None:
-            graph.replace(concat.output, made)
+        stack = y.stacked(concat, at)
+        if stack is not None:
+            graph.replace(concat.output, stack)
             erase_dead([concat])
     last, c = cells[-1].h, cells[-1].c
     final = y.step(place[last], dims(last) or ()) if last.uses else None
@@ -327,7 +326,7 @@ def _replace(graph: Graph, chain: Chain, node: Node, batch: list[Dim], backward:
             graph.replace(cell.h, y.step(place[cell.h], dims(cell.h) or ()))
             others = True
         _erase(cell.h)
-    # Beside other steps, which a next layer may read, the last one is a step of the sequence as well.
+    # Only if no other step is used: then Y itself is not needed. A next layer may read all steps.
     if final is not None and not others:
         graph.replace(final, _view(graph, node.outputs[1], dims(final) or ()))
         _erase(final)
@@ -339,7 +338,7 @@ def _erase(value: Value) -> None:
 
 
 class _Sequence:
-    """Y [steps, 1, batch, hidden], with the direction gone as soon as it is read."""
+    """Y [steps, 1, batch, hidden], squeezed to [steps, batch, hidden] on first use."""
 
     def __init__(self, graph: Graph, y: Value, shape: list[Dim]) -> None:
         self.graph, self.y, self.shape = graph, y, shape
@@ -354,16 +353,16 @@ class _Sequence:
         return _view(self.graph, _at(self.graph, Source(self.values(), 0, at)), shape)
 
     def stacked(self, concat: Node, at: Sequence[int]) -> Value | None:
-        """What ``concat`` makes of the states of the steps ``at``; None where it is no stack of them."""
+        """The result of ``concat`` over the states of the steps ``at``; None if it is not a stack of them."""
         graph, shape = self.graph, list(dims(concat.output) or ())
         axis = concat.attrs["axis"]
         assert isinstance(axis, int)
         axis %= len(shape)
-        one = dims(concat.inputs[0]) or ()  # type: ignore[arg-type]
-        if axis < len(shape) - 1 and one[axis] != 1:
+        part = dims(concat.inputs[0]) or ()  # type: ignore[arg-type]
+        if axis < len(shape) - 1 and part[axis] != 1:
             return None
-        x = _taken(graph, self.values(), 0, at)
-        before = without_units(one[:axis])
+        x = _positions(graph, self.values(), 0, at)
+        before = without_units(part[:axis])
         if axis == len(shape) - 1:
             if len(self.shape) == 3:
                 x = graph.emit("Transpose", [x], {"perm": (1, 0, 2)})
@@ -375,8 +374,8 @@ class _Sequence:
 
 
 def _stacks(graph: Graph, place: dict[Value, int]) -> list[Node]:
-    """Concats of states of the chain, and of nothing else."""
-    found: dict[Node, None] = {}
+    """Concats of states of the chain and nothing else."""
+    stacks: dict[Node, None] = {}
     work = list(place)
     while work:
         value = work.pop()
@@ -384,7 +383,7 @@ def _stacks(graph: Graph, place: dict[Value, int]) -> list[Node]:
             if user.op == "Concat" and all(
                 v is not None and viewed(v) in place for v in user.inputs
             ):
-                found[user] = None
+                stacks[user] = None
             elif user.outputs and viewed(user.output) in place:
                 work.append(user.output)
-    return [node for node in found if node.graph is graph]
+    return [node for node in stacks if node.graph is graph]

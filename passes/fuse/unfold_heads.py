@@ -1,11 +1,11 @@
-"""Products over [batch * heads, length, d], as bmm takes them, to products over [batch, heads, length, d].
+"""Products on [batch * heads, length, d], as bmm takes them, to products on [batch, heads, length, d].
 
     split(merge(q) merge(k)^T * c + merge(bias))  =  q k^T * c + bias
     merge: [b, h, s, t] -> [b*h, s, t],   split: its inverse
 
-A Reshape that splits moves up through what treats all of batch and heads alike, until it meets a Reshape
-that merged them (BART, OPT and BLOOM; torch's own attention merges them as the second axis, behind the
-length).  A bias that was made otherwise, as DeBERTa's, is split where it is added.
+A Reshape that splits them moves up through ops that treat batch and heads alike, until it cancels out with
+the Reshape that merged them (BART, OPT and BLOOM; torch's own attention merges them as the second axis,
+behind the length).  A bias that was not merged, as in DeBERTa, is split where it is added.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from tersor.pipeline import EXACT, Pass, Rewrite
 from tersor.transforms.reshapes import reshaped
 from tersor.transforms.sizes import size_from_inputs
 
-# A value taken apart, once it is known that all it is made of can be.
+# Emits the split value; called only if all its operands can be split.
 Emit = Callable[[], Value]
-# They treat every element by itself.
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "IsNaN"}
 
 
@@ -48,13 +47,14 @@ class UnfoldHeads(Pass):
             pair = parts[axis], parts[axis + 1]
             rest = merged[:axis] + merged[axis + 1 :] == parts[:axis] + parts[axis + 2 :]
             if rest and None not in parts and merged[axis] == product(pair):
-                made = _Split(graph, pair).of(whole, axis)
-                return None if made is None else made()
+                emit = _Split(graph, pair).of(whole, axis)
+                return None if emit is None else emit()
         return None
 
 
 def _product(graph: Graph, node: Node) -> Rewrite:
-    """Weights times values, that nothing splits: torch's attention merges its heads in one step."""
+    """Attention weights times values that no Reshape splits: torch's attention merges its heads in one
+    step."""
     weights, values = operand(node, 0), operand(node, 1)
     swap, have = producer_if(values, "Transpose"), dims(node.output)
     if producer_if(weights, "Softmax") is None or swap is None or have is None or len(have) != 3:
@@ -72,20 +72,20 @@ def _product(graph: Graph, node: Node) -> Rewrite:
     if have[0] != product(pair) or not all(operands):
         return None
     shape = graph.emit("Shape", [values], {"start": 0, "end": 1})
-    made = graph.emit("MatMul", [emit() for emit in operands if emit])
-    rest = graph.emit("Shape", [made], {"start": 2, "end": 4})
-    return graph.emit("Reshape", [made, graph.emit("Concat", [shape, rest], {"axis": 0})])
+    heads = graph.emit("MatMul", [emit() for emit in operands if emit])
+    rest = graph.emit("Shape", [heads], {"start": 2, "end": 4})
+    return graph.emit("Reshape", [heads, graph.emit("Concat", [shape, rest], {"axis": 0})])
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Of an axis of three in two, ``pair``."""
+    """Splits an axis of rank-3 values into the two dims ``pair``."""
 
     graph: Graph
     pair: tuple[Dim, Dim]
 
     def of(self, value: Value, axis: int) -> Emit | None:
-        """``value`` with ``axis`` split; None where it was not merged from them."""
+        """``value`` with ``axis`` split; None if it was not merged from them."""
         node, have = value.producer, dims(value)
         if node is None or have is None or len(have) != 3 or have[axis] != product(self.pair):
             return None
@@ -127,14 +127,14 @@ class _Split:
         return self._like(node, [x], {"perm": tuple(wide)})
 
     def _elementwise(self, node: Node, axis: int) -> Emit | None:
-        """One operand has to be merged from two axes; the others are split where they are read."""
+        """At least one operand must have been merged; the others are split by a Reshape."""
         strict = [self.of(operand(node, i), axis) for i in range(len(node.inputs))]
         if not any(strict):
             return None
-        operands = [made or self._anyhow(operand(node, i), axis) for i, made in enumerate(strict)]
+        operands = [emit or self._reshaped(operand(node, i), axis) for i, emit in enumerate(strict)]
         return self._like(node, operands, node.attrs) if all(operands) else None
 
-    def _anyhow(self, value: Value, axis: int) -> Emit | None:
+    def _reshaped(self, value: Value, axis: int) -> Emit | None:
         """``value`` with the axis split by a Reshape, unless it broadcasts along it."""
         have, size = dims(value), rank(value)
         if have is None or size is None:
@@ -164,8 +164,8 @@ class _Split:
     def _size(self, dim: Dim) -> Emit | None:
         if isinstance(dim, int):
             return lambda: self._constant(np.array([dim]))
-        found = size_from_inputs(self.graph, dim)
-        return None if found is None else lambda: found
+        size = size_from_inputs(self.graph, dim)
+        return None if size is None else lambda: size
 
     def _constant(self, numbers: np.ndarray) -> Value:
         return self.graph.constant(numbers, "sizes")

@@ -1,13 +1,12 @@
-"""Layers that hardly turn their input are left out (Gromov et al. 2024, arXiv 2403.17887).
+"""Drops the layers that change the direction of their input least (Gromov et al. 2024, arXiv 2403.17887).
 
-    d(u, v) = arccos(mean cos(u_i, v_i)) / pi,       u_i, v_i: rows that enter and that leave a layer
+    d(u, v) = arccos(mean cos(u_i, v_i)) / pi,       u_i, v_i: rows of a layer's input and output
 
-0: all rows go on in the direction they came in; 1/2: at right angles. A layer from u to v is dropped by
-letting the readers of v read u. Of ``count`` layers in a row it is the distance from the first one's
-entry to the last one's exit that counts.
+0: the direction is unchanged; 1/2: right angles. To drop a layer from u to v, users of v read u instead. The
+distance of ``count`` consecutive layers is that from the input of the first to the output of the last.
 
-Whole blocks (attention and feed-forward) as well as single sublayers are found by what repeats in the
-graph (:mod:`tersor.analysis.residual`).
+A layer is a block (attention and feed-forward) or a sublayer, whichever repeats in the graph
+(:mod:`tersor.analysis.residual`).
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ Pair = tuple[Value, Value]
 class DropLayers(Pass):
     """Options:
 
-    count: how many layers go.
-    amount: or which share of all layers goes, rounded to the nearest number.
-    unit: what a layer is: ``block``, or ``sublayer``, an attention or a feed-forward by itself.
-    consecutive: they go from one place, all at once; else one by one from anywhere, each after the
-        others have been taken out and the distances have been measured again.
+    count: number of layers to drop.
+    amount: alternatively, the share of all layers to drop, rounded to the nearest number.
+    unit: what counts as a layer: ``block``, or ``sublayer``, a single attention or feed-forward.
+    consecutive: drop consecutive layers at once; else one by one, measuring again after each.
     """
 
     keeps = LOSSY
@@ -59,11 +57,11 @@ class DropLayers(Pass):
                 context.skip(layer.nodes[-1], layer.pinned, method=f"layer {layer.where} stays")
         count = self._how_many(layers)
         if not layers:
-            context.remark(f"no {self.unit} repeats itself: nothing to drop")
+            context.remark(f"no {self.unit} repeats: nothing to drop")
         elif all(layer.pinned for layer in layers):
-            context.remark("all layers have to stay: nothing to drop")
+            context.remark("no layer can be dropped: nothing to drop")
         elif not count:
-            context.remark(f"none of {len(layers)} layers is to go: give count or amount")
+            context.remark(f"0 of {len(layers)} layers to drop: set count or amount")
         else:
             norms = split_skip_norms(graph)
             for size in [count] if self.consecutive else [1] * count:
@@ -73,29 +71,30 @@ class DropLayers(Pass):
             context.remark(f"{kept} of {len(layers)} layers are left")
 
     def _how_many(self, layers: Sequence[Layer]) -> int:
-        """
+        """The number of layers to drop.
+
         Raises:
-            InvalidOption: no layer would be left, or fewer may go; it is said twice.
+            InvalidOption: too many, or both options are set.
         """
         if self.count and self.amount:
-            raise InvalidOption(f"{self.label}: give count or amount, not both")
+            raise InvalidOption(f"{self.label}: set count or amount, not both")
         total, pinned = len(layers), [layer for layer in layers if layer.pinned]
         count = self.count or round(self.amount * total)
         if not total or len(pinned) == total:
             return 0
         if count >= total:
             raise InvalidOption(
-                f"{self.label}: of {total} layers, {count} cannot go: one has to stay"
+                f"{self.label}: cannot drop {count} of {total} layers: one has to stay"
             )
         if count > total - len(pinned):
             raise InvalidOption(
-                f"{self.label}: of {total} layers, {count} cannot go: {len(pinned)} have to stay, "
-                f"{pinned[0].where} since {pinned[0].pinned}"
+                f"{self.label}: cannot drop {count} of {total} layers: {len(pinned)} have to stay, "
+                f"{pinned[0].where} because {pinned[0].pinned}"
             )
         return count
 
     def _drop(self, graph: Graph, size: int, context: Context) -> None:
-        """Drops the ``size`` layers in a row that turn their input least."""
+        """Drops the ``size`` consecutive layers with the smallest angular distance."""
         assert context.evaluate is not None
         spans = [
             part[i : i + size]
@@ -105,18 +104,20 @@ class DropLayers(Pass):
         ]
         if not spans:
             raise InvalidOption(
-                f"{self.label}: nowhere do {size} layers follow each other that may all go"
+                f"{self.label}: there are no {size} consecutive layers that can all be dropped"
             )
         context.progress(0, 1, f"measuring {len(spans)} layers")
         pairs = [(span[0].entry, span[-1].exit) for span in spans]
-        found = angular_distances(graph, pairs, context.calibration, context.evaluate)
-        best = int(np.argmin(found))
+        distances = angular_distances(graph, pairs, context.calibration, context.evaluate)
+        best = int(np.argmin(distances))
         entry, exit = pairs[best]
         for layer in spans[best]:
             way = f"%{layer.entry.name} to %{layer.exit.name}"
             context.remark(f"from {way}", layer=layer.where, method="dropped")
             context.rewrote()
-        context.remark(f"angular distance {found[best]:.4f}; elsewhere up to {max(found):.4f}")
+        context.remark(
+            f"angular distance {distances[best]:.4f}; elsewhere up to {max(distances):.4f}"
+        )
         graph.replace(exit, entry)
         if exit.producer is not None:
             erase_dead([exit.producer])
@@ -125,8 +126,8 @@ class DropLayers(Pass):
 def angular_distances(
     graph: Graph, pairs: Sequence[Pair], feeds: Feeds, evaluate: Evaluate
 ) -> list[float]:
-    """How far the second of each pair of values is turned from the first, 0 to 1, over all rows of
-    ``feeds`` that are no padding; 1 where no cosine is a number."""
+    """The angular distance, 0 to 1, between the values of each pair over all rows of ``feeds`` but padding;
+    1 if no cosine is finite."""
     values = list(dict.fromkeys(v for pair in pairs for v in pair))
     tapped = extract(graph, None, values)
     masks = {v: padding_mask(graph, v) for v in values}
@@ -146,7 +147,7 @@ def angular_distances(
 
 
 def _rows(array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
-    """f64[n, k]: the positions of a sequence; the samples of a map of pixels, each as a whole."""
+    """f64[n, k]: the positions of a sequence, or whole samples of images."""
     if array.ndim > 3:
         return np.asarray(array, np.float64).reshape(len(array), -1)
     return real_rows(array, None if mask is None else feed[mask]).astype(np.float64)

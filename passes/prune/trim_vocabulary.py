@@ -1,16 +1,16 @@
-"""An embedding keeps the rows of the ids that are used; inputs keep their meaning.
+"""Cuts embedding tables to the ids in use; inputs keep their meaning.
 
     table[ids]   ->   table[kept][new_of_old[ids]]          new_of_old: i64[V], kept: ids, ascending
 
-An id that was dropped reads the row of ``unknown``. All lookups by inputs that share a table are
-changed together, those in subgraphs too. On ids that are kept, outputs are the same to the bit.
+A dropped id reads the row of ``unknown``. All lookups by inputs that share a table are changed together,
+those in subgraphs too. On kept ids, outputs are identical to the bit.
 
-With ``logits=mask`` a tied head (h table^T) keeps the columns of the same ids, and returns -inf for
-the others, as if they were forbidden. Without, heads stay whole.
+With ``logits=mask`` a tied head (h table^T) is cut to the columns of the same ids, and returns -inf for the
+others. Otherwise heads stay whole.
 
     h table^T   ->   gather(pad(h table[kept]^T, -inf), new_of_old)
 
-For a tokenizer and a model that both count anew, see :func:`tersor.trim_vocabulary`.
+To renumber the ids of a model and its tokenizer, see :func:`tersor.trim_vocabulary`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from tersor.transforms.vocabulary import Cut, cut_heads, cut_tables, gather_rows
 class TrimVocabulary(Pass):
     """Options:
 
-    ids: a file of the ids that are used, as integers between anything; in place of calibration.
-    keep: ids that stay besides.
-    unknown: the id, which stays, that stands for those that are dropped; -1: not said.
-    input: whose vocabulary it is, by an input's name; by default the largest.
-    logits: ``keep``: heads stay whole. ``mask``: tied ones shrink, and dropped ids have -inf.
+    ids: a file of the ids in use, integers separated by anything; instead of calibration.
+    keep: further ids to keep.
+    unknown: the id that replaces dropped ones, itself kept; -1: not set.
+    input: the name of an input of the vocabulary to trim; by default the largest vocabulary.
+    logits: ``keep``: heads stay whole. ``mask``: tied heads are cut, and dropped ids get -inf.
     """
 
     keeps = LOSSY
@@ -60,7 +60,7 @@ class TrimVocabulary(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         vocabulary = choose_vocabulary(graph, self.input)
         if vocabulary is None:
-            context.remark("no input picks rows from a table of weights")
+            context.remark("no input indexes an embedding table")
             return
         kept = self._kept(vocabulary, context.calibration)
         if len(kept) == vocabulary.size:
@@ -69,12 +69,12 @@ class TrimVocabulary(Pass):
         if self.unknown < 0:
             raise InvalidOption(
                 f"{self.label}: {len(kept)} of {vocabulary.size} ids are used: say with unknown=ID "
-                "which of them stands for the others"
+                "which of them replaces the others"
             )
         before = weight_bytes(graph)
         remap = new_of_old(kept, vocabulary.size, self.unknown)
         heads = find_heads(graph, vocabulary)
-        _count_anew(graph, vocabulary, remap)
+        _renumber(graph, vocabulary, remap)
         cut: Cut = {}
         cut_tables(vocabulary, kept, cut)
         tied = [head for head in heads if head.tied] if self.logits == "mask" else []
@@ -83,7 +83,7 @@ class TrimVocabulary(Pass):
             _mask(head, kept, vocabulary.size)
         for head in heads:
             if head not in tied:
-                context.skip(head.node, f"its {vocabulary.size} columns stay")
+                context.skip(head.node, f"it keeps its {vocabulary.size} columns")
         context.rewrote()
         context.remark(
             layer=", ".join(v.name for v in vocabulary.inputs),
@@ -95,7 +95,7 @@ class TrimVocabulary(Pass):
         """The old ids that stay, ascending.
 
         Raises:
-            InvalidOption: there are none, or some are outside of the vocabulary.
+            InvalidOption: there are none, or some are outside the vocabulary.
         """
         if self.ids:
             used = _read_ids(self.ids)
@@ -105,7 +105,7 @@ class TrimVocabulary(Pass):
                 used = reduce(np.union1d, [feed[v.name] for v in vocabulary.inputs], used)
         else:
             raise InvalidOption(
-                f"{self.label} needs calibration inputs, or a file of the ids that are used (ids=FILE)"
+                f"{self.label} needs calibration inputs, or a file of the ids in use (ids=FILE)"
             )
         more = [*self.keep, *([self.unknown] if self.unknown >= 0 else [])]
         checked_ids(used, vocabulary.size)
@@ -120,8 +120,8 @@ def _read_ids(path: str) -> np.ndarray:
     return np.array([int(number) for number in re.findall(r"-?\d+", text)], np.int64)
 
 
-def _count_anew(graph: Graph, vocabulary: Vocabulary, remap: np.ndarray) -> None:
-    """The lookups read new ids."""
+def _renumber(graph: Graph, vocabulary: Vocabulary, remap: np.ndarray) -> None:
+    """Maps the ids of all lookups to new ones."""
     new: dict[Value, Value] = {}
     tables: dict[np.dtype, Value] = {}
     for item in vocabulary.lookups:
@@ -136,7 +136,7 @@ def _count_anew(graph: Graph, vocabulary: Vocabulary, remap: np.ndarray) -> None
 
 
 def _mask(head: Head, kept: np.ndarray, size: int) -> None:
-    """Whatever reads the head's logits, of ``kept``, reads those of all ids: -inf where there is none."""
+    """Expands the head's logits, now of the ids ``kept``, to all ids for its users: -inf for the others."""
     logits, graph = head.node.output, head.node.graph
     assert graph is not None
     readers, axis = list(logits.uses), (logits.tensor.rank or 0) - 1

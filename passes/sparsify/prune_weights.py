@@ -77,7 +77,7 @@ class PruneWeights(LayerPass):
 
     def run(self, graph: Graph, context: Context) -> None:
         if self._needs_data and not (context.calibration and context.evaluate):
-            raise InvalidOption(f"{self.label} needs calibration, and none was given")
+            raise InvalidOption(f"{self.label} needs calibration inputs, and none were given")
         layers = self.layers(graph, context)
         if not (self.sparsity or self.threshold or Pattern.parse(self.pattern).kept):
             context.remark("sparsity 0: nothing is pruned")
@@ -100,7 +100,7 @@ class PruneWeights(LayerPass):
                     errors.append(_output_error(seen.gram, before, layer.matrix()))
         context.report.notes += _remarks(done, errors, bool(context.calibration))
 
-    # -- options -------------------------------------------------------------------------------------
+    # -- options -----------------------------------------------------------------------------------
 
     def _problem(self) -> str:
         """What is wrong with the options; empty if nothing is."""
@@ -131,7 +131,7 @@ class PruneWeights(LayerPass):
     def _per_output(self) -> bool:
         return self.across == "output" or (self.across == "auto" and self.criterion == "wanda")
 
-    # -- which layers --------------------------------------------------------------------------------
+    # -- which layers ------------------------------------------------------------------------------
 
     def wants(self, reader: Reader) -> bool:
         return reader.is_float_constant and (self.embeddings or not reader.form.looked_up)
@@ -147,7 +147,7 @@ class PruneWeights(LayerPass):
             return "sparsegpt moves the weights that stay, and these are quantized: prune first"
         return ""
 
-    # -- which weights -------------------------------------------------------------------------------
+    # -- which weights -----------------------------------------------------------------------------
 
     def _prune(self, seen: Observed, mask: np.ndarray | None) -> bool:
         """Puts a mask over the layer's weight, perhaps one that was chosen before; False where nothing more

@@ -1,4 +1,4 @@
-"""Weighted layers: which constants they are, what speaks against them, and how every pass chooses among them."""
+"""Weighted layers: weights and readers, reasons against a layer, and how passes select."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def test_nothing_speaks_against_a_plain_layer() -> None:
 def test_reasons_name_the_weight_and_what_it_is() -> None:
     layers = layers_of(graph_of())
     assert layers["v"].fewer_than(257) == "@v has fewer than 257 elements"
-    assert layers["inner"].in_subgraph == "it is in a subgraph, where calibration sees nothing"
+    assert layers["inner"].in_subgraph == "it is in a subgraph, which calibration does not observe"
 
     graph = graph_of()
     for number in (np.nan, -np.inf):
         assert (
             replaced(graph, "v", with_number(graph, number)).not_finite
-            == "@v holds NaN or infinity"
+            == "@v contains NaN or infinity"
         )
     assert replaced(graph, "v", Dense(np.zeros((16, 16), np.float32))).zero == "@v is zero"
 
@@ -114,7 +114,7 @@ def test_reasons_name_the_weight_and_what_it_is() -> None:
 
     graph = graph_of()
     graph.set_outputs([*graph.outputs, graph.constants["v"]], ["y", "z", "i", "q", "weight"])
-    assert layers_of(graph)["v"].shared == "@v is also read by what stays as it is"
+    assert layers_of(graph)["v"].shared == "@v has other uses, which would not change"
 
 
 def test_a_weight_that_is_computed_is_a_layer_that_no_pass_can_change() -> None:
@@ -123,7 +123,7 @@ def test_a_weight_that_is_computed_is_a_layer_that_no_pass_can_change() -> None:
     }"""
     (reader,) = weight_readers(parse(text, TABLE))
     (layer,) = by_weight([reader])
-    assert layer.encoded == layer.quantized == "%w is no constant"
+    assert layer.encoded == layer.quantized == "%w is not a constant"
 
 
 def test_views_of_one_array_are_tied() -> None:
@@ -137,7 +137,7 @@ def test_views_of_one_array_are_tied() -> None:
     graph = parse(text, TABLE)
     graph.set_encoding(graph.constants["table"], Dense(array))
     graph.set_encoding(graph.constants["head"], Dense(array.T))
-    assert layers_of(graph)["head"].tied == "@head is tied to @table, which would stay"
+    assert layers_of(graph)["head"].tied == "@head is tied to @table, which would not change"
 
 
 # -- how passes choose -----------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_pattern_that_fits_nothing_is_refused_in_one_way(name: str, option: st
     with pytest.raises(InvalidOption) as refused:
         run(step, graph_of())
     message = str(refused.value)
-    assert message.startswith("no layer's scope fits 'decoder.*.first'")
+    assert message.startswith("no layer's scope matches 'decoder.*.first'")
     assert "; there are " in message
     assert "\n" not in message
 
@@ -223,10 +223,10 @@ def test_a_pass_over_layers_is_one_class() -> None:
         "v",
         "inner",
     }  # The shared one whole; no table, and no @f, which was not asked for.
-    assert [skip.reason for skip in report.skips] == ["its scope is ignored by option"]
+    assert [skip.reason for skip in report.skips] == ["its scope is in ignored_scopes"]
     # Of a shared weight one reader is ignored: it would be changed under it.
     _, report = run(HalfWeights(ignored_scopes=("encoder.1.first",)), graph_of())
-    assert "@w is also read by what stays as it is" in [skip.reason for skip in report.skips]
+    assert "@w has other uses, which would not change" in [skip.reason for skip in report.skips]
     _, report = run(HalfWeights(min_elements=10**6), graph_of())
     assert report.rewrites == 0
     assert "@r has fewer than 1000000 elements" in [skip.reason for skip in report.skips]

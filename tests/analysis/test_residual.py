@@ -176,14 +176,14 @@ def test_a_layer_inside_of_a_layer_is_not_found_apart() -> None:
 def test_a_layer_of_which_the_model_returns_a_part_is_pinned() -> None:
     graph = graph_of(stack(pre_norm, 2), "x2", ", present = %h1")
     first, second = find_layers(graph, "block")[0]
-    assert (first.pinned, second.pinned) == ("", "the model returns 'present' beside it")
+    assert (first.pinned, second.pinned) == ("", "the model also returns 'present' from inside it")
 
 
 def test_a_layer_of_which_a_later_one_reads_a_part_is_pinned() -> None:
     lines = [*stack(pre_norm, 3), f"%v: {T} = Add(%h0, %h0)", f"%z: {T} = Add(%x3, %v)"]
     graph = graph_of(lines, "x3", ", z = %z")
     reasons = [layer.pinned for layer in find_layers(graph, "block")[0]]
-    assert reasons == ["the model returns 'z', which is made from its %h0, beside it", "", ""]
+    assert reasons == ["the model also returns 'z', computed from its %h0, from inside it", "", ""]
 
 
 def test_values_of_the_stream_may_be_returned() -> None:

@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no mapping": ([[1]], "calibration batch 0 is a list, not arrays by name"),
     "too few arrays": (iter([[NAN]]), "calibration batch 0 is 1 arrays without names; the model takes x, k"),
     "another name": ([{"x": NAN, "y": 1}], "calibration batch 0 has x, y; the model takes x, k"),
-    "NaN": ([*made(1), {"x": NAN, "k": 1}], "calibration batch 1: 'x' holds NaN"),
+    "NaN": ([*made(1), {"x": NAN, "k": 1}], "calibration batch 1: 'x' contains NaN"),
     "no samples": (iter([*made(2), {"x": NAN[:0], "k": 1}]), "calibration batch 2 is empty: 'x' is of shape [0, 3]"),
     "another shape": ([{"x": NAN[:, :2], "k": 1}], "calibration batch 0: 'x' is f32[1, 2], the model takes f32[batch, 3]"),
     "another dtype": (iter([{"x": NAN.astype(np.float64), "k": 1}]), "calibration batch 0: 'x' is f64[1, 3], the model takes f32[batch, 3]"),
@@ -156,7 +156,7 @@ def test_what_is_wrong_with_files_names_them(graph: Graph, tmp_path: Path) -> No
     np.savez(
         tmp_path / "c.npz", x=np.concatenate([np.zeros((9, 3), np.float32), NAN]), k=np.array(1)
     )
-    with pytest.raises(InvalidOption, match=r"c.npz, batch 1: 'x' holds NaN"):
+    with pytest.raises(InvalidOption, match=r"c.npz, batch 1: 'x' contains NaN"):
         open_calibration(tmp_path / "c.npz", graph)
     with pytest.raises(InvalidOption, match=r"none.npz: no such file"):
         open_calibration(tmp_path / "none.npz", graph)

@@ -123,7 +123,7 @@ def test_a_model_without_kernels(run: Run, files: Path) -> None:
         ),
         (
             ("--size", "batch=2"),
-            "error: sizes {'batch': 2} leave out dim 'seq'",
+            "error: sizes {'batch': 2} do not set dim 'seq'",
         ),
     ],
 )

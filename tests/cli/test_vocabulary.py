@@ -23,7 +23,7 @@ COMMAND = ("--vocabulary", "texts.txt", "--recipe", "fp32", "--no-measure")
         (["m.onnx", "out", *COMMAND, "--calibration", "good.npz"], b"a", "good.npz has the old ones"),
         (["m.onnx", "out", *COMMAND], None, "cannot read texts.txt: No such file"),
         (["m.onnx", "out", *COMMAND], b"\xff", "cannot read texts.txt: it is not UTF-8"),
-        (["m.onnx", "out", *COMMAND], b"a", "the model has no tokenizer.json beside it"),
+        (["m.onnx", "out", *COMMAND], b"a", "the model has no tokenizer.json"),
     ],
 )  # fmt: skip
 def test_refusals(

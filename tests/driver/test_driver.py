@@ -373,7 +373,7 @@ def test_equal_inputs_give_equal_bytes() -> None:
         ({"calibration": [{"ids": [1, 2]}]}, InvalidOption, "calibration batch 0: 'ids' is i64[2], the model takes i64[batch, length]"),
         ({"calibration": [{"ids": [[object()]]}]}, InvalidOption, "calibration batch 0: 'ids' is "),
         ({"calibration": [{"x": 1}]}, InvalidOption, "calibration batch 0 has x; the model takes ids"),
-        ({"sizes": [{"batch": 1}]}, InvalidOption, "leave out dim 'length'"),
+        ({"sizes": [{"batch": 1}]}, InvalidOption, "do not set dim 'length'"),
         ({"sizes": [{"batch": 1, "lenght": 2}]}, InvalidOption, "did you mean 'length'?"),
         ({"sizes": [{"batch": 0, "length": 2}]}, InvalidOption, "dim 'batch' cannot be 0"),
         ({"example_inputs": {"x": 1}}, InvalidOption, "not what the model takes: ids i64[batch, length]"),

@@ -94,7 +94,7 @@ def test_a_budget_out_of_reach_is_refused_with_what_is_least() -> None:
     text = MLP.replace("-> (y = %y)", "-> (y = %y, g = %g)")  # The second neurons are an output.
     settings = {"macs": 0.05, "floor": 0}
     with pytest.raises(
-        InvalidOption, match=r"the budget is not met: 0\.\d+ is the least that is left"
+        InvalidOption, match=r"the budget is not met: 0\.\d+ is the least that can be left"
     ):
         compiled(model=mlp(text), settings=settings)
 
@@ -186,7 +186,7 @@ def test_a_shipped_budget_out_of_reach_takes_half_of_what_can_go() -> None:
         told.reason.endswith(f"prune-structure{{macs={round(1 - (1 - least) / 2, 3):g}}}")
         or least > 0.8
     )
-    with pytest.raises(InvalidOption, match="is the least that is left; ask for that, or more"):
+    with pytest.raises(InvalidOption, match="is the least that can be left; ask for that, or more"):
         compiled(model=mlp(text), settings={"macs": 0.5, "floor": 0})
 
 

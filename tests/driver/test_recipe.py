@@ -17,7 +17,7 @@ def test_of_options_that_rule_each_other_out_the_given_one_stays(key: str) -> No
 
 @pytest.mark.parametrize("more", ["macs", "prune-structure.macs"])
 def test_two_of_them_are_refused(more: str) -> None:
-    told = "pass prune-structure: ratio and macs are given, and one of them says how much goes"
+    told = "pass prune-structure: set only one of ratio and macs"
     with pytest.raises(InvalidOption, match=told):
         Recipe.of("prune").override({"ratio": "0.25", more: "0.5"})
 

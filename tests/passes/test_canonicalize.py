@@ -434,7 +434,7 @@ def test_what_is_added_to_each_channel_is_the_bias(
         ({"added": "[1, 1, 3, 1]"}, None),  # Of rows, not of channels.
         ({"added": "[2, 3, 1, 1]"}, None),  # Of each of a batch.
         ({"operands": "%h, %v"}, None),
-        ({"more": ", h = %h"}, "the Conv has another reader than the bias"),
+        ({"more": ", h = %h"}, "the Conv has another user than the bias"),
     ],
 )
 def test_what_is_no_bias_of_a_convolution_is_added_as_before(
@@ -863,7 +863,7 @@ def test_a_bias_is_not_taken_where_the_product_is_read_elsewhere() -> None:
         }""",
     )
     assert [n.op for n in graph.nodes] == ["tersor.Linear", "Add"]
-    assert [skip.reason for skip in skips] == ["the product has another reader than the bias"]
+    assert [skip.reason for skip in skips] == ["the product has another user than the bias"]
 
 
 @pytest.mark.parametrize(
@@ -913,7 +913,7 @@ def test_batch_normalization_becomes_part_of_the_linear_layer() -> None:
 @pytest.mark.parametrize(
     ("rank", "more", "activation", "reason"),
     [
-        ("n, ", ", l = %l", "none", "the tersor.Linear has another reader"),
+        ("n, ", ", l = %l", "none", "the tersor.Linear has another user"),
         ("n, ", "", "relu", "its channels are not the columns of the linear layer"),
         ("n, 2, ", "", "none", "its channels are not the columns of the linear layer"),
     ],

@@ -214,7 +214,7 @@ def test_nothing_happens_where_no_layers_repeat() -> None:
     graph = parse(text.replace("  @w1: f32[4, 4] = dense normal(2)\n", ""), TABLE)
     after, report = drop(graph, DropLayers(count=1))
     assert print_graph(after) == print_graph(parse(print_graph(graph), TABLE, weights_of(graph)))
-    assert report.notes == [Remark("no block repeats itself: nothing to drop")]
+    assert report.notes == [Remark("no block repeats: nothing to drop")]
     assert report.rewrites == 0
 
 
@@ -224,10 +224,8 @@ def test_a_count_of_none_changes_nothing(step: DropLayers) -> None:
     after, report = drop(graph, step)
     assert print_graph(after) == print_graph(graph)
     assert report.rewrites == 0
-    assert report.notes == [Remark("none of 3 layers is to go: give count or amount")]
-    assert refusal(graph, DropLayers(count=1, amount=0.5)).endswith(
-        "give count or amount, not both"
-    )
+    assert report.notes == [Remark("0 of 3 layers to drop: set count or amount")]
+    assert refusal(graph, DropLayers(count=1, amount=0.5)).endswith("set count or amount, not both")
 
 
 @pytest.mark.parametrize("options", [{"count": 3}, {"count": 9}, {"amount": 1.0}])
@@ -235,7 +233,7 @@ def test_one_layer_has_to_stay(options: dict[str, Any]) -> None:
     step = DropLayers(**options)
     gone = options.get("count", 3)
     message = refusal(parse(PRE_NORM, TABLE), step)
-    assert message == f"{step.label}: of 3 layers, {gone} cannot go: one has to stay"
+    assert message == f"{step.label}: cannot drop {gone} of 3 layers: one has to stay"
 
 
 def test_layers_whose_inner_values_the_model_returns_stay() -> None:
@@ -243,12 +241,12 @@ def test_layers_whose_inner_values_the_model_returns_stay() -> None:
     graph = parse(text, TABLE)
     after, report = drop(graph, DropLayers(count=1))
     (skip,) = report.skips
-    assert skip.reason == "the model returns 'key' beside it"
+    assert skip.reason == "the model also returns 'key' from inside it"
     assert skip.method == "layer stack.1 stays"
     assert "stack.1" not in [note.layer for note in report.notes]
     assert len(after.outputs) == 2
     message = refusal(graph, DropLayers(count=2))
-    assert message.endswith("nowhere do 2 layers follow each other that may all go")
+    assert message.endswith("there are no 2 consecutive layers that can all be dropped")
     after, _ = drop(graph, DropLayers(count=2, consecutive=False))
     assert [n.scope for n in after.nodes if n.op == "tersor.Linear"] == ["stack.1"]
 
@@ -259,16 +257,16 @@ def test_where_all_layers_are_pinned_nothing_goes_and_where_too_many_are_the_rea
     graph = parse(PRE_NORM.replace("(y = %y)", "(y = %y, a = %f0, b = %f1, c = %f2)"), TABLE)
     after, report = drop(graph, DropLayers(count=1))
     assert print_graph(after) == print_graph(graph)
-    assert report.notes == [Remark("all layers have to stay: nothing to drop")]
+    assert report.notes == [Remark("no layer can be dropped: nothing to drop")]
     assert len(report.skips) == 3
     graph = parse(PRE_NORM.replace("(y = %y)", "(y = %y, a = %f0, b = %f1)"), TABLE)
     assert refusal(graph, DropLayers(count=2)).endswith(
-        "of 3 layers, 2 cannot go: 2 have to stay, stack.0 since the model returns 'a' beside it"
+        "of 3 layers, 2 cannot go: 2 have to stay, stack.0 since the model also returns 'a' from inside it"
     )
 
 
 def test_calibration_is_asked_for() -> None:
-    with pytest.raises(InvalidOption, match="drop-layers needs calibration, and none"):
+    with pytest.raises(InvalidOption, match="drop-layers needs calibration inputs, and none"):
         Pipeline([DropLayers()], evaluate=evaluate).run(parse(PRE_NORM, TABLE))
 
 
@@ -336,7 +334,7 @@ def test_a_decoder_with_cross_attention_and_one_with_a_cache() -> None:
     )
     after = pipeline.run(cached)
     assert len(pipeline.reports[0].skips) == 2
-    assert all("the model returns" in skip.reason for skip in pipeline.reports[0].skips)
+    assert all("the model also returns" in skip.reason for skip in pipeline.reports[0].skips)
     assert ".mlp" in pipeline.reports[0].notes[0].layer
     assert {k: v.shape for k, v in run(after, examples).items()} == {
         k: v.shape for k, v in run(cached, examples).items()

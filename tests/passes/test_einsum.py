@@ -95,9 +95,17 @@ def test_an_ellipsis_is_the_axes_it_stands_for() -> None:
     ("equation", "constant", "reason"),
     [
         ("btt,td->btd", False, "it takes a diagonal"),
-        ("bqd,bkv->bqk", False, "it sums an axis of one operand alone"),
-        ("bqnd,bkv->bqndkv", False, "its rows, its columns or what it sums are not one axis each"),
-        ("bhd,hdv->bhv", True, "its constant is no matrix"),
+        ("bqd,bkv->bqk", False, "it sums an axis of only one operand"),
+        (
+            "bqnd,bkv->bqndkv",
+            False,
+            "its rows, columns or summed labels are not exactly one axis each",
+        ),
+        (
+            "bhd,hdv->bhv",
+            True,
+            "its constant has batch labels, or no rows, columns or summed labels",
+        ),
     ],
 )
 def test_what_is_no_product_of_matrices_says_why(
@@ -118,4 +126,4 @@ def test_what_stretches_stays() -> None:
     pipeline = Pipeline([EinsumToMatMul()])
     assert [node.op for node in pipeline.run(graph).nodes] == ["Einsum"]
     (skip,) = pipeline.reports[0].skips
-    assert skip.reason == "its operands stretch, or sizes of theirs are not known to be equal"
+    assert skip.reason == "its operands broadcast, or sizes are not known to be equal"

@@ -105,7 +105,7 @@ def test_pointwise_is_for_the_tensor_train_alone() -> None:
     for method in ("tucker", "cp"):
         _, report = run(DecomposeConv(method=method), graph)  # type: ignore[arg-type]
         assert [skip.reason for skip in report.skips] == [
-            "its kernel is one position: tensor-train is what takes that apart"
+            "its kernel is 1x1, which only tensor-train decomposes"
         ]
     after, _ = run(DecomposeConv(method="tensor-train"), graph)
     assert [n.inputs[1].tensor.shape for n in after.nodes] == [(1, 6, 1, 1), (8, 1, 1, 1)]  # type: ignore[union-attr]
@@ -129,13 +129,13 @@ def test_in_one_dimension() -> None:
 @pytest.mark.parametrize(
     ("weight", "inner", "attrs", "reason"),
     [
-        (np.full((8, 6, 3, 3), np.inf), 6, "", "@low holds NaN or infinity"),
+        (np.full((8, 6, 3, 3), np.inf), 6, "", "@low contains NaN or infinity"),
         (np.zeros((8, 6, 3, 3)), 6, "", "@low is zero"),
         (
             np.ones((8, 3, 3, 3)),
             3,
             "group = 2",
-            "its channels are in groups, and so in smaller convolutions already",
+            "it is a grouped convolution",
         ),
     ],
     ids=["infinite", "zero", "grouped"],
@@ -166,9 +166,9 @@ def test_what_would_not_pay_is_refused_with_the_numbers() -> None:
 
 def test_options_that_cannot_be() -> None:
     for ratio in (0, 1, -0.5, float("nan")):
-        with pytest.raises(InvalidOption, match="does not lie between 0"):
+        with pytest.raises(InvalidOption, match="is not between 0 and 1"):
             DecomposeConv(ratio=ratio)
-    with pytest.raises(InvalidOption, match="no layer's scope fits 'body'; there are stem"):
+    with pytest.raises(InvalidOption, match="no layer's scope matches 'body'; there are stem"):
         run(DecomposeConv(scopes=("body",)), graph_of())
 
 

@@ -143,7 +143,7 @@ def test_a_table_that_a_head_reads_stays() -> None:
         after, report = run(step, graph)
         assert ops(after) == ops(graph)
         assert [skip.reason for skip in report.skips] == [
-            "@held is also read by what stays as it is"
+            "@held has other uses, which would not change"
         ]
 
 
@@ -152,7 +152,7 @@ def test_a_table_that_a_head_reads_stays() -> None:
 )
 @pytest.mark.parametrize(
     ("table", "reason"),
-    [(np.full((50, 24), np.nan), "@held holds NaN or infinity"), (of_rank(3), "")],
+    [(np.full((50, 24), np.nan), "@held contains NaN or infinity"), (of_rank(3), "")],
 )
 def test_refusals(step: Pass, table: np.ndarray, reason: str) -> None:
     after, report = run(step, graph_of(GATHER, table))
@@ -172,17 +172,17 @@ def test_a_rank_too_large_and_a_zero_table() -> None:
     _, report = run(FactorizeEmbedding("rank", 17, min_elements=1), graph_of(GATHER, of_rank(3)))
     (skip,) = report.skips
     assert skip.method == "rank 17 of 50x24"
-    assert skip.reason == "it leaves more numbers than there are"
+    assert skip.reason == "it has no fewer elements than the table"
     _, report = run(FactorizeEmbedding(min_elements=1), graph_of(GATHER, np.zeros((50, 24))))
     assert [skip.reason for skip in report.skips] == ["@held is zero"]
 
 
 def test_options_that_cannot_be() -> None:
-    with pytest.raises(InvalidOption, match="ratio 1 does not lie between 0"):
+    with pytest.raises(InvalidOption, match="ratio 1 is not between 0 and 1"):
         FactorizeEmbedding("ratio", 1)
-    with pytest.raises(InvalidOption, match=r"there is no rank 2\.5"):
+    with pytest.raises(InvalidOption, match=r"rank 2\.5 is not a positive whole number"):
         FactorizeEmbedding("rank", 2.5)
-    with pytest.raises(InvalidOption, match="ratio 0 does not lie between 0"):
+    with pytest.raises(InvalidOption, match="ratio 0 is not between 0 and 1"):
         TensorTrainEmbedding(0)
     with pytest.raises(InvalidOption, match="frequency needs calibration inputs"):
         run(FactorizeEmbedding(weighting="frequency"), graph_of(GATHER, of_rank(3)))

@@ -109,7 +109,7 @@ def test_weights_of_low_rank_are_kept(method: str) -> None:
     assert left == before - 2 * 24 * 40 + 2 * rank * 64 + extra
     assert (
         report.notes[-1].reason
-        == f"2 weights taken apart: {before:,} parameters before, {left:,} after"
+        == f"2 weights factorized: {before:,} parameters before, {left:,} after"
     )
 
 
@@ -227,7 +227,7 @@ def test_what_does_not_pay_is_refused_with_the_numbers() -> None:
         f"10.960 ms against 10.600 ms measured for the dense layer on f32[32, {k}]"
         for k in (24, 40)
     ]
-    assert report.notes == [Remark("no layer was taken apart")]
+    assert report.notes == [Remark("no layer was factorized")]
     after, _ = run(FactorizeLinear("svd", "rank", 14, must_pay=False), graph_of(), latency=Linear())
     assert shapes(after)[0] == (24, 14)
 
@@ -249,12 +249,12 @@ def test_where_nothing_is_measured_it_is_by_count() -> None:
     [
         (
             {"rank_by": "ratio", "amount": 0},
-            "ratio 0 does not lie between 0, which leaves nothing, and 1",
+            "ratio 0 is not between 0 and 1",
         ),
-        ({"rank_by": "ratio", "amount": 1}, "ratio 1 does not lie between"),
-        ({"rank_by": "energy", "amount": 1.5}, r"energy 1\.5 does not lie between"),
-        ({"rank_by": "rank", "amount": 0}, "there is no rank 0"),
-        ({"rank_by": "rank", "amount": 2.5}, r"there is no rank 2\.5"),
+        ({"rank_by": "ratio", "amount": 1}, "ratio 1 is not between"),
+        ({"rank_by": "energy", "amount": 1.5}, r"energy 1\.5 is not between"),
+        ({"rank_by": "rank", "amount": 0}, "rank 0 is not a positive whole number"),
+        ({"rank_by": "rank", "amount": 2.5}, r"rank 2\.5 is not a positive whole number"),
         ({"rank_by": "half"}, "rank_by: Input should be 'energy', 'ratio'"),
         ({"method": "lu"}, "method: Input should be 'svd'"),
         ({"rank": 8}, "no option 'rank'"),
@@ -277,12 +277,13 @@ def test_calibration_is_never_made_up(method: str) -> None:
 
 def test_patterns_of_scopes() -> None:
     with pytest.raises(
-        InvalidOption, match=r"no layer's scope fits 'attention\.\*'; there are ffn\.up, ffn\.down"
+        InvalidOption,
+        match=r"no layer's scope matches 'attention\.\*'; there are ffn\.up, ffn\.down",
     ):
         run(FactorizeLinear("svd", "rank", 3, scopes=("attention.*",)), graph_of())
     after, report = run(FactorizeLinear("svd", "rank", 3, ignored_scopes=("*.up",)), graph_of())
     assert shapes(after) == [(24, 40), (40, 3), (3, 24)]
-    assert reasons(report) == ["its scope is ignored by option"]
+    assert reasons(report) == ["its scope is in ignored_scopes"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
@@ -291,7 +292,7 @@ def test_a_weight_that_is_not_finite_stays(bad: float) -> None:
     weight[2, 3] = bad
     after, report = run(FactorizeLinear("svd", "rank", 3), graph_of(w=weight))
     assert shapes(after) == [(24, 40), (40, 3), (3, 24)]
-    assert reasons(report) == ["@w_given holds NaN or infinity"]
+    assert reasons(report) == ["@w_given contains NaN or infinity"]
 
 
 def test_activations_that_are_not_finite() -> None:
@@ -303,8 +304,8 @@ def test_activations_that_are_not_finite() -> None:
 def test_a_rank_that_takes_nothing_away_and_a_weight_of_nothing() -> None:
     _, report = run(FactorizeLinear("svd", "rank", 24), graph_of(v=np.zeros((40, 24))))
     assert reasons(report) == [
-        "it takes nothing away",
-        "nothing of it counts: it is zero, or multiplies what was always zero",
+        "the rank is not lower",
+        "it has no effect: its weight or its calibration inputs are zero",
     ]
 
 
@@ -352,7 +353,7 @@ def test_tied_layers_share_their_factors() -> None:
         FactorizeLinear(rank_by="rank", amount=5, ignored_scopes=("layer.1",)), parse(text, TABLE)
     )
     assert shapes(after) == [(24, 24), (24, 24)]
-    assert "@w is also read by what stays as it is" in reasons(report)
+    assert "@w has other uses, which would not change" in reasons(report)
 
 
 def test_another_float_type_holds_its_factors() -> None:

@@ -590,18 +590,18 @@ def skipped(text: str) -> list[str]:
 
 
 def test_attention_stays_with_a_reason() -> None:
-    assert skipped(attention_text(more=", w = %w")) == ["the attention weights have another reader"]
+    assert skipped(attention_text(more=", w = %w")) == ["the attention weights have another user"]
     narrow = attention_text(between=ADD.format(mask="%mask"), scores="%t")
     narrow = narrow.replace("%mask: f32[batch, 1, 1, keys]", "%mask: f32[batch, 1, seq, 1]")
-    assert skipped(narrow) == ["its mask does not tell the keys apart"]
+    assert skipped(narrow) == ["its mask has no axis of keys"]
     number = attention_text(between=ADD.format(mask="@c"), scores="%t")
-    assert skipped(number) == ["its mask does not tell the keys apart"]
+    assert skipped(number) == ["its mask has no axis of keys"]
     one_head = attention_text().replace("%kt: f32[batch, 2,", "%kt: f32[batch, 1,")
-    assert skipped(one_head) == ["its operands are of different batches or heads"]
+    assert skipped(one_head) == ["its operands have different batches or heads"]
     one_batch = attention_text().replace("%v: f32[batch, 2,", "%v: f32[1, 2,")
-    assert skipped(one_batch) == ["its operands are of different batches or heads"]
+    assert skipped(one_batch) == ["its operands have different batches or heads"]
     two_batches = attention_text().replace("%v: f32[batch, 2,", "%v: f32[other, 2,")
-    assert skipped(two_batches) == ["its operands are of different batches or heads"]
+    assert skipped(two_batches) == ["its operands have different batches or heads"]
     unknown = attention_text().replace("%q: f32[batch, 2, seq, 4]", "%q: f32[batch, 2, seq, n]")
     unknown = unknown.replace("%kt: f32[batch, 2, 4, keys]", "%kt: f32[batch, 2, n, keys]")
     assert skipped(unknown) == ["heads or head size of %q: f32[batch, 2, seq, n] are not known"]
@@ -700,7 +700,7 @@ def test_attention_moves_to_the_hidden_axis(kv: str, g: str) -> None:
 def test_attention_stays_on_heads_where_something_else_reads_them() -> None:
     for name in ("a", "t"):
         expect_unchanged(
-            AttentionToHidden(), heads_text(more=f", z = %{name}"), "its result has another reader"
+            AttentionToHidden(), heads_text(more=f", z = %{name}"), "its result has another user"
         )
     straight = heads_text().replace("Attention(%q2, %k2, %v2)", "Attention(%q2, %k2, %other)")
     straight = straight.replace(") -> (y", ", %other: f32[batch, 2, keys, 4]) -> (y")
@@ -714,7 +714,7 @@ def test_the_scores_of_attention_stay_on_heads() -> None:
         "%a: f32[batch, 2, seq, 4] =",
         f"%a: f32[batch, 2, seq, 4], %pk: {keys}, %pv: {keys}, %w: f32[batch, 2, seq, keys] =",
     )
-    why = "its scores are read, or it has the lengths of a padded cache"
+    why = "its scores are used, or it reads the lengths of a padded cache"
     expect_unchanged(AttentionToHidden(), scored, why)
 
 
@@ -754,10 +754,13 @@ def test_attention_over_joined_keys_has_a_past(axis: str, mask: str) -> None:
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        ({"causal": "1"}, "it counts positions from the first key, with a past from the last"),
+        (
+            {"causal": "1"},
+            "its positions count from the first key; with a past they would count from the last",
+        ),
         (
             {"more": ", t = %t", "line": "\n  %t: f32[batch, 2, past + seq, 4] = Tanh(%ks)"},
-            "its keys or values have another reader",
+            "its keys or values have another user",
         ),
     ],
 )
@@ -830,7 +833,7 @@ def test_an_activation_stays_where_the_layer_has_one_or_is_read_elsewhere() -> N
     )
     expect_unchanged(FuseBiasActivation(), ACTIVATED.format(more="", first="none", op="Sin(%l)"))
     text = ACTIVATED.format(more=", l = %l", first="none", op="Relu(%l)")
-    expect_unchanged(FuseBiasActivation(), text, "the linear layer has another reader")
+    expect_unchanged(FuseBiasActivation(), text, "the linear layer has another user")
 
 
 # -- FuseEmbeddingNorm -----------------------------------------------------------------------------
@@ -895,7 +898,7 @@ def test_an_embedding_norm_whose_mean_is_read_stays() -> None:
     text = embedding_text(more=", %m: f32[batch, seq, 1]").replace(
         "(y = %y)", "(y = %y, mean = %m)"
     )
-    expect_unchanged(FuseEmbeddingNorm(), text, "its mean or deviation is read")
+    expect_unchanged(FuseEmbeddingNorm(), text, "its mean or deviation is used")
 
 
 # -- FuseSkipNorm ----------------------------------------------------------------------------------
@@ -955,7 +958,7 @@ def test_the_sum_is_gone_with_the_pass_itself() -> None:
     [
         ({"r": "1, 4"}, "the addends are of different types"),
         ({"r_name": "@c"}, "the addends are of different types"),
-        ({"outputs": ", %m: f32[batch, 1]", "more": ", m = %m"}, "its mean or deviation is read"),
+        ({"outputs": ", %m: f32[batch, 1]", "more": ", m = %m"}, "its mean or deviation is used"),
         (
             {"middle": "%h: f32[4] = Tanh(%g)", "norm": "LayerNormalization(%s, %h)"},
             "its scale or bias is not a constant",

@@ -293,7 +293,7 @@ def test_what_a_layer_makes_of_the_inputs_left_is_no_farther_from_its_targets(
     assert error(weight, shift) < error(before[kept], was)
 
 
-# -- budgets, with biases that are new --------------------------------------------------------------
+# -- budgets, with biases that are new -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"ratio": 0.25}, {"macs": 0.6}, {"parameters": 0.6}, {"macs": 0.6, "allocation": "evolutionary"}])  # fmt: skip
@@ -310,7 +310,7 @@ def test_layers_that_get_a_bias_are_cut_with_it_in_trials_and_in_the_end(
     np.testing.assert_allclose(got, same, rtol=1e-3, atol=1e-3)  # f32 over ten steps
     biases = [n.input({"Conv": 2}.get(n.op, 3)) for n in after.nodes if n.op in ("Conv", "LSTM", "GRU")]  # fmt: skip
     assert sum(b is not None for b in biases) >= 1
-    assert not any(skip.method == "not fitted anew" for skip in report.skips)
+    assert not any(skip.method == "not refitted" for skip in report.skips)
 
 
 def test_what_is_not_fitted_is_told() -> None:
@@ -320,7 +320,7 @@ def test_what_is_not_fitted_is_told() -> None:
     after, report = prune(graph, feeds(graph), ratio=0.5)
     assert report.rewrites == 1
     why = "Conv multiplies no rows of an operand with @v as one matrix"
-    assert Remark(why, layer="Conv %y (read)", method="not fitted anew") in report.skips
+    assert Remark(why, layer="Conv %y (read)", method="not refitted") in report.skips
     assert np.isfinite(evaluate(after, feeds(graph, 1)[0])["y"]).all()
 
 

@@ -137,15 +137,15 @@ def test_simple_layers_of_several_sequences_stay(fixed: bool) -> None:
     module = unrolled.Cells("RNN")
     made, skips = judged(exported(module, fixed=fixed), module)
     assert not made["RNN"] and skips == [
-        "its batch is not known to be 1, and an RNN of more is slower than its steps"
+        "its batch is not known to be 1, and for others an RNN is slower than its steps"
     ]
 
 
 REFUSED = {
-    "fed by itself": (unrolled.Fed, "a step reads what was made of the state before it"),
+    "fed by itself": (unrolled.Fed, "the input of a step depends on the state of an earlier one"),
     "all cell states": (
         unrolled.AllCells,
-        "the cell state of each step is read, and the op returns the last",
+        "the cell state of each step is used, and the op returns only the last",
     ),
     "other weights at each step": (unrolled.OtherWeights, None),
 }

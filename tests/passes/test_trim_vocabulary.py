@@ -224,7 +224,7 @@ def tied() -> Graph:
 def test_heads_stay_whole_and_outputs_the_same() -> None:
     for graph in (tied(), parse(UNFOLDED, TABLE)):
         before, after, report = trim(graph, TrimVocabulary(unknown=0))
-        assert [skip.reason for skip in report.skips] == ["its 10 columns stay"]
+        assert [skip.reason for skip in report.skips] == ["it keeps its 10 columns"]
         np.testing.assert_array_equal(
             evaluate(after, IDS)["logits"], evaluate(before, IDS)["logits"]
         )
@@ -246,7 +246,7 @@ def test_a_masked_head_has_no_logits_of_dropped_ids(unfolded: bool) -> None:
 
 def test_a_head_of_its_own_weights_is_not_masked() -> None:
     before, after, report = trim(TIED, TrimVocabulary(unknown=0, logits="mask"))
-    assert [skip.reason for skip in report.skips] == ["its 10 columns stay"]
+    assert [skip.reason for skip in report.skips] == ["it keeps its 10 columns"]
     np.testing.assert_array_equal(evaluate(after, IDS)["logits"], evaluate(before, IDS)["logits"])
 
 
@@ -258,9 +258,9 @@ def test_a_head_of_its_own_weights_is_not_masked() -> None:
     [
         (TrimVocabulary(unknown=0), [], "needs calibration inputs, or a file of the ids"),
         (TrimVocabulary(), [IDS], "5 of 10 ids are used: say with unknown=ID"),
-        (TrimVocabulary(unknown=10), [IDS], "id 10 is outside of the vocabulary of 10"),
-        (TrimVocabulary(unknown=0, keep=(-11,)), [IDS], "id -11 is outside of the vocabulary of 10"),
-        (TrimVocabulary(unknown=0), [{"ids": np.array([[12]])}], "id 12 is outside of the vocabulary"),
+        (TrimVocabulary(unknown=10), [IDS], "id 10 is outside the vocabulary of 10"),
+        (TrimVocabulary(unknown=0, keep=(-11,)), [IDS], "id -11 is outside the vocabulary of 10"),
+        (TrimVocabulary(unknown=0), [{"ids": np.array([[12]])}], "id 12 is outside the vocabulary"),
         (TrimVocabulary(unknown=0), [{"ids": np.zeros((2, 0), np.int64)}], "no ids are used"),
         (TrimVocabulary(unknown=0, input="id"), [IDS], "no input 'id', did you mean 'ids'"),
         (TrimVocabulary(unknown=0, ids="/no/such/file"), [IDS], "cannot read /no/such/file"),
@@ -273,7 +273,7 @@ def test_refusals(step: TrimVocabulary, feeds: Any, message: str) -> None:
 
 def test_an_input_that_picks_no_rows_is_refused_by_name() -> None:
     text = LOOKUP.replace("(%ids: i64[n, s])", "(%ids: i64[n, s], %x0: f32[n])")
-    with pytest.raises(InvalidOption, match="input 'x0' picks rows from no table of weights"):
+    with pytest.raises(InvalidOption, match="input 'x0' does not index an embedding table"):
         trim(text, TrimVocabulary(input="x0"), [{**IDS, "x0": np.zeros(2, np.float32)}])
 
 
@@ -281,7 +281,7 @@ def test_a_model_without_a_table_passes_through() -> None:
     text = "graph main(%x: f32[n, 4]) -> (y = %y) {\n  %y: f32[n, 4] = Neg(%x)\n}"
     before, after, report = trim(text, TrimVocabulary(), [{"x": np.ones((2, 4), np.float32)}])
     assert print_graph(after) == print_graph(before)
-    assert report.notes == [Remark("no input picks rows from a table of weights")]
+    assert report.notes == [Remark("no input indexes an embedding table")]
 
 
 def test_a_vocabulary_that_is_used_up_passes_through() -> None:

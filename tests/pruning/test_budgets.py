@@ -144,7 +144,7 @@ def test_counts_are_those_of_the_graph_that_is_cut() -> None:
     graph = parse(MLP, TABLE)
     groups = [g for g in axis_groups(graph) if g.free]
     for measure, each in ((macs({"n": 5}), 5), (parameters, 1)):
-        cost = budgets.by_count(costs(graph, groups, measure))
+        cost = costs(graph, groups, measure).of
         for a, b in ((0, 0), (4, 0), (8, 20), (20, 12)):
             left = 8 * (24 - a) + (24 - a) * (24 - b) + (24 - b) * 4
             assert cost([a, b]) == pytest.approx(each * left)

@@ -62,7 +62,7 @@ def relative(numbers: np.ndarray) -> np.ndarray:
     return numbers / numbers.mean()
 
 
-# -- from weights ------------------------------------------------------------------------------------
+# -- from weights ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -129,7 +129,7 @@ def test_structural_counts_the_paths_through_a_unit() -> None:
     np.testing.assert_allclose(by_size[6], 1 / 2 / 6)  # and one of them the neurons.
 
 
-# -- from activations --------------------------------------------------------------------------------
+# -- from activations ------------------------------------------------------------------------------
 
 
 def test_activations_are_seen_where_they_are_read() -> None:
@@ -218,7 +218,7 @@ def test_a_neuron_that_is_never_on_is_worth_nothing(criterion: str) -> None:
     assert (np.delete(found, DEAD) > 10 * DAMPING).all()
 
 
-# -- from gradients ----------------------------------------------------------------------------------
+# -- from gradients --------------------------------------------------------------------------------
 
 
 def test_slopes_are_those_of_the_module() -> None:
@@ -266,7 +266,7 @@ def test_fisher_of_a_batch_of_a_fixed_size_is_right_on_average() -> None:
     np.testing.assert_allclose(found, expected, rtol=0.15)
 
 
-# -- measured ----------------------------------------------------------------------------------------
+# -- measured --------------------------------------------------------------------------------------
 
 HEADS = """graph main(%x: f32[batch, seq, 6]) -> (y = %y) {
   @q: f32[6, 6] = dense normal(1)
@@ -337,7 +337,7 @@ def test_like_units_are_measured_together_where_there_are_many() -> None:
     assert sorted(np.concatenate(found)) == list(range(40))
 
 
-# -- all of them -------------------------------------------------------------------------------------
+# -- all of them -----------------------------------------------------------------------------------
 
 
 @cache
@@ -368,7 +368,7 @@ def test_every_group_of_a_model_gets_finite_scores(
         assert numbers.any() == bool(group.free)
 
 
-# -- refusals ----------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_an_unknown_criterion_is_told_with_the_known_ones() -> None:
@@ -382,7 +382,7 @@ def test_an_unknown_criterion_is_told_with_the_known_ones() -> None:
 @pytest.mark.parametrize("criterion", NEED_DATA)
 def test_what_needs_calibration_says_so(criterion: str) -> None:
     graph = parse(MLP, TABLE)
-    message = f"criterion {criterion} needs calibration, and none was given"
+    message = f"criterion {criterion} needs calibration inputs, and none were given"
     with pytest.raises(InvalidOption, match=message):
         importance(criterion, graph, axis_groups(graph), [], evaluate)
 
@@ -393,7 +393,7 @@ def test_a_weight_that_holds_nan_is_named() -> None:
     v[2, 0] = np.nan
     graph.set_encoding(graph.constants["v"], Dense(v))
     with pytest.raises(
-        InvalidOption, match="l1 tells nothing of hidden#2: its weight @v holds NaN"
+        InvalidOption, match="l1 does not apply to hidden#2: its weight @v contains NaN"
     ):
         importance("l1", graph, axis_groups(graph))
 
@@ -425,7 +425,7 @@ def test_what_calibration_cannot_see_is_refused() -> None:
     )
     group = hidden(graph)
     reason = refusal("wanda", graph, group)
-    assert reason == "its units are read in a subgraph, where calibration sees nothing"
+    assert reason == "its units are read in a subgraph, which calibration does not observe"
     assert refusal("l1", graph, group) == ""
     feeds = [{"x": rows()[0]["x"], "c": np.array(True)}]
     gains = importance("information-gain", graph, [group], feeds, evaluate)[0]

@@ -18,10 +18,10 @@ from tersor.pruning.unit_order import (
     by_least_squares,
     equal_shares,
     layer_of,
-    met,
+    multiplied_activations,
     not_fitted,
-    only_met,
     readers,
+    sums_only_activations,
 )
 from tersor.statistics.gram import Gram, grams_of_rows
 from tersor.statistics.observing import Rows
@@ -181,13 +181,15 @@ def lanes(text: str) -> AxisGroup:
 
 def test_lanes_of_queries_and_keys_are_worth_the_energy_of_their_products() -> None:
     group = lanes(HEADS.format(norm="", q="%q"))
-    assert only_met(group)
-    assert {value.name for value, _ in met(group)} == {"q", "k"}
+    assert sums_only_activations(group)
+    assert {value.name for value, _ in multiplied_activations(group)} == {"q", "k"}
     assert readers(group) == []
     graph = group.links[0].node.graph
     assert graph is not None
     x = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
-    seen = grams_of_rows(graph, [Rows(v) for v, _ in met(group)], [{"x": x}], evaluate)
+    seen = grams_of_rows(
+        graph, [Rows(v) for v, _ in multiplied_activations(group)], [{"x": x}], evaluate
+    )
     q, k = (x @ graph.constants[w].numpy() for w in ("wq", "wk"))
     want = np.array([np.square(q[..., i::2]).sum() * np.square(k[..., i::2]).sum() for i in (0, 1)])
     np.testing.assert_allclose(by_energy(group, seen), want, rtol=1e-5)
@@ -197,7 +199,7 @@ def test_lanes_of_queries_and_keys_are_worth_the_energy_of_their_products() -> N
 def test_lanes_that_a_norm_is_over_do_not_only_meet() -> None:
     group = lanes(HEADS.format(norm=NORM, q="%n"))
     assert group.inexact
-    assert not only_met(group)
+    assert not sums_only_activations(group)
 
 
 def test_readers_of_heads_and_of_a_layer_with_two_readers() -> None:
@@ -209,7 +211,7 @@ def test_readers_of_heads_and_of_a_layer_with_two_readers() -> None:
     assert reader.inputs([2, 0]).tolist() == [0, 1, 4, 5]
     assert reader.alone
     assert equal_shares(group, reader)
-    assert not only_met(group)
+    assert not sums_only_activations(group)
     assert by_energy(group, {}) is None
     x = np.random.default_rng(1).standard_normal((30, 6))
     _, xtx, matrix, squares = layer_of(reader, Gram(x.T @ x, x.sum(axis=0), 30))

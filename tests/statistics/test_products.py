@@ -331,9 +331,9 @@ def test_where_there_is_no_product_the_reason_is_told() -> None:
     assert told["a"] == [none.format("Conv", "w")]
     assert told["b"] == [none.format("ConvTranspose", "k")]
     assert told["d"] == ["", ""]
-    assert told["e"] == ["its bias is no constant"]
+    assert told["e"] == ["its bias is not a constant"]
     assert told["f"] == ["its weight is a stack of matrices"]
-    assert told["h"] == ["it is in a subgraph, where calibration sees nothing"]
+    assert told["h"] == ["it is in a subgraph, which calibration does not observe"]
     found = {n.output.name: linear_weight(n) for n in graph.walk()}
     assert [name for name, weight in found.items() if weight is not None] == ["d"]
 

@@ -154,10 +154,10 @@ def test_a_word_that_was_unknown_stays_unknown() -> None:
     [
         (b"{", InvalidModel, "the tokenizer is not JSON"),
         (b"[]", InvalidModel, "it has no model"),
-        (b'{"model": {"type": "Sorcery"}}', Unsupported, "of type Sorcery; known are WordPiece"),
+        (b'{"model": {"type": "Sorcery"}}', Unsupported, "of type Sorcery; supported are WordPiece"),
         (b'{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}}', InvalidOption, "id 7 is not in"),
         (b'{"model": {"type": "WordLevel", "vocab": {"a": 7}}, "post_processor": {"type": "New"}}', Unsupported, "post-processor New"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": 7}, "merges": [], "continuing_subword_prefix": "##"}}', Unsupported, "prefix on pieces"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 7}, "merges": [], "continuing_subword_prefix": "##"}}', Unsupported, "continuing_subword_prefix"),
     ],
 )  # fmt: skip
 def test_what_is_no_tokenizer_is_refused(data: bytes, error: type[Exception], message: str) -> None:
@@ -392,13 +392,13 @@ NO_TABLE = """graph main(%x: f32[n, 4]) -> (y = %y) {
 @pytest.mark.parametrize(
     ("text", "corpus", "options", "message"),
     [
-        (SOFTMAX, CORPUS, {}, "are not returned as they are"),
-        (CLIPPED, CORPUS, {}, "reads ids that are clipped"),
-        (NO_TABLE, CORPUS, {}, "no input picks rows from a table of weights"),
+        (SOFTMAX, CORPUS, {}, "do not reach the outputs by elementwise ops alone"),
+        (CLIPPED, CORPUS, {}, "reads ids behind a Clip"),
+        (NO_TABLE, CORPUS, {}, "no input indexes an embedding table"),
         (TAGGER, [], {}, "no ids are used: the vocabulary would be empty"),
         (TAGGER, [""], {}, "no ids are used: the vocabulary would be empty"),
-        (TAGGER, [[1, 6]], {}, "id 6 is outside of the vocabulary of 6"),
-        (TAGGER, [[-7]], {}, "id -7 is outside of the vocabulary of 6"),
+        (TAGGER, [[1, 6]], {}, "id 6 is outside the vocabulary of 6"),
+        (TAGGER, [[-7]], {}, "id -7 is outside the vocabulary of 6"),
         (TAGGER, CORPUS, {"input": "idz"}, "no input 'idz', did you mean 'ids'?"),
         (TAGGER, CORPUS, {"tokenizer": "/no/such/tokenizer.json"}, "No such file"),
     ],
@@ -412,14 +412,16 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused() -> None:
     held = json.loads(WORDS)
     token = {"id": 6, "content": "f", "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
     data = json.dumps({**held, "added_tokens": [token]}).encode()
-    with pytest.raises(InvalidOption, match="the tokenizer has id 6, the model 6: they do not fit"):
+    with pytest.raises(
+        InvalidOption, match="the tokenizer has id 6, but the model only 6 ids: they do not match"
+    ):
         tersor.trim_vocabulary(
             Imported(parse(TAGGER, TABLE), files={"tokenizer.json": data}), ["a"]
         )
 
 
 def test_a_model_without_a_tokenizer_is_refused() -> None:
-    with pytest.raises(InvalidOption, match=r"the model has no tokenizer.json beside it"):
+    with pytest.raises(InvalidOption, match=r"the model has no tokenizer.json"):
         tersor.trim_vocabulary(parse(TAGGER, TABLE), CORPUS)
 
 

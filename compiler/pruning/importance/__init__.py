@@ -1,4 +1,4 @@
-"""What the units of an axis group are worth: the criteria that structured pruning chooses by."""
+"""Importance of the units of an axis group: the criteria of structured pruning."""
 
 from tersor.pruning.importance.criteria import CRITERIA, Criterion, importance, refusal
 

@@ -1,10 +1,9 @@
 """The criteria by name, and scores of all groups by one of them.
 
-Scores of different groups are compared where the choice is for the whole model.  Criteria that estimate
-what the model's outputs lose, and shares of 1, compare as they are.  The others say something only
-within a group, as norms grow with the size of what they are taken of: they are divided by their mean
-over the group's free units (Torch-Pruning's default for DepGraph), so that 0.1 is a tenth of what is
-usual there.
+Scores are compared across groups when units are chosen for the whole model.  Criteria that estimate the loss
+of the model's outputs, or shares of 1, are comparable as they are.  Others mean something only within a
+group, as norms grow with the size of the weights: they are divided by their mean over the group's free units
+(Torch-Pruning's default for DepGraph), so that 0.1 is a tenth of the average.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tersor.structure import AxisGroup
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a criterion: scores of ``groups``, which are those of ``graph``."""
+    """The input of a criterion: score the units of ``groups`` of ``graph``."""
 
     graph: Graph
     groups: Sequence[AxisGroup]
@@ -36,14 +35,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to tell what units are worth.
+    """A measure of the importance of units.
 
     Attributes:
         description: one line, with its source.
-        scores: f64[units] for each group that is asked for, higher matters more.
-        needs_data: whether calibration inputs are run.
+        scores: f64[units] for each group of the request; higher is more important.
+        needs_data: whether it runs calibration inputs.
         relative: whether scores are divided by their mean over the group's free units.
-        reads: whether it looks at where units are summed over; ``observes``: with what.
+        reads: whether it needs nodes that sum over the units.
+        observes: whether it needs the activations that these nodes read.
     """
 
     description: str
@@ -62,22 +62,22 @@ def importance(
     evaluate: Evaluate | None = None,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """f64[units] for each of ``groups``, higher matters more; finite for every free unit, and zeros for
-    groups without one. ``graph`` stays as it is.
+    """f64[units] for each of ``groups``; higher is more important. Finite for every free unit; zeros for
+    groups without one. ``graph`` is not changed.
 
     Raises:
-        InvalidOption: the criterion does not exist, needs calibration and has none, or tells nothing of
-            some group (:func:`refusal`).
+        InvalidOption: an unknown criterion, one that needs calibration without any, or one that does not
+            apply to some group (:func:`refusal`).
     """
     chosen = _find(criterion)
     if chosen.needs_data and not (feeds and evaluate):
-        raise InvalidOption(f"criterion {criterion} needs calibration, and none was given")
+        raise InvalidOption(f"criterion {criterion} needs calibration inputs, and none were given")
     open_groups = [group for group in groups if group.free]
     for group in open_groups:
         if reason := refusal(criterion, graph, group):
-            raise InvalidOption(f"criterion {criterion} tells nothing of {group.name}: {reason}")
-    found = chosen.scores(Request(graph, open_groups, feeds, evaluate, seed))
-    by_group = dict(zip(open_groups, found, strict=True))
+            raise InvalidOption(f"criterion {criterion} does not apply to {group.name}: {reason}")
+    scores = chosen.scores(Request(graph, open_groups, feeds, evaluate, seed))
+    by_group = dict(zip(open_groups, scores, strict=True))
     return [
         _checked(criterion, group, by_group[group]) if group in by_group else np.zeros(group.units)
         for group in groups
@@ -85,14 +85,14 @@ def importance(
 
 
 def refusal(criterion: str, graph: Graph, group: AxisGroup) -> str:
-    """Why a criterion can tell nothing of a group; empty if it can."""
+    """Why a criterion does not apply to a group; empty if it does."""
     chosen = _find(criterion)
     if broken := weights.unsound(group):
-        return f"its weight @{broken[0].name} holds NaN or infinity"
+        return f"its weight @{broken[0].name} contains NaN or infinity"
     if (chosen.reads or chosen.observes) and not readers(group):
         return "no node sums over its units"
     if chosen.observes and not visible(graph, group):
-        return "its units are read in a subgraph, where calibration sees nothing"
+        return "its units are read in a subgraph, which calibration does not observe"
     return ""
 
 
@@ -107,7 +107,7 @@ def _checked(criterion: str, group: AxisGroup, scores: np.ndarray) -> np.ndarray
     free = scores[group.free]
     if not np.isfinite(free).all():
         raise InvalidOption(
-            f"criterion {criterion} tells nothing of {group.name}: calibration leads to NaN or infinity"
+            f"criterion {criterion} does not apply to {group.name}: calibration leads to NaN or infinity"
         )
     mean = float(free.mean())
     return scores / mean if CRITERIA[criterion].relative and mean > 0 else scores
@@ -167,13 +167,13 @@ CRITERIA: dict[str, Criterion] = {
         relative=True,
     ),
     "fpgm": Criterion(
-        "distance from the geometric median of what makes the units (He et al. 2019)",
+        "distance of a unit's producing weights from the geometric median (He et al. 2019)",
         partial(_each, weights.median_distance),
         relative=True,
     ),
-    "random": Criterion("a number drawn from [0, 1), by the seed", _random),
+    "random": Criterion("a random number in [0, 1), by the seed", _random),
     "structural": Criterion(
-        "share of the paths from inputs to outputs that go through a unit, from the graph alone",
+        "share of the paths from inputs to outputs through a unit, by the graph alone",
         _structural,
     ),
     "activation-mean": Criterion(
@@ -191,43 +191,42 @@ CRITERIA: dict[str, Criterion] = {
         observes=True,
     ),
     "apoz": Criterion(
-        "share of a unit's activations above zero, behind ReLU and its like (Hu et al. 2016)",
+        "share of a unit's activations above zero, for ReLU and the like (Hu et al. 2016)",
         partial(_watched, activations.alive),
         needs_data=True,
         observes=True,
     ),
     "wanda": Criterion(
-        "weights that read a unit times the norm of what they read (Sun et al. 2023)",
+        "magnitude of the weights that read a unit times the norm of its activations (Sun et al. 2023)",
         partial(_watched, activations.wanda),
         needs_data=True,
         relative=True,
         observes=True,
     ),
     "obs": Criterion(
-        "share of its readers' outputs that is lost though the others make up for it "
-        "(Hassibi and Stork 1993)",
+        "relative error of its readers' outputs once the other units compensate (Hassibi and Stork 1993)",
         _obs,
         needs_data=True,
         observes=True,
     ),
     "gradient": Criterion(
-        "sum of the outputs' gradients by a unit's weights, without signs",
+        "sum of magnitudes of the outputs' gradients by a unit's weights",
         partial(_slopes, times_weight=False),
         needs_data=True,
     ),
     "taylor": Criterion(
-        "sum of weight times gradient over a unit's weights, without signs (Molchanov et al. 2019)",
+        "sum of |weight times gradient| over a unit's weights (Molchanov et al. 2019)",
         partial(_slopes, times_weight=True),
         needs_data=True,
     ),
     "fisher": Criterion(
-        "squared gradient by a mask over a unit, mean over samples (Kwon et al. 2022)",
+        "mean squared gradient by a mask of the unit (Kwon et al. 2022)",
         _fisher,
         needs_data=True,
         reads=True,
     ),
     "information-gain": Criterion(
-        "measured change of the outputs without a unit, or a chunk of like ones",
+        "measured change of the outputs without a unit, or a chunk of similar ones",
         _information,
         needs_data=True,
         reads=True,

@@ -1,13 +1,13 @@
-"""What gradients tell of units.  The loss is <r, y>: :mod:`tersor.ops.gradients`, padding left out.
+"""Importance by gradients of the loss <r, y> (:mod:`tersor.ops.gradients`), without padding.
 
     gradient    sum of |g_w| over all weights w of a unit, g = d<r, y> / dw
-    taylor      sum of |w g_w|, by how much the loss changes without w (Molchanov et al. 2019,
+    taylor      sum of |w g_w|, the change of the loss without w (Molchanov et al. 2019,
                 arXiv 1906.10771)
-    fisher      mean over the samples of (d<r, y> / dm_u)^2, m_u: a factor before everything that reads u.
-                At 1 that is the sum of a g_a: how far the outputs go, to second order, without the unit
+    fisher      mean over samples of (d<r, y> / dm_u)^2, m_u: a factor on u wherever it is read.  At 1
+                that is the sum of a g_a: the change of the outputs, to second order, without the unit
                 (Kwon et al. 2022, arXiv 2204.09656).  Samples lie along the first axis of the first
-                output: where its size is open, each has masks of its own; else one draw stands for the
-                batch, and is right on average.
+                output: if its size is open, each has its own masks; else one draw of r for the whole
+                batch gives an unbiased estimate.
 
 The first two are means over the batches.
 """
@@ -34,8 +34,8 @@ def slopes(
     """f64[units] for each group: |g|, or ``times_weight`` |w g|, of all weights of each unit."""
     leaves = list(dict.fromkeys(v for group in groups for v, _ in weight_axes(group)))
     total = {v: np.zeros(v.tensor.shape) for v in leaves}
-    for found in gradients(graph, leaves, feeds, seed, _padding(graph)):
-        for value, gradient in found.items():
+    for by_weight in gradients(graph, leaves, feeds, seed, _padding(graph)):
+        for value, gradient in by_weight.items():
             total[value] += np.abs(gradient)
     for value in leaves:
         total[value] *= np.abs(value.numpy().astype(np.float64)) if times_weight else 1.0
@@ -44,36 +44,38 @@ def slopes(
 
 def fisher(graph: Graph, groups: Sequence[AxisGroup], feeds: Feeds, seed: int) -> list[np.ndarray]:
     """f64[units] for each group."""
-    samples, told = _samples(graph)
+    samples, source = _samples(graph)
     copy = masked(graph, groups, samples)
-    leaves = [mask.value for held in copy.masks for mask in held]
-    sizes = [feed[told[0]].shape[told[1]] if told else 1 for feed in feeds]
+    leaves = [mask.value for masks in copy.masks for mask in masks]
+    sizes = [feed[source[0]].shape[source[1]] if source else 1 for feed in feeds]
     full = ({**feed, **copy.whole(n)} for feed, n in zip(feeds, sizes, strict=True))
     total = [np.zeros(group.units) for group in groups]
-    for found in gradients(copy.graph, leaves, full, seed, _padding(graph)):
+    for by_mask in gradients(copy.graph, leaves, full, seed, _padding(graph)):
         for i, group in enumerate(groups):
-            total[i] += _squared(copy.masks[i], group.units, found)
+            total[i] += _squared(copy.masks[i], group.units, by_mask)
     return [scores / max(sum(sizes), 1) for scores in total]
 
 
-def _squared(masks: Sequence[Mask], units: int, found: Mapping[Value, np.ndarray]) -> np.ndarray:
-    """f64[units], squares of the sum over all masks, summed over samples where each mask has those."""
-    parts = [mask.by_unit(found[mask.value], units) for mask in masks]
+def _squared(
+    masks: Sequence[Mask], units: int, gradients: Mapping[Value, np.ndarray]
+) -> np.ndarray:
+    """f64[units]: gradients summed over masks, squared, and summed over samples if masks have those."""
+    parts = [mask.by_unit(gradients[mask.value], units) for mask in masks]
     if any(mask.samples is None for mask in masks):
         parts = [part.sum(axis=0, keepdims=True) for part in parts]
     return np.asarray(np.square(np.sum(parts, axis=0)).sum(axis=0))
 
 
 def _of_weights(group: AxisGroup, numbers: Mapping[Value, np.ndarray]) -> np.ndarray:
-    found = np.zeros(group.units)
+    sums = np.zeros(group.units)
     for value, axis in weight_axes(group):
         moved = np.moveaxis(numbers[value], axis, 0)
-        found += by_unit(group, (value, axis), moved.reshape(len(moved), -1).sum(axis=1))
-    return found
+        sums += by_unit(group, (value, axis), moved.reshape(len(moved), -1).sum(axis=1))
+    return sums
 
 
 def _samples(graph: Graph) -> tuple[Sym | None, tuple[str, int] | None]:
-    """The open dim that the first output begins with, and the (input, axis) that tells its size."""
+    """The open leading dim of the first output, and an (input, axis) with its size."""
     first = graph.outputs[0].type if graph.outputs else None
     dims = first.dims if isinstance(first, TensorType) else None
     if dims and isinstance(dims[0], Sym):

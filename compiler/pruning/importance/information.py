@@ -1,11 +1,10 @@
-"""Information gain of units: how much the outputs change, measured, when they are zero.
+"""Information gain of units: the measured change of the outputs when they are zero.
 
     sum of |y - y'|^2 / sum of |y|^2       y': without the units, over all inputs; mean over float outputs
 
-Units are taken out of a running model (:mod:`.masks`), in one run of the calibration inputs each.  A group
-of more than RUNS free units has as many runs: its units are put in the order of their L2 norms
-(``weights.magnitude``) and cut into chunks, nearly equal in number, that are taken out together.  A unit
-gets the share of what its chunk changed that the square of its norm is of theirs.
+Each unit is masked (:mod:`.masks`) in one run of the calibration inputs.  A group of more than RUNS free
+units has RUNS runs: its units are sorted by L2 norm (``weights.magnitude``) and masked in chunks of nearly
+equal size.  The change by a chunk is divided among its units in proportion to their squared norms.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tersor.statistics.observers import real_rows
 from tersor.statistics.padding import padding_mask
 from tersor.structure import AxisGroup
 
-RUNS = 32  # Of the calibration inputs, for one group.
+RUNS = 32  # Of the calibration inputs, per group.
 
 
 def information_gain(
@@ -37,18 +36,18 @@ def information_gain(
         whole = _rows(graph, evaluate(copy.graph, {**feed, **copy.whole()}), feed)
         energy += [float(np.square(whole[n]).sum()) for n in names]
         for j, (i, chunk) in enumerate(work):
-            made = evaluate(copy.graph, {**feed, **copy.without(i, chunk.tolist())})
-            rows = _rows(graph, made, feed)
+            outputs = evaluate(copy.graph, {**feed, **copy.without(i, chunk.tolist())})
+            rows = _rows(graph, outputs, feed)
             change[j] += [float(np.square(rows[n] - whole[n]).sum()) for n in names]
     gains = (change / np.where(energy > 0, energy, 1)).mean(axis=1)
-    found = [np.zeros(group.units) for group in groups]
+    scores = [np.zeros(group.units) for group in groups]
     for (i, chunk), gain in zip(work, gains.tolist(), strict=True):
-        found[i][chunk] = gain * _shares(groups[i], chunk)
-    return found
+        scores[i][chunk] = gain * _shares(groups[i], chunk)
+    return scores
 
 
 def chunks(group: AxisGroup) -> Iterator[np.ndarray]:
-    """Free units that are measured together."""
+    """Free units, in chunks that are measured together."""
     free = np.asarray(group.free, np.int64)
     ordered = free[np.argsort(magnitude(group, 2)[free], kind="stable")]
     yield from np.array_split(ordered, min(RUNS, len(ordered)))
@@ -69,14 +68,14 @@ def _float_outputs(graph: Graph) -> list[str]:
 
 
 def _rows(
-    graph: Graph, made: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]
+    graph: Graph, outputs: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """f64[n, k] of each float output, padding left out."""
+    """f64[n, k] of each float output, without padding."""
     by_name = dict(zip(graph.output_names, graph.outputs, strict=True))
-    found = {}
+    rows = {}
     for name in _float_outputs(graph):
-        array = np.atleast_1d(made[name])
+        array = np.atleast_1d(outputs[name])
         mask = padding_mask(graph, by_name[name])
         real = None if mask is None else feed[mask]
-        found[name] = real_rows(array, real).astype(np.float64)
-    return found
+        rows[name] = real_rows(array, real).astype(np.float64)
+    return rows

@@ -1,9 +1,9 @@
-"""A graph whose inputs say how much of each unit is left: 1 all of it, 0 none.
+"""A graph with a mask for each unit as an input: 1 keeps the unit, 0 zeroes it.
 
     x W   becomes   (x * m) W         m: one number for each position on the units' axis
 
-Where nodes sum over a unit, m = 0 is the model without it, and d/dm at 1 tells what a little less of it
-would do.  That of q k^T is put on q alone; where only the weights are operands (an LSTM's R), on these.
+Where nodes sum over a unit, m = 0 is the model without it, and d/dm at 1 its sensitivity.  Of q k^T only q is
+masked; if only weights are operands (an LSTM's R), these are.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tersor.structure.links import Axis
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """An input of the masked graph.
+    """An input of the masked graph that multiplies an activation.
 
     Attributes:
-        value: it, of one number along all axes but these.
-        axis: of the units.
+        value: of size 1 along all axes but these.
+        axis: along which the units lie.
         owner: i64[size], the unit of each position; -1: none.
-        samples: the axis that has one number for each sample; None: one for all.
+        samples: the axis with one number per sample; None: the same for all.
     """
 
     value: Value
@@ -37,7 +37,7 @@ class Mask:
     samples: int | None
 
     def without(self, units: Collection[int], batch: int = 1) -> np.ndarray:
-        """What it is fed with to leave ``units`` out."""
+        """Its feed to zero ``units``."""
         shape = [1] * len(self.value.tensor.dims or ())
         if self.samples is not None:
             shape[self.samples] = batch
@@ -56,38 +56,37 @@ class Mask:
 
 @dataclass
 class Masked:
-    """A copy of a graph with masks.
+    """A copy of a graph with masks as further inputs.
 
     Attributes:
-        graph: it.
-        masks: of each group, by its place among all.
+        masks: of each group, in the order of the groups.
     """
 
     graph: Graph
     masks: list[list[Mask]] = field(default_factory=list)
 
     def whole(self, batch: int = 1) -> dict[str, np.ndarray]:
-        """What leaves all units in."""
-        return {m.value.name: m.without((), batch) for held in self.masks for m in held}
+        """Feeds that keep all units."""
+        return {m.value.name: m.without((), batch) for masks in self.masks for m in masks}
 
     def without(self, group: int, units: Collection[int]) -> dict[str, np.ndarray]:
-        """What leaves out ``units`` of one group."""
+        """Feeds that zero ``units`` of one group."""
         return self.whole() | {m.value.name: m.without(units) for m in self.masks[group]}
 
 
 def masked(graph: Graph, groups: Sequence[AxisGroup], samples: Sym | None = None) -> Masked:
-    """A copy of ``graph`` with masks for all units of ``groups``; ``samples``: the open dim that gets a
-    number for each of its positions, in activations that have it once."""
+    """A copy of ``graph`` with masks for all units of ``groups``. ``samples``: an open dim; activations that
+    have it exactly once get a mask per position of it."""
     copy = graph.copy()
     nodes = {n.outputs[0].name: n for n in copy.walk() if n.outputs}
-    found = Masked(copy)
+    result = Masked(copy)
     for group in groups:
-        made: dict[tuple[Axis, Graph, Value], tuple[Mask, Value]] = {}
+        by_operand: dict[tuple[Axis, Graph, Value], tuple[Mask, Value]] = {}
         for reader in readers(group):
             node = nodes[reader.node.outputs[0].name]
-            _mask(copy, node, reader, group.axes[reader.operand.axis], samples, made)
-        found.masks.append([mask for mask, _ in made.values()])
-    return found
+            _mask(copy, node, reader, group.axes[reader.operand.axis], samples, by_operand)
+        result.masks.append([mask for mask, _ in by_operand.values()])
+    return result
 
 
 def _mask(
@@ -96,21 +95,21 @@ def _mask(
     reader: Reader,
     owner: np.ndarray,
     samples: Sym | None,
-    made: dict[tuple[Axis, Graph, Value], tuple[Mask, Value]],
+    by_operand: dict[tuple[Axis, Graph, Value], tuple[Mask, Value]],
 ) -> None:
-    """Puts a mask before the reader's operand; the same for all that read one value."""
+    """Multiplies the reader's operand by a mask, which all readers of the value share."""
     value, axis = reader.operand.axis
     operand = reader.operand.place[2]
     assert isinstance(operand, int) and node.graph is not None
     current = node.inputs[operand]
     assert current is not None
     key = (reader.operand.axis, node.graph, current)
-    if key not in made:
+    if key not in by_operand:
         dims = list(value.tensor.dims or ())
         each = dims.index(samples) if samples is not None and dims.count(samples) == 1 else None
         shape = [d if i in (axis, each) else 1 for i, d in enumerate(dims)]
-        given = graph.add_input("units", TensorType(value.tensor.dtype, tuple(shape)))
+        mask_input = graph.add_input("units", TensorType(value.tensor.dtype, tuple(shape)))
         with node.graph.at(node):
-            kept = node.graph.emit("Mul", [current, given])
-        made[key] = (Mask(given, axis, owner, each), kept)
-    node.graph.set_input(node, operand, made[key][1])
+            kept = node.graph.emit("Mul", [current, mask_input])
+        by_operand[key] = (Mask(mask_input, axis, owner, each), kept)
+    node.graph.set_input(node, operand, by_operand[key][1])

@@ -1,8 +1,8 @@
-"""Where units are read: the sums over them, each of an operand and what it is multiplied with.
+"""The readers of units: nodes that sum over them, with an operand and what it is multiplied with.
 
-x W           linear layers, convolutions: x is observed, W's rows of a unit are its weights
-h R           an LSTM's hidden units, which it reads again: h is what it returned
-q k^T         lanes of queries and keys: no weights there, both are observed
+x W           linear layers, convolutions: x is observed; the unit's rows of W are its weights
+h R           hidden units of an LSTM, read at the next step: h is the LSTM's result
+q k^T         lanes of queries and keys: both are observed, there are no weights
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ class Reader:
     """A node that sums over units.
 
     Attributes:
-        node: it.
-        size: how many terms the sum has; convolutions of several groups: for each of them.
-        operand: the end that a mask of units would go on: an activation, a constant where only that
-            is an operand (R).
-        observed: activations that are multiplied with each other, or with the weights.
-        weights: constants that are.
+        size: number of terms of the sum; of a grouped convolution: in each group.
+        operand: the end to mask units at: an activation, or else a constant (R).
+        observed: activations that are multiplied with each other or with the weights.
+        weights: constants that are multiplied with an activation.
     """
 
     node: Node
@@ -39,24 +37,24 @@ class Reader:
 
 def readers(group: AxisGroup) -> list[Reader]:
     """All sums over a group's units, in order."""
-    return [found for link in group.links if (found := _reader(link)) is not None]
+    return [reader for link in group.links if (reader := _reader(link)) is not None]
 
 
 def observed_axes(graph: Graph, group: AxisGroup) -> list[Axis]:
-    """(activation, axis) that the group's readers multiply, of the outermost level; each once."""
+    """The distinct (activation, axis) in ``graph`` itself that the group's readers multiply."""
     ends = (end for reader in readers(group) for end in reader.observed)
     return list(dict.fromkeys(end.axis for end in ends if end.axis[0].graph is graph))
 
 
 def visible(graph: Graph, group: AxisGroup) -> list[Reader]:
-    """Readers that are seen on calibration in whole."""
+    """Readers whose activations are all observable: not in subgraphs."""
     return [r for r in readers(group) if all(e.axis[0].graph is graph for e in r.observed)]
 
 
 def lanes(end: End, size: int) -> np.ndarray:
-    """i64[n, size]: the positions on an axis of each of a sum's ``size`` terms, which has n of them."""
-    held = np.flatnonzero(end.owner >= 0)
-    ordered = held[np.argsort(end.owner[held], kind="stable")]
+    """i64[n, size]: the n positions on an axis of each of a sum's ``size`` terms."""
+    owned = np.flatnonzero(end.owner >= 0)
+    ordered = owned[np.argsort(end.owner[owned], kind="stable")]
     return ordered.reshape(size, -1).T
 
 
@@ -67,18 +65,18 @@ def terms(group: AxisGroup, reader: Reader) -> np.ndarray:
 
 
 def with_axes_last(graph: Graph, axes: Sequence[Axis]) -> tuple[Graph, dict[Axis, Value]]:
-    """A copy of ``graph`` and in it each activation with its axis moved to the end."""
+    """A copy of ``graph``, and in it each activation transposed so that the axis is last."""
     copy = graph.copy()
     by_name = {v.name: v for v in copy.values()}
-    found = {}
+    views = {}
     for value, axis in axes:
         rank = len(value.tensor.dims or ())
         here = by_name[value.name]
         if axis != rank - 1:
             order = (*(i for i in range(rank) if i != axis), axis)
             here = copy.emit("Transpose", [here], {"perm": order})
-        found[value, axis] = here
-    return copy, found
+        views[value, axis] = here
+    return copy, views
 
 
 def _reader(link: Link) -> Reader | None:
@@ -93,7 +91,7 @@ def _reader(link: Link) -> Reader | None:
 
 
 def _returned(link: Link) -> Iterator[End]:
-    """The first result that has the units: what a recurrent layer reads again."""
+    """The first result with the units, which a recurrent layer reads at the next step."""
     yield from [end for end in link.ends if end.place[0] == "out"][:1]
 
 

@@ -1,11 +1,11 @@
-"""What the graph alone tells of units: how much of what flows from the inputs to the outputs goes through.
+"""Importance by graph structure alone: the share of the data flow from inputs to outputs through a unit.
 
-    share of all paths of values, from an input to an output, that touch the group's activations
-    times the share of the group's positions that is the unit's
+    share of all paths from an input to an output that pass through the group's activations
+    times the unit's share of the group's positions
 
-A neuron of a feed-forward layer beside a residual connection carries 1/512 of the paths that do not take
-the connection; a channel of the connection itself 1/128 of all paths.  Units of one size in one group are
-alike: the criterion tells groups apart, and the units of a concatenation.
+One of 512 neurons in a branch beside a residual connection gets 1/512 of the paths through the branch; one of
+128 channels of the connection itself 1/128 of all paths.  Units of the same size in one group score the same:
+the criterion discriminates between groups, and between the units of a concatenation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def path_shares(graph: Graph, groups: Sequence[AxisGroup]) -> list[np.ndarray]:
     """f64[units] in [0, 1] for each group."""
     flow = _flow(graph)
     total = _paths(graph, flow, set())
-    found = []
+    shares = []
     for group in groups:
         values = {value for value, _ in group.axes if not value.is_constant}
         share = 1 - _paths(graph, flow, values) / total if total else 0.0
@@ -32,12 +32,12 @@ def path_shares(graph: Graph, groups: Sequence[AxisGroup]) -> list[np.ndarray]:
         for (value, _), owner in group.axes.items():
             if not value.is_constant:
                 counts += np.bincount(owner[owner >= 0], minlength=group.units)
-        found.append(share * counts / max(counts.sum(), 1))
-    return found
+        shares.append(share * counts / max(counts.sum(), 1))
+    return shares
 
 
 def _flow(graph: Graph) -> nx.DiGraph[Value]:
-    """Values that are no constants, with edges from operands to results, through subgraphs too."""
+    """Edges from operands to results among non-constant values, through subgraphs too."""
     flow: nx.DiGraph[Value] = nx.DiGraph()
     flow.add_nodes_from(graph.inputs)
     for node in graph.walk():
@@ -45,16 +45,16 @@ def _flow(graph: Graph) -> nx.DiGraph[Value]:
         flow.add_nodes_from(node.outputs)
         if TABLE.has(node.op, "shape"):
             continue
-        flow.add_edges_from((v, made) for v in read for made in node.outputs)
+        flow.add_edges_from((v, result) for v in read for result in node.outputs)
         for sub in node.subgraphs:
-            flow.add_edges_from((v, taken) for v in read for taken in sub.inputs)
+            flow.add_edges_from((v, argument) for v in read for argument in sub.inputs)
             returned = [v for v in sub.outputs if not v.is_constant]
-            flow.add_edges_from((v, made) for v in returned for made in node.outputs)
+            flow.add_edges_from((v, result) for v in returned for result in node.outputs)
     return flow
 
 
 def _paths(graph: Graph, flow: nx.DiGraph[Value], without: Collection[Value]) -> int:
-    """How many paths lead from inputs to outputs beside the values ``without``."""
+    """The number of paths from inputs to outputs that avoid the values ``without``."""
     count: dict[Value, int] = {}
     for value in nx.topological_sort(flow):
         before = sum(count[v] for v in flow.predecessors(value))

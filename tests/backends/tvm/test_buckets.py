@@ -265,7 +265,7 @@ def test_a_bucket_that_is_given_twice_is_one() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another name": ({"buckets": [{"batch": 1, "lenght": 2}]}, "no open dim 'lenght', did you mean 'length'?; the inputs have batch, length"),
-    "one left out": ({"buckets": [{"batch": 1}]}, "sizes {'batch': 1} leave out dim 'length'"),
+    "one left out": ({"buckets": [{"batch": 1}]}, "sizes {'batch': 1} do not set dim 'length'"),
     "none": ({"buckets": [{}]}, "a bucket needs the size of an open dim"),
     "nothing": ({"buckets": [{"batch": 1, "length": 0}]}, "dim 'length' cannot be 0"),
     "ORT": ({"buckets": BUCKETS, "runtime": "ort"}, "buckets are for runtime tvm: runtime ort has one model for all sizes"),
