@@ -261,12 +261,12 @@ def test_where_all_layers_are_pinned_nothing_goes_and_where_too_many_are_the_rea
     assert len(report.skips) == 3
     graph = parse(PRE_NORM.replace("(y = %y)", "(y = %y, a = %f0, b = %f1)"), TABLE)
     assert refusal(graph, DropLayers(count=2)).endswith(
-        "of 3 layers, 2 cannot go: 2 have to stay, stack.0 since the model also returns 'a' from inside it"
+        "2 of 3 layers: 2 have to stay, stack.0 because the model also returns 'a' from inside it"
     )
 
 
 def test_calibration_is_asked_for() -> None:
-    with pytest.raises(InvalidOption, match="drop-layers needs calibration inputs, and none"):
+    with pytest.raises(InvalidOption, match="drop-layers needs calibration, and none"):
         Pipeline([DropLayers()], evaluate=evaluate).run(parse(PRE_NORM, TABLE))
 
 

@@ -604,7 +604,7 @@ def test_attention_stays_with_a_reason() -> None:
     assert skipped(two_batches) == ["its operands have different batches or heads"]
     unknown = attention_text().replace("%q: f32[batch, 2, seq, 4]", "%q: f32[batch, 2, seq, n]")
     unknown = unknown.replace("%kt: f32[batch, 2, 4, keys]", "%kt: f32[batch, 2, n, keys]")
-    assert skipped(unknown) == ["heads or head size of %q: f32[batch, 2, seq, n] are not known"]
+    assert skipped(unknown) == ["heads or head size of %q: f32[batch, 2, seq, n] are unknown"]
 
 
 def test_a_mask_whose_length_has_a_name_of_its_own_may_be_one_element() -> None:

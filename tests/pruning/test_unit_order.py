@@ -209,7 +209,7 @@ def test_readers_of_heads_and_of_a_layer_with_two_readers() -> None:
     assert reader.node.output.name == "y"
     assert reader.owner.tolist() == [0, 0, 1, 1, 2, 2]
     assert reader.inputs([2, 0]).tolist() == [0, 1, 4, 5]
-    assert reader.alone
+    assert reader.sole
     assert equal_shares(group, reader)
     assert not sums_only_activations(group)
     assert by_energy(group, {}) is None
@@ -237,7 +237,7 @@ def test_weights_with_two_readers_and_layers_in_subgraphs() -> None:
     group = next(g for g in axis_groups(graph) if g.units == 6)
     (reader,) = readers(group)
     assert reader.node.output.name == "y"
-    assert not reader.alone
+    assert not reader.sole
 
 
 CHANNELS = """graph main(%x: f32[n, 2, 5, 5]) -> (y = %y, z = %z, u = %u, v = %v) {
