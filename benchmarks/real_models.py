@@ -1,19 +1,25 @@
 """Models that others made, through every recipe on both runtimes, beside what other tools make of them.
 
 Each row is a process of its own, so that one that dies, or never ends, costs itself alone.  Outputs are
-held against ONNX Runtime on the input model without optimization, on inputs that calibration did not see.
+compared with ONNX Runtime on the input model without optimization, on inputs that calibration did not see.
 
 ``python real_models.py`` adds the rows that are missing to results/real_models.json, and writes
-REAL_MODELS.md from it; ``python real_models.py --row MODEL RECIPE RUNTIME`` tells one row.
+REAL_MODELS.md from it; ``python real_models.py --row MODEL RECIPE RUNTIME`` prints one row.  On a machine
+that others use, ``--keep`` goes on with rows of earlier sources (each names its own), and ``--within`` says
+what starts a row: ``nice -n -19``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +30,14 @@ from rows import Json
 sys.path.insert(0, str(rows.ROOT / "tests"))
 from real.models import BY_NAME, CALIBRATION, MODELS, Feed, Model, installed, reference
 
+from tersor.target import usable_cores
+
 TABLE = rows.ROOT / "benchmarks" / "REAL_MODELS.md"
 RECIPES = ("fp32", "int8", "prune", "lowrank")
 RUNTIMES = ("ort", "tvm")
 DEFAULT = "default"  # The command without any option, measured; the others are not measured.
 LIMIT = 600.0
+REASONS = 4  # Of each pass, the commonest.
 PEERS = ("onnx", "onnxslim", "onnxsim")
 
 
@@ -50,9 +59,11 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
     made: Json = {
         "outcome": "built",
         "seconds": round(time.perf_counter() - start, 1),
+        "cores": len(usable_cores()),
         "runtime": artifact.runtime,
         "bytes": report.size_after,
-        "decisions": [str(decision) for decision in report.decisions],
+        "decisions": [str(d) for d in report.decisions if d.outcome != "unmeasured"],
+        "stayed": {p.name.partition("{")[0]: stayed(p.skips) for p in lossy(recipe, report.passes)},
         "errors": errors(model, artifact.run, feeds[CALIBRATION:]),
         "speed": [timing.speedup for _, timing in report.against_input],
     }
@@ -60,6 +71,24 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
         with tempfile.TemporaryDirectory() as folder:
             made["nodes"] = nodes(Path(artifact.save(Path(folder) / "m.onnx")))
     return made
+
+
+def lossy(recipe: str, reports: Sequence[Any]) -> list[Any]:
+    """The reports of the passes that compress, which are a recipe's last."""
+    from tersor import Recipe
+
+    steps = Recipe.of("int8" if recipe == DEFAULT else recipe).build()
+    return [r for s, r in zip(steps[::-1], reports[::-1], strict=False) if s.keeps.values is None]
+
+
+def stayed(skips: Iterable[Any]) -> dict[str, int]:
+    """Why layers stayed as they were, and how many, the commonest first; names and figures left out."""
+    found = Counter(_general(skip.reason or skip.method) for skip in skips)
+    return dict(found.most_common(REASONS))
+
+
+def _general(why: str) -> str:
+    return re.sub(r"\d+\.\d+", "…", re.sub(r"[@%][^\s,:;]+", "it", why))
 
 
 def errors(model: Model, run: Any, feeds: list[Feed]) -> Json:
@@ -115,15 +144,26 @@ def peers(model: Model) -> Json:
         )
         out = Path(folder) / "q.onnx"
         command = [sys.executable, "-c", script, str(model.path), str(out)]
-        done = subprocess.run(command, capture_output=True, timeout=LIMIT)
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT, text=True)
         if done.returncode == 0 and out.exists():
-            made["quantize_dynamic"] = out.stat().st_size
+            made["quantize_dynamic"] = {"bytes": out.stat().st_size, **outcome_of(model, out)}
+        else:
+            made["quantize_dynamic"] = {"why": _last_line(done)}
     return made
 
 
-def in_process(*arguments: str) -> Json:
-    """A row by a process of its own."""
-    command = [sys.executable, __file__, "--row", *arguments]
+def outcome_of(model: Model, path: Path) -> Json:
+    """The errors of a file that another tool made of a model, or why it does not run."""
+    try:
+        run = reference(path, optimized=True)
+        return {"errors": errors(model, run, model.feeds()[CALIBRATION:])}
+    except Exception as error:  # Whatever the file does to ONNX Runtime.
+        return {"why": str(error).splitlines()[0][:300]}
+
+
+def in_process(within: Sequence[str], *arguments: str) -> Json:
+    """A row by a process of its own, started by ``within``."""
+    command = [*within, sys.executable, __file__, "--row", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -131,66 +171,121 @@ def in_process(*arguments: str) -> Json:
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-        return {"outcome": "failed", "why": last[0][:300]}
+        return {"outcome": "failed", "why": _last_line(done)}
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+    return last[0][:300]
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 
 def table(results: Json) -> str:
-    """A line for each model: what came of each recipe and runtime."""
-    machine = results["conditions"]["machine"]
-    columns = [(DEFAULT, "ort"), *((r, t) for r in RECIPES for t in RUNTIMES)]
-    head = ["model", "MB", "nodes", "onnxslim", "onnxsim", "ours", "quantize_dynamic MB"]
-    head += [f"{r} {t}" for r, t in columns]
-    lines = [head, ["---"] * len(head)]
-    for name, held in results["models"].items():
-        given, made = held["peers"], held["rows"]
-        count = given["nodes"]
-        lossless = made.get("fp32 ort", {})
-        line = [name, _mb(given["bytes"]), str(count["input"])]
-        line += [str(count.get(t, "")) for t in ("onnxslim", "onnxsim")]
-        line += [str(lossless.get("nodes", "")), _mb(given.get("quantize_dynamic"))]
-        line += [_cell(made.get(f"{r} {t}", {})) for r, t in columns]
-        lines.append(line)
-    # What was not measured yet has no column.
-    kept = [i for i in range(len(head)) if any(line[i] for line in lines[2:])]
-    lines = [[line[i] for i in kept] for line in lines]
-    rendered = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """What came of each model: beside other tools, then by each recipe and runtime, then why."""
+    machine, models = results["conditions"]["machine"], results["models"]
+    made = [row for held in models.values() for row in held["rows"].values()]
+    older = sum(row["code"] != results["conditions"]["code"] for row in made)
     return (
         "# Models that others made\n\n"
         "Each through every recipe, calibrated on eight batches of inputs like those that its package "
-        "makes, and through the command without options (`default`). A cell: megabytes, the largest "
-        "relative error of an output on four other batches against ONNX Runtime without optimization (of "
-        "integers: the share that changed), and the smallest speed over the input where it was measured. "
-        "Nodes: constants not counted.\n\n"
-        f"{machine['cpu']}, {machine['cores']} threads. Made by `make real-table`.\n\n{rendered}\n"
-        + _reasons(results)
+        "makes, and through the command without options (`default`).\n\n"
+        f"{machine['cpu']}, {machine['cores']} threads. Made by `make real-table`"
+        + (f"; {older} of {len(made)} rows are of earlier sources" if older else "")
+        + ".\n\n## Beside other tools\n\n"
+        "Nodes: constants not counted. The default command's speed is over the input as it is given, the "
+        "least of the sizes that were measured. Errors: as below.\n\n"
+        + _markdown(_BESIDE, [_beside(name, held) for name, held in models.items()])
+        + "\n## Recipes\n\n"
+        "A cell: megabytes, the largest relative error of an output on four other batches against ONNX "
+        "Runtime without optimization (of integers: the share that changed), seconds of compiling, on a "
+        "machine that others used at the time.\n\n"
+        + _markdown(
+            ["model", "MB", *(f"{r} {t}" for r, t in _COLUMNS)],
+            [
+                [name, _mb(held["peers"]["bytes"])]
+                + [_cell(held["rows"].get(f"{r} {t}", {})) for r, t in _COLUMNS]
+                for name, held in models.items()
+            ],
+        )
+        + _reasons(models)
     )
 
 
-def _mb(size: float | None) -> str:
-    return "" if size is None else f"{size / 1e6:.2f}"
+_COLUMNS = [(recipe, runtime) for recipe in RECIPES for runtime in RUNTIMES]
+_BESIDE = ["model", "MB", "default", "quantize_dynamic", "nodes", "onnxslim", "onnxsim", "ours"]
+
+
+def _beside(name: str, held: Json) -> list[str]:
+    given, made = held["peers"], held["rows"]
+    count, theirs = given["nodes"], given["quantize_dynamic"]
+    quantized = f"{_mb(theirs['bytes'])}, {_worst(theirs)}" if "bytes" in theirs else "fails"
+    default = made.get(f"{DEFAULT} ort", {})
+    speed = f", {min(default['speed']):.2f}x" if default.get("speed") else ""
+    return [
+        name,
+        _mb(given["bytes"]),
+        _cell(default) + speed,
+        quantized,
+        str(count["input"]),
+        *(str(count.get(tool, "fails")) for tool in ("onnxslim", "onnxsim")),
+        str(made.get("fp32 ort", {}).get("nodes", "")),
+    ]
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    """Columns that hold nothing yet are left out."""
+    kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
+    every = [head, ["---"] * len(head), *lines]
+    return "".join("| " + " | ".join(line[i] for i in kept) + " |\n" for line in every)
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def _worst(made: Json) -> str:
+    """The largest error of an output."""
+    return (
+        f"{max(made['errors'].values(), default=0.0):.1e}" if "errors" in made else "does not run"
+    )
 
 
 def _cell(made: Json) -> str:
     if made.get("outcome") != "built":
         return str(made.get("outcome", ""))
-    worst = max(made["errors"].values(), default=0.0)
-    speed = f", {min(made['speed']):.2f}x" if made["speed"] else ""
     kept = ", the input" if any(d.startswith("kept the input") for d in made["decisions"]) else ""
-    return f"{_mb(made['bytes'])}, {worst:.1e}{speed}{kept}"
+    return f"{_mb(made['bytes'])}, {_worst(made)}, {made['seconds']:.0f} s{kept}"
 
 
-def _reasons(results: Json) -> str:
-    lines = [
-        f"- {name}, {what}: {made['outcome']}: {made['why']}"
-        for name, held in results["models"].items()
-        for what, made in held["rows"].items()
-        if made["outcome"] != "built"
+def _reasons(models: Json) -> str:
+    """Why a row has no result, is the input, or has layers as they were."""
+    parts = [
+        ("Refused or failed", lambda r: [r["why"]] if r["outcome"] != "built" else []),
+        ("Decisions", lambda r: r.get("decisions", [])),
+        ("Layers that stayed, and why", _stayed),
     ]
-    return "\n" + "\n".join(["What was refused, or failed:", "", *lines]) + "\n" if lines else ""
+    text = ""
+    for title, told in parts:
+        lines: dict[str, list[str]] = {}
+        for name, held in models.items():
+            for what, row in held["rows"].items():
+                if said := "; ".join(told(row)):
+                    lines.setdefault(f"{name}: {said}", []).append(what)
+        if lines:
+            text += f"\n## {title}\n\n" + "".join(
+                f"- {line} ({', '.join(rows)})\n" for line, rows in lines.items()
+            )
+    return text
+
+
+def _stayed(made: Json) -> list[str]:
+    return [
+        f"{name}: " + ", ".join(f"{count} because {why}" for why, count in found.items())
+        for name, found in made.get("stayed", {}).items()
+        if found
+    ]
 
 
 def conditions() -> Json:
@@ -207,33 +302,43 @@ def main() -> int:
         return 0
     parser = rows.parser(__doc__, "real_models.json")
     names = [m.name for m in MODELS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="MODEL")
     parser.add_argument("--recipes", nargs="+", default=[DEFAULT, *RECIPES])
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
+    parser.add_argument("--within", default="", help="the command that starts a row")
+    parser.add_argument("--keep", action="store_true", help="keep rows of earlier sources")
     arguments = parser.parse_args()
     if not installed():
         print(
             "the packages of tests/real/packages.txt are not installed: make real", file=sys.stderr
         )
         return 1
-    results = rows.load(arguments.out, conditions(), arguments.fresh)
-    for i, name in enumerate(arguments.only, 1):
+    results = before(arguments)
+    for name in arguments.only:
         held = results.setdefault("models", {}).setdefault(name, {"rows": {}})
         if "peers" not in held:
             held["peers"] = peers(BY_NAME[name])
         for recipe in arguments.recipes:
-            for runtime in RUNTIMES[:1] if recipe == DEFAULT else RUNTIMES:
+            for runtime in RUNTIMES[:1] if recipe == DEFAULT else arguments.runtimes:
                 key = f"{recipe} {runtime}"
                 if key not in held["rows"]:
-                    held["rows"][key] = in_process(name, recipe, runtime)
+                    made = in_process(arguments.within.split(), name, recipe, runtime)
+                    held["rows"][key] = {**made, "code": results["conditions"]["code"]}
                     rows.save(arguments.out, results)
-                    told = held["rows"][key]
-                    print(
-                        f"[{i}/{len(arguments.only)}] {name}, {key}: {told.get('why') or _cell(told)}",
-                        flush=True,
-                    )
+                    print(f"{name}, {key}: {made.get('why') or _cell(made)}", flush=True)
     rows.finish(arguments.out, results, start)
     TABLE.write_text(table(results))
     return 0
+
+
+def before(arguments: argparse.Namespace) -> Json:
+    """The rows so far; where asked for, those of earlier sources too."""
+    wanted = conditions()
+    if arguments.keep and arguments.out.exists():
+        held: Json = json.loads(arguments.out.read_text())
+        if {**held["conditions"], "code": ""} == {**json.loads(json.dumps(wanted)), "code": ""}:
+            return {**held, "conditions": wanted}
+    return rows.load(arguments.out, wanted, arguments.fresh)
 
 
 if __name__ == "__main__":
