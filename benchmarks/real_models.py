@@ -316,7 +316,7 @@ def main() -> int:
     results = before(arguments)
     for name in arguments.only:
         held = results.setdefault("models", {}).setdefault(name, {"rows": {}})
-        if "peers" not in held:
+        if "peers" not in held and RUNTIMES[0] in arguments.runtimes:
             held["peers"] = peers(BY_NAME[name])
         for recipe in arguments.recipes:
             for runtime in RUNTIMES[:1] if recipe == DEFAULT else arguments.runtimes:
@@ -327,7 +327,8 @@ def main() -> int:
                     rows.save(arguments.out, results)
                     print(f"{name}, {key}: {made.get('why') or _cell(made)}", flush=True)
     rows.finish(arguments.out, results, start)
-    TABLE.write_text(table(results))
+    if all("peers" in held for held in results["models"].values()):
+        TABLE.write_text(table(results))
     return 0
 
 
