@@ -30,6 +30,7 @@ from rows import Json
 sys.path.insert(0, str(rows.ROOT / "tests"))
 from real.models import BY_NAME, CALIBRATION, MODELS, Feed, Model, installed, reference
 
+from tersor.pipeline.report import FEW_ROWS
 from tersor.target import usable_cores
 
 TABLE = rows.ROOT / "benchmarks" / "REAL_MODELS.md"
@@ -64,6 +65,7 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
         "bytes": report.size_after,
         "decisions": [str(d) for d in report.decisions if d.outcome != "unmeasured"],
         "stayed": {p.name.partition("{")[0]: stayed(p.skips) for p in lossy(recipe, report.passes)},
+        "few": [str(n) for p in report.passes for n in p.notes if n.method == FEW_ROWS],
         "errors": errors(model, artifact.run, feeds[CALIBRATION:]),
         "speed": [timing.speedup for _, timing in report.against_input],
     }
@@ -264,6 +266,7 @@ def _reasons(models: Json) -> str:
     parts = [
         ("Refused or failed", lambda r: [r["why"]] if r["outcome"] != "built" else []),
         ("Decisions", lambda r: r.get("decisions", [])),
+        ("Warnings", lambda r: r.get("few", [])),
         ("Layers that stayed, and why", _stayed),
     ]
     text = ""

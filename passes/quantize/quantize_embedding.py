@@ -30,7 +30,7 @@ class QuantizeEmbedding(TablePass):
         return super().wants(reader) and reader.weight.stores_floats
 
     def against(self, layer: WeightedLayer) -> str:
-        return layer.narrow or super().against(layer)
+        return super().against(layer)
 
     def run(self, graph: Graph, context: Context) -> None:
         for layer in self.layers(graph, context):

@@ -39,7 +39,7 @@ class QuantizeWeights(LayerPass):
         return super().wants(reader) and reader.weight.stores_floats
 
     def against(self, layer: WeightedLayer) -> str:
-        return layer.empty or layer.narrow or layer.tied or layer.shared or layer.not_finite
+        return layer.empty or layer.tied or layer.shared or layer.not_finite
 
     def run(self, graph: Graph, context: Context) -> None:
         layers, forms = [], dict[Value, Encoding]()

@@ -153,6 +153,7 @@ CHOOSERS = {
     "quantize-weights": {},
     "smooth-activations": {},
     "tensor-train-embedding": {},
+    "widen-linear": {},
 }  # fmt: skip
 
 

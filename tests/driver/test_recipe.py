@@ -26,6 +26,7 @@ def test_an_option_that_several_passes_share_is_given_to_all() -> None:
     steps = Recipe.of("int8").override({"ignored_scopes": "a.*:b", "granularity": "token"}).build()
     having = [step for step in steps if hasattr(step, "ignored_scopes")]
     assert [type(step).__name__ for step in having] == [
+        "WidenLinear",
         "SmoothActivations",
         "QuantizeDynamic",
         "QuantizeEmbedding",
@@ -38,4 +39,4 @@ def test_an_option_that_several_passes_share_is_given_to_all() -> None:
 def test_one_of_them_can_be_named() -> None:
     steps = Recipe.of("int8").override({"quantize-weights.ignored_scopes": "a"}).build()
     given = [s.ignored_scopes for s in steps if hasattr(s, "ignored_scopes")]
-    assert given == [(), (), (), ("a",)]
+    assert given == [(), (), (), (), ("a",)]
