@@ -134,7 +134,8 @@ def compile(
     made_up: Feeds = [case.feed for case in cases.cases]
     known = source.batches or made_up
     job.tell(0, 1, "checking that outputs are what they were")
-    check_lossless(registry.optimization(), source.graph, optimized, known, job.evaluator)
+    remarks = check_lossless(registry.optimization(), source.graph, optimized, known, job.evaluator)
+    job.report.say("judge", remarks)
     compressed, judge = apply_recipe(job, plan, optimized, source)
     graphs = candidates(job, plan, optimized, compressed)
     given = identity_of(source.imported)

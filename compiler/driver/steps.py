@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tersor.analysis.feeds import Sizes, check_sizes
+from tersor.analysis.layers import weight_readers
 from tersor.calibration.sources import Given, open_calibration
 from tersor.driver.doubts import overflow_remarks
 from tersor.driver.floors import Floored, Stage
@@ -196,10 +197,17 @@ def candidates(
     if all(step.keeps.values is not None for step in steps):
         return [(plan.name, compressed)]
     if _same(optimized, compressed, job.report.passes[-len(steps) :]):
-        lossless = "only lossless passes count"
-        job.report.decisions.append(Decision("recipe", lossless, "unchanged", plan.name))
+        reason = "; ".join(filter(None, (_quantized(optimized), "only lossless passes count")))
+        job.report.decisions.append(Decision("recipe", reason, "unchanged", plan.name))
         return [(plan.name, compressed)]
     return [(plan.name, compressed), ("fp32", optimized)]
+
+
+def _quantized(graph: Graph) -> str:
+    """Why there is little to compress in a graph that somebody compressed."""
+    weights = {r.weight for r in weight_readers(graph) if r.weight.is_constant}
+    done = sum(not weight.stores_floats for weight in weights)
+    return f"{done} of {len(weights)} weights are quantized already" if done else ""
 
 
 def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.insertion import insertion_point
 from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.match import operand
-from tersor.analysis.places import place_for_all
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Cast, DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
@@ -66,7 +66,7 @@ class WidenLinear(LayerPass):
 def _widen(readers: Sequence[Node], weights: Mapping[Node, Value]) -> None:
     """All that read one value in the order of execution, in float32."""
     x, to_wide = operand(readers[0], 0), {"to": TO_ONNX[DType.F32]}
-    place = place_for_all(x, readers)
+    place = insertion_point(x, readers)
     assert place.graph is not None
     with place.graph.at(place):
         wide = place.graph.emit("Cast", [x], to_wide, scope=readers[0].scope)

@@ -176,6 +176,13 @@ def test_a_recipe_that_compresses_nothing_says_so_and_is_measured_once(
     ]
 
 
+def test_a_model_that_is_quantized_already_is_said_to_be(path: Path, tmp_path: Path) -> None:
+    once = tersor.compile(path, recipe="int8", measure=False).save(tmp_path / "once.onnx")
+    report = tersor.compile(once, recipe="int8", measure=False).report
+    (said,) = [d for d in report.decisions if d.outcome == "unchanged"]
+    assert said.reason.startswith("1 of 2 weights are quantized already; ")  # The other is small.
+
+
 def test_measuring_is_real_and_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SEARCH_PAIRS", 3)
     monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 3)

@@ -72,6 +72,17 @@ def test_the_pass_that_changes_what_a_model_computes_is_found(place: int) -> Non
         checked([Wrong(by=np.inf)])
 
 
+def test_where_rounding_alone_changes_everything_no_pass_is_blamed() -> None:
+    """As in a model that quantizes what it computes, on inputs that mean nothing."""
+    angle = "%b: f32[n, 8] = Mul(%a, @much)\n  %c: f32[n, 8] = Sin(%b)"
+    text = NET.replace("%b: f32[n, 8] = Abs(%a)", angle).replace("MatMul(%b,", "MatMul(%c,")
+    graph = parse(text.replace("  @w1", "  @much: f32[] = dense [1e6]\n  @w1", 1), TABLE)
+    after = Pipeline([Wrong(by=1.00001)]).run(graph)
+    (said,) = check_lossless([Wrong(by=1.00001)], graph, after, feeds(), Evaluator())
+    assert said.endswith("whether lossless passes keep it is unknown")
+    assert check_lossless([Harmless()], graph, graph, feeds(), Evaluator()) == []
+
+
 def test_rounding_is_let_through_and_so_is_what_cannot_be_run() -> None:
     checked([Wrong(by=1 + 1e-5)])
 
