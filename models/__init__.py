@@ -1,4 +1,4 @@
-"""Workloads with real inputs and a metric; no weights in the repository."""
+"""Workloads: models with real inputs and a metric. No weights are in the repository."""
 
 if __name__ != "tersor.models":
     raise ImportError(

@@ -1,4 +1,4 @@
-"""``python -m tersor.models``: the workloads as ONNX files, and what a model makes of their tasks."""
+"""``python -m tersor.models``: exports the workloads to ONNX and evaluates models on their tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A workload that 'list' shows.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A workload; see 'list'.")]
 
 
 @app.command("list")
@@ -42,12 +42,12 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
     debug: Debug = False,
 ) -> None:
-    """Write a workload as an ONNX file, as torch exports it."""
+    """Export a workload to ONNX with torch's exporter."""
     from tersor.cli.inputs import check_output
 
     workload = _find(name)
     if out.suffix != ".onnx":
-        raise InvalidOption(f"cannot write {out}: give a path that ends in .onnx")
+        raise InvalidOption(f"cannot write {out}: the path must end in .onnx")
     check_output(out, out.with_suffix(""))
     with _telling(), tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".") as folder:
         os.replace(workload.export_onnx(Path(folder) / out.name), out)
@@ -65,46 +65,47 @@ def metric(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Tell what a model makes of a workload's task; more is better."""
+    """Evaluate a model on a workload's task; higher is better."""
     workload = _find(name)
     with _telling():
         run = zoo.runner(workload, workload.build()) if model is None else _opened(workload, model)
-        found = workload.metric(run)
-    for key, value in found.items():
+        results = workload.metric(run)
+    for key, value in results.items():
         say(f"{key} {value:.4f}")
 
 
 def _find(name: str) -> zoo.Workload:
     known = zoo.names()
     if name not in known:
-        there = ", ".join(known)
-        raise InvalidOption(f"no workload {name!r}{suggest(name, known)}; there are {there}")
+        raise InvalidOption(
+            f"no workload {name!r}{suggest(name, known)}; there are {', '.join(known)}"
+        )
     return zoo.find(name)
 
 
 def _opened(workload: zoo.Workload, path: Path) -> zoo.Run:
-    """A way to run the file.
+    """Opens the file to run it.
 
     Raises:
-        InvalidOption: it is another model, by its inputs and outputs.
+        InvalidOption: its inputs and outputs are not the workload's.
     """
     from tersor.cli.models import read_runnable
     from tersor.pipeline import registry
 
-    found = read_runnable(path)
-    have = ([v.name for v in found.graph.inputs], list(found.graph.output_names))
-    want = (list(workload.dynamic_shapes), list(workload.outputs))
-    if set(have[0]) != set(want[0]) or not set(want[1]) <= set(have[1]):
+    runnable = read_runnable(path)
+    inputs, outputs = [v.name for v in runnable.graph.inputs], list(runnable.graph.output_names)
+    if set(inputs) != set(workload.dynamic_shapes) or not set(workload.outputs) <= set(outputs):
         raise InvalidOption(
-            f"{path} is not {workload.name}: it takes {', '.join(have[0])} and gives "
-            f"{', '.join(have[1])}; wanted are {', '.join(want[0])} and {', '.join(want[1])}"
+            f"{path} is not {workload.name}: its inputs are {', '.join(inputs)} and its outputs "
+            f"{', '.join(outputs)}, not {', '.join(workload.dynamic_shapes)} and "
+            f"{', '.join(workload.outputs)}"
         )
-    return registry.backend(found.runtime).open_session(found.model, found.choice).run
+    return registry.backend(runnable.runtime).open_session(runnable.model, runnable.choice).run
 
 
 @contextmanager
 def _telling() -> Iterator[None]:
-    """Within it, training shows its progress."""
+    """Shows the progress of training within the block."""
     from tersor.models import training
 
     with Teller() as tell, training.telling(tell):
@@ -112,10 +113,10 @@ def _telling() -> Iterator[None]:
 
 
 def main() -> None:
-    """As ``tersor``'s own command."""
-    # Warnings of the libraries below say nothing that a user of this command could act on.
+    """The entry point."""
+    # Users of this command cannot act on warnings of the libraries below.
     warnings.simplefilter("ignore")
-    # Their progress bars would run through ours.
+    # Their progress bars would interfere with ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
     app(prog_name="python -m tersor.models")
 

@@ -1,4 +1,4 @@
-"""Real text and real code that every Python has: its documentation and the sources of its library."""
+"""Real text and code that comes with every Python: its documentation and library sources."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @cache
 def documentation() -> str:
-    """Python's language reference as one text, topics in the order of their names, white space single."""
+    """Python's language reference as one text, topics sorted by name, white space collapsed."""
     return " ".join(" ".join(topics[name].split()) for name in sorted(topics))
 
 
 @cache
 def sources(module: str) -> tuple[str, ...]:
-    """Sources of a module or package of the standard library, in the order of their paths; none where
-    this Python does not have it."""
+    """Sources of a module or package of the standard library, sorted by path; empty if this Python does
+    not have it."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted((root / module).rglob("*.py")) or [root / f"{module}.py"]
     return tuple(f.read_text("utf-8") for f in files if f.is_file() and "test" not in f.parts)
 
 
 def paragraphs(module: str, shortest: int = 40, longest: int = 400) -> list[str]:
-    """Paragraphs of the docstrings of a module, white space single, each once."""
-    found: dict[str, None] = {}
+    """The distinct paragraphs of a module's docstrings, white space collapsed."""
+    texts: dict[str, None] = {}
     for source in sources(module):
         for docstring in _DOCSTRING.findall(source):
             for paragraph in re.split(r"\n\s*\n", docstring):
                 text = " ".join(paragraph.split())
                 if shortest <= len(text) <= longest:
-                    found[text] = None
-    return list(found)
+                    texts[text] = None
+    return list(texts)
 
 
 def identifiers(modules: Sequence[str]) -> list[str]:
-    """Names in the sources of ``modules``, keywords left out, each once, sorted."""
-    found: set[str] = set()
+    """The distinct names in the sources of ``modules`` but keywords, sorted."""
+    names: set[str] = set()
     for module in modules:
         for source in sources(module):
-            found.update(_NAME.findall(source))
-    return sorted(name for name in found if not keyword.iskeyword(name))
+            names.update(_NAME.findall(source))
+    return sorted(name for name in names if not keyword.iskeyword(name))

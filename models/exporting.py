@@ -1,4 +1,4 @@
-"""A workload's module as the ONNX file that torch's own exporters make of it."""
+"""Exports a workload's module with torch's own exporters."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def export_onnx(
     output_shapes: Mapping[str, Mapping[int, str]] | None = None,
     legacy: bool = False,
 ) -> Path:
-    """Writes ``module`` to ``path`` with its open dims under their names.
+    """Writes ``module`` to ``path`` with named open dims.
 
     Args:
-        inputs: what it is traced with, by input name, in the order of the module's arguments.
+        inputs: example inputs by name, in the order of the module's arguments.
         dynamic_shapes: names of the inputs' open dims.
         outputs: names of the outputs.
-        output_shapes: names of the outputs' open dims, which only the legacy exporter has to be told.
-        legacy: by the TorchScript exporter (``dynamo=False``), for what the newer one cannot export
-            with open dims: it unrolls recurrent layers.
+        output_shapes: names of the outputs' open dims, needed by the legacy exporter only.
+        legacy: use the TorchScript exporter (``dynamo=False``), for models that the newer one cannot
+            export with open dims or whose recurrent layers it unrolls.
     """
-    # The exporters warn of dims that they name themselves, and of torchvision, which no op here needs.
+    # Irrelevant warnings: about dims that the exporters name themselves, and missing torchvision.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What every workload under this folder offers, and how to find one."""
+"""The interface of workloads, and their registry."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class ExportOnnx(Protocol):
-    """Writes an ONNX file and gives its path."""
+    """Writes an ONNX file and returns its path."""
 
     def __call__(self, path: Path, model: torch.nn.Module | None = None) -> Path: ...
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model with something to do.
+    """A model with data and a task.
 
     Attributes:
-        name: of its folder.
-        module: the model with seeded weights, for all that needs no trained ones; quick.
-        build: the trained model in evaluation mode; the same numbers every time on a machine. Where it
-            has to learn, this takes a while the first time (:mod:`tersor.models.training`).
-        example_inputs: what it is traced with, by input name, in the order of the module's arguments.
+        name: that of its folder.
+        module: the untrained model with seeded weights; fast.
+        build: the trained model in evaluation mode, reproducible on a machine. Training takes a while the
+            first time (:mod:`tersor.models.training`).
+        example_inputs: inputs to trace with, by name, in the order of the module's arguments.
         dynamic_shapes: names of open dims: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
         outputs: names of its outputs.
-        export_onnx: writes what ``build`` gives, or the module given (of the same kind), as an ONNX
-            file by torch's own exporter, open dims kept.
-        calibration: batches of inputs from data like that of ``test``, but not the same.
-        test: batches of real inputs that calibration has not seen; what fidelity is told on.
-        metric: what the task says of a way to run the model, by name; more is better.
-        floor: what each number of ``metric`` reaches at least before compression, well above guessing.
+        export_onnx: exports ``build()``, or the given module of the same architecture, with torch's
+            exporter and open dims.
+        calibration: batches of inputs of the same distribution as ``test``, disjoint from it.
+        test: batches of real inputs to measure fidelity on.
+        metric: scores of a runnable model on the task by name; higher is better.
+        floor: lower bounds of the scores before compression, well above guessing.
         sizes: of the open dims, to measure speed at.
     """
 
@@ -61,7 +61,7 @@ class Workload:
     sizes: Sequence[Mapping[str, int]]
 
     def torch_arguments(self) -> dict[str, Any]:
-        """What :func:`tersor.compile` takes beside the module."""
+        """The arguments of :func:`tersor.compile` for the module."""
         return {
             "example_inputs": self.example_inputs(),
             "dynamic_shapes": self.dynamic_shapes,
@@ -70,29 +70,29 @@ class Workload:
 
 
 def names() -> list[str]:
-    """Names of all workloads, sorted."""
+    """The names of all workloads, sorted."""
     return sorted(info.name for info in pkgutil.iter_modules(models.__path__) if info.ispkg)
 
 
 def find(name: str) -> Workload:
-    """The workload called ``name``: the WORKLOAD of its ``workload`` module."""
+    """The workload ``name``: the WORKLOAD of its ``workload`` module."""
     workload: Workload = importlib.import_module(f"tersor.models.{name}.workload").WORKLOAD
     return workload
 
 
 def description(name: str) -> str:
-    """What the workload is, in one line: its package's docstring."""
+    """The workload in one line: its package's docstring."""
     return (importlib.import_module(f"tersor.models.{name}").__doc__ or "").strip()
 
 
 def runner(workload: Workload, module: torch.nn.Module) -> Run:
-    """Runs the module itself: what compiled models are compared with."""
+    """Runs the module itself, the reference for compiled models."""
     import torch
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            made = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
-        tensors = made if isinstance(made, tuple | list) else (made,)
+            result = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+        tensors = result if isinstance(result, tuple | list) else (result,)
         return dict(zip(workload.outputs, (t.numpy() for t in tensors), strict=True))
 
     return run

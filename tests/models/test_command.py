@@ -49,10 +49,10 @@ def test_an_exported_file_reaches_the_metric_of_the_module(tmp_path: Path) -> No
     ("arguments", "message"),
     [
         ("metric bert_tyni", "no workload 'bert_tyni', did you mean 'bert_tiny'?"),
-        ("export bert_tiny out.pt", "cannot write out.pt: give a path that ends in .onnx"),
+        ("export bert_tiny out.pt", "cannot write out.pt: the path must end in .onnx"),
         ("export bert_tiny nowhere/out.onnx", "does not exist; make it first"),
         ("metric t5_tiny missing.onnx", "missing.onnx"),
-        ("metric t5_tiny other.onnx", "other.onnx is not t5_tiny: it takes x and gives y"),
+        ("metric t5_tiny other.onnx", "other.onnx is not t5_tiny: its inputs are x and its outputs y"),
     ],
 )
 def test_what_is_wrong_is_one_line(
