@@ -52,7 +52,10 @@ def test_an_exported_file_reaches_the_metric_of_the_module(tmp_path: Path) -> No
         ("export bert_tiny out.pt", "cannot write out.pt: the path must end in .onnx"),
         ("export bert_tiny nowhere/out.onnx", "does not exist; make it first"),
         ("metric t5_tiny missing.onnx", "missing.onnx"),
-        ("metric t5_tiny other.onnx", "other.onnx is not t5_tiny: its inputs are x and its outputs y"),
+        (
+            "metric t5_tiny other.onnx",
+            "other.onnx is not t5_tiny: its inputs are x and its outputs y",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(
