@@ -157,7 +157,7 @@ def test_what_would_not_pay_is_refused_with_the_numbers() -> None:
 
     _, report = run(DecomposeConv(), graph_of(), latency=Slower())
     (skip,) = report.skips
-    assert skip.method == "tucker of 8x6x3x3 in 3, 0.45 of its weights"
+    assert skip.method == "tucker of 8x6x3x3 in 3 steps, 0.45 of its weights"
     measured = "3.000 ms against 1.000 ms measured for the dense layer on f32[8, 6, 11, 12]"
     assert skip.reason == measured
     after, _ = run(DecomposeConv(must_pay=False), graph_of(), latency=Slower())
