@@ -33,10 +33,11 @@ MOST_CODE = 400_000  # Bytes of a library without its weights, compressed; most 
 QUANTIZED_LSTMS = [name for name in NAMES if name.startswith("tashkeel") and "ensemble" not in name]
 FLOAT_LSTM = 0.02
 # What the default floor, a cosine of 0.95, is as an error: sqrt(1 - 0.95^2). Of other inputs than those that fits
-# were made of, all together. Where the report warns that there were too few of those, twice as much.
+# were made of, all together. Where the report warns that there were too few of those, twice as much, and
+# this of those that fits were made of: what is wrong is wrong on both.
 FLOOR = 0.32
-# Steps of 8 bits, through ten layers.
-STEPS = 0.1
+# Steps of 8 bits, through ten layers; most is 0.041, of the states of silero-vad.
+STEPS = 0.06
 # Why a runtime does not take a model, where that is so.
 REFUSED: dict[tuple[str, str], str] = {}
 
@@ -120,18 +121,34 @@ def test_lossy_stays_near(name: str, recipe: str, runtime: str) -> None:
     artifact = compiled(name, recipe, runtime)
     if artifact is None:
         return
-    few = any(note.method == FEW_ROWS for step in artifact.report.passes for note in step.notes)
-    bound = STEPS if recipe == "int8" else 2 * FLOOR if few else FLOOR
-    allowed = {k: max(bound, 3 * v) for k, v in moved(name).items()}
-    errors = together(name, artifact.run)
-    assert {k: v for k, v in errors.items() if not v <= allowed[k]} == {}
+    unseen = range(CALIBRATION, len(feeds(name)))
+    if recipe == "int8":
+        assert above(name, artifact.run, unseen, STEPS) == {}
+    elif few(artifact):
+        # Of other inputs than those that it was fitted to little is promised; of those it is.
+        assert above(name, artifact.run, range(CALIBRATION), FLOOR) == {}
+        assert above(name, artifact.run, unseen, 2 * FLOOR) == {}
+    else:
+        assert above(name, artifact.run, unseen, FLOOR) == {}
 
 
-def together(name: str, run: Any) -> dict[str, float]:
+def few(artifact: tersor.Artifact) -> bool:
+    """Whether the report warns that calibration has too few rows for what is fitted."""
+    return any(n.method == FEW_ROWS for step in artifact.report.passes for n in step.notes)
+
+
+def above(name: str, run: Any, batches: range, bound: float) -> dict[str, float]:
+    """The outputs that are further from the input's than ``bound``, or than ONNX Runtime moves them."""
+    errors, moves = together(name, run, batches), moved(name)
+    return {k: v for k, v in errors.items() if not v <= max(bound, 3 * moves[k])}
+
+
+def together(name: str, run: Any, batches: range) -> dict[str, float]:
     """The error of each output over all batches: relative, of integers the share that changed."""
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for feed, want in zip(feeds(name)[CALIBRATION:], expected(name), strict=True):
-        got = run(feed)
+    wanted = reference(BY_NAME[name].path)
+    for feed in (feeds(name)[i] for i in batches):
+        want, got = wanted(feed), run(feed)
         for key, a in want.items():
             assert (a.shape, a.dtype) == (got[key].shape, got[key].dtype), key
             pairs.setdefault(key, []).append((a.reshape(-1), got[key].reshape(-1)))
