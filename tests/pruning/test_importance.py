@@ -403,7 +403,7 @@ def test_activations_that_are_nan_are_told() -> None:
     feeds = [{"x": np.full((2, 3), np.nan, np.float32)}]
     for criterion in NEED_DATA:
         with pytest.raises(
-            InvalidOption, match="of hidden#2: calibration leads to NaN or infinity"
+            InvalidOption, match="apply to hidden#2: calibration leads to NaN or infinity"
         ):
             importance(criterion, graph, [hidden(graph)], feeds, evaluate)
 
