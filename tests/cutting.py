@@ -12,9 +12,9 @@ from tersor.pipeline import Pipeline, registry
 from tersor.structure import (
     AxisGroup,
     axis_groups,
-    joined,
-    part_vectors,
     slice_graph,
+    split_vectors,
+    union,
     zero_graph,
 )
 
@@ -41,7 +41,7 @@ class Cuts:
 def prepared(graph: Graph) -> Graph:
     """As passes of structure find it: optimized, every reader of a vector with one of its own."""
     fused = Pipeline(registry.optimization(), level="none").run(graph)
-    part_vectors(fused)
+    split_vectors(fused)
     return fused
 
 
@@ -63,7 +63,7 @@ def cut_all(graph: Graph, share: float, *, exact: bool, seed: int = 0) -> Cuts:
         parts.append(group.positions(gone))
         if exact:
             zero_graph(zeroed, same, gone)
-    slice_graph(cut, joined(*parts))
+    slice_graph(cut, union(*parts))
     verify(cut)
     return Cuts(graph, cut, zeroed, count)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tersor.ir.dims import KnownDim, substitute
+from tersor.ir.dims import KnownDim, dim_array, substitute
 from tersor.ir.node import Attribute, Node, Value, subgraphs_in
 from tersor.ir.types import OptionalType, SequenceType, TensorType, ValueType
 
@@ -134,6 +134,4 @@ class Copy:
     def contents(self, contents: np.ndarray | None) -> np.ndarray | None:
         if not self.sizes or contents is None:
             return contents
-        result = np.empty(contents.size, object)
-        result[:] = [substitute(item, self.sizes) for item in contents.flat]
-        return result.reshape(contents.shape)
+        return dim_array([substitute(d, self.sizes) for d in contents.flat], contents.shape)

@@ -15,9 +15,11 @@ import ast
 import hashlib
 import keyword
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
+
+import numpy as np
 
 Dim = Union[int, "Sym", None]
 KnownDim = Union[int, "Sym"]
@@ -174,6 +176,13 @@ def product(dims: Iterable[Dim]) -> Dim:
         except TooComplex:
             result = None
     return result
+
+
+def dim_array(dims: Sequence[Dim], shape: Sequence[int] | None = None) -> np.ndarray:
+    """An object array of dims, by default a vector: the contents of an integer tensor."""
+    array = np.empty(len(dims), object)
+    array[:] = dims
+    return array if shape is None else array.reshape(shape)
 
 
 def evaluate(dim: KnownDim, sizes: Mapping[str, int]) -> int:

@@ -1,17 +1,18 @@
-"""Contents of small integer tensors as dims: what shape arithmetic follows."""
+"""Contents of small integer tensors as dims, for shape arithmetic."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tersor.ir import DType, Value
+from tersor.ir.dims import dim_array
 
-CONTENTS_ELEMENTS = 64  # Integer tensors up to this size have their elements tracked as dims.
+CONTENTS_ELEMENTS = 64  # Contents of larger integer tensors are not tracked.
 
 
 def contents_of(value: Value | None) -> np.ndarray | None:
-    """Elements of a small integer or boolean tensor as dims (an object array of the tensor's shape),
-    or None. Constants are read here, results as their node's row inferred them."""
+    """The elements of a small integer or boolean tensor as dims (an object array of the tensor's shape), or
+    None: those of a constant, or as inferred by the producer's row."""
     if value is None:
         return None
     if value.contents is None and value.encoding is not None:
@@ -19,8 +20,5 @@ def contents_of(value: Value | None) -> np.ndarray | None:
         small = np.prod(type.shape, dtype=np.int64) <= CONTENTS_ELEMENTS
         if small and (type.dtype.is_integer or type.dtype is DType.BOOL):
             numbers = value.encoding.decode()
-            flat = [int(v) for v in numbers.reshape(-1)]
-            held = np.empty(len(flat), object)
-            held[:] = flat
-            value.contents = held.reshape(numbers.shape)
+            value.contents = dim_array([int(v) for v in numbers.flat], numbers.shape)
     return value.contents

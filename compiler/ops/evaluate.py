@@ -1,4 +1,4 @@
-"""The reference meaning of a graph: every node by its row's torch evaluation, constants decoded."""
+"""The reference semantics of a graph: every node by its row's torch evaluation, constants decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     """Runs ``graph`` in torch and returns its outputs by name.
 
     Raises:
-        Unsupported: a node's op has no torch evaluation (named), or torch is not installed.
+        Unsupported: an op has no torch evaluation, or torch is not installed.
         KeyError: an input is missing.
     """
     values: dict[Value, Any] = {v: to_torch(inputs[v.name]) for v in graph.inputs}
@@ -80,7 +80,7 @@ def _with_stand_in(node: Node, operands: list[Any], results: tuple[Any, ...]) ->
     return soft + (hard.to(soft.dtype) - soft).detach(), *others
 
 
-# Split without sizes divides by the number of its results, which no attribute tells.
+# Split without sizes divides by the number of its outputs, which is not an attribute.
 _NEEDS_OUTPUTS = {"Split"}
 
 
@@ -94,7 +94,7 @@ def _run_subgraph(
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """A torch tensor of the same numbers; those of less than a byte have one each."""
+    """A torch tensor of the same numbers; 2- and 4-bit numbers become bytes."""
     import torch
 
     array = np.ascontiguousarray(array).reshape(np.shape(array))
@@ -103,7 +103,7 @@ def to_torch(array: np.ndarray) -> Any:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if name.bits < 8:
         return torch.from_numpy(array.astype(np.int8 if name.value[0] == "i" else np.uint8))
-    # numpy calls an array of one element contiguous whatever its stride; torch wants it positive.
+    # To numpy an array of one element is contiguous whatever its stride; torch needs it positive.
     plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     return torch.from_numpy(array if plain else array.copy())
 

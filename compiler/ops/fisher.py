@@ -1,6 +1,6 @@
-"""How much outputs depend on each weight: a diagonal Fisher information, by torch's gradients.
+"""How much outputs depend on each weight: the diagonal Fisher information, by torch's gradients.
 
-The mean of the squared gradients of :mod:`tersor.ops.gradients`, one draw for each batch of inputs.
+The sum of the squared gradients of :mod:`tersor.ops.gradients`, one draw per batch of inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def fisher(
     feeds: Iterable[Mapping[str, np.ndarray]],
     seed: int = 0,
 ) -> dict[Value, np.ndarray]:
-    """f64 of each weight's shape, summed over ``feeds``.
+    """The Fisher information of each weight, f64 of its shape, summed over ``feeds``.
 
     Args:
         weights: float constants of ``graph``.
@@ -27,8 +27,8 @@ def fisher(
     Raises:
         Unsupported: an op of the graph has no torch evaluation, or torch is not installed.
     """
-    found = {w: np.zeros(w.tensor.shape) for w in weights}
+    sums = {w: np.zeros(w.tensor.shape) for w in weights}
     for gradient in gradients(graph, weights, feeds, seed):
         for weight, numbers in gradient.items():
-            found[weight] += np.square(numbers)
-    return found
+            sums[weight] += np.square(numbers)
+    return sums

@@ -1,8 +1,9 @@
-"""Values of nodes whose operands are constants, as the model would have computed them.
+"""Constant folding: the results of nodes on constants, as the model would compute them.
 
-Exact in numpy (no rounding, or one that IEEE 754 settles; no corner that a runtime may see otherwise):
-done at once.  All else is left to a runtime, many nodes in one graph: two implementations of an op differ
-in more than rounding (a Clip whose bounds are NaN, a LogSoftmax of [200, -200], Resize's corners).
+Ops whose result is the same everywhere (no rounding, or correctly rounded by IEEE 754; no corner cases
+that runtimes treat differently) are computed in numpy at once.  All others are left to a runtime, many
+nodes in one graph: implementations differ in more than rounding (a Clip with NaN bounds, a LogSoftmax of
+[200, -200], Resize's corners).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _ROUNDED_ONCE = (
 
 
 def fold_exactly(node: Node) -> list[np.ndarray] | None:
-    """Results of a standard op whose operands are all constants; None where numpy is not sure to make
-    what any runtime makes. They have the types that inference gave."""
+    """The results of a standard op on constants, with the inferred types; None if numpy may differ from
+    other runtimes."""
     if not _is_exact(node):
         return None
     results = onnx_schema.evaluate(node, [None if v is None else v.numpy() for v in node.inputs])
@@ -63,13 +64,13 @@ def _is_exact(node: Node) -> bool:
 
 
 def _divides(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether integers have a quotient: processors trap on those that have none."""
+    """Whether all integers have a quotient; processors trap on a division that has none."""
     signed = DType.of(a).numpy.kind == "i"
     return bool((b != 0).all() and not (signed and (a == np.iinfo(a.dtype).min).any()))
 
 
 def _casts(array: np.ndarray, to: DType) -> bool:
-    """Whether every number has one nearest in the other type, whoever casts."""
+    """Whether the result of the cast is the same on every runtime."""
     source = DType.of(array)
     if source.is_integer or source is DType.BOOL:
         return to.is_integer or to is DType.BOOL or to in _ROUNDED_ONCE
@@ -77,7 +78,7 @@ def _casts(array: np.ndarray, to: DType) -> bool:
         if to.is_integer:
             limits = np.iinfo(to.numpy) if to.bits >= 8 else None
             whole = np.trunc(array.astype(np.float64))
-            # The largest 64-bit integers round up to a number that is too large.
+            # Strict: as floats, the largest 64-bit integers round up to a number out of range.
             inside = limits is not None and (whole > limits.min) & (whole < limits.max)
             return bool(np.all(inside))
         halved = to is DType.F16 and source in (DType.F32, DType.F16)
@@ -86,7 +87,7 @@ def _casts(array: np.ndarray, to: DType) -> bool:
 
 
 def _typed(values: Sequence[Value], arrays: Sequence[object]) -> list[np.ndarray] | None:
-    """Results in the types that inference gave; None where one has another shape."""
+    """Results cast to the inferred types; None if a shape differs."""
     typed = []
     for value, array in zip(values, arrays, strict=False):
         result = np.asarray(array).astype(value.tensor.dtype.numpy, copy=False)
@@ -96,8 +97,8 @@ def _typed(values: Sequence[Value], arrays: Sequence[object]) -> list[np.ndarray
     return typed
 
 
-class Waiting:
-    """Nodes on constants, and on each other, that a runtime computes all in one."""
+class Deferred:
+    """Nodes on constants, and on each other, to be computed by a runtime in one graph."""
 
     def __init__(self, evaluate: Evaluate) -> None:
         self._evaluate = evaluate
@@ -107,25 +108,25 @@ class Waiting:
         return len(self._nodes)
 
     def knows(self, value: Value | None) -> bool:
-        """Whether a value will be known: a constant, or made by what waits."""
+        """Whether a value is a constant or computed by a deferred node."""
         return value is None or value.is_constant or value.producer in self._nodes
 
-    def takes(self, node: Node) -> bool:
-        """Whether a node may wait, whose operands are all known."""
+    def accepts(self, node: Node) -> bool:
+        """Whether a node with known operands can be deferred."""
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if "." in node.op or not all(isinstance(v.type, TensorType) for v in values):
             return False
         types = {v.tensor.dtype for v in values}
-        # Of what divides, numpy alone looks at the divisor; of some types no runtime gives arrays.
+        # Integer division traps on a zero divisor, and some types cannot be returned by runtimes.
         whole = node.op in _DIVIDING and node.output.tensor.dtype.is_integer
         return not whole and all(t is DType.STRING or t.numpy.isbuiltin == 1 for t in types)
 
     def add(self, node: Node) -> None:
         self._nodes[node] = None
 
-    def computed(self) -> Iterator[tuple[Node, dict[Value, np.ndarray]]]:
-        """Nodes that could be computed, with those of their results that others read. What the runtime
-        refuses is left out, and what follows from it."""
+    def results(self) -> Iterator[tuple[Node, dict[Value, np.ndarray]]]:
+        """The nodes that could be computed, with their results that other nodes read; without those that
+        the runtime rejects, and nodes that depend on these."""
         known: dict[Value, np.ndarray] = {}
         done: list[Node] = []
         self._compute(list(self._nodes), known, done)
@@ -135,20 +136,18 @@ class Waiting:
     def _compute(
         self, nodes: Sequence[Node], known: dict[Value, np.ndarray], done: list[Node]
     ) -> None:
-        """All of ``nodes`` in one run; where that fails, the first half, then what can still be computed
-        of the second."""
-        nodes = list(_with_operands(nodes, known))
-        if not nodes:
-            return
-        among = set(nodes)
-        wanted = [v for n in nodes for v in n.outputs if any(u.user not in among for u in v.uses)]
+        """Computes ``nodes`` in one run; if that fails, the first half, then what is still possible of the
+        second."""
+        nodes = list(_computable(nodes, known))
+        inside = set(nodes)
+        wanted = [v for n in nodes for v in n.outputs if any(u.user not in inside for u in v.uses)]
         if not wanted:
             return
         try:
-            made = self._evaluate(_graph(nodes, wanted, known), {})
+            results = self._evaluate(_graph(nodes, wanted, known), {})
+            arrays = _typed(wanted, list(results.values()))
         except TersorError:
-            made = None
-        arrays = None if made is None else _typed(wanted, list(made.values()))
+            arrays = None
         if arrays is not None:
             known.update(zip(wanted, arrays, strict=True))
             done.extend(nodes)
@@ -158,12 +157,12 @@ class Waiting:
             self._compute(nodes[half:], known, done)
 
 
-def _with_operands(nodes: Iterable[Node], known: Mapping[Value, np.ndarray]) -> Iterator[Node]:
-    """Those of ``nodes``, in order, whose operands are there or made by one of them."""
-    made: set[Value] = set()
+def _computable(nodes: Iterable[Node], known: Mapping[Value, np.ndarray]) -> Iterator[Node]:
+    """Those of ``nodes``, in order, whose operands are known or computed by one of them."""
+    computed: set[Value] = set()
     for node in nodes:
-        if all(v is None or v.is_constant or v in known or v in made for v in node.inputs):
-            made.update(node.outputs)
+        if all(v is None or v.is_constant or v in known or v in computed for v in node.inputs):
+            computed.update(node.outputs)
             yield node
 
 
@@ -179,9 +178,9 @@ def _graph(
         for value in node.inputs:
             if value is None or value in here:
                 continue
-            held = known.get(value, value.encoding)
-            assert held is not None
-            here[value] = graph.constant(held, "x")
+            data = known.get(value, value.encoding)
+            assert data is not None
+            here[value] = graph.constant(data, "x")
         copy = graph.emit_node(
             node.op,
             [None if v is None else here[v] for v in node.inputs],

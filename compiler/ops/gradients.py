@@ -1,7 +1,7 @@
-"""How outputs depend on weights and inputs: gradients of a graph, by torch.
+"""Gradients of a graph's outputs with respect to weights and inputs, by torch.
 
-There are no labels here, and so no loss.  In its place stands <r, y>, for outputs y and independent
-signs r, drawn anew for each batch of inputs.  What its gradient is on average is zero, but
+Without labels there is no loss.  In its place stands <r, y>, for outputs y and independent random signs r,
+drawn for each batch of inputs.  The expectation of its gradient is zero, but
 
     E_r[(d<r, y> / dw)^2]  =  sum over the elements of y of (dy_i / dw)^2
 
@@ -29,12 +29,12 @@ def gradients(
     seed: int = 0,
     padding: Sequence[str | None] = (),
 ) -> Iterator[dict[Value, np.ndarray]]:
-    """For each feed d<r, y> / dv, f64 of its shape, of each leaf; zeros where no output depends on it.
+    """For each feed the gradient d<r, y> / dv of each leaf, f64; zeros if no output depends on it.
 
     Args:
-        leaves: floats that are constants, in subgraphs too, or inputs of ``graph``.
-        padding: for each output the name of the input that is zero at its positions (all but the last
-            axis) that do not count; None or left out: all count.
+        leaves: float constants, in subgraphs too, or float inputs of ``graph``.
+        padding: for each output the name of an input that is zero at the positions (all axes but the
+            last) to ignore; None or missing: none.
 
     Raises:
         Unsupported: an op of the graph has no torch evaluation, or torch is not installed.
@@ -52,17 +52,17 @@ def gradients(
             run(graph, values, straight_through=True)
             kept = [feed[name] if name is not None else None for name in masks]
             loss = _projected([values[v] for v in graph.outputs], kept, draws)
-            found: Sequence[Any] = [None] * len(at)
+            grads: Sequence[Any] = [None] * len(at)
             if loss is not None:
-                found = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
+                grads = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
         yield {
             v: np.zeros(tuple(tensor.shape)) if g is None else g.double().numpy()
-            for (v, tensor), g in zip(at.items(), found, strict=True)
+            for (v, tensor), g in zip(at.items(), grads, strict=True)
         }
 
 
 def _projected(outputs: Sequence[Any], kept: Sequence[np.ndarray | None], draws: Any) -> Any:
-    """<r, y> over all outputs that depend on a leaf, where they count; None where none does."""
+    """<r, y> over all outputs that depend on a leaf, without padding; None if none does."""
     import torch
 
     total = None

@@ -1,6 +1,6 @@
-"""The op table's one door to onnx: element types, schemas with their defaults, per-node inference.
+"""The op table's interface to onnx: element types, schemas with their defaults, per-node inference.
 
-Everything in the IR means what ONNX says at opset :data:`IR_OPSET`; frontends normalize to it.
+The IR has the semantics of ONNX at opset :data:`IR_OPSET`; frontends normalize to it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ from tersor.ir.dims import parse_dim, symbol
 
 IR_OPSET = 28
 ML_OPSET = 5
-DATA_ELEMENTS = (
-    1024  # Constants up to this size are shown to onnx's inference (shapes, axes, pads).
-)
+DATA_ELEMENTS = 1024  # Larger constants are not passed to onnx's inference (shapes, axes, pads).
 
 _ONNX_TYPES = {
     DType.F32: "FLOAT", DType.F64: "DOUBLE", DType.F16: "FLOAT16", DType.BF16: "BFLOAT16",
@@ -61,7 +59,7 @@ def split_domain(op: str) -> tuple[str, str]:
 
 @cache
 def schema(op: str, opset: int = IR_OPSET) -> onnx.defs.OpSchema | None:
-    """The schema of a standard op, None for others."""
+    """The schema of a standard op; None for others."""
     domain, name = split_domain(op)
     if domain not in ("", "ai.onnx.ml"):
         return None
@@ -74,21 +72,21 @@ def schema(op: str, opset: int = IR_OPSET) -> onnx.defs.OpSchema | None:
 
 @cache
 def defaults(op: str) -> dict[str, Attribute]:
-    """Defaults of a standard op's attributes that have one. Ops of ``ai.onnx.ml`` stay as written, at
-    the version of the domain that the graph's metadata names."""
-    found = schema(op)
-    if found is None or found.domain:
+    """The default attributes of a standard op. Ops of ``ai.onnx.ml`` stay as written, in the domain version
+    named by the graph's metadata."""
+    known = schema(op)
+    if known is None or known.domain:
         return {}
     return {
         name: as_written(_plain(onnx.helper.get_attribute_value(attr.default_value)))
-        for name, attr in found.attributes.items()
+        for name, attr in known.attributes.items()
         if attr.default_value.name
     }
 
 
 def as_written(attribute: Attribute) -> Attribute:
-    """ONNX holds numbers of attributes in single precision: the shortest decimal that they are there,
-    so that an epsilon of 1e-12 is the same one whether it comes from a file or from Python."""
+    """Rounds float attributes to the shortest decimal of the same float32, because ONNX files store
+    float32: an epsilon of 1e-12 is the same whether it comes from a file or from Python."""
     if isinstance(attribute, float) and abs(attribute) < float(np.finfo(np.float32).max):
         return float(str(np.float32(attribute)))
     if isinstance(attribute, tuple) and attribute and isinstance(attribute[0], float):
@@ -105,28 +103,28 @@ def _plain(value: object) -> Attribute:
 
 
 def check_attributes(op: str, attrs: Mapping[str, Attribute]) -> None:
-    """Refuses attributes that the op's schema does not know.
+    """Checks attributes against the op's schema.
 
     Raises:
-        InvalidGraph: an unknown or missing attribute.
+        InvalidGraph: an unknown or missing attribute, or one of the wrong type.
     """
-    found = schema(op)
-    if found is None or found.domain:
+    known = schema(op)
+    if known is None or known.domain:
         return
     for name in attrs:
-        if name not in found.attributes:
-            known = ", ".join(sorted(found.attributes))
-            raise InvalidGraph(f"{op} has no attribute {name!r} (it has: {known})")
-    for name, attr in found.attributes.items():
+        if name not in known.attributes:
+            names = ", ".join(sorted(known.attributes))
+            raise InvalidGraph(f"{op} has no attribute {name!r} (it has: {names})")
+    for name, attr in known.attributes.items():
         if attr.required and name not in attrs:
             raise InvalidGraph(f"{op} needs the attribute {name!r}")
     for name, given in attrs.items():
-        kind = found.attributes[name].type.name  # type: ignore[attr-defined]
+        kind = known.attributes[name].type.name  # type: ignore[attr-defined]
         if not _is_of_kind(given, kind):
-            raise InvalidGraph(f"{op} takes {kind} as its attribute {name!r}, not {_told(given)}")
+            raise InvalidGraph(f"{op} takes {kind} as its attribute {name!r}, not {_short(given)}")
 
 
-# What an attribute of each of ONNX's kinds is here. Whole numbers pass for floats.
+# Python types of ONNX's attribute types. Integers are accepted as floats.
 _KINDS: dict[str, tuple[type, ...]] = {
     "INT": (int,), "FLOAT": (float, int), "STRING": (str, bytes), "GRAPH": (Graph,),
     "TENSOR": (Encoding,), "TYPE_PROTO": (TensorType, SequenceType, OptionalType, MapType, UnknownType),
@@ -142,8 +140,8 @@ def _is_of_kind(attr: Attribute, kind: str) -> bool:
     return isinstance(attr, tuple) and all(isinstance(a, single) for a in attr)
 
 
-def _told(attr: Attribute) -> str:
-    """An attribute in an error message, in short."""
+def _short(attr: Attribute) -> str:
+    """An attribute in an error message."""
     if isinstance(attr, Graph):
         return "a graph"
     text = repr(attr)
@@ -151,14 +149,13 @@ def _told(attr: Attribute) -> str:
 
 
 def check_operands(node: Node) -> None:
-    """Refuses what the op's schema has no place for. ONNX's ops only.
+    """Checks operands and results against the schema of an ONNX op.
 
     Raises:
-        InvalidGraph: too few or too many operands or results, one left out that must be there, or
-            element types that differ where they may not.
+        InvalidGraph: too few or too many operands or results, a missing required operand, or element
+            types that the schema does not allow.
     """
-    found = schema(node.op)
-    if found is None:
+    if schema(node.op) is None:
         return
     least, most, fewest, results, required = _arity(node.op)
     if not least <= len(node.inputs) <= most:
@@ -166,7 +163,7 @@ def check_operands(node: Node) -> None:
         raise InvalidGraph(f"{node.label}: {len(node.inputs)} operands, {node.op} takes {wanted}")
     if not fewest <= len(node.outputs) <= results:
         wanted = f"{fewest}" if fewest == results else f"{fewest} to {results}"
-        raise InvalidGraph(f"{node.label}: {len(node.outputs)} results, {node.op} makes {wanted}")
+        raise InvalidGraph(f"{node.label}: {len(node.outputs)} results, {node.op} has {wanted}")
     for i in required:
         if i < len(node.inputs) and node.inputs[i] is None:
             raise InvalidGraph(f"{node.label}: {node.op} needs operand {i}, which is left out")
@@ -174,8 +171,8 @@ def check_operands(node: Node) -> None:
 
 
 def _check_element_types(node: Node) -> None:
-    """Operands that share a type parameter of the schema have one element type, and those that it
-    gives a type (a shape is int64) have that."""
+    """Operands that share a type parameter of the schema have the same element type, and operands with a
+    fixed type (a shape is int64) have that."""
     parameters, fixed = _type_parameters(node.op), _fixed_types(node.op)
     bound: dict[str, tuple[int, DType]] = {}
     for i, value in enumerate(node.inputs):
@@ -200,31 +197,30 @@ def _check_element_types(node: Node) -> None:
 
 @cache
 def _fixed_types(op: str) -> list[DType | None]:
-    """Of each formal operand, the element type of the tensor that the schema asks for; None where it
-    leaves a choice."""
-    found = schema(op)
-    assert found is not None
-    return [_TENSORS.get(formal.type_str) for formal in found.inputs]
+    """The element type that the schema requires of each formal operand; None if it leaves a choice."""
+    known = schema(op)
+    assert known is not None
+    return [_TENSORS.get(formal.type_str) for formal in known.inputs]
 
 
 @cache
 def _type_parameters(op: str) -> list[str]:
-    """Of each formal operand, the last one's for all that follow; empty where types are free."""
-    found = schema(op)
-    assert found is not None
-    names = {c.type_param_str for c in found.type_constraints}
-    return [f.type_str if f.is_homogeneous and f.type_str in names else "" for f in found.inputs]
+    """The type parameter of each formal operand (a variadic one is the last); empty if it has none."""
+    known = schema(op)
+    assert known is not None
+    names = {c.type_param_str for c in known.type_constraints}
+    return [f.type_str if f.is_homogeneous and f.type_str in names else "" for f in known.inputs]
 
 
 @cache
 def _arity(op: str) -> tuple[int, int, int, int, list[int]]:
-    """Fewest and most operands, fewest and most results, and the operands that must be there."""
-    found = schema(op)
-    assert found is not None
+    """Fewest and most operands, fewest and most results, and the required operands."""
+    known = schema(op)
+    assert known is not None
     single = onnx.defs.OpSchema.FormalParameterOption.Single
-    required = [i for i, formal in enumerate(found.inputs) if formal.option == single]
-    # A node without results cannot be read, and some schemas let all of them go.
-    return found.min_input, found.max_input, max(found.min_output, 1), found.max_output, required
+    required = [i for i, formal in enumerate(known.inputs) if formal.option == single]
+    # Some schemas allow a node without results, which could not be read.
+    return known.min_input, known.max_input, max(known.min_output, 1), known.max_output, required
 
 
 # -- types ---------------------------------------------------------------------------------------
@@ -254,7 +250,7 @@ def type_to_proto(type: ValueType) -> TypeProto:
 
 
 def type_from_proto(proto: TypeProto) -> ValueType:
-    """The type that a protobuf tells; sparse tensors are unknown."""
+    """The type of a protobuf; sparse tensors are unknown."""
     kind = proto.WhichOneof("value")
     if kind == "sequence_type":
         return SequenceType(type_from_proto(proto.sequence_type.elem_type))
@@ -291,46 +287,34 @@ def infer(node: Node) -> list[ValueType]:
     Ops without a schema and nodes with subgraphs give unknown types.
 
     Raises:
-        InvalidGraph: onnx refuses the operands.
+        InvalidGraph: onnx rejects the operands.
     """
-    found = schema(node.op)
-    if (
-        found is None
-        or found.deprecated
-        or any(name not in found.attributes for name in node.attrs)
-    ):
+    known = schema(node.op)
+    # Control flow is typed by its row.
+    if known is None or known.deprecated or node.subgraphs or node.attrs.keys() - known.attributes:
         return [UnknownType() for _ in node.outputs]
-    proto = onnx.NodeProto(op_type=found.name, domain=found.domain)
-    # By place: names are the model's own, and one may be called as a result would be here.
-    read = {v: f"x{i}" for i, v in enumerate(node.inputs) if v is not None}
-    made = [f"y{i}" for i in range(len(node.outputs))]
-    proto.input.extend("" if v is None else read[v] for v in node.inputs)
-    proto.output.extend(made)
-    for key, attr in node.attrs.items():
-        if _has_graph(attr):
-            return [UnknownType() for _ in node.outputs]  # Control flow is typed by its row.
-        proto.attribute.append(attribute_to_proto(key, attr, found))
-    if any(v.type == UnknownType() for v in read):
+    proto = onnx.NodeProto(op_type=known.name, domain=known.domain)
+    # Names by position: the values' own names might clash with those of the outputs.
+    inputs = {v: f"x{i}" for i, v in enumerate(node.inputs) if v is not None}
+    outputs = [f"y{i}" for i in range(len(node.outputs))]
+    proto.input.extend("" if v is None else inputs[v] for v in node.inputs)
+    proto.output.extend(outputs)
+    proto.attribute.extend(attribute_to_proto(k, a, known) for k, a in node.attrs.items())
+    if any(v.type == UnknownType() for v in inputs):
         return [UnknownType() for _ in node.outputs]
-    types = {name: type_to_proto(v.type) for v, name in read.items()}
-    data = {name: array_to_proto(v.numpy(), name) for v, name in read.items() if _shown(v)}
+    types = {name: type_to_proto(v.type) for v, name in inputs.items()}
+    data = {n: array_to_proto(v.numpy(), n) for v, n in inputs.items() if _is_small_constant(v)}
     try:
         inferred = onnx.shape_inference.infer_node_outputs(
-            found, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", IR_OPSET)]
+            known, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", IR_OPSET)]
         )
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidGraph(f"{node.label}: {reason}") from None
-    return [type_from_proto(inferred[name]) if name in inferred else UnknownType() for name in made]
+    return [type_from_proto(inferred[n]) if n in inferred else UnknownType() for n in outputs]
 
 
-def _has_graph(attr: Attribute) -> bool:
-    return isinstance(attr, Graph) or (
-        isinstance(attr, tuple) and any(isinstance(a, Graph) for a in attr)
-    )
-
-
-def _shown(value: Value) -> bool:
+def _is_small_constant(value: Value) -> bool:
     return (
         value.encoding is not None
         and isinstance(value.type, TensorType)
@@ -346,19 +330,16 @@ def array_to_proto(array: np.ndarray, name: str = "") -> onnx.TensorProto:
 
 
 def attribute_to_proto(
-    name: str, attr: Attribute, found: onnx.defs.OpSchema | None = None
+    name: str, attr: Attribute, schema: onnx.defs.OpSchema | None = None
 ) -> onnx.AttributeProto:
-    """An attribute (no graphs) as protobuf; the schema settles the type of empty lists."""
+    """An attribute (not a graph) as protobuf; the schema gives the type of an empty list."""
     if isinstance(attr, Encoding):
         return onnx.helper.make_attribute(name, array_to_proto(attr.decode()))
     if isinstance(attr, (TensorType, SequenceType, OptionalType, MapType)):
         return onnx.helper.make_attribute(name, type_to_proto(attr))
     if isinstance(attr, tuple) and attr and isinstance(attr[0], Encoding):
-        return onnx.helper.make_attribute(
-            name,
-            [array_to_proto(a.decode()) for a in attr],
-        )
-    known = found.attributes.get(name) if found is not None else None
+        return onnx.helper.make_attribute(name, [array_to_proto(a.decode()) for a in attr])
+    known = schema.attributes.get(name) if schema is not None else None
     kind = int(known.type.value) if known is not None else None  # type: ignore[attr-defined]
     if kind is None and isinstance(attr, tuple) and not attr:
         kind = onnx.AttributeProto.INTS
@@ -369,16 +350,16 @@ def attribute_to_proto(
 
 
 def evaluate(node: Node, operands: list[np.ndarray | None]) -> list[np.ndarray] | None:
-    """Results of one standard op by onnx's reference implementation; None where it has none."""
+    """The results of one standard op by onnx's reference implementation; None if that fails."""
     from onnx.reference import ReferenceEvaluator
 
-    found = schema(node.op)
-    if found is None:
+    known = schema(node.op)
+    if known is None:
         return None
     names = ["" if a is None else f"x{i}" for i, a in enumerate(operands)]
-    proto = onnx.NodeProto(op_type=found.name, domain=found.domain, input=names)
+    proto = onnx.NodeProto(op_type=known.name, domain=known.domain, input=names)
     proto.output.extend(f"y{i}" for i in range(len(node.outputs)))
-    proto.attribute.extend(attribute_to_proto(k, a, found) for k, a in node.attrs.items())
+    proto.attribute.extend(attribute_to_proto(k, a, known) for k, a in node.attrs.items())
     given = [(n, a) for n, a in zip(names, operands, strict=True) if a is not None]
     graph = onnx.helper.make_graph(
         [proto],
@@ -391,6 +372,6 @@ def evaluate(node: Node, operands: list[np.ndarray | None]) -> list[np.ndarray] 
     try:
         results = ReferenceEvaluator(model).run(None, dict(given))
     except Exception:
-        # It lacks some ops and some corners of others; a node that is not folded stays as it is.
+        # The reference lacks some ops and some corner cases; the node is then not folded.
         return None
     return [np.asarray(r) for r in results]

@@ -1,8 +1,8 @@
-"""What a row of the op table says, and the small data it is made of.
+"""Rows of the op table.
 
-An op's meaning lives in its row and nowhere else: canonicalization, cost, pruning, quantization,
-evaluation and verification all read it.  To add an op, add a row to its family's file; the contract
-tests find it there and hold its evaluation, types and ties against ONNX Runtime on its samples.
+An op's meaning is in its row and nowhere else: canonicalization, cost, pruning, quantization, evaluation
+and verification all read it.  To add an op, add a row to its family's file; the contract tests check its
+evaluation, types and ties against ONNX Runtime on its samples.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a node: multiply-adds, other arithmetic operations one element at a time, and bytes of
-    operands read and results written (:meth:`tersor.ops.Table.cost` counts them, the same for all rows).
+    """The work of a node: multiply-adds, other elementwise operations, and bytes read and written
+    (:meth:`tersor.ops.Table.cost` counts the bytes, for all rows alike).
 
-    All are dims, so that a graph with symbolic sizes has a symbolic cost; None means unknown.
+    All are dims, so a graph with symbolic sizes has a symbolic cost; None means unknown.
     """
 
     macs: Dim = 0
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Member:
-    """How one axis of an operand or result takes part in a :class:`Tie`.
+    """One axis of an operand or result in a :class:`Tie`.
 
     The positions ``offset + (o * size + u) * inner + i`` for all ``o < outer``, ``i < inner`` belong
     to unit ``u``:
@@ -46,9 +46,8 @@ class Member:
         the hidden units in an LSTM's gates     outer=4
         the second operand of a Concat          offset=size of the first
 
-    ``summed``: the node sums over the units here, so that the others' values do not change with a unit
-    whose positions here are zero; of a ``sum`` tie that is all of its operands. (The columns of an
-    LSTM's recurrent weights.)
+    ``summed``: the node sums over the units here, so that zeroing a unit's positions here removes it (the
+    columns of an LSTM's recurrent weights). In a ``sum`` tie all operands are summed.
     """
 
     side: Literal["in", "out"]
@@ -60,7 +59,7 @@ class Member:
     summed: bool = False
 
     def positions(self, units: Sequence[int], size: int) -> list[int]:
-        """Positions on the axis that the ``units``, of ``size`` in all, own, in ascending order."""
+        """The positions of the ``units``, of ``size`` in total, in ascending order."""
         return sorted(
             self.offset + (o * size + u) * self.inner + i
             for o in range(self.outer)
@@ -71,14 +70,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Tie:
-    """Axes that hold the same units: who removes a unit from one must remove it from all.
+    """Axes with the same units: a unit can only be removed from all of them.
 
     kind:
         same: slicing the operands' members slices the results' members, values unchanged.
-        sum: the operands' units are summed over: slicing all members gives what zeroing the operands'
-            gives, sliced where a result has them too (an attention's cache of keys).
-        shape: slicing keeps the shapes consistent, but changes the other units' values (the
-            normalized axis of a LayerNormalization), unless the members that are ``summed`` are zero.
+        sum: the operands' units are summed over: slicing all members is equivalent to zeroing the
+            operands' (and slicing results that have the units too, like an attention's key cache).
+        shape: slicing keeps the shapes consistent, but changes the other units' values (the normalized
+            axis of a LayerNormalization), unless the members that are ``summed`` are zero.
     """
 
     size: Dim
@@ -88,8 +87,8 @@ class Tie:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to a weight's outputs: an operand, which may be missing, of their shape but for the
-    last axis, on which ``vectors`` lie one after the other; the one that is meant is ``which``."""
+    """The bias added to a weight's outputs: an operand, perhaps left out, whose last axis concatenates
+    ``vectors`` biases, of which this is number ``which``."""
 
     operand: int
     vectors: int = 1
@@ -98,22 +97,21 @@ class Bias:
 
 @dataclass(frozen=True)
 class Weight:
-    """An operand that holds a layer's weight where it is a constant, seen as a matrix [outputs, inputs].
+    """An operand that is a layer's weight if constant, viewed as a matrix [outputs, inputs].
 
     operand: its index.
-    inputs: its axes that one output sums over, in the order of the matrix's columns, the last one the
-        fastest; all other axes make the rows. A table's row is an output.
-    activation: the operand, rows of which are multiplied with the matrix: its last axis at every
-        position, or what a ``window`` sees at every place of the result; None where there are no such
-        rows, or not one matrix for all (a convolution of several groups).
-    window: over an activation [batch, channels, positions…], the channels of one place side by side;
-        None: its last axis.
-    state: in place of an activation, the result [length, directions, …, k] whose last axis is multiplied,
-        as it was a step before: each direction with a matrix of its own, of a stack on the weight's
-        axis 0.
-    part: of such a stack, the matrix that is meant; None: all, one below the other.
-    bias: what is added to the outputs; None: nothing that an operand tells.
-    ids: the operand that says which rows are picked, of a table that is not multiplied.
+    inputs: the axes summed over, in the order of the matrix's columns, the last one the fastest; all other
+        axes form the rows. A row of a lookup table is an output.
+    activation: the operand whose rows are multiplied by the matrix: its last axis at every position, or
+        every patch of a ``window``; None if there are none, or not one matrix for all (a convolution
+        with several groups).
+    window: over an activation [batch, channels, positions…]; channels are the fastest axis of a patch.
+        None: rows are the activation's last axis.
+    state: in place of an activation, the result [length, directions, …, k] whose last axis, one step
+        earlier, is multiplied: each direction with its own matrix, stacked on the weight's axis 0.
+    part: the index of the matrix in such a stack; None: all of them, concatenated by rows.
+    bias: what is added to the outputs; None: no operand.
+    ids: for a lookup table, the operand with the indices of rows.
     """
 
     operand: int
@@ -127,12 +125,12 @@ class Weight:
 
     @property
     def looked_up(self) -> bool:
-        """Whether rows are picked, not multiplied."""
+        """Whether it is a lookup table, not a factor."""
         return self.ids is not None
 
     @property
     def parts(self) -> slice:
-        """What is meant of the weight's axis 0."""
+        """The slice of the weight's axis 0 that is viewed."""
         return slice(None) if self.part is None else slice(self.part, self.part + 1)
 
     def matrix(self, tensor: np.ndarray) -> np.ndarray:
@@ -143,12 +141,12 @@ class Weight:
         return tensor.transpose(order).reshape(math.prod(sizes[:rows]), math.prod(sizes[rows:]))
 
     def tensor(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of ``shape``, or of its part, that ``matrix`` is made of."""
+        """The inverse of :meth:`matrix`, for the ``shape`` of the tensor or of its part."""
         order = self._order(len(shape))
         return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
 
     def outputs(self, rank: int) -> list[int]:
-        """Axes of a tensor of this rank that make the matrix's rows."""
+        """Axes of a tensor of this rank that form the matrix's rows."""
         return [i for i in range(rank) if i not in self.inputs]
 
     def _order(self, rank: int) -> list[int]:
@@ -160,7 +158,7 @@ class Sample:
     """Operands and attributes that exercise an op, for the contract tests.
 
     ``constant`` are the indices of operands that must be constants (shapes, axes, weights).
-    ``tolerance`` is relative and absolute at once, for the comparison with ONNX Runtime.
+    ``tolerance``, relative and absolute, is for the comparison with ONNX Runtime.
     """
 
     inputs: Sequence[np.ndarray | None]
@@ -171,14 +169,13 @@ class Sample:
 
 
 Cut = Mapping[tuple[str, int, int], Collection[int]]
-"""Positions that go, by (side, index, axis): what ties say of an operand's and a result's axes."""
+"""Positions to remove, by (side, index, axis) as in :class:`Member`."""
 
 
 @dataclass(frozen=True)
 class Follow:
-    """What else of a node states the sizes of its operands, and so changes when they are cut:
-    attributes (head counts, a hidden size; None: leave it out) and operands that are constants (a
-    shape, split sizes)."""
+    """What else changes when a node's operands are cut, because it states their sizes: attributes (head
+    counts, a hidden size; None: remove it) and constant operands (a shape, split sizes)."""
 
     attrs: Mapping[str, Attribute | None] = field(default_factory=dict)
     operands: Mapping[int, np.ndarray] = field(default_factory=dict)
@@ -190,10 +187,11 @@ Trait = Literal[
 ]  # fmt: skip
 """What kind of op a row is, as far as passes ask; the contract tests hold each on the row's samples.
 
-    view: the elements of operand 0 in their order, in another shape; also a movement.
-    movement: every element of the results is one of operand 0; the other operands say which, and where.
-    elementwise: an element of a result depends on those at its own place in the operands, which broadcast.
-    normalization: operand 0 shifted and scaled by its own statistics, or by those that it is given.
+    view: the elements of operand 0, in order, in another shape; also a movement.
+    movement: every element of the results is one of operand 0; the other operands select which.
+    elementwise: an element of a result depends only on the elements at its position in the operands,
+        which broadcast.
+    normalization: operand 0 shifted and scaled by its own statistics, or by given ones.
     reduction: one number for all elements along ``axes``, which ``keepdims`` keeps as dims of 1.
     product: sums of products of two operands.
     shape: the results depend on the shape of the operands alone.
@@ -216,26 +214,26 @@ class OpDef:
     """One row of the op table.
 
     Attributes:
-        op: ONNX's name; ops that we define ourselves are ``tersor.Name``.
+        op: ONNX's name; our own ops are ``tersor.Name``.
         doc: for our own ops: operands, attributes, result and the formula.
-        since: the lowest ONNX opset at which the op means what this row says (our own ops: 0).
-        needs: a later opset that some nodes call for by the values of their attributes, which schemas
-            do not tell; 0 for the others.
-        inputs: for our own ops: operand names, a trailing ``?`` marks an optional one, ``*`` a
-            variadic one. ONNX's ops take theirs from the schema.
+        since: the lowest ONNX opset with the semantics of this row (our own ops: 0).
+        needs: the later opset required by a node's attribute values, which schemas do not express; 0 if
+            ``since`` suffices.
+        inputs: for our own ops: operand names; a trailing ``?`` marks an optional one, ``*`` a variadic
+            one. ONNX's ops have theirs in the schema.
         attrs: for our own ops: attributes with defaults (a type in place of a default: required).
-        outputs: for our own ops: how many, at most.
+        outputs: for our own ops: the maximal number of results.
         infer: types of the results; None: onnx's own per-node inference.
         contents: symbolic contents of the results, for shape arithmetic.
-        torch: ``torch(*operands, **attrs)`` -> tensor, or tuple of tensors. Operands left out are
-            None. Imports torch inside.
-        cost: None: unknown.
-        ties: axes tied together; None: nothing is known, all axes are pinned.
-        follow: what else changes when positions are cut by the ties; None: nothing states a size.
-            Raises Unsupported where a size is stated by an operand that is no constant.
-        bound: for ops with subgraphs: axes, as (value, axis), of what is one thing inside and outside
-            (an operand and what the body calls it); None: nothing is known, all axes are pinned.
-        weights: the operands that hold its weights; None: it has none.
+        torch: ``torch(*operands, **attrs)`` -> tensor, or tuple of tensors. Missing operands are None.
+            Imports torch inside.
+        cost: the node's work; None: unknown.
+        ties: axes tied together; None: unknown, all axes are pinned.
+        follow: what else changes when positions are cut; None: no sizes are stated. Raises Unsupported if
+            a size is stated by an operand that is not constant.
+        bound: for ops with subgraphs: axes, as (value, axis), that are the same inside and outside (an
+            operand and the subgraph's input); None: unknown, all axes are pinned.
+        weights: the operands that are weights; None: none.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
         traits: what kind of op it is; see :data:`Trait`.
@@ -267,6 +265,6 @@ class OpDef:
 
 
 def with_traits(traits: str, rows: Sequence[OpDef]) -> list[OpDef]:
-    """``rows`` with all of ``traits``, words with spaces between, besides their own."""
+    """``rows`` with ``traits`` (separated by spaces) added."""
     added: frozenset[Any] = frozenset(traits.split())
     return [replace(row, traits=row.traits | added) for row in rows]

@@ -1,4 +1,4 @@
-"""Graphs of one node made from rows' samples: what contract tests of the table and of backends run."""
+"""Graphs of one node from rows' samples, for the contract tests of the table and of backends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tersor.ops import TABLE
 from tersor.ops.opdef import OpDef, Sample
 
 Dims = Callable[[int, tuple[int, ...]], tuple[Dim, ...]]
-"""From an operand's index and shape to the dims that its graph input is to have."""
+"""(operand index, shape) -> the dims of the graph input."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every sample of every row. A row's numbers depend on nothing but its op's name."""
+    """Every sample of every row, seeded by the op's name."""
     return [
         Case(f"{row.op}-{i}", row, sample)
         for row in TABLE
@@ -36,10 +36,10 @@ def cases() -> list[Case]:
 
 
 def one_node(op: str, sample: Sample, dims: Dims = lambda _, shape: shape) -> Graph:
-    """A graph of the one node on operands ``x0``, ``x1`` … with results ``y0``, ``y1`` …
+    """A graph of one node with operands ``x0``, ``x1`` … and results ``y0``, ``y1`` …
 
     Raises:
-        InvalidGraph: the op refuses the operands.
+        InvalidGraph: the op does not accept the operands.
     """
     graph = TABLE.graph()
     outputs = put(graph, op, sample, dims)
@@ -48,10 +48,10 @@ def one_node(op: str, sample: Sample, dims: Dims = lambda _, shape: shape) -> Gr
 
 
 def put(graph: Graph, op: str, sample: Sample, dims: Dims, prefix: str = "") -> tuple[Value, ...]:
-    """Adds to a graph what :func:`one_node` holds, and returns the results; names begin with ``prefix``.
+    """Adds the node of :func:`one_node` to a graph and returns the results; names begin with ``prefix``.
 
     Raises:
-        InvalidGraph: the op refuses the operands.
+        InvalidGraph: the op does not accept the operands.
     """
     operands: list[Value | None] = []
     for i, array in enumerate(sample.inputs):

@@ -1,4 +1,4 @@
-"""The op table: rows by op, and what a graph asks when a node is emitted."""
+"""The op table: rows by op, and the queries of graphs, passes and analyses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
-from tersor.ir.dims import LARGEST, KnownDim, TooComplex, ceil_div
+from tersor.ir.dims import LARGEST, KnownDim, TooComplex, ceil_div, dim_array
 from tersor.ops import onnx_schema
 from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Trait, Weight
 
-# What a row's rules raise on operands that nobody foresaw: rows take for granted what the schema
-# says, which is less than what operands must be.
+# What a row's functions may raise on invalid operands: they assume what the schema guarantees, which is
+# less than what an op requires.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Table:
-    """Rows by op name. An op that has no row and no schema is opaque: it passes through untouched."""
+    """Rows by op name. An op without a row or a schema is opaque: it passes through unchanged."""
 
     def __init__(self, rows: list[OpDef]) -> None:
         self._rows: dict[str, OpDef] = {}
@@ -45,16 +45,16 @@ class Table:
         return row is not None and trait in row.traits
 
     def is_opaque(self, op: str) -> bool:
-        """Whether neither a row nor an ONNX schema says what ``op`` means."""
+        """Whether ``op`` has neither a row nor an ONNX schema."""
         return op not in self._rows and onnx_schema.schema(op) is None
 
-    # -- what ir.Graph asks ------------------------------------------------------------------------
+    # -- for ir.Graph ------------------------------------------------------------------------------
 
     def complete(self, op: str, attrs: Mapping[str, Attribute]) -> dict[str, Attribute]:
-        """``attrs`` with defaults filled in, numbers as :func:`onnx_schema.as_written`.
+        """``attrs`` with defaults filled in and numbers rounded as by :func:`onnx_schema.as_written`.
 
         Raises:
-            InvalidGraph: an attribute that the op does not have, or one that it lacks.
+            InvalidGraph: an unknown or missing attribute.
         """
         row = self._rows.get(op)
         attrs = {k: onnx_schema.as_written(v) for k, v in attrs.items()}
@@ -74,7 +74,7 @@ class Table:
         """Type and symbolic contents of each output.
 
         Raises:
-            InvalidGraph: the op refuses its operands.
+            InvalidGraph: invalid operands or attributes.
         """
         onnx_schema.check_operands(node)
         try:
@@ -90,16 +90,16 @@ class Table:
         types = _infer(node, row)
         contents = _contents(node, row, len(types))
         pairs = zip(types, contents, strict=True)
-        found = [(_sharpen(type, known), known) for type, known in pairs]
-        for type, _ in found:
+        refined = [(_refined(type, known), known) for type, known in pairs]
+        for type, _ in refined:
             _check_dims(node, type)
-        return found
+        return refined
 
-    # -- what passes and analyses ask --------------------------------------------------------------
+    # -- for passes and analyses -------------------------------------------------------------------
 
     def cost(self, node: Node) -> Cost:
-        """Work of a node; unknown without a row that tells, or where the row asks for the dims of what
-        is not known to be a tensor (what an opaque op made, sequences)."""
+        """The work of a node; unknown if its row has no cost, or needs the dims of a value that is not
+        known to be a tensor (an opaque op's result, a sequence)."""
         row = self._rows.get(node.op)
         if row is None or row.cost is None:
             return Cost(None, None)
@@ -109,7 +109,7 @@ class Table:
             cost = row.cost(node)
         except TooComplex:
             return Cost(None, None)
-        except TypeError:  # as Value.tensor raises
+        except TypeError:  # From Value.tensor.
             if known:
                 raise
             return Cost(None, None)
@@ -117,8 +117,8 @@ class Table:
         return replace(cost, bytes=moved)
 
     def ties(self, node: Node) -> list[Tie] | None:
-        """Axes tied by a node; None where nothing is known, as where some operand or result has no rank
-        that is, so that all are pinned."""
+        """Axes tied by a node; None if unknown (also if the rank of an operand or result is), so that all
+        are pinned."""
         row = self._rows.get(node.op)
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if row is None or row.ties is None or not all(map(_has_rank, values)):
@@ -128,12 +128,12 @@ class Table:
         return None
 
     def weights(self, node: Node) -> Sequence[Weight]:
-        """The operands that hold the node's weights where they are constants."""
+        """The operands that are the node's weights if they are constants."""
         row = self._rows.get(node.op)
         return row.weights(node) if row is not None and row.weights is not None else ()
 
     def bound(self, node: Node) -> list[tuple[tuple[Value, int], ...]]:
-        """Axes of values that are one thing inside and outside of the node's subgraphs."""
+        """Axes of values that are the same inside and outside the node's subgraphs."""
         row = self._rows.get(node.op)
         return row.bound(node) if row is not None and row.bound is not None else []
 
@@ -141,7 +141,7 @@ class Table:
         """What else of a node changes when positions are cut.
 
         Raises:
-            Unsupported: a size is stated by an operand that is no constant.
+            Unsupported: a size is stated by an operand that is not constant.
         """
         row = self._rows.get(node.op)
         return row.follow(node, cut) if row is not None and row.follow is not None else Follow()
@@ -190,7 +190,7 @@ def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
 
 
 def _bytes(values: Sequence[Value]) -> Dim:
-    """Of all values, each read or written once; of constants as they are encoded."""
+    """The bytes of all values, each read or written once; of constants as encoded."""
     total: KnownDim = 0
     with suppress(TooComplex):
         for value in values:
@@ -204,27 +204,25 @@ def _bytes(values: Sequence[Value]) -> Dim:
 
 
 def _contents(node: Node, row: OpDef | None, count: int) -> list[np.ndarray | None]:
-    """As the row tells; unknown where that fails, for nothing needs them."""
+    """The contents by the row; unknown if that fails, because nothing requires them."""
     if row is None or row.contents is None:
         return [None] * count
     try:
-        return [_bounded(held) for held in row.contents(node)]
+        return [_bounded(contents) for contents in row.contents(node)]
     except _MISFITS:
         return [None] * count
 
 
 def _bounded(contents: np.ndarray | None) -> np.ndarray | None:
-    """Integers of more than 64 bits are unknown: what the runtime makes of them is its to say, and a
-    chain of products would double their length at every step."""
+    """Integers of more than 64 bits become unknown: runtimes differ in overflow, and a chain of products
+    would double their length at every step."""
     if contents is None:
         return None
-    items = list(contents.reshape(-1))
-    wide = [isinstance(i, int) and not -LARGEST - 1 <= i <= LARGEST for i in items]
-    if not any(wide):
-        return contents
-    held = np.empty(len(items), object)
-    held[:] = [None if over else i for i, over in zip(items, wide, strict=True)]
-    return held.reshape(contents.shape)
+
+    def bounded(item: Dim) -> Dim:
+        return None if isinstance(item, int) and not -LARGEST - 1 <= item <= LARGEST else item
+
+    return dim_array([bounded(item) for item in contents.flat], contents.shape)
 
 
 def _check_dims(node: Node, type: ValueType) -> None:
@@ -233,8 +231,8 @@ def _check_dims(node: Node, type: ValueType) -> None:
         raise InvalidGraph(f"{node.label}: a dim of its result is over {LARGEST}")
 
 
-def _sharpen(type: ValueType, contents: np.ndarray | None) -> ValueType:
-    """The contents' shape is exact: it fills in dims that inference left open."""
+def _refined(type: ValueType, contents: np.ndarray | None) -> ValueType:
+    """The contents' shape is exact: it fills in unknown dims."""
     if contents is None or not isinstance(type, TensorType):
         return type
     return type.with_dims(tuple(contents.shape))

@@ -1,4 +1,4 @@
-"""Geometry of sliding windows: strides, dilations, padding and the sizes that they leave."""
+"""Geometry of sliding windows: strides, dilations, padding and output sizes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tersor.ir.dims import ceil_div, floordiv
 
 @dataclass(frozen=True)
 class Window:
-    """A window over positions; every field has an entry for each axis.
+    """A window over positions; every tuple has an entry per axis.
 
-    ``span`` is how far a dilated window reaches. ``pads`` are the positions (before, after) that are
-    stated; with ``auto_pad`` SAME they follow from the operand's size.
+    ``span`` is the extent of the dilated window. ``pads`` are the explicit (before, after); with
+    ``auto_pad`` SAME the padding follows from the operand's size.
     """
 
     kernel: tuple[int, ...]
@@ -50,12 +50,12 @@ class Window:
             return floordiv(room, stride) + 1
         count = ceil_div(room, stride) + 1
         if isinstance(size, int) and isinstance(count, int):
-            # A window that would begin in the padding after the operand is left out.
+            # Without a window that would begin in the padding after the operand.
             return count - 1 if (count - 1) * stride >= size + before else count
         return None
 
     def padding(self, have: Sequence[int]) -> list[tuple[int, int]]:
-        """Positions before and after each axis of the sizes ``have``."""
+        """The padding (before, after) of each axis of the sizes ``have``."""
         return [self._padding(i, size) for i, size in enumerate(have)]
 
     def _padding(self, axis: int, size: int) -> tuple[int, int]:
@@ -66,25 +66,25 @@ class Window:
         return halves(total, self.auto_pad)
 
     def patches(self, x: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """[len(at), kernel… * channels]: what windows see of ``x`` [batch, channels, positions…], the
-        channels of one place side by side; zeros in the padding.
+        """[len(at), kernel… * channels]: patches of ``x`` [batch, channels, positions…], channels being
+        the fastest axis; zeros in the padding.
 
             x = [[[1, 2, 3]]], a kernel of 2, padding (1, 0)     windows 0 1 2:  [0, 1] [1, 2] [2, 3]
 
         Args:
-            at: numbers of windows, counted over batch and places, the last axis the fastest.
+            at: indices of windows, counted over batch and positions, the last axis the fastest.
         """
         axes = len(self.kernel)
         padded = np.pad(x, [(0, 0), (0, 0), *self.padding(x.shape[2:])])
         if not len(at) or any(n < s for n, s in zip(padded.shape[2:], self.span, strict=True)):
             return np.zeros((0, math.prod(self.kernel) * x.shape[1]), x.dtype)
-        seen = sliding_window_view(padded, self.span, axis=tuple(range(2, 2 + axes)))
+        view = sliding_window_view(padded, self.span, axis=tuple(range(2, 2 + axes)))
         steps = [slice(None, None, n) for n in (*self.strides, *self.dilations)]
-        seen = np.moveaxis(seen[:, :, *steps], 1, -1)  # [batch, places…, kernel…, channels], a view
-        return seen[np.unravel_index(at, seen.shape[: 1 + axes])].reshape(len(at), -1)
+        view = np.moveaxis(view[:, :, *steps], 1, -1)  # [batch, positions…, kernel…, channels]
+        return view[np.unravel_index(at, view.shape[: 1 + axes])].reshape(len(at), -1)
 
     def extra(self, have: Sequence[int]) -> list[int]:
-        """Positions behind the padding that the last window of ``ceil`` reaches."""
+        """Positions after the padding that the last window reaches with ``ceil``."""
         counts = self.sizes(have)
         ends = [
             (int(n) - 1) * stride + span  # type: ignore[arg-type]
@@ -95,13 +95,13 @@ class Window:
 
 
 def halves(total: int, auto_pad: str) -> tuple[int, int]:
-    """Padding shared out to both ends; the odd one goes after (SAME_UPPER) or before (SAME_LOWER)."""
+    """Padding split between both ends; an odd one goes after (SAME_UPPER) or before (SAME_LOWER)."""
     small, large = total // 2, total - total // 2
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
 
 
 def window(kernel: Sequence[Any], attrs: Any) -> Window:
-    """The window of a Conv or pooling node's attributes; ``kernel`` are its sizes."""
+    """The window of a Conv or pooling node with these kernel sizes and attributes."""
     axes = len(kernel)
     pads = tuple(attrs.get("pads") or (0,) * (2 * axes))
     return Window(
@@ -115,7 +115,7 @@ def window(kernel: Sequence[Any], attrs: Any) -> Window:
 
 
 def is_too_small(size: Dim) -> bool:
-    """Whether no window fits: the size that is left is certainly below zero."""
+    """Whether no window fits: the remaining size is certainly negative."""
     return isinstance(size, int) and size < 0
 
 

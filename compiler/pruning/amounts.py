@@ -25,8 +25,8 @@ from tersor.statistics.kept_outputs import KeptOutputs
 from tersor.statistics.products import matrices, set_matrices
 from tersor.statistics.scores import with_scores
 from tersor.statistics.thinning import sample_count, thinned
-from tersor.structure import AxisGroup, joined, slice_graph
-from tersor.structure.costs import Measure, carried, costs, macs, parameters
+from tersor.structure import AxisGroup, slice_graph, union
+from tersor.structure.costs import Measure, costs, cut_of_copy, macs, parameters
 
 TRIAL_SAMPLES = 256  # To measure trial cuts on, at least; a fifth of all if that is more.
 TRIAL_SHARE = 0.375  # Of a group's units, removed in its trial cut.
@@ -200,12 +200,12 @@ class _Allocation:
         assert self.context.evaluate is not None
         copy = self.graph.copy()
         cuts = list(zip(self.groups, self.orders, gone, strict=True))
-        cut = joined(*(g.positions(order.units[:count].tolist()) for g, order, count in cuts))
+        cut = union(*(g.positions(order.units[:count].tolist()) for g, order, count in cuts))
         # Heads and their lanes share a reader: refit it once.
         layers = {
             (r.node, r.weight): r for group, _, count in cuts if count for r in readers(group)
         }
-        sliced = carried(cut, copy)
+        sliced = cut_of_copy(cut, copy)
         for reader in layers.values():
             new_bias = self._refit(copy, reader, reader.inputs_at(cut))
             if new_bias is not None and reader.outputs in cut:

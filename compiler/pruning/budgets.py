@@ -16,8 +16,8 @@ from tersor.ir import Graph
 from tersor.numerics.allocation import Curve
 from tersor.pipeline.rewriting import Latency
 from tersor.pruning.unit_order import Order
-from tersor.structure import AxisGroup, joined, slice_graph
-from tersor.structure.costs import carried
+from tersor.structure import AxisGroup, slice_graph, union
+from tersor.structure.costs import cut_of_copy
 
 LEVELS = 16  # Of a group, at most.
 MEASURED = 6  # Levels of a group whose latency is measured; the others are interpolated.
@@ -89,8 +89,8 @@ def milliseconds(
 ) -> float:
     """Latency of ``graph`` at the largest sizes with ``gone`` units of each group removed, whichever."""
     copy, feed = graph.copy(), latency.feed(graph, _largest(latency))
-    cut = joined(*(g.positions(g.free[:n]) for g, n in zip(groups, gone, strict=True)))
-    slice_graph(copy, carried(cut, copy))
+    cut = union(*(g.positions(g.free[:n]) for g, n in zip(groups, gone, strict=True)))
+    slice_graph(copy, cut_of_copy(cut, copy))
     return latency(copy, feed)
 
 

@@ -20,7 +20,7 @@ from tersor.statistics.gram import tell_few_rows
 from tersor.statistics.products import columns_at, matrices, set_matrices
 from tersor.structure import AxisGroup, slice_graph
 from tersor.structure.links import Positions
-from tersor.structure.tracking import Tracked, follow_all, positions_left, tie_vector
+from tersor.structure.tracking import Tracked, follow_cut, remaining_positions, tie_vector
 
 NOT_FITTED = "not refitted"
 
@@ -72,7 +72,7 @@ class _Cutter:
         cut = group.positions(units.tolist())
         fits = self._fits(layers, cut) if self.reconstruct else []
         slice_graph(self.graph, cut)
-        follow_all(self.tracked, cut)
+        follow_cut(self.tracked, cut)
         for reader, matrix, bias in fits:
             new_bias = set_matrices(reader.node, reader.weight, matrix, bias)
             if new_bias is not None:
@@ -95,7 +95,7 @@ class _Cutter:
                 reader.node.output.name,
                 self.context.calibration,
                 self.context.evaluate,
-                positions_left(self.tracked, reader.outputs),
+                remaining_positions(self.tracked, reader.outputs),
                 reader.weight,
             )
             if seen is not None and seen.finite:

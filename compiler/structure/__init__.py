@@ -1,15 +1,15 @@
-"""Structure: which axes shrink together, and cutting them; for every op alike, by the op table's ties."""
+"""Which axes of a graph shrink together, and cutting them; for any op, by the op table's ties."""
 
 from tersor.structure.groups import AxisGroup, axis_groups
-from tersor.structure.shared import join_vectors, part_vectors
-from tersor.structure.slicing import joined, slice_graph, zero_graph
+from tersor.structure.shared import merge_vectors, split_vectors
+from tersor.structure.slicing import slice_graph, union, zero_graph
 
 __all__ = [
     "AxisGroup",
     "axis_groups",
-    "join_vectors",
-    "joined",
-    "part_vectors",
+    "merge_vectors",
     "slice_graph",
+    "split_vectors",
+    "union",
     "zero_graph",
 ]

@@ -1,19 +1,19 @@
-"""What a model costs once so many units of each group are left, without cutting it each time.
+"""A model of a graph's cost as a function of the units removed from each group, without cutting each time.
 
 Work and weights are products of axis lengths.  For a linear layer [K, N] from a group a to a group b, of
-which the shares x and y are gone:
+which the shares x and y are removed:
 
     cost = K N (1 - x) (1 - y)
 
-Groups that lie side by side on an axis add up instead (a layer that reads a Concat; the products of an
-attention, with lanes of keys and with lanes of values), and a group may be on two axes (an LSTM's
-recurrent weights, (1 - x)^2 = 1 - (2 x - x^2)).  So each part of a cost is taken for a product of factors
+Groups that share an axis add up instead (a layer that reads a Concat; the products of an attention, with
+lanes of keys and with lanes of values), and a group may be on two axes (an LSTM's recurrent weights,
+(1 - x)^2 = 1 - (2 x - x^2)).  So each part of the cost is modelled as a product of factors
 
     1 - sum over the groups g of a factor of (a_g x_g + b_g x_g^2)
 
-Cuts of each group tell a and b; one cut of two groups together tells whether they add or multiply.  The
-units of a group are taken to cost alike, which they do not where only some of them reach a layer (behind
-a Split): there it is what they cost on average.
+Trial cuts of each group give a and b; a trial cut of two groups shows whether they add or multiply.  All
+units of a group are assumed to cost the same; if only some of them reach a layer (after a Split), that is
+their average.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from tersor.ir.dims import evaluate
 from tersor.ops import TABLE
 from tersor.structure.groups import AxisGroup
 from tersor.structure.links import Axis, Positions
-from tersor.structure.slicing import joined, slice_graph
+from tersor.structure.slicing import slice_graph, union
 
 Measure = Callable[[Graph], Mapping[str, float]]
-"""Costs of the parts of a graph, by name."""
+"""The costs of a graph's parts, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """Attributes:
-    base: f64[parts], of the whole graph.
-    slopes: f64[2, groups, parts], which share of a part's cost goes with all units of a group: what is
-        in proportion to their share, and what is to its square.
-    factors: i64[groups, parts], the factor of the part that a group is in; -1: none.
-    units: i64[groups], how many units each group has.
+    """The cost model of a graph.
+
+    Attributes:
+        base: f64[parts], the costs of the uncut graph.
+        slopes: f64[2, groups, parts], a and b of each group in each part.
+        factors: i64[groups, parts], the factor of the part that a group is in; -1: none.
+        units: i64[groups], the number of units of each group.
     """
 
     base: np.ndarray
@@ -55,7 +56,7 @@ class Costs:
         return float(self.base.sum())
 
     def of(self, gone: Sequence[int] | np.ndarray) -> float:
-        """The cost with so many units of each group gone."""
+        """The cost with so many units of each group removed."""
         share = (np.asarray(gone) / self.units)[:, None]
         lost = self.slopes[0] * share + self.slopes[1] * share**2
         left = self.base.copy()
@@ -65,15 +66,15 @@ class Costs:
 
 
 def costs(graph: Graph, groups: Sequence[AxisGroup], measure: Measure) -> Costs:
-    """Costs as a function of the units that ``groups`` of ``graph``, some of which may go, keep."""
+    """The cost model of ``graph`` for removing units of ``groups``."""
     before = measure(graph)
     names = [n for n in sorted(before) if before[n] > 0]
     base = np.array([before[n] for n in names])
 
     def lost(*cuts: Positions) -> np.ndarray:
-        """f64[parts], the share of each part that goes."""
+        """f64[parts], the share of each part's cost that is saved."""
         copy = graph.copy()
-        slice_graph(copy, carried(joined(*cuts), copy))
+        slice_graph(copy, cut_of_copy(union(*cuts), copy))
         after = measure(copy)
         return np.asarray(1 - np.array([after.get(n, 0.0) for n in names]) / base)
 
@@ -89,12 +90,12 @@ def costs(graph: Graph, groups: Sequence[AxisGroup], measure: Measure) -> Costs:
     for i, j in combinations(range(len(groups)), 2):
         both = (alone[i] > 0) & (alone[j] > 0)
         if both.any():
-            _put_together(factors, i, j, both & _adds(lost(cuts[i], cuts[j]), alone[i], alone[j]))
+            _merge_factors(factors, i, j, both & _adds(lost(cuts[i], cuts[j]), alone[i], alone[j]))
     return Costs(base, slopes, factors, units)
 
 
 def _slopes(half: np.ndarray, first: np.ndarray | None, count: int, units: int) -> np.ndarray:
-    """f64[2, parts], (a, b) of a x + b x^2 that is ``half`` with ``count`` units gone, of ``units``, and
+    """f64[2, parts], (a, b) such that a x + b x^2 is ``half`` with ``count`` of ``units`` removed, and
     ``first`` with one."""
     share, one = count / units, 1 / units
     if first is None:
@@ -104,49 +105,49 @@ def _slopes(half: np.ndarray, first: np.ndarray | None, count: int, units: int) 
 
 
 def _adds(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """bool[parts], whether what two groups take from a part together is nearer to the sum of what each
-    does than to what a product loses."""
+    """bool[parts], whether the saving of two groups together is closer to the sum of their savings than to
+    that of a product."""
     product = 1 - (1 - first) * (1 - second)
     return np.asarray(np.abs(both - (first + second)) < np.abs(both - product))
 
 
-def _put_together(factors: np.ndarray, i: int, j: int, where: np.ndarray) -> None:
-    """Makes one factor of those of groups ``i`` and ``j`` in the parts ``where``."""
+def _merge_factors(factors: np.ndarray, i: int, j: int, where: np.ndarray) -> None:
+    """Merges the factors of groups ``i`` and ``j`` in the parts ``where``."""
     for part in np.flatnonzero(where):
         column = factors[:, part]
         column[column == column[j]] = column[i]
 
 
-def carried(cut: Positions, copy: Graph) -> dict[Axis, np.ndarray]:
-    """A cut of a graph as one of its ``copy``, where values have the same names."""
+def cut_of_copy(cut: Positions, copy: Graph) -> dict[Axis, np.ndarray]:
+    """The same cut for a ``copy`` of the graph, in which values have the same names."""
     by_name = {v.name: v for g in copy.all_graphs() for v in g.values()}
     return {(by_name[value.name], axis): at for (value, axis), at in cut.items()}
 
 
 def macs(sizes: Mapping[str, int]) -> Measure:
-    """Multiply-adds of each node at ``sizes`` of the open dims; nothing of those where they are unknown.
-    Of a node with several weights (an LSTM's for its operand and for its states) those of each, which
-    are as many as it has elements, times the same."""
+    """Measures the multiply-adds of each node at ``sizes`` of the symbolic dims, without nodes for which
+    they are unknown. A node with several weights (an LSTM's for inputs and states) has a part per weight,
+    in proportion to its elements."""
 
     def measure(graph: Graph) -> dict[str, float]:
-        found = {}
+        parts = {}
         for node in graph.walk():
             work = TABLE.cost(node).macs
             if work is None or not node.outputs:
                 continue
             try:
-                multiplied = float(evaluate(work, sizes))
+                count = float(evaluate(work, sizes))
             except KeyError:
-                continue  # of sizes that only the run tells
+                continue  # A size known only at run time.
             for i, share in enumerate(_shares(node)):
-                found[f"{node.output.name} {i}"] = multiplied * share
-        return found
+                parts[f"{node.output.name} {i}"] = count * share
+        return parts
 
     return measure
 
 
 def _shares(node: Node) -> list[float]:
-    """Of each weight in the elements of all; one share where there are not several."""
+    """Each weight's share of the elements of all; [1] if there are not several."""
     operands = [node.input(weight.operand) for weight in TABLE.weights(node)]
     counts = [v.tensor.numel if v is not None else None for v in operands]
     numbers = [n for n in counts if isinstance(n, int)]
@@ -156,7 +157,7 @@ def _shares(node: Node) -> list[float]:
 
 
 def parameters(graph: Graph) -> dict[str, float]:
-    """Elements of each constant of floats."""
+    """The number of elements of each float constant."""
     return {
         v.name: float(np.prod(v.tensor.shape))
         for inner in graph.all_graphs()

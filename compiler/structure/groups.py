@@ -1,10 +1,9 @@
-"""Axis groups: what of a model can be made smaller, unit by unit, and what cannot and why.
+"""Axis groups: the units that can be pruned from a model, and those that cannot, with the reason.
 
-A group is one kind of unit in one place: the heads of an attention, the neurons of a feed-forward layer,
-the channels that a residual connection carries, an LSTM's hidden units.  They are found from the op
-table's ties alone (:mod:`tersor.structure.links`), so a graph from torch and one from ONNX are treated
-alike, and no architecture has a name here.  Dependency graphs for pruning: Fang et al. 2023, DepGraph
-(arXiv 2301.12900).
+A group consists of the units of one kind in one place: the heads of an attention, the neurons of a
+feed-forward layer, the channels of a residual connection, an LSTM's hidden units.  Groups are derived from
+the op table's ties alone (:mod:`tersor.structure.links`), so they do not depend on the exporter or on
+known architectures.  Dependency graphs for pruning: Fang et al. 2023, DepGraph (arXiv 2301.12900).
 """
 
 from __future__ import annotations
@@ -18,23 +17,32 @@ import numpy as np
 from tersor.errors import Unsupported
 from tersor.ir import Graph, Node, Value
 from tersor.ops import TABLE
-from tersor.structure.labels import Ambiguous, Labels, rivals
-from tersor.structure.links import Axis, End, Link, Place, by_axis, cut_of_node, links, size_of
+from tersor.structure.labels import Ambiguous, Labels, alternatives
+from tersor.structure.links import (
+    Axis,
+    End,
+    Link,
+    Place,
+    cut_of_node,
+    links,
+    links_by_axis,
+    size_of,
+)
 
 Table = Mapping[Axis, Mapping[Place, list[tuple[Link, End]]]]
 
 
 @dataclass(eq=False)
 class AxisGroup:
-    """Units that are cut from all of these axes together.
+    """Units that are cut from several axes together.
 
     Attributes:
-        name: the scope of the node that makes the units, else that of the first that has them.
-        units: how many.
-        axes: i64[size] for each axis, the unit of each position; -1: the group's cut leaves it.
-        pinned: units that must stay, with the reason.
-        links: the ties that hold the axes together, in the order they were found.
-        inexact: why removing units is not the same as zeroing them; empty where it is.
+        name: the scope of the node that computes the units, else of the first node that has them.
+        units: the number of units.
+        axes: for each axis i64[size], the unit of each position; -1: not cut with the group.
+        pinned: units that cannot be removed, with the reason.
+        links: the ties that connect the axes, in the order they were followed.
+        inexact: why removing units is not equivalent to zeroing them; empty if it is.
     """
 
     name: str
@@ -46,60 +54,55 @@ class AxisGroup:
 
     @property
     def scope(self) -> str:
-        """Its name, by which options choose among groups."""
+        """What options select groups by: its name."""
         return self.name
 
     @property
     def label(self) -> str:
-        """Its name, by which messages call it."""
+        """What messages call it: its name."""
         return self.name
 
     @property
     def free(self) -> list[int]:
-        """Units that may go."""
+        """Units that can be removed."""
         return [u for u in range(self.units) if u not in self.pinned]
 
     def positions(self, units: Collection[int]) -> dict[Axis, np.ndarray]:
-        """What the ``units`` own, ascending, by axis."""
+        """The positions of ``units``, ascending, by axis."""
         gone = np.asarray(sorted(units), np.int64)
-        found = {axis: np.flatnonzero(np.isin(owner, gone)) for axis, owner in self.axes.items()}
-        return {axis: at for axis, at in found.items() if len(at)}
+        cut = {axis: np.flatnonzero(np.isin(owner, gone)) for axis, owner in self.axes.items()}
+        return {axis: at for axis, at in cut.items() if len(at)}
 
     def weights(self, *, summed: bool) -> Iterator[tuple[Node, Value, int]]:
-        """(node, constant, axis): where units are made from weights or, ``summed``, where a node sums
-        over them."""
-        seen = set()
-        for link in self.links:
-            for end in link.ends:
-                value, axis = end.axis
-                if (
-                    end.summed is summed
-                    and value.is_constant
-                    and (link.node, *end.axis) not in seen
-                ):
-                    seen.add((link.node, *end.axis))
-                    yield link.node, value, axis
+        """(node, constant, axis) of the weights that compute the units or, with ``summed``, of those with
+        which nodes sum over them."""
+        ends = [(link.node, end) for link in self.links for end in link.ends]
+        yield from dict.fromkeys(
+            (node, *end.axis)
+            for node, end in ends
+            if end.summed is summed and end.axis[0].is_constant
+        )
 
     def zeroed(self) -> Iterator[Axis]:
-        """Constants in which units that are zero are as good as gone, unless the group is inexact."""
+        """Axes of constants at which zeroing units is equivalent to removing them, unless the group is
+        inexact."""
         for link in self.links:
             yield from _zeroed(link)
 
 
 def axis_groups(graph: Graph) -> list[AxisGroup]:
-    """All groups of axes that hold weights, in the order of the graph; also those that are pinned as a
-    whole. Where an axis can be cut in several ways (by heads, by the lanes of all heads) there is a
-    group for each, and units of both may go."""
-    found = links(graph)
-    table = by_axis(found)
-    together: nx.Graph[Axis] = nx.Graph()
-    for link in found:
-        nx.add_path(together, [end.axis for end in link.ends])
-    together.add_nodes_from(a for link in found for a in (e.axis for e in link.ends))
+    """All groups with an axis of a weight, in the order of the graph, including those that are pinned
+    completely. An axis that can be cut in several ways (by heads, by the lanes of all heads) has a group
+    for each, and both can be cut."""
+    every = links(graph)
+    table = links_by_axis(every)
+    connected: nx.Graph[Axis] = nx.Graph()
+    for link in every:
+        nx.add_path(connected, [end.axis for end in link.ends])
     order = {node: i for i, node in enumerate(graph.walk())}
-    first = {axis: i for i, axis in enumerate(together.nodes)}
+    first = {axis: i for i, axis in enumerate(connected.nodes)}
     groups = []
-    for component in nx.connected_components(together):
+    for component in nx.connected_components(connected):
         axes = sorted(component, key=first.__getitem__)
         if any(_is_weight(a[0]) for a in axes):
             groups += list(_of_component(axes, table))
@@ -109,59 +112,58 @@ def axis_groups(graph: Graph) -> list[AxisGroup]:
 
 
 def _of_component(axes: Sequence[Axis], table: Table) -> Iterator[AxisGroup]:
-    """Groups of axes that hang together, no two alike."""
-    told: set[Axis] = set()
-    tried: set[Link] = set()
-    open_axes: dict[Axis, str] = {}
-    for axis, labels in _starts(axes, table, told, open_axes, tried):
+    """The distinct groups of connected axes."""
+    grouped: set[Axis] = set()
+    followed: set[Link] = set()
+    ambiguous: dict[Axis, str] = {}
+    for axis, labels in _starts(axes, table, grouped, ambiguous, followed):
         spread = Labels(table)
         try:
             spread.spread(axis, labels)
         except Ambiguous as reason:
-            for other in (axis, *spread.alike(len(labels))):
-                open_axes.setdefault(other, str(reason))
+            for other in (axis, *spread.equivalent_starts(len(labels))):
+                ambiguous.setdefault(other, str(reason))
             continue
-        told |= set(spread.axes)
-        tried |= set(spread.links)
+        grouped |= set(spread.axes)
+        followed |= set(spread.links)
         if any(_is_weight(a[0]) for a in spread.axes):
             yield _group(spread)
-    for axis, why in open_axes.items():
-        if axis not in told and _is_weight(axis[0]):
+    for axis, why in ambiguous.items():
+        if axis not in grouped and _is_weight(axis[0]):
             size = size_of(axis) or 0
-            held = [link for link, _ in next(iter(table[axis].values()))]
-            told.add(axis)
-            yield AxisGroup(
-                "", size, {axis: np.arange(size)}, dict.fromkeys(range(size), why), held
-            )
+            own = [link for link, _ in next(iter(table[axis].values()))]
+            grouped.add(axis)
+            pinned = dict.fromkeys(range(size), why)
+            yield AxisGroup("", size, {axis: np.arange(size)}, pinned, own)
 
 
 def _starts(
     axes: Sequence[Axis],
     table: Table,
-    told: Collection[Axis],
-    open_axes: Collection[Axis],
-    tried: set[Link],
+    grouped: Collection[Axis],
+    ambiguous: Collection[Axis],
+    followed: set[Link],
 ) -> Iterator[tuple[Axis, np.ndarray]]:
-    """Where to begin, with which labels: at each axis that no group has ``told`` of yet with a label for
-    each position, unless that is known to be ambiguous (``open_axes``), then with the units of each
-    rival tie that none has followed (``tried``). All of them grow as the starts are taken.
+    """The axes and labels to spread from: each axis in no group yet, with a label per position, unless
+    that is known to be ambiguous; then the units of each alternative tie that was not followed. The
+    caller extends the collections between the starts.
 
-    A group follows every tie that holds its labels, so what begins at another is another one; and an
-    axis of one head, or of heads of one lane, has ties of a single unit, which tell nothing.
+    A group follows every tie that its labels fit, so a tie that was not followed belongs to another
+    group. Ties of a single unit (one head, or heads of one lane) are skipped: they say nothing.
     """
     for axis in axes:
         size = size_of(axis)
-        if axis not in told and axis not in open_axes and size is not None and size > 1:
+        if axis not in grouped and axis not in ambiguous and size is not None and size > 1:
             yield axis, np.arange(size)
     for axis in axes:
-        for link, end in rivals(table.get(axis, {})):
-            if link not in tried and link.size > 1:
-                tried.add(link)
+        for link, end in alternatives(table.get(axis, {})):
+            if link not in followed and link.size > 1:
+                followed.add(link)
                 yield axis, end.owner
 
 
 def _group(spread: Labels) -> AxisGroup:
-    """Labels as a group: units numbered from 0 in the order of the labels."""
+    """The group of a set of labels: units numbered from 0 in the order of the labels."""
     names = np.unique(np.concatenate([a[a >= 0] for a in spread.axes.values()]))
     axes = {
         axis: np.where(labels >= 0, np.searchsorted(names, labels), -1)
@@ -173,13 +175,13 @@ def _group(spread: Labels) -> AxisGroup:
     if len(names) == 1:
         group.pinned.setdefault(0, "all of its positions belong together")
     if group.free:
-        _pin_unfollowed(group)
+        _pin_if_fixed(group)
     group.inexact = _inexact(group)
     return group
 
 
-def _pin_unfollowed(group: AxisGroup) -> None:
-    """Pins all where a node states a size that cannot be changed."""
+def _pin_if_fixed(group: AxisGroup) -> None:
+    """Pins all units if a node fixes a size that cannot be changed."""
     cut = group.positions(group.free[:1])
     for node in dict.fromkeys(link.node for link in group.links):
         try:
@@ -196,25 +198,21 @@ def _inexact(group: AxisGroup) -> str:
         if link.kind == "shape" and not summed:
             return f"{link.node.label} normalizes over them"
         if summed and not _zeroed(link):
-            return (
-                f"{link.node.label} sums over them, and no weight there or before makes them zero"
-            )
+            return f"{link.node.label} sums over them, and no weight there or before zeroes them"
     return ""
 
 
 def _zeroed(link: Link) -> list[Axis]:
-    """Axes of constants whose zeros take units out of the sum that a link's node makes: those of its
-    operands, else those of the linear layer that makes one, since a product with zero is zero."""
+    """Axes of constants in which zeros remove units from the sum that a link's node computes: its
+    constant operands, else the linear layer that computes an operand."""
     summed = [end.axis for end in link.ends if end.summed]
     weights = [axis for axis in summed if axis[0].is_constant]
-    if weights:
-        return weights
-    return next((made for value, axis in summed if (made := _made_by(value, axis))), [])
+    return weights or next(filter(None, (_columns_of_producer(*axis) for axis in summed)), [])
 
 
-def _made_by(value: Value, axis: int) -> list[Axis]:
-    """The columns and the bias of the linear layer that makes ``value`` along ``axis``; empty where
-    none does, or one whose zeros do not come out as such."""
+def _columns_of_producer(value: Value, axis: int) -> list[Axis]:
+    """The weight's columns and the bias of the linear layer that computes ``value``, ``axis`` being its
+    last axis; empty if there is none, or its activation may not map zero to zero."""
     node = value.producer
     forms = TABLE.weights(node) if node is not None else ()
     if node is None or len(forms) != 1 or node.attrs.get("activation", "none") != "none":
@@ -222,10 +220,12 @@ def _made_by(value: Value, axis: int) -> list[Axis]:
     (form,) = forms
     if form.activation is None or form.window is not None or form.bias is None:
         return []
-    held = [v for v in (node.input(form.operand), node.input(form.bias.operand)) if v is not None]
-    if axis != len(value.tensor.dims or ()) - 1 or not all(v.is_constant for v in held):
+    constants = [
+        v for v in (node.input(form.operand), node.input(form.bias.operand)) if v is not None
+    ]
+    if axis != len(value.tensor.dims or ()) - 1 or not all(v.is_constant for v in constants):
         return []
-    return [(v, len(v.tensor.shape) - 1) for v in held]
+    return [(v, len(v.tensor.shape) - 1) for v in constants]
 
 
 def _is_weight(value: Value) -> bool:

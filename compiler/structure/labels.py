@@ -1,17 +1,17 @@
-"""What goes with a unit: from the positions of one axis, through all links, to everything that must be cut
-with them.
+"""Label propagation: from the positions of one axis, along all links, to everything that must be cut with
+them.
 
-Every position of the axis begins as a unit of its own (a label).  At each node the label of a tie's unit
-goes to all positions that the unit owns on the tie's other axes; positions that come to hold two labels,
-or share a unit of a tie, make one label of the two:
+Every position of the axis starts with a label of its own.  At each node the label of a tie's unit spreads
+to all positions of that unit on the tie's other axes.  Positions that get two labels, or share a unit of a
+tie, merge the labels:
 
-    Concat of itself:  y = [x, x]            y = a b c a b c
-    y + z, z of two heads of 3 lanes         the tie of heads joins a b c: one unit is left in x
+    Concat with itself:  y = [x, x]          y = a b c a b c
+    y + z, z of two heads of 3 lanes         the tie of heads merges a b c: one unit remains in x
 
-**Alternatives.** A Reshape of h*d lanes into h heads ties the axis twice: by heads (blocks of d), and by
-lanes (one in each head).  From the side of the heads every block has one label and only the first tie
-fits; from single positions neither fits, and either would: nothing is chosen, the axis is
-:class:`Ambiguous` and is left to whoever begins with the labels of one of the ties (:func:`rivals`):
+**Alternatives.** A Reshape of h*d lanes into h heads ties the axis twice: by heads (blocks of d) and by
+lanes (one in each head).  Coming from the heads, every block has one label and only the first tie fits.
+Coming from single positions, neither fits and either could be chosen: the axis is :class:`Ambiguous`, and
+groups are started from the labels of each of the ties instead (:func:`alternatives`):
 
     h d = 2 3      from the heads: 0 0 0 1 1 1      from the lanes: 0 1 2 0 1 2
 """
@@ -28,15 +28,15 @@ _NONE = np.iinfo(np.int64).max
 
 
 class Ambiguous(Exception):
-    """Positions belong together in more than one way."""
+    """Positions can be grouped in more than one way."""
 
 
 class Labels:
-    """Labels of all axes that hang together with one.
+    """Labels of all axes connected with one.
 
     Attributes:
-        axes: i64[size] for each axis, the label of each position; -1: none.
-        pinned: why a label must stay.
+        axes: for each axis i64[size], the label of each position; -1: none.
+        pinned: labels that cannot be removed, with the reason.
         links: the links that were followed, each once.
     """
 
@@ -46,14 +46,15 @@ class Labels:
         self.links: dict[Link, None] = {}
         self._table = table
         self._parent = np.zeros(0, np.int64)
-        self._carried: dict[Link, np.ndarray] = {}  # The labels that a link's ends last got.
+        self._carried: dict[
+            Link, np.ndarray
+        ] = {}  # The labels of a link's units when last followed.
 
     def spread(self, axis: Axis, labels: np.ndarray) -> None:
-        """Gives the positions of ``axis`` their first labels (i64[size], -1: none) and follows them
-        everywhere.
+        """Starts with ``labels`` (i64[size], -1: none) on ``axis`` and follows all links.
 
         Raises:
-            Ambiguous: they may be put together in several ways.
+            Ambiguous: positions can be grouped in several ways.
         """
         self._parent = np.arange(labels.max() + 1)
         self.axes[axis] = labels
@@ -65,30 +66,19 @@ class Labels:
                 for link, end in self._chosen(current, links):
                     self.links[link] = None
                     work.update(dict.fromkeys(self._follow(link, end)))
-        self._flatten()
-        for found in self.axes:
-            self._pin(found)
+        self.axes = {axis: self._roots(axis) for axis in self.axes}
+        for labelled in self.axes:
+            self._pin(labelled)
 
-    def pin(self, axis: Axis, where: np.ndarray, reason: str) -> None:
-        """Every label at the positions ``where`` (a mask) must stay."""
-        labels = self.axes[axis][where]
-        for label in np.unique(labels[labels >= 0]).tolist():
-            self.pinned.setdefault(label, reason)
-
-    def alike(self, size: int) -> list[Axis]:
-        """Axes of which each of ``size`` positions has one label of its own: to begin there is to begin
-        where these began."""
-        return [
-            axis
-            for axis in self.axes
-            if np.array_equal(np.sort(self._roots(axis)), np.arange(size))
-        ]
+    def equivalent_starts(self, size: int) -> list[Axis]:
+        """Axes whose ``size`` positions have distinct labels: starting there gives the same result."""
+        every = np.arange(size)
+        return [a for a in self.axes if np.array_equal(np.sort(self._roots(a)), every)]
 
     # -- inner -----------------------------------------------------------------------------------
 
     def _chosen(self, axis: Axis, links: Sequence[tuple[Link, End]]) -> Iterator[tuple[Link, End]]:
-        """Of the links of one place, those to follow: of several that hold the same positions the one
-        whose units have one label each."""
+        """The links of one place to follow: among alternatives, the one whose units have one label each."""
         labels = self._roots(axis)
         for group in _overlapping(links):
             touched = [r for r in group if (labels[r[1].owner >= 0] >= 0).any()]
@@ -97,18 +87,18 @@ class Labels:
                 continue
             fitting = [r for r in touched if not _mixed(labels, r[1].owner, r[0].size)]
             if fitting:
-                # Where several fit (an axis of which a unit is all), the finest says the most.
+                # If several fit (a unit is the whole axis), the finest is the most informative.
                 yield max(fitting, key=lambda r: r[0].size)
             elif touched:
                 raise Ambiguous(f"{touched[0][0].node.label} can be cut in several ways")
 
     def _follow(self, link: Link, end: End) -> Iterator[Axis]:
-        """Carries labels from one end of a link to all; the axes whose labels changed."""
+        """Carries labels from one end of a link to all ends; yields the axes whose labels changed."""
         labels = self._roots(end.axis)
-        held = (end.owner >= 0) & (labels >= 0)
+        both = (end.owner >= 0) & (labels >= 0)
         low = np.full(link.size, _NONE)
-        np.minimum.at(low, end.owner[held], labels[held])
-        for unit, label in zip(end.owner[held].tolist(), labels[held].tolist(), strict=True):
+        np.minimum.at(low, end.owner[both], labels[both])
+        for unit, label in zip(end.owner[both].tolist(), labels[both].tolist(), strict=True):
             if low[unit] != label:
                 self._join(int(low[unit]), label)
         self._settle()
@@ -117,7 +107,7 @@ class Labels:
         if before is not None:
             units = np.where((units < 0) & (before >= 0), self._parent[before], units)
             if (units == before).all():
-                return  # All ends have them: of a Sum of thousands each would look at all others.
+                return  # All ends have them already: avoids quadratic time for a Sum of thousands.
         self._carried[link] = units
         for other in link.ends:
             if self._assign(other, units):
@@ -156,30 +146,27 @@ class Labels:
         return label
 
     def _settle(self) -> None:
-        """Every label names its root directly."""
+        """Makes every label point to its root directly."""
         while (self._parent[self._parent] != self._parent).any():
             self._parent = self._parent[self._parent]
 
-    def _flatten(self) -> None:
-        for axis in self.axes:
-            self.axes[axis] = self._roots(axis)
-
     def _pin(self, axis: Axis) -> None:
-        """Pins the labels that some place of the value has no link for."""
-        held: dict[Place, list[tuple[Link, End]]] = {}
+        """Pins the labels without a link at some place of the value."""
+        by_place: dict[Place, list[tuple[Link, End]]] = {}
         for key, links in self._table.get(axis, {}).items():
-            held.setdefault(key[:2] if key[0] == "bound" else key, []).extend(links)
+            by_place.setdefault(key[:2] if key[0] == "bound" else key, []).extend(links)
+        labels = self.axes[axis]
         for place, reason in places(axis[0]):
-            free = np.ones(len(self.axes[axis]), bool)
-            for link, end in held.get(place, ()):
+            untied = labels >= 0
+            for link, end in by_place.get(place, ()):
                 if link in self.links:
-                    free &= end.owner < 0
-            if free.any():
-                self.pin(axis, free, reason)
+                    untied &= end.owner < 0
+            for label in np.unique(labels[untied]).tolist():
+                self.pinned.setdefault(label, reason)
 
 
-def rivals(places: Mapping[Place, Sequence[tuple[Link, End]]]) -> Iterator[tuple[Link, End]]:
-    """Of the links that hold an axis, by place, those that hold positions another one there holds too."""
+def alternatives(places: Mapping[Place, Sequence[tuple[Link, End]]]) -> Iterator[tuple[Link, End]]:
+    """The links of an axis, given by place, that share positions with another link at that place."""
     for links in places.values():
         for group in _overlapping(links):
             if len(group) > 1:
@@ -187,21 +174,24 @@ def rivals(places: Mapping[Place, Sequence[tuple[Link, End]]]) -> Iterator[tuple
 
 
 def _overlapping(links: Sequence[tuple[Link, End]]) -> list[list[tuple[Link, End]]]:
-    """Links of one place, those together that hold some position both."""
-    found: list[tuple[np.ndarray, list[tuple[Link, End]]]] = []
+    """Groups the links of one place by shared positions."""
+    groups: list[tuple[np.ndarray, list[tuple[Link, End]]]] = []
     for entry in links:
-        held = entry[1].owner >= 0
-        near = [f for f in found if (f[0] & held).any()]
-        joined = [entry for _, group in near for entry in group] + [entry]
-        found = [f for f in found if all(f is not n for n in near)]
-        found.append((np.logical_or.reduce([held, *(mask for mask, _ in near)]), joined))
-    return [group for _, group in found]
+        mask, apart = entry[1].owner >= 0, []
+        near: list[tuple[Link, End]] = []
+        for other, members in groups:
+            if (other & mask).any():
+                mask, near = mask | other, near + members
+            else:
+                apart.append((other, members))
+        groups = [*apart, (mask, [*near, entry])]
+    return [group for _, group in groups]
 
 
 def _mixed(labels: np.ndarray, owner: np.ndarray, size: int) -> bool:
-    """Whether some unit holds positions of different labels, or some with and some without."""
-    held = owner >= 0
+    """Whether a unit has positions of different labels, or some with and some without a label."""
+    own = owner >= 0
     low, high = np.full(size, _NONE), np.full(size, -_NONE)
-    np.minimum.at(low, owner[held], labels[held])
-    np.maximum.at(high, owner[held], labels[held])
+    np.minimum.at(low, owner[own], labels[own])
+    np.maximum.at(high, owner[own], labels[own])
     return bool(((low != high) & (low != _NONE)).any())

@@ -1,11 +1,11 @@
-"""Links: the ties of all nodes of a graph, said of values, so that they can be followed from one to the
-next.
+"""Links: the ties of all nodes of a graph in terms of values, so that they can be followed from node to
+node.
 
-A tie's unit owns positions on each of its axes.  An *owner* array says the same from the other side:
+A tie's unit has positions on each of its axes.  An *owner* array is the inverse map:
 
-    heads in a hidden axis of 2 heads of 3 lanes       owner = 0 0 0 1 1 1
-    the lanes of it                                    owner = 0 1 2 0 1 2
-    the second operand of a Concat, behind one of 2    owner = - - 0 1 2       (-: -1, not the tie's)
+    the heads of an axis of 2 heads of 3 lanes         owner = 0 0 0 1 1 1
+    the lanes of that axis                             owner = 0 1 2 0 1 2
+    the second operand of a Concat, after one of 2     owner = - - 0 1 2       (-: -1, not in the tie)
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import numpy as np
 
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.ops import TABLE, Tie
-from tersor.structure.ties import tied_sets, turn
+from tersor.structure.ties import axis_order, tied_sets
 
 Axis = tuple[Value, int]
 Place = tuple[object, ...]
-"""Where a value stands: an operand or a result of a node."""
-
+"""Where a value occurs: as an operand or an output of a node, or of the graph."""
 
 Positions = Mapping[Axis, np.ndarray]
-"""Positions that go, i64, ascending, by axis."""
+"""Positions to remove, i64, ascending, by axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +35,8 @@ class End:
 
     Attributes:
         axis: the value and its axis.
-        place: where the value stands there.
-        owner: i64[size of the axis], the unit that owns each position; -1 where none does.
+        place: the occurrence of the value that the link belongs to.
+        owner: i64[size of the axis], the unit of each position; -1: none.
         summed: whether the node sums over the units here (see :class:`tersor.ops.Member`).
     """
 
@@ -49,7 +48,7 @@ class End:
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """A tie of one node, or of a node with what its subgraphs take and return."""
+    """A tie of one node, or of a node with the inputs and outputs of its subgraphs."""
 
     node: Node
     size: int
@@ -58,33 +57,27 @@ class Link:
 
 
 def size_of(axis: Axis) -> int | None:
-    """How long an axis is, where that is a number."""
+    """The size of an axis; None if it is not a number."""
     type = axis[0].type
     size = type.dims[axis[1]] if isinstance(type, TensorType) and type.dims is not None else None
     return size if isinstance(size, int) else None
 
 
 def links(graph: Graph) -> list[Link]:
-    """All links of ``graph`` and its subgraphs, of axes whose sizes are numbers, in order; then those of
-    constants that are tied."""
-    found = []
+    """All links of ``graph`` and its subgraphs between axes of static size, in order; then those of tied
+    constants."""
+    result: list[Link | None] = []
     for node in graph.walk():
-        for tie in TABLE.ties(node) or ():
-            link = _of_tie(node, tie)
-            if link is not None:
-                found.append(link)
-        for i, same in enumerate(TABLE.bound(node)):
-            link = _of_bound(node, same, i)
-            if link is not None:
-                found.append(link)
+        result += [_of_tie(node, tie) for tie in TABLE.ties(node) or ()]
+        result += [_of_bound(node, same, i) for i, same in enumerate(TABLE.bound(node))]
     for values in tied_sets(graph):
         for other in values[1:]:
-            found += _of_tied(values[0], other)
-    return found
+            result += _of_tied(values[0], other)
+    return [link for link in result if link is not None]
 
 
 def places(value: Value) -> Iterator[tuple[Place, str]]:
-    """Everywhere that ``value`` stands, each with why units that have no tie there must stay."""
+    """Every occurrence of ``value``, with the reason why units without a tie there cannot be removed."""
     if value.producer is not None:
         yield _place(value.producer, "out", value.index), _needed(value.producer)
     elif value.is_input and (holder := value.graph.parent) is not None:
@@ -107,10 +100,10 @@ def _needed(node: Node) -> str:
     return f"{node.label} needs all of them"
 
 
-def by_axis(found: Sequence[Link]) -> dict[Axis, dict[Place, list[tuple[Link, End]]]]:
-    """For each axis, for each place that its value stands at, the links that hold it there."""
+def links_by_axis(links: Sequence[Link]) -> dict[Axis, dict[Place, list[tuple[Link, End]]]]:
+    """The links of each axis, by place."""
     table: dict[Axis, dict[Place, list[tuple[Link, End]]]] = {}
-    for link in found:
+    for link in links:
         for end in link.ends:
             at = table.setdefault(end.axis, defaultdict(list))
             at[end.place].append((link, end))
@@ -118,20 +111,20 @@ def by_axis(found: Sequence[Link]) -> dict[Axis, dict[Place, list[tuple[Link, En
 
 
 def cut_of_node(node: Node, cut: Positions) -> dict[tuple[str, int, int], list[int]]:
-    """A cut as the op table's rows see it from ``node``."""
-    found: dict[tuple[str, int, int], list[int]] = {}
+    """The part of a cut that concerns ``node``, as the op table takes it."""
     sides = [("in", i, v) for i, v in enumerate(node.inputs) if v is not None]
     sides += [("out", i, v) for i, v in enumerate(node.outputs)]
-    for side, index, value in sides:
-        if isinstance(value.type, TensorType):
-            for axis in range(len(value.type.dims or ())):
-                if (value, axis) in cut:
-                    found[side, index, axis] = cut[value, axis].tolist()
-    return found
+    return {
+        (side, index, axis): cut[value, axis].tolist()
+        for side, index, value in sides
+        if isinstance(value.type, TensorType)
+        for axis in range(len(value.type.dims or ()))
+        if (value, axis) in cut
+    }
 
 
 def _place(node: Node, side: str, index: int) -> Place:
-    # What a node with subgraphs takes and returns goes by the values: there may be no place in between.
+    # A node with subgraphs has one place: its links are between values inside and outside.
     return ("bound", node) if node.subgraphs else (side, node, index)
 
 
@@ -151,7 +144,7 @@ def _of_tie(node: Node, tie: Tie) -> Link | None:
 
 
 def _of_bound(node: Node, same: Sequence[Axis], number: int) -> Link | None:
-    """Axes of values that are one and the same thing inside and outside of a subgraph."""
+    """The link between axes of values inside and outside a subgraph that are the same."""
     sizes = {size_of(axis) for axis in same}
     size = sizes.pop() if len(sizes) == 1 else None
     if size is None:
@@ -162,15 +155,15 @@ def _of_bound(node: Node, same: Sequence[Axis], number: int) -> Link | None:
 
 
 def _of_tied(first: Value, other: Value) -> Iterator[Link]:
-    """Axes of constants that are one in memory: cut for one they have to be cut for the other."""
+    """Links between the axes of tied constants, which can only be cut together."""
     reader = next(use.user for use in other.uses if isinstance(use.user, Node))
-    for axis, own in enumerate(turn(first, other)):
+    for axis, own in enumerate(axis_order(first, other)):
         size = size_of((other, axis))
         if size is None:
             continue
         owner = _owner(1, 1, 0, size, size)
         both = ((first, own), (other, axis))
-        ends = tuple(End(held, ("tied", first, other), owner, False) for held in both)
+        ends = tuple(End(each, ("tied", first, other), owner, False) for each in both)
         yield Link(reader, size, ends, "same")
 
 

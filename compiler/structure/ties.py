@@ -1,9 +1,9 @@
-"""Constants that are one: what lies in the same memory, and only the order of its axes is another.
+"""Tied constants: views of the same memory, perhaps with axes in another order.
 
-    @table [v, d] for a lookup, and @head [d, v], its transpose, for the product with it
+    @table [v, d] for a lookup, and its transpose @head [d, v] for the output layer
 
-A frontend or a pass makes the second as a view of the first.  As long as it is one, the file holds the
-numbers once; what changes one of them has to change the other, or leave both.
+A frontend or pass makes the second a view of the first.  As long as they are tied, the numbers are saved
+once; a pass that changes one has to change both, or neither.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ LEAST_ELEMENTS = 1024
 
 
 def tied_sets(graph: Graph) -> list[list[Value]]:
-    """Constants of ``graph`` and its subgraphs that are tied, each set in order; none of one alone."""
-    found: dict[object, list[Value]] = {}
+    """The sets of tied constants of ``graph`` and its subgraphs, in order, of at least two each."""
+    sets: dict[object, list[Value]] = {}
     for owner in graph.all_graphs():
         for value in owner.constants.values():
             if (key := _key(value)) is not None:
-                found.setdefault(key, []).append(value)
-    return [values for values in found.values() if len(values) > 1]
+                sets.setdefault(key, []).append(value)
+    return [values for values in sets.values() if len(values) > 1]
 
 
 def tied_to(value: Value) -> list[Value]:
@@ -33,22 +33,21 @@ def tied_to(value: Value) -> list[Value]:
     return [v for values in tied_sets(graph) if value in values for v in values if v is not value]
 
 
-def turn(a: Value, b: Value) -> tuple[int, ...]:
-    """The order of a's axes in which they are those of b, to which it is tied."""
+def axis_order(a: Value, b: Value) -> tuple[int, ...]:
+    """The permutation of a's axes that gives b, to which it is tied."""
     assert a.encoding is not None and b.encoding is not None
     have, other = a.encoding.memory_order, b.encoding.memory_order
     return tuple(have[other.index(axis)] for axis in range(len(have)))
 
 
-def tie_again(first: Value, other: Value, perm: tuple[int, ...]) -> None:
-    """Holds in ``other`` what ``first`` holds by now, turned by ``perm``."""
+def retie(first: Value, other: Value, perm: tuple[int, ...]) -> None:
+    """Makes ``other`` a view of ``first``, with axes permuted by ``perm``."""
     assert first.encoding is not None
     other.graph.set_encoding(other, first.encoding.permute(perm))
 
 
-def held_twice(node: Node, weight: Value) -> str:
-    """Why other numbers for ``node`` in place of its weight would leave the weight in the file beside
-    them; empty where they would not."""
+def why_shared(node: Node, weight: Value) -> str:
+    """Why changing ``node``'s weight would store it twice: other nodes need the original; empty if not."""
     if weight.only_user() is not node:
         return f"@{weight.name} is shared with other layers"
     if tied := tied_to(weight):

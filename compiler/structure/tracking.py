@@ -1,4 +1,4 @@
-"""Groups while their graph is cut: what is left of each, and which units those were at the beginning."""
+"""Tracking groups while their graph is cut: their remaining units, and the original numbers of these."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Tracked:
     """A group of a graph that is being cut.
 
     Attributes:
-        group: as it is now, units numbered from 0.
-        original: i64[units], the number that each unit had at first.
-        positions: for each axis, i64, the positions at first of those that it has left.
+        group: its present state, units numbered from 0.
+        original: i64[units], the original number of each unit.
+        positions: for each axis i64, the original positions of those that remain.
     """
 
     def __init__(self, group: AxisGroup) -> None:
@@ -26,8 +26,8 @@ class Tracked:
         self.positions = {axis: np.arange(len(owner)) for axis, owner in group.axes.items()}
 
     def follow(self, cut: Positions) -> None:
-        """Takes notice that ``cut`` was made, of units of this group or of others on the same axes."""
-        self.group.links = [_link_left(link, cut) for link in self.group.links]
+        """Updates the group after ``cut``, of its own units or of other groups' on the same axes."""
+        self.group.links = [_cut_link(link, cut) for link in self.group.links]
         if not any(axis in cut for axis in self.group.axes):
             return
         axes = {axis: _without(owner, axis, cut) for axis, owner in self.group.axes.items()}
@@ -42,15 +42,15 @@ class Tracked:
         self.original = self.original[left]
 
 
-def follow_all(tracked: Sequence[Tracked], cut: Positions) -> None:
-    """Every group takes notice of ``cut``."""
+def follow_cut(tracked: Sequence[Tracked], cut: Positions) -> None:
+    """Updates all groups after ``cut``."""
     for one in tracked:
         one.follow(cut)
 
 
 def tie_vector(tracked: Sequence[Tracked], value: Value, like: Axis) -> None:
-    """The last axis of a new constant, on which biases lie one after the other, belongs to the groups
-    that the axis ``like`` belongs to."""
+    """Adds the last axis of a new constant, of one or several concatenated biases, to the groups of the
+    axis ``like``."""
     last = value, len(value.tensor.shape) - 1
     for one in tracked:
         if (owner := one.group.axes.get(like)) is not None:
@@ -59,20 +59,20 @@ def tie_vector(tracked: Sequence[Tracked], value: Value, like: Axis) -> None:
             one.positions[last] = np.arange(size)
 
 
-def positions_left(tracked: Sequence[Tracked], axis: Axis) -> np.ndarray | None:
-    """The positions at first of those that an axis has left; None where no group has it: all."""
+def remaining_positions(tracked: Sequence[Tracked], axis: Axis) -> np.ndarray | None:
+    """The original positions of those that remain of an axis; None (all) if it is in no group."""
     return next((one.positions[axis] for one in tracked if axis in one.positions), None)
 
 
 def spans(units: Sequence[int] | np.ndarray) -> str:
-    """Numbers in a few words: ``0-11,13``."""
-    found: list[list[int]] = []
+    """Numbers as ranges: ``0-11,13``."""
+    ranges: list[list[int]] = []
     for unit in sorted(int(u) for u in units):
-        if found and found[-1][1] == unit - 1:
-            found[-1][1] = unit
+        if ranges and ranges[-1][1] == unit - 1:
+            ranges[-1][1] = unit
         else:
-            found.append([unit, unit])
-    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in found)
+            ranges.append([unit, unit])
+    return ",".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
 
 
 def _without(array: np.ndarray, axis: Axis, cut: Positions) -> np.ndarray:
@@ -83,8 +83,8 @@ def _renumbered(owner: np.ndarray, left: np.ndarray) -> np.ndarray:
     return np.where(owner >= 0, np.searchsorted(left, owner), -1)
 
 
-def _link_left(link: Link, cut: Positions) -> Link:
-    """A link whose owners are those of the positions that are left, its own units numbered anew."""
+def _cut_link(link: Link, cut: Positions) -> Link:
+    """A link after ``cut``, its units renumbered."""
     if not any(end.axis in cut for end in link.ends):
         return link
     owners = [_without(end.owner, end.axis, cut) for end in link.ends]

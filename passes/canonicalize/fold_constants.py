@@ -18,7 +18,7 @@ import numpy as np
 
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.ops import TABLE
-from tersor.ops.fold import Waiting, fold_exactly
+from tersor.ops.fold import Deferred, fold_exactly
 from tersor.pipeline import ROUNDING, Context, Pass, Skip, erase_dead, weight_bytes
 
 MAX_WORK = 1 << 30  # Operations: some seconds in numpy.
@@ -42,15 +42,15 @@ class FoldConstants(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         allowed = max(self.byte_budget, context.given_bytes // SHARE)
         left = context.given_bytes + allowed - weight_bytes(graph)
-        waiting = Waiting(context.evaluate) if context.evaluate is not None else None
+        deferred = Deferred(context.evaluate) if context.evaluate is not None else None
         for node in graph.walk():
             owner = node.graph
-            if owner is None or not _foldable(node, waiting):
+            if owner is None or not _foldable(node, deferred):
                 continue
-            if not context.may_rewrite(after=len(waiting or ())):
+            if not context.may_rewrite(after=len(deferred or ())):
                 break
             with context.trying(node):
-                freed = sum(_freed(v, node, waiting) for v in _operands(node))
+                freed = sum(_freed(v, node, deferred) for v in _operands(node))
                 growth, room = _result_bytes(node) - freed, max(left, 0)
                 if growth > room:
                     raise Skip(f"over the budget: {room} bytes are left", bytes=-growth)
@@ -60,12 +60,12 @@ class FoldConstants(Pass):
                 arrays = fold_exactly(node) if constant else None
                 if arrays is not None:
                     _replace(node, dict(zip(node.outputs, arrays, strict=True)), context)
-                elif waiting is not None and waiting.takes(node):
-                    waiting.add(node)
+                elif deferred is not None and deferred.accepts(node):
+                    deferred.add(node)
                 else:
                     continue
                 left -= growth
-        for node, results in waiting.computed() if waiting is not None else ():
+        for node, results in deferred.results() if deferred is not None else ():
             _replace(node, results, context)
 
 
@@ -78,7 +78,7 @@ def _replace(node: Node, results: Mapping[Value, np.ndarray], context: Context) 
     context.rewrote()
 
 
-def _foldable(node: Node, waiting: Waiting | None) -> bool:
+def _foldable(node: Node, deferred: Deferred | None) -> bool:
     row = TABLE.get(node.op)
     if node.subgraphs or row is None or not row.deterministic or not node.inputs:
         return False
@@ -88,7 +88,7 @@ def _foldable(node: Node, waiting: Waiting | None) -> bool:
     if any(name in node.attrs for name in _WINDOWED):
         return False
     return all(
-        v is None or v.is_constant or (waiting is not None and waiting.knows(v))
+        v is None or v.is_constant or (deferred is not None and deferred.knows(v))
         for v in node.inputs
     )
 
@@ -104,12 +104,12 @@ def _operands(node: Node) -> list[Value]:
     return list(dict.fromkeys(v for v in node.inputs if v is not None))
 
 
-def _freed(value: Value, node: Node, waiting: Waiting | None) -> int:
+def _freed(value: Value, node: Node, deferred: Deferred | None) -> int:
     """Bytes of an operand that folding ``node`` frees. If all users can be folded (slices of one matrix), the
     last one frees it, and each counts a share; else none."""
     sizes: dict[Node, int] = {}
     for user in dict.fromkeys(use.user for use in value.uses):
-        if not isinstance(user, Node) or not _foldable(user, waiting):
+        if not isinstance(user, Node) or not _foldable(user, deferred):
             return 0
         try:
             sizes[user] = _result_bytes(user)

@@ -24,7 +24,7 @@ from tersor.pruning import amounts, budgets, cutting
 from tersor.pruning.importance import CRITERIA
 from tersor.pruning.ranking import Ranking
 from tersor.pruning.unit_order import sums_only_activations
-from tersor.structure import AxisGroup, axis_groups, join_vectors, part_vectors
+from tersor.structure import AxisGroup, axis_groups, merge_vectors, split_vectors
 from tersor.structure.costs import macs, parameters
 from tersor.structure.tracking import Tracked, spans
 
@@ -74,12 +74,12 @@ class PruneStructure(Selection):
 
     def run(self, graph: Graph, context: Context) -> None:
         self._check_data(context)
-        parted = part_vectors(graph)
+        copies = split_vectors(graph)
         groups = self._wanted(graph, context)
         if not self._asked or not groups:
             why = "no amount is set" if groups else "no group of units can be cut"
             context.remark(f"{why}: nothing is pruned")
-            join_vectors(graph, parted)
+            merge_vectors(graph, copies)
             return
         before = _sizes_of(graph, context)
         original, tracked = graph.copy(), [Tracked(g) for g in groups]
@@ -88,7 +88,7 @@ class PruneStructure(Selection):
         )
         gone = self._amounts(groups, ranking)
         cutting.prune(original, ranking, tracked, gone, reconstruct=self.reconstruct)
-        join_vectors(graph, parted)
+        merge_vectors(graph, copies)
         _report(tracked, before, _sizes_of(graph, context), context)
 
     def _amounts(self, groups: Sequence[AxisGroup], ranking: Ranking) -> list[int]:

@@ -37,7 +37,7 @@ from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.gram import Gram, SecondMoments
 from tersor.statistics.observers import Observer
 from tersor.statistics.observing import TAPS, Rows, observe
-from tersor.structure.ties import tie_again, tied_to, turn
+from tersor.structure.ties import axis_order, retie, tied_to
 from tersor.transforms.quantizers import activation_form
 
 NOT_FINITE = "NaN in what an int8 layer reads comes out as finite numbers"
@@ -282,7 +282,7 @@ def _encode(layer: WeightedLayer, encoding: Affine, context: Context) -> None:
     lookups read, and that the weight is tied to, becomes the same integers."""
     weight = layer.weight
     held = layer.encoding.with_values(encoding)
-    tables = [(v, turn(weight, v)) for v in tied_to(weight) if is_table(v)]
+    tables = [(v, axis_order(weight, v)) for v in tied_to(weight) if is_table(v)]
     if not layer.shared:
         weight.graph.set_encoding(weight, held)
     else:
@@ -292,7 +292,7 @@ def _encode(layer: WeightedLayer, encoding: Affine, context: Context) -> None:
             node.graph.set_input(node, 1, copy)
         weight = copy
     for table, perm in tables:
-        tie_again(weight, table, perm)
+        retie(weight, table, perm)
         context.remark(f"held as @{weight.name}, its head", layer=f"@{table.name}")
 
 

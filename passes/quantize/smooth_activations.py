@@ -34,7 +34,7 @@ from tersor.numerics.affine import (
 from tersor.pipeline import LOSSY, Context
 from tersor.statistics.activations import Activation, Activations
 from tersor.statistics.observing import Rows, observe
-from tersor.structure.ties import held_twice
+from tersor.structure.ties import why_shared
 from tersor.transforms.quantizers import activation_form
 
 _FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
@@ -82,7 +82,7 @@ class SmoothActivations(LayerPass):
                 context.skip(readers[0], "its inputs on calibration are no numbers")
                 continue
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
-            if reason := next(filter(None, (held_twice(n, operand(n, 1)) for n in readers)), ""):
+            if reason := next(filter(None, (why_shared(n, operand(n, 1)) for n in readers)), ""):
                 context.skip(readers[0], f"{reason}, and would be held twice")
                 continue
             weights = np.concatenate([_weight(n) for n in readers], axis=1)
@@ -179,7 +179,7 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
         return None
     bias = maker.input(2)
     held = [operand(maker, 1), *([bias] if bias is not None else [])]
-    own = all(v.stores_floats for v in held) and not held_twice(maker, operand(maker, 1))
+    own = all(v.stores_floats for v in held) and not why_shared(maker, operand(maker, 1))
     return maker if own else None
 
 

@@ -149,7 +149,7 @@ GRAPHS = [
     Refused("pads of three axes for two", given(text("(float[2, 3, 7, 8] x) => (float[N] y) { y = LpPool <kernel_shape = [3, 2], pads = [1, 0, 2, 1, 2]> (x) }")), "node LpPool making 'y': LpPool %y: LpPool does not take these operands and attributes (zip() argument 2 is longer than argument 1)"),
     Refused("dtypes that do not fit", given(text("(float[2] x, int64[2] z) => (float[2] y) { y = Add (x, z) }")), "node Add making 'y': Add %y: operand 1 is i64, operand 0 is f32; Add takes one type for both"),
     Refused("an axis out of the rank", given(node("Concat", ["x", "x"], ["y"], axis=7)), "node Concat 'n': Concat %y (n): axis 7 is outside of rank 2"),
-    Refused("a permutation that is none", given(node("Transpose", ["x"], ["y"], perm=[0, 0])), "node Transpose 'n': Transpose %y (n): perm [0, 0] is no permutation of 2 axes"),
+    Refused("a permutation that is none", given(node("Transpose", ["x"], ["y"], perm=[0, 0])), "node Transpose 'n': Transpose %y (n): perm [0, 0] is not a permutation of 2 axes"),
     Refused("an unknown attribute", given(node("Softmax", ["x"], ["y"], axes=1)), "node Softmax 'n': Softmax has no attribute 'axes', did you mean 'axis'? (it has: axis)"),
     Refused("an attribute that is missing", given(node("Concat", ["x", "x"], ["y"])), "node Concat 'n': Concat needs the attribute 'axis'"),
     Refused("an attribute of another type", given(node("Transpose", ["x"], ["y"], perm=1)), "node Transpose 'n': its attribute 'perm' is of type int, not ints"),

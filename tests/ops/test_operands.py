@@ -14,7 +14,7 @@ from tersor.ops import TABLE
     [
         ("%y: f32[2] = Relu(%x, %x)", "Relu %y: 2 operands, Relu takes 1"),
         ("%y: f32[2] = Where(%x)", "Where %y: 1 operands, Where takes 3"),
-        ("%y: f32[2], %z: f32[2] = Relu(%x)", "Relu %y: 2 results, Relu makes 1"),
+        ("%y: f32[2], %z: f32[2] = Relu(%x)", "Relu %y: 2 results, Relu has 1"),
         ("%y: f32[2] = Clip(_, %x)", "Clip %y: Clip needs operand 0, which is left out"),
         ("%y: f32[2] = Add(%x, %i)",
          "Add %y: operand 1 is i64, operand 0 is f32; Add takes one type for both"),

@@ -17,7 +17,7 @@ from tersor.ops.evaluate import evaluate
 from tersor.passes.factorize.rotate_heads import RotateHeads, balanced
 from tersor.pipeline import Pipeline
 from tersor.pipeline.report import PassReport
-from tersor.structure import axis_groups, joined, slice_graph
+from tersor.structure import axis_groups, slice_graph, union
 
 # Scores of a few units: a softmax multiplies the rounding of large ones.
 ATTRS = "{q_num_heads = 4, kv_num_heads = 2, scale = 0.03}"
@@ -130,7 +130,7 @@ def without_lanes(graph: Graph, weight: str, lanes: Sequence[int]) -> Graph:
     """Lanes cut in the group that has the columns of ``weight``."""
     copy = graph.copy()
     [group] = [g for g in axis_groups(copy) if (copy.constants[weight], 1) in g.axes]
-    slice_graph(copy, joined(group.positions(lanes)))
+    slice_graph(copy, union(group.positions(lanes)))
     return copy
 
 

@@ -22,7 +22,7 @@ from tersor.passes.quantize.quantize_dynamic import QuantizeDynamic
 from tersor.pipeline import Pipeline
 from tersor.structure.links import links
 from tersor.structure.slicing import slice_graph
-from tersor.structure.ties import held_twice, tied_sets, turn
+from tersor.structure.ties import axis_order, tied_sets, why_shared
 from tersor.target import Target
 
 RNG = np.random.default_rng(0)
@@ -182,13 +182,13 @@ def test_what_is_tied_is_told() -> None:
     graph = tied_graph()
     table, head = graph.constants["table"], graph.constants["head"]
     assert tied_sets(graph) == [[table, head]]
-    assert turn(head, table) == (1, 0)
+    assert axis_order(head, table) == (1, 0)
     (linear,) = [n for n in graph.nodes if n.op == "tersor.Linear"]
-    assert held_twice(linear, head) == "@head is tied to @table"
+    assert why_shared(linear, head) == "@head is tied to @table"
     assert tied_sets(graph.copy())  # Copies share their numbers.
     graph.set_encoding(head, parse(TIED, TABLE).constants["head"].encoding)  # type: ignore[arg-type]
     assert not tied_sets(graph)
-    assert held_twice(linear, head) == ""
+    assert why_shared(linear, head) == ""
 
 
 @pytest.mark.parametrize("recipe", ["prune", "lowrank"])

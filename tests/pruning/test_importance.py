@@ -19,7 +19,7 @@ from tersor.pipeline import Feeds, Pipeline
 from tersor.pipeline.registry import optimization
 from tersor.pruning.importance import CRITERIA, importance, information, refusal
 from tersor.pruning.importance.activations import DAMPING
-from tersor.structure import AxisGroup, axis_groups, part_vectors, zero_graph
+from tersor.structure import AxisGroup, axis_groups, split_vectors, zero_graph
 
 MLP = """graph main(%x: f32[rows, 3]) -> (y = %y) {
   @w: f32[3, 4] = dense normal(1)
@@ -345,7 +345,7 @@ def workload(name: str) -> tuple[Graph, Feeds]:
     found = zoo.find(name)
     imported = load_model(found.module().eval(), **found.torch_arguments())
     graph = Pipeline(optimization()).run(imported.graph)
-    part_vectors(graph)
+    split_vectors(graph)
     return graph, [{k: v.numpy() for k, v in found.example_inputs().items()}]
 
 

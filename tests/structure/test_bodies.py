@@ -1,5 +1,6 @@
-"""What is one thing inside and outside of a body (``OpDef.bound``), by brute force: a position cut from an
-input, wherever the body's ties take it, is one cut from the outputs; bodies here treat positions alike."""
+"""Axes that are the same inside and outside a subgraph (``OpDef.bound``), by brute force: cutting a position
+of an input, wherever the ties lead, equals cutting it from the outputs; the subgraphs here treat all
+positions alike."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.structure import slice_graph
 from tersor.structure.labels import Labels
-from tersor.structure.links import Axis, by_axis, links
+from tersor.structure.links import Axis, links, links_by_axis
 
 IF = """graph main(%c: bool[], %x: f32[2, 3], %z: f32[2, 3]) -> (y = %y, t = %t) {
   %y: f32[2, 3], %t: f32[3, 2] = If(%c) {else_branch = graph else() -> (a = %p, b = %q) {
@@ -55,18 +56,18 @@ CASES = [
 
 def feed(graph: Graph, flag: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found: dict[str, np.ndarray] = {}
+    feed: dict[str, np.ndarray] = {}
     for v in graph.inputs:
         if v.tensor.dtype.is_float:
-            found[v.name] = rng.standard_normal(v.tensor.shape).astype(np.float32)
+            feed[v.name] = rng.standard_normal(v.tensor.shape).astype(np.float32)
         else:
-            found[v.name] = np.array(flag if v.name == "c" else 3)
-    return found
+            feed[v.name] = np.array(flag if v.name == "c" else 3)
+    return feed
 
 
 def tied(graph: Graph, start: Axis, gone: list[int]) -> dict[Axis, np.ndarray]:
     """All that goes with the positions ``gone`` of an axis."""
-    spread = Labels(by_axis(links(graph)))
+    spread = Labels(links_by_axis(links(graph)))
     size = start[0].tensor.shape[start[1]]
     spread.spread(start, np.arange(size))
     return {axis: np.flatnonzero(np.isin(labels, gone)) for axis, labels in spread.axes.items()}
@@ -101,10 +102,10 @@ def test_positions_cut_outside_are_cut_inside(
             np.testing.assert_allclose(mine, want, rtol=1e-6, atol=1e-6)
 
 
-def test_axes_that_a_scan_goes_along_are_no_units() -> None:
+def test_axes_scanned_over_have_no_units() -> None:
     """A step is no position of what the body sees."""
     graph = parse(SCAN, TABLE)
     value = next(v for v in graph.inputs if v.name == "x")
-    found = {(end.axis, link.node.op) for link in links(graph) for end in link.ends}
-    assert ((value, 1), "Scan") not in found
-    assert ((value, 0), "Scan") in found
+    feed = {(end.axis, link.node.op) for link in links(graph) for end in link.ends}
+    assert ((value, 1), "Scan") not in feed
+    assert ((value, 0), "Scan") in feed

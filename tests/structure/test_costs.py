@@ -1,4 +1,4 @@
-"""Costs of what groups keep, against those of graphs that were really cut, several groups at once."""
+"""The cost model against measuring graphs that were cut, several groups at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tersor.frontends import load_model
 from tersor.ir import Graph, parse
 from tersor.models import zoo
 from tersor.ops import TABLE
-from tersor.structure import axis_groups, joined, slice_graph
-from tersor.structure.costs import Measure, carried, costs, macs, parameters
+from tersor.structure import axis_groups, slice_graph, union
+from tersor.structure.costs import Measure, costs, cut_of_copy, macs, parameters
 
 SIZES = {"batch": 3, "length": 7, "sequence": 7}
 
@@ -30,19 +30,19 @@ def model(name: str) -> Graph:
 def check(graph: Graph, measure: Measure, draws: int = 4) -> None:
     """All groups at once, by different shares of each."""
     groups = [g for g in axis_groups(graph) if g.free]
-    told = costs(graph, groups, measure)
-    assert told.total == sum(measure(graph).values()) > 0
-    assert told.of([0] * len(groups)) == told.total
+    model = costs(graph, groups, measure)
+    assert model.total == sum(measure(graph).values()) > 0
+    assert model.of([0] * len(groups)) == model.total
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         gone = [chosen(g, rng.uniform(0, 0.9), rng) for g in groups]
         copy = graph.copy()
-        cut = joined(*(g.positions(u) for g, u in zip(groups, gone, strict=True)))
-        slice_graph(copy, carried(cut, copy))
+        cut = union(*(g.positions(u) for g, u in zip(groups, gone, strict=True)))
+        slice_graph(copy, cut_of_copy(cut, copy))
         real = sum(measure(copy).values())
-        assert real < told.total
+        assert real < model.total
         # Products of a few shares in float64.
-        assert told.of([len(u) for u in gone]) == pytest.approx(real, rel=1e-9)
+        assert model.of([len(u) for u in gone]) == pytest.approx(real, rel=1e-9)
 
 
 MEASURES: dict[str, Measure] = {"macs": macs(SIZES), "parameters": parameters}
@@ -54,7 +54,7 @@ MEASURES: dict[str, Measure] = {"macs": macs(SIZES), "parameters": parameters}
     ["bert", "gpt2-lm", "llama", "albert", "lstm", "gru", "resnet", "grouped",
      "bert_tiny", "mobilenet_digits", "text_cnn"],
 )  # fmt: skip
-def test_costs_of_cuts_are_those_of_what_is_left(name: str, measure: str) -> None:
+def test_the_model_predicts_the_cost_of_cut_graphs(name: str, measure: str) -> None:
     check(model(name), MEASURES[measure])
 
 
@@ -72,17 +72,17 @@ BESIDE = """graph main(%x: f32[n, 3]) -> (y = %y) {
 }"""
 
 
-def test_groups_side_by_side_add_up_and_those_of_two_axes_multiply() -> None:
+def test_groups_on_one_axis_add_up_and_on_two_axes_multiply() -> None:
     graph = parse(BESIDE, TABLE)
     groups = [g for g in axis_groups(graph) if g.free]
     assert [g.units for g in groups] == [4, 6, 8]
-    told = costs(graph, groups, macs({"n": 5}))
-    assert told.total == 5 * (3 * 4 + 3 * 6 + 10 * 8 + 8 * 2)
-    assert told.of([1, 2, 4]) == pytest.approx(5 * (3 * 3 + 3 * 4 + 7 * 4 + 4 * 2))
-    assert told.of([3, 5, 7]) == pytest.approx(5 * (3 * 1 + 3 * 1 + 2 * 1 + 1 * 2))
+    model = costs(graph, groups, macs({"n": 5}))
+    assert model.total == 5 * (3 * 4 + 3 * 6 + 10 * 8 + 8 * 2)
+    assert model.of([1, 2, 4]) == pytest.approx(5 * (3 * 3 + 3 * 4 + 7 * 4 + 4 * 2))
+    assert model.of([3, 5, 7]) == pytest.approx(5 * (3 * 1 + 3 * 1 + 2 * 1 + 1 * 2))
 
 
-def test_units_on_two_axes_of_a_weight_cost_their_square() -> None:
+def test_units_on_two_axes_of_a_weight_cost_quadratically() -> None:
     text = """graph main(%x: f32[s, n, 3]) -> (y = %h) {
   @w: f32[1, 16, 3] = dense normal(1)
   @r: f32[1, 16, 4] = dense normal(2)
@@ -95,7 +95,7 @@ def test_units_on_two_axes_of_a_weight_cost_their_square() -> None:
     graph = parse(text, TABLE)
     groups = [g for g in axis_groups(graph) if g.free]
     assert [g.units for g in groups] == [4]
-    told = costs(graph, groups, parameters)
+    model = costs(graph, groups, parameters)
     left = [4 * (4 - k) * 3 + 4 * (4 - k) ** 2 + (4 - k) * 2 for k in range(4)]
-    assert [told.of([k]) for k in range(4)] == pytest.approx(left)
+    assert [model.of([k]) for k in range(4)] == pytest.approx(left)
     assert costs(graph, groups, macs({"s": 2, "n": 5})).of([3]) == pytest.approx(10 * left[3])

@@ -1,5 +1,5 @@
-"""A share of the units of every group that can lose some, in every architecture and workload, from torch
-and from ONNX files: cut, it is what it is with those units zeroed, at any size of the open dims."""
+"""Cutting some units of every group equals zeroing them: every architecture and workload, from torch and from
+ONNX files, at several sizes of the symbolic dims."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def feeds(name: str, graph: Graph) -> list[Feed]:
         return [batch(ARCHITECTURES[name], *size) for size in ROWS]
     dims = dim_names(graph)
     sizes = [{dim: first + 5 * i for i, dim in enumerate(dims)} for first in (2, 5)]
-    made = [make_feed(graph, at, seed=i) for i, at in enumerate(sizes)]
+    feeds = [make_feed(graph, at, seed=i) for i, at in enumerate(sizes)]
     example = zoo.find(name).example_inputs()
-    assert all(any(f[k].shape != tuple(v.shape) for k, v in example.items()) for f in made)
-    return made
+    assert all(any(f[k].shape != tuple(v.shape) for k, v in example.items()) for f in feeds)
+    return feeds
 
 
 def on_onnx_runtime(graph: Graph, name: str) -> list[dict[str, np.ndarray]]:
@@ -99,7 +99,7 @@ def on_onnx_runtime(graph: Graph, name: str) -> list[dict[str, np.ndarray]]:
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(("name", "source"), CASES)
-def test_exact_groups_cut_together_are_the_same_units_zeroed_and_the_others_run(
+def test_cutting_exact_groups_equals_zeroing_and_inexact_ones_run(
     name: str, source: str, share: float, folder: Path
 ) -> None:
     graph = graph_of(name, source, folder)
@@ -120,7 +120,7 @@ def test_exact_groups_cut_together_are_the_same_units_zeroed_and_the_others_run(
 @pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("name", names())
-def test_on_tvm_cut_groups_give_what_onnx_runtime_gives(name: str, folder: Path) -> None:
+def test_cut_groups_agree_on_tvm_and_onnx_runtime(name: str, folder: Path) -> None:
     pytest.importorskip("tvm", reason="the tvm backend is not installed")
     tvm = registry.backend("tvm")
     cut = cut_all(graph_of(name, "torch", folder), 0.5, exact=True).cut
@@ -134,7 +134,7 @@ def parameters(graph: Graph) -> int:
     return sum(v.tensor.numel for v in graph.constants.values())  # type: ignore[misc]
 
 
-def test_zeroing_other_units_is_told_apart(folder: Path) -> None:
+def test_zeroing_other_units_differs(folder: Path) -> None:
     """What is compared with is no graph in which anything is zero."""
     graph = graph_of("bert", "torch", folder)
     cuts = cut_all(graph, 0.5, exact=True)
@@ -147,7 +147,7 @@ def test_zeroing_other_units_is_told_apart(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_bert_cut_keeps_its_batch_and_its_length_open(source: str, folder: Path) -> None:
+def test_a_cut_bert_keeps_batch_and_length_symbolic(source: str, folder: Path) -> None:
     cut = cut_all(graph_of("bert", source, folder), 0.5, exact=True).cut
     assert [str(v.type) for v in cut.inputs] == ["i64[batch, length]"] * 2
     assert [str(v.type) for v in cut.outputs] == ["f32[batch, length, 32]"]

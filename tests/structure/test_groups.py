@@ -1,5 +1,5 @@
-"""Exact groups of small graphs: names, how many units may go, and the reasons of those that must stay, as
-a user reads them; and that each graph, cut, is the one with those units zeroed."""
+"""Exact groups of small graphs: names, the number of free units, and the reasons of pinned ones as users see
+them; and cutting equals zeroing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
   %y: f32[n, 5] = MatMul(%h, %t) scope "head"
 }""",
         [
-            "embedding: 4 of 4 (MatMul %y (head) sums over them, and no weight there or before makes them zero)",
+            "embedding: 4 of 4 (MatMul %y (head) sums over them, and no weight there or before zeroes them)",
             "t: 0 of 5, Gather %e (embedding) needs all of them",
         ],
     ),
@@ -113,7 +113,7 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
             "head: 0 of 2, the model's output 'y' has them",
         ],
     ),
-    "maps made flat": (
+    "flattened maps": (
         """graph main(%x: f32[n, 3, 4, 4]) -> (y = %y) {
   @conv: f32[4, 3, 3, 3] = dense normal(1)
   @head: f32[16, 2] = dense normal(2)
@@ -323,12 +323,12 @@ GRAPHS: dict[str, tuple[str, list[str]]] = {
 
 def feed(graph: Graph) -> dict[str, np.ndarray]:
     """Normal numbers at sizes that no constant has; ids within the table, true, a few turns."""
-    rng, found = np.random.default_rng(0), {}
+    rng, feed = np.random.default_rng(0), {}
     for value in graph.inputs:
         shape, dtype = value.tensor.at({"n": 9, "s": 11}), value.tensor.dtype
         array = rng.standard_normal(shape) if dtype.is_float else rng.integers(1, 3, shape)
-        found[value.name] = array.astype(dtype.numpy)
-    return found
+        feed[value.name] = array.astype(dtype.numpy)
+    return feed
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -347,7 +347,7 @@ def can_be_cut(name: str) -> bool:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("name", [n for n in GRAPHS if can_be_cut(n)])
-def test_exact_groups_cut_are_zeroed(name: str, share: float) -> None:
+def test_cutting_exact_groups_equals_zeroing(name: str, share: float) -> None:
     cuts = cut_all(parse(GRAPHS[name][0], TABLE), share, exact=True)
     assert cuts.groups or share < 1
     inputs = feed(cuts.whole)
@@ -357,7 +357,7 @@ def test_exact_groups_cut_are_zeroed(name: str, share: float) -> None:
         assert (difference(whole, cut) > 1e-3) is (cuts.groups > 0)
 
 
-def test_a_body_takes_and_returns_what_is_left() -> None:
+def test_subgraph_inputs_and_outputs_are_cut() -> None:
     graph = parse(GRAPHS["a state that a Loop carries"][0], TABLE)
     state = next(g for g in axis_groups(graph) if g.name == "up#2")
     slice_graph(graph, state.positions([1, 3]))
@@ -369,22 +369,22 @@ def test_a_body_takes_and_returns_what_is_left() -> None:
     assert {v.name: v.tensor.shape for v in body.constants.values()} == {"w": (2, 6), "u": (6, 2)}
 
 
-def test_units_own_positions_by_axis() -> None:
+def test_positions_of_units_by_axis() -> None:
     """A channel's map of 2 x 2 is four rows of the layer that reads it flat."""
-    graph = parse(GRAPHS["maps made flat"][0], TABLE)
+    graph = parse(GRAPHS["flattened maps"][0], TABLE)
     channels = next(g for g in axis_groups(graph) if g.name == "conv#2")
-    found = channels.positions([0, 2])
-    assert {(v.name, axis): at.tolist() for (v, axis), at in found.items()} == {
+    positions = channels.positions([0, 2])
+    assert {(v.name, axis): at.tolist() for (v, axis), at in positions.items()} == {
         ("conv", 0): [0, 2], ("c", 1): [0, 2], ("f", 1): [0, 1, 2, 3, 8, 9, 10, 11],
         ("head", 0): [0, 1, 2, 3, 8, 9, 10, 11],
     }  # fmt: skip
 
 
-def test_a_layer_names_the_weights_that_make_units_and_those_that_sum_over_them() -> None:
+def test_weights_that_compute_units_and_weights_that_sum_over_them() -> None:
     graph = parse(GRAPHS["two layers"][0], TABLE)
     units = axis_groups(graph)[1]
-    made, summed = (
+    computed, summed = (
         [(n.scope, v.name, axis) for n, v, axis in units.weights(summed=s)] for s in (False, True)
     )
-    assert made == [("up", "w", 1)]
+    assert computed == [("up", "w", 1)]
     assert summed == [("down", "v", 0)]

@@ -1,5 +1,5 @@
-"""Which units are found, on graphs small enough to say all positions: labels from single positions, and
-from each of the ties that would put them together in another way."""
+"""Units on graphs small enough to list all positions: labels from single positions, and from each of the
+alternative ties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tersor.ir import parse, verify
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
-from tersor.structure import AxisGroup, axis_groups, joined, slice_graph, zero_graph
+from tersor.structure import AxisGroup, axis_groups, slice_graph, union, zero_graph
 
 # x[., 6] -> 2 heads of 3 lanes or 3 pairs, whatever reads it -> [., 6] -> y
 FLAT = """graph main(%x: f32[n, 5]) -> (y = %y) {{
@@ -34,30 +34,30 @@ def owners(group: AxisGroup) -> dict[tuple[str, int], list[int]]:
     return {(value.name, axis): owner.tolist() for (value, axis), owner in group.axes.items()}
 
 
-def by_name(found: list[AxisGroup], name: str, axis: int) -> list[list[int]]:
+def by_name(every: list[AxisGroup], name: str, axis: int) -> list[list[int]]:
     """Units of each position of an axis, by each group that has it."""
-    return [owners(g)[name, axis] for g in found if (name, axis) in owners(g)]
+    return [owners(g)[name, axis] for g in every if (name, axis) in owners(g)]
 
 
-def test_a_flat_axis_that_is_only_passed_on_has_a_unit_for_each_position() -> None:
-    found = groups(FLAT.format(middle="  %b: f32[n, 6] = Relu(%a)"))
-    assert by_name(found, "w", 1) == by_name(found, "o", 0) == [[0, 1, 2, 3, 4, 5]]
+def test_an_axis_that_is_only_passed_on_has_a_unit_per_position() -> None:
+    every = groups(FLAT.format(middle="  %b: f32[n, 6] = Relu(%a)"))
+    assert by_name(every, "w", 1) == by_name(every, "o", 0) == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_a_reshape_into_heads_shows_heads_and_lanes_once_each() -> None:
+def test_a_reshape_into_heads_gives_heads_and_lanes() -> None:
     middle = """
   @s: i64[3] = dense [0, 2, 3]
   @f: i64[2] = dense [0, 6]
   %h: f32[n, 2, 3] = Reshape(%a, @s)
   %b: f32[n, 6] = Reshape(%h, @f)"""
-    found = groups(FLAT.format(middle=middle))
+    every = groups(FLAT.format(middle=middle))
     heads, lanes = [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]
-    assert by_name(found, "w", 1) == by_name(found, "o", 0) == [heads, lanes]
-    assert by_name(found, "h", 1) == [[0, 1]]
-    assert by_name(found, "h", 2) == [[0, 1, 2]]
+    assert by_name(every, "w", 1) == by_name(every, "o", 0) == [heads, lanes]
+    assert by_name(every, "h", 1) == [[0, 1]]
+    assert by_name(every, "h", 2) == [[0, 1, 2]]
 
 
-def test_three_and_two_blocks_of_one_axis_are_told_apart_or_pinned() -> None:
+def test_three_and_two_blocks_of_one_axis_are_distinguished_or_pinned() -> None:
     """As 2 heads of 3 and as 3 heads of 2: each tie joins what the other holds apart."""
     middle = """
   @s: i64[3] = dense [0, 2, 3]
@@ -70,10 +70,10 @@ def test_three_and_two_blocks_of_one_axis_are_told_apart_or_pinned() -> None:
   %k: f32[n, 6] = Reshape(%i, @f)
   %l: f32[n, 6] = Reshape(%j, @f)
   %b: f32[n, 6] = Add(%k, %l)"""
-    found = groups(FLAT.format(middle=middle))
-    for group in found:
+    every = groups(FLAT.format(middle=middle))
+    for group in every:
         assert ("w", 1) not in owners(group) or not group.free
-    assert by_name(found, "w", 1), "a weight's axis is told of, if only why it stays"
+    assert by_name(every, "w", 1), "a weight's axis is reported, at least as pinned"
 
 
 # -- an attention on flat hidden axes --------------------------------------------------------------
@@ -95,7 +95,7 @@ ATTENTION = """graph main(%x: f32[b, n, 5]) -> (y = %y) {
 LANES = [0, 1, 2]
 
 
-def test_heads_and_lanes_of_an_attention_once_each() -> None:
+def test_an_attention_has_heads_and_lanes() -> None:
     """Nothing but flat axes holds them: each weight's axis alone could be cut by either."""
     heads, scored, valued = free_groups(ATTENTION)
     assert [g.units for g in (heads, scored, valued)] == [2, 3, 2]
@@ -138,14 +138,14 @@ def test_one_head_has_only_lanes() -> None:
         ({0: [1], 1: [0], 2: [0]}, (2, 1), 3**-0.5),
     ],
 )
-def test_cutting_heads_and_lanes_is_zeroing_them(
+def test_cutting_heads_and_lanes_equals_zeroing_them(
     which: dict[int, list[int]], counts: tuple[int, int], scale: float | None
 ) -> None:
     cut, zeroed = parse(ATTENTION, TABLE), parse(ATTENTION, TABLE)
-    found, alike = ([g for g in axis_groups(x) if g.free] for x in (cut, zeroed))
-    slice_graph(cut, joined(*(found[i].positions(units) for i, units in which.items())))
+    free, same = ([g for g in axis_groups(x) if g.free] for x in (cut, zeroed))
+    slice_graph(cut, union(*(free[i].positions(units) for i, units in which.items())))
     for i, units in which.items():
-        zero_graph(zeroed, alike[i], units)
+        zero_graph(zeroed, same[i], units)
     verify(cut)
     node = next(n for n in cut.nodes if n.op == "Attention")
     assert (node.attrs["q_num_heads"], node.attrs["kv_num_heads"]) == counts
@@ -158,7 +158,7 @@ def test_cutting_heads_and_lanes_is_zeroing_them(
     )
 
 
-def test_lanes_that_no_weight_makes_zero_are_inexact_to_zero() -> None:
+def test_lanes_that_no_weight_zeroes_are_inexact() -> None:
     """What a sigmoid makes of zero is one half."""
     text = ATTENTION.replace(
         '%query: f32[b, n, 12] = tersor.Linear(%x, @q, @c) {activation = "none"}',

@@ -1,5 +1,4 @@
-"""Any graph, any units of its groups: what is left of it is valid, and where a group is exact, computes
-what it does with those units zeroed."""
+"""Random graphs and units: the cut graph is valid, and if a group is exact, cutting equals zeroing."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from tersor.ops.evaluate import evaluate
 from tersor.structure import (
     AxisGroup,
     axis_groups,
-    join_vectors,
-    joined,
-    part_vectors,
+    merge_vectors,
     slice_graph,
+    split_vectors,
+    union,
     zero_graph,
 )
 
@@ -60,15 +59,15 @@ def cut_and_zeroed(graph: Graph, seed: int, *, exact: bool) -> tuple[Graph, Grap
         parts.append(group.positions(gone))
         if gone and not group.inexact:
             zero_graph(zeroed, same, gone)
-    slice_graph(cut, joined(*parts))
+    slice_graph(cut, union(*parts))
     return cut, zeroed
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=SLOW_DRAWS)
 @given(cases(steps=10), st.integers(0, 1000))
-def test_exact_groups_of_layers_cut_are_zeroed(case: Case, seed: int) -> None:
+def test_cutting_exact_groups_of_layers_equals_zeroing(case: Case, seed: int) -> None:
     graph = case.graph.copy()
-    part_vectors(graph)
+    split_vectors(graph)
     check_said(axis_groups(graph))
     cut, zeroed = cut_and_zeroed(graph, seed, exact=True)
     verify(cut)
@@ -82,16 +81,16 @@ def test_exact_groups_of_layers_cut_are_zeroed(case: Case, seed: int) -> None:
 
 @scaled(100)
 @given(table_cases(differential.judge, foreign=True), st.integers(0, 1000))
-def test_what_is_left_of_any_graph_is_valid(case: Case, seed: int) -> None:
+def test_any_graph_is_valid_after_cutting(case: Case, seed: int) -> None:
     """Over the whole op table, subgraphs and ops that nothing is known of included."""
     graph = case.graph.copy()
     before = print_graph(graph)
-    parted = part_vectors(graph)
+    copies = split_vectors(graph)
     verify(graph)
     check_said(axis_groups(graph))
-    join_vectors(graph, parted)
+    merge_vectors(graph, copies)
     assert print_graph(graph) == before
-    part_vectors(graph)
+    split_vectors(graph)
     cut, _ = cut_and_zeroed(graph, seed, exact=False)
     verify(cut)
     text = print_graph(cut)

@@ -1,4 +1,4 @@
-"""Vectors that are one constant because they are equal, and matrices that are one because they are shared."""
+"""Vectors that share a constant because they are equal, and matrices that are really shared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tersor.ir import parse, print_graph, verify, weights_of
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.pipeline import Pipeline, registry
-from tersor.structure import axis_groups, join_vectors, part_vectors, slice_graph
+from tersor.structure import axis_groups, merge_vectors, slice_graph, split_vectors
 
 # Two layers of their own weights whose biases are equal, and so one constant.
 EQUAL = """graph main(%x: f32[n, 3]) -> (y = %y) {
@@ -27,9 +27,9 @@ def test_equal_biases_tie_layers_only_while_they_are_one_constant() -> None:
     graph = parse(EQUAL, TABLE)
     assert [len(g.free) for g in axis_groups(graph)] == [0, 4, 0]
     before = evaluate(graph, {"x": np.ones((2, 3), np.float32)})
-    parted = part_vectors(graph)
+    copies = split_vectors(graph)
     verify(graph)
-    assert [[v.name for v in held] for held in parted] == [["zero", "zero_1"]]
+    assert [[v.name for v in same] for same in copies] == [["zero", "zero_1"]]
     assert [(g.name, len(g.free)) for g in axis_groups(graph)] == [
         ("first", 0), ("first#2", 4), ("second", 4), ("head", 0),
     ]  # fmt: skip
@@ -37,29 +37,29 @@ def test_equal_biases_tie_layers_only_while_they_are_one_constant() -> None:
     np.testing.assert_array_equal(before["y"], after["y"])
 
 
-def test_joined_again_the_graph_is_what_it_was() -> None:
+def test_splitting_then_merging_restores_the_graph() -> None:
     graph = parse(EQUAL, TABLE)
     before = print_graph(graph)
-    join_vectors(graph, part_vectors(graph))
+    merge_vectors(graph, split_vectors(graph))
     assert print_graph(graph) == before
 
 
-def test_vectors_that_a_cut_made_different_stay_apart_and_equal_ones_are_one_again() -> None:
+def test_only_vectors_that_are_still_equal_are_merged() -> None:
     graph = parse(EQUAL, TABLE)
-    parted = part_vectors(graph)
+    copies = split_vectors(graph)
     first, second = (g for g in axis_groups(graph) if g.free)
     slice_graph(graph, first.positions([0]))
-    join_vectors(graph, parted)
+    merge_vectors(graph, copies)
     verify(graph)
     assert [graph.constants[n].tensor.shape for n in ("zero", "zero_1")] == [(3,), (4,)]
     slice_graph(graph, second.positions([3]))
-    join_vectors(graph, parted)
+    merge_vectors(graph, copies)
     verify(graph)
     assert "zero_1" not in graph.constants
     assert len(graph.constants["zero"].uses) == 2
 
 
-def test_vectors_in_bodies_and_outputs_keep_their_readers() -> None:
+def test_vectors_in_subgraphs_and_outputs_keep_their_readers() -> None:
     text = """graph main(%c: bool[]) -> (y = %y, b = @b) {
   @b: f32[3] = dense [1.0, 2.0, 3.0]
   %y: f32[3] = If(%c) {else_branch = graph else() -> (r = %q) {
@@ -69,19 +69,19 @@ def test_vectors_in_bodies_and_outputs_keep_their_readers() -> None:
     }}
 }"""
     graph = parse(text, TABLE)
-    parted = part_vectors(graph)
+    copies = split_vectors(graph)
     verify(graph)
-    assert [len(held) for held in parted] == [2]
-    join_vectors(graph, parted)
+    assert [len(same) for same in copies] == [2]
+    merge_vectors(graph, copies)
     assert print_graph(graph) == print_graph(parse(text, TABLE, weights_of(graph)))
 
 
-def test_shared_layers_of_albert_stay_one_matrix_for_all_their_readers() -> None:
+def test_shared_layers_of_albert_keep_one_matrix() -> None:
     case = ARCHITECTURES["albert"]
     graph = Pipeline(registry.optimization(), level="none").run(traced(case, case.build("sdpa")))
     matrices = {n: len(v.uses) for n, v in graph.constants.items() if _is_matrix(v.tensor.shape)}
     assert sorted(matrices.values())[-6:] == [2] * 6  # Of query, key, value, output and two of FFN.
-    part_vectors(graph)
+    split_vectors(graph)
     assert {
         n: len(v.uses) for n, v in graph.constants.items() if _is_matrix(v.tensor.shape)
     } == matrices

@@ -1,4 +1,4 @@
-"""Groups while their graph is cut: numbers, positions and links of what is left."""
+"""Tracking groups while their graph is cut: numbers, positions and links of the remaining units."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 from tersor.ir import Graph, parse, verify
 from tersor.ops import TABLE
-from tersor.structure import AxisGroup, axis_groups, joined, slice_graph
+from tersor.structure import AxisGroup, axis_groups, slice_graph, union
 from tersor.structure.links import links
-from tersor.structure.tracking import Tracked, follow_all, positions_left, spans, tie_vector
+from tersor.structure.tracking import Tracked, follow_cut, remaining_positions, spans, tie_vector
 
 # 3 heads of 2 lanes, in queries, keys and values.
 HEADS = """graph main(%x: f32[b, s, 5]) -> (y = %y) {
@@ -28,13 +28,13 @@ HEADS = """graph main(%x: f32[b, s, 5]) -> (y = %y) {
 def heads() -> tuple[Graph, dict[str, Tracked]]:
     """The graph and its groups: heads, the lanes of queries and keys, and those of values."""
     graph = parse(HEADS, TABLE)
-    found = [Tracked(g) for g in axis_groups(graph) if g.free]
+    tracked = [Tracked(g) for g in axis_groups(graph) if g.free]
     names = {}
-    for one in found:
+    for one in tracked:
         weights = {value.name for value, _ in one.group.axes if value.is_constant}
         kinds = {4: "heads", 2: "meet" if "wq" in weights else "lanes"}
         names[kinds[len(weights)]] = one
-    assert len(names) == len(found) == 3
+    assert len(names) == len(tracked) == 3
     return graph, names
 
 
@@ -42,7 +42,7 @@ def cut(graph: Graph, tracked: dict[str, Tracked], name: str, units: list[int]) 
     gone = tracked[name].group.positions(units)
     slice_graph(graph, gone)
     verify(graph)
-    follow_all(list(tracked.values()), gone)
+    follow_cut(list(tracked.values()), gone)
 
 
 def owner(group: AxisGroup, name: str, axis: int) -> list[int]:
@@ -50,13 +50,13 @@ def owner(group: AxisGroup, name: str, axis: int) -> list[int]:
 
 
 @pytest.mark.parametrize("order", [["heads", "lanes"], ["lanes", "heads"]])
-def test_heads_and_lanes_one_after_the_other_are_both_together(order: list[str]) -> None:
+def test_cutting_heads_then_lanes_equals_cutting_both(order: list[str]) -> None:
     graph, tracked = heads()
     whole, gone = graph.copy(), {"heads": [1], "lanes": [0]}
     together = {t: tracked[t].group.positions(gone[t]) for t in order}
     by_name = {v.name: v for v in whole.values()}
     parts = [{(by_name[v.name], a): at for (v, a), at in p.items()} for p in together.values()]
-    slice_graph(whole, joined(*parts))
+    slice_graph(whole, union(*parts))
     for name in order:
         cut(graph, tracked, name, gone[name])
     for name, value in whole.constants.items():
@@ -69,18 +69,18 @@ def test_heads_and_lanes_one_after_the_other_are_both_together(order: list[str])
     assert owner(tracked["meet"].group, "wq", 1) == [0, 1, 0, 1]
 
 
-def test_positions_are_told_as_they_were_at_first() -> None:
+def test_original_positions_are_reported() -> None:
     graph, tracked = heads()
     out = (graph.constants["wo"], 0)
     cut(graph, tracked, "heads", [1])
     cut(graph, tracked, "lanes", [0])
-    left = positions_left(list(tracked.values()), out)
+    left = remaining_positions(list(tracked.values()), out)
     assert left is not None
     assert left.tolist() == [1, 5]
-    assert positions_left(list(tracked.values()), (graph.constants["wo"], 1)) is None
+    assert remaining_positions(list(tracked.values()), (graph.constants["wo"], 1)) is None
 
 
-def test_links_are_those_of_the_graph_as_it_is() -> None:
+def test_links_are_those_of_the_cut_graph() -> None:
     """Criteria look at a group's links: they must fit what was cut by it and by others."""
     graph, tracked = heads()
     cut(graph, tracked, "lanes", [1])
@@ -91,11 +91,11 @@ def test_links_are_those_of_the_graph_as_it_is() -> None:
     }
     for one in tracked.values():
         for link in one.group.links:
-            told = tuple((e.axis, e.place, tuple(e.owner)) for e in link.ends)
-            assert (link.node, link.size, told) in now
+            own = tuple((e.axis, e.place, tuple(e.owner)) for e in link.ends)
+            assert (link.node, link.size, own) in now
 
 
-def test_pinned_units_keep_their_reasons_under_their_new_numbers() -> None:
+def test_renumbered_pinned_units_keep_their_reasons() -> None:
     graph = parse(HEADS, TABLE)
     group = next(g for g in axis_groups(graph) if g.free and g.units == 3)
     group.pinned = {2: "needed"}
@@ -108,7 +108,7 @@ def test_pinned_units_keep_their_reasons_under_their_new_numbers() -> None:
     assert tracked.original.tolist() == [1, 2]
 
 
-def test_a_cut_elsewhere_is_no_matter() -> None:
+def test_a_cut_elsewhere_changes_nothing() -> None:
     _, tracked = heads()
     before = {axis: o.copy() for axis, o in tracked["meet"].group.axes.items()}
     only_values = {
@@ -121,17 +121,17 @@ def test_a_cut_elsewhere_is_no_matter() -> None:
         np.testing.assert_array_equal(tracked["meet"].group.axes[axis], o)
 
 
-def test_a_new_vector_belongs_where_its_axis_does() -> None:
+def test_a_new_vector_joins_the_groups_of_its_axis() -> None:
     graph, tracked = heads()
-    made = graph.constant(np.zeros(6, np.float32), "bias")
+    bias = graph.constant(np.zeros(6, np.float32), "bias")
     value = next(v for v in graph.values() if v.name == "v")
-    tie_vector(list(tracked.values()), made, (value, 2))
+    tie_vector(list(tracked.values()), bias, (value, 2))
     assert owner(tracked["heads"].group, "bias", 0) == [0, 0, 1, 1, 2, 2]
-    assert (made, 0) not in tracked["meet"].group.axes
+    assert (bias, 0) not in tracked["meet"].group.axes
     cut_at = tracked["lanes"].group.positions([0])
-    assert cut_at[made, 0].tolist() == [0, 2, 4]
+    assert cut_at[bias, 0].tolist() == [0, 2, 4]
     tracked["lanes"].follow(cut_at)
-    assert tracked["lanes"].positions[made, 0].tolist() == [1, 3, 5]
+    assert tracked["lanes"].positions[bias, 0].tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The rows, one module a family of ops. A new module here is found by itself."""
+"""The rows, one module per family of ops; all modules in this package are loaded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,5 @@ from tersor.ops.opdef import OpDef
 
 def rows() -> list[OpDef]:
     """The ``ROWS`` of every module of this package."""
-    found: list[OpDef] = []
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        if not module.startswith("_"):
-            found.extend(importlib.import_module(f"{__name__}.{module}").ROWS)
-    return found
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return [row for n in names for row in importlib.import_module(f"{__name__}.{n}").ROWS]

@@ -1,13 +1,10 @@
-"""Building blocks for symbolic inference: operands' contents, axes, and sizes that are compared
-without knowing them. A symbol is a size: it is never negative."""
+"""Building blocks for symbolic inference: operands' contents, axes, and dims."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
-
-import numpy as np
 
 from tersor.errors import InvalidGraph
 from tersor.ir import Dim, Node, Sym, TensorType, Value
@@ -17,17 +14,17 @@ from tersor.ops.opdef import Cost
 
 
 def refuse(node: Node, reason: str) -> NoReturn:
-    """Raises InvalidGraph for a node whose operands cannot be."""
+    """Raises InvalidGraph for a node with invalid operands."""
     raise InvalidGraph(f"{node.label}: {reason}")
 
 
 def no_work(node: Node) -> Cost:
-    """Views and copies compute nothing; what a copy costs is its bytes, which its type tells."""
+    """The cost of views and copies: no arithmetic. (The table adds the bytes.)"""
     return Cost(0, 0)
 
 
 def element_cost(node: Node) -> Cost:
-    """One operation for each element of the result."""
+    """One operation per element of the result."""
     return Cost(0, node.output.tensor.numel if isinstance(node.output.type, TensorType) else None)
 
 
@@ -47,38 +44,31 @@ def tensor(node: Node, index: int = 0) -> TensorType:
 
 
 def known(value: Value | None) -> list[Any] | None:
-    """Elements of a vector whose contents are known (each int, Sym or None), else None."""
+    """The elements of a tensor with known contents (each int, Sym or None), else None."""
     contents = contents_of(value)
     return None if contents is None else list(contents.reshape(-1))
 
 
 def ints(value: Value | None) -> list[int] | None:
-    """Elements of a vector that are all plain integers, else None."""
+    """The elements of a tensor if all are known integers, else None."""
     items = known(value)
     return items if items is not None and all(isinstance(i, int) for i in items) else None
 
 
 def scalar(value: Value | None) -> Dim:
-    """The one element of an integer scalar; None where it is not known."""
+    """The element of an integer scalar; None if unknown."""
     items = known(value)
     return items[0] if items is not None and len(items) == 1 else None
 
 
 def vector_or_unknown(value: Value | None) -> list[Any] | None:
-    """As :func:`known`, with as many unknown elements where only the length is known."""
+    """As :func:`known`, or a list of unknown elements if only the length is known."""
     items = known(value)
     if items is not None or value is None or not isinstance(value.type, TensorType):
         return items
     shape = value.type.dims
     length = shape[0] if shape is not None and len(shape) == 1 else None
     return [None] * length if isinstance(length, int) else None
-
-
-def vector(items: Sequence[Any]) -> np.ndarray:
-    """An object array of dims."""
-    held = np.empty(len(items), object)
-    held[:] = items
-    return held
 
 
 def small(shape: Iterable[int]) -> bool:
@@ -93,7 +83,7 @@ def axis_of(node: Node, rank: int, name: str = "axis") -> int:
     """The attribute ``name`` as a non-negative axis.
 
     Raises:
-        InvalidGraph: it lies outside of ``rank``.
+        InvalidGraph: it is out of range for ``rank``.
     """
     axis = node.attrs[name]
     assert isinstance(axis, int)
@@ -101,10 +91,10 @@ def axis_of(node: Node, rank: int, name: str = "axis") -> int:
 
 
 def checked_axis(node: Node, axis: int, rank: int) -> int:
-    """``axis``, not negative.
+    """``axis``, made non-negative.
 
     Raises:
-        InvalidGraph: it lies outside of ``rank``.
+        InvalidGraph: it is out of range for ``rank``.
     """
     if not -rank <= axis < rank:
         refuse(node, f"axis {axis} is outside of rank {rank}")
@@ -112,19 +102,19 @@ def checked_axis(node: Node, axis: int, rank: int) -> int:
 
 
 def checked_axes(node: Node, axes: Sequence[int], rank: int) -> list[int]:
-    """``axes``, not negative, in the order given.
+    """``axes``, made non-negative, in the given order.
 
     Raises:
-        InvalidGraph: one lies outside of ``rank``, or is named twice.
+        InvalidGraph: one is out of range for ``rank``, or given twice.
     """
-    found = [checked_axis(node, axis, rank) for axis in axes]
-    if len(set(found)) != len(found):
+    checked = [checked_axis(node, axis, rank) for axis in axes]
+    if len(set(checked)) != len(checked):
         refuse(node, f"axes {list(axes)} name an axis twice")
-    return found
+    return checked
 
 
 def merge(node: Node, *dims: Dim) -> Dim:
-    """One dim that all of ``dims`` must be: a number if one is, else the first that is known.
+    """The dim that all of ``dims`` must equal: a number if one is, else the first known one.
 
     Raises:
         InvalidGraph: two are different numbers.
@@ -139,9 +129,9 @@ def merge(node: Node, *dims: Dim) -> Dim:
 
 
 def quotient(have: Sequence[Dim], given: Sequence[Dim]) -> Dim:
-    """The one size left when ``have``'s product is shared out to ``given``; None where unknown.
+    """The product of ``have`` divided by that of ``given``; None if unknown.
 
-    Equal factors cancel first, so that unknown ones elsewhere need not be known.
+    Equal factors cancel first, also unknown dims on both sides.
     """
     left, right = list(have), []
     for dim in given:
@@ -159,7 +149,7 @@ def quotient(have: Sequence[Dim], given: Sequence[Dim]) -> Dim:
 
 
 def broadcast_dim(a: Dim, b: Dim) -> Dim:
-    """The dim that broadcasting gives: 1 gives way; a number above 1 decides."""
+    """The broadcast of two dims: 1 is stretched, another number wins over a symbol."""
     if a == 1 or a == b:
         return b
     if b == 1:
@@ -170,14 +160,14 @@ def broadcast_dim(a: Dim, b: Dim) -> Dim:
 
 
 def broadcast_dims(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Dims that numpy's broadcasting gives."""
+    """The dims of numpy's broadcasting."""
     rank = max(len(a), len(b))
     a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
     return tuple(broadcast_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
 def is_negative(dim: Dim) -> bool:
-    """Whether a dim is certainly below zero."""
+    """Whether a dim is certainly negative."""
     return isinstance(dim, int) and dim < 0
 
 

@@ -10,7 +10,7 @@ from tersor.ops.opdef import Cut, Follow, Member, Tie
 
 
 def dims(value: Value | None) -> tuple[Dim, ...]:
-    """Dims of a tensor operand; empty where it is left out or its rank is unknown."""
+    """Dims of a tensor operand; empty if it is left out or its rank is unknown."""
     if value is None or not isinstance(value.type, TensorType):
         return ()
     return value.type.dims or ()
@@ -23,8 +23,8 @@ def plain(side: str, index: int, axis: int) -> Member:
 def broadcast(
     node: Node, operands: list[int] | None = None, skip: tuple[int, ...] = ()
 ) -> list[Tie]:
-    """Ties of an op that works an element at a time over broadcast operands: every result axis with
-    the operands' axes that are not stretched. ``skip``: result axes to leave out."""
+    """Ties of an elementwise op over broadcast operands: every result axis, except those in ``skip``, with
+    the operands' axes that are not stretched."""
     out = dims(node.output)
     ties = []
     for axis, size in enumerate(out):
@@ -41,23 +41,23 @@ def broadcast(
     return ties
 
 
-# -- what follows a cut ----------------------------------------------------------------------------
+# -- following a cut -------------------------------------------------------------------------------
 
 
 def constant(node: Node, index: int) -> np.ndarray:
-    """Numbers of operand ``index``, which states sizes.
+    """The numbers of operand ``index``, which states sizes.
 
     Raises:
-        Unsupported: it is left out or computed while the model runs.
+        Unsupported: it is left out or not constant.
     """
     value = node.input(index)
     if value is None or not value.is_constant:
-        raise Unsupported(f"{node.label}: operand {index} states sizes and is no constant")
+        raise Unsupported(f"{node.label}: operand {index} states sizes and is not constant")
     return value.numpy()
 
 
 def stated_shape(node: Node, cut: Cut) -> Follow:
-    """Operand 1 is the result's shape, aligned at its end; 0, 1 and -1 in it hold of any size."""
+    """For ops whose operand 1 is the result's shape, right-aligned; 0, 1 and -1 in it need no change."""
     shape = constant(node, 1).copy()
     first = len(dims(node.output)) - len(shape)
     for i, entry in enumerate(shape):

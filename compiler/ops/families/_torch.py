@@ -1,4 +1,4 @@
-"""Torch's names of element types; torch is imported where it is called."""
+"""Torch's element types, without importing torch before it is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def torch_dtype(dtype: DType) -> Any:
     """Torch's element type.
 
     Raises:
-        Unsupported: torch has none that holds the numbers as they are.
+        Unsupported: torch has no equivalent.
     """
     import torch
 

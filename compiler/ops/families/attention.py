@@ -1,6 +1,6 @@
 """Attention as ONNX defines it, and rotary position embedding.
 
-    Y = softmax(scale * Q K^T + mask) V,   a head at a time; a row whose keys are all masked gives 0
+    Y = softmax(scale * Q K^T + mask) V,   per head; 0 in a row whose keys are all masked
 
 Operands are [batch, length, heads*d] with head counts as attributes, or [batch, heads, length, d].
 """
@@ -8,6 +8,7 @@ Operands are [batch, length, heads*d] with head counts as attributes, or [batch,
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy as np
 from tersor.ir import Attribute, Dim, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import refuse
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie
 
 
 def head_counts(node: Node) -> tuple[int, int] | None:
-    """(query heads, key-value heads) of an Attention; None where they are not known."""
+    """(query heads, key-value heads) of an Attention; None if unknown."""
     q, k = dims(node.inputs[0]), dims(node.inputs[1])
     if len(q) == 4:
         counts = (q[1], k[1])
@@ -44,7 +46,7 @@ def _infer(node: Node) -> list[ValueType]:
             node, f"its operands have {len(qd)}, {len(kd)} and {len(vd)} axes, not all 3 or all 4"
         )
     if len({d for d in (qd[0], kd[0], vd[0]) if isinstance(d, int)}) > 1:
-        refuse(node, f"batches of {qd[0]}, {kd[0]} and {vd[0]}")
+        refuse(node, f"its operands have batches of {qd[0]}, {kd[0]} and {vd[0]}")
     if isinstance(kd[-2], int) and isinstance(vd[-2], int) and kd[-2] != vd[-2]:
         refuse(node, f"{kd[-2]} keys and {vd[-2]} values")
     heads, kv_heads = counts
@@ -73,7 +75,7 @@ def _infer(node: Node) -> list[ValueType]:
 
 
 def _divides(count: int, dim: Dim) -> bool:
-    """Whether so many heads can be told apart in an axis; an open one may be any size."""
+    """Whether an axis can be divided into so many heads; a symbolic one may."""
     return count > 0 and (not isinstance(dim, int) or dim % count == 0)
 
 
@@ -123,7 +125,7 @@ def _attention(
 
 
 def _bias(mask: Any, scores: Any, before: int, causal: bool) -> Any:
-    """The additive mask, or None. A mask shorter than the keys leaves the rest out."""
+    """The additive mask, or None. A mask shorter than the keys masks the rest."""
     import torch
 
     bias = None
@@ -143,8 +145,7 @@ def _bias(mask: Any, scores: Any, before: int, causal: bool) -> Any:
 
 
 def _cost(node: Node) -> Cost:
-    """Two products of [q length, kv length], with the head sizes of keys and of values, for all query
-    heads."""
+    """For all query heads, [q length, kv length] times the head sizes of keys and of values."""
     counts = head_counts(node)
     q, k, v, past = (dims(node.input(i)) for i in (0, 1, 2, 4))
     if counts is None or not q or not k or not v:
@@ -165,26 +166,25 @@ def _lanes(shape: tuple[Dim, ...], heads: int) -> Dim:
 
 
 def _ties(node: Node) -> list[Tie]:
-    """Batch; groups of heads that share keys: slicing whole groups leaves the others unchanged (with
-    the head counts that shrink alike); and lanes of all heads: those of queries and keys, which the
-    scores sum over, and those of values, which come out."""
+    """Batch; groups of query heads that share keys (the head counts follow); and lanes of all heads: those
+    of queries and keys, which the scores sum over, and those of values, which pass to the result."""
     counts, q = head_counts(node), dims(node.inputs[0])
     if counts is None:
         return []
     states = [plain("in", i, 0) for i in (4, 5, 6) if node.input(i) is not None]
     results = (plain("out", i, 0) for i in range(len(node.outputs)))
     members = [*(plain("in", i, 0) for i in range(3)), *states, *results]
-    found = [(q[0], members, _mask_members(node, 4, q[0]))]
+    outer = [(q[0], members, _mask_members(node, 4, q[0]))]
     if (grouped := _group_members(node, *counts)) is not None:
         each = counts[0] // counts[1]
-        found.append((counts[1], grouped, _mask_members(node, 3, counts[0], each)))
-    ties = [Tie(size, (*held, *mask)) for size, held, mask in found if mask is not None]
+        outer.append((counts[1], grouped, _mask_members(node, 3, counts[0], each)))
+    ties = [Tie(size, (*own, *mask)) for size, own, mask in outer if mask is not None]
     return [*ties, *_lane_ties(node, *counts)]
 
 
 def _lane_ties(node: Node, heads: int, groups: int) -> list[Tie]:
-    """Lanes of queries and keys are summed over: zeroed in both they leave the scores that they leave
-    when they are cut, with the scale that they had before."""
+    """Lanes of queries and keys are summed over: cutting them is equivalent to zeroing them, if the scale
+    stays the same."""
     q, v = dims(node.inputs[0]), dims(node.inputs[2])
     last = len(q) - 1
 
@@ -203,8 +203,7 @@ def _lane_ties(node: Node, heads: int, groups: int) -> list[Tie]:
 
 
 def _mask_members(node: Node, place: int, size: Dim, inner: int = 1) -> list[Member] | None:
-    """The mask's axis at ``place`` from its end: nothing where it is left out or stretched, None where
-    that is not known."""
+    """The mask's axis -``place``: none if it is left out or stretched; None if unknown."""
     shape = dims(node.input(3))
     if node.input(3) is None or (shape and (len(shape) < place or shape[-place] == 1)):
         return []
@@ -214,7 +213,7 @@ def _mask_members(node: Node, place: int, size: Dim, inner: int = 1) -> list[Mem
 
 
 def _group_members(node: Node, heads: int, groups: int) -> list[Member] | None:
-    """Where a group of heads lies, but for the mask; None where the size of a head is not known."""
+    """The members of a group of heads, without the mask; None if the size of a head is unknown."""
     each, flat = heads // groups, len(dims(node.inputs[0])) == 3
     members = [plain("in", i, 1) for i in (4, 5) if node.input(i) is not None]
     members += [plain("out", i, 1) for i in (1, 2) if i < len(node.outputs)]
@@ -234,8 +233,8 @@ def _group_members(node: Node, heads: int, groups: int) -> list[Member] | None:
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
-    """Head counts shrink by the heads of which no lane is left. The factor of the scores stays, where
-    it came from the size of a head that is now smaller, as a number."""
+    """Head counts shrink by the heads without remaining lanes. If heads become narrower, the default scale
+    becomes an explicit number."""
     counts, q = head_counts(node), dims(node.inputs[0])
     changed: dict[str, Attribute | None] = {}
     size = _lanes(q, counts[0]) if counts is not None else None
@@ -258,15 +257,14 @@ _COUNTS = ("q_num_heads", "kv_num_heads")
 
 
 def _left(gone: Collection[int], heads: int, size: int) -> tuple[int, int]:
-    """(heads, lanes of each) that are left of a hidden axis."""
+    """(heads, lanes of each) that remain of a hidden axis."""
     lanes = np.ones((heads, size), bool)
     lanes.reshape(-1)[list(gone)] = False
     return int(lanes.any(axis=1).sum()), int(lanes.any(axis=0).sum())
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     heads = {"q_num_heads": 2, "kv_num_heads": 2}
     mask = rng.integers(0, 2, (2, 1, 1, 5)).astype(bool)
@@ -297,23 +295,22 @@ def _rotary(
     if flat:
         x = _split(x, num_heads)
     width = rotary_embedding_dim or x.shape[-1]
-    turned, rest = x[..., :width], x[..., width:]
+    rotated, rest = x[..., :width], x[..., width:]
     if positions is not None:
         cos, sin = cos[positions.long()], sin[positions.long()]
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
+        a, b = rotated[..., 0::2], rotated[..., 1::2]
         y = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
     else:
-        a, b = turned.chunk(2, -1)
+        a, b = rotated.chunk(2, -1)
         y = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
     y = torch.cat([y, rest], -1)
     return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1) if flat else y
 
 
 def _rotary_samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     places = np.array([[0, 1, 2], [3, 4, 5]])
     return [
@@ -324,8 +321,8 @@ def _rotary_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _rotary_ties(node: Node) -> list[Tie]:
-    """Batch, positions, and heads where they have an axis of their own; a table of all positions that
-    ``position_ids`` look up stays."""
+    """Batch, positions, and heads if they have their own axis; a table indexed by ``position_ids`` is not
+    cut."""
     have, looked_up = dims(node.inputs[0]), node.input(3) is not None
     if len(have) not in (3, 4):
         return []
@@ -346,7 +343,7 @@ def _rotary_cost(node: Node) -> Cost:
 
 ROWS = [
     OpDef("Attention", since=23, infer=_infer, torch=_attention, cost=_cost, ties=_ties,
-          follow=_follow,          samples=_samples),
+          follow=_follow, samples=_samples),
     OpDef("RotaryEmbedding", since=23, torch=_rotary, cost=_rotary_cost, ties=_rotary_ties,
           samples=_rotary_samples),
 ]  # fmt: skip

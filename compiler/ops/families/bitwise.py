@@ -1,4 +1,4 @@
-"""Integers as rows of bits. Evaluated by numpy: torch has no shifts of unsigned integers."""
+"""Bitwise ops. Evaluated by numpy, because torch cannot shift unsigned integers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def _by_numpy(name: str) -> Callable[..., Any]:
 
 
 def _shift(x: Any, by: Any, *, direction: str) -> Any:
-    """Bits that are pushed out are lost."""
     return _by_numpy("left_shift" if direction == "LEFT" else "right_shift")(x, by)
 
 

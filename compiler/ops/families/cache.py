@@ -1,12 +1,14 @@
-"""TensorScatter: writing the newest keys or values into a cache of all positions."""
+"""TensorScatter: writes the newest keys or values into a cache of all positions."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tersor.ir import Node, ValueType
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import no_work, tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import OpDef, Sample, Tie
@@ -17,7 +19,7 @@ def _infer(node: Node) -> list[ValueType]:
 
 
 def _tensor_scatter(past: Any, update: Any, at: Any = None, *, axis: int, mode: str) -> Any:
-    """Each batch entry has its own first position; ``circular`` goes on at the front."""
+    """Each batch entry has its own first position; ``circular`` wraps around."""
     import torch
 
     axis %= past.dim()
@@ -32,7 +34,7 @@ def _tensor_scatter(past: Any, update: Any, at: Any = None, *, axis: int, mode: 
 
 
 def _ties(node: Node) -> list[Tie]:
-    """All axes but that of positions."""
+    """All axes but the positions."""
     have, axis = dims(node.inputs[0]), node.attrs["axis"]
     assert isinstance(axis, int)
     if not have:
@@ -46,8 +48,7 @@ def _ties(node: Node) -> list[Tie]:
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     return [
         Sample([f(2, 3, 6, 4), f(2, 3, 2, 4), np.array([1, 4])]),

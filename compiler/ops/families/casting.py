@@ -1,4 +1,4 @@
-"""Cast and CastLike: the numbers in another element type."""
+"""Cast and CastLike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
+from tersor.ir.dims import dim_array
 from tersor.ops.contents import contents_of
 from tersor.ops.families import _straight as straight
 from tersor.ops.families._symbolic import element_cost, tensor
@@ -17,7 +18,7 @@ from tersor.ops.opdef import OpDef, Sample, with_traits
 
 
 def _wanted(node: Node) -> DType:
-    """The element type asked for: an attribute's, or that of CastLike's second operand."""
+    """The target type: the attribute's, or that of CastLike's second operand."""
     to = node.attrs.get("to")
     return FROM_ONNX[to] if isinstance(to, int) else tensor(node, 1).dtype
 
@@ -27,19 +28,14 @@ def _infer(node: Node) -> list[ValueType]:
 
 
 def _contents(node: Node) -> list[np.ndarray | None]:
-    """Integers stay what they are; to bool, whether they are zero, where that is known."""
-    to, held = _wanted(node), contents_of(node.inputs[0])
-    if (
-        held is None
-        or not (to.is_integer or to is DType.BOOL)
-        or (1 < to.bits < 32 and to.is_integer)
-    ):
+    """Casts to 32 or more bits keep integers; a cast to bool is known for known integers."""
+    to, contents = _wanted(node), contents_of(node.inputs[0])
+    if contents is None or not (to is DType.BOOL or (to.is_integer and to.bits >= 32)):
         return [None]
     if to is not DType.BOOL:
-        return [held]
-    flags = np.empty(held.shape, object)
-    flags.reshape(-1)[:] = [int(a != 0) if isinstance(a, int) else None for a in held.reshape(-1)]
-    return [flags]
+        return [contents]
+    flags = [int(a != 0) if isinstance(a, int) else None for a in contents.flat]
+    return [dim_array(flags, contents.shape)]
 
 
 def _cast(x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:

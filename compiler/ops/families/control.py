@@ -1,5 +1,5 @@
-"""If, Loop and Scan. Their bodies are graphs that may read outer values; torch evaluation gets a
-callable ``run(body, *operands)`` for them."""
+"""If, Loop and Scan. Their bodies are subgraphs that may read outer values; torch evaluation gets a callable
+``run(body, *operands)`` for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Run = Callable[..., list[Any]]
 
 
 def _common(a: ValueType, b: ValueType) -> ValueType:
-    """What holds of both."""
+    """The most specific type that includes both."""
     if a == b:
         return a
     if not isinstance(a, TensorType) or not isinstance(b, TensorType) or a.dtype is not b.dtype:
@@ -26,7 +26,7 @@ def _common(a: ValueType, b: ValueType) -> ValueType:
 
 
 def _stacked(type: ValueType, steps: Dim = None, axis: int = 0) -> ValueType:
-    """Type of what a body returns, gathered over its turns."""
+    """The type of a body's output, stacked over all iterations."""
     if not isinstance(type, TensorType):
         return UnknownType()
     if type.dims is None:
@@ -42,26 +42,26 @@ def _body(node: Node, name: str) -> Graph:
 
 
 def _carried(operands: Sequence[Value | None], returned: Sequence[ValueType]) -> list[ValueType]:
-    """Types of carried values: what the operand and every turn's result have in common."""
+    """Types of loop-carried values, which include the initial value's and every iteration's."""
     pairs = zip(operands, returned, strict=False)
     return [_common(v.type, t) if v is not None else t for v, t in pairs]
 
 
 def _unknown_cost(node: Node) -> Cost:
-    """How often a body runs, and which, is told when the model runs."""
+    """Which body runs, and how often, is known only at run time."""
     return Cost(None, None)
 
 
 def _same_axes(*values: Value | None) -> list[tuple[tuple[Value, int], ...]]:
-    """Every axis of values that are one thing; none where a rank is not known."""
-    held = [v for v in values if v is not None]
-    ranks = {len(dims(v)) for v in held}
+    """All axes of values that are the same; none if a rank is unknown."""
+    present = [v for v in values if v is not None]
+    ranks = {len(dims(v)) for v in present}
     count = ranks.pop() if len(ranks) == 1 else 0
-    return [tuple((v, axis) for v in held) for axis in range(count)]
+    return [tuple((v, axis) for v in present) for axis in range(count)]
 
 
 def _stacked_axes(row: Value, whole: Value | None, at: int) -> list[tuple[tuple[Value, int], ...]]:
-    """Axes of ``row``, which is what ``whole`` has at each position of its axis ``at``."""
+    """Axes of ``row``, which is a slice of ``whole`` at its axis ``at``."""
     count = len(dims(row))
     if whole is None or len(dims(whole)) != count + 1:
         return []
@@ -108,31 +108,32 @@ def _loop_infer(node: Node) -> list[ValueType]:
 def _loop_bound(node: Node) -> list[tuple[tuple[Value, int], ...]]:
     body, carried = _body(node, "body"), max(len(node.inputs) - 2, 0)
     inner, returned = body.inputs[2:], body.outputs[1:]
-    found = [
-        axes
-        for same in zip(node.inputs[2:], inner, returned, node.outputs, strict=False)
-        for axes in _same_axes(*same)
-    ]
+    states = zip(node.inputs[2:], inner, returned, node.outputs, strict=False)
     rows = zip(returned[carried:], node.outputs[carried:], strict=True)
-    return found + [axes for row, whole in rows for axes in _stacked_axes(row, whole, 0)]
+    return [
+        *(axes for same in states for axes in _same_axes(*same)),
+        *(axes for row, whole in rows for axes in _stacked_axes(row, whole, 0)),
+    ]
 
 
 def _loop(most: Any, condition: Any, *carried: Any, body: Graph, run: Run) -> tuple[Any, ...]:
     import torch
 
-    held, rows, turn = list(carried), [], 0
+    states, rows, step = list(carried), [], 0
     going = condition is None or bool(condition.reshape(-1)[0])
     last = None if most is None else int(most.reshape(-1)[0])
-    while going and (last is None or turn < last):
-        flag, *values = run(body, torch.tensor(turn), torch.tensor(going), *held)
-        held, row = values[: len(held)], values[len(held) :]
+    while going and (last is None or step < last):
+        flag, *values = run(body, torch.tensor(step), torch.tensor(going), *states)
+        states, row = values[: len(states)], values[len(states) :]
         rows.append(row)
-        going, turn = bool(flag.reshape(-1)[0]), turn + 1
-    return *held, *_gathered(rows, body.outputs[1 + len(held) :], [])
+        going, step = bool(flag.reshape(-1)[0]), step + 1
+    return *states, *_scan_results(rows, body.outputs[1 + len(states) :], [])
 
 
-def _gathered(rows: list[list[Any]], results: Sequence[Value], axes: Sequence[int]) -> list[Any]:
-    """Scan results of all turns, joined along a new axis; without turns they are empty."""
+def _scan_results(
+    rows: list[list[Any]], results: Sequence[Value], axes: Sequence[int]
+) -> list[Any]:
+    """The scan outputs of all iterations, stacked along a new axis; empty without iterations."""
     import torch
 
     from tersor.ops.families._torch import torch_dtype
@@ -153,7 +154,7 @@ def _gathered(rows: list[list[Any]], results: Sequence[Value], axes: Sequence[in
 
 
 def _entries(node: Node, name: str, count: int) -> list[int]:
-    """An attribute with an entry for each of ``count`` values, 0 where it is left out."""
+    """An attribute with an entry for each of ``count`` values, by default zeros."""
     return _filled(node.attrs.get(name), count)
 
 
@@ -180,25 +181,27 @@ def _scan_bound(node: Node) -> list[tuple[tuple[Value, int], ...]]:
     body, scans = _body(node, "body"), node.attrs["num_scan_inputs"]
     assert isinstance(scans, int)
     carried, returned = len(node.inputs) - scans, body.outputs
-    held = zip(node.inputs[:carried], body.inputs, returned, node.outputs, strict=False)
-    found = [axes for same in held for axes in _same_axes(*same)]
-    read_at = _entries(node, "scan_input_axes", scans)
-    made_at = _entries(node, "scan_output_axes", len(returned) - carried)
+    states = zip(node.inputs[:carried], body.inputs, returned, node.outputs, strict=False)
+    in_axes = _entries(node, "scan_input_axes", scans)
+    out_axes = _entries(node, "scan_output_axes", len(returned) - carried)
     rows = [
-        *zip(body.inputs[carried:], node.inputs[carried:], read_at, strict=True),
-        *zip(returned[carried:], node.outputs[carried:], made_at, strict=True),
+        *zip(body.inputs[carried:], node.inputs[carried:], in_axes, strict=True),
+        *zip(returned[carried:], node.outputs[carried:], out_axes, strict=True),
     ]
-    return found + [axes for row, whole, at in rows for axes in _stacked_axes(row, whole, at)]
+    return [
+        *(axes for same in states for axes in _same_axes(*same)),
+        *(axes for row, whole, at in rows for axes in _stacked_axes(row, whole, at)),
+    ]
 
 
 def _steps(operands: Sequence[Value | None], axes: Sequence[int]) -> Dim:
-    """Length of the scanned axes; a number where one of them is."""
-    found: list[Dim] = []
+    """The length of the scanned axes: a number if one of them is."""
+    lengths: list[Dim] = []
     for value, axis in zip(operands, axes, strict=True):
         have = value.tensor.dims if value is not None else None
-        found.append(have[axis] if have else None)
-    numbers = [d for d in found if isinstance(d, int)]
-    return numbers[0] if numbers else next((d for d in found if d is not None), None)
+        lengths.append(have[axis] if have else None)
+    numbers = [d for d in lengths if isinstance(d, int)]
+    return numbers[0] if numbers else next((d for d in lengths if d is not None), None)
 
 
 def _scan(
@@ -206,24 +209,24 @@ def _scan(
     scan_input_directions: Any = None, scan_output_axes: Any = None, scan_output_directions: Any = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     count = len(operands) - num_scan_inputs
-    held, scanned = list(operands[:count]), operands[count:]
+    states, scanned = list(operands[:count]), operands[count:]
     axes = _filled(scan_input_axes, num_scan_inputs)
     backwards = _filled(scan_input_directions, num_scan_inputs)
     steps = scanned[0].shape[axes[0]]
     rows: list[list[Any]] = []
-    for turn in range(steps):
+    for step in range(steps):
         slices = [
-            x.select(axis, steps - 1 - turn if back else turn)
+            x.select(axis, steps - 1 - step if back else step)
             for x, axis, back in zip(scanned, axes, backwards, strict=True)
         ]
-        values = run(body, *held, *slices)
-        held = values[:count]
+        values = run(body, *states, *slices)
+        states = values[:count]
         rows.append(values[count:])
     results = body.outputs[count:]
-    made = _gathered(rows, results, _filled(scan_output_axes, len(results)))
-    turned = _filled(scan_output_directions, len(results))
     at = _filled(scan_output_axes, len(results))
-    return *held, *(y.flip(a) if back else y for y, a, back in zip(made, at, turned, strict=True))
+    flips = _filled(scan_output_directions, len(results))
+    stacked = zip(_scan_results(rows, results, at), at, flips, strict=True)
+    return *states, *(y.flip(axis) if flip else y for y, axis, flip in stacked)
 
 
 ROWS = [

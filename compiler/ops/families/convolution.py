@@ -1,7 +1,7 @@
 """Conv, ConvInteger and ConvTranspose over [batch, channels, positions…].
 
-With ``group`` g the channels are g blocks that do not meet: weights are [out, in/g, kernel…] for Conv
-and [in, out/g, kernel…] for ConvTranspose.
+With ``group`` g the channels are g independent blocks: weights are [out, in/g, kernel…] for Conv and
+[in, out/g, kernel…] for ConvTranspose.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import (
@@ -38,7 +39,7 @@ def _group(node: Node) -> int:
 
 
 def _kernel(node: Node) -> list[int] | None:
-    """Kernel sizes: as stated, else the weight's; None where they are not numbers."""
+    """Kernel sizes: the attribute, else the weight's; None if they are not numbers."""
     stated = node.attrs.get("kernel_shape")
     sizes = stated if isinstance(stated, tuple) and stated else dims(node.inputs[1])[2:]
     return [s for s in sizes if isinstance(s, int)] if all_ints(sizes) else None
@@ -69,7 +70,7 @@ def _conv_infer(node: Node) -> list[ValueType]:
     if len(x.dims) != len(weight.dims) or len(x.dims) != len(kernel) + 2:
         refuse(node, f"{x} and weight {weight} differ in rank, or from kernel {kernel}")
     if isinstance(channels, int) and isinstance(inner, int) and channels != inner * _group(node):
-        refuse(node, f"{x} has not the {inner} x {_group(node)} channels of weight {weight}")
+        refuse(node, f"{x} does not have the {inner} x {_group(node)} channels of weight {weight}")
     sizes = window(kernel, node.attrs).sizes(x.dims[2:])
     if any(map(is_too_small, sizes)):
         refuse(node, f"no window of {kernel} fits {x}")
@@ -91,8 +92,8 @@ def _conv_cost(node: Node) -> Cost:
 
 
 def _conv_ties(node: Node) -> list[Tie]:
-    """Lanes of each group's operand channels are summed; lanes of its result channels, and whole
-    groups, are kept. With one group the last two are one channel and all of them."""
+    """The input channels of each group, which are summed over; its output channels; and whole groups, if
+    there are several."""
     x, weight, group = dims(node.inputs[0]), dims(node.inputs[1]), _group(node)
     if not x or not weight or not isinstance(weight[0], int) or not isinstance(weight[1], int):
         return []
@@ -111,7 +112,7 @@ def _conv_ties(node: Node) -> list[Tie]:
 
 
 def _conv_follow(node: Node, cut: Cut) -> Follow:
-    """A group is gone when all of its operand channels are."""
+    """A group is removed with all of its input channels."""
     group, channels = _group(node), dims(node.inputs[0])[1]
     gone = set(cut.get(("in", 0, 1), ()))
     if group == 1 or not gone or not isinstance(channels, int):
@@ -122,8 +123,8 @@ def _conv_follow(node: Node, cut: Cut) -> Follow:
 
 
 def _conv_weights(node: Node) -> list[Weight]:
-    """W[out, in / group, *kernel]: the input channels of one place lie side by side. Each of several
-    groups sees windows of its own channels."""
+    """W[out, in / group, *kernel], input channels the fastest. Without a window for several groups, which
+    see different channels."""
     x, kernel = dims(node.inputs[0]), dims(node.inputs[1])[2:]
     inputs = (*range(2, len(kernel) + 2), 1)
     if _group(node) == 1 and all_ints(kernel) and x:  # Attributes are checked against a known rank.
@@ -135,7 +136,7 @@ def _conv_weights(node: Node) -> list[Weight]:
 
 
 def _full(over: Window, have: Any, more: Any) -> list[Dim]:
-    """Sizes before anything is cropped."""
+    """Output sizes before cropping."""
     return [
         None if size is None else (size - 1) * stride + span + extra
         for size, stride, span, extra in zip(have, over.strides, over.span, more, strict=True)
@@ -180,14 +181,14 @@ def _conv_transpose(x: Any, weight: Any, bias: Any = None, *, group: int, **attr
     if attrs.get("output_shape") or over.auto_pad.startswith("SAME"):
         surplus = [int(f) - int(w) for f, w in zip(_full(over, x.shape[2:], more), wanted, strict=True)]  # type: ignore[arg-type]  # fmt: skip
         pads = [halves(s, over.auto_pad) for s in surplus]
-    # What output_padding adds lies behind the result, where only the bias is.
+    # output_padding adds positions at the end that contain only the bias.
     crop = [(-before, extra - after) for (before, after), extra in zip(pads, more, strict=True)]
     y = F.pad(y, torch_pads(crop))
     return y if bias is None else y + bias.reshape(1, -1, *[1] * len(more))
 
 
 def _transpose_cost(node: Node) -> Cost:
-    """Every operand element meets its group's result channels and the kernel."""
+    """Every input element is multiplied for its group's output channels and the kernel."""
     return Cost(product([*dims(node.inputs[0]), *dims(node.inputs[1])[1:]]))
 
 
@@ -220,27 +221,27 @@ def _transpose_weights(node: Node) -> list[Weight]:
 
 
 def _integer_infer(node: Node) -> list[ValueType]:
-    (found,) = _conv_infer(node)
-    return [replace(found, dtype=DType.I32)] if isinstance(found, TensorType) else [found]
+    (type,) = _conv_infer(node)
+    return [replace(type, dtype=DType.I32)] if isinstance(type, TensorType) else [type]
 
 
 def _conv_integer(x: Any, weight: Any, x_zero: Any = None, w_zero: Any = None, **attrs: Any) -> Any:
-    """In double precision, which holds sums of 32 bits exactly. Of the weight's zero points there may be
-    one for each channel that it makes."""
+    """In double precision, which is exact for sums of 32 bits. ``w_zero`` may be per output channel."""
     import torch
 
-    wide, held = x.to(torch.float64), weight.to(torch.float64)
+    x, weight = x.to(torch.float64), weight.to(torch.float64)
     if x_zero is not None:
-        wide = wide - x_zero.to(torch.float64).reshape(())
+        x = x - x_zero.to(torch.float64).reshape(())
     if w_zero is not None:
-        held = held - w_zero.to(torch.float64).reshape(-1, *[1] * (held.dim() - 1))
-    return _conv(wide, held, **attrs).to(torch.int32)
+        weight = weight - w_zero.to(torch.float64).reshape(-1, *[1] * (weight.dim() - 1))
+    return _conv(x, weight, **attrs).to(torch.int32)
 
 
 def _integer_samples(rng: np.random.Generator) -> list[Sample]:
     def case(x: tuple[int, ...], w: tuple[int, ...], *zeros: int, **attrs: Any) -> Sample:
-        held = [rng.integers(0, 256, s).astype(np.uint8) for s in (x, w)]
-        return Sample([*held, *(np.array(z, np.uint8) for z in zeros)], attrs, frozenset({1, 2, 3}))
+        operands = [rng.integers(0, 256, s).astype(np.uint8) for s in (x, w)]
+        operands += [np.array(z, np.uint8) for z in zeros]
+        return Sample(operands, attrs, frozenset({1, 2, 3}))
 
     return [
         case((2, 3, 9), (4, 3, 3), 7, pads=(1, 1)),
@@ -252,16 +253,12 @@ def _integer_samples(rng: np.random.Generator) -> list[Sample]:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 _HELD = frozenset({1, 2})
 
 
 def _conv_samples(rng: np.random.Generator) -> list[Sample]:
     def case(*shapes: tuple[int, ...], **attrs: Any) -> Sample:
-        return Sample([_f(rng, *s) for s in shapes], attrs, _HELD)
+        return Sample([floats(rng, *s) for s in shapes], attrs, _HELD)
 
     same = {"strides": (2, 3), "auto_pad": "SAME_UPPER"}
     return [
@@ -278,7 +275,7 @@ def _conv_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
     def case(*shapes: tuple[int, ...], **attrs: Any) -> Sample:
-        return Sample([_f(rng, *s) for s in shapes], attrs, _HELD)
+        return Sample([floats(rng, *s) for s in shapes], attrs, _HELD)
 
     return [
         case((2, 3, 5), (3, 4, 3), (4,)),
@@ -295,8 +292,7 @@ ROWS = with_traits("product", [
           follow=_conv_follow, weights=_conv_weights, samples=_conv_samples),
     OpDef("ConvTranspose", since=11, infer=_transpose_infer, torch=_conv_transpose,
           cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
-          weights=_transpose_weights,
-          samples=_transpose_samples),
+          weights=_transpose_weights, samples=_transpose_samples),
     OpDef("ConvInteger", since=10, infer=_integer_infer, torch=_conv_integer, cost=_conv_cost,
           samples=_integer_samples),
 ])  # fmt: skip

@@ -18,7 +18,7 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Equation:
-    """Labels of each operand's axes and of the result's. An ellipsis is spelled out: its axes are
+    """Labels of each operand's axes and of the result's. An ellipsis is expanded: its axes are
     ``.0``, ``.1`` … counted from the last."""
 
     operands: tuple[Labels, ...]
@@ -34,7 +34,7 @@ class Equation:
 
 
 def equation_of(node: Node) -> Equation | None:
-    """The equation over the operands' axes; None where a rank is not known.
+    """The equation over the operands' axes; None if a rank is unknown.
 
     Raises:
         InvalidGraph: it does not fit the operands.
@@ -71,42 +71,42 @@ def _spelled(node: Node, term: str, free: int) -> Labels:
 
 
 def _infer(node: Node) -> list[ValueType]:
-    found, x = equation_of(node), tensor(node)
-    if found is None:
+    equation, x = equation_of(node), tensor(node)
+    if equation is None:
         return [x.with_dims(None)]
     shapes = [dims(v) for v in node.inputs]
-    return [x.with_dims(tuple(found.size(label, shapes) for label in found.result))]
+    return [x.with_dims(tuple(equation.size(label, shapes) for label in equation.result))]
 
 
 def _cost(node: Node) -> Cost:
-    """One multiply-add for each combination of all labels, as if it were computed in one go."""
-    found = equation_of(node)
-    if found is None:
+    """One multiply-add per combination of all labels: the cost without intermediate products."""
+    equation = equation_of(node)
+    if equation is None:
         return Cost(None, None)
     shapes = [dims(v) for v in node.inputs]
-    labels = dict.fromkeys(label for operand in found.operands for label in operand)
-    return Cost(product(found.size(label, shapes) for label in labels))
+    labels = dict.fromkeys(label for operand in equation.operands for label in operand)
+    return Cost(product(equation.size(label, shapes) for label in labels))
 
 
 def _ties(node: Node) -> list[Tie]:
-    """All axes of a label, where they are not stretched; a label that the result lacks is summed."""
-    found = equation_of(node)
-    if found is None:
+    """All axes of a label that are not stretched; a label missing from the result is summed."""
+    equation = equation_of(node)
+    if equation is None:
         return []
     shapes = [dims(v) for v in node.inputs]
     ties = []
-    for label in dict.fromkeys(label for operand in found.operands for label in operand):
-        size = found.size(label, shapes)
+    for label in dict.fromkeys(label for operand in equation.operands for label in operand):
+        size = equation.size(label, shapes)
         members = [
             plain("in", i, axis)
-            for i, labels in enumerate(found.operands)
+            for i, labels in enumerate(equation.operands)
             for axis, own in enumerate(labels)
             if own == label and shapes[i][axis] == size
         ]
-        if label in found.result:
-            members.append(plain("out", 0, found.result.index(label)))
+        if label in equation.result:
+            members.append(plain("out", 0, equation.result.index(label)))
         if size is not None and size != 1:
-            ties.append(Tie(size, tuple(members), "same" if label in found.result else "sum"))
+            ties.append(Tie(size, tuple(members), "same" if label in equation.result else "sum"))
     return ties
 
 
@@ -118,8 +118,8 @@ def _einsum(*operands: Any, equation: str) -> Any:
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
     def case(equation: str, *shapes: tuple[int, ...]) -> Sample:
-        held = [rng.standard_normal(s).astype(np.float32) for s in shapes]
-        return Sample(held, {"equation": equation})
+        operands = [rng.standard_normal(s).astype(np.float32) for s in shapes]
+        return Sample(operands, {"equation": equation})
 
     return [
         case("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),

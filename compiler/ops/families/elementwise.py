@@ -1,4 +1,4 @@
-"""Ops that work an element at a time: unary, binary with broadcasting, selection."""
+"""Elementwise ops: unary, binary with broadcasting, selection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tersor.ir.dims import KnownDim, divide, floordiv
 from tersor.ops import onnx_schema
 from tersor.ops.contents import contents_of
 from tersor.ops.families import _straight as straight
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import broadcast_dims, small
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.opdef import Cost, Member, OpDef, Sample, Tie, Trait, with_traits
@@ -27,15 +28,15 @@ def elementwise_cost(node: Node) -> Cost:
 def broadcast_infer(
     dtype: DType | None = None, source: int = 0
 ) -> Callable[[Node], list[ValueType]]:
-    """Result of broadcasting; of ``dtype``, or of operand ``source``'s."""
+    """Inference for broadcast operands; the element type is ``dtype`` or operand ``source``'s."""
 
     def infer(node: Node) -> list[ValueType]:
         operands = [v for v in node.inputs if v is not None]
-        made = dtype or operands[source].tensor.dtype
+        element = dtype or operands[source].tensor.dtype
         out: tuple[Any, ...] = ()
         for value in operands:
             if value.tensor.dims is None:
-                return [TensorType(made, None)]
+                return [TensorType(element, None)]
             out = broadcast_dims(out, value.tensor.dims)
         _check(node, out)
         if (
@@ -44,7 +45,7 @@ def broadcast_infer(
             and node.op not in _MIXED
         ):
             return onnx_schema.infer(node)
-        return [TensorType(made, out)]
+        return [TensorType(element, out)]
 
     return infer
 
@@ -53,7 +54,7 @@ _MIXED = {"Pow", "BitShift"}
 
 
 def _check(node: Node, out: tuple[Any, ...]) -> None:
-    """Refuses operands whose static dims cannot be broadcast."""
+    """Raises InvalidGraph if static dims cannot be broadcast."""
     for value in node.inputs:
         shape = dims(value)
         for have, want in zip(reversed(shape), reversed(out), strict=False):
@@ -75,7 +76,7 @@ def _same_infer(node: Node) -> list[ValueType]:
 
 
 def _lift(function: Callable[..., Any]) -> Callable[[Node], list[np.ndarray | None]]:
-    """Contents by ``function`` on the operands' elements, broadcast; an unknown element stays so."""
+    """Contents by ``function`` on the operands' broadcast elements; unknown ones stay unknown."""
 
     def contents(node: Node) -> list[np.ndarray | None]:
         operands = [contents_of(v) for v in node.inputs]
@@ -113,14 +114,14 @@ def _compare(op: Callable[[Any, Any], bool]) -> Callable[[Any, Any], int | None]
 
 
 def _divide(a: KnownDim, b: KnownDim) -> KnownDim | None:
-    """Truncating division of integers; symbols are sizes, which are not negative."""
+    """Truncating division; symbols are sizes, which are not negative."""
     if b == 0:
         return None
     if isinstance(a, int) and isinstance(b, int):
         return int(a / b) if abs(a) < 2**53 else None
     if (exact := divide(a, b)) is not None:
         return exact
-    # Rounding towards zero is rounding down where neither is negative.
+    # Rounding towards zero is rounding down if neither is negative.
     return None if is_at_least(0, a) or is_at_least(0, b) else floordiv(a, b)
 
 
@@ -131,15 +132,14 @@ def _where_contents(node: Node) -> list[np.ndarray | None]:
 
 
 def _identity_contents(node: Node) -> list[np.ndarray | None]:
-    held = contents_of(node.inputs[0])
-    return [held] + [None] * (len(node.outputs) - 1)
+    return [contents_of(node.inputs[0])] + [None] * (len(node.outputs) - 1)
 
 
 # -- torch -----------------------------------------------------------------------------------------
 
 
 def _torch(name: str) -> Callable[..., Any]:
-    """torch's function of that name, found when it is called."""
+    """torch's function of that name, looked up when it is called."""
 
     def call(*operands: Any, **attrs: Any) -> Any:
         import torch
@@ -179,7 +179,7 @@ def _div(a: Any, b: Any) -> Any:
 
 
 def _mod_needs(node: Node) -> int:
-    """Floats had to have ``fmod`` before 28."""
+    """Before opset 28, floats require ``fmod``."""
     a = node.inputs[0]
     floats = a is not None and isinstance(a.type, TensorType) and a.type.dtype.is_float
     return 28 if floats and not node.attrs["fmod"] else 0
@@ -228,10 +228,6 @@ def _selu(x: Any, *, alpha: float, gamma: float) -> Any:
 # -- samples ---------------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _positive(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (np.abs(rng.standard_normal(shape)) + 0.1).astype(np.float32)
 
@@ -241,7 +237,7 @@ def _unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def _holed(x: np.ndarray, hole: float) -> np.ndarray:
-    """``x`` with some elements of either sign made ``hole``."""
+    """``x`` with some elements of either sign replaced by ``hole``."""
     return np.where(np.abs(x) > 1, np.copysign(hole, x), x).astype(x.dtype)
 
 
@@ -255,30 +251,30 @@ def _one(make: Callable[..., np.ndarray], *attrs: dict[str, Any]) -> Any:
 
 def _pairs(make: Callable[..., np.ndarray], integers: bool = True) -> Any:
     def samples(rng: np.random.Generator) -> list[Sample]:
-        found = [
+        samples = [
             Sample([make(rng, 2, 3, 4), make(rng, 3, 1)]),
             Sample([make(rng, 4), make(rng, 2, 1, 4)]),
             Sample([make(rng, 2, 3), make(rng)]),
         ]
         if integers:
             a, b = rng.integers(-9, 9, (3, 4)), rng.integers(1, 9, 4)
-            found.append(Sample([a.astype(np.int64), b.astype(np.int64)]))
-        return found
+            samples.append(Sample([a.astype(np.int64), b.astype(np.int64)]))
+        return samples
 
     return samples
 
 
 def _unary(
-    op: str, since: int, torch: Callable[..., Any], make: Any = _f, *attrs: dict[str, Any]
+    op: str, since: int, torch: Callable[..., Any], make: Any = floats, *attrs: dict[str, Any]
 ) -> OpDef:
-    """A row of an op on one operand that keeps its type."""
+    """A row of an op on one operand that preserves its type."""
     return OpDef(op, since=since, infer=_same_infer, torch=torch, cost=elementwise_cost,
                  ties=broadcast, samples=_one(make, *attrs))  # fmt: skip
 
 
 def _binary(op: str, since: int, torch: Callable[..., Any], **more: Any) -> OpDef:
     """A row of an op on broadcast operands of one type."""
-    row: dict[str, Any] = {"infer": broadcast_infer(), "samples": _pairs(_f)}
+    row: dict[str, Any] = {"infer": broadcast_infer(), "samples": _pairs(floats)}
     return OpDef(
         op, since=since, torch=torch, cost=elementwise_cost, ties=broadcast, **(row | more)
     )
@@ -302,7 +298,7 @@ def _and(a: Any, b: Any) -> int | None:
 
 def _where_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_bools(rng, 2, 1, 4), _f(rng, 3, 1), _f(rng, 2, 3, 4)]),
+        Sample([_bools(rng, 2, 1, 4), floats(rng, 3, 1), floats(rng, 2, 3, 4)]),
         Sample([_bools(rng, 3), np.array(0, np.float32), np.array(-np.inf, np.float32)]),
     ]
 
@@ -310,9 +306,9 @@ def _where_samples(rng: np.random.Generator) -> list[Sample]:
 def _clip_samples(rng: np.random.Generator) -> list[Sample]:
     low, high = np.array(-0.5, np.float32), np.array(0.5, np.float32)
     return [
-        Sample([_f(rng, 3, 4), low, high]),
-        Sample([_f(rng, 3, 4), None, high]),
-        Sample([_f(rng, 3), low]),
+        Sample([floats(rng, 3, 4), low, high]),
+        Sample([floats(rng, 3, 4), None, high]),
+        Sample([floats(rng, 3), low]),
     ]
 
 
@@ -342,7 +338,7 @@ ROWS = with_traits("elementwise", [
       for op, since in (("Floor", 6), ("Ceil", 6), ("Round", 11))),
     replace(_unary("Sign", 9, _torch("sign")), straight_through=straight.sign),
     OpDef("Neg", since=6, infer=_same_infer, torch=_torch("neg"), cost=elementwise_cost,
-          ties=broadcast, contents=_lift(lambda a: -a), samples=_one(_f)),
+          ties=broadcast, contents=_lift(lambda a: -a), samples=_one(floats)),
     _unary("Log", 6, _torch("log"), _positive),
     _unary("Sqrt", 6, _torch("sqrt"), _positive),
     _unary("Reciprocal", 6, _torch("reciprocal"), _positive),
@@ -351,34 +347,34 @@ ROWS = with_traits("elementwise", [
     _unary("Atanh", 9, _torch("atanh"), _unit),
     _unary("Acosh", 9, _torch("acosh"),
            lambda rng, *s: _positive(rng, *s) + 1),
-    _unary("LeakyRelu", 6, _leaky, _f, {"alpha": 0.1}),
-    _unary("Elu", 6, lambda x, *, alpha: _nn("elu")(x, alpha), _f, {"alpha": 0.5}),
-    _unary("Celu", 12, lambda x, *, alpha: _nn("celu")(x, alpha), _f, {"alpha": 0.5}),
+    _unary("LeakyRelu", 6, _leaky, floats, {"alpha": 0.1}),
+    _unary("Elu", 6, lambda x, *, alpha: _nn("elu")(x, alpha), floats, {"alpha": 0.5}),
+    _unary("Celu", 12, lambda x, *, alpha: _nn("celu")(x, alpha), floats, {"alpha": 0.5}),
     _unary("Selu", 6, _selu),
-    _unary("Gelu", 20, lambda x, *, approximate: _nn("gelu")(x, approximate=approximate), _f,
+    _unary("Gelu", 20, lambda x, *, approximate: _nn("gelu")(x, approximate=approximate), floats,
            {"approximate": "none"}, {"approximate": "tanh"}),
     _unary("HardSigmoid", 6, lambda x, *, alpha, beta: (alpha * x + beta).clamp(0, 1)),
     _unary("HardSwish", 14, _nn("hardswish")),
     _unary("Softplus", 1, _nn("softplus")),
     _unary("Softsign", 1, _nn("softsign")),
     _unary("Mish", 18, _nn("mish")),
-    _unary("Swish", 24, lambda x, *, alpha: x * (alpha * x).sigmoid(), _f, {"alpha": 1.0},
+    _unary("Swish", 24, lambda x, *, alpha: x * (alpha * x).sigmoid(), floats, {"alpha": 1.0},
            {"alpha": 1.702}),
-    _unary("ThresholdedRelu", 10, lambda x, *, alpha: x * (x > alpha), _f, {"alpha": 0.3}),
+    _unary("ThresholdedRelu", 10, lambda x, *, alpha: x * (x > alpha), floats, {"alpha": 0.3}),
     OpDef("Identity", traits=frozenset({"view", "movement"}),
           since=1, infer=lambda node: [node.inputs[0].type],  # type: ignore[union-attr]
           contents=_identity_contents, torch=lambda x: x, cost=lambda node: Cost(0, 0),
-          ties=broadcast, samples=_one(_f)),
+          ties=broadcast, samples=_one(floats)),
     OpDef("Dropout", since=13, infer=_same_infer, torch=_dropout, cost=lambda node: Cost(0, 0),
           ties=_dropout_ties,
-          samples=lambda rng: [Sample([_f(rng, 2, 3)], outputs=n) for n in (1, 2)]),
+          samples=lambda rng: [Sample([floats(rng, 2, 3)], outputs=n) for n in (1, 2)]),
     OpDef("Not", since=1, infer=_same_infer, contents=_lift(lambda a: 1 - a), torch=_torch("logical_not"),
           cost=elementwise_cost, ties=broadcast, samples=_one(_bools)),
     OpDef("IsNaN", traits=_DISCRETE, since=9, infer=_bool_like, torch=_torch("isnan"), cost=elementwise_cost,
-          ties=broadcast, samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.nan))),
+          ties=broadcast, samples=_one(lambda rng, *s: _holed(floats(rng, *s), np.nan))),
     OpDef("IsInf", traits=_DISCRETE, since=10, infer=_bool_like, torch=_isinf, cost=elementwise_cost,
           ties=broadcast,
-          samples=_one(lambda rng, *s: _holed(_f(rng, *s), np.inf), {}, {"detect_positive": 0})),
+          samples=_one(lambda rng, *s: _holed(floats(rng, *s), np.inf), {}, {"detect_positive": 0})),
     OpDef("Clip", since=12, infer=_same_infer, torch=_clip, cost=elementwise_cost,
           ties=lambda node: broadcast(node, [0]), samples=_clip_samples),
     OpDef("Where", since=9, infer=broadcast_infer(source=1), contents=_where_contents,
@@ -389,15 +385,15 @@ ROWS = with_traits("elementwise", [
     _binary("Div", 7, _div, contents=_lift(_divide)),
     _binary("Mod", 10, _mod, needs=_mod_needs, samples=lambda rng: [
         Sample([rng.integers(-9, 9, (3, 4)), rng.integers(1, 5, 4)]),
-        Sample([_f(rng, 3), _positive(rng, 3)], {"fmod": 1})]),
+        Sample([floats(rng, 3), _positive(rng, 3)], {"fmod": 1})]),
     _binary("Pow", 12, _pow, samples=lambda rng: [
-        Sample([_positive(rng, 3, 4), _f(rng, 4)]), Sample([_f(rng, 3), np.array(2, np.float32)]),
-        Sample([_f(rng, 3), np.array(3, np.int64)])]),
+        Sample([_positive(rng, 3, 4), floats(rng, 4)]), Sample([floats(rng, 3), np.array(2, np.float32)]),
+        Sample([floats(rng, 3), np.array(3, np.int64)])]),
     _binary("PRelu", 9, lambda x, slope: x.where(x >= 0, x * slope)),
     _binary("Max", 12, _fold("maximum"), contents=_lift(larger), commutative=True),
     _binary("Min", 12, _fold("minimum"), contents=_lift(smaller), commutative=True),
-    _binary("Sum", 8, _fold("add"), samples=_pairs(_f, integers=False)),
-    _binary("Mean", 8, lambda *xs: sum(xs) / len(xs), samples=_pairs(_f, integers=False)),
+    _binary("Sum", 8, _fold("add"), samples=_pairs(floats, integers=False)),
+    _binary("Mean", 8, lambda *xs: sum(xs) / len(xs), samples=_pairs(floats, integers=False)),
     _logical("And", "logical_and", _and),
     _logical("Or", "logical_or", lambda a, b: 1 if 1 in (a, b) else 0),
     _logical("Xor", "logical_xor", lambda a, b: a ^ b),

@@ -1,4 +1,4 @@
-"""Looking up and writing by index: Gather, GatherElements, GatherND, ScatterElements, ScatterND."""
+"""Reading and writing by index: Gather, GatherElements, GatherND, ScatterElements, ScatterND."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from tersor.errors import Unsupported
 from tersor.ir import Node, ValueType
 from tersor.ops.contents import contents_of
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     axis_of,
     merge,
@@ -42,16 +43,16 @@ def _gather_infer(node: Node) -> list[ValueType]:
 
 
 def _gather_contents(node: Node) -> list[np.ndarray | None]:
-    held, where = contents_of(node.inputs[0]), contents_of(node.inputs[1])
-    if held is None or where is None or not all(isinstance(i, int) for i in where.reshape(-1)):
+    contents, where = contents_of(node.inputs[0]), contents_of(node.inputs[1])
+    if contents is None or where is None or not all(isinstance(i, int) for i in where.reshape(-1)):
         return [None]
-    axis = axis_of(node, held.ndim)
-    size, index = held.shape[axis], where.astype(np.int64)
-    shape = (*held.shape[:axis], *where.shape, *held.shape[axis + 1 :])
+    axis = axis_of(node, contents.ndim)
+    size, index = contents.shape[axis], where.astype(np.int64)
+    shape = (*contents.shape[:axis], *where.shape, *contents.shape[axis + 1 :])
     if not small(shape) or ((index < -size) | (index >= size)).any():
         return [None]
     out = np.empty(shape, object)
-    out[...] = np.take(held, index, axis=axis)
+    out[...] = np.take(contents, index, axis=axis)
     return [out]
 
 
@@ -99,15 +100,15 @@ def _gather_elements_infer(node: Node) -> list[ValueType]:
 
 
 def _gather_elements_contents(node: Node) -> list[np.ndarray | None]:
-    held, where = contents_of(node.inputs[0]), contents_of(node.inputs[1])
-    if held is None or where is None or not all(isinstance(i, int) for i in where.reshape(-1)):
+    contents, where = contents_of(node.inputs[0]), contents_of(node.inputs[1])
+    if contents is None or where is None or not all(isinstance(i, int) for i in where.reshape(-1)):
         return [None]
-    axis = axis_of(node, held.ndim)
+    axis = axis_of(node, contents.ndim)
     index = where.astype(np.int64)
-    if ((index < -held.shape[axis]) | (index >= held.shape[axis])).any():
+    if ((index < -contents.shape[axis]) | (index >= contents.shape[axis])).any():
         return [None]
     cut = tuple(slice(n) if i != axis else slice(None) for i, n in enumerate(index.shape))
-    return [np.take_along_axis(held[cut], index, axis)]
+    return [np.take_along_axis(contents[cut], index, axis)]
 
 
 def _gather_elements(x: Any, indices: Any, *, axis: int) -> Any:
@@ -126,7 +127,7 @@ def _elements_ties(node: Node, axis: int, members: list[tuple[str, int]]) -> lis
 
 
 def _gather_elements_ties(node: Node) -> list[Tie]:
-    """The indices' own axis passes to the result; others with the operand's, where as long."""
+    """The indices' own axis passes to the result; other axes also tie the operand's of equal size."""
     where = dims(node.inputs[1])
     if not where:
         return []
@@ -140,7 +141,7 @@ def _scatter_infer(node: Node) -> list[ValueType]:
 
 
 def _scatter_cost(node: Node) -> Cost:
-    """One operation an update where they are combined with what is there."""
+    """One operation per update if updates are combined with the present values."""
     return Cost(0, 0 if node.attrs["reduction"] == "none" else tensor(node, 2).numel)
 
 
@@ -199,7 +200,7 @@ def _linear(indices: Any, sizes: Any) -> Any:
 
 
 def _gather_nd_ties(node: Node) -> list[Tie]:
-    """Batch axes go together; index tuples and what they pick pass to the result."""
+    """Batch axes are tied; the axes of index tuples and of the slices they select pass to the result."""
     have, where, batch = dims(node.inputs[0]), dims(node.inputs[1]), node.attrs["batch_dims"]
     assert isinstance(batch, int)
     if not have or not where or not isinstance(where[-1], int):
@@ -232,7 +233,7 @@ def _scatter_nd(x: Any, indices: Any, updates: Any, *, reduction: str) -> Any:
 
 
 def _scatter_nd_ties(node: Node) -> list[Tie]:
-    """Axes behind the index tuple: operand, updates and result."""
+    """Axes after the indexed ones: operand, updates and result."""
     have, where, updates = (dims(node.inputs[i]) for i in range(3))
     if not where or not isinstance(where[-1], int):
         return []
@@ -247,64 +248,60 @@ def _scatter_nd_ties(node: Node) -> list[Tie]:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _i(*items: Any) -> np.ndarray:
     return np.array(items, np.int64)
 
 
 def _gather_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 5, 3), _i([0, 4], [-1, 2])]),
-        Sample([_f(rng, 2, 5, 3), _i(1, 3)], {"axis": -2}),
+        Sample([floats(rng, 5, 3), _i([0, 4], [-1, 2])]),
+        Sample([floats(rng, 2, 5, 3), _i(1, 3)], {"axis": -2}),
         Sample([_i(4, 5, 6), np.array(1)]),
         Sample([_i(4, 5, 6), np.array(-3, np.int32)]),
-        Sample([_f(rng, 2, 3) > 0, _i([2])], {"axis": 1}),
-        Sample([_f(rng, 4, 3), np.zeros((0, 2), np.int64)]),
-        Sample([_f(rng, 4, 0), _i(1, 1)]),
+        Sample([floats(rng, 2, 3) > 0, _i([2])], {"axis": 1}),
+        Sample([floats(rng, 4, 3), np.zeros((0, 2), np.int64)]),
+        Sample([floats(rng, 4, 0), _i(1, 1)]),
     ]
 
 
 def _gather_elements_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 3, 4), _i([0, -1, 2, 1])]),
-        Sample([_f(rng, 3, 4), _i([0, -4], [3, 1], [2, 2])], {"axis": -1}),
+        Sample([floats(rng, 3, 4), _i([0, -1, 2, 1])]),
+        Sample([floats(rng, 3, 4), _i([0, -4], [3, 1], [2, 2])], {"axis": -1}),
         Sample([np.arange(6).reshape(2, 3), np.array([[1, 0, 1]], np.int32)], {"axis": 0}),
-        Sample([_f(rng, 2, 2) > 0, _i([0, 0], [1, 0])], {"axis": 1}),
+        Sample([floats(rng, 2, 2) > 0, _i([0, 0], [1, 0])], {"axis": 1}),
     ]
 
 
 def _scatter_elements_samples(rng: np.random.Generator) -> list[Sample]:
-    x, where, new = _f(rng, 3, 4), _i([0, 2, 1, -1]), _f(rng, 1, 4)
+    x, where, new = floats(rng, 3, 4), _i([0, 2, 1, -1]), floats(rng, 1, 4)
     twice = _i([1, 1], [0, -4], [3, 3])
     return [
         Sample([x, where, new]),
         Sample([np.arange(4), _i(3, 0), _i(9, 8)]),
-        *(Sample([x, twice, _f(rng, 3, 2)], {"axis": 1, "reduction": r}) for r in _REDUCE),
+        *(Sample([x, twice, floats(rng, 3, 2)], {"axis": 1, "reduction": r}) for r in _REDUCE),
     ]
 
 
 def _gather_nd_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 3, 4, 2), _i([0, 1], [2, -1])]),
-        Sample([_f(rng, 3, 4), _i([[0], [1]], [[-1], [2]])]),
-        Sample([_f(rng, 2, 4, 3), _i([1], [-2])], {"batch_dims": 1}),
-        Sample([_f(rng, 2, 3, 4), _i([[1], [2]], [[0], [0]])], {"batch_dims": 1}),
+        Sample([floats(rng, 3, 4, 2), _i([0, 1], [2, -1])]),
+        Sample([floats(rng, 3, 4), _i([[0], [1]], [[-1], [2]])]),
+        Sample([floats(rng, 2, 4, 3), _i([1], [-2])], {"batch_dims": 1}),
+        Sample([floats(rng, 2, 3, 4), _i([[1], [2]], [[0], [0]])], {"batch_dims": 1}),
         Sample([np.arange(6).reshape(2, 3), _i([1, 2])]),
-        Sample([_f(rng, 2, 2) > 0, _i([1])]),
+        Sample([floats(rng, 2, 2) > 0, _i([1])]),
     ]
 
 
 def _scatter_nd_samples(rng: np.random.Generator) -> list[Sample]:
-    twice, new = _i([1], [-3], [3]), _f(rng, 3, 3)
+    twice, new = _i([1], [-3], [3]), floats(rng, 3, 3)
     return [
-        Sample([_f(rng, 4, 3), _i([1], [-1]), _f(rng, 2, 3)]),
-        Sample([_f(rng, 4, 3), _i([[1, 2], [0, 0]]), _f(rng, 1, 2)]),
+        Sample([floats(rng, 4, 3), _i([1], [-1]), floats(rng, 2, 3)]),
+        Sample([floats(rng, 4, 3), _i([[1, 2], [0, 0]]), floats(rng, 1, 2)]),
         Sample([np.arange(4), _i([2]), _i(7)]),
-        Sample([_f(rng, 3) > 0, _i([0], [2]), np.array([True, False])]),
-        *(Sample([_f(rng, 4, 3), twice, new], {"reduction": r}) for r in _REDUCE),
+        Sample([floats(rng, 3) > 0, _i([0], [2]), np.array([True, False])]),
+        *(Sample([floats(rng, 4, 3), twice, new], {"reduction": r}) for r in _REDUCE),
     ]
 
 

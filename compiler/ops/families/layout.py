@@ -1,4 +1,4 @@
-"""Bordering and regrouping: Pad, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence."""
+"""Padding and rearranging: Pad, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from tersor.ir import Dim, Node, ValueType
 from tersor.ir.dims import divide
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     checked_axes,
     ints,
@@ -29,7 +30,7 @@ def _same(node: Node) -> list[ValueType]:
 
 
 def _pads(node: Node, rank: int) -> dict[int, tuple[Any, Any]] | None:
-    """axis -> what is added before and after it; None where the axes are not known."""
+    """axis -> padding (before, after); None if the axes are unknown."""
     pads, axes = vector_or_unknown(node.inputs[1]), ints(node.input(3))
     if node.input(3) is None:
         axes = list(range(rank))
@@ -60,7 +61,7 @@ def _pad_infer(node: Node) -> list[ValueType]:
 
 
 def _pad_ties(node: Node) -> list[Tie]:
-    """Axes without a border; with a constant border, the operand's stretch of the result."""
+    """Axes without padding; with constant padding, the operand's range of the result."""
     have = dims(node.inputs[0])
     pads = _pads(node, len(have))
     if pads is None:
@@ -77,7 +78,7 @@ def _pad_ties(node: Node) -> list[Tie]:
 
 
 def _pad(x: Any, pads: Any, value: Any = None, axes: Any = None, *, mode: str) -> Any:
-    """What is negative is cut off first, then the border is filled."""
+    """Negative pads are cut off first, then the border is filled."""
     chosen = range(x.dim()) if axes is None else [int(a) % x.dim() for a in axes]
     amounts = [int(p) for p in pads]
     for i, axis in enumerate(chosen):
@@ -119,7 +120,7 @@ def _trilu(x: Any, k: Any = None, *, upper: int) -> Any:
 
 
 def _trilu_ties(node: Node) -> list[Tie]:
-    """The axes before the matrices'."""
+    """All axes but the matrices'."""
     lead = dims(node.inputs[0])[:-2]
     return [Tie(d, (plain("in", 0, i), plain("out", 0, i))) for i, d in enumerate(lead)]
 
@@ -149,7 +150,7 @@ def _scaled(dim: Dim, by: int) -> Dim:
 def _image(node: Node) -> tuple[Dim, Dim, Dim, Dim]:
     have = tensor(node).dims or (None,) * 4
     if len(have) != 4:
-        refuse(node, f"{tensor(node)} is no batch of images")
+        refuse(node, f"{tensor(node)} is not a batch of images")
     return have
 
 
@@ -227,34 +228,30 @@ def _reverse_sequence_ties(node: Node) -> list[Tie]:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _i(*items: int) -> np.ndarray:
     return np.array(items, np.int64)
 
 
 def _pad_samples(rng: np.random.Generator) -> list[Sample]:
-    x, held = _f(rng, 3, 4), frozenset({1, 3})
+    x, constant = floats(rng, 3, 4), frozenset({1, 3})
     fill = np.array(2.5, np.float32)
     modes = ("constant", "reflect", "edge", "wrap")
     return [
-        Sample([x, _i(0, 1, 2, 0)], {}, held),
-        Sample([x, _i(1, 1), fill, _i(-1)], {}, held),
-        Sample([x, _i(-1, 0, 2, -2), fill], {}, held),
-        Sample([np.arange(3), _i(2, 1), np.array(-7)], {}, held),
-        Sample([x > 0, _i(0, 1, 1, 0), np.array(True)], {}, held),
-        *(Sample([x, _i(2, 1, 1, 3)], {"mode": mode}, held) for mode in modes),
+        Sample([x, _i(0, 1, 2, 0)], {}, constant),
+        Sample([x, _i(1, 1), fill, _i(-1)], {}, constant),
+        Sample([x, _i(-1, 0, 2, -2), fill], {}, constant),
+        Sample([np.arange(3), _i(2, 1), np.array(-7)], {}, constant),
+        Sample([x > 0, _i(0, 1, 1, 0), np.array(True)], {}, constant),
+        *(Sample([x, _i(2, 1, 1, 3)], {"mode": mode}, constant) for mode in modes),
     ]
 
 
 def _trilu_samples(rng: np.random.Generator) -> list[Sample]:
     k = [np.array(n) for n in (1, -2, 9, -9)]
     return [
-        Sample([_f(rng, 2, 4, 4)]),
-        Sample([_f(rng, 3, 5)], {"upper": 0}),
-        *(Sample([_f(rng, 3, 5), n], {"upper": u}, frozenset({1})) for n in k for u in (0, 1)),
+        Sample([floats(rng, 2, 4, 4)]),
+        Sample([floats(rng, 3, 5)], {"upper": 0}),
+        *(Sample([floats(rng, 3, 5), n], {"upper": u}, frozenset({1})) for n in k for u in (0, 1)),
         Sample([np.arange(9).reshape(3, 3)]),
         Sample([np.ones((3, 3), bool)], {"upper": 0}),
     ]
@@ -264,15 +261,15 @@ def _depth_samples(rng: np.random.Generator) -> list[Sample]:
     attrs: list[dict[str, Any]] = [
         {"blocksize": 2}, {"blocksize": 2, "mode": "CRD"}, {"blocksize": 1}
     ]  # fmt: skip
-    return [Sample([_f(rng, 2, 8, 2, 3)], a) for a in attrs]
+    return [Sample([floats(rng, 2, 8, 2, 3)], a) for a in attrs]
 
 
 def _space_samples(rng: np.random.Generator) -> list[Sample]:
-    return [Sample([_f(rng, 2, 3, 4, 6)], {"blocksize": b}) for b in (1, 2)]
+    return [Sample([floats(rng, 2, 3, 4, 6)], {"blocksize": b}) for b in (1, 2)]
 
 
 def _reverse_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 4, 3, 2)
+    x = floats(rng, 4, 3, 2)
     return [
         Sample([x, _i(4, 1, 2)]),
         Sample([x, _i(3, 2, 1, 3)], {"batch_axis": 0, "time_axis": 1}),

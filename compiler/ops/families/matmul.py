@@ -1,14 +1,16 @@
-"""Matrix products: MatMul, Gemm, and Linear, the form that every linear layer is brought to."""
+"""Matrix products: MatMul, Gemm, and Linear, the canonical form of linear layers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tersor.ir import Dim, Node, TensorType
 from tersor.ir.dims import product
+from tersor.ops.families._samples import floats
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Bias, Cost, Member, OpDef, Sample, Tie, Weight, with_traits
 
@@ -28,7 +30,7 @@ def activate(x: Any, activation: str) -> Any:
     if activation == "gelu_tanh":
         return F.gelu(x, approximate="tanh")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"no activation {activation!r}")
+        raise ValueError(f"unknown activation {activation!r}")
     return getattr(F, activation)(x)
 
 
@@ -73,8 +75,7 @@ def _linear_weights(node: Node) -> list[Weight]:
 
 
 def _matmul_samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     return [
         Sample([f(3, 4), f(4, 5)]),
@@ -123,8 +124,7 @@ def _gemm_weights(node: Node) -> list[Weight]:
 
 
 def _gemm_samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     return [
         Sample([f(3, 4), f(4, 5), f(5)]),
@@ -161,8 +161,7 @@ def _linear_ties(node: Node) -> list[Tie]:
 
 
 def _linear_samples(rng: np.random.Generator) -> list[Sample]:
-    def f(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
+    f = partial(floats, rng)
 
     weights = frozenset({1, 2})
     return [

@@ -1,4 +1,4 @@
-"""Moving data about: Transpose, Concat, Split, Slice."""
+"""Moving data: Transpose, Concat, Split, Slice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tersor.ir import Dim, Node, Sym, ValueType
 from tersor.ir.bounds import UNBOUNDED, is_at_least, larger, lower_bound, smaller
 from tersor.ir.dims import KnownDim, ceil_div, divide
 from tersor.ops.contents import contents_of
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     axis_of,
     checked_axes,
@@ -28,7 +29,7 @@ from tersor.ops.opdef import Cut, Follow, Member, OpDef, Sample, Tie
 
 
 def kept_axes(node: Node, changed: set[int]) -> list[Tie]:
-    """Ties of the axes of operand 0 that pass to the result at the same place."""
+    """Ties of the axes of operand 0 that are not ``changed`` and are the same in the result."""
     have = dims(node.inputs[0])
     return [
         Tie(d, (plain("in", 0, i), plain("out", 0, i)))
@@ -46,7 +47,7 @@ def _perm(node: Node, rank: int) -> list[int]:
         return list(reversed(range(rank)))
     axes = [p for p in perm if isinstance(p, int)]
     if sorted(axes) != list(range(rank)):
-        refuse(node, f"perm {axes} is no permutation of {rank} axes")
+        refuse(node, f"perm {axes} is not a permutation of {rank} axes")
     return axes
 
 
@@ -58,8 +59,8 @@ def _transpose_infer(node: Node) -> list[ValueType]:
 
 
 def _transpose_contents(node: Node) -> list[np.ndarray | None]:
-    held = contents_of(node.inputs[0])
-    return [None if held is None else np.transpose(held, _perm(node, held.ndim))]
+    contents = contents_of(node.inputs[0])
+    return [None if contents is None else np.transpose(contents, _perm(node, contents.ndim))]
 
 
 def _transpose(x: Any, *, perm: Any = None) -> Any:
@@ -81,7 +82,7 @@ def _concat_infer(node: Node) -> list[ValueType]:
     types = [tensor(node, i) for i in range(len(node.inputs))]
     ranks = {len(t.dims) for t in types if t.dims is not None}
     if len(ranks) > 1 or len({t.dtype for t in types}) > 1:
-        refuse(node, f"{', '.join(map(str, types))} cannot be joined")
+        refuse(node, f"{', '.join(map(str, types))} cannot be concatenated")
     if not ranks:
         return [types[0].with_dims(None)]
     rank = ranks.pop()
@@ -112,7 +113,7 @@ def _concat(*tensors: Any, axis: int) -> Any:
 
 
 def _concat_ties(node: Node) -> list[Tie]:
-    """Each operand owns a stretch of the joined axis; the other axes go together."""
+    """Each operand has a range of the concatenated axis; the other axes are tied."""
     shapes = [dims(v) for v in node.inputs]
     if not all(shapes):
         return []
@@ -136,7 +137,7 @@ def _concat_ties(node: Node) -> list[Tie]:
 
 
 def _split_sizes(node: Node) -> list[Dim]:
-    """Sizes of the parts, each None where it is not known."""
+    """Sizes of the parts; None if unknown."""
     parts, have = len(node.outputs), dims(node.inputs[0])
     if node.input(1) is not None:
         given = known(node.input(1))
@@ -165,10 +166,13 @@ def _split_infer(node: Node) -> list[ValueType]:
 
 
 def _split_contents(node: Node) -> list[np.ndarray | None]:
-    held, sizes = contents_of(node.inputs[0]), [s for s in _split_sizes(node) if isinstance(s, int)]
-    if held is None or len(sizes) != len(node.outputs):
+    contents, sizes = (
+        contents_of(node.inputs[0]),
+        [s for s in _split_sizes(node) if isinstance(s, int)],
+    )
+    if contents is None or len(sizes) != len(node.outputs):
         return [None] * len(node.outputs)
-    return list(np.split(held, np.cumsum(sizes)[:-1], axis=axis_of(node, held.ndim)))
+    return list(np.split(contents, np.cumsum(sizes)[:-1], axis=axis_of(node, contents.ndim)))
 
 
 def _split(x: Any, split: Any = None, *, axis: int, outputs: int, num_outputs: int = 0) -> Any:
@@ -179,7 +183,7 @@ def _split(x: Any, split: Any = None, *, axis: int, outputs: int, num_outputs: i
 
 
 def _split_ties(node: Node) -> list[Tie]:
-    """Each result owns a stretch of the cut axis; the other axes go together."""
+    """Each result has a range of the split axis; the other axes are tied."""
     have = dims(node.inputs[0])
     if not have:
         return []
@@ -199,13 +203,13 @@ def _split_ties(node: Node) -> list[Tie]:
 
 
 def _split_follow(node: Node, cut: Cut) -> Follow:
-    """Sizes as operand 1, also where equal parts were asked for: they may differ now."""
+    """Sizes become operand 1, also for equal parts, which may differ now."""
     have = dims(node.inputs[0])
     axis, sizes = axis_of(node, len(have)), _split_sizes(node)
     if not any(key[2] == axis for key, gone in cut.items() if gone):
         return Follow()
     if not all(isinstance(s, int) for s in sizes):
-        raise Unsupported(f"{node.label}: the sizes of the parts are not known")
+        raise Unsupported(f"{node.label}: the sizes of the parts are unknown")
     left = [int(s) - len(cut.get(("out", n, axis), ())) for n, s in enumerate(sizes)]  # type: ignore[arg-type]
     return Follow({"num_outputs": None}, {1: np.array(left, np.int64)})
 
@@ -225,7 +229,7 @@ def positions(size: int, start: int, end: int, step: int) -> range:
 
 
 def _cuts(node: Node, rank: int) -> dict[int, Stretch] | None:
-    """axis -> its cut; None where the axes are not known."""
+    """axis -> (start, end, step); None if the axes are unknown."""
     columns = [known(node.input(i)) for i in (1, 2, 4)]
     axes = ints(node.input(3))
     if node.input(3) is None:
@@ -245,7 +249,7 @@ def _cuts(node: Node, rank: int) -> dict[int, Stretch] | None:
 
 
 def _position(position: Any, size: KnownDim) -> Dim:
-    """A start or end counted from the front, not clamped; None where its sign is not known."""
+    """A start or end counted from the front, not clamped; None if its sign is unknown."""
     if isinstance(position, int):
         if isinstance(size, Sym) and abs(position) >= UNBOUNDED:
             return size if position > 0 else 0
@@ -259,7 +263,7 @@ def _position(position: Any, size: KnownDim) -> Dim:
 
 
 def _sliced(size: Dim, cut: Stretch) -> Dim:
-    """The length that ``cut`` leaves of an axis; None where that does not follow.
+    """The length of an axis after ``cut``; None if it cannot be derived.
 
     A symbolic position in an axis of a fixed size (the first ``seq`` of 512 position embeddings) is
     taken to lie within it.
@@ -297,19 +301,21 @@ def _slice_infer(node: Node) -> list[ValueType]:
     return [x.with_dims(tuple(out))]
 
 
-def _taken(held: np.ndarray, cuts: dict[int, Stretch]) -> np.ndarray | None:
-    """``held`` cut by numbers; None where a cut is not one of numbers."""
+def _taken(contents: np.ndarray, cuts: dict[int, Stretch]) -> np.ndarray | None:
+    """``contents`` sliced by ``cuts``; None if one has unknown numbers."""
     for axis, cut in cuts.items():
         if not all(isinstance(bound, int) for bound in cut):
             return None
-        held = np.take(held, np.array(positions(held.shape[axis], *cut), np.int64), axis=axis)
-    return held
+        contents = np.take(
+            contents, np.array(positions(contents.shape[axis], *cut), np.int64), axis=axis
+        )
+    return contents
 
 
 def _slice_contents(node: Node) -> list[np.ndarray | None]:
-    held = contents_of(node.inputs[0])
-    cuts = _cuts(node, held.ndim) if held is not None else None
-    return [None if held is None or cuts is None else _taken(held, cuts)]
+    contents = contents_of(node.inputs[0])
+    cuts = _cuts(node, contents.ndim) if contents is not None else None
+    return [None if contents is None or cuts is None else _taken(contents, cuts)]
 
 
 def _slice(x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
@@ -324,7 +330,7 @@ def _slice(x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) 
 
 
 def _slice_ties(node: Node) -> list[Tie]:
-    """Axes that are not cut; a stretch that begins at a number is tied to its place in the operand."""
+    """Axes that are not sliced; a range with a known start is tied to its positions in the operand."""
     have, out = dims(node.inputs[0]), dims(node.output)
     cuts = _cuts(node, len(have))
     if cuts is None:
@@ -341,7 +347,7 @@ def _slice_ties(node: Node) -> list[Tie]:
 
 
 def _slice_follow(node: Node, cut: Cut) -> Follow:
-    """Starts and ends move with the positions that go before them."""
+    """Starts and ends move by the positions removed before them."""
     have = dims(node.inputs[0])
     gone = {axis: places for (side, _, axis), places in cut.items() if side == "in" and places}
     cuts = _cuts(node, len(have)) or {}
@@ -351,7 +357,9 @@ def _slice_follow(node: Node, cut: Cut) -> Follow:
             continue
         size, (start, end, step) = have[axis], cuts[axis]
         if not isinstance(size, int) or step != 1:
-            raise Unsupported(f"{node.label}: where the slice of axis {axis} lies is not known")
+            raise Unsupported(
+                f"{node.label}: the slice of axis {axis} starts or ends at an unknown position"
+            )
         taken = positions(size, start, end, step)
         starts[n] = taken.start - sum(p < taken.start for p in gone[axis])
         ends[n] = taken.stop - sum(p < taken.stop for p in gone[axis])
@@ -361,26 +369,27 @@ def _slice_follow(node: Node, cut: Cut) -> Follow:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _i(*items: int) -> np.ndarray:
     return np.array(items, np.int64)
 
 
 def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 2, 3, 4)
-    found = [Sample([x], {"perm": perm}) for perm in ((1, 2, 0), (0, 2, 1), (2, 1, 0))]
-    return [*found, Sample([x]), Sample([np.arange(6).reshape(2, 3)]), Sample([_f(rng, 0, 3) > 0])]
+    x = floats(rng, 2, 3, 4)
+    samples = [Sample([x], {"perm": perm}) for perm in ((1, 2, 0), (0, 2, 1), (2, 1, 0))]
+    return [
+        *samples,
+        Sample([x]),
+        Sample([np.arange(6).reshape(2, 3)]),
+        Sample([floats(rng, 0, 3) > 0]),
+    ]
 
 
 def _concat_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 2, 3), _f(rng, 2, 1), _f(rng, 2, 2)], {"axis": -1}),
-        Sample([_f(rng, 2), _f(rng, 3)], {"axis": 0}),
-        Sample([_f(rng, 2, 3)], {"axis": 1}),
-        Sample([_f(rng, 2, 0, 3), _f(rng, 2, 4, 3)], {"axis": -2}),
+        Sample([floats(rng, 2, 3), floats(rng, 2, 1), floats(rng, 2, 2)], {"axis": -1}),
+        Sample([floats(rng, 2), floats(rng, 3)], {"axis": 0}),
+        Sample([floats(rng, 2, 3)], {"axis": 1}),
+        Sample([floats(rng, 2, 0, 3), floats(rng, 2, 4, 3)], {"axis": -2}),
         Sample([np.arange(3), np.arange(2)], {"axis": 0}),
         Sample([np.array([[True]]), np.array([[False]])], {"axis": 1}),
     ]
@@ -389,17 +398,17 @@ def _concat_samples(rng: np.random.Generator) -> list[Sample]:
 def _split_samples(rng: np.random.Generator) -> list[Sample]:
     one = frozenset({1})
     return [
-        Sample([_f(rng, 2, 7), _i(3, 4)], {"axis": 1}, one, outputs=2),
-        Sample([_f(rng, 2, 7), _i(5, 0, 2)], {"axis": -1}, one, outputs=3),
-        Sample([_f(rng, 7, 2)], {"axis": 0, "num_outputs": 3}, outputs=3),
-        Sample([_f(rng, 6)], {"num_outputs": 2}, outputs=2),
+        Sample([floats(rng, 2, 7), _i(3, 4)], {"axis": 1}, one, outputs=2),
+        Sample([floats(rng, 2, 7), _i(5, 0, 2)], {"axis": -1}, one, outputs=3),
+        Sample([floats(rng, 7, 2)], {"axis": 0, "num_outputs": 3}, outputs=3),
+        Sample([floats(rng, 6)], {"num_outputs": 2}, outputs=2),
         Sample([np.arange(6).reshape(2, 3)], {"axis": 1, "num_outputs": 3}, outputs=3),
-        Sample([_f(rng, 2, 3) > 0, _i(1, 1)], {"axis": 0}, one, outputs=2),
+        Sample([floats(rng, 2, 3) > 0, _i(1, 1)], {"axis": 0}, one, outputs=2),
     ]
 
 
 def _slice_samples(rng: np.random.Generator) -> list[Sample]:
-    x, last = _f(rng, 5, 6), 2**63 - 1
+    x, last = floats(rng, 5, 6), 2**63 - 1
     cases: list[tuple[tuple[int, ...], ...]] = [
         ((1, -3), (4, last), (0, 1)),
         ((4,), (-last,), (0,), (-2,)),
@@ -411,12 +420,12 @@ def _slice_samples(rng: np.random.Generator) -> list[Sample]:
         ((0,), (last,), (1,), (4,)),
         ((-2, 0), (last, -1), (-1, -2)),
     ]
-    found = [
+    samples = [
         Sample([x, *(_i(*c) for c in case)], constant=frozenset({1, 2, 3, 4})) for case in cases
     ]
     short = [_i(1), _i(3)]
-    return [*found, Sample([np.arange(5), *short], constant=frozenset({1, 2})),
-            Sample([_f(rng, 4, 2) > 0, *short], constant=frozenset({1, 2}))]  # fmt: skip
+    return [*samples, Sample([np.arange(5), *short], constant=frozenset({1, 2})),
+            Sample([floats(rng, 4, 2) > 0, *short], constant=frozenset({1, 2}))]  # fmt: skip
 
 
 ROWS = [

@@ -1,19 +1,21 @@
-"""Normalization, alone and with the residual or the embeddings that come before it."""
+"""Normalization, alone and fused with a preceding residual or embeddings."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import broadcast_dims
 from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.opdef import Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight, with_traits
 
 
 def _norm_cost(node: Node) -> Cost:
-    """Two passes for the moments, two to normalize: about eight operations an element."""
+    """Two passes for the moments, two to normalize: about eight operations per element."""
     numel = node.output.tensor.numel
     return Cost(0, None if numel is None else numel * 8)
 
@@ -58,7 +60,7 @@ def _norm_ties(node: Node, operands: int = 1, parameters: tuple[int, ...] = (1, 
     the moments change when a channel goes."""
     have, at = dims(node.inputs[0]), _axis(node)
     outs = range(len(node.outputs))
-    # The second result of Add & Norm is the sum; those of a plain one are moments, an element a row.
+    # The second result of Add & Norm is the sum; those of a plain norm are moments, one per row.
     whole = outs if node.op.startswith("tersor.Add") else outs[:1]
     ties = []
     for axis, size in enumerate(have):
@@ -76,23 +78,19 @@ def _norm_ties(node: Node, operands: int = 1, parameters: tuple[int, ...] = (1, 
     return ties
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _layer_norm_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 2, 3, 8), _f(rng, 8), _f(rng, 8)], {"epsilon": 1e-6}),
-        Sample([_f(rng, 2, 3, 8), _f(rng, 8)]),
-        Sample([_f(rng, 2, 3, 4), _f(rng, 3, 4), _f(rng, 3, 4)], {"axis": 1}),
-        Sample([_f(rng, 2, 3, 4), _f(rng, 4)], outputs=3),
+        Sample([floats(rng, 2, 3, 8), floats(rng, 8), floats(rng, 8)], {"epsilon": 1e-6}),
+        Sample([floats(rng, 2, 3, 8), floats(rng, 8)]),
+        Sample([floats(rng, 2, 3, 4), floats(rng, 3, 4), floats(rng, 3, 4)], {"axis": 1}),
+        Sample([floats(rng, 2, 3, 4), floats(rng, 4)], outputs=3),
     ]
 
 
 def _rms_norm_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample([_f(rng, 2, 3, 8), _f(rng, 8)]),
-        Sample([_f(rng, 2, 8), _f(rng, 8)], {"epsilon": 1e-3}),
+        Sample([floats(rng, 2, 3, 8), floats(rng, 8)]),
+        Sample([floats(rng, 2, 8), floats(rng, 8)], {"epsilon": 1e-3}),
     ]
 
 
@@ -103,10 +101,10 @@ def _add_norm_infer(node: Node) -> list[ValueType]:
     x, skip = node.inputs[0], node.inputs[1]
     assert x is not None and skip is not None
     if x.tensor.dims is None or skip.tensor.dims is None:
-        made = x.tensor.with_dims(None)
+        type = x.tensor.with_dims(None)
     else:
-        made = x.tensor.with_dims(broadcast_dims(x.tensor.dims, skip.tensor.dims))
-    return [made] * len(node.outputs)
+        type = x.tensor.with_dims(broadcast_dims(x.tensor.dims, skip.tensor.dims))
+    return [type] * len(node.outputs)
 
 
 def _add_layer_norm(
@@ -122,12 +120,17 @@ def _add_rms_norm(x: Any, skip: Any, scale: Any, *, axis: int, epsilon: float) -
 
 
 def _add_layer_norm_samples(rng: np.random.Generator) -> list[Sample]:
-    x, skip, scale, bias = _f(rng, 2, 3, 8), _f(rng, 2, 3, 8), _f(rng, 8), _f(rng, 8)
+    x, skip, scale, bias = (
+        floats(rng, 2, 3, 8),
+        floats(rng, 2, 3, 8),
+        floats(rng, 8),
+        floats(rng, 8),
+    )
     return [Sample([x, skip, scale, bias], {"epsilon": 1e-6}, outputs=2), Sample([x, skip, scale])]
 
 
 def _add_rms_norm_samples(rng: np.random.Generator) -> list[Sample]:
-    x, skip, scale = _f(rng, 2, 3, 8), _f(rng, 2, 3, 8), _f(rng, 8)
+    x, skip, scale = floats(rng, 2, 3, 8), floats(rng, 2, 3, 8), floats(rng, 8)
     return [Sample([x, skip, scale], outputs=2), Sample([x, skip, scale], {"epsilon": 1e-3})]
 
 
@@ -164,8 +167,8 @@ def _embedding_ties(node: Node) -> list[Tie]:
 
 def _embedding_samples(rng: np.random.Generator) -> list[Sample]:
     ids, places = rng.integers(0, 7, (2, 3)), np.arange(3)[None]
-    held = frozenset({0, 1, 3, 5})
-    return [Sample([_f(rng, 8), _f(rng, 8), ids, _f(rng, 7, 8), places, _f(rng, 5, 8)], {}, held)]
+    f = partial(floats, rng)
+    return [Sample([f(8), f(8), ids, f(7, 8), places, f(5, 8)], {}, frozenset({0, 1, 3, 5}))]
 
 
 # -- over channels ---------------------------------------------------------------------------------
@@ -204,15 +207,19 @@ def _batch_norm_samples(rng: np.random.Generator) -> list[Sample]:
     def p(n: int) -> np.ndarray:
         return (np.abs(rng.standard_normal(n)) + 0.5).astype(np.float32)
 
-    held = frozenset({1, 2, 3, 4})
+    constant = frozenset({1, 2, 3, 4})
     return [
-        Sample([_f(rng, 2, 3, 4, 4), p(3), _f(rng, 3), _f(rng, 3), p(3)], {}, held),
-        Sample([_f(rng, 5, 3), p(3), _f(rng, 3), _f(rng, 3), p(3)], {"epsilon": 1e-3}, held),
+        Sample([floats(rng, 2, 3, 4, 4), p(3), floats(rng, 3), floats(rng, 3), p(3)], {}, constant),
+        Sample(
+            [floats(rng, 5, 3), p(3), floats(rng, 3), floats(rng, 3), p(3)],
+            {"epsilon": 1e-3},
+            constant,
+        ),
     ]
 
 
 def _group_size(node: Node) -> int | None:
-    """Channels that share their moments: InstanceNormalization's each have their own."""
+    """The number of channels that share moments: one for InstanceNormalization."""
     channels, groups = dims(node.inputs[0])[1:2], node.attrs.get("num_groups")
     if groups is None:
         return 1
@@ -221,7 +228,7 @@ def _group_size(node: Node) -> int | None:
 
 
 def _group_norm_ties(node: Node) -> list[Tie]:
-    """Batch, and whole groups of channels; within a group moments change when a channel goes."""
+    """Batch, and whole groups of channels; removing a channel changes the moments of its group."""
     have, each = dims(node.inputs[0]), _group_size(node)
     if not have:
         return []
@@ -293,11 +300,15 @@ ROWS = with_traits("normalization", [
           samples=_batch_norm_samples),
     OpDef("InstanceNormalization", since=6, infer=_same_infer, torch=_instance_norm, cost=_norm_cost,
           ties=_group_norm_ties,
-          samples=lambda rng: [Sample([_f(rng, 2, 3, 4), _f(rng, 3), _f(rng, 3)])]),
+          samples=lambda rng: [Sample([floats(rng, 2, 3, 4), floats(rng, 3), floats(rng, 3)])]),
     OpDef("GroupNormalization", since=21, infer=_same_infer, torch=_group_norm, cost=_norm_cost,
           ties=_group_norm_ties, follow=_group_norm_follow,
-          samples=lambda rng: [Sample([_f(rng, 2, 4, 5), _f(rng, 4), _f(rng, 4)], {"num_groups": 2})]),
+          samples=lambda rng: [
+              Sample([floats(rng, 2, 4, 5), floats(rng, 4), floats(rng, 4)], {"num_groups": 2}),
+          ]),
     OpDef("LpNormalization", since=1, infer=_same_infer, torch=_lp_norm, cost=_norm_cost,
           ties=_lp_norm_ties,
-          samples=lambda rng: [Sample([_f(rng, 3, 4)]), Sample([_f(rng, 3, 4)], {"axis": 0, "p": 1})]),
+          samples=lambda rng: [
+              Sample([floats(rng, 3, 4)]), Sample([floats(rng, 3, 4)], {"axis": 0, "p": 1}),
+          ]),
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pooling over the positions of [batch, channels, positions…]: by sliding windows, or all at once."""
+"""Pooling over the positions of [batch, channels, positions…]: by sliding windows, or global."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import broadcast, dims
 from tersor.ops.opdef import Cost, OpDef, Sample, Tie
@@ -39,12 +40,12 @@ def _infer(node: Node) -> list[ValueType]:
 
 
 def _cost(node: Node) -> Cost:
-    """One operation for each element of each window."""
+    """One operation per element of each window."""
     return Cost(0, product([*dims(node.output), *_over(node).kernel]))
 
 
 def _outer_ties(node: Node) -> list[Tie]:
-    """Batch and channels, unless indices are made: these count over the whole tensor."""
+    """Batch and channels, unless there are indices, which count over the whole tensor."""
     rank = len(dims(node.output))
     if len(node.outputs) > 1:
         return []
@@ -70,8 +71,8 @@ def _padded(x: Any, over: Window, fill: float) -> Any:
 
 
 def _windows(x: Any, over: Window, extra: Sequence[int], fill: float) -> Any:
-    """[batch, channels, windows…, kernel elements] of what is padded already; ``extra`` positions of
-    ``fill`` go behind it."""
+    """[batch, channels, windows…, kernel elements] of a padded tensor, after appending ``extra`` positions
+    of ``fill``."""
     import torch.nn.functional as F
 
     x = F.pad(x, torch_pads([(0, more) for more in extra]), value=fill)
@@ -97,7 +98,7 @@ def _max_pool(x: Any, *, kernel_shape: Any, storage_order: int = 0, **attrs: Any
 
 
 def _average_pool(x: Any, *, kernel_shape: Any, count_include_pad: int, **attrs: Any) -> Any:
-    """Positions that only ``ceil_mode`` reaches never count."""
+    """Positions reached only because of ``ceil_mode`` are not counted."""
     over = window(kernel_shape, attrs)
     extra = over.extra(x.shape[2:])
     sums = _windows(_padded(x, over, 0), over, extra, 0).sum(-1)
@@ -119,12 +120,8 @@ def _globally(function: Callable[..., Any]) -> Callable[..., Any]:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _window_samples(*more: dict[str, Any]) -> Callable[[np.random.Generator], list[Sample]]:
-    """Windows that every pooling op has, and ``more`` for one of its own."""
+    """Windows for every pooling op, and ``more`` for one of them."""
     cases: list[dict[str, Any]] = [
         {"kernel_shape": (3,)},
         {"kernel_shape": (2,), "strides": (2,), "pads": (1, 0)},
@@ -139,13 +136,13 @@ def _window_samples(*more: dict[str, Any]) -> Callable[[np.random.Generator], li
 
     def samples(rng: np.random.Generator) -> list[Sample]:
         shapes = [(2, 3, 8), (2, 3, 7, 8)]
-        return [Sample([_f(rng, *shapes[len(c["kernel_shape"]) - 1])], c) for c in cases]
+        return [Sample([floats(rng, *shapes[len(c["kernel_shape"]) - 1])], c) for c in cases]
 
     return samples
 
 
 def _max_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 2, 3, 7, 8)
+    x = floats(rng, 2, 3, 7, 8)
     two: dict[str, Any] = {"kernel_shape": (2, 3), "strides": (2, 2), "pads": (1, 1, 0, 1)}
     return [
         *_window_samples()(rng),
@@ -158,7 +155,9 @@ def _max_samples(rng: np.random.Generator) -> list[Sample]:
 def _global(op: str, since: int, torch: Callable[..., Any], *attrs: dict[str, Any]) -> OpDef:
     def samples(rng: np.random.Generator) -> list[Sample]:
         return [
-            Sample([_f(rng, *s)], a) for s in ((2, 3, 5), (2, 3, 4, 5)) for a in (attrs or ({},))
+            Sample([floats(rng, *s)], a)
+            for s in ((2, 3, 5), (2, 3, 4, 5))
+            for a in (attrs or ({},))
         ]
 
     return OpDef(op, since=since, infer=_global_infer, torch=_globally(torch), cost=_global_cost,

@@ -9,6 +9,7 @@ import numpy as np
 from tersor.ir import DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops.families import _straight as straight
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import broadcast_dims, refuse, tensor
 from tersor.ops.families._ties import broadcast, dims, plain
 from tersor.ops.families.elementwise import elementwise_cost
@@ -61,9 +62,9 @@ def _dequantize_infer(node: Node) -> list[ValueType]:
 def _dynamic_rows(x: Any) -> Any:
     import torch
 
-    # The zero that the range has to hold also stands in for a row of no elements.
-    held = torch.nn.functional.pad(x, (0, 1))
-    low, high = held.amin(-1, keepdim=True), held.amax(-1, keepdim=True)
+    # The zero that the range has to include also covers a row without elements.
+    padded = torch.nn.functional.pad(x, (0, 1))
+    low, high = padded.amin(-1, keepdim=True), padded.amax(-1, keepdim=True)
     scale = (high - low) / 255
     scale = scale.where(scale != 0, torch.ones_like(scale))
     zero = (-low / scale).round().clamp(0, 255)
@@ -71,7 +72,7 @@ def _dynamic_rows(x: Any) -> Any:
 
 
 def _dynamic(x: Any) -> Any:
-    """One row of everything."""
+    """Treats the tensor as one row."""
     q, scale, zero = _dynamic_rows(x.reshape(-1))
     return q.reshape(x.shape), scale.reshape(()), zero.reshape(())
 
@@ -101,7 +102,7 @@ def _dynamic_rows_infer(node: Node) -> list[ValueType]:
 
 
 def _dynamic_rows_ties(node: Node) -> list[Tie]:
-    """Rows are independent; what is cut of a row takes part in its scale."""
+    """Rows are independent; cutting elements of a row changes its scale."""
     if not dims(node.inputs[0]):
         return []
     *rows, k = dims(node.inputs[0])
@@ -127,7 +128,7 @@ def _matmul_integer(a: Any, b: Any, a_zero: Any = None, b_zero: Any = None) -> A
 
 
 def _rows(parameter: Any) -> Any:
-    """A scale or zero point of the first operand of a product: one, or one for each row."""
+    """A scale or zero point of a product's first operand: one, or one per row."""
     return parameter.unsqueeze(-1) if parameter.dim() else parameter
 
 
@@ -156,13 +157,9 @@ def _qlinear_cost(node: Node) -> Cost:
     return Cost(product([*(out.dims or (None,)), *inner]), out.numel)
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _integer_ties(node: Node) -> list[Tie]:
-    """As MatMul's, where each operand has one zero point: zero itself for operands without one, and
-    what is cut of the summed axis is then not zero but the zero point."""
+    """MatMul's ties; a summed axis only without zero points, because removing a position is equivalent to
+    its zero point there, not to zero."""
     zeros = [node.input(i) for i in (2, 3)]
     if any(z is not None and z.tensor.numel != 1 for z in zeros):
         return []
@@ -176,7 +173,7 @@ def _scalar(node: Node) -> bool:
 
 
 def _dequantize_ties(node: Node) -> list[Tie]:
-    """Where there is one scale, or one for each row: ``block_size`` covers the axis."""
+    """If a block is the whole axis (a scale per row), ``block_size`` shrinks with it."""
     if _scalar(node):
         return broadcast(node, [0])
     x, scale, axis = dims(node.inputs[0]), dims(node.inputs[1]), node.attrs["axis"]
@@ -197,8 +194,8 @@ def _dequantize_follow(node: Node, cut: Cut) -> Follow:
 def _quantize_samples(rng: np.random.Generator) -> list[Sample]:
     scale, zero = np.array(0.02, np.float32), np.array(3, np.int8)
     return [
-        Sample([_f(rng, 3, 4), scale, zero]),
-        Sample([_f(rng, 3, 4), np.array([0.1, 0.2, 0.3], np.float32), np.array([1, 2, 3], np.uint8)],
+        Sample([floats(rng, 3, 4), scale, zero]),
+        Sample([floats(rng, 3, 4), np.array([0.1, 0.2, 0.3], np.float32), np.array([1, 2, 3], np.uint8)],
                {"axis": 0}),
     ]  # fmt: skip
 
@@ -209,17 +206,19 @@ def _dequantize_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample([q, np.array(0.02, np.float32), np.array(3, np.int8)]),
         Sample([q, scale, np.zeros(4, np.int8)], {"axis": 0}),
-        Sample([q, _f(rng, 4, 2)], {"axis": 1, "block_size": 3}),
-        Sample([rng.integers(0, 255, (2, 4, 6)).astype(np.uint8), _f(rng, 2, 4, 1),
+        Sample([q, floats(rng, 4, 2)], {"axis": 1, "block_size": 3}),
+        Sample([rng.integers(0, 255, (2, 4, 6)).astype(np.uint8), floats(rng, 2, 4, 1),
                 rng.integers(0, 255, (2, 4, 1)).astype(np.uint8)], {"axis": -1, "block_size": 6}),
     ]  # fmt: skip
 
 
 def _dynamic_rows_samples(rng: np.random.Generator) -> list[Sample]:
-    mixed = _f(rng, 2, 3, 5)
+    mixed = floats(rng, 2, 3, 5)
     mixed[0, 1] = 0
     mixed[1] = np.abs(mixed[1]) + 1
-    return [Sample([x], outputs=3) for x in (_f(rng, 3, 4), mixed, -np.abs(mixed), _f(rng, 7))]
+    return [
+        Sample([x], outputs=3) for x in (floats(rng, 3, 4), mixed, -np.abs(mixed), floats(rng, 7))
+    ]
 
 
 def _integer_samples(rng: np.random.Generator) -> list[Sample]:
@@ -265,7 +264,9 @@ ROWS = [
     OpDef("DynamicQuantizeLinear", since=11, infer=_dynamic_infer, torch=_dynamic,
           cost=elementwise_cost, outputs=3, traits=_ROUNDING,
           straight_through=straight.quantize_dynamically,
-          samples=lambda rng: [Sample([_f(rng, 3, 4)], outputs=3), Sample([_f(rng, 3) ** 2 + 1], outputs=3)]),
+          samples=lambda rng: [
+              Sample([x], outputs=3) for x in (floats(rng, 3, 4), floats(rng, 3) ** 2 + 1)
+          ]),
     OpDef("tersor.DynamicQuantizeRows", doc=_DYNAMIC_ROWS_DOC, inputs=("x",), outputs=3,
           infer=_dynamic_rows_infer, torch=_dynamic_rows, cost=elementwise_cost,
           ties=_dynamic_rows_ties, traits=_ROUNDING, straight_through=straight.quantize_dynamically,

@@ -1,5 +1,5 @@
-"""Ops that draw random numbers. Two nodes alike give different numbers: nothing may merge or fold
-them. torch draws other numbers than a runtime does, also from the same seed."""
+"""Ops that draw random numbers. Equal nodes give different numbers: they cannot be merged or folded. torch
+and other runtimes draw different numbers from the same seed."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ Results: Y [length, directions, batch, hidden], the last states [directions, bat
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tersor.errors import Unsupported
 from tersor.ir import Dim, Node, Sym, ValueType
 from tersor.ir.dims import product
 from tersor.ops import onnx_schema
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
@@ -63,7 +65,7 @@ def _quantized_infer(node: Node) -> list[ValueType]:
 
 
 def _quantized_cost(node: Node) -> Cost:
-    """As LSTM's, of integers."""
+    """LSTM's weights, quantized."""
     x, r = dims(node.inputs[0]), dims(node.inputs[2])
     if len(x) != 3 or len(r) != 3 or x[2] is None or r[1] is None:
         return Cost(None, None)
@@ -72,7 +74,7 @@ def _quantized_cost(node: Node) -> Cost:
 
 
 def _cost(node: Node) -> Cost:
-    """Every gate reads the operand and the hidden state; then about six operations a unit and gate."""
+    """Every gate multiplies the input and the hidden state; then about six operations per unit and gate."""
     x, w, hidden = dims(node.inputs[0]), dims(node.inputs[1]), _hidden(node)
     if not x or not w or node.attrs.get("layout") or x[2] is None or hidden is None:
         return Cost(None, None)
@@ -158,7 +160,7 @@ def _functions(op: str, attrs: dict[str, Any], direction: int) -> list[Callable[
 
 
 def _recurrence(op: str, step: Step) -> Callable[..., Any]:
-    """torch evaluation of ``op`` from what it does in one step of one direction."""
+    """torch evaluation of ``op`` from its step in one direction."""
 
     def call(
         x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, *rest: Any, **attrs: Any
@@ -170,7 +172,7 @@ def _recurrence(op: str, step: Step) -> Callable[..., Any]:
         states = len(_STATES[op])
         initial = [*rest[:states], *[None] * (states - len(rest))]
         more = rest[states:]
-        found = []
+        directions = []
         for d in range(w.shape[0]):
             backward = attrs["direction"] == "reverse" or d == 1
             begin = tuple(
@@ -185,16 +187,16 @@ def _recurrence(op: str, step: Step) -> Callable[..., Any]:
                 lambda g, s, d=d, rb=rb, own=own, f=functions: step(g, s, r[d], rb, f, attrs, *own),
                 reads, begin, lengths,
             )  # fmt: skip
-            found.append((y.gather(0, order[..., None].expand(y.shape)), *last))
-        y, *lasts = (torch.stack(parts, 0) for parts in zip(*found, strict=True))
+            directions.append((y.gather(0, order[..., None].expand(y.shape)), *last))
+        y, *lasts = (torch.stack(parts, 0) for parts in zip(*directions, strict=True))
         return y.movedim(0, 1), *lasts
 
     return call
 
 
 def _order(x: Any, lengths: Any, backward: bool) -> Any:
-    """[length, batch]: which position is read at each step. Backwards, a sequence begins at its own
-    end. The order is its own inverse."""
+    """[length, batch]: the position read at each step. Backwards, each sequence starts at its own end. The
+    permutation is its own inverse."""
     import torch
 
     steps, batch = x.shape[:2]
@@ -208,27 +210,27 @@ def _order(x: Any, lengths: Any, backward: bool) -> Any:
 def _run(
     step: Any, reads: Any, states: tuple[Any, ...], lengths: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    """All steps. Behind the end of a sequence states stay and results are zero."""
+    """All steps. After the end of a sequence states stay the same and results are zero."""
     import torch
 
-    made = []
+    rows = []
     for t in range(reads.shape[0]):
         new = step(reads[t], states)
         if lengths is None:
             states = new
-            made.append(new[0])
+            rows.append(new[0])
             continue
         on = (t < lengths)[:, None]
         states = tuple(torch.where(on, n, s) for n, s in zip(new, states, strict=True))
-        made.append(new[0].where(on, new[0].new_zeros(())))
+        rows.append(new[0].where(on, new[0].new_zeros(())))
     empty = states[0].new_zeros((0, *states[0].shape))
-    return (torch.stack(made) if made else empty), states
+    return (torch.stack(rows) if rows else empty), states
 
 
 def _lstm_step(
     g: Any, states: Any, r: Any, rb: Any, f: Any, attrs: Any, peepholes: Any = None
 ) -> tuple[Any, ...]:
-    """Gates are stacked as input, output, forget, cell."""
+    """Gates are in the order input, output, forget, cell."""
     hidden, cell = states
     i, o, forget, c = (g + hidden @ r.T + rb).chunk(4, -1)
     pi, po, pf = (0, 0, 0) if peepholes is None else peepholes.chunk(3)
@@ -239,8 +241,8 @@ def _lstm_step(
 
 
 def _gru_step(g: Any, states: Any, r: Any, rb: Any, f: Any, attrs: Any) -> tuple[Any, ...]:
-    """Gates are stacked as update, reset, hidden. ``linear_before_reset``: the reset gate scales what
-    the hidden gate reads of the state after its weights and bias, not before."""
+    """Gates are in the order update, reset, hidden. ``linear_before_reset``: the reset gate scales the state
+    after multiplying by the hidden gate's weights and adding its bias, not before."""
     (hidden,) = states
     size = hidden.shape[-1]
     both = (hidden @ r[: 2 * size].T) + (rb[: 2 * size] if hasattr(rb, "shape") else 0)
@@ -266,8 +268,7 @@ def _samples(op: str, *more: dict[str, Any]) -> Callable[[np.random.Generator], 
     gates, states = GATES[op], len(_STATES[op])
 
     def samples(rng: np.random.Generator) -> list[Sample]:
-        def f(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape).astype(np.float32)
+        f = partial(floats, rng)
 
         def case(directions: int, full: bool, **attrs: Any) -> Sample:
             weights = [f(directions, gates * 3, 4), f(directions, gates * 3, 3)]
@@ -279,7 +280,7 @@ def _samples(op: str, *more: dict[str, Any]) -> Callable[[np.random.Generator], 
             return Sample([f(5, 2, 4), *weights, *(rest if full else [])], attrs,
                           frozenset({1, 2, 3, 7}), outputs=1 + states)  # fmt: skip
 
-        found = [
+        samples = [
             case(1, False),
             case(1, True),
             case(1, True, direction="reverse"),
@@ -288,7 +289,7 @@ def _samples(op: str, *more: dict[str, Any]) -> Callable[[np.random.Generator], 
             *(case(1, True, **attrs) for attrs in more),
         ]
         whole = case(1, True)
-        return [*found, Sample([*whole.inputs[:4], None, *whole.inputs[5:]], whole.attrs,
+        return [*samples, Sample([*whole.inputs[:4], None, *whole.inputs[5:]], whole.attrs,
                                whole.constant, outputs=whole.outputs)]  # fmt: skip
 
     return samples

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
+from tersor.ir.dims import dim_array
 from tersor.ops import onnx_schema
 from tersor.ops.contents import contents_of
 from tersor.ops.families import _straight as straight
@@ -17,14 +18,14 @@ from tersor.ops.opdef import Cost, OpDef, Sample, Tie
 
 
 def _read_cost(node: Node) -> Cost:
-    """One operation for each element of the operand."""
+    """One operation per element of the operand."""
     x = node.inputs[0]
     assert x is not None
     return Cost(0, x.tensor.numel if isinstance(x.type, TensorType) else None)
 
 
 def reduced_axes(node: Node, rank: int) -> list[int] | None:
-    """Reduced axes, not negative; None where they are not known."""
+    """Reduced axes, non-negative; None if unknown."""
     operand = node.input(1)
     if operand is None:
         return [] if node.attrs.get("noop_with_empty_axes") else list(range(rank))
@@ -66,7 +67,7 @@ def _reducer(function: Callable[[Any, tuple[int, ...], bool], Any]) -> Callable[
     def call(x: Any, axes: Any = None, *, keepdims: int, noop_with_empty_axes: int) -> Any:
         chosen = [] if axes is None else [int(a) % x.dim() for a in axes]
         if not chosen and noop_with_empty_axes:
-            # Nothing is summed, but a square or a logarithm is still taken.
+            # No axes to reduce, but the square or logarithm still applies.
             return function(x.unsqueeze(0), (0,), False).to(x.dtype)
         return function(x, tuple(chosen) or tuple(range(x.dim())), bool(keepdims)).to(x.dtype)
 
@@ -83,17 +84,15 @@ def _reduce_contents(function: Callable[..., Any]) -> Callable[[Node], list[np.n
     """Contents of a reduction of a vector to a scalar or one element."""
 
     def contents(node: Node) -> list[np.ndarray | None]:
-        held = contents_of(node.inputs[0])
-        if held is None or held.ndim != 1 or None in held or reduced_axes(node, 1) != [0]:
+        items = contents_of(node.inputs[0])
+        if items is None or items.ndim != 1 or None in items or reduced_axes(node, 1) != [0]:
             return [None]
         total: Any = None
-        for item in held:
+        for item in items:
             total = item if total is None else function(total, item)
         if total is None:
             return [None]
-        out = np.empty((1,) if node.attrs["keepdims"] else (), object)
-        out[...] = total
-        return [out]
+        return [dim_array([total], (1,) if node.attrs["keepdims"] else ())]
 
     return contents
 
@@ -101,10 +100,10 @@ def _reduce_contents(function: Callable[..., Any]) -> Callable[[Node], list[np.n
 def _reduce_samples(rng: np.random.Generator) -> list[Sample]:
     x = (np.abs(rng.standard_normal((2, 3, 4))) + 0.5).astype(np.float32)
     axes, both = np.array([-1]), np.array([0, 2])
-    held = frozenset({1})
+    constant = frozenset({1})
     return [
-        Sample([x, axes], {"keepdims": 1}, held),
-        Sample([x, both], {"keepdims": 0}, held),
+        Sample([x, axes], {"keepdims": 1}, constant),
+        Sample([x, both], {"keepdims": 0}, constant),
         Sample([x], {"keepdims": 0}),
         Sample([x], {"noop_with_empty_axes": 1}),
     ]
@@ -120,7 +119,7 @@ def _reduction(op: str, since: int, function: Callable[..., Any], **more: Any) -
 
 
 def _along_axis_ties(node: Node) -> list[Tie]:
-    """All axes but the one that the op works along."""
+    """All axes but the op's own."""
     rank = len(dims(node.output))
     axis = node.attrs["axis"]
     assert isinstance(axis, int)
@@ -239,10 +238,10 @@ def _cumsum(x: Any, axis: Any, *, exclusive: int, reverse: int) -> Any:
 
 
 def _cumsum_samples(rng: np.random.Generator) -> list[Sample]:
-    x, axis, held = rng.standard_normal((3, 4)).astype(np.float32), np.array(1), frozenset({1})
+    x, axis, constant = rng.standard_normal((3, 4)).astype(np.float32), np.array(1), frozenset({1})
     return [
-        Sample([x, axis], constant=held),
-        Sample([x, axis], {"reverse": 1, "exclusive": 1}, held),
+        Sample([x, axis], constant=constant),
+        Sample([x, axis], {"reverse": 1, "exclusive": 1}, constant),
     ]
 
 

@@ -1,5 +1,5 @@
-"""Views that change the shape alone: Reshape, Flatten, Squeeze, Unsqueeze. Symbolic dims are resolved
-exactly from the operands' contents; a dim that splits or merges is tied to its parts."""
+"""Views in another shape: Reshape, Flatten, Squeeze, Unsqueeze. Symbolic dims are derived exactly from the
+operands' contents; a dim that is split or merged is tied to its parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from tersor.ir import Dim, Node, TensorType, ValueType
 from tersor.ir.dims import divide, product
 from tersor.ops.contents import contents_of
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     axis_of,
     checked_axes,
@@ -35,7 +36,7 @@ def _reshape_infer(node: Node) -> list[ValueType]:
     out = reshaped(node, x.dims, target)
     have_size, out_size = x.numel, product(out)
     if isinstance(have_size, int) and isinstance(out_size, int) and have_size != out_size:
-        refuse(node, f"{x} cannot have the shape {target}")
+        refuse(node, f"{x} cannot be reshaped to {target}")
     return [x.with_dims(out)]
 
 
@@ -52,7 +53,7 @@ def reshaped(node: Node, have: tuple[Dim, ...] | None, target: list[Any]) -> tup
     zero = not node.attrs["allowzero"]
     copied = {i for i, size in enumerate(target) if zero and size == 0}
     if target.count(-1) > 1 or any(is_negative(size) and size != -1 for size in target):
-        refuse(node, f"{target} is no shape")
+        refuse(node, f"{target} is not a valid shape")
     if have is None:
         return tuple(None if i in copied or size == -1 else size for i, size in enumerate(target))
     if any(i >= len(have) for i in copied):
@@ -60,7 +61,7 @@ def reshaped(node: Node, have: tuple[Dim, ...] | None, target: list[Any]) -> tup
     out = [have[i] if i in copied else None if s == -1 else s for i, s in enumerate(target)]
     left = [i for i, size in enumerate(target) if size is None or size == -1]
     if len(left) == 1:
-        # What is copied cancels, known or not.
+        # Copied dims cancel, known or not.
         rest = [d for i, d in enumerate(out) if i not in copied and i != left[0]]
         out[left[0]] = quotient([d for i, d in enumerate(have) if i not in copied], rest)
     return tuple(out)
@@ -112,17 +113,17 @@ def _kept(node: Node) -> dict[int, int]:
     """Operand axis -> result axis for unknown dims that are surely the same: those that a Reshape
     copies by 0, while everything before them is copied too."""
     target = vector_or_unknown(node.input(1))
-    found: dict[int, int] = {}
+    same: dict[int, int] = {}
     if node.op == "Reshape" and target is not None and not node.attrs["allowzero"]:
         for i, size in enumerate(target):
             if size != 0:
                 break
-            found[i] = i
-    return found
+            same[i] = i
+    return same
 
 
 def _walk(left: Axes, right: Axes, kept: dict[int, int]) -> list[tuple[Axes, Axes]]:
-    """Pairs of runs with equal products, from the front, as far as they can be told."""
+    """Pairs of runs with equal products, from the front, as far as that can be decided."""
     runs: list[tuple[Axes, Axes]] = []
     i = j = 0
     while i < len(left) and j < len(right):
@@ -138,7 +139,7 @@ def _walk(left: Axes, right: Axes, kept: dict[int, int]) -> list[tuple[Axes, Axe
 
 
 def _next_run(left: Axes, right: Axes) -> tuple[Axes, Axes] | None:
-    """The shortest runs at the front of both with equal products; None where there are none."""
+    """The shortest prefixes of both with equal products; None if there are none."""
     i = j = 1
     a, b = left[0][1], right[0][1]
     while a != b or a is None:
@@ -155,7 +156,7 @@ def _next_run(left: Axes, right: Axes) -> tuple[Axes, Axes] | None:
 
 
 def _divides(a: Dim, b: Dim) -> bool:
-    """Whether ``a`` is the smaller of two products that may meet."""
+    """Whether ``a`` is the smaller of two products, and has to grow to become equal."""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
     return a is not None and b is not None and divide(b, a) is not None
@@ -170,7 +171,7 @@ def _run_ties(left: Axes, right: Axes) -> list[Tie]:
 
 
 def _part_ties(parts: Axes, side: str, whole: Member) -> list[Tie]:
-    """A tie of each part with its share of the whole, where its stride is a number."""
+    """A tie of each part with its positions in the whole, if its stride is a number."""
     ties = []
     for position, (axis, size) in enumerate(parts):
         outer = product(d for _, d in parts[:position])
@@ -202,7 +203,7 @@ def _flatten(x: Any, *, axis: int) -> Any:
 
 
 def _unsqueezed(node: Node, rank: int) -> list[int] | None:
-    """Result axes that are new, ascending; None where they are not known."""
+    """New axes of the result, ascending; None if unknown."""
     axes = ints(node.inputs[1])
     return None if axes is None else sorted(checked_axes(node, axes, rank + len(axes)))
 
@@ -243,7 +244,7 @@ def _unsqueeze_ties(node: Node) -> list[Tie]:
 
 
 def _squeezed(node: Node, shape: tuple[Any, ...]) -> list[int] | None:
-    """Operand axes that go; None where that is not known: without axes, a symbolic dim may be 1."""
+    """Removed axes of the operand; None if unknown: without ``axes``, a symbolic dim may be 1."""
     if node.input(1) is None:
         if not all(isinstance(d, int) for d in shape):
             return None
@@ -295,7 +296,7 @@ def _squeeze_ties(node: Node) -> list[Tie]:
 
 
 def _squeeze_follow(node: Node, cut: Cut) -> Follow:
-    """Which axes go is stated: without axes, one cut down to a single position would go as well."""
+    """Makes the axes explicit: without them, an axis cut down to one position would be removed as well."""
     gone = _squeezed(node, dims(node.inputs[0]))
     if node.input(1) is not None or gone is None or not any(cut.values()):
         return Follow()
@@ -303,10 +304,6 @@ def _squeeze_follow(node: Node, cut: Cut) -> Follow:
 
 
 # -- samples and rows ------------------------------------------------------------------------------
-
-
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _i(*items: int) -> np.ndarray:
@@ -318,42 +315,46 @@ _ONE = frozenset({1})
 
 def _reshape_samples(rng: np.random.Generator) -> list[Sample]:
     cases: list[tuple[np.ndarray, tuple[int, ...]]] = [
-        (_f(rng, 2, 3, 8), (2, 3, 2, 4)),  # split
-        (_f(rng, 2, 3, 4, 2), (0, 0, 8)),  # merge
-        (_f(rng, 2, 3, 8), (0, -1)),
-        (_f(rng, 2, 6), (-1,)),
-        (_f(rng, 4, 6), (3, 8)),  # neither
-        (_f(rng, 1, 4, 1, 6), (4, 1, 2, 3)),
-        (_f(rng, 1), ()),
-        (_f(rng), (1, -1)),
+        (floats(rng, 2, 3, 8), (2, 3, 2, 4)),  # split
+        (floats(rng, 2, 3, 4, 2), (0, 0, 8)),  # merge
+        (floats(rng, 2, 3, 8), (0, -1)),
+        (floats(rng, 2, 6), (-1,)),
+        (floats(rng, 4, 6), (3, 8)),  # neither
+        (floats(rng, 1, 4, 1, 6), (4, 1, 2, 3)),
+        (floats(rng, 1), ()),
+        (floats(rng), (1, -1)),
         (np.array([[True, False], [False, False]]), (1, 4)),
         (np.arange(6), (-1, 2)),
     ]
     found = [Sample([x, _i(*shape)], constant=_ONE) for x, shape in cases]
-    return [*found, Sample([_f(rng, 2, 0, 3), _i(3, 0, 5)], {"allowzero": 1}, _ONE)]
+    return [*found, Sample([floats(rng, 2, 0, 3), _i(3, 0, 5)], {"allowzero": 1}, _ONE)]
 
 
 def _flatten_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 2, 3, 4)
+    x = floats(rng, 2, 3, 4)
     found = [Sample([x], {"axis": axis}) for axis in (-3, -1, 0, 1, 3)]
-    return [*found, Sample([_f(rng, 0, 3)]), Sample([np.arange(6).reshape(1, 2, 3)])]
+    return [*found, Sample([floats(rng, 0, 3)]), Sample([np.arange(6).reshape(1, 2, 3)])]
 
 
 def _squeeze_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 1, 3, 1, 2)
-    held = [Sample([x, _i(*axes)], constant=_ONE) for axes in ((0,), (-2,), (2, 0))]
+    x = floats(rng, 1, 3, 1, 2)
+    samples = [Sample([x, _i(*axes)], constant=_ONE) for axes in ((0,), (-2,), (2, 0))]
     return [
-        *held,
+        *samples,
         Sample([x]),
-        Sample([_f(rng, 2, 3)]),
+        Sample([floats(rng, 2, 3)]),
         Sample([np.array([[[True]]]), _i(1)], {}, _ONE),
     ]
 
 
 def _unsqueeze_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 3, 4)
-    held = [Sample([x, _i(*axes)], constant=_ONE) for axes in ((0, -1), (1,), (3, 1), (-4, 2))]
-    return [*held, Sample([_f(rng), _i(0)], {}, _ONE), Sample([np.arange(0), _i(-1)], {}, _ONE)]
+    x = floats(rng, 3, 4)
+    samples = [Sample([x, _i(*axes)], constant=_ONE) for axes in ((0, -1), (1,), (3, 1), (-4, 2))]
+    return [
+        *samples,
+        Sample([floats(rng), _i(0)], {}, _ONE),
+        Sample([np.arange(0), _i(-1)], {}, _ONE),
+    ]
 
 
 ROWS = with_traits("view movement", [

@@ -1,4 +1,4 @@
-"""Resize: interpolation, an axis at a time."""
+"""Resize: interpolation, axis by axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tersor.ops.families._symbolic import checked_axes, known, refuse, tensor
 from tersor.ops.families._ties import constant, dims, plain
 from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Sample, Tie
 
-_TAPS = {"nearest": 1, "linear": 2, "cubic": 4}  # elements that an axis' result is made of
+_TAPS = {"nearest": 1, "linear": 2, "cubic": 4}  # Elements read per result element and axis.
 
 
 def _axes(node: Node, rank: int) -> list[int]:
@@ -24,7 +24,7 @@ def _axes(node: Node, rank: int) -> list[int]:
 
 
 def _scales(value: Value | None) -> list[float] | None:
-    """Numbers of a constant operand; None where it is left out or computed."""
+    """Numbers of a constant operand; None if it is left out or computed."""
     if value is None or not value.is_constant:
         return None
     return [float(s) for s in value.numpy()]
@@ -33,7 +33,7 @@ def _scales(value: Value | None) -> list[float] | None:
 def _infer(node: Node) -> list[ValueType]:
     x = tensor(node)
     if node.attrs["mode"] not in _TAPS:
-        refuse(node, f"no mode {one_line(node.attrs['mode'], 40)!r}")
+        refuse(node, f"unknown mode {one_line(node.attrs['mode'], 40)!r}")
     if x.dims is None:
         return [x]
     axes, out = _axes(node, len(x.dims)), list(x.dims)
@@ -46,7 +46,7 @@ def _infer(node: Node) -> list[ValueType]:
 
 
 def _resized(node: Node, have: Sequence[Dim]) -> list[Dim]:
-    """Sizes that the axes of sizes ``have`` get, each None where it is not known."""
+    """New sizes of axes of the sizes ``have``; None if unknown."""
     sizes, scales = known(node.input(3)), _scales(node.input(2))
     if sizes:
         stretched = node.attrs["keep_aspect_ratio_policy"] == "stretch"
@@ -63,7 +63,7 @@ def _scaled(size: Dim, scale: float) -> Dim:
 
 
 def _cost(node: Node) -> Cost:
-    """What one axis reads for each element of the result; which axes change the sizes may not tell."""
+    """The reads of one axis per element of the result, because the number of resized axes may be unknown."""
     numel = node.output.tensor.numel
     return Cost(0, None if numel is None else numel * _TAPS[str(node.attrs["mode"])])
 
@@ -82,7 +82,7 @@ def _ties(node: Node) -> list[Tie]:
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
-    """Sizes, where they are stated, also of the axes that are kept."""
+    """Explicit sizes include the axes that are not resized."""
     axes = _axes(node, len(dims(node.inputs[0])))
     if node.input(3) is None or not any(cut.get(("out", 0, a)) for a in axes):
         return Follow()
@@ -119,7 +119,7 @@ def _resize(
 
 
 def _coordinates(mode: str, size: int, wanted: int, scale: float) -> Any:
-    """Where the result's positions lie in the operand."""
+    """The operand's coordinates of the result's positions."""
     import torch
 
     at = torch.arange(wanted, dtype=torch.float32)
@@ -152,8 +152,8 @@ def _nearest(at: Any, mode: str) -> Any:
 
 
 def _blended(x: Any, axis: int, at: Any, a: float | None, exclude: bool) -> Any:
-    """Linear between two neighbours, or cubic (coefficient ``a``) between four; what lies outside is
-    the nearest element, or with ``exclude`` does not count."""
+    """Linear between two neighbours, or cubic (coefficient ``a``) between four; outside, the nearest
+    element is used, or ignored with ``exclude``."""
     import torch
 
     size = x.shape[axis]
@@ -187,13 +187,13 @@ def _cubic(far: Any, a: float) -> Any:
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
-    x, held = rng.standard_normal((2, 3, 4, 6)).astype(np.float32), frozenset({2, 3})
+    x, stated = rng.standard_normal((2, 3, 4, 6)).astype(np.float32), frozenset({2, 3})
 
     def by_scales(*scales: float, **attrs: Any) -> Sample:
-        return Sample([x, None, np.array(scales, np.float32)], attrs, held)
+        return Sample([x, None, np.array(scales, np.float32)], attrs, stated)
 
     def by_sizes(*sizes: int, **attrs: Any) -> Sample:
-        return Sample([x, None, None, np.array(sizes)], attrs, held)
+        return Sample([x, None, None, np.array(sizes)], attrs, stated)
 
     return [
         by_scales(1, 1, 2, 3, mode="nearest", nearest_mode="floor",

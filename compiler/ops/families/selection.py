@@ -1,5 +1,5 @@
-"""Choosing by value: OneHot, NonZero, Compress, Unique. What the last three leave only the numbers
-tell, so that axis is unknown."""
+"""Selection by value: OneHot, NonZero, Compress, Unique. The number of results of the last three depends on
+the data, so that dim is unknown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from tersor.ir import Dim, DType, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops.contents import contents_of
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     axis_of,
     checked_axis,
@@ -85,7 +86,7 @@ def _compress_ties(node: Node) -> list[Tie]:
 
 
 def _unique_infer(node: Node) -> list[ValueType]:
-    """Y, first indices, inverse indices, counts; how many are unique only the numbers tell."""
+    """Y, first indices, inverse indices, counts; the number of unique elements is unknown."""
     x, axis = tensor(node), node.attrs.get("axis")
     if isinstance(axis, int) and x.dims is not None:
         at = checked_axis(node, axis, len(x.dims))
@@ -95,12 +96,12 @@ def _unique_infer(node: Node) -> list[ValueType]:
             x.with_dims((None,) if axis is None else None),
             x.numel if axis is None else None,
         )
-    found: list[ValueType] = [unique, *(TensorType(DType.I64, (n,)) for n in (None, size, None))]
-    return found[: len(node.outputs)]
+    types: list[ValueType] = [unique, *(TensorType(DType.I64, (n,)) for n in (None, size, None))]
+    return types[: len(node.outputs)]
 
 
 def _unique(x: Any, *, axis: int | None = None, sorted: int = 1) -> Any:
-    """By numpy: first occurrences are not torch's to give. Unsorted means in order of occurrence."""
+    """By numpy, because torch has no first occurrences. Unsorted means in order of occurrence."""
     import torch
 
     array = x.numpy()
@@ -118,10 +119,6 @@ def _unique(x: Any, *, axis: int | None = None, sorted: int = 1) -> Any:
 # -- samples and rows ------------------------------------------------------------------------------
 
 
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
 def _i(*items: Any) -> np.ndarray:
     return np.array(items, np.int64)
 
@@ -136,12 +133,12 @@ def _one_hot_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _compress_samples(rng: np.random.Generator) -> list[Sample]:
-    x, held = _f(rng, 3, 2), frozenset({1})
+    x, constant = floats(rng, 3, 2), frozenset({1})
     flags = np.array([False, True, True])
     return [
-        Sample([x, flags], {"axis": 0}, held),
-        Sample([x, flags[:2]], {"axis": -1}, held),
-        Sample([x, np.array([False, True, False, True, True])], {}, held),
+        Sample([x, flags], {"axis": 0}, constant),
+        Sample([x, flags[:2]], {"axis": -1}, constant),
+        Sample([x, np.array([False, True, False, True, True])], {}, constant),
         Sample([x, flags], {"axis": 0}),
     ]
 

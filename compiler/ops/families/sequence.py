@@ -1,5 +1,5 @@
-"""Sequences of tensors and optional values. In torch evaluation a sequence is a list, and an optional
-is its value, or None where it has none."""
+"""Sequences of tensors and optional values. In torch evaluation a sequence is a list, and an optional is its
+value or None."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def _sequence(node: Node) -> ValueType:
     """Type of the elements of operand 0."""
     value = node.input(0)
     if value is None or not isinstance(value.type, SequenceType):
-        refuse(node, "operand 0 is no sequence")
+        refuse(node, "operand 0 is not a sequence")
     return value.type.element
 
 
 def _common(node: Node, a: ValueType, b: ValueType) -> ValueType:
-    """The type of both: dims in which they differ are unknown.
+    """The type that includes both: dims that differ are unknown.
 
     Raises:
         InvalidGraph: they differ in their element type.
@@ -51,7 +51,7 @@ def _common(node: Node, a: ValueType, b: ValueType) -> ValueType:
     if not isinstance(a, TensorType) or not isinstance(b, TensorType):
         return a if a == b else UnknownType()
     if a.dtype is not b.dtype:
-        refuse(node, f"a sequence cannot hold both {a} and {b}")
+        refuse(node, f"a sequence cannot contain both {a} and {b}")
     if a.dims is None or b.dims is None or len(a.dims) != len(b.dims):
         return a.with_dims(None)
     return a.with_dims(tuple(x if x == y else None for x, y in zip(a.dims, b.dims, strict=True)))
@@ -75,28 +75,28 @@ def _empty_infer(node: Node) -> list[ValueType]:
 
 
 def _insert_infer(node: Node) -> list[ValueType]:
-    held, new = _sequence(node), tensor(node, 1)
+    items, new = _sequence(node), tensor(node, 1)
     producer = node.inputs[0].producer if node.inputs[0] is not None else None
     if producer is not None and producer.op == "SequenceEmpty":
-        held = new if held == new.with_dims(None) else held  # Nothing else is in it.
-    return [SequenceType(_common(node, held, new))]
+        items = new if items == new.with_dims(None) else items  # Nothing else is in it.
+    return [SequenceType(_common(node, items, new))]
 
 
-def _insert(held: Any, new: Any, position: Any = None) -> Any:
-    at = len(held) if position is None else int(position)
-    at += len(held) if at < 0 else 0
-    return [*held[:at], new, *held[at:]]
+def _insert(items: Any, new: Any, position: Any = None) -> Any:
+    at = len(items) if position is None else int(position)
+    at += len(items) if at < 0 else 0
+    return [*items[:at], new, *items[at:]]
 
 
-def _erase(held: Any, position: Any = None) -> Any:
-    at = (len(held) - 1 if position is None else int(position)) % len(held)
-    return [*held[:at], *held[at + 1 :]]
+def _erase(items: Any, position: Any = None) -> Any:
+    at = (len(items) - 1 if position is None else int(position)) % len(items)
+    return [*items[:at], *items[at + 1 :]]
 
 
-def _length(held: Any) -> Any:
+def _length(items: Any) -> Any:
     import torch
 
-    return torch.tensor(len(held))
+    return torch.tensor(len(items))
 
 
 # -- tensors to sequences and back -----------------------------------------------------------------
@@ -112,10 +112,10 @@ def _concat_infer(node: Node) -> list[ValueType]:
     return [element.with_dims((*have[:at], None, *have[at if new else at + 1 :]))]
 
 
-def _concat(held: Any, *, axis: int, new_axis: int) -> Any:
+def _concat(items: Any, *, axis: int, new_axis: int) -> Any:
     import torch
 
-    return torch.stack(held, dim=axis) if new_axis else torch.cat(held, dim=axis)
+    return torch.stack(items, dim=axis) if new_axis else torch.cat(items, dim=axis)
 
 
 def _split_infer(node: Node) -> list[ValueType]:
@@ -130,7 +130,7 @@ def _split_infer(node: Node) -> list[ValueType]:
 
 
 def _part(split: Value | None, size: Dim) -> Dim:
-    """The size that all parts have; None where they differ or it is not known."""
+    """The size of every part; None if they differ or it is unknown."""
     if split is None:
         return 1
     if dims(split) == ():
@@ -163,7 +163,7 @@ def _optional_infer(node: Node) -> list[ValueType]:
 def _get_infer(node: Node) -> list[ValueType]:
     value = node.input(0)
     if value is None:
-        refuse(node, "there is nothing to get the element of")
+        refuse(node, "it has no operand")
     return [value.type.element if isinstance(value.type, OptionalType) else value.type]
 
 
@@ -178,9 +178,9 @@ def _row(op: str, since: int, infer: Any, torch: Any) -> OpDef:
 
 
 ROWS = [
-    _row("SequenceConstruct", 11, _construct_infer, lambda *held: list(held)),
+    _row("SequenceConstruct", 11, _construct_infer, lambda *items: list(items)),
     _row("SequenceEmpty", 11, _empty_infer, lambda *, dtype=1: []),
-    _row("SequenceAt", 11, lambda node: [_sequence(node)], lambda held, at: held[int(at)]),
+    _row("SequenceAt", 11, lambda node: [_sequence(node)], lambda items, at: items[int(at)]),
     _row("SequenceInsert", 11, _insert_infer, _insert),
     _row("SequenceErase", 11, lambda node: [SequenceType(_sequence(node))], _erase),
     _row("SequenceLength", 11, lambda node: [_INDEX], _length),

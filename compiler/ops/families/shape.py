@@ -1,5 +1,5 @@
-"""Shapes read, and tensors made from shapes: Shape, Size, Expand, Tile, ConstantOfShape, Range,
-EyeLike. Dims follow from the operands' contents, symbols included."""
+"""Ops that read shapes or create tensors from shapes: Shape, Size, Expand, Tile, ConstantOfShape, Range,
+EyeLike. Dims are derived from the operands' contents, symbols included."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tersor.ir import Dim, DType, Encoding, Node, TensorType, Value, ValueType
-from tersor.ir.dims import KnownDim, ceil_div, product
+from tersor.ir.dims import KnownDim, ceil_div, dim_array, product
 from tersor.ops.contents import contents_of
+from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import (
     broadcast_dims,
     element_cost,
@@ -21,7 +22,6 @@ from tersor.ops.families._symbolic import (
     scalar,
     small,
     tensor,
-    vector,
     vector_or_unknown,
 )
 from tersor.ops.families._ties import dims, plain, stated_shape
@@ -31,12 +31,12 @@ from tersor.ops.opdef import Member, OpDef, Sample, Tie
 
 
 def _shape_ties(node: Node) -> list[Tie]:
-    """Axes whose sizes it does not tell may be cut."""
+    """Axes whose sizes are not read can be cut."""
     have = dims(node.inputs[0])
     start, end = node.attrs["start"], node.attrs.get("end")
     assert isinstance(start, int) and isinstance(end, int | None)
-    told = range(len(have))[start:end]
-    return [Tie(d, (plain("in", 0, i),)) for i, d in enumerate(have) if i not in told]
+    read = range(len(have))[start:end]
+    return [Tie(d, (plain("in", 0, i),)) for i, d in enumerate(have) if i not in read]
 
 
 def no_ties(node: Node) -> list[Tie]:
@@ -48,7 +48,7 @@ def no_ties(node: Node) -> list[Tie]:
 
 
 def _read(node: Node) -> tuple[Dim, ...] | None:
-    """The dims that are read; None where the rank is unknown."""
+    """The dims that are read; None if the rank is unknown."""
     have, start, end = tensor(node).dims, node.attrs["start"], node.attrs.get("end")
     assert isinstance(start, int) and isinstance(end, int | None)
     return None if have is None else have[start:end]
@@ -61,7 +61,7 @@ def _shape_infer(node: Node) -> list[ValueType]:
 
 def _shape_contents(node: Node) -> list[np.ndarray | None]:
     read = _read(node)
-    return [None if read is None else vector(read)]
+    return [None if read is None else dim_array(read)]
 
 
 def _shape(x: Any, *, start: int, end: int | None = None) -> Any:
@@ -71,9 +71,7 @@ def _shape(x: Any, *, start: int, end: int | None = None) -> Any:
 
 
 def _size_contents(node: Node) -> list[np.ndarray | None]:
-    held = np.empty((), object)
-    held[()] = tensor(node).numel
-    return [held]
+    return [dim_array([tensor(node).numel], ())]
 
 
 def _size(x: Any) -> Any:
@@ -103,11 +101,11 @@ def _expand_infer(node: Node) -> list[ValueType]:
 
 
 def _expand_contents(node: Node) -> list[np.ndarray | None]:
-    held, out = contents_of(node.inputs[0]), ints(node.inputs[1])
-    if held is None or out is None or min(out, default=0) < 0:
+    contents, out = contents_of(node.inputs[0]), ints(node.inputs[1])
+    if contents is None or out is None or min(out, default=0) < 0:
         return [None]
-    shape = np.broadcast_shapes(held.shape, tuple(out))
-    return [np.broadcast_to(held, shape).copy() if small(shape) else None]
+    shape = np.broadcast_shapes(contents.shape, tuple(out))
+    return [np.broadcast_to(contents, shape).copy() if small(shape) else None]
 
 
 def _expand(x: Any, shape: Any) -> Any:
@@ -144,14 +142,14 @@ def _tile_infer(node: Node) -> list[ValueType]:
 
 
 def _tile_contents(node: Node) -> list[np.ndarray | None]:
-    held, repeats = contents_of(node.inputs[0]), ints(node.inputs[1])
-    if held is None or repeats is None or not small([held.size, *repeats]):
+    contents, repeats = contents_of(node.inputs[0]), ints(node.inputs[1])
+    if contents is None or repeats is None or not small([contents.size, *repeats]):
         return [None]
-    return [np.tile(held, repeats)]
+    return [np.tile(contents, repeats)]
 
 
 def _tile_ties(node: Node) -> list[Tie]:
-    """A repeated axis holds its units once in each repetition."""
+    """A repeated axis has each unit once per repetition."""
     have, repeats = dims(node.inputs[0]), vector_or_unknown(node.inputs[1])
     if not have or repeats is None:
         return []
@@ -175,7 +173,7 @@ def _fill(value: Any) -> np.ndarray:
 def _constant_of_shape_infer(node: Node) -> list[ValueType]:
     target = vector_or_unknown(node.inputs[0])
     if target is not None and any(map(is_negative, target)):
-        refuse(node, f"{target} is no shape")
+        refuse(node, f"{target} is not a valid shape")
     dtype = DType.of(_fill(node.attrs.get("value")))
     return [TensorType(dtype, None if target is None else tuple(target))]
 
@@ -184,9 +182,7 @@ def _constant_of_shape_contents(node: Node) -> list[np.ndarray | None]:
     target, fill = ints(node.inputs[0]), _fill(node.attrs.get("value"))
     if target is None or not small(target) or fill.dtype.kind not in "iub":
         return [None]
-    held = np.empty(tuple(target), object)
-    held[...] = int(fill[0])
-    return [held]
+    return [np.full(tuple(target), int(fill[0]), object)]
 
 
 def _constant_of_shape(shape: Any, *, value: Any = None) -> Any:
@@ -206,7 +202,7 @@ def _range_infer(node: Node) -> list[ValueType]:
 
 
 def _range_length(start: Value | None, limit: Value | None, delta: Value | None) -> Dim:
-    """max(ceil((limit - start) / delta), 0); a symbolic span is taken to be no less than 0."""
+    """max(ceil((limit - start) / delta), 0); a symbolic span is assumed not to be negative."""
     bounds = [_number(v) for v in (start, limit, delta)]
     if None not in bounds and bounds[2] != 0:
         first, last, step = (b for b in bounds if b is not None)
@@ -234,7 +230,7 @@ def _range_contents(node: Node) -> list[np.ndarray | None]:
     )
     if start is None or delta is None or not isinstance(length, int) or not small([length]):
         return [None]
-    return [vector([start + delta * i for i in range(length)])]
+    return [dim_array([start + delta * i for i in range(length)])]
 
 
 def _range(start: Any, limit: Any, delta: Any, *, stash_type: int = 1) -> Any:
@@ -255,16 +251,12 @@ def _eye_infer(node: Node) -> list[ValueType]:
 def _eye(x: Any, *, k: int, dtype: int | None = None) -> Any:
     import torch
 
-    made = x.dtype if dtype is None else torch_dtype(FROM_ONNX[dtype])
+    dtype_ = x.dtype if dtype is None else torch_dtype(FROM_ONNX[dtype])
     rows, columns = x.shape
-    return (torch.arange(columns) - torch.arange(rows)[:, None] == k).to(made)
+    return (torch.arange(columns) - torch.arange(rows)[:, None] == k).to(dtype_)
 
 
 # -- samples and rows ------------------------------------------------------------------------------
-
-
-def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _i(*items: int) -> np.ndarray:
@@ -278,16 +270,16 @@ def _shape_samples(rng: np.random.Generator) -> list[Sample]:
     bounds: list[dict[str, Any]] = [
         {}, {"start": 1, "end": -1}, {"start": -2}, {"end": 9}, {"start": 2, "end": 1}, {"start": -9}
     ]  # fmt: skip
-    return [*(Sample([_f(rng, 2, 0, 4)], attrs) for attrs in bounds), Sample([_f(rng)])]
+    return [*(Sample([floats(rng, 2, 0, 4)], attrs) for attrs in bounds), Sample([floats(rng)])]
 
 
 def _expand_samples(rng: np.random.Generator) -> list[Sample]:
     cases: list[tuple[np.ndarray, tuple[int, ...]]] = [
-        (_f(rng, 3, 1), (2, 1, 4)),
-        (_f(rng, 3, 4), (1, 1)),
-        (_f(rng, 3, 4), (4,)),
-        (_f(rng), (2, 3)),
-        (_f(rng, 1, 3), (0, 3)),
+        (floats(rng, 3, 1), (2, 1, 4)),
+        (floats(rng, 3, 4), (1, 1)),
+        (floats(rng, 3, 4), (4,)),
+        (floats(rng), (2, 3)),
+        (floats(rng, 1, 3), (0, 3)),
         (np.array([[True], [False]]), (2, 3)),
         (np.arange(3), (2, 1)),
     ]
@@ -296,8 +288,8 @@ def _expand_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _tile_samples(rng: np.random.Generator) -> list[Sample]:
     cases: list[tuple[np.ndarray, tuple[int, ...]]] = [
-        (_f(rng, 2, 3), (2, 1)), (_f(rng, 2, 3), (3, 2)), (_f(rng, 4), (0,)), (np.arange(3), (2,)),
-        (np.array([[True, False]]), (2, 2)),
+        (floats(rng, 2, 3), (2, 1)), (floats(rng, 2, 3), (3, 2)), (floats(rng, 4), (0,)),
+        (np.arange(3), (2,)), (np.array([[True, False]]), (2, 2)),
     ]  # fmt: skip
     return [Sample([x, _i(*repeats)], constant=_ONE) for x, repeats in cases]
 
@@ -324,8 +316,8 @@ def _range_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 def _eye_samples(rng: np.random.Generator) -> list[Sample]:
-    x = _f(rng, 3, 4)
-    return [Sample([x]), Sample([x], {"k": 1, "dtype": 7}), Sample([_f(rng, 4, 2)], {"k": -2})]
+    x = floats(rng, 3, 4)
+    return [Sample([x]), Sample([x], {"k": 1, "dtype": 7}), Sample([floats(rng, 4, 2)], {"k": -2})]
 
 
 ROWS = [
@@ -335,7 +327,7 @@ ROWS = [
     OpDef("Size", traits=frozenset({"shape"}),
           since=1, infer=lambda node: [TensorType(DType.I64, ())],
           contents=_size_contents, torch=_size, cost=no_work, ties=no_ties,
-          samples=lambda rng: [Sample([_f(rng, 2, 3)]), Sample([_f(rng)]), Sample([_f(rng, 2, 0)])]),
+          samples=lambda rng: [Sample([floats(rng, *shape)]) for shape in ((2, 3), (), (2, 0))]),
     OpDef("Expand", traits=frozenset({"movement"}),
           since=8, infer=_expand_infer, contents=_expand_contents, torch=_expand,
           cost=no_work, ties=_expand_ties, follow=stated_shape, samples=_expand_samples),
