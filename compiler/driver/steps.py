@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tersor.analysis.feeds import Sizes, check_sizes
-from tersor.analysis.layers import weight_readers
 from tersor.calibration.sources import Given, open_calibration
 from tersor.driver.doubts import overflow_remarks
 from tersor.driver.floors import Floored, Stage
@@ -205,6 +204,8 @@ def candidates(
 
 def _quantized(graph: Graph) -> str:
     """Why there is little to compress in a graph that somebody compressed."""
+    from tersor.analysis.layers import weight_readers  # Here: `import tersor` loads no onnx.
+
     weights = {r.weight for r in weight_readers(graph) if r.weight.is_constant}
     done = sum(not weight.stores_floats for weight in weights)
     return f"{done} of {len(weights)} weights are quantized already" if done else ""
