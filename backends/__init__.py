@@ -1,4 +1,4 @@
-"""What runs a graph: each lowers it for one runtime."""
+"""Backends: each lowers graphs to one runtime and runs them."""
 
 if __name__ != "tersor.backends":
     raise ImportError(
@@ -8,7 +8,7 @@ if __name__ != "tersor.backends":
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # That they are what the compiler takes for backends.
+if TYPE_CHECKING:  # Type-checks that both implement the compiler's interface.
     from tersor.backend import BackendOf, ReferenceOf
     from tersor.backends import ort, tvm
 

@@ -180,7 +180,7 @@ class BackendOf(Protocol[C]):
             InvalidModel: why it cannot.
         """
 
-    def beside(self, model: Path, /) -> list[str]:
+    def companions(self, model: Path, /) -> list[str]:
         """Names of the files next to it that a model refers to. Raises InvalidModel: not a model."""
 
     def check(self) -> list[str]:

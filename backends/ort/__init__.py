@@ -8,7 +8,14 @@ from tersor.backends.ort.choices import axes
 from tersor.backends.ort.lower import lower
 from tersor.backends.ort.optimizers import OPTIMIZERS
 from tersor.backends.ort.options import Choice, LowerOptions, SessionOptions
-from tersor.backends.ort.session import Evaluator, beside, build, examine, interface, open_session
+from tersor.backends.ort.session import (
+    Evaluator,
+    build,
+    companions,
+    examine,
+    interface,
+    open_session,
+)
 from tersor.backends.ort.support import supports
 from tersor.frontends.onnx import read_built
 
@@ -20,6 +27,6 @@ FASTER_SUMS = ()
 
 __all__ = [
     "FASTER_SUMS", "KINDS", "OPTIMIZERS", "SUFFIX", "VARIANTS", "Choice", "Evaluator", "LowerOptions",
-    "SessionOptions", "axes", "beside", "build", "check", "examine", "interface", "lower", "open_session",
-    "read_built", "supports", "tune",
+    "SessionOptions", "axes", "build", "check", "companions", "examine", "interface", "lower",
+    "open_session", "read_built", "supports", "tune",
 ]  # fmt: skip

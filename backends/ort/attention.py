@@ -1,20 +1,20 @@
-"""Attention for ONNX Runtime, from ONNX's Attention in all its forms.
+"""Lowering of ONNX's Attention for ONNX Runtime.
 
-    scores = scale * Q K^T;   Y = softmax(softcap(scores) + mask) V,   a head at a time
+    scores = scale * Q K^T;   Y = softmax(softcap(scores) + mask) V,   for each head
 
 ``unfused``   Reshape and Transpose to [batch, heads, length, d], two MatMuls around a Softmax.  ONNX
               Runtime folds the transpose of K and the scale into FusedMatMul.
 ``mha``       com.microsoft.MultiHeadAttention, where the operands are [batch, length, heads*d] and the
               mask is one of padding, or has a row for each query.
-standard      ONNX's own op stays where neither can say it: lengths of padded caches, sliding windows,
-              a fourth result, other element types than float and double, sizes that are not known.
+standard      ONNX's own op is kept where neither applies: lengths of padded caches, sliding windows,
+              a fourth result, element types other than floats, unknown sizes.
 
-Groups of query heads that share keys become an axis of their own, over which the keys broadcast:
+Query heads that share keys (GQA) become a separate axis, over which the keys broadcast:
 [batch, kv_heads, group, length, d].
 
 The IR gives zeros where all keys of a row are masked.  A softmax over a row of lowest floats gives
-equal weights there instead, so the result is multiplied by "some key is allowed": one small product
-a layer, against the isnan-and-select over all scores by which exporters guard it.
+equal weights there instead, so the result is multiplied by 1 or 0 for "some key is allowed": one small
+product per layer, where exporters guard with isnan and a select over all scores.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import numpy as np
 
 from tersor.backends.ort.attention_mask import (
     Mask,
+    additive_mask,
+    attention_mask,
     is_finite,
     is_padding,
-    prepared,
-    ready,
     some_allowed,
 )
 from tersor.backends.ort.lowering import Lowering
@@ -50,18 +50,18 @@ class Heads:
         return self.query // self.key
 
 
-_FLOATS = (DType.F32, DType.F64, DType.F16)  # that ONNX Runtime multiplies
+_FLOATS = (DType.F32, DType.F64, DType.F16)  # For which ONNX Runtime has a MatMul.
 
 
 @dataclass
 class AttentionLowering:
-    """The rule, with the masks it has prepared: made once, before their first reader."""
+    """The rule, and the masks it has emitted: each once, before its first reader."""
 
     masks: dict[object, Mask] = field(default_factory=dict)
     rows: dict[object, Value] = field(default_factory=dict)
 
     def lower(self, graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-        """See the module; None keeps the standard op."""
+        """The replacement's outputs (see the module); None keeps the standard op."""
         heads = _heads(node)
         if heads is None:
             return None
@@ -89,24 +89,25 @@ class AttentionLowering:
         elif mask is not None:
             key = (graph, mask, dtype)
             if key not in self.masks:
-                self.masks[key] = ready(graph, mask, dtype)
+                self.masks[key] = additive_mask(graph, mask, dtype)
             bias, allowed = self.masks[key].bias, self.masks[key].allowed
             rows = None if allowed is None else self._rows(graph, allowed, lambda: allowed)
         operands = [*node.inputs[:3], None, padding, bias, node.input(4), node.input(5)]
         while operands[-1] is None:
             operands.pop()
-        made = graph.emit_node(
+        y, *caches = graph.emit_node(
             "com.microsoft.MultiHeadAttention",
             operands,
             {"num_heads": heads.query, "scale": scale},
             names=[""] * len(node.outputs),
             types=[value.type for value in node.outputs],
         ).outputs
-        y = made[0] if rows is None else graph.emit("Mul", [made[0], rows])
-        return [y, *made[1:]]
+        if rows is not None:
+            y = graph.emit("Mul", [y, rows])
+        return [y, *caches]
 
     def _rows(self, graph: Graph, source: Value, allowed: Callable[[], Value]) -> Value:
-        """[batch or 1, 1, q or 1, 1] without its axis of heads, made once for each ``source``."""
+        """[batch or 1, 1, q or 1, 1] without the axis of heads, emitted once per ``source``."""
         key = (graph, source)
         if key not in self.rows:
             axes = graph.constant(np.array([1]), "axes")
@@ -118,14 +119,14 @@ class AttentionLowering:
         if mask is None and not causal:
             return None
         past = node.input(4) if causal else None
-        key = (graph, mask, causal and _length_of(q), _length_of(k), past)
+        key = (graph, mask, causal and _length_key(q), _length_key(k), past)
         if key not in self.masks:
-            self.masks[key] = prepared(graph, mask, q, k, past, causal)
+            self.masks[key] = attention_mask(graph, mask, q, k, past, causal)
         return self.masks[key]
 
 
-def _length_of(x: Value) -> object:
-    """What tells lengths apart: the dim, or the value itself where the dim is not known."""
+def _length_key(x: Value) -> object:
+    """Equal for equal lengths: the dim, or the value itself where the dim is unknown."""
     dim = x.tensor.dims[-2] if x.tensor.dims else None
     return x if dim is None else dim
 
@@ -137,14 +138,14 @@ def _operand(node: Node, index: int) -> Value:
 
 
 def _heads(node: Node) -> Heads | None:
-    """Head counts of an Attention that the rules here write out, else None."""
+    """Head counts of an Attention that these rules can lower, else None."""
     q, k, v = (_operand(node, i).tensor.dims for i in range(3))
     mask = node.input(3)
     if q is None or k is None or v is None or len(q) not in (3, 4):
         return None
-    odd = node.input(6) is not None or (len(node.outputs) > 3 and node.outputs[3].uses)
+    unsupported = node.input(6) is not None or (len(node.outputs) > 3 and node.outputs[3].uses)
     windows = {node.attrs.get("left_window_size", -1), node.attrs.get("right_window_size", -1)}
-    if odd or windows != {-1} or node.output.tensor.dtype not in _FLOATS:
+    if unsupported or windows != {-1} or node.output.tensor.dtype not in _FLOATS:
         return None
     if mask is not None and mask.tensor.rank not in (2, 3, 4):
         return None
@@ -162,7 +163,7 @@ def _heads(node: Node) -> Heads | None:
 
 def _suits_mha(node: Node, heads: Heads) -> bool:
     past = node.input(4)
-    # ONNX Runtime leaves the past out, silently, where what it becomes is not asked for.
+    # ONNX Runtime silently ignores the past unless the present keys and values are outputs too.
     plain = heads.flat and heads.group == 1 and len(node.outputs) == (1 if past is None else 3)
     plain = plain and all(value.uses for value in node.outputs[1:])
     plain = plain and not node.attrs.get("softcap") and not node.attrs.get("is_causal")
@@ -178,10 +179,10 @@ def _suits_mha(node: Node, heads: Heads) -> bool:
 
 
 def _has_all_rows(mask: Value, node: Node, heads: Heads) -> bool:
-    """Whether a mask is [batch or 1, heads or 1, queries, keys], as MultiHeadAttention adds one; and rows
-    without a key, if there can be any, are so for all heads."""
-    have, q, k = (v.tensor.dims for v in (mask, _operand(node, 0), _operand(node, 1)))
-    if have is None or q is None or k is None or len(have) != 4 or None in (*have, *q, *k):
+    """Whether a mask is [batch or 1, heads or 1, queries, keys], as MultiHeadAttention adds one; rows
+    without any key, where possible, must be the same for all heads."""
+    shape, q, k = (v.tensor.dims for v in (mask, _operand(node, 0), _operand(node, 1)))
+    if shape is None or q is None or k is None or len(shape) != 4 or None in (*shape, *q, *k):
         return False
     keys, past = k[-2], node.input(4)
     if past is not None:
@@ -189,10 +190,10 @@ def _has_all_rows(mask: Value, node: Node, heads: Heads) -> bool:
         if before is None or keys is None:
             return False
         keys = before + keys
-    one_for_all = have[1] == 1 or (
-        have[1] == heads.query and mask.tensor.dtype.is_float and is_finite(mask)
+    same_for_heads = shape[1] == 1 or (
+        shape[1] == heads.query and mask.tensor.dtype.is_float and is_finite(mask)
     )
-    return have[0] in (1, q[0]) and one_for_all and have[2:] == (q[1], keys)
+    return shape[0] in (1, q[0]) and same_for_heads and shape[2:] == (q[1], keys)
 
 
 def _as_integers(graph: Graph, padding: Value | None) -> Value | None:
@@ -203,7 +204,7 @@ def _as_integers(graph: Graph, padding: Value | None) -> Value | None:
     return graph.emit("Cast", [flat], {"to": TO_ONNX[DType.I32]})
 
 
-# -- written out -----------------------------------------------------------------------------------
+# -- in standard ops -------------------------------------------------------------------------------
 
 
 def _product(
@@ -214,7 +215,7 @@ def _product(
     heads: Heads,
     scale: float,
 ) -> Value:
-    """``qkv``: the query as the node has it; keys and values [batch, kv_heads, length, d]."""
+    """``qkv``: the query in the node's layout; keys and values [batch, kv_heads, length, d]."""
     q, k, v = qkv
     kt = graph.emit("Transpose", [k], {"perm": (0, 1, 3, 2)})
     q, kt, v = _grouped_query(graph, q, heads), _shared(graph, kt, heads), _shared(graph, v, heads)
@@ -266,7 +267,7 @@ def _grouped_query(graph: Graph, q: Value, heads: Heads) -> Value:
 
 
 def _shared(graph: Graph, x: Value, heads: Heads) -> Value:
-    """Keys or values with an axis of 1 for the group that shares them."""
+    """Keys or values with a unit axis for the group that shares them."""
     if heads.group == 1:
         return x
     return graph.emit("Unsqueeze", [x, graph.constant(np.array([2]), "axes")])
@@ -288,12 +289,12 @@ def _over_groups(graph: Graph, x: Value, heads: Heads) -> Value:
 
 
 def _merged(graph: Graph, y: Value, heads: Heads) -> Value:
-    """Heads back to where the result has them."""
+    """The result in the node's layout of heads."""
     width = _last(y)
     if heads.flat:
         perm = (0, 3, 1, 2, 4) if heads.group > 1 else (0, 2, 1, 3)
-        turned = graph.emit("Transpose", [y], {"perm": perm})
-        return graph.emit("Reshape", [turned, _target(graph, 0, 0, heads.query * width)])
+        transposed = graph.emit("Transpose", [y], {"perm": perm})
+        return graph.emit("Reshape", [transposed, _target(graph, 0, 0, heads.query * width)])
     if heads.group == 1:
         return y
     return graph.emit("Reshape", [y, _target(graph, 0, heads.query, -1, width)])

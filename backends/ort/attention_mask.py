@@ -1,4 +1,4 @@
-"""Masks of attention, as scores take them: numbers to add, and which rows have a key at all."""
+"""Attention masks as numbers to add to the scores, and which rows have any key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from tersor.ir import DType, Graph, Value
 from tersor.ops.onnx_schema import TO_ONNX
 
-# Ops whose result is finite where their float operands are (sums may overflow, so Add is not here).
+# Ops whose result is finite where their float operands are (not Add: sums may overflow).
 _KEEPS_FINITE = {
     "Unsqueeze", "Squeeze", "Expand", "Reshape", "Slice", "Mul", "Sub", "Where", "Gather", "Transpose",
 }  # fmt: skip
@@ -17,12 +17,12 @@ _KEEPS_FINITE = {
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask ready to be added.
+    """An additive mask.
 
     Attributes:
-        bias: float [batch or 1, heads or 1, q or 1, keys], of which no row is -inf throughout.
-        allowed: float [batch or 1, heads or 1, q or 1, 1], 1 where a row has some key and 0 where it
-            has none; None: every row has one.
+        bias: float [batch or 1, heads or 1, q or 1, keys], in which no row is -inf throughout.
+        allowed: float [batch or 1, heads or 1, q or 1, 1], 1 where a row has some key, else 0; None: every
+            row has one.
     """
 
     bias: Value
@@ -30,23 +30,23 @@ class Mask:
 
 
 def is_padding(mask: Value, k: Value) -> bool:
-    """Whether a mask is boolean [batch, 1, 1, keys], for all keys in k[batch, keys, hidden]."""
+    """Whether a mask is boolean [batch, 1, 1, keys], over all keys of k[batch, keys, hidden]."""
     dims, keys = mask.tensor.dims, k.tensor.dims
     if mask.tensor.dtype is not DType.BOOL or dims is None or keys is None or len(dims) != 4:
         return False
     return dims[1] == dims[2] == 1 and dims[0] == keys[0] and dims[3] == keys[1]
 
 
-def prepared(
+def attention_mask(
     graph: Graph, mask: Value | None, q: Value, k: Value, past: Value | None, causal: bool
 ) -> Mask:
     """The mask of an Attention.
 
     Args:
-        mask: as the op takes it: boolean or additive, of rank 2 to 4, perhaps shorter than the keys.
+        mask: the op's operand: boolean or additive, of rank 2 to 4, perhaps shorter than the keys.
         q: [batch, length, hidden] or [batch, heads, length, d].
-        k: all keys, those of the cache too; the axis before the last is their length.
-        past: keys of the cache, which a causal row sees all of.
+        k: all keys, with the cache's; the axis before the last is their length.
+        past: keys of the cache, all of which a causal row sees.
         causal: a row sees no key after its own position.
     """
     dtype = q.tensor.dtype
@@ -54,21 +54,22 @@ def prepared(
     if mask is None:
         assert lower is not None
         return Mask(_bias(graph, lower, dtype), None)
-    return ready(graph, _filled(graph, _rank4(graph, mask), k), dtype, lower)
+    return additive_mask(graph, _filled(graph, _rank4(graph, mask), k), dtype, lower)
 
 
-def ready(graph: Graph, mask: Value, dtype: DType, lower: Value | None = None) -> Mask:
-    """A mask of rank 4 for all keys as numbers of ``dtype`` to add; ``lower``: boolean, which keys a
+def additive_mask(graph: Graph, mask: Value, dtype: DType, lower: Value | None = None) -> Mask:
+    """A mask of rank 4 over all keys as numbers of ``dtype`` to add; ``lower``: boolean, which keys a
     causal row sees."""
     if mask.tensor.dtype is DType.BOOL:
         both = mask if lower is None else graph.emit("And", [mask, lower])
         return Mask(_bias(graph, both, dtype), some_allowed(graph, both, dtype))
     finite = is_finite(mask)
-    # Not the lowest float for -inf: the mask may hold that, and a row of both gives weight to it alone.
+    # Keep -inf apart from the lowest float, which the mask may contain: in a row of both, only the
+    # latter has weight.
     if lower is not None:
         never = graph.constant(np.asarray(-np.inf, dtype.numpy), "never")
         mask = graph.emit("Where", [lower, mask, never])
-    if finite:  # A causal row sees the first key at least.
+    if finite:  # A causal row sees at least the first key.
         return Mask(mask, None)
     open_ = graph.emit("Not", [graph.emit("IsInf", [mask], {"detect_positive": 0})])
     allowed = some_allowed(graph, open_, dtype)
@@ -95,7 +96,7 @@ def _length(graph: Graph, x: Value, axis: int) -> Value:
 
 
 def _filled(graph: Graph, mask: Value, k: Value) -> Value:
-    """The mask for all keys: what is missing at its end is masked."""
+    """The mask extended to all keys: those beyond its end are masked."""
     dims, keys = mask.tensor.dims, k.tensor.dims
     assert dims is not None and keys is not None
     if dims[-1] is not None and dims[-1] == keys[-2]:
@@ -104,7 +105,7 @@ def _filled(graph: Graph, mask: Value, k: Value) -> Value:
     before = graph.constant(np.zeros(7, np.int64), "pads")
     pads = graph.emit("Concat", [before, missing], {"axis": 0})
     boolean = mask.tensor.dtype is DType.BOOL
-    # ONNX Runtime pads booleans only by way of numbers.
+    # ONNX Runtime's Pad takes no booleans.
     kind = DType.I32 if boolean else mask.tensor.dtype
     padded = graph.emit("Cast", [mask], {"to": TO_ONNX[kind]}) if boolean else mask
     fill = np.asarray(0 if boolean else -np.inf, kind.numpy)
@@ -141,7 +142,7 @@ def some_allowed(graph: Graph, allowed: Value, dtype: DType) -> Value:
 
 
 def is_finite(value: Value) -> bool:
-    """Whether a float mask is provably free of infinities: made from finite constants and integers."""
+    """Whether a float mask is provably free of infinities: computed from finite constants and integers."""
     work, seen = [value], set()
     while work:
         item = work.pop()

@@ -13,22 +13,22 @@ from tersor.ops import TABLE
 
 
 def check() -> list[str]:
-    """Builds and runs a model of one node; returns remarks, a line each.
+    """Builds and runs a one-node model; returns remarks, one line each.
 
     Raises:
-        InvalidModel: ONNX Runtime refuses the model, or computes something else.
+        InvalidModel: ONNX Runtime refuses the model, or computes a wrong result.
     """
     graph = TABLE.graph("check")
     x = graph.add_input("x", TensorType(DType.F32, (2,)))
     graph.set_outputs([graph.emit("Add", [x, x])], ["y"])
-    made = open_session(build(graph)).run({"x": np.array([1, 2], np.float32)})
-    if made["y"].tolist() != [2, 4]:
-        raise InvalidModel(f"ONNX Runtime computed [1, 2] + [1, 2] = {made['y'].tolist()}")
+    outputs = open_session(build(graph)).run({"x": np.array([1, 2], np.float32)})
+    if (y := outputs["y"].tolist()) != [2, 4]:
+        raise InvalidModel(f"ONNX Runtime computed [1, 2] + [1, 2] = {y}")
     return _newer_onnx()
 
 
 def _newer_onnx() -> list[str]:
-    """A remark where models that onnx makes by default are newer than this ONNX Runtime takes."""
+    """A remark where onnx's default IR version or opset is too new for this ONNX Runtime."""
     info = helper.make_tensor_value_info
     x, y = info("x", TensorProto.FLOAT, [2]), info("y", TensorProto.FLOAT, [2])
     model = helper.make_model(
@@ -40,6 +40,6 @@ def _newer_onnx() -> list[str]:
         opset = max(o.version for o in model.opset_import)
         return [
             f"onnx {onnx.__version__} makes models of IR version {model.ir_version} and opset {opset} "
-            "by default, which the installed onnxruntime does not take; what tersor writes, it does"
+            "by default, which the installed onnxruntime cannot load; models written by tersor load"
         ]
     return []

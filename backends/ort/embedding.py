@@ -1,4 +1,4 @@
-"""Embedding lookups for ONNX Runtime, from float tables and from tables that are held in fewer bits."""
+"""Embedding lookups for ONNX Runtime, in float and in compressed tables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tersor.ir import Graph, Node, Value
 
 
 def lower_gather(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """None, which keeps the op, for floats and for what is no lookup of rows."""
+    """None, which keeps the op, for float tables and for other axes than rows."""
     table, ids = node.inputs
     assert table is not None and ids is not None
     if table.encoding is None or table.is_dense or node.attrs["axis"] != 0:
         return None
-    made = rows(graph, table, ids, lowering)
-    return None if made is None else [made]
+    gathered = rows(graph, table, ids, lowering)
+    return None if gathered is None else [gathered]
 
 
 def lower_embedding_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
@@ -32,5 +32,5 @@ def lower_embedding_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequen
 
 
 def _lookup(graph: Graph, table: Value, ids: Value, lowering: Lowering) -> Value:
-    made = rows(graph, table, ids, lowering)
-    return graph.emit("Gather", [table, ids], {"axis": 0}) if made is None else made
+    gathered = rows(graph, table, ids, lowering)
+    return graph.emit("Gather", [table, ids], {"axis": 0}) if gathered is None else gathered

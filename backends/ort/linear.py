@@ -1,9 +1,9 @@
 """Linear layers for ONNX Runtime, in float and in int8.
 
 float:  ``matmul``  x W, then + b, then the activation;  ``gemm``  the same on x as [rows, k], with
-        the bias inside the product: one pass over the result less, and on matrices always.
+        the bias inside the product: one pass over the result less. Matrices always get a Gemm.
 int8:   com.microsoft.DynamicQuantizeMatMul quantizes x, multiplies in integers, scales, adds the
-        bias.  Where several layers read the same x, it is quantized once and
+        bias.  An x that several layers read is quantized once, and
         com.microsoft.MatMulIntegerToFloat does the rest.
         Portable: DynamicQuantizeLinear, MatMulInteger, Cast, Mul by both scales, Add.
 """
@@ -26,7 +26,7 @@ _PLAIN_ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
 def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
-    """See the module."""
+    """The layer in one of the forms above."""
     x, weight, bias = node.inputs[0], node.inputs[1], node.input(2)
     assert x is not None and weight is not None
     activation, options = str(node.attrs["activation"]), lowering.options
@@ -47,7 +47,7 @@ def lower_linear(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value
 
 
 def _as_gemm(x: Value, activation: str, options: LowerOptions) -> bool:
-    """A matrix needs no views for it; where an activation takes the bias in, that is left to it."""
+    """A matrix needs no reshape for it; where the activation's kernel adds the bias, that is cheaper."""
     if options.linear == "gemm":
         return x.tensor.rank != 1
     return x.tensor.rank == 2 and (options.portable or not activation.startswith("gelu"))
@@ -65,7 +65,7 @@ def lower_swish(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]
 
 
 def _dynamic_quantizer(x: Value) -> Node | None:
-    """The DynamicQuantizeLinear whose integers ``x`` is the float form of."""
+    """The DynamicQuantizeLinear whose integers ``x`` dequantizes."""
     dequantizer = x.producer
     if dequantizer is None or dequantizer.op != "DequantizeLinear":
         return None
@@ -103,7 +103,7 @@ def _integer(graph: Graph, node: Node, quantizer: Node, weight: Value, lowering:
     x = quantizer.inputs[0]
     assert x is not None
     q, x_scale, x_zero = quantizer.outputs
-    made = x.tensor.with_dims((*(x.tensor.dims or ())[:-1], encoding.values.shape[1]))
+    type = x.tensor.with_dims((*(x.tensor.dims or ())[:-1], encoding.values.shape[1]))
     if lowering.options.portable:
         product = graph.emit("MatMulInteger", [q, values, x_zero, zero])
         real = graph.emit("Cast", [product], {"to": TO_ONNX[x.tensor.dtype]})
@@ -114,21 +114,21 @@ def _integer(graph: Graph, node: Node, quantizer: Node, weight: Value, lowering:
         return y if bias is None else graph.emit("Add", [y, bias])
     if _readers(quantizer) == 1:
         operands = [x, values, scale, zero, bias]
-        return graph.emit_node("com.microsoft.DynamicQuantizeMatMul", operands, types=[made]).output
+        return graph.emit_node("com.microsoft.DynamicQuantizeMatMul", operands, types=[type]).output
     operands = [q, values, x_scale, scale, x_zero, zero, bias]
-    return graph.emit_node("com.microsoft.MatMulIntegerToFloat", operands, types=[made]).output
+    return graph.emit_node("com.microsoft.MatMulIntegerToFloat", operands, types=[type]).output
 
 
 def _widens(user: Node, y: Value) -> bool:
-    """An Add with something of more axes: ONNX Runtime takes that for a bias of the product that it
-    fuses, and loses the axes. It does not look at scales that are multiplied one after the other."""
+    """Whether ``user`` adds something of more axes: ONNX Runtime would fuse that as the product's bias and
+    lose the axes. It does not where the scales are multiplied one after the other."""
     return user.op == "Add" and (
         not isinstance(user.output.type, TensorType) or user.output.tensor.rank != y.tensor.rank
     )
 
 
 def _readers(quantizer: Node) -> int:
-    """How many layers read what ``quantizer`` made, by way of its dequantizers or already lowered."""
+    """How many layers read the quantized values, through dequantizers or already lowered."""
     count = 0
     for user in quantizer.outputs[0].users:
         count += len(user.output.users) if user.op == "DequantizeLinear" else 1
@@ -148,7 +148,7 @@ def _gemm(graph: Graph, x: Value, weight: Value, bias: Value) -> Value:
 
 def _leading_shape(graph: Graph, x: Value, last: int) -> Value:
     """The shape of ``x`` with its last dim replaced: a constant with one -1 where at most one dim is
-    not static, else taken from ``x`` at run time."""
+    not static, else computed from ``x`` at run time."""
     dims = x.tensor.dims
     if dims is None:
         raise Unsupported(f"{x!r}: its rank is unknown")

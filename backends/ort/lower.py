@@ -1,6 +1,6 @@
-"""Lowering: our fused ops and encodings become ops that ONNX Runtime executes.
+"""Lowering: fused ops and encodings become ops that ONNX Runtime executes.
 
-A graph goes in, a graph of standard and ``com.microsoft`` ops with dense constants comes out.  Each
+The result has only standard and ``com.microsoft`` ops, and dense constants.  Each
 rule is a function ``(graph, node, lowering) -> values`` that emits the node's replacement before it.
 """
 
@@ -14,7 +14,7 @@ from tersor.backends.ort.attention import AttentionLowering
 from tersor.backends.ort.constants import decode
 from tersor.backends.ort.lowering import Lowering
 from tersor.backends.ort.options import LowerOptions
-from tersor.backends.ort.ties import hold_once
+from tersor.backends.ort.ties import merge_equal_constants
 from tersor.errors import Unsupported
 from tersor.ir import Graph, Node, TensorType, Value
 from tersor.pipeline import erase_dead, replace_node
@@ -23,7 +23,7 @@ from tersor.transforms.masks import drop_masks
 
 Rule = Callable[[Graph, Node, Lowering], Sequence[Value] | None]
 
-# Rules by op. One that returns None leaves the node as it is.
+# Rules by op. One that returns None keeps the node.
 RULES: dict[str, Rule] = {
     "tersor.Linear": linear.lower_linear,
     "tersor.AddLayerNormalization": norm.lower_add_layer_norm,
@@ -41,8 +41,8 @@ RULES: dict[str, Rule] = {
 def lower(
     graph: Graph, options: LowerOptions | None = None, decoded: list[Decoded] | None = None
 ) -> Graph:
-    """A copy of ``graph`` in ops that ONNX Runtime has, subgraphs included. Constants that no kernel reads as
-    they are stored are added to ``decoded``.
+    """A copy of ``graph`` in ops that ONNX Runtime has, subgraphs included. Constants that had to be
+    decoded are added to ``decoded``.
 
     Raises:
         Unsupported: a ``tersor.*`` op has no rule, or an encoding no form (node named).
@@ -63,9 +63,9 @@ def lower(
         for constant in list(owner.constants.values()):
             if not constant.is_dense:
                 decode(owner, constant, lowering)
-    # Quantizers of activations whose readers took the integers themselves.
+    # Quantizers of activations whose readers now read the integers, or quantize by themselves.
     erase_dead([n for n in result.walk() if n.op in ("DequantizeLinear", "DynamicQuantizeLinear")])
-    hold_once(result)
+    merge_equal_constants(result)
     for node in result.walk():
         if node.op.startswith("tersor."):
             raise Unsupported(f"{node.label}: {node.op} has no form in ONNX Runtime")
@@ -73,8 +73,8 @@ def lower(
 
 
 def _is_typed(node: Node) -> bool:
-    """Whether it is known to compute with tensors: what an opaque op made may be anything. Ops of our
-    own always do, and cannot stay; products of integers, too."""
+    """Whether a node is known to compute with tensors: the results of an opaque op may be anything. Tersor's
+    own ops, which cannot stay, and integer products always do."""
     if node.op.startswith("tersor.") or node.op in PRODUCTS:
         return True
     values = [v for v in (*node.inputs, *node.outputs[:1]) if v is not None]

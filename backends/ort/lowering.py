@@ -1,4 +1,4 @@
-"""What the rules of one lowering share."""
+"""The state that the rules of one lowering share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tersor.numerics.affine import is_short
 from tersor.ops.onnx_schema import TO_ONNX
 from tersor.pipeline.report import Decoded
 
-SHORT = 256  # From so many numbers on, half their room is more than a node takes.
+SHORT = 256  # From this many numbers on, float16 saves more than the Cast node takes.
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Lowering:
     """One graph's lowering.
 
     Attributes:
-        options: how things are written.
-        decoded: constants that no kernel reads as they are stored.
+        options: which ops to emit.
+        decoded: constants that had to be decoded.
     """
 
     options: LowerOptions
@@ -29,18 +29,18 @@ class Lowering:
     _parts: dict[tuple[Value, str], Value] = field(default_factory=dict)
 
     def part(self, constant: Value, what: str, array: np.ndarray) -> Value:
-        """An array of a constant's encoding as a constant of its own, made once for all its readers.
+        """An array of a constant's encoding as a separate constant, added once for all readers.
 
-        It is found by the constant, never by its name: a model may have a constant called
-        ``weight_scale`` that means something else."""
+        The key is the constant, not its name: a model may have an unrelated constant called
+        ``weight_scale``."""
         key = (constant, what)
         if key not in self._parts:
             self._parts[key] = constant.graph.constant(array, f"{constant.name}_{what}")
         return self._parts[key]
 
     def numbers(self, constant: Value, what: str, array: np.ndarray) -> Value:
-        """As :meth:`part`, of floats. Where float16 holds all of many, the file does, and ONNX Runtime
-        makes float32 of them when the model is loaded."""
+        """As :meth:`part`, for floats. Large arrays that float16 represents exactly are stored as such, and
+        ONNX Runtime casts them to float32 when it loads the model."""
         key, owner = (constant, what), constant.graph
         if key not in self._parts and array.size >= SHORT and is_short(array):
             short = self.part(constant, f"{what}_short", array.astype(np.float16))

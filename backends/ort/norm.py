@@ -35,12 +35,12 @@ def lower_add_rms_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence
 
 
 def lower_rms_norm(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """Stays: ONNX Runtime has a kernel for the standard op."""
+    """Keeps the op: ONNX Runtime has a kernel for it."""
     return None
 
 
 def _fusable(node: Node, options: LowerOptions) -> bool:
-    """The fused kernels normalize the last axis of operands of one shape."""
+    """The fused kernels normalize the last axis of operands of equal shape."""
     x, skip = node.inputs[0], node.inputs[1]
     assert x is not None and skip is not None
     rank = x.tensor.rank
@@ -61,16 +61,12 @@ def _skip_norm(
     operands: Sequence[Value | None],
     attrs: Mapping[str, Attribute],
 ) -> Sequence[Value]:
-    """Outputs of the kernel: y, mean, inverse deviation, sum; the middle two are not made."""
+    """Outputs of the kernel: y, mean, inverse deviation, sum; the middle two are not used."""
     type = node.output.type
     if len(node.outputs) < 2 or not node.outputs[1].uses:
-        made = graph.emit_node(f"com.microsoft.{op}", operands, attrs, types=[type])
-        return [made.output, made.output]
-    made = graph.emit_node(
-        f"com.microsoft.{op}",
-        operands,
-        attrs,
-        names=["", "", "", ""],
-        types=[type] * 4,
+        y = graph.emit_node(f"com.microsoft.{op}", operands, attrs, types=[type]).output
+        return [y, y]
+    fused = graph.emit_node(
+        f"com.microsoft.{op}", operands, attrs, names=[""] * 4, types=[type] * 4
     )
-    return [made.outputs[0], made.outputs[3]]
+    return [fused.outputs[0], fused.outputs[3]]

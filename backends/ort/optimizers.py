@@ -1,7 +1,7 @@
-"""What ONNX Runtime's own optimizer is made of: names that sessions take as optimizers to leave out.
+"""Names of ONNX Runtime's graph optimizers that may change float results, in rounding or by more. Sessions
+can disable them by name.
 
-Those that may change what float numbers come out, in rounding or by more; it ignores names that it does not
-know, as of other versions than 1.31.
+The names are those of version 1.31; ONNX Runtime ignores unknown ones.
 """
 
 from __future__ import annotations

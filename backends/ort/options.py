@@ -1,4 +1,4 @@
-"""The choices that the ONNX Runtime backend has, and the default of each."""
+"""The options of the ONNX Runtime backend, and their defaults."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tersor.target import Target, check_threads
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """How fused ops and encodings are written for ONNX Runtime.
+    """How fused ops and encodings are lowered for ONNX Runtime.
 
     Attributes:
         attention: ``unfused``: MatMul, Softmax, MatMul; ``mha``: com.microsoft.MultiHeadAttention.
         skip_norm: ``fused``: com.microsoft.SkipLayerNormalization; ``plain``: Add, then the norm.
         linear: ``matmul``: MatMul and Add; ``gemm``: Gemm on a two-dimensional view, bias inside.
-        portable: standard ONNX ops only, so that every runtime can load the file.
-        unsigned_weights: int8 weights whose products would overflow on the target are written as uint8.
+        portable: standard ONNX ops only, so that any runtime can load the file.
+        unsigned_weights: int8 weights whose products would overflow on the target are stored as uint8.
     """
 
     attention: str = "unfused"
@@ -49,12 +49,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """Settings of the ONNX Runtime session that a model runs best under.
+    """Settings of the ONNX Runtime session.
 
     Attributes:
-        threads: intra-op threads; 0: one for each core.
-        disabled_optimizers: ONNX Runtime's own graph optimizers to leave out.
-        spinning: whether idle threads wait in a loop (quick to start, but they take CPU time).
+        threads: intra-op threads; 0: one per core.
+        disabled_optimizers: ONNX Runtime's own graph optimizers to disable.
+        spinning: whether idle threads spin (quick to start, but they use CPU time).
     """
 
     threads: int = 0
@@ -78,7 +78,7 @@ class Choice(backend.Choice):
     def of(
         cls, target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
     ) -> Choice:
-        """What the search starts from; ONNX Runtime finds out by itself what it runs on.
+        """The default, where the search starts; ONNX Runtime detects the processor itself.
 
         Raises:
             InvalidOption: ``buckets``, which an ONNX file cannot have.
@@ -91,17 +91,17 @@ class Choice(backend.Choice):
 
     @property
     def built_by(self) -> object:
-        """What the model depends on; the rest is how it is run."""
+        """The options that the model depends on; the others are for running it."""
         return self.lower
 
     @property
     def label(self) -> str:
-        """What differs from the defaults; ``default`` where nothing does."""
+        """The settings that differ from the defaults; ``default`` where none does."""
         default = Choice()
         return backend.label_of([(self.lower, default.lower), (self.session, default.session)])
 
     def but(self, **changes: object) -> Choice:
-        """With some settings of either part changed."""
+        """A copy with some settings of either part changed."""
         own = {f.name for f in fields(self.lower)}
         lower: dict[str, Any] = {k: v for k, v in changes.items() if k in own}
         session: dict[str, Any] = {k: v for k, v in changes.items() if k not in own}

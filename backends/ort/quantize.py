@@ -1,4 +1,4 @@
-"""Quantizers with one scale a row for ONNX Runtime, which has no kernels for them: standard ops."""
+"""Quantizers with one scale per row for ONNX Runtime, in standard ops: it has no kernels for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tersor.ops.onnx_schema import TO_ONNX
 
 
 def lower_dynamic_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value]:
-    """The formula of the op's row in the table, step by step, so that it rounds the same."""
+    """The op table's formula step by step, so that it rounds the same."""
     x = node.inputs[0]
     assert x is not None
     zero, one, top = (graph.constant(np.array(n, np.float32), "level") for n in (0, 1, 255))
@@ -37,14 +37,14 @@ def lower_dynamic_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence
 
 
 def lower_dequantize(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """Activations with one block a row, and weights that lose their sign; others stay."""
-    rows = lower_dequantize_rows(graph, node, lowering)
+    """Activations with one block per row, and weights that become unsigned; others are kept."""
+    rows = _lower_dequantize_rows(graph, node, lowering)
     return unsigned.lower_dequantized(graph, node, lowering) if rows is None else rows
 
 
-def lower_dequantize_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """Activations only, with one block a row. ONNX Runtime has the op, but fuses it with the product
-    of a quantized weight into a kernel that then refuses more than one zero point."""
+def _lower_dequantize_rows(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
+    """Activations with one block per row. ONNX Runtime has the op, but fuses it with the product of a
+    quantized weight into a kernel that refuses more than one zero point."""
     q, scale, axis = node.inputs[0], node.inputs[1], node.attrs["axis"]
     assert q is not None and scale is not None and isinstance(axis, int)
     blocks = scale.tensor.dims
@@ -54,7 +54,7 @@ def lower_dequantize_rows(graph: Graph, node: Node, lowering: Lowering) -> Seque
 
 
 def dequantized(graph: Graph, q: Value, scale: Value, zero_point: Value | None) -> Value:
-    """(q - zero_point) * scale in ops that mean just that; the operands broadcast."""
+    """(q - zero_point) * scale in elementwise ops; the operands broadcast."""
     to = {"to": TO_ONNX[scale.tensor.dtype]}
     wide = graph.emit("Cast", [q], to)
     if zero_point is not None:

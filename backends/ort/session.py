@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: opened under a choice of settings, fed and read by name."""
+"""ONNX Runtime sessions: building models, opening them with chosen settings, running them by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tersor.pipeline import legality
 from tersor.pipeline.report import Decoded
 from tersor.target import Target
 
-# Of ONNX Runtime's own optimizer; each has what those before it have.
+# Levels of ONNX Runtime's optimizer; each includes those before it.
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -36,8 +36,8 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 def build(
     graph: Graph, choice: Choice | None = None, decoded: list[Decoded] | None = None
 ) -> Built:
-    """The ONNX model of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes. Its file
-    alone, or, where protobuf cannot hold it, that and its weights."""
+    """The ONNX model of ``graph`` as ``choice`` lowers it; equal graphs give equal bytes. One
+    file or, beyond protobuf's size limit, a file and its weights."""
     lowered = lower(graph, (choice or Choice()).lower, decoded)
     legality.check("emission", lowered)
     return export_built(lowered)
@@ -53,43 +53,43 @@ def open_session(
     """A session on the CPU.
 
     Args:
-        level: how much ONNX Runtime's own optimizer may do, of ``LEVELS``.
-        keeps_memory: whether a session keeps what activations took at the largest sizes, for the next run.
+        level: of ONNX Runtime's optimizer, one of ``LEVELS``.
+        keeps_memory: whether the session keeps the activations' memory for the next run.
 
     Raises:
-        InvalidModel: ONNX Runtime does not take the model; its reason, in one line.
+        InvalidModel: ONNX Runtime refuses the model; its reason, in one line.
     """
     if not isinstance(choice, Choice):
         choice = Choice.from_json(choice) if choice else Choice()
     if isinstance(model, Path):
-        return _opened(str(model), choice.session, level, keeps_memory)
+        return _open(str(model), choice.session, level, keeps_memory)
     if isinstance(model, Split) and model.weights.file and model.weights.is_in_place():
         try:
             folder = model.weights.file.parent.resolve()
-            return _opened(model.data, choice.session, level, keeps_memory, folder)
+            return _open(model.data, choice.session, level, keeps_memory, folder)
         except InvalidModel:
             if model.weights.is_in_place():
                 raise
-            # Another process has replaced the file meanwhile; what is mapped of it we still have.
-    # Without a folder of its own, what the model names would be looked for in the working folder. When
-    # the session is open the weights are read or mapped.
+            # Another process has just replaced the file; our mapping of the old one is still valid.
+    # Without a folder, ONNX Runtime would look for the model's files in the working folder. Once the
+    # session is open the weights are read or mapped.
     with tempfile.TemporaryDirectory(prefix="tersor-") as name:
         if isinstance(model, Split):
             model.weights.place(Path(name))
-        return _opened(main_file(model), choice.session, level, keeps_memory, Path(name))
+        return _open(main_file(model), choice.session, level, keeps_memory, Path(name))
 
 
-def _opened(
+def _open(
     source: bytes | str,
     options: SessionOptions,
     level: str,
     keeps_memory: bool,
     folder: Path | None = None,
 ) -> Session:
-    """A session of a model, which is given whole or by its path. ``folder``: all that it may find
-    beside it; of a path, what lies there."""
+    """A session of a model, given as bytes or by its path. ``folder``: where its external data is; by
+    default the path's own folder."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = 4  # Errors come as exceptions.
+    settings.log_severity_level = 4  # Errors are raised as exceptions.
     settings.graph_optimization_level = LEVELS[level]
     settings.intra_op_num_threads = options.threads
     settings.enable_cpu_mem_arena = settings.enable_mem_pattern = keeps_memory
@@ -99,15 +99,15 @@ def _opened(
     if folder is not None:
         settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
     try:
-        opened = ort.InferenceSession(
+        session = ort.InferenceSession(
             source,
             settings,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(options.disabled_optimizers) or None,
         )
-    except Exception as error:  # ONNX Runtime's own exceptions share no base of theirs.
+    except Exception as error:  # ONNX Runtime's exceptions have no common base.
         raise InvalidModel(f"ONNX Runtime refuses the model: {_one_line(error)}") from None
-    return Session(opened)
+    return Session(session)
 
 
 class Session:
@@ -119,8 +119,8 @@ class Session:
 
     def __init__(self, own: ort.InferenceSession) -> None:
         self.own = own
-        self._takes = {i.name for i in own.get_inputs()}
-        self._gives = [o.name for o in own.get_outputs()]
+        self._input_names = {i.name for i in own.get_inputs()}
+        self._output_names = [o.name for o in own.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name.
@@ -128,41 +128,43 @@ class Session:
         Raises:
             InvalidOption: an input is missing, unknown, or does not fit.
         """
-        takes = self._takes
-        for name in sorted(takes - inputs.keys()):
+        names = self._input_names
+        for name in sorted(names - inputs.keys()):
             raise InvalidOption(
-                f"input {name!r} is missing; the model takes {', '.join(sorted(takes))}"
+                f"input {name!r} is missing; the model takes {', '.join(sorted(names))}"
             )
-        for name in sorted(inputs.keys() - takes):
-            raise InvalidOption(f"no input {name!r}; the model takes {', '.join(sorted(takes))}")
+        for name in sorted(inputs.keys() - names):
+            raise InvalidOption(f"no input {name!r}; the model takes {', '.join(sorted(names))}")
         try:
-            made = self.own.run(self._gives, {k: np.asarray(v) for k, v in inputs.items()})
+            outputs = self.own.run(
+                self._output_names, {k: np.asarray(v) for k, v in inputs.items()}
+            )
         except Exception as error:
             raise InvalidOption(
                 f"the model does not take these inputs: {_one_line(error)}"
             ) from None
-        return dict(zip(self._gives, made, strict=True))
+        return dict(zip(self._output_names, outputs, strict=True))
 
 
 def examine(model: Built) -> None:
-    """Nothing: an ONNX model is no machine code."""
+    """Does nothing: an ONNX model contains no machine code."""
 
 
 def interface(
     model: Path, choice: Mapping[str, object]
 ) -> tuple[list[tuple[str, ValueType]], list[tuple[str, ValueType]]]:
-    """Names and types of a model's inputs and of its outputs, once ONNX Runtime has opened it; of dims,
-    only those that are fixed.
+    """Names and types of a model's inputs and outputs as ONNX Runtime reports them; dims only where they
+    are fixed.
 
     Raises:
-        InvalidModel: ONNX Runtime does not take the model.
+        InvalidModel: ONNX Runtime refuses the model.
     """
     session = open_session(model, choice).own
     return _types(session.get_inputs()), _types(session.get_outputs())
 
 
-def beside(model: Path) -> list[str]:
-    """Names of the files beside it that a model refers to.
+def companions(model: Path) -> list[str]:
+    """Names of the files in its folder that a model refers to.
 
     Raises:
         InvalidModel: not a model.
@@ -175,7 +177,7 @@ def _types(listed: Sequence[Any]) -> list[tuple[str, ValueType]]:
 
 
 def _type(text: str, shape: Sequence[int | str | None] | None) -> ValueType:
-    """``tensor(float)`` and ``[None, 'batch', 8]`` as a type; what is no tensor is unknown."""
+    """``tensor(float)`` and ``[None, 'batch', 8]`` as a type; unknown unless it is a tensor."""
     name = text.removeprefix("tensor(").removesuffix(")").upper()
     if not text.startswith("tensor(") or name not in TensorProto.DataType.keys():  # noqa: SIM118
         return UnknownType()
@@ -184,15 +186,15 @@ def _type(text: str, shape: Sequence[int | str | None] | None) -> ValueType:
 
 
 class Evaluator:
-    """Runs graphs in ONNX Runtime. The sessions of the last two graphs are kept (one is often compared
-    with another), so a graph that was given may not change while it is given again.
+    """Runs graphs in ONNX Runtime. The sessions of the last two graphs are kept (two are often compared),
+    so a graph must not change between calls.
 
-    A graph without inputs is constants and what follows from them: it is run once, as it is written.
-    Sums of integer products are exact, also where this processor's usual ones overflow."""
+    A graph without inputs computes constants: it is run once, unoptimized. Sums of integer products are
+    exact, also where this processor's instructions would overflow."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[Graph, Session]] = []
-        # Several of them run in turn, and idle threads that spin slow the others.
+        self._sessions: list[tuple[Graph, Session]] = []
+        # Sessions run in turn, and idle threads that spin slow the others.
         session = SessionOptions(spinning=False)
         self._choice = replace(Choice.of(Target.host(), portable=True), session=session)
 
@@ -200,13 +202,15 @@ class Evaluator:
         choice = self._choice
         if not graph.inputs:
             return open_session(build(graph, choice), choice, level="none").run(inputs)
-        found = next((held for held in self._held if held[0] is graph), None)
-        if found is None:
-            del self._held[:-1]  # While a session is opened, its weights are there several times.
-            # Batches are of many sizes, and it is not timed: other sessions have that memory.
-            found = (graph, open_session(build(graph, choice), choice, keeps_memory=False))
-        self._held = [*(held for held in self._held if held is not found), found][-2:]
-        return found[1].run(inputs)
+        entry = next((entry for entry in self._sessions if entry[0] is graph), None)
+        if entry is None:
+            del self._sessions[
+                :-1
+            ]  # While a session opens, its weights are in memory several times.
+            # Batches vary in size and are not timed, so memory is better left to other sessions.
+            entry = (graph, open_session(build(graph, choice), choice, keeps_memory=False))
+        self._sessions = [*(other for other in self._sessions if other is not entry), entry][-2:]
+        return entry[1].run(inputs)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime has kernels for, by what the lowering writes."""
+"""Which ops and encodings ONNX Runtime has kernels for, given this lowering."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
     if op.startswith("tersor.") and op not in RULES:
         return f"ONNX Runtime has no form of {op}"
     if activations is ActivationForm.INT8_ROWS:
-        return "ONNX Runtime has no integer kernels for activations with one scale a row"
+        return "ONNX Runtime has no integer kernels for activations with one scale per row"
     if activations is ActivationForm.INT8:
         if op == "tersor.Linear" and all(map(is_per_column, encodings)):
             return None
-        return (
-            f"ONNX Runtime multiplies {op} in integers by int8 weights with one scale a column only"
-        )
-    for held in encodings:
-        if not held.is_dense and not (op in _LOOKUPS and has_rows(held)):
-            return no_kernel(op, held)
+        return f"ONNX Runtime multiplies {op} in integers by int8 weights with one scale per column only"
+    for encoding in encodings:
+        if not encoding.is_dense and not (op in _LOOKUPS and has_rows(encoding)):
+            return no_kernel(op, encoding)
     return None

@@ -1,11 +1,11 @@
-"""Equal constants are written once, and so are a matrix and its transpose, a vector and the same as a
-column.
+"""Equal constants are stored once; so are a matrix and its transpose, or a vector and the same numbers as
+a column.
 
     Gather(@e[v, d], ids), MatMul(h, @e'[d, v])   ->   @e, and Transpose(@e) for the MatMul
 
-A head that is tied to the embedding reads its transpose, which is a view of the same memory all the way
-through the passes, or two matrices that were quantized alike.  In the file it would be another matrix.
-ONNX Runtime computes the transpose once, when it loads the model.
+A head that is tied to the embedding reads its transpose: a view of the same memory throughout the passes,
+or a matrix quantized the same way.  Otherwise the file would store it as a second matrix. ONNX Runtime
+computes the transpose once, when it loads the model.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 
 from tersor.ir import Graph, Value
 
-LEAST_BYTES = 1024  # Smaller ones are not worth a node.
-SAMPLE = 16  # Numbers that are compared before whole matrices are.
+LEAST_BYTES = 1024  # Smaller constants are not worth a node.
+SAMPLE = 16  # Numbers that are compared before whole arrays are.
 
 
-def hold_once(graph: Graph) -> None:
-    """Leaves of equal constants, and of matrices that are another's transpose, the first that lies in
-    order; in place. Constants of subgraphs become the outermost graph's where that has the same."""
+def merge_equal_constants(graph: Graph) -> None:
+    """Replaces constants that equal another, or its transpose, by that one, in place. The first contiguous
+    one is kept; constants of subgraphs are replaced by equal ones of the outermost graph."""
     first: dict[tuple[object, ...], list[Value]] = {}
-    for value, array in sorted(_large(graph), key=lambda found: not found[1].flags.c_contiguous):
+    for value, array in sorted(_large(graph), key=lambda entry: not entry[1].flags.c_contiguous):
         candidates = first.setdefault(_key(array), [])
         for kept in candidates:
             if kept.graph not in (graph, value.graph):
-                continue  # Not to be seen from here.
+                continue  # Not visible from here.
             if (same := _as(graph, kept, value, array)) is not None:
                 value.graph.replace(value, same)
                 value.graph.erase_constant(value)
@@ -45,7 +45,7 @@ def _large(graph: Graph) -> Iterator[tuple[Value, np.ndarray]]:
 
 
 def _key(array: np.ndarray) -> tuple[object, ...]:
-    """What equal arrays and transposed matrices have in common, and few others do."""
+    """A cheap key that is the same for equal arrays and for transposed matrices."""
     array = array.squeeze()
     if array.ndim != 2:
         return array.dtype, array.shape, array.reshape(-1)[:SAMPLE].tobytes()
@@ -53,21 +53,21 @@ def _key(array: np.ndarray) -> tuple[object, ...]:
 
 
 def _as(graph: Graph, kept: Value, value: Value, array: np.ndarray) -> Value | None:
-    """The numbers of ``value``, made of ``kept``; None where these are others."""
-    have, owner = kept.numpy(), kept.graph
-    if _equal(have, array):
+    """The numbers of ``value``, computed from ``kept``; None where they differ."""
+    numbers, owner = kept.numpy(), kept.graph
+    if _equal(numbers, array):
         return kept
     with owner.at(next(owner.nodes, None)):
-        if array.ndim == have.ndim == 2 and _equal(have.T, array):
+        if array.ndim == numbers.ndim == 2 and _equal(numbers.T, array):
             return owner.emit("Transpose", [kept], {"perm": (1, 0)}, name=value.name)
-        if have.shape != array.shape and _equal(have.squeeze(), array.squeeze()):
+        if numbers.shape != array.shape and _equal(numbers.squeeze(), array.squeeze()):
             shape = owner.constant(np.array(array.shape, np.int64), "shape")
             return owner.emit("Reshape", [kept, shape], name=value.name)
     return None
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """To the bit: zeros of either sign are not the same, and a NaN is what it is."""
+    """Bitwise: -0 differs from 0, and a NaN equals the same NaN."""
     if a.shape != b.shape:
         return False
     if a.__array_interface__ == b.__array_interface__ and not a.dtype.hasobject:
@@ -81,7 +81,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows at a time: weights may be mapped, and more than memory holds."""
+    """Some rows at a time: weights may be memory-mapped, and larger than memory."""
     step = max(1, (1 << 22) * len(array) // max(array.nbytes, 1))
     for i in range(0, len(array), step):
         yield array[i : i + step]

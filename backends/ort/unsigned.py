@@ -1,8 +1,8 @@
-"""Weights without a sign, for targets on which products of u8 and s8 overflow (``analysis.saturation``):
+"""Unsigned weights, for targets on which sums of products of u8 and s8 saturate (``analysis.saturation``):
 
     (a - za) (w - zw)   =   (a - za) ((w + 128) - (zw + 128))       w + 128 in 0 .. 255
 
-ONNX Runtime widens both to 16 bits before it multiplies then, and its sums are exact.
+ONNX Runtime then widens both to 16 bits before it multiplies, and its sums are exact.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SHIFT = 128
 
 
 def lower_product(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """A product of integers whose sums may overflow, with weights that do not. Activations with a sign
-    would need the same, and stay: ONNX Runtime has no product of s8 and u8."""
+    """An integer product whose sums may overflow, by unsigned weights. Products of signed activations are
+    kept: ONNX Runtime has no product of s8 and u8."""
     place = PRODUCTS[node.op]
     weight, zero = node.input(place.weight), node.input(place.zero)
     if not lowering.options.unsigned_weights or weight is None or not weight.is_constant:
@@ -36,13 +36,13 @@ def lower_product(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Valu
         weight, np.int8(0) if zero is None else zero.numpy(), lowering
     )
     types = [value.type for value in node.outputs]
-    made = graph.emit_node(node.op, operands, node.attrs, names=[""] * len(types), types=types)
-    return made.outputs
+    names = [""] * len(types)
+    return graph.emit_node(node.op, operands, node.attrs, names=names, types=types).outputs
 
 
 def lower_dequantized(graph: Graph, node: Node, lowering: Lowering) -> Sequence[Value] | None:
-    """The same for weights that are dequantized before a product, which ONNX Runtime puts together. It
-    takes the sign of activations that are dequantized too by itself, on the processors that this is for."""
+    """The same for weights that are dequantized before a product, which ONNX Runtime fuses. It makes signed
+    activations that are dequantized unsigned by itself, on the processors that this is for."""
     weight, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
     if not lowering.options.unsigned_weights or weight is None or not weight.is_constant:
         return None
@@ -53,26 +53,26 @@ def lower_dequantized(graph: Graph, node: Node, lowering: Lowering) -> Sequence[
         return None
     assert scale is not None
     numbers = np.zeros(scale.tensor.shape, np.int16) if zero is None else zero.numpy()
-    minus = lowering.part(
+    zero_points = lowering.part(
         weight, "unsigned_zero_points", (numbers.astype(np.int16) + SHIFT).astype(np.uint8)
     )
-    operands = [shifted(weight, values, lowering), scale, minus]
+    operands = [shifted(weight, values, lowering), scale, zero_points]
     return [graph.emit("DequantizeLinear", operands, node.attrs)]
 
 
 def _multiplies(node: Node, values: np.ndarray) -> bool:
     """Whether a node multiplies integers by ``values``, and their sums can overflow."""
-    held = weights_of(node)
-    return held is not None and np.array_equal(held, values) and overflows(node, values)
+    weights = weights_of(node)
+    return weights is not None and np.array_equal(weights, values) and overflows(node, values)
 
 
 def shifted(weight: Value, values: np.ndarray, lowering: Lowering) -> Value:
-    """The integers ``values`` of a weight without their sign."""
+    """The integers ``values`` of a weight as uint8."""
     return lowering.part(weight, "unsigned", (values.astype(np.int16) + SHIFT).astype(np.uint8))
 
 
 def shifted_zero(weight: Value, zero: np.ndarray | np.int8, lowering: Lowering) -> Value:
-    """The zero point that belongs to them; one number where all columns have the same."""
+    """The matching zero point; one number where all columns have the same."""
     numbers = (np.asarray(zero, np.int16) + SHIFT).astype(np.uint8)
     if numbers.size and (numbers == numbers.flat[0]).all():
         numbers = numbers.reshape(-1)[0].reshape(())

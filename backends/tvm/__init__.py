@@ -1,7 +1,7 @@
 """TVM: lowers the IR to Relax with kernels of our own, compiles and runs it.
 
 What it builds is machine code, which :func:`open_session` runs; :func:`examine`, :func:`interface` and
-:func:`beside` only read what it tells of itself.
+:func:`companions` only read its description.
 """
 
 import os
@@ -15,7 +15,7 @@ from tersor.backends.tvm.build import build
 from tersor.backends.tvm.check import check
 from tersor.backends.tvm.choices import axes
 from tersor.backends.tvm.options import Choice
-from tersor.backends.tvm.session import beside, examine, interface, open_session
+from tersor.backends.tvm.session import companions, examine, interface, open_session
 from tersor.backends.tvm.support import supports
 from tersor.backends.tvm.tuning import tune
 from tersor.numerics.sums import EIGHTS, FOURS
@@ -26,6 +26,6 @@ VARIANTS = MappingProxyType[str, str]({})  # It merges linear layers that read t
 FASTER_SUMS = (FOURS, EIGHTS)
 
 __all__ = [
-    "FASTER_SUMS", "KINDS", "SUFFIX", "VARIANTS", "Choice", "axes", "beside", "build", "check", "examine",
-    "interface", "open_session", "supports", "tune",
+    "FASTER_SUMS", "KINDS", "SUFFIX", "VARIANTS", "Choice", "axes", "build", "check", "companions",
+    "examine", "interface", "open_session", "supports", "tune",
 ]  # fmt: skip

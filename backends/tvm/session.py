@@ -97,8 +97,8 @@ def interface(model: Path, choice: Mapping[str, object]) -> tuple[Interface, Int
     return description.inputs, description.outputs
 
 
-def beside(model: Path) -> list[str]:
-    """Names of the files beside it that a model refers to.
+def companions(model: Path) -> list[str]:
+    """Names of the files in its folder that a model refers to.
 
     Raises:
         InvalidModel: the library is damaged.

@@ -89,7 +89,7 @@ def _verify_file(path: Path, model: Any) -> Verified:
 
 def _check_beside(manifest: Manifest, path: Path) -> None:
     model = path / manifest.model
-    for name in _backend(manifest.runtime, path).beside(model):
+    for name in _backend(manifest.runtime, path).companions(model):
         if name != manifest.weights:
             raise InvalidModel(f"{model} refers to {name!r}, which the manifest does not list")
 

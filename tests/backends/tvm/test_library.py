@@ -183,7 +183,10 @@ def test_what_cannot_run_is_refused_before_it_does(
         lambda: session.examine(Split(file.read_bytes(), built.weights)),
     ]
     if case in DAMAGES:  # What fits another machine is whole.
-        asked += [lambda: session.interface(file, Choice().to_json()), lambda: session.beside(file)]
+        asked += [
+            lambda: session.interface(file, Choice().to_json()),
+            lambda: session.companions(file),
+        ]
     for ask in asked:
         with pytest.raises(InvalidModel) as caught:
             ask()
