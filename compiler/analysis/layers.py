@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from tersor.analysis.match import operand
 from tersor.ir import Encoding, Graph, Node, TensorType, Value
 from tersor.ops import TABLE, Weight
 from tersor.structure.ties import tied_to
@@ -42,12 +43,16 @@ class Reader:
         return None if self.form.bias is None else self.node.input(self.form.bias.operand)
 
     @property
+    def activation(self) -> Value:
+        """What rows of are multiplied with the matrix."""
+        assert self.form.activation is not None
+        return operand(self.node, self.form.activation)
+
+    @property
     def ids(self) -> Value:
         """Of a lookup: the indices of the rows."""
         assert self.form.ids is not None
-        ids = self.node.inputs[self.form.ids]
-        assert ids is not None
-        return ids
+        return operand(self.node, self.form.ids)
 
     @property
     def is_float_constant(self) -> bool:
@@ -170,7 +175,15 @@ class WeightedLayer:
 def weight_readers(graph: Graph) -> Iterator[Reader]:
     """All uses of weights in graph order, subgraphs included. A weight need not be a constant."""
     for node in graph.walk():
-        yield from _readings(node)
+        yield from readings(node)
+
+
+def readings(node: Node) -> Iterator[Reader]:
+    """A node in each way that it reads a weight."""
+    for form in TABLE.weights(node):
+        value = node.input(form.operand)
+        if value is not None and isinstance(value.type, TensorType):
+            yield Reader(node, form, value)
 
 
 def readers_of(value: Value) -> list[Reader]:
@@ -179,7 +192,7 @@ def readers_of(value: Value) -> list[Reader]:
         reader
         for use in value.uses
         if isinstance(use.user, Node)
-        for reader in _readings(use.user)
+        for reader in readings(use.user)
         if reader.form.operand == use.operand
     ]
 
@@ -198,10 +211,3 @@ def by_weight(readers: Sequence[Reader]) -> list[WeightedLayer]:
         if not layer.readers or layer.form.inputs == reader.form.inputs:
             layer.readers.append(reader)
     return list(layers.values())
-
-
-def _readings(node: Node) -> Iterator[Reader]:
-    for form in TABLE.weights(node):
-        value = node.input(form.operand)
-        if value is not None and isinstance(value.type, TensorType):
-            yield Reader(node, form, value)

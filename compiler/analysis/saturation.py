@@ -10,6 +10,7 @@ Unsigned 8-bit weights take another, exact path.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,23 +18,27 @@ from tersor.analysis.match import producer_if
 from tersor.ir import Affine, DType, Graph, Node, TensorType, Value
 from tersor.numerics.affine import pair_sums
 
+if TYPE_CHECKING:
+    from tersor.ops import Weight
+
 SAFE = 128  # 255 * 128 <= 32,767
 
 
 @dataclass(frozen=True)
 class Product:
     """Operand indices of an integer product: activations (None: it quantizes them itself, to u8),
-    weights, and the weights' zero point."""
+    weights, and the weights' zero point; ``window``: weights are [out, in, *kernel], not [..., in, out]."""
 
     activation: int | None
     weight: int
     zero: int
+    window: bool = False
 
 
 PRODUCTS = {
     "MatMulInteger": Product(0, 1, 3),
     "QLinearMatMul": Product(0, 3, 5),
-    "QLinearConv": Product(0, 3, 5),
+    "QLinearConv": Product(0, 3, 5, window=True),
     "com.microsoft.DynamicQuantizeMatMul": Product(None, 1, 3),
     "com.microsoft.MatMulIntegerToFloat": Product(0, 1, 5),
     "com.microsoft.QGemm": Product(0, 3, 5),
@@ -58,13 +63,27 @@ def overflows(node: Node, weights: np.ndarray) -> bool:
     """Whether sums with ``weights``, [..., k, n] or those of a convolution, can exceed 16 bits."""
     if weights.dtype != np.int8 or weights.ndim < 2 or not weights.size:
         return False
-    if node.op in ("Conv", "QLinearConv"):
+    form = _form(node, weights.ndim)
+    rows = form.matrix(weights).astype(np.int64)
+    if len(form.inputs) > 1:
         # The order in which a kernel sums a window is unknown: assume the two largest meet.
-        flat = weights.reshape(len(weights), -1).astype(np.int64)
-        largest = [np.sort(np.maximum(s, 0), axis=1)[:, -2:].sum(axis=1) for s in (flat, -flat)]
+        largest = [np.sort(np.maximum(s, 0), axis=1)[:, -2:].sum(axis=1) for s in (rows, -rows)]
         return bool(np.maximum(*largest).max() > SAFE)
-    inner = np.moveaxis(weights, -1 if node.attrs.get("transB") else -2, -1).astype(np.int64)
-    return bool(pair_sums(inner.reshape(-1, inner.shape[-1])).max(initial=0) > SAFE)
+    return bool(pair_sums(rows).max(initial=0) > SAFE)
+
+
+def _form(node: Node, rank: int) -> Weight:
+    """How a node multiplies by weights of ``rank``."""
+    # Loads onnx's schemas, which `import tersor` does without.
+    from tersor.ops import TABLE, Weight
+
+    place = PRODUCTS.get(node.op)
+    if place is None:
+        (form,) = TABLE.weights(node)
+        return form
+    if place.window:
+        return Weight(place.weight, tuple(range(1, rank)))
+    return Weight(place.weight, (rank - 1 if node.attrs.get("transB") else rank - 2,))
 
 
 def activations_of(node: Node) -> Value | None:
@@ -72,7 +91,11 @@ def activations_of(node: Node) -> Value | None:
     place = PRODUCTS.get(node.op)
     if place is not None:
         return None if place.activation is None else node.input(place.activation)
-    dequantizer = producer_if(node.input(0), "DequantizeLinear")
+    from tersor.ops import TABLE
+
+    weights = {form.operand for form in TABLE.weights(node)}
+    others = [q.operand for q in TABLE.quantizers(node) if q.operand not in weights]
+    dequantizer = producer_if(node.input(others[0]) if others else None, "DequantizeLinear")
     return None if dequantizer is None else dequantizer.inputs[0]
 
 
@@ -84,7 +107,10 @@ def weights_of(node: Node) -> np.ndarray | None:
         return weight.numpy() if weight is not None and weight.is_constant else None
     if node.op not in _FUSED or not _is_8_bits(activations_of(node)):
         return None
-    weight = node.input(1)
+    from tersor.ops import TABLE
+
+    forms = TABLE.weights(node)
+    weight = node.input(forms[0].operand) if forms else None
     encoding = weight.encoding if weight is not None else None
     if encoding is not None and (affine := encoding.layer(Affine)) is not None:
         return affine.values if affine.storage in (DType.I8, DType.U8) else None

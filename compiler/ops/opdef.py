@@ -154,6 +154,20 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Quantizer:
+    """An operand that may be quantized: every result is a sum of products with it, before what is added to
+    the sum, an activation and the next step of a recurrence.
+
+    operand: its index.
+    summed: its axes that one sum runs over; negative ones count from the last. A scale that varies along
+        the other axes alone factors out of each sum, which is then one of integers.
+    """
+
+    operand: int
+    summed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """Operands and attributes that exercise an op, for the contract tests.
 
@@ -234,6 +248,7 @@ class OpDef:
         bound: for ops with subgraphs: axes, as (value, axis), that are the same inside and outside (an
             operand and the subgraph's input); None: unknown, all axes are pinned.
         weights: the operands that are weights; None: none.
+        quantizers: the operands besides the weights that may be quantized; None: none.
         deterministic: two nodes with equal operands and attributes give equal results.
         commutative: the first two operands may be exchanged.
         traits: what kind of op it is; see :data:`Trait`.
@@ -257,6 +272,7 @@ class OpDef:
     follow: Callable[[Node, Cut], Follow] | None = None
     bound: Callable[[Node], list[tuple[tuple[Value, int], ...]]] | None = None
     weights: Callable[[Node], Sequence[Weight]] | None = None
+    quantizers: Callable[[Node], Sequence[Quantizer]] | None = None
     deterministic: bool = True
     commutative: bool = False
     traits: frozenset[Trait] = frozenset()

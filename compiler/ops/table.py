@@ -12,7 +12,7 @@ from tersor.errors import InvalidGraph, suggest
 from tersor.ir import Attribute, Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, KnownDim, TooComplex, ceil_div, dim_array
 from tersor.ops import onnx_schema
-from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Tie, Trait, Weight
+from tersor.ops.opdef import Cost, Cut, Follow, OpDef, Quantizer, Tie, Trait, Weight
 
 # What a row's functions may raise on invalid operands: they assume what the schema guarantees, which is
 # less than what an op requires.
@@ -131,6 +131,17 @@ class Table:
         """The operands that are the node's weights if they are constants."""
         row = self._rows.get(node.op)
         return row.weights(node) if row is not None and row.weights is not None else ()
+
+    def quantizers(self, node: Node) -> list[Quantizer]:
+        """The operands that quantizers may stand before: the weights, along the axes of their matrices, and
+        then the others. Nothing is summed of a table, whose rows are picked."""
+        row = self._rows.get(node.op)
+        others = row.quantizers(node) if row is not None and row.quantizers is not None else ()
+        weights = [
+            Quantizer(form.operand, () if form.looked_up else form.inputs)
+            for form in self.weights(node)
+        ]
+        return [*weights, *others]
 
     def bound(self, node: Node) -> list[tuple[tuple[Value, int], ...]]:
         """Axes of values that are the same inside and outside the node's subgraphs."""

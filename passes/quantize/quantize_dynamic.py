@@ -20,7 +20,6 @@ import numpy as np
 
 from tersor.analysis.insertion import insertion_point
 from tersor.analysis.layers import Reader, WeightedLayer, is_table, weight_readers
-from tersor.analysis.match import operand
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Affine, Graph, Node, TensorType, Value
 from tersor.numerics.affine import (
@@ -71,15 +70,14 @@ class QuantizeDynamic(LayerPass):
     granularity: Granularity = "auto"
 
     def wants(self, reader: Reader) -> bool:
-        x = reader.node.input(0)
-        return reader.node.op == _LINEAR and x is not None and isinstance(x.type, TensorType)
+        return reader.node.op == _LINEAR and isinstance(reader.activation.type, TensorType)
 
     def against(self, layer: WeightedLayer) -> str:
         return layer.quantized or layer.narrow or layer.not_finite
 
     def run(self, graph: Graph, context: Context) -> None:
         layers = self.layers(graph, context)
-        nodes = [node for layer in layers for node in layer.nodes]
+        linear = [reader for layer in layers for reader in layer.readers]
         for reader in weight_readers(graph):
             if (op := reader.node.op) != _LINEAR and super().wants(reader):
                 context.skip(reader, f"{op} has no integer form: it multiplies floats")
@@ -88,6 +86,7 @@ class QuantizeDynamic(LayerPass):
         told = context.remember(
             f"told of {form.value}", lambda: _Told.of(graph, layers, saturates, form, context)
         )
+        inputs = [reader.activation for reader in linear]
         quantized: set[Node] = set()
         errors: list[float] = []
         for i, layer in enumerate(layers):
@@ -95,15 +94,15 @@ class QuantizeDynamic(LayerPass):
                 continue
             context.progress(i, len(layers), f"int8 {layer.label}")
             if form is ActivationForm.INT8 and any(
-                told.left_out.get(_reads(node).name) for node in layer.nodes
+                told.left_out.get(reader.activation.name) for reader in layer.readers
             ):
                 context.skip(layer.node, SPREADS)
                 continue
             encoding = told.rounded.get(layer.name) or _nearest(layer.weight, saturates)
             found = [
-                (told.errors[key], node)
-                for node in layer.nodes
-                if (key := (layer.name, _reads(node).name)) in told.errors
+                (told.errors[key], reader.node)
+                for reader in layer.readers
+                if (key := (layer.name, reader.activation.name)) in told.errors
             ]
             worst, node = max(found, key=lambda e: e[0], default=(0.0, layer.node))
             if worst > self.max_error:
@@ -117,11 +116,11 @@ class QuantizeDynamic(LayerPass):
             quantized.update(layer.nodes)
             for _ in layer.nodes:
                 context.rewrote()
-        unseen = sum(_reads(node).name not in told.left_out for node in nodes)
-        readers: dict[Value, list[Node]] = {}
-        for node in graph.walk():
-            if node in quantized:
-                readers.setdefault(_reads(node), []).append(node)
+        unseen = sum(x.name not in told.left_out for x in inputs)
+        readers: dict[Value, list[Reader]] = {}
+        for reader in weight_readers(graph):
+            if reader.node in quantized:
+                readers.setdefault(reader.activation, []).append(reader)
         for x, reading in readers.items():
             _quantize_activation(x, reading, form)
         if errors:
@@ -135,12 +134,8 @@ class QuantizeDynamic(LayerPass):
             )
         for line in told.remarks:
             context.remark(line)
-        if nodes and context.report.rewrites:
+        if linear and context.report.rewrites:
             context.remark(NOT_FINITE)
-
-
-def _reads(node: Node) -> Value:
-    return operand(node, 0)
 
 
 def _nearest(weight: Value, saturates: bool) -> Affine:
@@ -174,7 +169,8 @@ class _Told:
         told = _Told()
         if not context.calibration or context.evaluate is None:
             return told
-        inputs = {_reads(n): None for layer in layers for n in layer.nodes if n.graph is graph}
+        readers = [r for layer in layers for r in layer.readers if r.node.graph is graph]
+        inputs = dict.fromkeys(reader.activation for reader in readers)
         fitted = _fitted(layers)
         xs = list(inputs)
         for start in range(0, len(xs), TAPS):  # So many second moments at a time.
@@ -202,7 +198,7 @@ class _Told:
     ) -> None:  # fmt: skip
         """Errors of layers that read what was ``seen``, in the form that each is to have."""
         for layer in layers:
-            for x in dict.fromkeys(map(_reads, layer.nodes)):
+            for x in dict.fromkeys(reader.activation for reader in layer.readers):
                 if x in seen:
                     held = self.rounded.get(layer.name) or _nearest(layer.weight, saturates)
                     error = _layer_error(seen[x], layer.weight.numpy(), held, form)
@@ -254,7 +250,7 @@ def _fitted(layers: Sequence[WeightedLayer]) -> dict[Value, list[Value]]:
     all read the same. What lookups or others read too is rounded to the nearest."""
     found: dict[Value, list[Value]] = {}
     for layer in layers:
-        sources = {_reads(node) for node in layer.nodes}
+        sources = {reader.activation for reader in layer.readers}
         if len(sources) == 1 and not (layer.shared or layer.tied or layer.in_subgraph):
             found.setdefault(sources.pop(), []).append(layer.weight)
     return found
@@ -287,22 +283,23 @@ def _encode(layer: WeightedLayer, encoding: Affine, context: Context) -> None:
         weight.graph.set_encoding(weight, held)
     else:
         copy = weight.graph.constant(held, weight.name)
-        for node in layer.nodes:
-            assert node.graph is not None
-            node.graph.set_input(node, 1, copy)
+        for reader in layer.readers:
+            assert reader.node.graph is not None
+            reader.node.graph.set_input(reader.node, reader.form.operand, copy)
         weight = copy
     for table, perm in tables:
         retie(weight, table, perm)
         context.remark(f"held as @{weight.name}, its head", layer=f"@{table.name}")
 
 
-def _quantize_activation(x: Value, readers: list[Node], form: ActivationForm) -> None:
+def _quantize_activation(x: Value, readers: list[Reader], form: ActivationForm) -> None:
     """One quantizer for all ``readers``, which are in the order of execution."""
     op, attrs = "DynamicQuantizeLinear", {}
     if form is ActivationForm.INT8_ROWS:
         op = "tersor.DynamicQuantizeRows"
-        attrs = {"axis": -1, "block_size": operand(readers[0], 1).tensor.shape[0]}
-    first = insertion_point(x, readers)
+        (inner,) = readers[0].form.inputs
+        attrs = {"axis": -1, "block_size": readers[0].weight.tensor.shape[inner]}
+    first = insertion_point(x, [reader.node for reader in readers])
     graph = first.graph
     assert graph is not None
     with graph.at(first):
@@ -310,6 +307,7 @@ def _quantize_activation(x: Value, readers: list[Node], form: ActivationForm) ->
         scope = readers[0].scope
         quantizer = graph.emit_node(op, [x], names=["", "", ""], scope=scope)
         held = graph.emit("DequantizeLinear", quantizer.outputs, attrs, scope=scope)
-    for node in readers:
-        assert node.graph is not None
-        node.graph.set_input(node, 0, held)
+    for reader in readers:
+        node, operand = reader.node, reader.form.activation
+        assert node.graph is not None and operand is not None
+        node.graph.set_input(node, operand, held)

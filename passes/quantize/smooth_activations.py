@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.layers import Reader, WeightedLayer, readings
 from tersor.analysis.match import operand
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Dense, Graph, Node, Value
@@ -65,9 +65,9 @@ class SmoothActivations(LayerPass):
         if not context.calibration or context.evaluate is None:
             context.remark("no calibration inputs: nothing was smoothed")
             return
-        groups: dict[Value, list[Node]] = {}
-        for node in (node for layer in layers for node in layer.nodes):
-            groups.setdefault(operand(node, 0), []).append(node)
+        groups: dict[Value, list[Reader]] = {}
+        for reader in (reader for layer in layers for reader in layer.readers):
+            groups.setdefault(reader.activation, []).append(reader)
         observers = {x: Activations() for x in groups}
         wanted = {Rows(x, padding=True): [one] for x, one in observers.items()}
         observe(graph, wanted, context.calibration, context.evaluate)
@@ -82,10 +82,10 @@ class SmoothActivations(LayerPass):
                 context.skip(readers[0], "its inputs on calibration are no numbers")
                 continue
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
-            if reason := next(filter(None, (why_shared(n, operand(n, 1)) for n in readers)), ""):
+            if reason := next(filter(None, (why_shared(r.node, _weight(r)) for r in readers)), ""):
                 context.skip(readers[0], f"{reason}, and would be held twice")
                 continue
-            weights = np.concatenate([_weight(n) for n in readers], axis=1)
+            weights = np.concatenate([_weight(r).numpy() for r in readers], axis=1)
             exact = seen[x].rows @ weights
             error = partial(_error, seen[x], weights, exact, saturates, form)
             before, after, alpha, scale = self._search(seen[x], weights, error)
@@ -98,7 +98,7 @@ class SmoothActivations(LayerPass):
             else:
                 _apply(graph, x, readers, scale)
                 context.rewrote()
-                where = readers[0].scope or readers[0].output.name
+                where = readers[0].scope or readers[0].node.output.name
                 context.remark(layer=where, method=f"alpha {alpha:g}", **errors)
 
     def _search(
@@ -133,34 +133,36 @@ def _error(
     return relative_error(exact, made @ held.decode())
 
 
-def _weight(node: Node) -> np.ndarray:
-    assert node.inputs[1] is not None
-    return node.inputs[1].numpy()
+def _weight(reader: Reader) -> Value:
+    """As it is now: what comes after it may have been folded into it."""
+    return operand(reader.node, reader.form.operand)
 
 
-def _apply(graph: Graph, x: Value, readers: Sequence[Node], scale: np.ndarray) -> None:
+def _apply(graph: Graph, x: Value, readers: Sequence[Reader], scale: np.ndarray) -> None:
     """The readers' weights become s W, and what they read becomes x / s."""
-    for node in readers:
-        _set_constant(graph, node, 1, _weight(node) * scale[:, None])
+    for reader in readers:
+        _set_weight(graph, reader, _weight(reader).numpy() * scale[:, None])
     maker = _foldable_maker(x, readers)
     if maker is not None:
-        _set_constant(graph, maker, 1, _weight(maker) / scale)
-        if (bias := maker.input(2)) is not None:
-            _set_constant(graph, maker, 2, bias.numpy() / scale)
+        _set_weight(graph, maker, maker.weight.numpy() / scale)
+        if (bias := maker.bias) is not None and maker.form.bias is not None:
+            _set_constant(graph, maker.node, maker.form.bias.operand, bias.numpy() / scale)
         return
-    first = next(n for n in graph.nodes if n in readers)
+    nodes = [reader.node for reader in readers]
+    first = next(n for n in graph.nodes if n in nodes)
     with graph.at(first):
         smoothed = graph.emit("Mul", [x, graph.constant(1 / scale, f"{x.name}_smoothing")])
-    for node in readers:
-        graph.set_input(node, 0, smoothed)
+    for reader in readers:
+        assert reader.form.activation is not None
+        graph.set_input(reader.node, reader.form.activation, smoothed)
 
 
-def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
+def _foldable_maker(x: Value, readers: Sequence[Reader]) -> Reader | None:
     """The linear layer whose columns can take 1/s: it makes x, or the values of the attention that
     makes x (each channel of a head's result is a mean of that channel of its values), x has no other
     reader, and only a scale-free activation lies between."""
     maker = x.producer
-    if maker is None or not set(x.users) <= set(readers) or x.is_output:
+    if maker is None or not set(x.users) <= {reader.node for reader in readers} or x.is_output:
         return None
     if maker.op == "Attention":
         values = maker.inputs[2]
@@ -177,10 +179,16 @@ def _foldable_maker(x: Value, readers: Sequence[Node]) -> Node | None:
         activations = ("none", "relu")
     if maker is None or maker.op != "tersor.Linear" or maker.attrs["activation"] not in activations:
         return None
-    bias = maker.input(2)
-    held = [operand(maker, 1), *([bias] if bias is not None else [])]
-    own = all(v.stores_floats for v in held) and not why_shared(maker, operand(maker, 1))
-    return maker if own else None
+    reader = next(readings(maker), None)
+    if reader is None:
+        return None
+    held = [reader.weight, *([reader.bias] if reader.bias is not None else [])]
+    own = all(v.stores_floats for v in held) and not why_shared(maker, reader.weight)
+    return reader if own else None
+
+
+def _set_weight(graph: Graph, reader: Reader, data: np.ndarray) -> None:
+    _set_constant(graph, reader.node, reader.form.operand, data)
 
 
 def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> None:

@@ -24,6 +24,7 @@ from tersor.ops.opdef import (
     Follow,
     Member,
     OpDef,
+    Quantizer,
     Sample,
     Tie,
     Weight,
@@ -130,6 +131,17 @@ def _conv_weights(node: Node) -> list[Weight]:
     if _group(node) == 1 and all_ints(kernel) and x:  # Attributes are checked against a known rank.
         return [Weight(1, inputs, activation=0, window=window(kernel, node.attrs), bias=Bias(2))]
     return [Weight(1, inputs)] if kernel else []
+
+
+def _conv_quantizers(node: Node) -> list[Quantizer]:
+    """x[batch, in, *positions]: a kernel of one position sums channels alone, and a channel that is a group
+    of its own is not summed. A ConvTranspose's kernel has its inputs first."""
+    shape = dims(node.inputs[1])
+    if len(shape) < 3:
+        return []
+    alone = shape[1] == 1 if node.op == "Conv" else shape[0] == _group(node)
+    kernel = [axis for axis, size in enumerate(shape) if axis > 1 and size != 1]
+    return [Quantizer(0, tuple(kernel if alone else [1, *kernel]))]
 
 
 # -- ConvTranspose ---------------------------------------------------------------------------------
@@ -289,10 +301,11 @@ def _transpose_samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = with_traits("product", [
     OpDef("Conv", since=11, infer=_conv_infer, torch=_conv, cost=_conv_cost, ties=_conv_ties,
-          follow=_conv_follow, weights=_conv_weights, samples=_conv_samples),
+          follow=_conv_follow, weights=_conv_weights, quantizers=_conv_quantizers,
+          samples=_conv_samples),
     OpDef("ConvTranspose", since=11, infer=_transpose_infer, torch=_conv_transpose,
           cost=_transpose_cost, ties=_transpose_ties, follow=_conv_follow,
-          weights=_transpose_weights, samples=_transpose_samples),
+          weights=_transpose_weights, quantizers=_conv_quantizers, samples=_transpose_samples),
     OpDef("ConvInteger", since=10, infer=_integer_infer, torch=_conv_integer, cost=_conv_cost,
           samples=_integer_samples),
 ])  # fmt: skip

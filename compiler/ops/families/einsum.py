@@ -11,7 +11,7 @@ from tersor.ir import Dim, Node, ValueType
 from tersor.ir.dims import product
 from tersor.ops.families._symbolic import broadcast_dim, refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Cost, OpDef, Sample, Tie, with_traits
+from tersor.ops.opdef import Cost, OpDef, Quantizer, Sample, Tie, with_traits
 
 Labels = tuple[str, ...]
 
@@ -110,6 +110,17 @@ def _ties(node: Node) -> list[Tie]:
     return ties
 
 
+def _quantizers(node: Node) -> list[Quantizer]:
+    found = equation_of(node)
+    if found is None:
+        return []
+    kept = found.result
+    return [
+        Quantizer(i, tuple(axis for axis, label in enumerate(labels) if label not in kept))
+        for i, labels in enumerate(found.operands)
+    ]
+
+
 def _einsum(*operands: Any, equation: str) -> Any:
     import torch
 
@@ -134,5 +145,5 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
 
 ROWS = with_traits("product", [
     OpDef("Einsum", since=12, infer=_infer, torch=_einsum, cost=_cost, ties=_ties,
-          samples=_samples),
+          quantizers=_quantizers, samples=_samples),
 ])  # fmt: skip

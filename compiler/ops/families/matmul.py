@@ -12,7 +12,7 @@ from tersor.ir import Dim, Node, TensorType
 from tersor.ir.dims import product
 from tersor.ops.families._samples import floats
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Bias, Cost, Member, OpDef, Sample, Tie, Weight, with_traits
+from tersor.ops.opdef import Bias, Cost, Member, OpDef, Quantizer, Sample, Tie, Weight, with_traits
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
 
@@ -70,6 +70,12 @@ def matmul_weights(node: Node) -> list[Weight]:
     return [Weight(1, (rank - 2,), activation=0)] if rank > 1 else []
 
 
+def matmul_quantizers(node: Node) -> list[Quantizer]:
+    """x[..., k], and a vector in the place of W"""
+    vector = [Quantizer(1, (0,))] if len(dims(node.inputs[1])) == 1 else []
+    return [Quantizer(0, (-1,)), *vector]
+
+
 def _linear_weights(node: Node) -> list[Weight]:
     return [replace(weight, bias=Bias(2)) for weight in matmul_weights(node)]
 
@@ -121,6 +127,10 @@ def _gemm_ties(node: Node) -> list[Tie]:
 def _gemm_weights(node: Node) -> list[Weight]:
     inner = 1 if node.attrs["transB"] else 0
     return [Weight(1, (inner,), activation=None if node.attrs["transA"] else 0)]
+
+
+def _gemm_quantizers(node: Node) -> list[Quantizer]:
+    return [Quantizer(0, (0 if node.attrs["transA"] else 1,))]
 
 
 def _gemm_samples(rng: np.random.Generator) -> list[Sample]:
@@ -179,6 +189,7 @@ ROWS = with_traits(
             cost=matmul_cost,
             ties=matmul_ties,
             weights=matmul_weights,
+            quantizers=matmul_quantizers,
             samples=_matmul_samples,
         ),
         OpDef(
@@ -188,6 +199,7 @@ ROWS = with_traits(
             cost=_gemm_cost,
             ties=_gemm_ties,
             weights=_gemm_weights,
+            quantizers=_gemm_quantizers,
             samples=_gemm_samples,
         ),
         OpDef(
@@ -202,6 +214,7 @@ ROWS = with_traits(
             cost=matmul_cost,
             ties=_linear_ties,
             weights=_linear_weights,
+            quantizers=matmul_quantizers,
             samples=_linear_samples,
         ),
     ],

@@ -21,7 +21,7 @@ from tersor.ops import onnx_schema
 from tersor.ops.families._samples import floats
 from tersor.ops.families._symbolic import refuse, tensor
 from tersor.ops.families._ties import dims, plain
-from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Sample, Tie, Weight
+from tersor.ops.opdef import Bias, Cost, Cut, Follow, Member, OpDef, Quantizer, Sample, Tie, Weight
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # operands
@@ -117,6 +117,11 @@ def _weights(node: Node) -> list[Weight]:
         Weight(1, (2,), activation=0, bias=Bias(3, 2)),
         Weight(2, (2,), state=0, bias=Bias(3, 2, 1)),
     ]
+
+
+def _quantizers(node: Node) -> list[Quantizer]:
+    """x[length, batch, inputs]"""
+    return [Quantizer(0, (2,))]
 
 
 def _follow(node: Node, cut: Cut) -> Follow:
@@ -297,7 +302,8 @@ def _samples(op: str, *more: dict[str, Any]) -> Callable[[np.random.Generator], 
 
 def _row(op: str, since: int, step: Step, *more: dict[str, Any]) -> OpDef:
     return OpDef(op, since=since, infer=_infer, torch=_recurrence(op, step), cost=_cost, ties=_ties,
-                 follow=_follow, weights=_weights, samples=_samples(op, *more))  # fmt: skip
+                 follow=_follow, weights=_weights, quantizers=_quantizers,
+                 samples=_samples(op, *more))  # fmt: skip
 
 
 ROWS = [
