@@ -1,7 +1,7 @@
-"""What a backend is: a package ``tersor.backends.<runtime>`` that builds graphs for a runtime and runs them.
+"""The backend interface: a package ``tersor.backends.<runtime>`` builds graphs for a runtime and runs them.
 
-Packages are checked against :class:`Backend` as any object is (``tersor.backends`` names them).  A backend
-takes only choices of its own class; who drives it holds one that it got from the backend itself.
+mypy checks the packages that ``tersor.backends`` lists against :class:`Backend`.  A backend accepts only
+choices of its own class, which callers get from the backend itself.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Choice(Protocol):
 
     @classmethod
     def of(cls, target: Target, *, portable: bool = False, buckets: Sequence[Sizes] = ()) -> Self:
-        """Where a search starts.
+        """The choice that a search starts from.
 
         Raises:
-            InvalidOption: what the runtime does not have.
+            InvalidOption: an option that the runtime does not support.
         """
 
     @property
@@ -50,10 +50,10 @@ class Choice(Protocol):
 
     @property
     def built_by(self) -> object:
-        """The part that the built model depends on; the rest is how it is run."""
+        """The settings that the built model depends on; the others only affect how it is run."""
 
-    def but(self, **changes: object) -> Self:
-        """With some settings changed."""
+    def replace(self, **changes: object) -> Self:
+        """A copy with some settings changed."""
 
     def to_json(self) -> dict[str, object]:
         """Plain data for the manifest."""
@@ -64,7 +64,7 @@ class Choice(Protocol):
         """Reads what :meth:`to_json` writes.
 
         Raises:
-            InvalidModel: it is something else.
+            InvalidModel: the data is not a choice.
         """
         try:
             return read_plain(cls, data)
@@ -73,15 +73,15 @@ class Choice(Protocol):
 
 
 def label_of(settings: Sequence[tuple[object, object]], *parts: str) -> str:
-    """A choice's label: ``parts``, then ``name=value`` of what differs between settings and their
-    defaults, dataclasses both."""
-    told = [
+    """A choice's label: ``parts``, then ``name=value`` for each setting that is not the default.
+    ``settings``: pairs of dataclass instances, (actual, default)."""
+    changed = [
         f"{f.name}={getattr(mine, f.name)}"
         for mine, default in settings
         for f in fields(mine)  # type: ignore[arg-type]
         if getattr(mine, f.name) != getattr(default, f.name)
     ]
-    return " ".join([*parts, *told]) or "default"
+    return " ".join([*parts, *changed]) or "default"
 
 
 class Session(Protocol):
@@ -91,7 +91,7 @@ class Session(Protocol):
         """Outputs by name.
 
         Raises:
-            InvalidOption: an input is missing, unknown, or does not fit.
+            InvalidOption: an input is missing, unknown, or of the wrong type or shape.
         """
 
 
@@ -106,19 +106,19 @@ class BackendOf(Protocol[C]):
 
     Attributes:
         Choice: that class.
-        SUFFIX: of the model's file in an artifact.
-        KINDS: of targets that it builds for.
-        VARIANTS: lossless passes that may pay in the runtime, and may not, by what a graph with them is
-            called: measured both ways.
+        SUFFIX: suffix of the model's file in an artifact.
+        KINDS: kinds of targets that it builds for.
+        VARIANTS: lossless passes that pay for some graphs only, by the suffix for the graph's name: graphs
+            with and without are measured.
         tune: chooses how kernels of a graph divide their work, by measuring; None where the runtime has no
             kernels to tune.
-        FASTER_SUMS: where the target adds products in pairs into 16 bits (``Target.saturates_int8``): larger
-            sums that kernels of linear layers add up there if all of a weight's fit, the fastest last.
+        FASTER_SUMS: for targets that add products in pairs into 16 bits (``Target.saturates_int8``): longer
+            sums that kernels of linear layers can use if all sums of a weight fit, the fastest last.
     """
 
     @property
     def __path__(self) -> Sequence[str]:
-        """Where its code lies."""
+        """The folder of its code."""
 
     @property
     def Choice(self) -> type[C]: ...
@@ -141,31 +141,30 @@ class BackendOf(Protocol[C]):
     def supports(
         self, op: str, encodings: Sequence[Encoding], activations: ActivationForm, /
     ) -> str | None:
-        """Why the runtime has no kernel for ``op`` that reads constants as ``encodings`` hold them and
-        activations of that form (the graph still runs: what has no kernel is decoded); None where it has
-        one."""
+        """Why the runtime has no kernel for ``op`` with constants in these ``encodings`` and activations of
+        that form; None if it has one. Without a kernel the constants are decoded, the graph runs."""
 
     def axes(self, graph: Graph, choice: C, /) -> list[tuple[str, tuple[object, ...]]]:
-        """(setting of a choice, its values to try besides that of ``choice``), the most promising first."""
+        """(setting, values to try other than that of ``choice``), the most promising first."""
 
     def build(
         self, graph: Graph, choice: C | None = None, decoded: list[Decoded] | None = None
     ) -> Built:
-        """The model of ``graph``; equal graphs give equal bytes. Constants that no kernel reads as they are
-        stored are added to ``decoded``.
+        """Builds ``graph``; equal graphs give equal bytes. Constants that are decoded because no kernel
+        reads their encoding are appended to ``decoded``.
 
         Raises:
             Unsupported: nodes or constants that the runtime cannot execute.
-            InvalidOption: a choice that the graph cannot have.
+            InvalidOption: a choice that does not fit the graph.
         """
 
     def open_session(
         self, model: Built | Path, choice: C | Mapping[str, object] | None = None
     ) -> Session:
-        """Loads a model, to be run as ``choice`` (or what its ``to_json`` gave) says.
+        """Loads a model, to be run under ``choice`` (an object, or its ``to_json``).
 
         Raises:
-            InvalidModel: the runtime does not take the model; its reason, in one line.
+            InvalidModel: the runtime rejects the model; its reason, in one line.
         """
 
     def interface(
@@ -174,7 +173,7 @@ class BackendOf(Protocol[C]):
         """A model's inputs and outputs. Raises InvalidModel as :meth:`open_session`."""
 
     def examine(self, model: Built, /) -> None:
-        """That this machine can run a model of machine code; none of it is run.
+        """Checks that this machine can run a model of machine code, without running any of it.
 
         Raises:
             InvalidModel: why it cannot.
@@ -184,19 +183,19 @@ class BackendOf(Protocol[C]):
         """Names of the files next to it that a model refers to. Raises InvalidModel: not a model."""
 
     def check(self) -> list[str]:
-        """Builds and runs a model of one node; remarks on the installation, a line each.
+        """Builds and runs a model of one node; returns remarks on the installation, one line each.
 
         Raises:
-            TersorError: it does not work.
+            TersorError: the installation does not work.
         """
 
 
 class ReferenceOf(BackendOf[C], Protocol[C]):
-    """The runtime that runs models as they are given, and the graphs whose values passes want to see.
+    """The reference runtime: it runs input models unchanged, and evaluates graphs for passes.
 
     Attributes:
-        Evaluator: makes what runs graphs.
-        OPTIMIZERS: parts of the runtime's own optimizer that a session can leave out.
+        Evaluator: factory of functions that run graphs.
+        OPTIMIZERS: parts of the runtime's own optimizer that can be disabled.
     """
 
     @property
@@ -212,10 +211,10 @@ class ReferenceOf(BackendOf[C], Protocol[C]):
         *,
         level: str = "all",
     ) -> Session:
-        """``level``: of the runtime's own optimizer: ``none``, ``basic``, ``extended`` or ``all``."""
+        """``level`` of the runtime's own optimizer: ``none``, ``basic``, ``extended`` or ``all``."""
 
     def read_built(self, path: Path, /) -> Built:
-        """A model's file, with its weights. Raises InvalidModel: not a model."""
+        """Reads a model's file and its weights. Raises InvalidModel: not a model."""
 
 
 Backend: TypeAlias = BackendOf[Choice]

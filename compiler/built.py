@@ -1,4 +1,4 @@
-"""A built model: the bytes of its file and, where weights are too many for one file, those beside it."""
+"""A built model: the bytes of its file and, if the weights do not fit in it, a weights file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TypeAlias
 
 import numpy as np
 
-# Weights begin at whole pages, so that a runtime can map them; also where pages are 16 KiB.
+# Weights start at page boundaries (of 16 KiB pages too), so that a runtime can map them.
 ALIGNMENT = 1 << 14
-CHUNK = 16 << 20  # Bytes that are copied at once at most, however large a weight is.
+CHUNK = 16 << 20  # Bytes copied at a time, however large a weight is.
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Arrays one after the other in one file, each at the next multiple of ``alignment``, in C order
-    and little-endian. They may be memory maps and views: nothing is copied as a whole.
+    """Arrays in one file, each at the next multiple of ``alignment``, in C order and little-endian.
+    They may be memory maps and views: no array is copied as a whole.
 
     Attributes:
-        arrays: of any numeric dtype; elements narrower than a byte have to be packed before.
-        file: a file that holds just this already; None where there is none.
+        arrays: of any numeric dtype; sub-byte elements must be packed already.
+        file: an existing file with exactly this content, or None.
         alignment: in bytes.
     """
 
@@ -33,20 +33,20 @@ class Weights:
 
     @staticmethod
     def of_file(file: Path) -> Weights:
-        """What a weights file holds, mapped."""
+        """A weights file, memory-mapped."""
         size = file.stat().st_size
-        held = np.memmap(file, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
-        return Weights((held,), file)
+        data = np.memmap(file, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
+        return Weights((data,), file)
 
     @property
     def offsets(self) -> list[int]:
-        """Where each array begins, in bytes."""
-        found, end = [], 0
+        """Byte offset of each array."""
+        starts, end = [], 0
         for array in self.arrays:
             start = -(-end // self.alignment) * self.alignment
-            found.append(start)
+            starts.append(start)
             end = start + array.nbytes
-        return found
+        return starts
 
     @property
     def size(self) -> int:
@@ -63,8 +63,8 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """The name under which the model's own file looks for them: it tells what they are, so a new
-        model never finds the weights of an old one, and equal weights are one file."""
+        """The file name that the model refers to. It contains a hash of the content: a new model never
+        reads an old model's weights, and equal weights share one file."""
         return f"weights-{self.sha256[:16]}.bin"
 
     def chunks(self) -> Iterator[memoryview]:
@@ -76,7 +76,7 @@ class Weights:
             end = start + array.nbytes
 
     def place(self, folder: Path) -> None:
-        """Puts the file into a folder of our own, where it may be already."""
+        """Writes the file into a folder, unless it is there already."""
         target = folder / self.name
         if target.exists():
             return
@@ -85,7 +85,7 @@ class Weights:
                 file.write(chunk)
 
     def is_in_place(self) -> bool:
-        """Whether there is still a file of the name and size that the model looks for."""
+        """Whether ``file`` still exists under the name and with the size that the model expects."""
         file = self.file
         if file is None or file.name != self.name:
             return False
@@ -94,13 +94,13 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A model in two files: ``data`` refers to ``weights`` by their name and lies beside them."""
+    """A model in two files of one folder: ``data`` refers to ``weights`` by name."""
 
     data: bytes
     weights: Weights
 
     def place(self, folder: Path, name: str) -> Path:
-        """Writes both into a folder of our own; the path of the model's file."""
+        """Writes both files into a folder; returns the path of the model's file."""
         self.weights.place(folder)
         path = folder / name
         path.write_bytes(self.data)
@@ -111,7 +111,7 @@ Built: TypeAlias = bytes | Split
 
 
 def built_size(model: Built) -> int:
-    """Bytes of a model, its weights included."""
+    """Size of a model in bytes, including its weights."""
     return len(model) if isinstance(model, bytes) else len(model.data) + model.weights.size
 
 
@@ -121,8 +121,7 @@ def main_file(model: Built) -> bytes:
 
 
 def pieces(array: np.ndarray) -> Iterator[memoryview]:
-    """The array's bytes in C order. Of one that does not lie so (a transposed view), only a piece at a
-    time is put in order."""
+    """The array's bytes in C order. A non-contiguous array (a transposed view) is copied piece by piece."""
     if array.flags.c_contiguous:
         flat = array.reshape(-1).view(np.uint8)
         for i in range(0, flat.size, CHUNK):

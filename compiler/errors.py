@@ -5,26 +5,19 @@ from __future__ import annotations
 import unicodedata
 
 LONGEST = 600  # Characters of a message: names in a file may have a million.
-_HIDDEN = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Zl",
-    "Zp",
-}  # Unicode's classes of what is not a visible character.
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories of invisible characters.
 
 
 class TersorError(Exception):
-    """Base of all errors that tersor raises on purpose; the command line prints it as one line."""
+    """Base of all errors that Tersor raises deliberately; the command line prints it as one line."""
 
 
 class InvalidModel(TersorError):
-    """The input model is broken or says something that cannot be."""
+    """The input model is damaged or contradicts itself."""
 
 
 class Unsupported(TersorError):
-    """The input is valid, but nothing here can translate it."""
+    """The input is valid, but Tersor cannot translate it."""
 
 
 class InvalidGraph(TersorError):
@@ -32,7 +25,7 @@ class InvalidGraph(TersorError):
 
 
 class InvalidOption(TersorError):
-    """An option, recipe, target or name that does not exist or does not fit."""
+    """An option, recipe, target or name that does not exist or is not applicable."""
 
 
 class PassFailed(TersorError):
@@ -48,7 +41,7 @@ def suggest(word: str, choices: object) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes for people: ``22.7 MB``; an unknown size is said to be unknown."""
+    """Human-readable bytes: ``22.7 MB``; ``unknown`` for None."""
     if count is None:
         return "unknown"
     amount: float = count
@@ -60,16 +53,16 @@ def size(count: int | None) -> str:
 
 
 def one_line(text: object, limit: int | None = None) -> str:
-    """``text`` on one line, without control characters and invisible ones, and its middle left out
-    where it is longer than ``limit``: names in a model are anyone's text."""
-    told = str(text)
-    if limit is not None and len(told) > limit:
-        told = f"{told[: limit // 2]} … {told[-limit // 4 :]}"
+    """``text`` on one line, without control and invisible characters, and with its middle cut out if it
+    is longer than ``limit``: names in a model are untrusted text."""
+    line = str(text)
+    if limit is not None and len(line) > limit:
+        line = f"{line[: limit // 2]} … {line[-limit // 4 :]}"
     return "".join(
         " "
         if c in "\n\t"
         else "\N{REPLACEMENT CHARACTER}"
         if unicodedata.category(c) in _HIDDEN
         else c
-        for c in told
+        for c in line
     )

@@ -1,4 +1,4 @@
-"""Plain data (what JSON holds) as objects of dataclasses: every field is there, known and of its type."""
+"""Plain data (JSON) to dataclass instances: every field must be present, known and of its type."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-# As ``__pydantic_config__`` of a dataclass: keys that it has not are refused, and nothing is converted.
+# For a dataclass's ``__pydantic_config__``: unknown keys are refused, and no value is converted.
 EXACT = ConfigDict(extra="forbid", strict=True)
 T = TypeVar("T")
 
 
 def read_plain(kind: type[T], data: Mapping[str, object]) -> T:
-    """An object of ``kind`` with the fields in ``data``.
+    """An instance of ``kind`` with the fields in ``data``.
 
     Raises:
-        ValueError: a field is missing, unknown, or of another type; says which.
+        ValueError: names the field that is missing, unknown, or of another type.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)

@@ -1,4 +1,4 @@
-"""What a target machine can do: facts that passes and backends decide by."""
+"""Target machines: the facts that passes and backends base decisions on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from tersor.errors import InvalidOption, suggest
 
-# ISA levels that can be asked for by name, each with the features it brings (x86 levels nest).
+# ISA levels by name, with the features each implies (x86 levels nest).
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _AMX = frozenset({"amx_tile", "amx_int8", "amx_bf16"})
@@ -44,8 +44,8 @@ class Target:
         kind: ``cpu`` or ``cuda``.
         features: ISA features (``avx2``, ``avx512_vnni``, ``neon_dotprod``, ``sm_90``).
         cores: threads that a runtime may use.
-        is_host: whether it is this machine, so that it can be measured on.
-        cpu: the processor's own name, empty where unknown.
+        is_host: whether it is this machine, so that it can be measured.
+        cpu: the processor's model name, empty where unknown.
         caches: bytes of the L1 data, L2 and L3 cache, 0 where unknown.
         gflops: measured fp32 multiply-add rate on all cores (10^9 flop/s), None until measured.
         bandwidth: measured memory read rate on one core (GB/s), None until measured.
@@ -63,8 +63,8 @@ class Target:
 
     @property
     def saturates_int8(self) -> bool:
-        """Whether u8 x s8 products are summed in pairs into 16 bits that saturate: x86's vpmaddubsw,
-        used where neither VNNI nor AMX is there."""
+        """Whether u8 x s8 products are summed in pairs into saturating 16 bits: x86's vpmaddubsw, used
+        without VNNI and AMX."""
         return bool(self.features & _X86) and not self.features & _EXACT_INT8
 
     @staticmethod
@@ -83,8 +83,8 @@ class Target:
 
     @staticmethod
     def parse(text: str) -> Target:
-        """``cpu`` is this machine; ``cpu:<isa>`` this machine held to an ISA level, or another one
-        where this lacks it; ``cuda:sm_NN`` a GPU.
+        """``cpu`` is this machine; ``cpu:<isa>`` this machine limited to an ISA level, or another machine
+        if this one lacks it; ``cuda:sm_NN`` a GPU.
 
         Raises:
             InvalidOption: no such kind or ISA level.
@@ -119,25 +119,25 @@ class Target:
 
 
 def check_threads(count: int) -> None:
-    """That a runtime may be asked for so many threads; 0: one for each core.
+    """Checks a number of threads; 0 means one per core.
 
     Raises:
-        InvalidOption: it may not.
+        InvalidOption: out of range.
     """
     if not 0 <= count <= MAX_THREADS:
         raise InvalidOption(f"{count} threads: give 0 (one for each core) to {MAX_THREADS}")
 
 
 def request_amx() -> bool:
-    """Whether this process may use AMX's tiles. Linux wants to be asked, once a process and before the
-    first instruction; asking again does no harm."""
+    """Whether this process may use AMX tiles. Linux requires a request per process, before the first such
+    instruction; repeating it is harmless."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA) == 0)
 
 
 def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on."""
+    """Indices of the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -164,7 +164,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def _cache(level: int) -> int:
-    """Bytes of the data or unified cache of a level, as Linux tells for the first core."""
+    """Bytes of the first core's data or unified cache of a level, as Linux reports them."""
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         facts = {n: (index / n).read_text().strip() for n in ("level", "type", "size")}
         if facts["level"] == str(level) and facts["type"] != "Instruction":

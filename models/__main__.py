@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.console import Teller, say
+from tersor.cli.console import ProgressReporter, say
 from tersor.cli.guard import Debug, Guarded
 from tersor.errors import InvalidOption, suggest
 from tersor.models import zoo
@@ -108,7 +108,7 @@ def _telling() -> Iterator[None]:
     """Shows the progress of training within the block."""
     from tersor.models import training
 
-    with Teller() as tell, training.telling(tell):
+    with ProgressReporter() as progress, training.telling(tell):
         yield
 
 

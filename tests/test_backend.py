@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "compiler"
 ABOUT = re.compile(r"backend|choice|session|evaluator|start$|reference")
 DRIVING = [
-    "driver/job.py", "driver/compilation.py", "driver/doubts.py", "tuning/search.py", "tuning/duel.py",
+    "driver/job.py", "driver/compilation.py", "driver/deviations.py", "tuning/search.py", "tuning/duel.py",
     "tuning/latency.py", "tuning/worker.py", "tuning/measure.py", "tuning/reuse.py", "cli/models.py",
     "pipeline/registry.py", *(f"artifact/{p.name}" for p in (ROOT / "artifact").glob("*.py")),
 ]  # fmt: skip

@@ -87,7 +87,7 @@ class Choice(backend.Choice):
             raise InvalidOption(
                 "buckets are for runtime tvm: runtime ort has one model for all sizes"
             )
-        return Choice().but(portable=portable, unsigned_weights=target.saturates_int8)
+        return Choice().replace(portable=portable, unsigned_weights=target.saturates_int8)
 
     @property
     def built_by(self) -> object:
@@ -100,7 +100,7 @@ class Choice(backend.Choice):
         default = Choice()
         return backend.label_of([(self.lower, default.lower), (self.session, default.session)])
 
-    def but(self, **changes: object) -> Choice:
+    def replace(self, **changes: object) -> Choice:
         """A copy with some settings of either part changed."""
         own = {f.name for f in fields(self.lower)}
         lower: dict[str, Any] = {k: v for k, v in changes.items() if k in own}

@@ -69,7 +69,7 @@ class Choice(backend.Choice):
         parts += [f"bucket({sizes_text(sizes)})" for sizes in self.buckets]
         return backend.label_of([(self, default)], *parts)
 
-    def but(self, **changes: object) -> Choice:
+    def replace(self, **changes: object) -> Choice:
         """With some settings changed."""
         values: dict[str, Any] = changes
         return replace(self, **values)

@@ -99,7 +99,7 @@ def tune(
         report.database = ""
         report.remarks.append(database.problem)
     chosen = tuple((name, grain.rows, grain.by_columns) for name, grain in grains.items())
-    return choice.but(grains=chosen), report
+    return choice.replace(grains=chosen), report
 
 
 def _grain(held: Any, database: Database) -> Grain:

@@ -32,4 +32,4 @@ def identity_of(imported: Imported) -> dict[str, Any]:
 def as_imported(imported: Imported) -> Built:
     """The imported graph as an ONNX model."""
     reference = registry.reference()
-    return reference.build(imported.graph, reference.Choice().but(portable=True))
+    return reference.build(imported.graph, reference.Choice().replace(portable=True))

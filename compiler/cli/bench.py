@@ -1,4 +1,4 @@
-"""``tersor bench``: two models in pairs, and how far apart their outputs are."""
+"""``tersor bench``: paired timing of two models, and the difference of their outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tersor.cli.console import Teller, clean, say, show, table
+from tersor.cli.console import ProgressReporter, clean, say, show, table
 from tersor.cli.guard import Debug, HfCache, TrustCode
 from tersor.errors import InvalidModel, InvalidOption, suggest
 
@@ -27,18 +27,18 @@ def bench(
     b: Annotated[Path, typer.Argument(metavar="B", help=_MODEL)],
     inputs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="An array for each input by its name, run as it is."),
+        typer.Option(metavar="FILE.npz", help="An array for each input name, run unchanged."),
     ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=8x128",
-            help="An input's shape; its contents are made up, and inputs that share its open dims "
-            "follow. Repeatable.",
+            help="An input's shape; its values are made up, and inputs that share its dynamic dims get "
+            "matching shapes. Repeatable.",
         ),
     ] = None,
     pairs: Annotated[
-        int, typer.Option(metavar="N", min=2, help="How often both run in turn.")
+        int, typer.Option(metavar="N", min=2, help="Number of paired runs.")
     ] = 30,
     allow_hf_cache: HfCache = False,
     trust: TrustCode = False,
@@ -46,13 +46,13 @@ def bench(
 ) -> None:
     """Time two models and compare their outputs.
 
-    They run in turn, each in its own runtime and in a process of its own.
+    They run alternately, each in its own runtime and its own process.
     """
     from tersor.calibration.arrays import check_arrays, read_arrays
     from tersor.cli import report
     from tersor.cli.inputs import shapes
     from tersor.cli.models import naming, read_runnable
-    from tersor.driver.doubts import overflow
+    from tersor.driver.deviations import overflow
     from tersor.pipeline import registry
     from tersor.target import Target
 
@@ -62,47 +62,45 @@ def bench(
     wanted = shapes(shape or ())
     first, second = (read_runnable(path, allow_hf_cache, trust) for path in (a, b))
     _check_interfaces(first, second, a, b)
-    # Of machine code only the inputs' types are known, not what they index.
+    # For machine code only the types of the inputs are known, not what they index.
     known = second if first.is_code else first
     if arrays is not None and inputs is not None:
         check_arrays(arrays, known.graph, inputs)
     with naming(a):
         feeds = _feeds(first, known.graph, arrays, wanted)
-    with Teller() as tell:
+    with ProgressReporter() as progress:
         results, fidelity, missing = _measure(
-            first, second, list(feeds.values()), pairs, tell, (a, b)
+            first, second, list(feeds.values()), pairs, progress, (a, b)
         )
-    made = table("inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs")
+    times = table("inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs")
     for label, result in zip(feeds, results, strict=True):
-        made.add_row(clean(label), *report.time_cells(result.timing))
-    show(made)
+        times.add_row(clean(label), *report.time_cells(result.timing))
+    show(times)
     say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
     report.show_fidelity(fidelity)
     for path, model in ((a, first), (b, second)):
-        if model.runtime == registry.REFERENCE and (told := overflow(model.graph, Target.host())):
-            say(f"{path}: {told}")
+        if model.runtime == registry.REFERENCE and (warning := overflow(model.graph, Target.host())):
+            say(f"{path}: {warning}")
     for name in missing:
-        say(f"output {name!r} is not in both, and was not compared")
+        say(f"output {name!r} is not in both models, and was not compared")
     if inputs is None:
-        say(
-            "the inputs were made up: give real ones by --inputs for a fidelity that means something"
-        )
+        say("the inputs were made up: give real ones by --inputs for a meaningful fidelity")
 
 
 def _check_interfaces(first: Runnable, second: Runnable, a: Path, b: Path) -> None:
     names = [{v.name for v in model.graph.inputs} for model in (first, second)]
     if names[0] != names[1]:
-        told = [", ".join(sorted(n)) or "nothing" for n in names]
-        raise InvalidModel(f"{a} takes {told[0]}, {b} takes {told[1]}: they have to take the same")
+        inputs = [", ".join(sorted(n)) or "no inputs" for n in names]
+        raise InvalidModel(f"{a} takes {inputs[0]}, {b} takes {inputs[1]}: give models with the same inputs")
 
 
 def _feeds(
     model: Runnable, graph: Graph, arrays: Feed | None, wanted: dict[str, tuple[int, ...]]
 ) -> dict[str, Feed]:
-    """What both run on, by what it is called. Without any from the user, such as ``model`` runs on.
+    """Feeds for both models, by label; by default made-up ones on which ``model`` runs.
 
     Raises:
-        InvalidModel: it runs on none.
+        InvalidModel: the model runs on none.
     """
     from tersor.analysis.feeds import make_feed
     from tersor.tuning.cases import find_cases
@@ -110,23 +108,22 @@ def _feeds(
 
     if arrays is None and not wanted:
         with Trial(model.runtime, model.model, model.choice) as trial:
-            found = find_cases(graph, trial)
-        if not found.cases:
+            cases = find_cases(graph, trial)
+        if not cases.cases:
             raise InvalidModel(
-                f"it does not run on made-up inputs: {found.refusal}; give real ones by --inputs"
+                f"it does not run on made-up inputs: {cases.refusal}; give real ones by --inputs"
             )
-        return {case.label: dict(case.feed) for case in found.cases}
+        return {case.label: dict(case.feed) for case in cases.cases}
     feed = arrays if arrays is not None else make_feed(graph, bind(graph, wanted))
     return {" ".join(f"{k}={'x'.join(map(str, v.shape))}" for k, v in feed.items()): feed}
 
 
 def bind(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of the open dims under which the inputs have ``shapes``. An input of the graph whose own
-    dims are unknown or sums takes on its shape.
+    """Sizes of the dynamic dims for which the inputs have ``shapes``. Inputs get these shapes in the graph,
+    also where their dims are unknown or expressions.
 
     Raises:
-        InvalidOption: no such input, another rank, a dim that is another number, or a dim that is
-            left open.
+        InvalidOption: no such input, another rank, a conflicting dim, or a dim without a size.
     """
     from tersor.analysis.feeds import dim_names
 
@@ -142,7 +139,7 @@ def bind(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
     for name in dim_names(graph):
         if name not in sizes:
             raise InvalidOption(
-                f"--shape leaves the size of dim {name!r} open: give the shape of an input that has it"
+                f"--shape does not determine dim {name!r}: give the shape of an input that has it"
             )
     return sizes
 
@@ -168,15 +165,15 @@ def _measure(
     second: Runnable,
     feeds: list[Feed],
     pairs: int,
-    tell: Teller,
+    progress: ProgressReporter,
     paths: tuple[Path, Path],
 ) -> tuple[list[Paired], Fidelity, list[str]]:
-    """Paired times on each feed, fidelity of the second to the first, outputs that only one has."""
+    """Paired times on each feed, fidelity of the second to the first, outputs that only one model has."""
     from tersor.cli.models import naming
     from tersor.numerics.fidelity import fidelity
     from tersor.tuning.measure import Bench, compare
 
-    tell(0, len(feeds), "loading")
+    progress(0, len(feeds), "loading")
     with Bench(feeds) as runs:
         workers = []
         for path, model in zip(paths, (first, second), strict=True):
@@ -188,7 +185,7 @@ def _measure(
                 outputs.append([worker.outputs(i) for i in range(len(feeds))])
         results = []
         for i in range(len(feeds)):
-            tell(i, len(feeds), "measuring")
+            progress(i, len(feeds), "measuring")
             results.append(compare(workers[0], workers[1], i, pairs))
     both = set(outputs[0][0]) & set(outputs[1][0])
     kept = [[{k: v for k, v in one.items() if k in both} for one in side] for side in outputs]

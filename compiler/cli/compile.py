@@ -7,27 +7,27 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.console import Teller
+from tersor.cli.console import ProgressReporter
 from tersor.cli.guard import Debug, HfCache, Trust
 
 In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="An ONNX file or a Hugging Face model folder (of sentence-transformers too).",
+        help="An ONNX file, or a Hugging Face or sentence-transformers model folder.",
     ),
 ]
 Recipe = Annotated[
     str,
-    typer.Option(metavar="RECIPE", help="A name that 'tersor recipes' lists, or a .toml file."),
+    typer.Option(metavar="RECIPE", help="A recipe listed by 'tersor recipes', or a .toml file."),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05; "
-        "a:b for a list; floor=0.95, what the outputs have to keep. Repeatable.",
+        help="An option of the recipe's passes, as in quantize-dynamic.max_error=0.05 (a:b for a list), or "
+        "the fidelity floor of the outputs, as in floor=0.95. Repeatable.",
     ),
 ]
 Sizes = Annotated[
@@ -35,33 +35,37 @@ Sizes = Annotated[
     typer.Option(
         "--size",
         metavar="DIM=N,…",
-        help="Sizes of the open dims to measure at, as in batch=8,sequence=128. Repeatable.",
+        help="Sizes of the dynamic dims to measure at, as in batch=8,sequence=128. Repeatable.",
     ),
 ]
 Database = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="What was measured here before, by 'tersor tune' too; without it the user's cache.",
+        help="Earlier measurements on this machine, including those of 'tersor tune'. Default: a file in "
+        "the user's cache.",
     ),
 ]
 Target = Annotated[
-    str, typer.Option(metavar="TARGET", help="cpu (this machine) or what 'tersor targets' lists.")
+    str,
+    typer.Option(
+        metavar="TARGET", help="cpu (this machine), or a target listed by 'tersor targets'."
+    ),
 ]
 Runtime = Annotated[
     str,
     typer.Option(
         metavar="RUNTIME",
-        help="What runs the result: ort (ONNX Runtime) or tvm (a library of machine code).",
+        help="The runtime of the result: ort (ONNX Runtime) or tvm (a library of machine code).",
     ),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE|FOLDER",
-        help="Real inputs. An .npz file holds an array for each input by its name: samples stacked along the "
-        "batch axis, or what is the same for all of them. Of a folder each .npz file is a batch as it is. "
-        "Texts (.txt, one a line, or .jsonl) go through the tokenizer.json of the model's folder.",
+        help="Real inputs. An .npz file has an array for each input name: samples stacked along the batch "
+        "axis, or one value for all samples. Each .npz file of a folder is one batch. Texts (.txt, one per "
+        "line, or .jsonl) are tokenized with tokenizer.json of the model's folder.",
     ),
 ]
 Batch = Annotated[
@@ -69,8 +73,7 @@ Batch = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Samples or texts of --calibration that run at once: 8 of a file, where the model leaves it "
-        "open.",
+        help="Batch size for --calibration files and texts. Default: 8, if the model's batch size is dynamic.",
     ),
 ]
 Vocabulary = Annotated[
@@ -78,14 +81,16 @@ Vocabulary = Annotated[
     typer.Option(
         "--vocabulary",
         metavar="FILE.txt",
-        help="Texts, one a line. Tables, logits and the tokenizer of a model folder keep only what they "
-        "use, and count ids anew.",
+        help="Texts, one per line. Token ids that they do not use are removed from the embeddings, logits "
+        "and tokenizer of a model folder, and the others are renumbered.",
     ),
 ]
 Portable = Annotated[
-    bool, typer.Option("--portable", help="Only standard ONNX ops, for other runtimes to load.")
+    bool, typer.Option("--portable", help="Use only standard ONNX ops, for other runtimes.")
 ]
-Skips = Annotated[bool, typer.Option("--skips", help="List where rules did not apply, and why.")]
+Skips = Annotated[
+    bool, typer.Option("--skips", help="List the places where rules did not apply, and why.")
+]
 
 
 def compile(
@@ -94,7 +99,7 @@ def compile(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="A path that ends in .onnx: the model alone (not with runtime tvm). Any other: a folder "
+            help="A path ending in .onnx: only the model (not with runtime tvm). Any other path: a folder "
             "with the model, its settings and the report.",
         ),
     ],
@@ -109,8 +114,8 @@ def compile(
         list[str] | None,
         typer.Option(
             metavar="DIM=N,…",
-            help="Sizes of the open dims that get code of their own beside the code for all others, as in "
-            "batch=8,sequence=128 (only runtime tvm). Repeatable.",
+            help="Sizes of the dynamic dims that get specialized code, as in batch=8,sequence=128 (only "
+            "runtime tvm). Repeatable.",
         ),
     ] = None,
     vocabulary: Vocabulary = None,
@@ -118,7 +123,7 @@ def compile(
     no_measure: Annotated[
         bool,
         typer.Option(
-            "--no-measure", help="Build the defaults; whether they are faster is unknown."
+            "--no-measure", help="Build with default settings; the speedup is unknown."
         ),
     ] = False,
     database: Database = None,
@@ -129,7 +134,7 @@ def compile(
 ) -> None:
     """Compress a model and build it for a target.
 
-    What measures slower than the input is not kept.
+    A result that is slower than the input is discarded.
     """
     import tersor
     from tersor.artifact import check_path
@@ -146,7 +151,7 @@ def compile(
     tersor.Target.parse(target)
     registry.backend(runtime)
     texts = inputs.vocabulary(vocabulary, out, calibration) if vocabulary is not None else None
-    with Teller() as tell, naming(model):
+    with ProgressReporter() as progress, naming(model):
         artifact = tersor.compile(
             model
             if texts is None
@@ -164,7 +169,7 @@ def compile(
             database=database,
             allow_hf_cache=allow_hf_cache,
             trust=trust,
-            progress=tell,
+            progress=progress,
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)
@@ -176,7 +181,7 @@ def convert(
     out: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="The file to write, OUT.onnx; with runtime tvm a folder to write."
+            metavar="OUT", help="The file to write, OUT.onnx; with runtime tvm a folder."
         ),
     ],
     passes: Annotated[
@@ -185,8 +190,8 @@ def convert(
             "-p",
             "--passes",
             metavar="LIST",
-            help="Passes to run, in order: name{option=1,other=a:b},name. Without it: all that "
-            "keep the model's numbers (canonicalization and fusion).",
+            help="Passes to run, in order: name{option=1,other=a:b},name. Default: all lossless passes "
+            "(canonicalization and fusion).",
         ),
     ] = None,
     target: Target = "cpu",
@@ -199,7 +204,7 @@ def convert(
     trust: Trust = False,
     debug: Debug = False,
 ) -> None:
-    """Run just the passes that you name; nothing is measured."""
+    """Run only the given passes, without measuring."""
     import tersor
     from tersor.artifact import check_path
     from tersor.cli import inputs, passlist, report
@@ -213,7 +218,7 @@ def convert(
     steps = passlist.build_passes(passes) if passes is not None else None
     tersor.Target.parse(target)
     registry.backend(runtime)
-    with Teller() as tell, naming(model):
+    with ProgressReporter() as progress, naming(model):
         artifact = tersor.convert(
             model,
             steps,
@@ -224,7 +229,7 @@ def convert(
             portable=portable,
             allow_hf_cache=allow_hf_cache,
             trust=trust,
-            progress=tell,
+            progress=progress,
         )
     artifact.save(out)
     report.show_report(artifact.report, skips=skips)

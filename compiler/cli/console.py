@@ -1,7 +1,7 @@
-"""Where the command line writes: results to stdout, errors and progress to stderr.
+"""Output of the command line: results to stdout, errors and progress to stderr.
 
-Names in a model are anyone's text: markup is off on every console, and control characters (with
-which a name could rewrite what the terminal shows) are replaced.
+Names in a model are untrusted text: markup is off on every console, and control characters, which could
+rewrite what the terminal shows, are replaced.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from rich.table import Table
 
 from tersor.errors import one_line, size
 
-__all__ = ["Teller", "clean", "complain", "number", "output", "say", "show", "size", "table"]
-WIDTH_IN_FILES = 160  # Columns where output goes to a file or a pipe, which have no width.
-QUIET_SECONDS = 1.0  # Without a terminal, what takes less says nothing.
-SECONDS_A_LINE = 5.0
+__all__ = ["ProgressReporter", "clean", "complain", "number", "output", "say", "show", "size", "table"]
+WIDTH_IN_FILES = 160  # Columns if output goes to a file or a pipe.
+QUIET_SECONDS = 1.0  # Without a terminal, shorter commands print no progress.
+SECONDS_PER_LINE = 5.0
 LONGEST = 4000  # Characters of a line or cell.
 
 
 def clean(text: object) -> str:
-    """``text`` on one line of bounded length, without control characters and invisible ones."""
+    """``text`` on one line of bounded length, without control and invisible characters."""
     return one_line(text, LONGEST)
 
 
 def output(stderr: bool = False) -> Console:
-    """A console on what ``sys.stdout`` (or ``sys.stderr``) is now."""
+    """A console on the current ``sys.stdout`` (or ``sys.stderr``)."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_IN_FILES
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def say(line: str = "") -> None:
-    """A line to stdout, never wrapped by us."""
+    """Prints a line to stdout, unwrapped."""
     output().print(clean(line), soft_wrap=True)
 
 
 def complain(line: str) -> None:
-    """A line to stderr."""
+    """Prints a line to stderr."""
     output(stderr=True).print(clean(line), soft_wrap=True)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
     """An empty table; columns whose name starts with ``>`` are aligned to the right."""
-    made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
+    empty = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        made.add_column(
+        empty.add_column(
             column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
         )
-    return made
+    return empty
 
 
-def show(made: Table) -> None:
-    """Prints a table; cells are strings that :func:`clean` has been over."""
-    output().print(made)
+def show(table: Table) -> None:
+    """Prints a table whose cells have been through :func:`clean`."""
+    output().print(table)
 
 
-class Teller:
-    """Progress of one command, as a context: call it with (done, total, what).
+class ProgressReporter:
+    """Prints the progress of one command. A context manager; call it with (done, total, what).
 
-    On a terminal a bar that goes away when it is done; elsewhere a line now and then.
+    On a terminal a transient progress bar; elsewhere an occasional line.
     """
 
     def __init__(self) -> None:
-        self._start = self._told = time.monotonic()
+        self._start = self._printed = time.monotonic()
         self._last = ""
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -83,7 +83,7 @@ class Teller:
             )
             self._task = self._bar.add_task("")
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> ProgressReporter:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -103,12 +103,12 @@ class Teller:
             return
         now = time.monotonic()
         waited = now - self._start > QUIET_SECONDS
-        due = not self._last or now - self._told > SECONDS_A_LINE
+        due = not self._last or now - self._printed > SECONDS_PER_LINE
         if waited and due and what != self._last:
             complain(f"[{now - self._start:.0f} s] {what}")
-            self._told, self._last = now, what
+            self._printed, self._last = now, what
 
 
 def number(count: Any) -> str:
-    """An integer with thousands apart."""
+    """An integer with thousands separators."""
     return f"{count:,}" if isinstance(count, int) else clean(count)

@@ -1,4 +1,4 @@
-"""``tersor doctor``: what is installed, what this machine can do, and what stands in the way."""
+"""``tersor doctor``: installed packages, this machine's abilities, and problems."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tersor.cli.console import clean, say, show, table
 from tersor.cli.guard import FAILED, Debug
 from tersor.errors import TersorError
 
-# Distributions that put files into the folder of the package they replace: the last installed wins,
-# and uninstalling one breaks the other.
+# Distributions that install into the folder of another package: the last one wins, and uninstalling one
+# breaks the other.
 _RIVALS = {
     "onnxruntime": (
         "onnxruntime-gpu",
@@ -28,13 +28,13 @@ _RIVALS = {
     "onnx": ("onnx-weekly",),
 }
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;\s*(.*))?\Z")
-_PACKAGES = {"tvm": "apache-tvm"}  # Of the runtimes that not everyone needs.
+_PACKAGES = {"tvm": "apache-tvm"}  # Of optional runtimes.
 _SHOWN_EXTRAS = ("torch", "tvm", "models")
 
 
 @dataclass(frozen=True)
 class Needed:
-    """A requirement of this package and what is there; ``extra`` is empty where all need it."""
+    """A requirement of this package and the installed version; ``extra`` is empty for mandatory ones."""
 
     package: str
     minimum: str
@@ -52,13 +52,13 @@ class Needed:
 def doctor(debug: Debug = False) -> None:
     """Show what is installed and what this machine can do.
 
-    Exits with 1 if something that is needed is missing, too old or does not work.
+    Exits with 1 if a required package is missing, too old or does not work.
     """
     python = f"Python {platform.python_version()}"
     say(f"tersor {_version('tersor')}, {python}, {platform.platform()}")
-    found = requirements(importlib.metadata.requires("tersor") or ())
-    _show_packages(found)
-    problems = broken(found)
+    packages = requirements(importlib.metadata.requires("tersor") or ())
+    _show_packages(packages)
+    problems = broken(packages)
     say()
     _show_machine()
     say()
@@ -72,12 +72,12 @@ def doctor(debug: Debug = False) -> None:
         say(f"problem: {line}")
     if problems:
         raise typer.Exit(FAILED)
-    say("everything that is needed is there, and a model was built and run")
+    say("everything needed is installed, and a model was built and run")
 
 
 def requirements(lines: Iterable[str]) -> list[Needed]:
-    """The package metadata's requirements that matter for use, each with the installed version."""
-    found = []
+    """The requirements in the package metadata, without those for development, with installed versions."""
+    needed = []
     for line in lines:
         match = _REQUIREMENT.match(line)
         if match is None or match.group(1) == "tersor":
@@ -88,15 +88,15 @@ def requirements(lines: Iterable[str]) -> list[Needed]:
         if name and name not in _SHOWN_EXTRAS:
             continue
         minimum = re.search(r">=\s*([0-9.]+)", wanted)
-        found.append(Needed(package, minimum.group(1) if minimum else "", name, _version(package)))
-    return found
+        needed.append(Needed(package, minimum.group(1) if minimum else "", name, _version(package)))
+    return needed
 
 
-def broken(found: Iterable[Needed]) -> list[str]:
-    """What is needed by everyone and not there, or too old."""
+def broken(packages: Iterable[Needed]) -> list[str]:
+    """Problems with mandatory packages: missing or too old."""
     return [
         f"{item.package} is {item.problem}: pip install '{item.package}>={item.minimum}'"
-        for item in found
+        for item in packages
         if not item.extra and item.problem
     ]
 
@@ -105,8 +105,8 @@ def conflicts(distributions: Iterable[importlib.metadata.Distribution]) -> list[
     """Installed distributions that overwrite each other's files."""
     names = {re.sub(r"[-_.]+", "-", str(d.metadata["Name"] or "")).lower() for d in distributions}
     return [
-        f"{rival} is installed beside {package}, and both own the folder {package}: uninstall both, "
-        "then install one"
+        f"{rival} and {package} are both installed into the folder {package}: uninstall both, then "
+        "install one"
         for package, rivals in _RIVALS.items()
         for rival in rivals
         if {package, rival} <= names
@@ -129,15 +129,15 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _show_packages(found: list[Needed]) -> None:
-    made = table("package", "installed", "needed", "for")
-    for item in found:
+def _show_packages(packages: list[Needed]) -> None:
+    rows = table("package", "installed", "needed", "for")
+    for item in packages:
         state = item.installed or "-"
         if item.problem and item.installed:
             state += f" ({item.problem})"
         wanted = f">={item.minimum}" if item.minimum else "any"
-        made.add_row(item.package, clean(state), wanted, item.extra or "everything")
-    show(made)
+        rows.add_row(item.package, clean(state), wanted, item.extra or "everything")
+    show(rows)
 
 
 def _show_machine() -> None:
@@ -145,7 +145,7 @@ def _show_machine() -> None:
 
     host = Target.host().measured()
     say(f"processor: {host.cpu or 'unknown'}, {host.cores} cores usable")
-    say(f"instructions: {' '.join(sorted(host.features)) or 'none that matter are known'}")
+    say(f"instructions: {' '.join(sorted(host.features)) or 'no known extensions'}")
     caches = [
         f"L{i} {f'{n // 1024} KiB' if n else 'unknown'}" for i, n in enumerate(host.caches, 1)
     ]
@@ -153,15 +153,14 @@ def _show_machine() -> None:
     say(f"float32 products: {host.gflops:.0f} GFLOP/s on all cores, measured just now")
     say(f"memory: {host.bandwidth:.1f} GB/s read by one core, measured just now")
     if "amx_tile" in host.features:
-        state = "may use" if request_amx() else "may not use (the system refuses it)"
-        say(f"AMX: this process {state} its tiles")
+        say(f"AMX: {'available' if request_amx() else 'not available (the system refuses it)'}")
     if host.saturates_int8:
-        say("int8: products saturate on this processor, so weights are kept to what it can add up")
+        say("int8: sums of products can overflow on this processor; Tersor's weights avoid it")
 
 
 def _try_runtimes() -> tuple[list[str], list[str]]:
-    """(Remarks, problems) of each runtime, from building and running a model of one node. That only
-    the reference runtime works is no problem: it is all that everyone needs."""
+    """(Remarks, problems) from building and running a model of one node in each runtime. Only the reference
+    runtime is required to work."""
     from tersor.pipeline import registry
 
     remarks: list[str] = []

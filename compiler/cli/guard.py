@@ -1,4 +1,4 @@
-"""Errors of every command in one line: ``error: what is wrong, and what to do``.
+"""One-line errors for every command: ``error: what is wrong, and what to do``.
 
 Exit codes: 1 bad input or failure, 2 wrong usage, 130 interrupted.
 """
@@ -23,7 +23,7 @@ def _remember(context: typer.Context, value: bool) -> bool:
     return value
 
 
-# Read here, before the command runs; commands only declare it.
+# Evaluated here, before the command runs; commands only declare it.
 Debug = Annotated[
     bool,
     typer.Option(
@@ -36,7 +36,7 @@ HfCache = Annotated[
     bool,
     typer.Option(
         "--allow-hf-cache",
-        help="Follow links of the Hugging Face cache to a model's external data.",
+        help="Follow links of the Hugging Face cache to external data.",
     ),
 ]
 
@@ -44,15 +44,14 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Read torch's .pt2, .pt and .pth files and a folder's pickled weights too, which can run code "
-        "then.",
+        help="Also read torch's .pt2, .pt and .pth files and a folder's pickled weights, which can run code.",
     ),
 ]
 
 TrustCode = Annotated[
     bool,
     typer.Option(
-        "--trust", help="Run compiled models that are machine code: those of runtime tvm."
+        "--trust", help="Run compiled models that are machine code (runtime tvm)."
     ),
 ]
 
@@ -74,14 +73,14 @@ class Guarded(TyperGroup):
         raise SystemExit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer's, but what a command raises becomes a line and an exit code."""
+        """As typer's, but exceptions become a line and an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            # typer's own, and a reader of our output that went away, are typer's to handle.
+            # typer handles its own exceptions, and a closed output pipe.
             typers = isinstance(error, typer.Exit | typer.Abort | BrokenPipeError)
             if typers or hasattr(error, "format_message"):
                 raise
@@ -99,10 +98,10 @@ def explain(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
         return "not enough memory"
-    told = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     return (
-        f"unexpected {type(error).__name__}{f': {told}' if told else ''}; "
-        "this is a bug in tersor: run it with --debug and report what that shows"
+        f"unexpected {type(error).__name__}{f': {text}' if text else ''}; "
+        "this is a bug in Tersor: run it with --debug and report the output"
     )
 
 
@@ -114,7 +113,7 @@ def _failed(error: BaseException, context: Any) -> typer.Exit:
 
 
 def complain_trace(error: BaseException) -> None:
-    """The traceback, and the lines of an error that has several."""
+    """Prints a traceback to stderr."""
     for line in traceback.format_exception(error):
         for part in line.rstrip().splitlines():
             complain(part)
@@ -122,7 +121,7 @@ def complain_trace(error: BaseException) -> None:
 
 def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
-    told = " ".join(error.format_message().split())
+    text = " ".join(error.format_message().split())
     path = context.command_path if context is not None else "tersor"
-    complain(f"error: {told.rstrip('.')} (see '{path} --help')")
+    complain(f"error: {text.rstrip('.')} (see '{path} --help')")
     return int(getattr(error, "exit_code", USAGE))

@@ -1,4 +1,4 @@
-"""What commands take: paths, ``key=value`` pairs, shapes, arrays. All of it is checked before work."""
+"""Parsing of command-line values: paths, ``key=value`` pairs, sizes, shapes. All are checked before any work."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tersor.errors import InvalidOption
 
 
 def check_output(path: Path, model: Path) -> None:
-    """That ``path`` can be written, and that this does not write over the input.
+    """Checks that ``path`` can be written, and that this does not overwrite the input.
 
     Raises:
         InvalidOption: why it cannot.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
-        state = "is not a folder" if folder.exists() else "does not exist; make it first"
+        state = "is not a folder" if folder.exists() else "does not exist; create it first"
         raise InvalidOption(f"cannot write {path}: {folder} {state}")
     written = path if path.is_dir() else folder
     if not os.access(written, os.W_OK | os.X_OK):
@@ -36,19 +36,19 @@ def check_output(path: Path, model: Path) -> None:
 
 
 def vocabulary(path: Path, out: Path, calibration: Path | None) -> list[str]:
-    """Texts of a file, one a line, for a model and a tokenizer that are made for them.
+    """The texts of a file, one per line, that a vocabulary is trimmed to.
 
     Raises:
-        InvalidOption: it cannot be read, or the rest of the command does not go with new ids.
+        InvalidOption: the file cannot be read, or other arguments are incompatible with new token ids.
     """
     if out.suffix == ".onnx":
         raise InvalidOption(
-            f"--vocabulary counts ids anew: {out} would be without the tokenizer that does so, too; "
+            f"--vocabulary renumbers token ids, and {out} would lack the tokenizer to match; "
             "choose a path that does not end in .onnx"
         )
     if calibration is not None and calibration.suffix not in (".txt", ".jsonl"):
         raise InvalidOption(
-            f"--vocabulary counts ids anew, and {calibration} has the old ones; give texts "
+            f"--vocabulary renumbers token ids, and {calibration} has the old ones; give texts "
             "(.txt, .jsonl)"
         )
     try:
@@ -66,43 +66,43 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     Raises:
         InvalidOption: one without ``=``, or a key given twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise InvalidOption(f"{option} {text!r}: write key=value")
-        if key.strip() in found:
+        if key.strip() in values:
             raise InvalidOption(f"{option} {text!r}: {key.strip()} is given twice")
-        found[key.strip()] = value.strip()
-    return found
+        values[key.strip()] = value.strip()
+    return values
 
 
 def sizes(texts: Sequence[str], option: str = "--size") -> list[dict[str, int]] | None:
-    """``batch=8,sequence=128`` texts, one a case; None for none at all.
+    """``batch=8,sequence=128`` texts as mappings; None if there are none.
 
     Raises:
         InvalidOption: not a list of name=integer.
     """
-    found = []
+    parsed = []
     for text in texts:
         given = pairs(text.split(","), option)
         if not all(re.fullmatch(r"\d{1,9}", v) for v in given.values()):
             raise InvalidOption(
                 f"{option} {text!r}: write name=integer, as in batch=8,sequence=128"
             )
-        found.append({k: int(v) for k, v in given.items()})
-    return found or None
+        parsed.append({k: int(v) for k, v in given.items()})
+    return parsed or None
 
 
 def shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """``name=8x128`` texts.
+    """``name=8x128`` texts as shapes by name.
 
     Raises:
         InvalidOption: not of that form.
     """
-    found = {}
+    parsed = {}
     for name, text in pairs(texts, "--shape").items():
         if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", text):
             raise InvalidOption(f"--shape {name}={text}: write the dims as in {name}=8x128")
-        found[name] = tuple(map(int, text.split("x")))
-    return found
+        parsed[name] = tuple(map(int, text.split("x")))
+    return parsed

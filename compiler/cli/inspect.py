@@ -17,23 +17,23 @@ def inspect(
         typer.Argument(metavar="MODEL", help="An ONNX file, an artifact or a model folder."),
     ],
     other: Annotated[
-        Path | None, typer.Argument(metavar="OTHER", help="A second one, to compare with.")
+        Path | None, typer.Argument(metavar="OTHER", help="A second model, to compare with.")
     ] = None,
     top: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many of the largest weights.")
+        int, typer.Option(metavar="N", min=0, help="How many of the largest weights to list.")
     ] = 10,
     depth: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How deep modules are listed.")
+        int, typer.Option(metavar="N", min=0, help="How deep to list modules.")
     ] = 3,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
     trust: Trust = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is in a model, or in two beside each other.
+    """Show the contents of a model, or of two side by side.
 
-    Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules; and of an artifact what
-    was done to it, as its compilation reported that.
+    Ops, parameters, multiply-adds (MACs), size, labels, largest weights, modules; for an artifact also its
+    compilation report.
     """
     from tersor.analysis.feeds import default_sizes
     from tersor.analysis.summary import summarize
@@ -44,12 +44,12 @@ def inspect(
 
     saved = read_saved(model) if other is None else None
     if saved is not None and saved.runtime in registry.CODE:
-        say(f"{model} is machine code (runtime {saved.runtime}), which holds no graph")
+        say(f"{model} is machine code (runtime {saved.runtime}), which has no graph")
         report.show_report(saved.report, skips=skips)
         return
     imported = read_imported(model, allow_hf_cache, trust)
     graph = imported.graph
-    # The last is the largest of the sizes that models are measured at.
+    # The largest of the default sizes.
     at = default_sizes(graph)[-1]
     if other is None:
         report.show_summary(summarize(graph), at, top=top, depth=depth, remarks=imported.remarks)

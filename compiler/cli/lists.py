@@ -25,7 +25,7 @@ def passes(debug: Debug = False) -> None:
 
 
 def recipes(debug: Debug = False) -> None:
-    """List the recipes, with what --set takes."""
+    """List the recipes, with the options for --set."""
     from tersor.driver.recipe import Recipe
     from tersor.pipeline import registry
 
@@ -41,24 +41,24 @@ def recipes(debug: Debug = False) -> None:
 
 
 def targets(debug: Debug = False) -> None:
-    """List what --target takes."""
+    """List the values of --target."""
     from tersor.target import ISA_LEVELS, Target
 
     host = Target.host()
     say("cpu")
     say(f"    this machine: {_machine(host)}")
     for name, features in ISA_LEVELS.items():
-        here = "this machine has it" if features <= host.features else "not this machine"
+        here = "supported by this machine" if features <= host.features else "not this machine"
         say(f"cpu:{name}")
         say(f"    {' '.join(sorted(features))} ({here})")
     say("cuda:sm_NN")
-    say("    a GPU of that compute capability, as in cuda:sm_90: for runtime tvm")
+    say("    a GPU of that compute capability, as in cuda:sm_90 (runtime tvm)")
 
 
 def first_line(kind: type[Pass]) -> str:
-    """The first sentence of what a pass is: of its own docstring, or else of its module's."""
+    """The first paragraph of a pass's own docstring, or else of its module's."""
     own = inspect.cleandoc(kind.__doc__ or "")
-    # What dataclasses write, and lists of options, do not say what a pass does.
+    # Docstrings that dataclasses generate, and lists of options, do not describe the pass.
     if not own or own.startswith((f"{kind.__name__}(", "Options:", "No options")):
         module = inspect.getmodule(kind)
         own = inspect.cleandoc((module.__doc__ if module else None) or "")
@@ -66,7 +66,7 @@ def first_line(kind: type[Pass]) -> str:
 
 
 def options(kind: type[Pass]) -> dict[str, str]:
-    """Defaults by option, as ``-p`` takes them."""
+    """Default values of the options, in the syntax of ``-p``."""
     return {f.name: _text(_default(f)) for f in dataclasses.fields(kind)}
 
 

@@ -1,4 +1,4 @@
-"""The ``tersor`` command. Commands import what they work with when they run, so that help is quick."""
+"""The ``tersor`` command. Commands import their modules when they run, so that help is quick."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def root(
 
 def main() -> None:
     """The console script."""
-    # Warnings of the libraries below say nothing that a user of this command could act on.
+    # Users of this command cannot act on warnings of libraries.
     warnings.simplefilter("ignore")
-    # Their progress bars would run through ours.
+    # Progress bars of libraries would garble Tersor's.
     os.environ.setdefault("TQDM_DISABLE", "1")
     app(prog_name="tersor")

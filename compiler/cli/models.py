@@ -1,4 +1,4 @@
-"""Models as commands take them: an ONNX file, a compiled artifact's folder, a Hugging Face folder."""
+"""Reading of command-line models: ONNX files, artifact folders, Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model and how it is run; ``graph`` tells its inputs, and of machine code nothing else."""
+    """A model and how to run it; for machine code, ``graph`` has only its inputs."""
 
     graph: Graph
     runtime: str
@@ -39,10 +39,10 @@ def is_artifact(path: Path) -> bool:
 
 
 def read_saved(path: Path) -> Manifest | None:
-    """What an artifact says of itself; None: it is no artifact.
+    """An artifact's manifest; None if the path is not an artifact.
 
     Raises:
-        InvalidModel: it is damaged.
+        InvalidModel: the artifact is damaged.
     """
     return manifest.read_manifest(path) if is_artifact(path) else None
 
@@ -57,24 +57,24 @@ def read_graph(path: Path, allow_hf_cache: bool = False, trust: bool = False) ->
 
 
 def read_imported(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Imported:
-    """A model with what is remarked of it; raises as :func:`read_graph`."""
+    """A model with the importer's remarks; raises as :func:`read_graph`."""
     from tersor.frontends import load_model
 
     file = path
     if (written := read_saved(path)) is not None:
         if written.runtime in registry.CODE:
             raise Unsupported(
-                f"{path} is machine code, which holds no graph: give the model that it was made of"
+                f"{path} is machine code, which has no graph: give the model that it was built from"
             )
-        load(path)  # which checks it
+        load(path)  # Checks its files.
         file = path / written.model
     with naming(path):
         return load_model(file, allow_hf_cache=allow_hf_cache, trust=trust)
 
 
 def read_runnable(path: Path, allow_hf_cache: bool = False, trust: bool = False) -> Runnable:
-    """A model that can be run: artifacts by their own runtime and settings (machine code where it is
-    trusted), others by ONNX Runtime.
+    """A model that can be run: artifacts in their own runtime and settings (machine code if trusted),
+    others in ONNX Runtime.
 
     Raises:
         TersorError: what is wrong with it; names the path.
@@ -89,12 +89,12 @@ def read_runnable(path: Path, allow_hf_cache: bool = False, trust: bool = False)
     if path.is_file():
         return Runnable(graph, runtime, path, {})
     backend = registry.backend(runtime)
-    choice = backend.Choice().but(portable=True)
+    choice = backend.Choice().replace(portable=True)
     return Runnable(graph, runtime, backend.build(graph, choice), choice.to_json())
 
 
 def _inputs(artifact: Artifact, path: Path) -> Graph:
-    """A graph of the inputs that the manifest tells, and no more."""
+    """A graph of only the inputs listed in the manifest."""
     from tersor.ops import TABLE
 
     graph = TABLE.graph("inputs")
@@ -102,13 +102,13 @@ def _inputs(artifact: Artifact, path: Path) -> Graph:
         for name, type in artifact.manifest["interface"]["inputs"]:
             graph.add_input(name, parse_type(type))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InvalidModel(f"{path}: the manifest does not tell the inputs") from None
+        raise InvalidModel(f"{path}: the manifest does not list the inputs") from None
     return graph
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Within it, errors about the model name its path."""
+    """A context in which errors about the model name its path."""
     try:
         yield
     except (InvalidModel, Unsupported) as error:

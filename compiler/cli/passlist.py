@@ -3,7 +3,7 @@
     list   = pass ("," pass)*
     pass   = name [ "{" [ option ("," option)* ] "}" ]
     option = name "=" [ value (":" value)* ]        several values, or none, for an option that is a list
-    value  = word | JSON string                     quotes where a value holds one of , { } = : "
+    value  = word | JSON string                     quotes if a value contains one of , { } = : "
 
 Blanks around these are ignored.
 """
@@ -30,8 +30,8 @@ _WORD = re.compile(rf"[^{_SPECIAL}\s]+\Z")
 
 @dataclass(frozen=True)
 class PassText:
-    """One pass as it was written: ``values`` by option, each a tuple of texts. ``column`` is where it
-    stands, from 1; it has no part in comparisons."""
+    """One pass as written: a tuple of texts for each option. ``column`` is its position, from 1, and is
+    ignored in comparisons."""
 
     name: str
     options: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -42,14 +42,14 @@ def build_passes(text: str) -> list[Pass]:
     """The passes that ``text`` lists.
 
     Raises:
-        InvalidOption: the text breaks the grammar (names the column), or names a pass, an option or a
-            value that is none (with a suggestion).
+        InvalidOption: the text breaks the grammar (names the column), or names an unknown pass, option or
+            value (with a suggestion).
     """
     return [_build(item) for item in parse_pass_list(text)]
 
 
 def parse_pass_list(text: str) -> list[PassText]:
-    """What ``text`` says, names and values unchecked.
+    """Parses ``text`` without checking names and values.
 
     Raises:
         InvalidOption: it breaks the grammar.
@@ -95,7 +95,7 @@ def _build(item: PassText) -> Pass:
         if name in names and get_origin(hints[name]) is not tuple and len(values) != 1:
             raise InvalidOption(
                 f"pass {item.name}: option {name!r} takes one value, not {len(values) or 'none'}; "
-                "put a value that holds ':' in double quotes"
+                "put a value that contains ':' in double quotes"
             )
         several = name in names and get_origin(hints[name]) is tuple
         options[name] = values if several else ":".join(values)
@@ -119,12 +119,12 @@ class _Reader:
         self.place = 0
 
     def passes(self) -> list[PassText]:
-        found = [self._pass()]
+        items = [self._pass()]
         while self._take(","):
-            found.append(self._pass())
+            items.append(self._pass())
         if self._peek():
             self._fail(f"expected ',' or the end, found {self._shown()}")
-        return found
+        return items
 
     def _pass(self) -> PassText:
         column = self._column()
@@ -150,10 +150,10 @@ class _Reader:
     def _values(self) -> tuple[str, ...]:
         if self._peek() in ("", ",", "}"):
             return ()
-        found = [self._value()]
+        values = [self._value()]
         while self._take(":"):
-            found.append(self._value())
-        return tuple(found)
+            values.append(self._value())
+        return tuple(values)
 
     def _value(self) -> str:
         token = self._peek()

@@ -19,7 +19,7 @@ SHOWN_LABELS = 20
 
 
 def show_report(report: Report, *, skips: bool) -> None:
-    """What a compilation did: passes that changed something, times, fidelity, size, decisions."""
+    """Prints a compilation's report: passes, times, fidelity, size, decisions."""
     _show_passes(report.passes)
     _show_skips(report.passes, listed=skips)
     _show_times(report.against_input)
@@ -32,33 +32,33 @@ def show_report(report: Report, *, skips: bool) -> None:
 
 
 def show_written(path: Path, model: Built) -> None:
-    what = "the model alone" if path.suffix == ".onnx" else "an artifact: tersor.load reads it"
+    what = "the model only" if path.suffix == ".onnx" else "an artifact: tersor.load reads it"
     if path.suffix == ".onnx" and isinstance(model, Split):
-        what = f"its weights are in {model.weights.name} beside it, and belong to it"
+        what = f"with its weights in {model.weights.name}, next to it: keep them together"
     say(f"wrote {path} ({what})")
 
 
 def show_fidelity(fidelity: Fidelity) -> None:
-    """The outputs against those of the input model, the worst first."""
+    """Prints the outputs' fidelity to those of the input model, the worst first."""
     on = f"on {fidelity.on}" if fidelity.on else ""
     if fidelity.samples is not None:
         on += f" ({number(fidelity.samples)} samples)"
     if fidelity.worst is None:
-        say(f"fidelity: unknown {on}".rstrip() + ": no output has anything to compare")
+        say(f"fidelity: unknown {on}".rstrip() + ": no output can be compared")
         return
     say(f"fidelity: {_share(fidelity.kept)} {on}".rstrip() + f", by {fidelity.worst.label}")
-    made = table(
+    rows = table(
         "output", ">elements", ">agree", ">mean cosine", ">worst", ">relative error", ">largest"
     )
     for one in fidelity.outputs:
-        made.add_row(clean(one.label), number(one.elements), *_told(one))
-    show(made)
+        rows.add_row(clean(one.label), number(one.elements), *_figures(one))
+    show(rows)
     for one in fidelity.outputs:
         if one.misplaced:
             say(f"{one.label}: NaN or infinity elsewhere in {number(one.misplaced)} elements")
 
 
-def _told(one: OutputFidelity) -> list[str]:
+def _figures(one: OutputFidelity) -> list[str]:
     shares = (one.agreement, one.mean_cosine, one.min_cosine)
     errors = (one.relative_error, one.max_error)
     return [
@@ -68,7 +68,7 @@ def _told(one: OutputFidelity) -> list[str]:
 
 
 def _share(value: float | None) -> str:
-    """Never 1 for what is less."""
+    """Six digits; prints 1 only for exactly 1."""
     if value is None:
         return "unknown"
     return "1" if value == 1 else f"{min(value, 0.999999):.6g}"
@@ -77,53 +77,53 @@ def _share(value: float | None) -> str:
 def _show_passes(passes: list[PassReport]) -> None:
     changed = [p for p in passes if p.rewrites or p.notes]
     if not changed:
-        say("no pass found anything to change")
+        say("no pass changed anything")
         return
-    # An artifact holds no times of passes.
+    # Artifacts do not store the passes' times.
     timed = any(step.seconds is not None for step in changed)
-    made = table("pass", ">rewrites", ">nodes", ">weights", *([">seconds"] if timed else []))
+    rows = table("pass", ">rewrites", ">nodes", ">weights", *([">seconds"] if timed else []))
     for step in changed:
         nodes = number(step.nodes) if step.nodes is not None else "unknown"
         seconds = f"{step.seconds:.2f}" if step.seconds is not None else "unknown"
         cells = [clean(step.name), number(step.rewrites), nodes, size(step.weight_bytes), seconds]
-        made.add_row(*cells[: 5 if timed else 4])
-    show(made)
+        rows.add_row(*cells[: 5 if timed else 4])
+    show(rows)
     for step in changed:
         for note in step.notes:
             say(f"{step.name}: {note}")
 
 
 def _show_skips(passes: list[PassReport], *, listed: bool) -> None:
-    # A recipe may name a pass twice, which meets the same place again; said once.
-    found = list(dict.fromkeys((p.name, skip) for p in passes for skip in p.skips))
-    if found and not listed:
-        say(f"rules did not apply in {len(found)} places: list them with --skips")
-    for name, skip in found if listed else ():
+    # Without the duplicates of a pass that a recipe names twice.
+    skips = list(dict.fromkeys((p.name, skip) for p in passes for skip in p.skips))
+    if skips and not listed:
+        say(f"rules did not apply in {len(skips)} places: list them with --skips")
+    for name, skip in skips if listed else ():
         say(f"{name}: {skip}")
 
 
 def _show_decoded(rows: list[Decoded]) -> None:
     if not rows:
         return
-    say("read as plain numbers, for want of a kernel that reads them as they are stored:")
-    made = table("tensor", "stored as", ">numbers", "decoded", "why")
+    say("decoded constants, for which the runtime has no kernel:")
+    rows = table("tensor", "stored as", ">numbers", "decoded", "why")
     for row in rows:
         when = "at loading" if row.loaded else "in the file"
-        made.add_row(clean(row.tensor), clean(row.encoding), size(row.bytes), when, clean(row.why))
-    show(made)
+        rows.add_row(clean(row.tensor), clean(row.encoding), size(row.bytes), when, clean(row.why))
+    show(rows)
 
 
-def _show_times(rows: list[tuple[Measurement, Timing]]) -> None:
+def _show_times(measured: list[tuple[Measurement, Timing]]) -> None:
     if not rows:
         return
-    made = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
+    rows = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
     for row, timing in rows:
-        made.add_row(clean(row.candidate), clean(row.sizes), *time_cells(timing))
-    show(made)
+        rows.add_row(clean(row.candidate), clean(row.sizes), *time_cells(timing))
+    show(rows)
 
 
 def time_cells(timing: Timing) -> list[str]:
-    """Cells of one measurement in pairs."""
+    """Table cells of one paired measurement."""
     return [
         f"{timing.before_ms:.3f}",
         f"{timing.after_ms:.3f}",
@@ -144,7 +144,7 @@ def _show_size(before: int | None, after: int | None) -> None:
 def show_summary(
     summary: Summary, at: dict[str, int], *, top: int, depth: int, remarks: Sequence[str] = ()
 ) -> None:
-    """One model: interface, numbers, ops, largest weights, modules; and what was remarked of it."""
+    """Prints one model: interface, counts, remarks, ops, largest weights, modules."""
     for name, type in summary.inputs:
         say(f"input   {name}: {type}")
     for name, type in summary.outputs:
@@ -152,7 +152,7 @@ def show_summary(
     if summary.labels:
         say(f"labels: {_labels(summary.labels)}")
     say(f"nodes: {number(summary.nodes)}")
-    say(f"parameters: {number(summary.parameters)}, held in {size(summary.weight_bytes)}")
+    say(f"parameters: {number(summary.parameters)} in {size(summary.weight_bytes)}")
     say(f"MACs: {_macs(summary, at)}")
     for remark in remarks:
         say(f"remark: {remark}")
@@ -172,19 +172,19 @@ def _labels(labels: dict[str, str]) -> str:
 
 
 def show_comparison(before: Summary, after: Summary, at: dict[str, int], names: list[str]) -> None:
-    """Two models side by side."""
-    made = table("", f">{clean(names[0])}", f">{clean(names[1])}", ">ratio")
+    """Prints two models side by side."""
+    rows = table("", f">{clean(names[0])}", f">{clean(names[1])}", ">ratio")
     numbers = [
         ("nodes", before.nodes, after.nodes, number),
         ("parameters", before.parameters, after.parameters, number),
         ("weights", before.weight_bytes, after.weight_bytes, size),
     ]
     for label, a, b, text in numbers:
-        made.add_row(label, text(a), text(b), f"{b / a:.3f}" if a else "")
+        rows.add_row(label, text(a), text(b), f"{b / a:.3f}" if a else "")
     for op in [*before.ops, *(op for op in after.ops if op not in before.ops)]:
         a, b = before.ops.get(op, 0), after.ops.get(op, 0)
-        made.add_row(f"  {clean(op)}", number(a), number(b), f"{b - a:+d}" if a != b else "")
-    show(made)
+        rows.add_row(f"  {clean(op)}", number(a), number(b), f"{b - a:+d}" if a != b else "")
+    show(rows)
     for name, summary in zip(names, (before, after), strict=True):
         say(f"MACs of {name}: {_macs(summary, at)}")
     sides = [("inputs", before.inputs, after.inputs), ("outputs", before.outputs, after.outputs)]
@@ -200,25 +200,25 @@ def _interface(values: list[tuple[str, str]]) -> str:
 def _macs(summary: Summary, at: dict[str, int]) -> str:
     from tersor.ir.dims import evaluate, symbols
 
-    told = number(summary.macs)
+    text = number(summary.macs)
     if symbols(summary.macs) and symbols(summary.macs) <= at.keys():
         where = " ".join(f"{k}={v}" for k, v in at.items())
-        told += f" = {evaluate(summary.macs, at):,} at {where}"
+        text += f" = {evaluate(summary.macs, at):,} at {where}"
     if summary.unknown_macs:
         ops = ", ".join(f"{count} {op}" for op, count in summary.unknown_macs.items())
-        told += f", without those of {ops}, which are unknown"
-    return clean(told)
+        text += f", without those of {ops}, which are unknown"
+    return clean(text)
 
 
 def _show_weights(summary: Summary, top: int) -> None:
     if not summary.largest or not top:
         return
     say()
-    made = table("largest weights", ">shape", "held as", ">size")
+    rows = table("largest weights", ">shape", "stored as", ">size")
     for weight in summary.largest[:top]:
         shape = "x".join(map(str, weight.shape)) or "scalar"
-        made.add_row(clean(weight.name), shape, clean(weight.held), size(weight.bytes))
-    show(made)
+        rows.add_row(clean(weight.name), shape, clean(weight.held), size(weight.bytes))
+    show(rows)
 
 
 def _show_scopes(scopes: list[Scope], depth: int) -> None:
@@ -226,7 +226,7 @@ def _show_scopes(scopes: list[Scope], depth: int) -> None:
     if not any(s.path for s in shown) or not depth:
         return
     say()
-    made = table("module", ">parameters", ">weights")
+    rows = table("module", ">parameters", ">weights")
     for scope in shown:
-        made.add_row(clean(scope.path) or "(none)", number(scope.parameters), size(scope.bytes))
-    show(made)
+        rows.add_row(clean(scope.path) or "(none)", number(scope.parameters), size(scope.bytes))
+    show(rows)

@@ -1,4 +1,4 @@
-"""``tersor tune``: how kernels divide their work, measured ahead of compiling."""
+"""``tersor tune``: measures how kernels best divide their work, before compiling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tersor.cli.compile import (
     Sizes,
     Target,
 )
-from tersor.cli.console import Teller, clean, say, show, table
+from tersor.cli.console import ProgressReporter, clean, say, show, table
 from tersor.cli.guard import INTERRUPTED, Debug, HfCache, Trust
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def tune(
     trust: Trust = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a model's kernels on this machine, for compile to find.
+    """Tune a model's kernels on this machine, for later use by compile.
 
-    What is known is not measured again; Ctrl-C keeps what is done.
+    Known kernels are not measured again; Ctrl-C keeps the results so far.
     """
     import tersor
     from tersor.cli import inputs
@@ -49,7 +49,7 @@ def tune(
     settings = inputs.pairs(set or (), "--set")
     sizes = inputs.sizes(size or ())
     tersor.Recipe.of(recipe).override(settings)
-    with Teller() as tell, naming(model):
+    with ProgressReporter() as progress, naming(model):
         report = tersor.tune(
             model,
             target,
@@ -60,7 +60,7 @@ def tune(
             batch=batch,
             settings=settings,
             database=database,
-            progress=tell,
+            progress=progress,
             allow_hf_cache=allow_hf_cache,
             trust=trust,
         )
@@ -71,20 +71,20 @@ def tune(
 
 def _show(report: TuneReport) -> None:
     if report.kernels:
-        made = table("kernel", "grain", "")
+        rows = table("kernel", "grain", "")
         for row in report.kernels:
             grain = " ".join(f"{k}={v}" for k, v in row["grain"].items())
-            made.add_row(clean(row["name"]), grain, "measured" if row["measured"] else "known")
-        show(made)
+            rows.add_row(clean(row["name"]), grain, "measured" if row["measured"] else "known")
+        show(rows)
     for line in report.remarks:
         say(line)
     if report.interrupted:
         done = f"{len(report.kernels)} of {report.total} kernels are tuned"
-        say(f"{done}: run it again to go on")
+        say(f"{done}: run it again to resume")
     elif not report.total:
-        say("no kernel was found to tune")
+        say("the model has no kernels to tune")
     else:
-        say(f"kernels tuned: {report.total}, of which were known before: {_known(report)}")
+        say(f"kernels tuned: {report.total}, of which {_known(report)} were known before")
     if report.kernels and report.database:
         say(f"the results are in {report.database}")
 

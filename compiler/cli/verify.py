@@ -17,22 +17,22 @@ def verify(
     ],
     input: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL", help="Check as well that it was made of this model."),
+        typer.Option(metavar="MODEL", help="Also check that it was built from this model."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Check that a compiled model is whole.
+    """Check that a compiled model is intact.
 
-    Hashes, sizes, manifest, interface, and that the model opens.
+    Checks hashes, sizes, manifest and interface, and that the model loads.
     """
     import tersor
     from tersor.cli.models import naming
 
     with naming(artifact):
-        found = tersor.verify(artifact, model=input)
-    files = len(found.files)
-    total = size(sum(found.files.values()))
-    for note in found.notes:
+        verified = tersor.verify(artifact, model=input)
+    files = len(verified.files)
+    total = size(sum(verified.files.values()))
+    for note in verified.notes:
         say(f"note: {note}")
-    of = f", made of {input}" if input is not None else ""
-    say(f"{artifact} is whole: {files} {'file' if files == 1 else 'files'}, {total}{of}")
+    origin = f", built from {input}" if input is not None else ""
+    say(f"{artifact} is intact: {files} {'file' if files == 1 else 'files'}, {total}{origin}")

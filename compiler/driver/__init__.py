@@ -1,1 +1,1 @@
-"""One compilation from beginning to end: the recipe, its steps, what is kept and what is refused."""
+"""One compilation from import to artifact: recipe, steps, fidelity floor, final choice."""

@@ -1,4 +1,4 @@
-"""What came out, against the input: that it computes what its graph says, and what compression cost."""
+"""Checks of the built model: that it computes what its graph says, and its fidelity to the input model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tersor.artifact.identity import as_imported
 from tersor.backend import Choice
 from tersor.built import Built
 from tersor.driver import safety
-from tersor.driver.choosing import Kept
+from tersor.driver.choosing import Chosen
 from tersor.driver.job import Job
 from tersor.driver.judging import Judge, Run
 from tersor.errors import InvalidModel, TersorError
@@ -18,8 +18,8 @@ from tersor.pipeline.registry import reference
 
 
 def input_model(job: Job, imported: Imported) -> Path | Built:
-    """What the result is compared with: the file itself where the reference runtime takes it, else the
-    imported graph as it came."""
+    """The model that the result is compared with: the input file if the reference runtime loads it, else
+    the imported graph, unchanged."""
     if imported.original is not None:
         try:
             reference().open_session(imported.original)
@@ -30,38 +30,38 @@ def input_model(job: Job, imported: Imported) -> Path | Built:
     return as_imported(imported)
 
 
-def check_built(job: Job, kept: Kept, feeds: Feeds) -> None:
-    """That what was built computes what its graph says, where this machine can run it.
+def check_built(job: Job, chosen: Chosen, feeds: Feeds) -> None:
+    """Checks that the built model computes what its graph says, if this machine can run it.
 
     Raises:
         PassFailed: it does not.
     """
-    if kept.graph is None or not job.target.is_host or not feeds:
+    if chosen.graph is None or not job.target.is_host or not feeds:
         return
-    job.tell(0, 1, "checking what was built")
-    backend, choice = registry.backend(kept.runtime), kept.choice
+    job.progress(0, 1, "checking the built model")
+    backend, choice = registry.backend(chosen.runtime), chosen.choice
     safety.check_built(
-        kept.graph,
-        _runner(kept.runtime, kept.model, choice),
-        lambda graph: _runner(kept.runtime, backend.build(graph, choice), choice),
+        chosen.graph,
+        _runner(chosen.runtime, chosen.model, choice),
+        lambda graph: _runner(chosen.runtime, backend.build(graph, choice), choice),
         feeds,
         job.evaluator,
-        kept.runtime,
+        chosen.runtime,
     )
 
 
-def report_fidelity(job: Job, before: Path | Built, kept: Kept, judge: Judge) -> None:
-    """Of what was built, where this machine can run it; else of its graph."""
-    if kept.graph is None or not judge.feeds:
+def report_fidelity(job: Job, before: Path | Built, chosen: Chosen, judge: Judge) -> None:
+    """Reports the fidelity of the built model if this machine can run it, else of its graph."""
+    if chosen.graph is None or not judge.feeds:
         return
-    job.tell(0, 1, "comparing outputs")
+    job.progress(0, 1, "comparing outputs")
     try:
-        of_graph = judge(kept.graph)
+        of_graph = judge(chosen.graph)
     except TersorError as error:
         of_graph = None
-        job.report.say("judge", [f"its scores were not judged: {error}"])
+        job.report.say("judge", [f"scores were not compared: {error}"])
     if job.target.is_host:
-        after = _runner(kept.runtime, kept.model, kept.choice)
+        after = _runner(chosen.runtime, chosen.model, chosen.choice)
         job.report.fidelity = judge.of_built(_as_written(before), after, of_graph)
     elif of_graph is not None:
         job.report.fidelity = of_graph
@@ -70,8 +70,8 @@ def report_fidelity(job: Job, before: Path | Built, kept: Kept, judge: Judge) ->
 
 
 def _as_written(model: Path | Built) -> Run:
-    """A model as the reference runtime computes it without its own optimizer, whose fusions may move the
-    numbers; with it, where it has kernels only for what that makes."""
+    """Runs a model in the reference runtime without the runtime's own optimizer, whose fusions may change
+    the numbers; with it if the runtime lacks kernels for the unoptimized model."""
     try:
         session = reference().open_session(model, level="none")
     except InvalidModel:

@@ -1,4 +1,4 @@
-"""The steps that decide: measure candidates against the input, and choose."""
+"""The deciding steps: measure candidates against the input model, and choose one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tersor.tuning.reuse import Known
 from tersor.tuning.search import Candidate, Search
 
 DECIDING_PAIRS = 9
-FINAL_PAIRS = 400  # As many only on a busy machine, where it is not plain after few.
+FINAL_PAIRS = 400  # An upper bound: a quiet machine settles after a few.
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a compilation gives: ``model`` for ``runtime``, run under ``choice``, built of ``graph``; None:
-    the input as it was. ``decoded``: constants that the runtime reads as plain numbers."""
+class Chosen:
+    """The result of a compilation: ``model`` for ``runtime``, run under ``choice``, built from ``graph``
+    (None: the input unchanged). ``decoded``: constants that had to be decoded for the runtime."""
 
     runtime: str
     model: Built
@@ -41,7 +41,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Measured:
-    """A graph at its best choice, and how it compares with the input on each of the cases, up to the first on
+    """A graph under its best choice, and its comparison with the input on each case, up to the first on
     which it is slower; or why it cannot be run."""
 
     name: str
@@ -55,18 +55,18 @@ class Measured:
         return any(result.slower for result in self.results)
 
 
-def find_inputs(job: Job, before: Path | Built, graph: Graph, source: Source) -> Cases:
-    """The inputs to measure with. They are tried on the input model in another process: what is made
-    up may be anything, and end it."""
+def measurement_cases(job: Job, before: Path | Built, graph: Graph, source: Source) -> Cases:
+    """The inputs to measure with. Each is tried on the input model in another process, because synthetic
+    inputs may crash it."""
     example = source.example
     batches = source.batches
     if not batches and example is not None and not source.imported.traced:
         batches = [example]
-    job.tell(0, 1, "looking for inputs to measure with")
+    job.progress(0, 1, "selecting inputs to measure with")
     with Trial(registry.REFERENCE, before, reference().Choice().to_json()) as trial:
-        found = find_cases(graph, trial, sizes=source.sizes, batches=batches, example=example)
-    job.report.say("measure", found.remarks)
-    return found
+        cases = find_cases(graph, trial, sizes=source.sizes, batches=batches, example=example)
+    job.report.say("measure", cases.remarks)
+    return cases
 
 
 # -- measure ---------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def find_inputs(job: Job, before: Path | Built, graph: Graph, source: Source) ->
 def measure(
     job: Job, before: Path | Built, graphs: Iterable[tuple[str, Graph]], cases: Sequence[Case]
 ) -> Generator[Measured, None, None]:
-    """Each of ``graphs`` against the input, one when it is asked for."""
+    """Measures each of ``graphs`` against the input, lazily."""
     with Bench([case.feed for case in cases]) as bench:
         original = bench.start(registry.REFERENCE, before, reference().Choice().to_json())
         for name, graph in graphs:
@@ -94,7 +94,7 @@ def _search(job: Job, name: str, graph: Graph, bench: Bench, cases: Sequence[Cas
     choice = job.start
     if job.backend.tune is not None and job.database is not None:
         sizes = [case.sizes for case in cases]
-        choice, tuned = job.backend.tune(graph, choice, sizes, job.tell, job.database)
+        choice, tuned = job.backend.tune(graph, choice, sizes, job.progress, job.database)
         job.report.say("measure", tuned.remarks)
     variants = {name: graph}
     for suffix, step in job.backend.VARIANTS.items():
@@ -106,8 +106,8 @@ def _search(job: Job, name: str, graph: Graph, bench: Bench, cases: Sequence[Cas
     if job.database is not None:
         known = Known(job.database, job.backend, [case.feed for case in cases])
     record = partial(_record, job.report, cases)
-    search = Search(job.backend, job.runtime, bench, range(len(cases)), job.tell, record, known)
-    job.tell(0, 1, f"building {name} for runtime {job.runtime}")
+    search = Search(job.backend, job.runtime, bench, range(len(cases)), job.progress, record, known)
+    job.progress(0, 1, f"building {name} for runtime {job.runtime}")
     candidate = search(variants, choice)
     job.report.say("measure", known.remarks if known is not None else ())
     return candidate
@@ -131,17 +131,17 @@ def _against_input(
     results = []
     for i, case in enumerate(cases):
         what = f"measuring {name} against the input at {case.label} (about {SECONDS:.0f} s)"
-        job.tell(i, len(cases), what)
+        job.progress(i, len(cases), what)
         results.append(compare(original, candidate.worker, i, FINAL_PAIRS, _settled))
         timing = results[-1].timing
         job.report.measured.append(Measurement(candidate.way.label, INPUT, case.label, timing))
         if results[-1].slower:
-            break  # It is not kept, whatever the others say.
+            break  # Slower on one case is enough to reject it.
     return results
 
 
 def _settled(so_far: Paired) -> bool:
-    """Whether it is plain that a result is slower than the input, or is not."""
+    """Whether more pairs would not change the verdict "slower than the input"."""
     return so_far.pairs >= DECIDING_PAIRS and so_far.differs_from(NOT_SLOWER)
 
 
@@ -150,12 +150,12 @@ def _settled(so_far: Paired) -> bool:
 
 def choose(
     job: Job, before: Path | Built, measured: Generator[Measured, None, None], cases: Sequence[Case]
-) -> Kept:
-    """The first that is not slower than the input; else the input itself. No more are measured then."""
-    why = "nothing that was tried can be run"
+) -> Chosen:
+    """The first candidate that is not slower than the input, else the input. Later ones are not measured."""
+    why = "no candidate can be run"
 
-    def decide(**told: Any) -> None:
-        job.report.decisions.append(Decision("choose", **told))
+    def decide(**fields: Any) -> None:
+        job.report.decisions.append(Decision("choose", **fields))
 
     with closing(measured):
         for one in measured:
@@ -166,7 +166,7 @@ def choose(
                     zip(one.results, cases, strict=False), key=lambda pair: pair[0].speedup
                 )
                 decide(outcome="slower", candidate=one.name, at=case.label, speedup=result.speedup)
-                why = "nothing that was tried is faster"
+                why = "no candidate is faster"
             else:
                 way = one.built.way
                 for result, case in _less_than_even(one, cases):
@@ -174,21 +174,23 @@ def choose(
                         outcome="even", candidate=one.name, at=case.label, speedup=result.speedup
                     )
                 decide(outcome="kept", candidate=way.label)
-                return Kept(job.runtime, one.built.model, way.choice, one.graph, one.built.decoded)
+                return Chosen(
+                    job.runtime, one.built.model, way.choice, one.graph, one.built.decoded
+                )
     decide(outcome="kept", candidate=INPUT, reason=why)
     model = reference().read_built(before) if isinstance(before, Path) else before
-    return Kept(registry.REFERENCE, model, reference().Choice(), None)
+    return Chosen(registry.REFERENCE, model, reference().Choice(), None)
 
 
-def unmeasured(job: Job, name: str, graph: Graph) -> Kept:
-    """A graph as the search would start from it."""
-    job.tell(0, 1, f"building {name} for runtime {job.runtime}")
+def build_unmeasured(job: Job, name: str, graph: Graph) -> Chosen:
+    """Builds a graph under the search's starting choice."""
+    job.progress(0, 1, f"building {name} for runtime {job.runtime}")
     decoded: list[Decoded] = []
     model = job.backend.build(graph, job.start, decoded)
-    return Kept(job.runtime, model, job.start, graph, decoded)
+    return Chosen(job.runtime, model, job.start, graph, decoded)
 
 
 def _less_than_even(one: Measured, cases: Sequence[Case]) -> list[tuple[Paired, Case]]:
-    """Results that are printed as less than 1.00x, and yet are kept."""
+    """Results that print as less than 1.00x but do not count as slower."""
     pairs = zip(one.results, cases, strict=True)
     return [(result, case) for result, case in pairs if f"{result.speedup:.2f}" < "1.00"]

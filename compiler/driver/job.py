@@ -1,4 +1,4 @@
-"""What the steps of one compilation share."""
+"""The state that the steps of one compilation share."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Job:
-    """One compilation: for what, and what is told of it. Passes see values, and the input is measured, in the
-    reference runtime, whatever runs the result.
+    """One compilation: its target and its report. Passes evaluate graphs, and the input is measured, in the
+    reference runtime, whatever the runtime of the result.
 
     Attributes:
-        start: how the backend builds and runs, before anything is measured.
-        database: of what was measured on this machine before; None where nothing is measured.
-        latency: for passes that want to know what pays; None where nothing is measured.
+        start: the backend's choice before anything is measured.
+        database: earlier measurements on this machine; None if nothing is measured.
+        latency: for passes that measure before they rewrite; None if nothing is measured.
     """
 
     backend: Backend
     runtime: str
     target: Target
     start: Choice
-    tell: Progress
+    progress: Progress
     report: Report = field(default_factory=Report)
     database: Database | None = None
     latency: Stopwatch | None = None
@@ -50,10 +50,10 @@ def begin(
     portable: bool = False,
     buckets: Sequence[Sizes] = (),
 ) -> Job:
-    """A job without results.
+    """A new job.
 
     Raises:
-        InvalidOption: no such runtime or target, or what the runtime does not have.
+        InvalidOption: no such runtime or target, or an option that the runtime does not support.
         Unsupported: the runtime is not installed, or does not build for the target.
     """
     chosen = Target.parse(target) if isinstance(target, str) else target

@@ -1,4 +1,4 @@
-"""What compression did to a model's outputs: on which inputs, against what, and whether that is enough."""
+"""Fidelity of graphs and built models: their outputs against a reference, on the same inputs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Run = Callable[[Mapping[str, np.ndarray]], Arrays]
 
 @dataclass
 class Judge:
-    """Compares graphs with one, on the same feeds, in the reference runtime.
+    """Compares graphs with a reference graph, on the same feeds, in the reference runtime.
 
     Attributes:
-        reference: what a graph is compared with; it may not change meanwhile.
+        reference: the graph to compare with; must not change meanwhile.
         feeds: batches of inputs.
         evaluate: runs a graph on one of them.
-        on: what the feeds are.
-        named_by: the graph as its user knows it: scores are called as they are there.
+        on: a description of the feeds.
+        named_by: the graph as imported: scores get the names they have there.
     """
 
     reference: Graph
@@ -41,31 +41,31 @@ class Judge:
     named_by: Graph | None = None
 
     def __call__(self, graph: Graph) -> Fidelity:
-        """Of all outputs of ``graph``, and of the scores that decide them."""
+        """Fidelity of all outputs of ``graph``, and of the scores that decide them."""
         copy, _ = _with_scores(graph)
         tally = Tally(self._reading.unordered)
         for feed, wanted in self._wanted:
-            found = self.evaluate(copy, feed)
-            # Scores that only one of them has are left out.
-            names = [name for name in wanted if name in found or name not in self._scores]
-            self._add(tally, feed, {name: wanted[name] for name in names}, found)
-        return self._told([self._named(one) for one in tally.outputs()])
+            actual = self.evaluate(copy, feed)
+            # Scores that only one of the graphs has are left out.
+            names = [name for name in wanted if name in actual or name not in self._scores]
+            self._add(tally, feed, {name: wanted[name] for name in names}, actual)
+        return self._fidelity([self._named(one) for one in tally.outputs()])
 
     def of_built(self, before: Run, after: Run, graph: Fidelity | None) -> Fidelity:
-        """Of the outputs of ``after``, as it was built, against those of ``before``, with the scores of the
-        graph that it was built of, where these are known."""
+        """Fidelity of the outputs of the built model ``after`` against those of ``before``, plus the scores
+        of the graph that it was built from, if known."""
         tally = Tally(self._reading.unordered)
         for feed in self.feeds:
             self._add(tally, feed, before(feed), after(feed))
         scores = [o for o in graph.outputs if o.decides] if graph is not None else []
-        return self._told([*map(self._named, tally.outputs()), *scores])
+        return self._fidelity([*map(self._named, tally.outputs()), *scores])
 
     def _add(
-        self, tally: Tally, feed: Mapping[str, np.ndarray], wanted: Arrays, found: Arrays
+        self, tally: Tally, feed: Mapping[str, np.ndarray], wanted: Arrays, actual: Arrays
     ) -> None:
-        tally.add(self._reading.real(wanted, feed), self._reading.real(found, feed))
+        tally.add(self._reading.real(wanted, feed), self._reading.real(actual, feed))
 
-    def _told(self, outputs: Iterable[OutputFidelity]) -> Fidelity:
+    def _fidelity(self, outputs: Iterable[OutputFidelity]) -> Fidelity:
         return Fidelity.of(outputs, self.on, sample_count(self.reference, self.feeds))
 
     def _named(self, one: OutputFidelity) -> OutputFidelity:
@@ -99,23 +99,23 @@ class Judge:
 
 
 def lowest(judges: Sequence[Judge]) -> Callable[[Graph], float | None]:
-    """What a graph keeps by the least content of ``judges``; None where none can tell: of a graph that draws
-    random numbers, or that the reference runtime does not run."""
+    """The share that a graph keeps by the strictest of ``judges``; None if unknown: the graph draws random
+    numbers, or the reference runtime cannot run it."""
 
     def kept(graph: Graph) -> float | None:
         if not judges or is_random(graph):
             return None
         try:
-            found = [judge(graph).kept for judge in judges]
+            shares = [judge(graph).kept for judge in judges]
         except TersorError:
             return None
-        return min((k for k in found if k is not None), default=None)
+        return min((share for share in shares if share is not None), default=None)
 
     return kept
 
 
 def is_random(graph: Graph) -> bool:
-    """Whether it gives other outputs at each run."""
+    """Whether the outputs differ from run to run."""
     from tersor.ops import TABLE  # Loads onnx, which `tersor --help` does without.
 
     return any(row and not row.deterministic for row in (TABLE.get(n.op) for n in graph.walk()))
@@ -123,12 +123,12 @@ def is_random(graph: Graph) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the outputs of a graph are to be read, by their names.
+    """How to read the outputs of a graph, by name.
 
     Attributes:
-        padding: the input that says which positions are padding.
-        unordered: the axis along which order says nothing.
-        rounded: integers that are numbers, no choices.
+        padding: the input that masks padding positions.
+        unordered: the axis along which order is meaningless.
+        rounded: integers that are quantities, not labels.
     """
 
     padding: Mapping[str, str]
@@ -139,7 +139,7 @@ class Reading:
     def of(graph: Graph) -> Reading:
         named = list(zip(graph.output_names, graph.outputs, strict=True))
         axes = {name: axis for name, v in named if (axis := unordered_axis(v)) is not None}
-        # What is left without padding has other axes.
+        # Removing padding would change the axes.
         masks = {name: padding_of(graph, v) for name, v in named if name not in axes}
         return Reading(
             {name: mask for name, mask in masks.items() if mask is not None},
@@ -148,7 +148,7 @@ class Reading:
         )
 
     def real(self, outputs: Arrays, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Outputs without positions that are padding: these as rows."""
+        """Outputs without padding positions, as rows."""
         return {
             name: _without_padding(value, feed[self.padding[name]])
             if name in self.padding and isinstance(value, np.ndarray)
@@ -158,7 +158,7 @@ class Reading:
 
 
 def _with_scores(graph: Graph) -> tuple[Graph, dict[str, Score]]:
-    """As :func:`with_scores`; the graph itself where it returns them all: its session may be open."""
+    """As :func:`with_scores`; the graph itself if it already returns all scores: its session may be open."""
     copy, added = with_scores(graph)
     return (copy if added else graph), added
 

@@ -42,8 +42,8 @@ class Recipe(BaseModel):
     """A named list of passes that runs after canonicalization and fusion.
 
     Attributes:
-        floor: what has to be kept of every output on calibration inputs (``OutputFidelity.kept``): 0.95
-            allows labels that differ in one of 20 places, and relative errors of 0.32; 0: anything.
+        floor: the least share of every output to keep on calibration inputs (``OutputFidelity.kept``): 0.95
+            allows one label in 20 to differ, and relative errors of 0.32; 0 allows anything.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
 
     @staticmethod
     def of(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        """A shipped recipe by name, a ``.toml`` file, plain data, or a recipe as it is.
+        """A shipped recipe by name, a ``.toml`` file, plain data, or a recipe itself.
 
         Raises:
             InvalidOption: no such recipe or file, unknown keys, wrong values.
@@ -76,8 +76,8 @@ class Recipe(BaseModel):
         return _validated({"name": str(source), **shipped[str(source)]}, f"recipe {source}")
 
     def override(self, settings: Mapping[str, Any]) -> Recipe:
-        """With options changed: ``{"quantize-linear.max_error": 0.1}``; the pass may be left out: all of
-        the recipe's passes that have the option take it. ``floor`` is the recipe's own.
+        """A copy with options changed: ``{"quantize-linear.max_error": 0.1}``. Without the pass name, every
+        pass that has the option takes it. ``floor`` is an option of the recipe itself.
 
         Raises:
             InvalidOption: the recipe has no such pass or option.
@@ -91,23 +91,23 @@ class Recipe(BaseModel):
             for step in self._having(key):
                 rivals = registry.find_pass(steps[step]["name"]).one_of
                 for rival in rivals - given if option in rivals else ():
-                    steps[step].pop(rival, None)  # The recipe's own choice gives way.
+                    steps[step].pop(rival, None)  # The recipe's own setting gives way.
                 steps[step][option] = value
         return _validated({**self.model_dump(), "passes": steps, **own}, f"recipe {self.name}")
 
     @property
-    def insists(self) -> list[bool]:
-        """Of each pass, whether it was said how much is to go, and not by a recipe that is shipped."""
+    def explicit_budgets(self) -> list[bool]:
+        """For each pass, whether its budget was set by the user rather than by a shipped recipe."""
         shipped = registry.shipped_recipes().get(self.name, {}).get("passes", [])
-        found = []
+        explicit = []
         for i, step in enumerate(self.passes):
             usual = shipped[i] if len(shipped) == len(self.passes) else {}
             options = registry.find_pass(step.name).budget
-            found.append(any(step.model_dump().get(o) != usual.get(o) for o in options))
-        return found
+            explicit.append(any(step.model_dump().get(o) != usual.get(o) for o in options))
+        return explicit
 
     def _having(self, key: str) -> list[int]:
-        """The passes with an option, by their places."""
+        """Indices of the passes that have an option."""
         name, _, option = key.rpartition(".")
         owners = [
             i
@@ -150,7 +150,7 @@ def build_pass(name: str, options: Mapping[str, Any]) -> Pass:
 
 
 def _lists(kind: type[Pass], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Text for an option that is a list, ``a:b``, taken apart; empty text is the empty list."""
+    """Splits text for list options, ``a:b``; empty text is the empty list."""
     hints = get_type_hints(kind)
     return {
         name: tuple(v for v in value.split(":") if v)

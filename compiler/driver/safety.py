@@ -1,11 +1,11 @@
-"""The net under all passes: a result that is far from what it was made of is refused, and where that came in.
+"""The safety net under all passes: a result far from its source is refused, naming the pass or node at fault.
 
-    input  ==  the graph after each lossless pass          to rounding
-    the compressed graph  ==  what was built of it         to rounding, and what int8 makes of that
+    input  ==  the graph after each lossless pass            up to rounding
+    the compressed graph  ==  the model built from it        up to rounding, amplified by int8
 
-What lossy passes cost lies between the two, and is judged by a recipe's floor. Tolerances are wide: what
-crosses them is a bug of ours. A label may change by rounding where it was undecided; where floats are
-returned too, they alone tell.
+The cost of lossy passes lies between the two, and is judged by the recipe's floor. Tolerances are wide:
+exceeding them is a bug in Tersor. Rounding may change a label that was a near tie; if a model returns floats
+too, only those are compared.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tersor.numerics.fidelity import Fidelity, OutputFidelity
 from tersor.pipeline import Pipeline, Step
 from tersor.pipeline.rewriting import Evaluate, Feeds
 
-LOSSLESS = 0.99  # Of what passes that claim to keep values have to keep: a relative error of 0.14.
-BUILT = 0.95  # Of what is built: kernels round what they quantize in other places.
+LOSSLESS = 0.99  # Least share kept by passes that claim to keep values: a relative error of 0.14.
+BUILT = 0.95  # Least share kept by building: kernels round at other places when they quantize.
 LABELS = 0.5
-SHAKEN = 1e-5  # What passes that claim to keep values may round off: of the largest output, each.
-FEEDS = 8  # Batches that tell it.
-REPORT = "this is a bug of tersor, please report it; nothing is written"
+PERTURBATION = 1e-5  # Of weights: rounding that lossless passes may cause.
+FEEDS = 8  # Batches compared.
+REPORT = "this is a bug in Tersor, please report it; nothing is written"
 
 
 def check_lossless(
     steps: Sequence[Step], before: Graph, after: Graph, feeds: Feeds, evaluate: Evaluate
 ) -> list[str]:
-    """That ``after`` computes what ``before`` does, which ``steps`` made it of. Returns what is to be said
-    where that cannot be known: a model that quantizes what it computes can be so sensitive, to inputs that
-    mean nothing above all, that any rounding changes its outputs.
+    """Checks that ``after``, the result of ``steps`` on ``before``, computes the same. Returns a remark if that
+    cannot be decided: a model that quantizes intermediate values can be so sensitive, above all to synthetic
+    inputs, that any rounding changes its outputs.
 
     Raises:
-        PassFailed: it does not; names the pass, found by bisection.
+        PassFailed: it does not; names the pass, located by bisection.
     """
     judge = Judge(before, [*islice(feeds, FEEDS)], evaluate)
 
@@ -46,15 +46,15 @@ def check_lossless(
         return _far(judge(graph), LOSSLESS)
 
     try:
-        worst = None if _untellable(before, feeds) else lost(after)
+        worst = None if _incomparable(before, feeds) else lost(after)
         if worst is None:
             return []
-        if (moved := lost(_shaken(before))) is not None:
+        if (moved := lost(_perturbed(before))) is not None:
             return [
-                "rounding alone changes what the model computes on these inputs: with weights moved by "
-                f"{SHAKEN:g} of themselves, {_told(moved)}; whether lossless passes keep it is unknown"
+                "rounding alone changes what the model computes on these inputs: with weights perturbed by "
+                f"{PERTURBATION:g} of their values, {_describe(moved)}; whether lossless passes are exact is unknown"
             ]
-        # By the passes as they ran, those of a group in each of its rounds.
+        # Passes as they ran: those of a group once per round.
         whole = Pipeline(steps, evaluate=evaluate)
         whole.run(before)
         ran = whole.ran
@@ -66,21 +66,21 @@ def check_lossless(
     except PassFailed:
         raise
     except TersorError:
-        return []  # The reference runtime does not run one of them: then nothing is known.
+        return []  # The reference runtime cannot run one of the graphs: no verdict.
     raise PassFailed(
         f"{ran[first - 1].label} (pass {first} of {len(ran)}) changes what the model computes: "
-        f"{_told(worst)}; {REPORT}"
+        f"{_describe(worst)}; {REPORT}"
     )
 
 
-def _shaken(graph: Graph) -> Graph:
-    """The same with other last bits in its weights."""
+def _perturbed(graph: Graph) -> Graph:
+    """A copy with weights perturbed by rounding."""
     rng, copy = np.random.default_rng(0), graph.copy()
     for owner in copy.all_graphs():
         for constant in owner.constants.values():
             array = constant.numpy() if constant.is_dense else None
             if array is not None and array.dtype.kind == "f" and array.size > 1:
-                moved = array * (1 + SHAKEN * rng.uniform(-1, 1, array.shape))
+                moved = array * (1 + PERTURBATION * rng.uniform(-1, 1, array.shape))
                 owner.set_encoding(constant, Dense(moved.astype(array.dtype)))
     return copy
 
@@ -93,18 +93,18 @@ def check_built(
     evaluate: Evaluate,
     name: str,
 ) -> None:
-    """That what was built of ``graph`` computes what it says.
+    """Checks that the model built from ``graph`` computes what the graph says.
 
     Args:
-        built: runs it on a feed.
+        built: runs the built model on a feed.
         rebuild: builds another graph in the same way.
-        name: of the runtime that it is built for.
+        name: the runtime's name.
 
     Raises:
-        PassFailed: it does not; names the first node of which that is so, found by bisection.
+        PassFailed: it does not; names the first node that differs, located by bisection.
     """
     try:
-        worst = None if _untellable(graph, feeds) else _difference(graph, built, feeds, evaluate)
+        worst = None if _incomparable(graph, feeds) else _difference(graph, built, feeds, evaluate)
         if worst is None:
             return
         where = _first_node(graph, rebuild, feeds, evaluate)
@@ -112,14 +112,15 @@ def check_built(
         return
     at = f", first at {where.label}" if where is not None else ""
     raise PassFailed(
-        f"what was built for runtime {name} is not what its graph says{at}: {_told(worst)}; {REPORT}"
+        f"the model built for runtime {name} does not compute what its graph says{at}: "
+        f"{_describe(worst)}; {REPORT}"
     )
 
 
 def _first_node(
     graph: Graph, rebuild: Callable[[Graph], Run], feeds: Feeds, evaluate: Evaluate
 ) -> Node | None:
-    """The first node whose result differs; None where none does by itself, or not all are built so."""
+    """The first node whose result differs; None if no single node does, or a part cannot be built."""
     nodes = [n for n in graph.nodes if isinstance(n.outputs[0].type, TensorType)]
 
     def differs(count: int) -> bool:
@@ -140,7 +141,7 @@ def _difference(
 
 
 def _first(count: int, fails: Callable[[int], bool]) -> int:
-    """The fewest of ``count`` that fail, where all of them do, and none do not."""
+    """The least n for which ``fails(n)``, given that ``fails(count)`` and not ``fails(0)``."""
     low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2
@@ -148,20 +149,20 @@ def _first(count: int, fails: Callable[[int], bool]) -> int:
     return high
 
 
-def _far(found: Fidelity, limit: float) -> OutputFidelity | None:
-    """The output that is too far; None where none is. How many elements an output has may hang by
-    rounding, too."""
-    told = [o for o in found.outputs if not o.decides and o.kept is not None and not o.reshaped]
-    floats = [o for o in told if o.agreement is None]
-    far = [o for o in floats or told if (o.kept or 0) < (limit if floats else LABELS)]
+def _far(fidelity: Fidelity, limit: float) -> OutputFidelity | None:
+    """The first output that is too far off, or None. Outputs whose number of elements differs are skipped:
+    it may depend on rounding."""
+    known = [o for o in fidelity.outputs if not o.decides and o.kept is not None and not o.reshaped]
+    floats = [o for o in known if o.agreement is None]
+    far = [o for o in floats or known if (o.kept or 0) < (limit if floats else LABELS)]
     return far[0] if far else None
 
 
-def _untellable(graph: Graph, feeds: Feeds) -> bool:
+def _incomparable(graph: Graph, feeds: Feeds) -> bool:
     return not feeds or is_random(graph)
 
 
-def _told(one: OutputFidelity) -> str:
+def _describe(one: OutputFidelity) -> str:
     if one.broken:
         return f"{one.broken} elements of output {one.name} became NaN or infinite"
     if one.agreement is not None:

@@ -1,4 +1,4 @@
-"""The steps up to what is measured: import, optimize, recipe, candidates. Those after it are in
+"""The steps before measuring: import, optimize, recipe, candidates. The later ones are in
 :mod:`tersor.driver.choosing`."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Any
 
 from tersor.analysis.feeds import Sizes, check_sizes
 from tersor.calibration.sources import Given, open_calibration
-from tersor.driver.doubts import overflow_remarks
-from tersor.driver.floors import Floored, Stage
+from tersor.driver.deviations import overflow_remarks
+from tersor.driver.floors import FloorSearch, Stage
 from tersor.driver.floors import Run as RunPass
 from tersor.driver.job import Job
 from tersor.driver.judging import Judge, lowest
@@ -24,19 +24,19 @@ from tersor.pipeline.rewriting import Feed
 from tersor.statistics.thinning import held_out, thinned
 from tersor.tuning.cases import example_feed
 
-JUDGED = 256  # Samples that fidelity is told on.
-FITTED = "the calibration inputs that it was fitted on"
-HELD_OUT = "calibration inputs that were not fitted on"
+JUDGED = 256  # Samples that fidelity is measured on.
+FITTED = "the calibration inputs used for fitting"
+HELD_OUT = "calibration inputs not used for fitting"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is compiled.
+    """The imported model and the inputs given with it.
 
     Attributes:
-        batches: of calibration; empty without.
-        example: example inputs by name, where they are the graph's.
-        sizes: of the open dims to measure at; None: by default.
+        batches: calibration batches; empty if none were given.
+        example: example inputs by name, if they match the graph's inputs.
+        sizes: sizes of the dynamic dims to measure at; None: the default sizes.
     """
 
     imported: Imported
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def graph(self) -> Graph:
-        """As it was imported."""
+        """The graph as imported."""
         return self.imported.graph
 
 
@@ -63,13 +63,13 @@ def read(
     buckets: Sequence[Sizes] = (),
     **options: Any,
 ) -> Source:
-    """The model, and the inputs that came with it. ``options``: of :func:`tersor.frontends.load_model`.
+    """Imports the model and opens its inputs. ``options``: of :func:`tersor.frontends.load_model`.
 
     Raises:
         InvalidModel, Unsupported: what is wrong with the model, and where.
-        InvalidOption: inputs or sizes that are not the model's.
+        InvalidOption: inputs or sizes do not match the model.
     """
-    job.tell(0, 1, "importing")
+    job.progress(0, 1, "importing")
     imported = load_model(model, **options)
     graph = imported.graph
     legality.check("import", graph)
@@ -82,36 +82,36 @@ def read(
 
 
 def _example(imported: Imported, example: Any) -> Feed | None:
-    """Example inputs as arrays by name. What a torch module was traced with need not be the graph's
-    inputs; it is no example then.
+    """Example inputs as arrays by name. The inputs that a torch module was traced with need not match the
+    graph's; then there is no example.
 
     Raises:
-        InvalidOption: those of another model do not fit.
+        InvalidOption: the inputs do not match a model that was not traced.
     """
     if example is None:
         return None
-    found = example_feed(imported.graph, example)
-    if found is None and not imported.traced:
-        takes = ", ".join(f"{v.name} {v.type}" for v in imported.graph.inputs)
-        raise InvalidOption(f"the example inputs are not what the model takes: {takes}")
-    return found
+    feed = example_feed(imported.graph, example)
+    if feed is None and not imported.traced:
+        inputs = ", ".join(f"{v.name} {v.type}" for v in imported.graph.inputs)
+        raise InvalidOption(f"the example inputs do not match the model's inputs: {inputs}")
+    return feed
 
 
 # -- optimize --------------------------------------------------------------------------------------
 
 
 def optimize(job: Job, graph: Graph) -> Graph:
-    """The graph after the lossless passes that every compilation begins with."""
+    """The graph after the lossless passes that every compilation starts with."""
     return run_passes(job, registry.optimization(), graph, stage="optimize")
 
 
 def run_passes(
     job: Job, passes: Sequence[Step], graph: Graph, calibration: Feeds = (), stage: str = "import"
 ) -> Graph:
-    """The graph after ``passes``, which the report lists; what holds at ``stage`` holds for it.
+    """The graph after ``passes``, which are added to the report. Checks that it is legal at ``stage``.
 
     Raises:
-        PassFailed: it does not.
+        PassFailed: it is not.
     """
     pipeline = _pipeline(job, passes, calibration)
     result = pipeline.run(graph)
@@ -129,7 +129,7 @@ def _pipeline(job: Job, passes: Sequence[Step], calibration: Feeds) -> Pipeline:
         supports=job.backend.supports,
         faster_sums=job.backend.FASTER_SUMS,
         latency=job.latency,
-        progress=job.tell,
+        progress=job.progress,
     )
 
 
@@ -139,10 +139,11 @@ def _pipeline(job: Job, passes: Sequence[Step], calibration: Feeds) -> Pipeline:
 def apply_recipe(
     job: Job, plan: Recipe, graph: Graph, source: Source
 ) -> tuple[Graph, Judge | None]:
-    """The recipe's passes on ``graph``, as far as its floor allows, and what judged them by calibration.
+    """Runs the recipe's passes on ``graph``, as strongly as its floor allows; also returns the judge that
+    used calibration inputs, if there were any.
 
     Raises:
-        InvalidOption: a budget that was asked for cannot be had, or not above the floor.
+        InvalidOption: an explicit budget cannot be met, or only below the floor.
     """
     fits = any(step.fits for step in plan.build())
     fitted: Feeds = source.batches
@@ -159,8 +160,8 @@ def apply_recipe(
 def _floored(
     job: Job, plan: Recipe, graph: Graph, fitted: Feeds, apart: Feeds, named_by: Graph
 ) -> tuple[list[Stage], list[Judge]]:
-    """The passes of a recipe that is fitted on some batches and judged by others too. ``named_by``: the
-    graph as its user knows it."""
+    """Runs a recipe's passes, fitted on ``fitted`` and judged on both kinds of batches. ``named_by``: the
+    graph as imported."""
     steps, run = plan.build(), job.evaluator
     own = FITTED if any(step.fits for step in steps) else "calibration inputs"
     judges = [
@@ -169,8 +170,8 @@ def _floored(
         if feeds
     ]
     asked = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
-    floored = Floored(_one_by_one(job, fitted), lowest(asked), plan.floor, job.tell)
-    return floored(steps, plan.insists, graph), judges
+    floored = FloorSearch(_one_by_one(job, fitted), lowest(asked), plan.floor, job.progress)
+    return floored(steps, plan.explicit_budgets, graph), judges
 
 
 def _one_by_one(job: Job, calibration: Feeds) -> RunPass:
@@ -190,20 +191,22 @@ def _one_by_one(job: Job, calibration: Feeds) -> RunPass:
 def candidates(
     job: Job, plan: Recipe, optimized: Graph, compressed: Graph
 ) -> list[tuple[str, Graph]]:
-    """Graphs that may be the result, by name, the preferred one first: what the recipe made and, where that
-    is lossy, what it was made of."""
+    """(name, graph) of possible results, the preferred one first: the recipe's result and, if that is lossy,
+    the optimized graph it started from."""
     steps = plan.build()
     if all(step.keeps.values is not None for step in steps):
         return [(plan.name, compressed)]
     if _same(optimized, compressed, job.report.passes[-len(steps) :]):
-        reason = "; ".join(filter(None, (_quantized(optimized), "only lossless passes count")))
+        reason = "; ".join(
+            filter(None, (_quantized(optimized), "only lossless passes changed the graph"))
+        )
         job.report.decisions.append(Decision("recipe", reason, "unchanged", plan.name))
         return [(plan.name, compressed)]
     return [(plan.name, compressed), ("fp32", optimized)]
 
 
 def _quantized(graph: Graph) -> str:
-    """Why there is little to compress in a graph that somebody compressed."""
+    """A remark if the input graph is quantized already; empty if not."""
     from tersor.analysis.layers import weight_readers  # Here: `import tersor` loads no onnx.
 
     weights = {r.weight for r in weight_readers(graph) if r.weight.is_constant}
@@ -215,4 +218,4 @@ def _same(before: Graph, after: Graph, between: Sequence[PassReport]) -> bool:
     """Whether the passes between two graphs changed nothing."""
     if any(p.rewrites for p in between):
         return False
-    return print_graph(before) == print_graph(after)  # Passes need not count what they rewrite.
+    return print_graph(before) == print_graph(after)  # Not every pass counts its rewrites.

@@ -1,1 +1,1 @@
-"""Search under budgets, and the measuring it rests on."""
+"""Measuring candidates in pairs, and searching for the fastest."""

@@ -1,7 +1,7 @@
-"""Whether a layer in parts is sooner done than the layer whole: measured, else by count.
+"""Whether a factorized layer is faster than the dense one: by measuring, else by counting multiplications.
 
-Both are measured alone, in graphs of one input, at every size of the model's open dims that counts.  It
-pays where at none of them the parts take longer than a share of what the layer takes.
+Both are measured in isolation, in graphs of one input, at all the sizes that the model is measured at.
+Factorizing pays if at every size the parts take less than a given share of the dense layer's time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tersor.ir.dims import evaluate, symbols
 from tersor.pipeline import Latency
 
 Layer = Callable[[Graph, Value], Value]
-"""Emits a layer that reads a value of a graph, and returns what it makes."""
+"""Emits a layer that reads a value of a graph; returns its output."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,17 @@ def weigh(
     """Compares the ``parts`` with the ``whole`` of a layer that reads ``reads``, a float tensor.
 
     Args:
-        latency: None where nothing can be measured.
-        counts: multiplications of the whole and of the parts, for one row or position: parts that
-            multiply more are not measured.
-        share: of the whole's time, which the parts have to stay below.
+        latency: None if nothing can be measured.
+        counts: multiplications per row of the whole and of the parts: parts that multiply more are not
+            measured.
+        share: the share of the whole's time that the parts must stay below.
     """
     before, after = counts
     types = concrete_types(reads, latency)
     if after >= share * before or latency is None or not types:
-        numbers = f"{after:,.0f} multiplications a row against {before:,.0f} by count, not measured"
+        numbers = (
+            f"{after:,.0f} multiplications per row against {before:,.0f} (counted, not measured)"
+        )
         return Verdict(after < share * before, numbers)
     worst = (-np.inf, "")
     for type in types:
@@ -64,22 +66,22 @@ def weigh(
 
 
 def concrete_types(value: Value, latency: Latency | None) -> list[TensorType]:
-    """Types of ``value`` at the sizes that count, largest first, each once; none where they are not
-    known, or nothing can be measured."""
+    """Distinct types of ``value`` at the measured sizes, largest first; empty if they are unknown or
+    nothing can be measured."""
     if latency is None or not isinstance(value.type, TensorType) or value.type.dims is None:
         return []
-    found = []
+    types = []
     for sizes in latency.sizes:
         known = [d for d in value.type.dims if d is not None and symbols(d) <= sizes.keys()]
         if len(known) < len(value.type.dims):
             return []
-        found.append(value.type.with_dims(tuple(evaluate(d, sizes) for d in known)))
-    some = [type for type in dict.fromkeys(found) if 0 not in type.shape]
-    return sorted(some, key=lambda type: -int(np.prod(type.shape)))
+        types.append(value.type.with_dims(tuple(evaluate(d, sizes) for d in known)))
+    nonempty = [type for type in dict.fromkeys(types) if 0 not in type.shape]
+    return sorted(nonempty, key=lambda type: -int(np.prod(type.shape)))
 
 
 def _alone(reads: Value, type: TensorType, layer: Layer) -> tuple[Graph, dict[str, np.ndarray]]:
-    """A graph of nothing but ``layer``, and numbers of ``type`` for it to read."""
+    """A graph of only ``layer``, and random input of ``type``."""
     graph = Graph("layer", reads.graph.table)
     x = graph.add_input("x", type)
     graph.set_outputs([layer(graph, x)])

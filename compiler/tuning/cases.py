@@ -1,5 +1,5 @@
-"""The inputs that a compilation is measured on: real ones where there are any, else such as the model runs
-on, made up."""
+"""The inputs that a compilation is measured on: real ones if there are any, else made-up ones on which the
+model runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from tersor.ir import DType, Graph, TensorType
 from tersor.pipeline.rewriting import Feed, Feeds
 from tersor.tuning.trying import search_sizes
 
-Run = Callable[[Feed], None]  # Raises InvalidModel: the model does not run on it, and why.
-Maker = Callable[[Sizes], Feed]  # Inputs of given sizes; raises InvalidOption where it cannot.
+Run = Callable[
+    [Feed], None
+]  # Raises InvalidModel, with the reason, if the model does not run on a feed.
+Maker = Callable[[Sizes], Feed]  # Makes inputs of given sizes; raises InvalidOption if it cannot.
 ADVICE = "give real inputs by calibration or example_inputs, or sizes (--size)"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs that count.
+    """Inputs to measure on.
 
     Attributes:
-        label: what they are called: ``batch=8 sequence=128``.
-        feed: by name.
-        sizes: of the open dims, as far as the inputs tell them.
+        label: ``batch=8 sequence=128``.
+        feed: arrays by input name.
+        sizes: of the dynamic dims, as far as the inputs determine them.
     """
 
     label: str
@@ -36,8 +38,7 @@ class Case:
 
 @dataclass
 class Cases:
-    """What was found. ``remarks``: what a reader of the report has to know about it; ``refusal``: why
-    there are none, where there are none."""
+    """The inputs to measure on, remarks for the report, and, if there are no inputs, why."""
 
     cases: list[Case] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -52,24 +53,24 @@ def find_cases(
     batches: Feeds = (),
     example: Feed | None = None,
 ) -> Cases:
-    """Inputs on which the model runs.
+    """Selects inputs on which the model runs.
 
     Args:
-        graph: whose inputs they are.
-        run: tries one of them.
-        sizes: of the open dims, where the user gave them; no others are measured then.
-        batches: real inputs; without sizes they are measured as they are.
-        example: real inputs of other sizes than those to measure at, which lend their numbers.
+        graph: the model.
+        run: tries a feed.
+        sizes: of the dynamic dims, if the user gave them; no others are measured then.
+        batches: real inputs; without ``sizes`` they are measured unchanged.
+        example: real inputs of other sizes than those to measure at; their values are reused.
     """
     finder = _Finder(graph, run, next(iter(batches), example))
     if sizes is not None:
         return finder.at_sizes(sizes)
-    if batches and (found := finder.real(batches)).cases:
-        return found
-    found = finder.at_defaults()
-    if not found.cases and example is not None and (as_given := finder.real([example])).cases:
+    if batches and (real := finder.real(batches)).cases:
+        return real
+    defaults = finder.at_defaults()
+    if not defaults.cases and example is not None and (as_given := finder.real([example])).cases:
         return as_given
-    return found
+    return defaults
 
 
 class _Finder:
@@ -93,7 +94,7 @@ class _Finder:
         return found
 
     def real(self, batches: Feeds) -> Cases:
-        """Real inputs: batches of the middle and the largest size, and a single sample of the largest."""
+        """Real inputs: the batches of median and largest size, and a single sample of the largest."""
         found = Cases()
         for batch in _picked(batches):
             refusal = self._refusal(batch)
@@ -106,8 +107,8 @@ class _Finder:
         return found
 
     def at_defaults(self) -> Cases:
-        """The sizes that models are measured at, or such near them as the model runs at. Zeros are for
-        readers of integers that nothing is known of; other numbers are tried at all sizes before."""
+        """The default sizes, or the nearest at which the model runs. Zeros for integer inputs are a last
+        resort, after other numbers have been tried at all sizes."""
         starts, found = default_sizes(self.graph), Cases()
         for make in self.makers:
             sizes, refusal = self._search(make, starts)
@@ -118,27 +119,27 @@ class _Finder:
             if any(at not in starts for at in sizes):
                 tried = ", ".join(map(label, sizes))
                 found.remarks.append(
-                    f"measured at sizes that were found by trying ({tried}): {ADVICE} for yours"
+                    f"measured at the nearest sizes at which the model runs ({tried}): {ADVICE} for yours"
                 )
             break
         return found
 
     def _search(self, make: Maker, starts: Sequence[Sizes]) -> tuple[list[dict[str, int]], str]:
-        """Sizes at which the model runs on what ``make`` makes, and why not at the first of ``starts``."""
-        found: list[dict[str, int]] = []
+        """(sizes at which the model runs on inputs by ``make``, the first refusal at one of ``starts``)."""
+        sizes: list[dict[str, int]] = []
         reason = ""
         for start in starts:
             at, refusal = search_sizes(start, lambda at: self._refusal_at(make, at) or None)
             reason = reason or refusal
-            if at is None and not found:
-                break  # Larger ones are no easier.
-            if at is not None and at not in found:
-                found.append(at)
-        return found, reason
+            if at is None and not sizes:
+                break  # Larger sizes are no easier.
+            if at is not None and at not in sizes:
+                sizes.append(at)
+        return sizes, reason
 
     @property
     def makers(self) -> list[Maker]:
-        """Ways to come by inputs of given sizes, the best first."""
+        """Ways to make inputs of given sizes, the best first."""
         lent = [self._lent] if self.lends is not None else []
         integers = any(
             isinstance(v.type, TensorType) and v.type.dtype.is_integer for v in self.graph.inputs
@@ -176,7 +177,7 @@ class _Finder:
         return Case(label(shapes), feed, at)
 
     def _one_sample(self, batch: Feed) -> Feed | None:
-        """The first sample of a batch, where the model takes one alone."""
+        """The first sample of a batch, if the model runs on one alone."""
         have, first = bound_sizes(self.graph, batch), batch_names(self.graph)
         at = {name: 1 if name in first else size for name, size in have.items()}
         if at == have:
@@ -186,7 +187,7 @@ class _Finder:
 
 
 def example_feed(graph: Graph, example: object) -> Feed | None:
-    """Example inputs by name where they are the graph's, in order or by name; None where they are not."""
+    """Example inputs, in order or by name, as arrays by name; None if they do not match the inputs."""
     if isinstance(example, Mapping):
         given = dict(example)
     elif isinstance(example, (tuple, list)) and len(example) == len(graph.inputs):
@@ -213,12 +214,12 @@ def label(sizes: Mapping[str, object]) -> str:
 
 
 def _is_empty(batch: Feed) -> bool:
-    """Whether it holds no sample; other axes may be empty (the past of a cache)."""
+    """Whether a batch has no samples; other axes may be empty (the past of a cache)."""
     return any(np.shape(v)[:1] == (0,) for v in batch.values())
 
 
 def _picked(batches: Feeds) -> list[Feed]:
-    """The batches of the middle and of the largest number of elements, of those with samples."""
+    """The nonempty batches with the median and the largest number of elements."""
     sizes = [
         -1 if _is_empty(batch) else sum(np.asarray(v).size for v in batch.values())
         for batch in batches
@@ -227,7 +228,7 @@ def _picked(batches: Feeds) -> list[Feed]:
     if not ordered:
         return []
     places = ordered[len(ordered) // 2], ordered[-1]
-    found = {i: batch for i, batch in enumerate(batches) if i in places}
-    middle, largest = (found[i] for i in places)
+    picked = {i: batch for i, batch in enumerate(batches) if i in places}
+    middle, largest = (picked[i] for i in places)
     shapes = [{k: np.shape(v) for k, v in batch.items()} for batch in (middle, largest)]
     return [largest] if shapes[0] == shapes[1] else [middle, largest]

@@ -1,7 +1,7 @@
-"""What was measured once on a machine, kept for the next time: a JSON file that maps keys to plain data.
+"""Results of measurements on this machine, for later compilations: a JSON file that maps keys to plain data.
 
-A key names all that a result depends on, so nothing in the file ever gets wrong, only unused. Every
-result is written as it comes: whoever is interrupted goes on where they were.
+A key names everything a result depends on, so entries never become wrong, only unused. Each result is
+written at once, so an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tersor.errors import InvalidOption
 from tersor.files.storage import Staging, locked
 
-Held = dict[str, Any]
+Entries = dict[str, Any]
 
 
 def default_path() -> Path:
@@ -29,54 +29,54 @@ class Database:
     """Results by key.
 
     Attributes:
-        path: of the file, which need not be there.
-        problem: why the last result is known to this object only; empty where the file has it.
+        path: of the file, which need not exist.
+        problem: why the last result could not be written to the file; empty if it was.
 
     Raises:
-        InvalidOption: the file is there, and is no database.
+        InvalidOption: the file exists, and is not a database.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = default_path() if path is None else Path(path)
         self.problem = ""
-        self._held = self._read()
+        self._entries = self._read()
 
     def get(self, key: str) -> Any:
-        """The result of a key; None where there is none."""
-        return self._held.get(key)
+        """The result of a key, or None."""
+        return self._entries.get(key)
 
-    def put(self, key: str, result: Any, keep: Callable[[Held], Held] = lambda held: held) -> None:
-        """Adds a result to the file; what others added meanwhile stays.
+    def put(
+        self, key: str, result: Any, keep: Callable[[Entries], Entries] = lambda all: all
+    ) -> None:
+        """Adds a result to the file; results that other processes added meanwhile stay.
 
         Args:
-            keep: what of all results is to stay in the file.
+            keep: selects the entries to keep in the file.
 
         Raises:
-            InvalidOption: another file took its place meanwhile, which is no database.
+            InvalidOption: the file was replaced meanwhile by one that is not a database.
         """
-        self._held[key] = result
+        self._entries[key] = result
         folder = self.path.absolute().parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The lock is held from reading to replacing: nobody else's result falls in between.
+            # Locked from reading to replacing, so that no other process's result is lost.
             with Staging(folder, self.path.name) as staging, locked(folder):
-                self._held = keep({**self._held, **self._read(), key: result})
-                text = json.dumps(self._held, indent=1, sort_keys=True)
+                self._entries = keep({**self._entries, **self._read(), key: result})
+                text = json.dumps(self._entries, indent=1, sort_keys=True)
                 staging.write("database", [text.encode()])
                 staging.move("database", self.path)
             self.problem = ""
         except OSError as error:
             self.problem = f"{self.path} cannot be written: {error.strerror}"
 
-    def _read(self) -> Held:
+    def _read(self) -> Entries:
         try:
-            held = json.loads(self.path.read_bytes())
-        except IsADirectoryError:
-            held = None
+            entries = json.loads(self.path.read_bytes())
+        except (IsADirectoryError, ValueError, RecursionError):
+            entries = None
         except OSError:
             return {}
-        except (ValueError, RecursionError):
-            held = None
-        if not isinstance(held, dict):
-            raise InvalidOption(f"{self.path} is no tuning database: remove it, or name another")
-        return held
+        if not isinstance(entries, dict):
+            raise InvalidOption(f"{self.path} is not a tuning database: remove it, or name another")
+        return entries

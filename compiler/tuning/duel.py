@@ -1,10 +1,10 @@
-"""Two systems on several inputs, for no longer than it takes to see which is faster over all of them.
+"""Sequential comparison of two systems on several inputs, stopped as soon as the faster one is clear.
 
     mean over the inputs of log(speedup)   against   log(MIN_GAIN),   in standard errors of that mean
 
-Three above it are a gain; two below it are none, as whoever stays with what is known loses little. Where a
-run takes long, three pairs of each are a start; then the input that tells most for its time gets one more,
-until it is plain. What is not plain in the end is a tie, and what is known stays.
+Three errors above are a gain; two below are none, since keeping the incumbent costs little. Long runs start
+with three pairs per input; then the input that reduces the error most per millisecond gets one more pair,
+until the result is conclusive. If it never is, it is a tie, and the incumbent stays.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ import numpy as np
 
 from tersor.tuning.measure import LEAST_PAIRS, Comparison, Paired, Worker
 
-HOPELESS = 0.9  # So slow on one feed by three quarters of the pairs: the other feeds are not asked.
-# A smaller gain is not worth leaving what is known to work, nor the time to be sure of it: what is chosen
-# would be another from run to run.
+HOPELESS = 0.9  # Stop timing a challenger whose upper-quartile speedup on one feed is below this.
+# Proving a smaller gain takes long, and the choice would differ from run to run.
 MIN_GAIN = 1.03
 SECONDS = 3.0  # After the least pairs, which are always run.
-LONG = 50.0  # Milliseconds of a run that averages over what goes on in the machine.
-FEW = 3  # Pairs of long runs to begin with.
-ALONE = 9  # Pairs to begin with where there is one feed only.
-SCATTER = 0.01  # Of a pair, at least: a few that are alike by chance prove nothing.
+LONG = 50.0  # Milliseconds of a run that averages over the machine's noise.
+FEW = 3  # Initial pairs of long runs.
+ALONE = 9  # Initial pairs if there is only one feed.
+SCATTER = 0.01  # Least relative error assumed of a pair: a few that agree by chance prove nothing.
 
 
 def duel(a: Worker, b: Worker, feeds: Sequence[int], pairs: int) -> list[Paired]:
-    """How both compare on each of ``feeds``, in at most ``pairs`` runs of each; the rest of the feeds is left
-    out where one shows that b is hopeless."""
-    held: list[Comparison] = []
+    """Compares both on each of ``feeds``, in at most ``pairs`` pairs per feed; stops early at a feed on which
+    b is hopeless."""
+    comparisons: list[Comparison] = []
     for feed in feeds:
-        held.append(Comparison(a, b, feed))
-        _begin(held[-1], min(pairs, ALONE if len(feeds) == 1 else LEAST_PAIRS))
-        if held[-1].result.high < HOPELESS:
-            return [one.result for one in held]
+        comparisons.append(Comparison(a, b, feed))
+        _begin(comparisons[-1], min(pairs, ALONE if len(feeds) == 1 else LEAST_PAIRS))
+        if comparisons[-1].result.high < HOPELESS:
+            return [one.result for one in comparisons]
     end = time.monotonic() + SECONDS
-    while not is_plain(results := [one.result for one in held]) and time.monotonic() < end:
-        more = [one for one in held if one.pairs < pairs]
-        if not more:
+    while not is_conclusive(results := [one.result for one in comparisons]):
+        unfinished = [one for one in comparisons if one.pairs < pairs]
+        if not unfinished or time.monotonic() >= end:
             break
-        max(more, key=_promise).add()
+        max(unfinished, key=_information).add()
     return results
 
 
@@ -54,37 +53,37 @@ def _begin(one: Comparison, least: int) -> None:
         one.add()
 
 
-def _promise(one: Comparison) -> float:
-    """How much of the variance of its median one more pair takes away, a millisecond."""
-    told = one.result
-    return _error(told) ** 2 / told.pairs / (told.a_ms + told.b_ms)
+def _information(one: Comparison) -> float:
+    """How much one more pair reduces the variance of the median, per millisecond."""
+    result = one.result
+    return _error(result) ** 2 / result.pairs / (result.a_ms + result.b_ms)
 
 
-def _error(told: Paired) -> float:
+def _error(result: Paired) -> float:
     """The standard error of log(speedup)."""
-    return max(told.error / told.speedup, SCATTER / math.sqrt(told.pairs))
+    return max(result.error / result.speedup, SCATTER / math.sqrt(result.pairs))
 
 
-def over_all(results: Sequence[Paired]) -> float:
+def mean_speedup(results: Sequence[Paired]) -> float:
     """The geometric mean of the speedups."""
-    return math.exp(float(np.mean([math.log(told.speedup) for told in results])))
+    return math.exp(float(np.mean([math.log(result.speedup) for result in results])))
 
 
-def is_plain(results: Sequence[Paired]) -> bool:
-    """Whether it is plain on which side of MIN_GAIN more pairs would end up."""
-    error = math.sqrt(sum(_error(told) ** 2 for told in results)) / len(results)
-    gain = math.log(over_all(results) / MIN_GAIN)
+def is_conclusive(results: Sequence[Paired]) -> bool:
+    """Whether more pairs would not change on which side of MIN_GAIN the result is."""
+    error = math.sqrt(sum(_error(result) ** 2 for result in results)) / len(results)
+    gain = math.log(mean_speedup(results) / MIN_GAIN)
     return gain > 3 * error or gain < -2 * error
 
 
 def is_gain(results: Sequence[Paired]) -> bool:
-    """Whether the challenger is faster over all feeds, and so plainly that it is not the weather: by
-    the geometric mean of the lower quartiles too."""
-    surely = over_all([replace(told, speedup=told.low) for told in results])
-    return over_all(results) > MIN_GAIN and surely > 1.0
+    """Whether the challenger is faster over all feeds beyond noise: by the geometric mean of the lower
+    quartiles too."""
+    pessimistic = mean_speedup([replace(result, speedup=result.low) for result in results])
+    return mean_speedup(results) > MIN_GAIN and pessimistic > 1.0
 
 
 def has_won(results: Sequence[Paired], feeds: int) -> bool:
-    """Whether b takes the place of a: asked all ``feeds``, it is hopeless on none, and its gain is plain."""
-    hopeless = any(told.high < HOPELESS for told in results)
-    return len(results) == feeds and not hopeless and is_gain(results) and is_plain(results)
+    """Whether b replaces a: timed on all ``feeds``, hopeless on none, and a conclusive gain."""
+    hopeless = any(result.high < HOPELESS for result in results)
+    return len(results) == feeds and not hopeless and is_gain(results) and is_conclusive(results)

@@ -1,7 +1,7 @@
-"""How long a graph takes in a runtime, for passes that want to know what pays before they rewrite.
+"""The latency of a graph in a runtime, for passes that measure before they rewrite.
 
-A pass is no judge of single microseconds: what is measured here is a few layers alone, in a process of
-their own, and :func:`tersor.compile` measures the whole result against the input again.
+These are rough: a few layers in isolation, in their own process. :func:`tersor.compile` measures the whole
+result against the input afterwards.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tersor.tuning.cases import Case
 from tersor.tuning.measure import Bench
 
 RUNS = 20
-_DIGEST = re.compile(r"#[0-9a-f]{16}")  # Of a constant's numbers, on which no time depends.
+_DIGEST = re.compile(r"#[0-9a-f]{16}")  # Of a constant's values, on which no time depends.
 
 
 @dataclass
 class Stopwatch:
-    """Measures graphs as a backend builds them by ``choice``; what was measured once is known.
+    """Measures graphs that a backend builds under ``choice``; caches results.
 
     Attributes:
         backend: the backend package of ``runtime``.
         choice: how it lowers and runs.
-        cases: the model's inputs that count.
+        cases: the inputs that the model is measured on.
     """
 
     backend: Backend
@@ -40,19 +40,18 @@ class Stopwatch:
 
     @property
     def sizes(self) -> list[Sizes]:
-        """Sizes of the model's open dims that count."""
+        """Sizes of the model's dynamic dims to measure at."""
         return [case.sizes for case in self.cases]
 
     def feed(self, graph: Graph, sizes: Sizes) -> Mapping[str, np.ndarray]:
-        """The inputs of the model, and so of ``graph``, that have one of ``sizes``."""
+        """The model's inputs, and so those of ``graph``, of given ``sizes``."""
         return next(case.feed for case in self.cases if case.sizes == sizes)
 
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
-        """Milliseconds of one run of ``graph`` on ``feed``: the least of RUNS, as what else goes on in
-        a machine only adds to it.
+        """Milliseconds of one run of ``graph`` on ``feed``: the minimum of RUNS, since noise only adds.
 
         Raises:
-            InvalidModel, Unsupported: the runtime does not take the graph.
+            InvalidModel, Unsupported: the runtime rejects the graph.
         """
         shapes = tuple((name, v.shape, v.dtype.str) for name, v in sorted(feed.items()))
         key = (_DIGEST.sub("", print_graph(graph)), shapes)

@@ -1,7 +1,7 @@
-"""Measuring in pairs: two systems in processes of their own, in turn, on the same inputs.
+"""Paired measurements: two systems in separate processes, run alternately on the same inputs.
 
-On a shared machine an absolute time means little, but the two runs of a pair meet the same weather:
-what is quoted is the median of the ratios of the pairs, with its quartiles.
+On a shared machine absolute times mean little, but both runs of a pair see the same load: results are the
+median of the pairwise ratios, with quartiles.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ from tersor.errors import InvalidModel
 from tersor.pipeline.report import Timing
 from tersor.tuning.arrays import OUTPUTS, feed_path, read_arrays, write_arrays
 
-# Idle threads of a system that is not asked anything wait in loops for a while (ONNX Runtime's for over
-# 100 ms) and slow down whoever is next by a third: its process is held meanwhile. Where a system knows no
-# such signal, we wait so many seconds after each run.
+# Idle threads of a runtime spin for a while (ONNX Runtime's for over 100 ms) and slow down the next run by a
+# third, so a worker is stopped (SIGSTOP) between runs. Without that signal, sleep this many seconds instead.
 PAUSE = 0.1
-_HOLDS = hasattr(signal, "SIGSTOP")
-NOT_SLOWER = 0.98  # A speedup that two runs of the same can show.
-LEAST_PAIRS = 5  # Quartiles of fewer say nothing.
-SECONDS = 4.0  # A comparison takes no longer, unless the least pairs do.
+_CAN_STOP = hasattr(signal, "SIGSTOP")
+NOT_SLOWER = 0.98  # Two runs of the same model can differ by this speedup.
+LEAST_PAIRS = 5  # Quartiles of fewer are meaningless.
+SECONDS = 4.0  # Limit of a comparison, after the least pairs.
 WORKER = ("-m", "tersor.tuning.worker")
 Feed = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """How two systems compare on one input: ``speedup`` of b over a is the median of the pairwise
+    """Comparison of two systems on one input: ``speedup`` of b over a is the median of the pairwise
     ratios a / b, ``low`` and ``high`` their quartiles; ``a_ms``, ``b_ms`` are medians."""
 
     a_ms: float
@@ -53,7 +52,7 @@ class Paired:
 
     @staticmethod
     def of(a: Sequence[float], b: Sequence[float]) -> Paired:
-        """Of the milliseconds of both, pair by pair."""
+        """From the milliseconds of both, pair by pair."""
         low, middle, high = np.percentile(np.divide(a, b), (25, 50, 75))
         return Paired(
             float(np.median(a)), float(np.median(b)), float(middle), float(low), float(high), len(a)
@@ -61,18 +60,18 @@ class Paired:
 
     @property
     def slower(self) -> bool:
-        """Whether b may be slower: three quarters of the pairs say so, by 1% and more, or the median says
-        so by more than 2%."""
+        """Whether b counts as slower: by at least 1% in three quarters of the pairs, or by more than 2% in
+        the median."""
         return self.high < 0.99 or self.speedup < NOT_SLOWER
 
     def differs_from(self, speedup: float) -> bool:
-        """Whether it is plain on which side of ``speedup`` more pairs would end up: by three errors."""
+        """Whether the result differs from ``speedup`` by more than three standard errors."""
         return abs(self.speedup - speedup) > 3 * self.error
 
     @property
     def error(self) -> float:
-        """The standard error of ``speedup``: of pairs that scatter normally, 0.93 of their quartiles'
-        distance over the root of their number."""
+        """The standard error of ``speedup``: for normal scatter, 0.93 interquartile ranges over the square
+        root of the number of pairs."""
         return 0.93 * (self.high - self.low) / math.sqrt(self.pairs)
 
     @property
@@ -87,14 +86,14 @@ class Paired:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Paired:
-        """Reads what :meth:`to_json` writes; KeyError, TypeError or ValueError: it is something else."""
+        """Reads the output of :meth:`to_json`; KeyError, TypeError or ValueError if it is something else."""
         names = ("before_ms", "after_ms", "speedup", "speedup_q1", "speedup_q3")
         a, b, speedup, low, high = (float(row[name]) for name in names)
         return Paired(a, b, speedup, low, high, int(row["pairs"]))
 
 
 class Bench:
-    """A folder with feeds, and the worker processes that were started on them."""
+    """A folder of feeds, and the worker processes that read them."""
 
     def __init__(self, feeds: Sequence[Feed] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tersor-")
@@ -106,13 +105,13 @@ class Bench:
             self.add(feed)
 
     def add(self, feed: Feed) -> int:
-        """The number of one more feed, which workers that run already know too."""
+        """Adds a feed, also for running workers; returns its number."""
         write_arrays(feed_path(self.folder, self._feeds), feed)
         self._feeds += 1
         return self._feeds - 1
 
     def prepare(self, runtime: str, program: Sequence[str] = WORKER) -> None:
-        """Lets a process load the runtime while we do something else; the next :meth:`start` has it."""
+        """Starts a process that loads the runtime in the background; the next :meth:`start` uses it."""
         command = (*program, runtime)
         if command not in self._spare:
             self._spare[command] = Worker(command, self.folder)
@@ -125,10 +124,10 @@ class Bench:
         choice: Mapping[str, object],
         program: Sequence[str] = WORKER,
     ) -> Worker:
-        """A worker for a model. ``program``: what Python runs that knows the runtime.
+        """A worker for a model. ``program``: Python arguments of the worker program.
 
         Raises:
-            InvalidModel: the runtime refuses the model.
+            InvalidModel: the runtime rejects the model.
         """
         self.prepare(runtime, program)
         worker = self._spare.pop((*program, runtime))
@@ -140,14 +139,14 @@ class Bench:
         return worker
 
     def release(self, worker: Worker) -> None:
-        """Lets the next :meth:`start` have its process, which has loaded the runtime."""
+        """Returns a worker's process, which has loaded the runtime, for reuse by the next :meth:`start`."""
         if worker.is_alive and worker.program not in self._spare:
             self._spare[worker.program] = worker
         else:
             worker.stop()
 
     def _placed(self, model: Built | Path) -> Path:
-        """Where a model's file lies."""
+        """The path of a model's file, written if needed."""
         if isinstance(model, Path):
             return model.resolve()
         name = f"model-{self._models}.bin"
@@ -173,8 +172,8 @@ class Bench:
 
 
 class Trial:
-    """Tries inputs on one model in a process of its own, as a context: called with a feed, it raises
-    InvalidModel where the model does not run on it, or does not live through it."""
+    """Tries inputs on one model in a separate process. A context manager; calling it with a feed raises
+    InvalidModel if the model fails or crashes on it."""
 
     def __init__(self, runtime: str, model: Built | Path, choice: Mapping[str, object]) -> None:
         self._bench = Bench()
@@ -199,16 +198,16 @@ class Trial:
 
 
 class Worker:
-    """A process that runs one model; made by :meth:`Bench.start`.
+    """A process that runs one model; created by :meth:`Bench.start`.
 
     Attributes:
-        program: what Python runs.
-        model: its file, once it is open.
+        program: arguments that Python was started with.
+        model: its file, once open.
     """
 
     def __init__(self, program: Sequence[str], folder: Path) -> None:
         pipe = subprocess.PIPE
-        # In a group of its own Ctrl-C does not reach it.
+        # A process group of its own keeps Ctrl-C from reaching it.
         self._process = subprocess.Popen(
             [sys.executable, *program, str(folder)],
             stdin=pipe,
@@ -221,10 +220,10 @@ class Worker:
         self.model: Path | None = None
 
     def open(self, model: Path, choice: Mapping[str, object]) -> None:
-        """Waits until a model is loaded.
+        """Loads a model.
 
         Raises:
-            InvalidModel: the runtime refuses it.
+            InvalidModel: the runtime rejects it.
         """
         self.model = model
         self._ask(f"open {json.dumps([str(model), dict(choice)])}")
@@ -250,18 +249,18 @@ class Worker:
 
     def _ask(self, command: str) -> str:
         assert self._process.stdin is not None
-        if _HOLDS:
+        if _CAN_STOP:
             self._process.send_signal(signal.SIGCONT)
         try:
-            with contextlib.suppress(BrokenPipeError):  # The answer, or its absence, tells.
+            with contextlib.suppress(BrokenPipeError):  # The missing answer is handled below.
                 print(command, file=self._process.stdin, flush=True)
             return self._answer()
         finally:
-            self._hold()
+            self._suspend()
 
-    def _hold(self) -> None:
-        """Lets no thread of it run until it is asked again."""
-        if _HOLDS:
+    def _suspend(self) -> None:
+        """Keeps its threads from running until the next command."""
+        if _CAN_STOP:
             self._process.send_signal(signal.SIGSTOP)
         else:
             time.sleep(PAUSE)
@@ -273,19 +272,19 @@ class Worker:
             raise InvalidModel(line.removeprefix("error "))
         if not line:
             code = self._process.wait()
-            raise InvalidModel(f"the process that measures it ended with code {code}")
+            raise InvalidModel(f"the worker process ended with code {code}")
         return line
 
 
 class Comparison:
-    """Interleaved runs of two systems on one feed, as many as were asked for."""
+    """Interleaved runs of two systems on one feed."""
 
     def __init__(self, a: Worker, b: Worker, feed: int) -> None:
         self._a, self._b, self._feed = a, b, feed
         self._times: list[tuple[float, float]] = []
 
     def add(self) -> None:
-        """One more pair. Who goes first changes from pair to pair: neither profits from its place."""
+        """Runs one more pair. The order alternates, so that neither side profits from it."""
         if self.pairs % 2 == 0:
             first, second = self._a.milliseconds(self._feed), self._b.milliseconds(self._feed)
         else:
@@ -294,12 +293,12 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
-        """Of runs, so far."""
+        """Number of pairs so far."""
         return len(self._times)
 
     @property
     def result(self) -> Paired:
-        """Of the pairs so far, of which there is one."""
+        """The result of the pairs so far; at least one must have run."""
         return Paired.of(*zip(*self._times, strict=True))
 
 
@@ -310,14 +309,14 @@ def compare(
     pairs: int,
     settled: Callable[[Paired], bool] = lambda so_far: False,
 ) -> Paired:
-    """At most ``pairs`` interleaved runs of both on one feed, and no more than it takes until the result is
-    ``settled`` or SECONDS are over."""
-    found = Comparison(a, b, feed)
+    """Compares both on one feed in at most ``pairs`` pairs, until the result is ``settled`` or SECONDS have
+    passed."""
+    comparison = Comparison(a, b, feed)
     end = time.monotonic() + SECONDS
     for _ in range(pairs):
-        found.add()
-        if found.pairs < LEAST_PAIRS:
+        comparison.add()
+        if comparison.pairs < LEAST_PAIRS:
             continue
-        if time.monotonic() > end or settled(found.result):
+        if time.monotonic() > end or settled(comparison.result):
             break
-    return found.result
+    return comparison.result

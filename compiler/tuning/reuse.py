@@ -1,11 +1,11 @@
-"""What duels between two ways to build a model showed on this machine, for models like it.
+"""Reuse of earlier duels on this machine, for models that differ only in their weights.
 
-    key    the digest of both graphs but for the numbers of their float weights, both choices, the shapes
-           of the inputs, the processor, its cores, the versions of the runtimes, our own code
-    held   {"duel": [{"before_ms": 5.1, ...}, ...], "measured": "2026-11-30"}
+    key      digest of both graphs without the values of their float weights, both choices, the shapes of the
+             inputs, the processor, its cores, the versions of the runtimes, Tersor's own code
+    entry    {"duel": [{"before_ms": 5.1, ...}, ...], "measured": "2026-11-30"}
 
-An old result is not used, as a system changes; of many the oldest go. Only settings are chosen by what is
-held: that a result is not slower than the input is measured every time.
+Old results expire, and the oldest are dropped when there are too many. Only settings are chosen from stored
+results: that the final model is not slower than the input is measured every time.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tersor.tuning.measure import Paired
 
 DAYS = 30
 MOST = 500  # Duels in a database.
-COUNTS = 8  # Integers in an input that may say how often, or how long, something runs.
+COUNTS = 8  # An integer input with at most this many elements may be a loop count or a length.
 _FLOATS = re.compile(r"^(\s*@\S+: (?:f\d+|bf16)\[.*)$", re.MULTILINE)
 _DIGEST = re.compile(r"#[0-9a-f]{16}")
 Feed = Mapping[str, np.ndarray]
-Side = tuple[Graph, Choice]  # A graph and the choice that it is built and run by.
+Side = tuple[Graph, Choice]  # A graph and the choice that it is built and run under.
 
 
 @dataclass
 class Known:
-    """Earlier duels of one runtime, on the same inputs.
+    """Earlier duels in one runtime, on the same inputs.
 
     Attributes:
-        dates: of those that were used.
-        today: tells the date.
+        dates: of the duels that were reused.
+        today: returns the date.
     """
 
     database: Database
@@ -56,24 +56,24 @@ class Known:
     dates: list[str] = field(default_factory=list)
 
     def get(self, best: Side, challenger: Side) -> list[Paired] | None:
-        """How they compared on each feed; None where that is not known, or no longer."""
-        held = self.database.get(self._key(best, challenger)) if self._where else None
-        results = _results(held)
-        if held is None or not results or not 0 <= _age(held, self.today()) < DAYS:
+        """The stored result for each feed; None if there is none, or it has expired."""
+        entry = self.database.get(self._key(best, challenger)) if self._where else None
+        results = _results(entry)
+        if entry is None or not results or not 0 <= _age(entry, self.today()) < DAYS:
             return None
-        self.dates.append(held["measured"])
+        self.dates.append(entry["measured"])
         return results
 
     def put(self, best: Side, challenger: Side, results: Sequence[Paired]) -> None:
-        """Keeps what is plain by now."""
+        """Stores the result of a duel."""
         if not self._where:
             return
-        held = {"duel": [told.to_json() for told in results], "measured": str(self.today())}
-        self.database.put(self._key(best, challenger), held, keep=_newest)
+        entry = {"duel": [result.to_json() for result in results], "measured": str(self.today())}
+        self.database.put(self._key(best, challenger), entry, keep=_newest)
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the report has to know: what was not measured now, and when it was."""
+        """For the report: which duels were reused instead of measured, and from when."""
         if not self.dates:
             return []
         first, last = min(self.dates), max(self.dates)
@@ -89,12 +89,12 @@ class Known:
             [_structure(graph), json.dumps(choice.to_json(), sort_keys=True)]
             for graph, choice in (best, challenger)
         ]
-        told = [sides, [_told(feed) for feed in self.feeds], self._where]
-        return "duel " + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        parts = [sides, [_signature(feed) for feed in self.feeds], self._where]
+        return "duel " + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     @functools.cached_property
     def _where(self) -> list[Any]:
-        """The machine and what runs on it; empty where it cannot be told from others."""
+        """The machine and its software; empty if the processor is unknown."""
         host = Target.host()
         if not host.cpu:
             return []
@@ -103,11 +103,11 @@ class Known:
 
 
 def _structure(graph: Graph) -> str:
-    """The text of a graph without the numbers of float weights, on which no time depends."""
+    """The text of a graph without the digests of float weights, on which no time depends."""
     return _FLOATS.sub(lambda line: _DIGEST.sub("", line[0]), print_graph(graph))
 
 
-def _told(feed: Feed) -> list[Any]:
+def _signature(feed: Feed) -> list[Any]:
     return [
         [name, array.shape, array.dtype.str, array.tolist() if _counts(array) else None]
         for name, array in sorted((name, np.asarray(array)) for name, array in feed.items())
@@ -132,27 +132,27 @@ def _digest(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def _results(held: Any) -> list[Paired]:
-    """The results in an entry, which anyone may have edited; empty where there are none."""
+def _results(entry: Any) -> list[Paired]:
+    """The results in an entry, which may have been edited by hand; empty if they are invalid."""
     try:
-        found = [Paired.from_json(row) for row in held["duel"]]
+        results = [Paired.from_json(row) for row in entry["duel"]]
     except (TypeError, KeyError, ValueError, OverflowError):
         return []
-    sound = all(math.isfinite(n) and n > 0 for told in found for n in astuple(told))
-    return found if sound else []
+    valid = all(math.isfinite(n) and n > 0 for result in results for n in astuple(result))
+    return results if valid else []
 
 
-def _age(held: Any, today: datetime.date) -> int:
-    """Days; -1 where an entry does not tell."""
+def _age(entry: Any, today: datetime.date) -> int:
+    """Age of an entry in days; -1 if its date is invalid."""
     try:
-        return (today - datetime.date.fromisoformat(held["measured"])).days
+        return (today - datetime.date.fromisoformat(entry["measured"])).days
     except (TypeError, KeyError, ValueError):
         return -1
 
 
-def _newest(held: dict[str, Any]) -> dict[str, Any]:
-    """A database without the oldest duels, where there are more than MOST."""
-    duels = {k: v for k, v in held.items() if isinstance(v, dict) and "duel" in v}
+def _newest(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a database without the oldest duels beyond MOST."""
+    duels = {k: v for k, v in entries.items() if isinstance(v, dict) and "duel" in v}
     order = sorted(duels, key=lambda key: str(duels[key].get("measured")))
-    gone = set(order[: max(len(order) - MOST, 0)])
-    return {k: v for k, v in held.items() if k not in gone}
+    dropped = set(order[: max(len(order) - MOST, 0)])
+    return {k: v for k, v in entries.items() if k not in dropped}

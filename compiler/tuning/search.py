@@ -1,8 +1,7 @@
-"""Chooses among the ways to build and run a graph, by measuring each against the best so far.
+"""Searches the ways to build and run a graph by measuring each against the best so far.
 
-One setting at a time (coordinate descent): settings of a runtime interact little, and a pass over
-the axes costs their sum where all combinations would cost their product.  Ctrl-C ends the search and
-keeps the best so far.
+Coordinate descent, one setting at a time: settings of a runtime interact little, and the cost is the sum of
+the axes instead of their product.  Ctrl-C ends the search and keeps the best so far.
 """
 
 from __future__ import annotations
@@ -17,17 +16,15 @@ from tersor.errors import TersorError
 from tersor.ir import Graph
 from tersor.numerics.fidelity import fidelity
 from tersor.pipeline.report import Decoded
-from tersor.tuning.duel import duel, has_won, is_plain
+from tersor.tuning.duel import duel, has_won, is_conclusive
 from tersor.tuning.measure import Bench, Paired, Worker
 from tersor.tuning.reuse import Known
 
 SEARCH_PAIRS = 60
-# Ways to build one graph differ by rounding, which int8 amplifies; below this cosine a runtime's kernel
-# does something else.
+# Builds of one graph differ by rounding, which int8 amplifies; below this cosine a kernel is wrong.
 AGREEMENT = 0.99
 Progress = Callable[[int, int, str], None]
-# (candidate, how it compares with the best so far on each feed, or why it is not compared; whether that was
-# known before).
+# (candidate, its comparison with the best so far on each feed or why there is none, whether it was reused)
 Record = Callable[[str, list[Paired] | str, bool], None]
 
 
@@ -41,17 +38,14 @@ class Way:
 
     @property
     def label(self) -> str:
-        """The variant, and what of its choice differs from the defaults."""
-        return (
-            self.variant
-            if self.choice.label == "default"
-            else f"{self.variant} {self.choice.label}"
-        )
+        """The variant, and the settings of its choice that differ from the defaults."""
+        label = self.choice.label
+        return self.variant if label == "default" else f"{self.variant} {label}"
 
 
 @dataclass
 class Candidate:
-    """A way to build the model, what was built, the process that runs it, and constants that were decoded."""
+    """A way to build the model, the built model, its worker process, and the constants that were decoded."""
 
     way: Way
     model: Built
@@ -67,10 +61,10 @@ class Search:
         backend: a module of ``tersor.backends``.
         runtime: its name.
         bench: where workers run.
-        feeds: which of the bench's feeds count, each as much as the others.
+        feeds: the bench's feeds to measure on, weighted equally.
         progress: called with (done, total, what).
         record: called for each challenger.
-        known: what was measured before, if any of it is to be used.
+        known: earlier results to reuse, or None.
     """
 
     backend: Backend
@@ -80,14 +74,14 @@ class Search:
     progress: Progress
     record: Record
     known: Known | None = None
-    _built: Candidate | None = None  # The best so far, once it was needed.
+    _built: Candidate | None = None  # The best so far, built on first use.
 
     def __call__(self, variants: Mapping[str, Graph], choice: Choice) -> Candidate:
-        """The best found.
+        """The best candidate.
 
         Args:
-            variants: graphs that mean the same, by name; the first is where the search starts.
-            choice: where the search starts; the settings of the backend's axes change from there.
+            variants: equivalent graphs by name; the search starts from the first.
+            choice: the starting choice; the backend's axes are changed from there.
         """
         (first, start), *others = variants.items()
         best = Way(first, start, choice)
@@ -98,7 +92,7 @@ class Search:
         ]
         began = time.monotonic()
         for i, (name, graph, change) in enumerate(steps):
-            way = Way(name or best.variant, graph or best.graph, best.choice.but(**change))
+            way = Way(name or best.variant, graph or best.graph, best.choice.replace(**change))
             self.progress(i, len(steps), f"measuring {way.label}{time_left(began, i, len(steps))}")
             try:
                 best = self._better(best, way)
@@ -118,39 +112,40 @@ class Search:
         return self._measured(best, way, results)
 
     def _measured(self, best: Way, way: Way, known: list[Paired] | None) -> Way:
-        """The better of both. ``known``: how they compare, where it only has to be seen that they agree."""
-        holder = self._candidate(best)
+        """The better of both. ``known``: a reused comparison; then only their agreement is checked."""
+        incumbent = self._candidate(best)
         try:
-            challenger = self._build(way, holder)
+            challenger = self._build(way, incumbent)
         except TersorError as error:
             self.record(way.label, str(error), False)
             return best
-        if (agreement := _agreement(holder.worker, challenger.worker, self.feeds[0])) < AGREEMENT:
-            self.record(way.label, f"its outputs are others: worst cosine {agreement:.3f}", False)
+        agreement = _agreement(incumbent.worker, challenger.worker, self.feeds[0])
+        if agreement < AGREEMENT:
+            self.record(way.label, f"its outputs differ: worst cosine {agreement:.3f}", False)
             self.bench.release(challenger.worker)
             return best
-        results = known or duel(holder.worker, challenger.worker, self.feeds, SEARCH_PAIRS)
+        results = known or duel(incumbent.worker, challenger.worker, self.feeds, SEARCH_PAIRS)
         self.record(way.label, results, known is not None)
         if known is None:
-            self._keep(best, way, results)
+            self._store(best, way, results)
         won = has_won(results, len(self.feeds))
-        self._built, loser = (challenger, holder) if won else (holder, challenger)
+        self._built, loser = (challenger, incumbent) if won else (incumbent, challenger)
         self.bench.release(loser.worker)
         return self._built.way
 
-    def _keep(self, best: Way, way: Way, results: Sequence[Paired]) -> None:
-        """For the next time, unless it is a tie in the noise of a busy hour."""
-        if self.known is not None and (is_plain(results) or len(results) < len(self.feeds)):
+    def _store(self, best: Way, way: Way, results: Sequence[Paired]) -> None:
+        """Stores a result for later searches, unless it is inconclusive."""
+        if self.known is not None and (is_conclusive(results) or len(results) < len(self.feeds)):
             self.known.put((best.graph, best.choice), (way.graph, way.choice), results)
 
     def _candidate(self, way: Way) -> Candidate:
-        """The best so far, which is built when it is needed first."""
+        """The best so far, built on first use."""
         if self._built is None or self._built.way is not way:
             self._built = self._build(way)
         return self._built
 
     def _build(self, way: Way, like: Candidate | None = None) -> Candidate:
-        """``like``: what may be the same model, run in another way."""
+        """``like``: a candidate whose built model is reused if only run-time settings differ."""
         self.bench.prepare(self.runtime)
         if (
             like is not None
@@ -165,7 +160,7 @@ class Search:
         return Candidate(way, model, worker, decoded)
 
     def _restart(self) -> None:
-        """The best's pipe may hold the answer to a question that nobody waits for any more."""
+        """Restarts the best's worker: its pipe may contain the answer to an interrupted command."""
         if self._built is not None:
             way, model, decoded = self._built.way, self._built.model, self._built.decoded
             self._built.worker.stop()
@@ -174,13 +169,13 @@ class Search:
 
 
 def _agreement(a: Worker, b: Worker, feed: int) -> float:
-    """The worst cosine between the rows of two systems' float outputs; 1 where there are none."""
+    """The worst cosine between rows of two systems' float outputs; 1 if there are none."""
     worst = fidelity([a.outputs(feed)], [b.outputs(feed)]).min_cosine
     return 1.0 if worst is None else worst
 
 
 def time_left(began: float, done: int, total: int) -> str:
-    """How long what is left takes, by what was done."""
+    """An estimate of the remaining time, for progress messages."""
     if not done:
         return ""
     return f" (about {(time.monotonic() - began) / done * (total - done):.0f} s to go)"

@@ -1,12 +1,12 @@
 """One system under measurement, in a process of its own: ``python -m tersor.tuning.worker``.
 
-Thread pools of several sessions in one process wait in loops against each other, so each gets its
-own, and is commanded over its pipe, a line at a time:
+Spinning thread pools of several sessions in one process disturb each other, so each gets its own process.
+Commands arrive on stdin, one per line:
 
-    open J    loads a model, J is its path and its choice in JSON, in place of the one before: answers ready
-    time I    one untimed run of feed I, then one timed: answers its milliseconds. A run that takes long
-              has nothing to gain of being warm: it is timed at once
-    run I     writes the outputs of feed I into the folder: answers ok
+    open J    loads a model in place of the previous one; J is its path and choice in JSON. Answer: ready
+    time I    one untimed run of feed I, then a timed one. Answer: its milliseconds. Long runs need no
+              warm-up and are timed at once
+    run I     writes the outputs of feed I into the folder. Answer: ok
 """
 
 from __future__ import annotations
@@ -31,37 +31,36 @@ _PR_SET_PDEATHSIG = 1  # Linux: prctl.
 
 
 def main(arguments: list[str]) -> int:
-    """``RUNTIME FOLDER``: a runtime, where feeds lie."""
+    """``RUNTIME FOLDER``: the runtime, the folder of feeds."""
     runtime, folder = arguments
     _end_with_parent()
-    # TVM loads torch where it is there, which takes seconds; a worker has numpy's arrays only.
+    # TVM imports torch if installed, which takes seconds; a worker only uses numpy arrays.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     return serve(registry.backend(runtime).open_session, folder)
 
 
 def _end_with_parent() -> None:
-    """Also while it is held, when it cannot see that its pipe has ended. Where the system is not Linux, it
-    ends what is held when its session ends."""
+    """Ends this process with its parent, even while it is stopped and cannot see that its pipe is closed.
+    Other systems than Linux end stopped processes at the end of their session."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve(open_session: Callable[[Path, Mapping[str, object]], Session], folder: str) -> int:
-    """Obeys stdin until it ends."""
+    """Executes commands from stdin until it is closed."""
     system: _System | None = None
     for line in sys.stdin:
-        command, told = line.split(maxsplit=1)
+        command, argument = line.split(maxsplit=1)
         try:
             if command == "open":
-                system = (
-                    None  # Its memory is free, and its threads are gone, before the next is loaded.
-                )
-                model, choice = json.loads(told)
+                system = None  # Frees its memory and threads before the next model is loaded.
+                model, choice = json.loads(argument)
                 system = _System(open_session(Path(model), choice), Path(folder))
                 answer = "ready"
             else:
                 assert system is not None
-                answer = system.run(int(told)) if command == "run" else system.time(int(told))
+                run = system.run if command == "run" else system.time
+                answer = run(int(argument))
             print(answer, flush=True)
         except TersorError as error:
             print(f"error {error}", flush=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from tersor.cli.console import Teller
+from tersor.cli.console import ProgressReporter
 from tersor.errors import Unsupported
 from tersor.models.minilm import build, data, metrics
 from tersor.pipeline import registry
@@ -34,18 +34,18 @@ def main() -> int:
     console = Console()
     OUT.mkdir(exist_ok=True)
     made: dict[str, tersor.Artifact] = {}
-    with tempfile.TemporaryDirectory() as folder, Teller() as tell:
-        tell(0, 1, "exporting MiniLM to ONNX, as a user would")
+    with tempfile.TemporaryDirectory() as folder, ProgressReporter() as progress:
+        progress(0, 1, "exporting MiniLM to ONNX, as a user would")
         original = build.export_onnx(Path(folder) / "minilm.onnx")
         calibration = data.calibration()
         for runtime in RESULTS:
             try:
                 made[runtime] = tersor.compile(
-                    original, recipe="int8", runtime=runtime, calibration=calibration, progress=tell
+                    original, recipe="int8", runtime=runtime, calibration=calibration, progress=progress
                 )
             except Unsupported as error:
                 console.print(f"{runtime} was left out: {error}", markup=False)
-        tell(0, 1, "comparing embeddings of 500 sentences")
+        progress(0, 1, "comparing embeddings of 500 sentences")
         fidelity = _fidelity(original, made)
     console.print(_table(made, fidelity))
     for runtime, artifact in made.items():

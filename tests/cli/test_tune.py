@@ -115,11 +115,11 @@ def test_a_model_without_kernels(run: Run, files: Path) -> None:
         (("--runtime", "ort"), "error: runtime ort has nothing to tune"),
         (
             ("--target", "cuda:sm_90"),
-            "error: target cuda:sm_90 is not this machine, and cannot be tuned for here",
+            "error: target cuda:sm_90 is not this machine: tune on a machine that has it",
         ),
         (
             ("--database", "text.onnx"),
-            "error: text.onnx is no tuning database: remove it, or name another",
+            "error: text.onnx is not a tuning database: remove it, or name another",
         ),
         (
             ("--size", "batch=2"),
@@ -136,9 +136,9 @@ def test_what_cannot_be_is_one_line(
 def test_compile_refuses_a_database_that_is_none(run: Run, files: Path) -> None:
     arguments = ("compile", "m.onnx", "out", "--database", "text.onnx")
     assert refused(run(*arguments, "--runtime", "tvm")) == (
-        "error: text.onnx is no tuning database: remove it, or name another"
+        "error: text.onnx is not a tuning database: remove it, or name another"
     )
     assert refused(run(*arguments)) == (
-        "error: text.onnx is no tuning database: remove it, or name another"
+        "error: text.onnx is not a tuning database: remove it, or name another"
     )
     assert not Path("out").exists()

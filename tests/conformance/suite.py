@@ -26,7 +26,7 @@ from tersor.pipeline import Pipeline
 Runnable = Callable[[dict[str, Any]], dict[str, Any]]
 Way = Callable[[ModelProto], Runnable]
 
-_SESSION = backend.Choice().but(threads=1)  # Threads cost more than they give at these sizes.
+_SESSION = backend.Choice().replace(threads=1)  # Threads cost more than they give at these sizes.
 
 
 def plain(model: ModelProto) -> Runnable:
@@ -46,7 +46,7 @@ def compiled(model: ModelProto) -> Runnable:
 
 def portable(model: ModelProto) -> Runnable:
     """The same, lowered to ONNX's own ops alone."""
-    return _ort(backend.build(optimized(model), _SESSION.but(portable=True)))
+    return _ort(backend.build(optimized(model), _SESSION.replace(portable=True)))
 
 
 WAYS: dict[str, Way] = {"exported": exported, "compiled": compiled, "portable": portable}

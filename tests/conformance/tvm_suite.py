@@ -31,7 +31,7 @@ BAR = 0.9  # Of the cases whose ops the op table has, so many pass at least.
 PASSES, WRONG = "passes", "wrong"
 # Halves: the expected ones were rounded after other steps than ours, which tells in the last place.
 HALF_RTOL = 2**-9
-_CHOICE = backend.Choice.of(Target.host()).but(threads=1)
+_CHOICE = backend.Choice.of(Target.host()).replace(threads=1)
 
 
 def compiled(model: ModelProto) -> Runnable:

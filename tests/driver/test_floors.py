@@ -61,7 +61,7 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
     assert made.report.fidelity.kept >= 0.998
     (told,) = [note for note in notes(made) if "stopped at" in note.reason]
     assert told.reason.startswith(
-        f"as asked it keeps {keeps:.4g} of the outputs; the floor is 0.998: "
+        f"at full strength it keeps {keeps:.4g} of the outputs; the floor is 0.998: "
     )
     assert len(free.model) < len(made.model) < len(compiled("fp32").model)  # It did not give up.
     assert made.manifest["recipe"]["floor"] == 0.998
@@ -70,7 +70,9 @@ def test_a_shipped_recipe_stops_where_the_floor_is() -> None:
 
 def test_where_nothing_keeps_it_nothing_goes() -> None:
     made = compiled(settings={"floor": 1})
-    assert any(note.reason.startswith("left out: as asked it keeps 0.") for note in notes(made))
+    assert any(
+        note.reason.startswith("left out: at full strength it keeps 0.") for note in notes(made)
+    )
     assert made.report.fidelity.kept > 1 - 1e-6
     feed = rows(1)[0]
     np.testing.assert_allclose(
@@ -122,14 +124,14 @@ def test_layers_that_cost_most_stay_as_they_were(monkeypatch: pytest.MonkeyPatch
     assert free.report.fidelity.kept < 0.97
     made = compiled("int8", settings={**more, "floor": 0.98})
     (told,) = [note for note in notes(made) if "stopped at" in note.reason]
-    assert "1 of 3 layers as they were (g" in told.reason
+    assert "1 of 3 layers unchanged (g" in told.reason
     assert made.report.fidelity.kept >= 0.98
 
 
 def test_what_judges_is_not_fitted_on() -> None:
     made = compiled(calibration=rows(10, 8), settings={"floor": 0})
     told = made.report.fidelity
-    assert told.on == "calibration inputs that were not fitted on" and told.samples == 16
+    assert told.on == "calibration inputs not used for fitting" and told.samples == 16
     # Of fewer batches, samples of each; what fits nothing is judged by all.
     few = {"calibration": rows(3, 8), "settings": {"floor": 0}}
     assert compiled(**few).report.fidelity.samples == 6
@@ -180,7 +182,7 @@ def test_a_shipped_budget_out_of_reach_takes_half_of_what_can_go() -> None:
       %z: f32[n, 500] = MatMul(%x, @w3)
     }"""
     made = compiled(model=mlp(text), settings={"floor": 0})
-    (told,) = [note for note in notes(made) if "half of what can go" in note.reason]
+    (told,) = [note for note in notes(made) if "half of what can be removed" in note.reason]
     least = float(told.reason.split(" is the least")[0].rpartition(" ")[2])
     assert (
         told.reason.endswith(f"prune-structure{{macs={round(1 - (1 - least) / 2, 3):g}}}")
@@ -212,11 +214,11 @@ def test_the_floor_is_the_recipes_own_option() -> None:
 
 
 def test_shipped_recipes_do_not_insist_and_settings_do() -> None:
-    assert Recipe.of("prune").insists == [False, False]
-    assert Recipe.of("prune").override({"macs": 0.5}).insists == [False, True]
-    assert Recipe.of("prune").override({"damping": 0.1}).insists == [False, False]
+    assert Recipe.of("prune").explicit_budgets == [False, False]
+    assert Recipe.of("prune").override({"macs": 0.5}).explicit_budgets == [False, True]
+    assert Recipe.of("prune").override({"damping": 0.1}).explicit_budgets == [False, False]
     own = {
         "name": "own",
         "passes": [{"name": "prune-structure", "macs": 0.75}, {"name": "quantize-dynamic"}],
     }
-    assert Recipe.of(own).insists == [True, False]
+    assert Recipe.of(own).explicit_budgets == [True, False]

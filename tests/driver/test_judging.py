@@ -132,7 +132,7 @@ def test_fidelity_is_told_without_measuring() -> None:
         measure=False,
     )
     told = made.report.fidelity
-    assert told is not None and told.on == "calibration inputs that were not fitted on"
+    assert told is not None and told.on == "calibration inputs not used for fitting"
     names = {o.label for o in told.outputs}
     assert names == {"labels", "logits (before ArgMax of labels)"}
     session = tersor.compile(onnx_tagger(), recipe="fp32", measure=False)

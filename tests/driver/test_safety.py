@@ -66,7 +66,7 @@ def test_the_pass_that_changes_what_a_model_computes_is_found(place: int) -> Non
         checked(steps)
     assert str(caught.value) == (
         f"wrong (pass {place + 1} of 5) changes what the model computes: output y has a relative error of "
-        "2; this is a bug of tersor, please report it; nothing is written"
+        "2; this is a bug in Tersor, please report it; nothing is written"
     )
     with pytest.raises(PassFailed, match="elements of output y became NaN or infinite"):
         checked([Wrong(by=np.inf)])
@@ -123,5 +123,5 @@ def test_what_is_built_otherwise_than_the_graph_says_is_refused(
             tersor.compile(model, recipe=own, calibration=feeds(), measure=False)
     told = str(caught.value)
     assert told.startswith(
-        "what was built for runtime ort is not what its graph says, first at Abs"
+        "the model built for runtime ort does not compute what its graph says, first at Abs"
     )

@@ -63,7 +63,7 @@ def test_each_way_to_write_attention_reads_the_past(attention: str) -> None:
     # One op a layer for the cache: nothing is joined, turned or split around it.
     ops = {n.op for n in fused.walk()}
     assert not ops & {"Concat", "Transpose", "Reshape", "Softmax", "MatMul"}
-    session = ort.open_session(ort.build(fused, ort.Choice().but(attention=attention)))
+    session = ort.open_session(ort.build(fused, ort.Choice().replace(attention=attention)))
     prompt = data.windows()[:2, :40]
     steps = generate.by_steps(lambda feed: session.run(feed), prompt, 12)
     np.testing.assert_array_equal(steps, generate.by_prefill(module(), prompt, 12))

@@ -235,10 +235,12 @@ def test_what_does_not_pay_is_refused_with_the_numbers() -> None:
 def test_where_nothing_is_measured_it_is_by_count() -> None:
     _, report = run(FactorizeLinear("svd", "rank", 15), graph_of())
     assert [skip.method for skip in report.skips] == ["rank 15 of 24x40", "rank 15 of 40x24"]
-    by_count = "960 multiplications a row against 960 by count, not measured"
+    by_count = "960 multiplications per row against 960 (counted, not measured)"
     assert reasons(report) == [by_count, by_count]
     _, report = run(FactorizeLinear("svd", "rank", 14), graph_of())
-    assert "896 multiplications a row against 960 by count, not measured" in report.notes[0].reason
+    assert (
+        "896 multiplications per row against 960 (counted, not measured)" in report.notes[0].reason
+    )
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -379,4 +381,4 @@ def test_the_recipe_measures_and_says_what_it_needs(tmp_path: Any) -> None:
     assert step == FactorizeLinear("whitened-svd", "break-even", 0.5, max_error=0.1)
     artifact = compile(path, recipe="lowrank", calibration=feeds(), measure=False)
     notes = [note for p in artifact.report.passes for note in p.notes]
-    assert any("by count, not measured" in note.reason for note in notes)
+    assert any("counted, not measured" in note.reason for note in notes)

@@ -528,8 +528,8 @@ def test_each_pass_of_a_group_is_counted_as_progress_once() -> None:
         (Decision("choose", "none is faster", "kept", INPUT), "kept the input: none is faster"),
         (Decision("choose", "no kernel", "refused", "int8"), "int8 was not kept: no kernel"),
         (
-            Decision("recipe", "only lossless passes count", "unchanged", "int8"),
-            "int8 found nothing to compress: only lossless passes count",
+            Decision("recipe", "only lossless passes changed the graph", "unchanged", "int8"),
+            "int8 found nothing to compress: only lossless passes changed the graph",
         ),
         (
             Decision("choose", outcome="slower", candidate="int8", at="n=8", speedup=0.8),

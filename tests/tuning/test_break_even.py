@@ -62,7 +62,7 @@ def test_what_is_measured_decides() -> None:
 def test_by_count_where_nothing_can_be_measured(latency: Any, dim: object) -> None:
     verdict = weigh(latency, reads(dim), relu, neg, (10, 9))
     assert verdict.pays
-    assert verdict.numbers == "9 multiplications a row against 10 by count, not measured"
+    assert verdict.numbers == "9 multiplications per row against 10 (counted, not measured)"
 
 
 def test_more_multiplications_are_not_measured() -> None:

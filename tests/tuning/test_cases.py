@@ -42,7 +42,7 @@ MASKED = """graph main(%ids: i64[batch, new], %mask: f32[batch, total], %past: f
   %sums: f32[batch, past + new] = ReduceSum(%all, @last) {keepdims = 0}
   %y: f32[batch, total] = Add(%sums, %mask)
 }"""
-REMARK = "measured at sizes that were found by trying"
+REMARK = "measured at the nearest sizes at which the model runs"
 
 
 def test_a_mask_over_past_and_new_keys_gets_the_length_of_both() -> None:

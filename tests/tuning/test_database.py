@@ -77,12 +77,12 @@ def test_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(InvalidOption) as caught:
         Database(path)
-    assert str(caught.value) == f"{path} is no tuning database: remove it, or name another"
+    assert str(caught.value) == f"{path} is not a tuning database: remove it, or name another"
     assert path.read_bytes() == content
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOption, match="is no tuning database"):
+    with pytest.raises(InvalidOption, match="is not a tuning database"):
         Database(tmp_path)
 
 

@@ -90,7 +90,7 @@ def test_a_comparison_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch
     assert compare(one, one, 0, 2).pairs == 2
 
 
-HOLDS = pytest.mark.skipif(not measure._HOLDS, reason="this system knows no SIGSTOP")
+HOLDS = pytest.mark.skipif(not measure._CAN_STOP, reason="this system has no SIGSTOP")
 MODEL = """graph main(%x: f32[256, 256]) -> (y = %y) {
   @w: f32[256, 256] = dense normal(0)
   %y: f32[256, 256] = MatMul(%x, @w)

@@ -52,7 +52,7 @@ def known(path: Path, batch: int = 4, today: datetime.date = DAY) -> Known:
 
 
 def sides(given: Graph) -> tuple[tuple[Graph, Any], tuple[Graph, Any]]:
-    return (given, DEFAULT), (given, DEFAULT.but(spinning=False))
+    return (given, DEFAULT), (given, DEFAULT.replace(spinning=False))
 
 
 def test_a_model_of_other_weights_has_the_same_results(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_other_models_inputs_choices_and_order_have_none(tmp_path: Path) -> None
     assert known(path).get(one, other) == RESULTS
     assert known(path, batch=5).get(one, other) is None
     assert known(path).get(other, one) is None
-    assert known(path).get(one, (graph(), DEFAULT.but(threads=1))) is None
+    assert known(path).get(one, (graph(), DEFAULT.replace(threads=1))) is None
     assert known(path).get(*sides(graph(shape="-1, 16"))) is None
     assert known(path).get(*sides(graph(rows=32))) is None
 
@@ -212,13 +212,13 @@ def test_what_is_known_to_win_still_has_to_agree(
 ) -> None:
     path = tmp_path / "t.json"
     best, *_ = searched(path, graph(), monkeypatch, 1.5)
-    assert best.way.choice == DEFAULT.but(spinning=False, threads=1)
+    assert best.way.choice == DEFAULT.replace(spinning=False, threads=1)
     best, _, duels, _ = searched(path, graph(), monkeypatch, 0.5)
-    assert (best.way.choice, duels) == (DEFAULT.but(spinning=False, threads=1), 0)
+    assert (best.way.choice, duels) == (DEFAULT.replace(spinning=False, threads=1), 0)
     monkeypatch.setattr("tersor.tuning.search.AGREEMENT", 1.1)  # which no two outputs reach
     best, rows, duels, _ = searched(path, graph(), monkeypatch, 0.5)
     assert (best.way.choice, duels) == (DEFAULT, 0)
-    assert all("its outputs are others" in told for _, told, _ in rows)
+    assert all("its outputs differ" in told for _, told, _ in rows)
 
 
 def test_a_tie_in_the_noise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,4 +357,4 @@ def test_a_choice_travels_in_the_manifest() -> None:
     choice = replace(Choice.of(tersor.Target.parse("cpu:avx2")), threads=3)
     assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
     assert choice.features == ("avx2", "f16c", "fma")
-    assert choice.label == "threads=3" and choice.but(threads=0).label == "default"
+    assert choice.label == "threads=3" and choice.replace(threads=0).label == "default"

@@ -218,7 +218,7 @@ def test_each_session_has_its_threads_while_it_is_there(compiled: tersor.Artifac
         return len(os.listdir("/proc/self/task"))
 
     before = count()
-    one, four = (open_session(compiled.model, HOST.but(threads=n)) for n in (1, 4))
+    one, four = (open_session(compiled.model, HOST.replace(threads=n)) for n in (1, 4))
     assert count() == before + 3  # The caller is one of them.
     for session in (one, four, one):
         np.testing.assert_array_equal(session.run(FEED)["y"], EXPECTED)
@@ -262,7 +262,7 @@ def test_sessions_of_one_model_do_not_know_each_other(
 def test_amx_that_the_system_refuses_is_told(
     compiled: tersor.Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = HOST.but(features=("amx_int8", "amx_tile"))
+    choice = HOST.replace(features=("amx_int8", "amx_tile"))
     built = build(ir("graph g(%x: f32[2]) -> (y = %y) { %y: f32[2] = Add(%x, %x) }"), choice)
     monkeypatch.setattr(sessions, "check_host", lambda description: None)
     monkeypatch.setattr(sessions, "request_amx", lambda: False)

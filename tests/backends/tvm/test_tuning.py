@@ -136,8 +136,8 @@ def test_a_key_tells_all_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatc
         key_of(WIDE, {16}, CHOICE),
         key_of(SQUARE, {32}, CHOICE),
         key_of(SQUARE, {16, 32}, CHOICE),
-        key_of(SQUARE, {16}, CHOICE.but(threads=CHOICE.cores + 1)),
-        key_of(SQUARE, {16}, CHOICE.but(features=())),
+        key_of(SQUARE, {16}, CHOICE.replace(threads=CHOICE.cores + 1)),
+        key_of(SQUARE, {16}, CHOICE.replace(features=())),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "source_digest", lambda: "another")
@@ -296,9 +296,9 @@ def test_an_entry_that_is_no_result_is_refused(database: Database, held: Any) ->
 
 
 def test_a_label_tells_of_what_differs_from_the_defaults() -> None:
-    assert CHOICE.but(grains=((WIDE.name, 64, 64),)).label == "default"
-    assert CHOICE.but(grains=((WIDE.name, 64, 64), (SQUARE.name, 32, 0))).label == "tuned"
-    choice = CHOICE.but(grains=((WIDE.name, 32, 0),))
+    assert CHOICE.replace(grains=((WIDE.name, 64, 64),)).label == "default"
+    assert CHOICE.replace(grains=((WIDE.name, 64, 64), (SQUARE.name, 32, 0))).label == "tuned"
+    choice = CHOICE.replace(grains=((WIDE.name, 32, 0),))
     assert Choice.from_json(choice.to_json()) == choice
 
 
@@ -318,10 +318,10 @@ def test_the_chosen_grain_reaches_the_kernels_that_are_built(
     monkeypatch.setattr(linear, "kernel", watched)
     plain = build(ir(), CHOICE)
     assert given == {SQUARE.name: None, WIDE.name: None}
-    chosen = build(ir(), CHOICE.but(grains=((WIDE.name, 32, ALWAYS),)))
+    chosen = build(ir(), CHOICE.replace(grains=((WIDE.name, 32, ALWAYS),)))
     assert given == {SQUARE.name: None, WIDE.name: Grain(32, ALWAYS)}
     assert main_file(chosen) != main_file(plain), "the code is the same"
-    default = build(ir(), CHOICE.but(grains=((WIDE.name, 64, 64),)))
+    default = build(ir(), CHOICE.replace(grains=((WIDE.name, 64, 64),)))
     assert main_file(default) == main_file(plain)
 
 
@@ -339,7 +339,7 @@ def test_results_are_the_same_numbers_whatever_the_grain(int8: bool) -> None:
     feeds = [{k: v.astype(np.float32) for k, v in feed.items()} for feed in feeds]
     found = []
     for grain in (Grain(), Grain(32, 0), Grain(128, 0), Grain(64, ALWAYS)):
-        choice = CHOICE.but(grains=tuple((n, grain.rows, grain.by_columns) for n in names))
+        choice = CHOICE.replace(grains=tuple((n, grain.rows, grain.by_columns) for n in names))
         session = open_session(build(graph, choice), choice)
         found.append([session.run(feed) for feed in feeds])
     for others in found[1:]:
@@ -393,5 +393,5 @@ def test_what_has_nothing_to_tune_says_so(tmp_path: Path) -> None:
 def test_a_damaged_database_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "tuning.json").write_text("{")
     for call in (tersor.tune, tersor.compile):
-        with pytest.raises(InvalidOption, match="is no tuning database: remove it"):
+        with pytest.raises(InvalidOption, match="is not a tuning database: remove it"):
             call(tmp_path / "missing.onnx", runtime="tvm", database=tmp_path / "tuning.json")

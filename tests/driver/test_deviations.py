@@ -17,7 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tersor import compile
 from tersor.analysis.saturation import overflowing, products
 from tersor.backends.ort import Choice, Evaluator, LowerOptions, build, lower, open_session
-from tersor.driver.doubts import compared_with, fusion_remarks, overflow_remarks, smallest_cause
+from tersor.driver.deviations import (
+    fusion_remarks,
+    overflow_remarks,
+    smallest_cause,
+    with_exact_sums,
+)
 from tersor.frontends.onnx import import_model
 from tersor.ir import DType, Graph
 from tersor.target import Target
@@ -97,7 +102,7 @@ def test_what_cannot_overflow_and_what_has_signed_activations_stays() -> None:
     graph = matmul(weights(127), signed)
     assert built(graph, signed)[0] == [DType.I8]
     (told,) = overflow_remarks(graph, AVX2, "ort")
-    assert told.endswith("but for 1 whose activations have a sign")
+    assert told.endswith("except for 1 with signed activations")
 
 
 @pytest.mark.parametrize("op", ["QLinearMatMul", "QLinearConv"])
@@ -159,7 +164,7 @@ def dequantized(x_type: type = np.uint8) -> Graph:
 def test_products_of_dequantized_operands_count_too(x_type: type) -> None:
     graph, x = dequantized(x_type), activations(x_type)
     assert [n.op for n in overflowing(graph)] == ["MatMul"]
-    assert overflow_remarks(graph, AVX2, "ort")[0].endswith("with which they are exact")
+    assert overflow_remarks(graph, AVX2, "ort")[0].endswith("which makes them exact")
     types, got = built(graph, x)
     assert types == [DType.U8]
     w = graph.constants["w"].numpy().astype(np.float64)
@@ -194,10 +199,10 @@ def test_a_compilation_for_such_a_target_says_so_and_is_exact(tmp_path: Path) ->
 def test_results_are_judged_by_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, x = matmul(weights(127), activations()), activations()
     before = build(graph, Choice())
-    assert compared_with(graph, before) is before or Target.host().saturates_int8
+    assert with_exact_sums(graph, before) is before or Target.host().saturates_int8
     host = replace(Target.host(), features=AVX2.features)
     monkeypatch.setattr(Target, "host", staticmethod(lambda: host))
-    given = compared_with(graph, before)
+    given = with_exact_sums(graph, before)
     assert isinstance(given, bytes)
     assert TensorProto.UINT8 in {
         c.data_type for c in onnx.load_from_string(given).graph.initializer if len(c.dims) == 2

@@ -1,5 +1,5 @@
-"""What the reference runtime makes of the input that the model does not say: sums that overflow on some
-processors, and fusions of its own that move the numbers."""
+"""Deviations of the reference runtime from the input model: sums that overflow on some processors, and the
+runtime's own fusions, which change the numbers."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from tersor.target import Target
 
 Feed = Mapping[str, np.ndarray]
 Arrays = Mapping[str, Any]
-# Of the largest magnitude of an output: fused kernels that round otherwise stay far below in float32.
+# Relative to an output's largest magnitude; rounding in fused float32 kernels stays far below.
 ROUNDING = 1e-3
-SHOWN = 4  # Fusions that a remark names.
+SHOWN = 4  # Fusions named in a remark.
 
 
 def overflow_remarks(graph: Graph, target: Target, runtime: str) -> list[str]:
-    """A line where integer products of the input overflow in the reference runtime on ``target``."""
-    told, found = overflow(graph, target, "the input's"), overflowing(graph)
-    if not told:
+    """A remark if integer products of the input overflow in the reference runtime on ``target``."""
+    warning = overflow(graph, target, "the input's")
+    if not warning:
         return []
-    what = "; TVM's sums are exact"
-    if runtime == registry.REFERENCE:
-        signed = sum(_has_signed_activations(node) for node in found)
-        what = "; what is built has unsigned weights there, with which they are exact"
-        if signed:
-            what += f", but for {signed} whose activations have a sign"
-    return [told + what]
+    if runtime != registry.REFERENCE:
+        return [f"{warning}; TVM's sums are exact"]
+    signed = sum(_has_signed_activations(node) for node in overflowing(graph))
+    exception = f", except for {signed} with signed activations" if signed else ""
+    return [
+        f"{warning}; the built model has unsigned weights there, which makes them exact{exception}"
+    ]
 
 
 def overflow(graph: Graph, target: Target, whose: str = "its") -> str:
-    """What is to be said of a model whose integer products overflow in the reference runtime on
-    ``target``; empty where they do not."""
-    if not target.saturates_int8 or not (found := overflowing(graph)):
+    """A warning about a model whose integer products overflow in the reference runtime on ``target``;
+    empty if none do."""
+    if not target.saturates_int8 or not (nodes := overflowing(graph)):
         return ""
     return (
-        f"on {target.name} ONNX Runtime adds u8 x s8 products in pairs into 16 bits, and {len(found)} of "
-        f"{whose} {len(products(graph))} integer products can overflow them (first {found[0].label}): "
-        "what it gives there is not what the model says"
+        f"on {target.name} ONNX Runtime adds u8 x s8 products in pairs into 16 bits, and {len(nodes)} of "
+        f"{whose} {len(products(graph))} integer products can overflow them (first {nodes[0].label}): "
+        "its results there are wrong"
     )
 
 
@@ -57,9 +57,9 @@ def _has_signed_activations(node: Node) -> bool:
     return x is not None and isinstance(x.type, TensorType) and x.type.dtype is DType.I8
 
 
-def compared_with(graph: Graph, before: Path | Built) -> Path | Built:
-    """The input in a form whose sums are exact, where this processor's usual ones overflow: what a result
-    is judged against. ``before``: the input as it is."""
+def with_exact_sums(graph: Graph, before: Path | Built) -> Path | Built:
+    """The input rebuilt with exact sums if they overflow on this processor, else ``before``, the input
+    unchanged: the model that a result is judged against."""
     host = Target.host()
     if not host.saturates_int8 or not overflowing(graph):
         return before
@@ -68,14 +68,14 @@ def compared_with(graph: Graph, before: Path | Built) -> Path | Built:
 
 
 def fusion_remarks(before: Path | Built, feeds: Sequence[Feed]) -> list[str]:
-    """A line where ONNX Runtime's own optimizer moves the input's outputs by more than rounding on
-    ``feeds``, with the fusions that do; a comparison with its defaults would lay that on the result."""
+    """A remark if ONNX Runtime's own optimizer changes the input's outputs on ``feeds`` by more than
+    rounding, with the fusions that do: comparing with its defaults would blame the result for that."""
     backend = registry.reference()
     try:
         wanted = _outputs(backend.open_session(before, level="none"), feeds)
 
         def moved(disabled: Sequence[str]) -> float:
-            choice = backend.Choice().but(disabled_optimizers=tuple(disabled))
+            choice = backend.Choice().replace(disabled_optimizers=tuple(disabled))
             return _difference(wanted, _outputs(backend.open_session(before, choice), feeds))
 
         whole = moved(())
@@ -83,27 +83,27 @@ def fusion_remarks(before: Path | Built, feeds: Sequence[Feed]) -> list[str]:
             return []
         guilty = smallest_cause(backend.OPTIMIZERS, lambda names: moved(names) <= ROUNDING)
     except TersorError:
-        return []  # A model that does not run at one of the levels shows no difference between them.
-    told = ", ".join(guilty[:SHOWN]) if guilty else "none of those that can be turned off alone"
+        return []  # The model does not run at one of the levels: nothing to compare.
+    names = ", ".join(guilty[:SHOWN]) if guilty else "none of those that can be turned off alone"
     return [
-        f"ONNX Runtime's own optimizer moves the input's outputs by {whole:.2g} of the largest, against "
-        f"the model as it is written (by {told}): compare with the model unoptimized"
+        f"ONNX Runtime's own optimizer changes the input's outputs by {whole:.2g} of the largest "
+        f"(by {names}): compare with the unoptimized model"
     ]
 
 
 def smallest_cause(names: Sequence[str], mends: Callable[[Sequence[str]], bool]) -> list[str]:
-    """A small part of ``names`` that ``mends`` says yes to; none where not even all of them do. Halves
-    are left out as long as the rest still mends, then smaller parts, down to single names."""
-    held, size = list(names), len(names)
-    if not mends(held):
+    """A small subset of ``names`` for which ``mends`` is true; empty if it is false for all of them. Delta
+    debugging: drops halves while the rest still mends, then smaller parts, down to single names."""
+    cause, size = list(names), len(names)
+    if not mends(cause):
         return []
     while size >= 1:
-        for start in reversed(range(0, len(held), size)):
-            rest = held[:start] + held[start + size :]
+        for start in reversed(range(0, len(cause), size)):
+            rest = cause[:start] + cause[start + size :]
             if rest and mends(rest):
-                held = rest
+                cause = rest
         size //= 2
-    return held
+    return cause
 
 
 def _outputs(session: Session, feeds: Sequence[Feed]) -> list[Arrays]:
@@ -113,9 +113,9 @@ def _outputs(session: Session, feeds: Sequence[Feed]) -> list[Arrays]:
 def _difference(wanted: Sequence[Arrays], got: Sequence[Arrays]) -> float:
     """The largest difference of a float output, relative to its largest magnitude."""
     worst = 0.0
-    for expected, found in zip(wanted, got, strict=True):
+    for expected, actual in zip(wanted, got, strict=True):
         for name, a in expected.items():
-            b = found[name]
+            b = actual[name]
             if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.shape != b.shape:
                 continue
             known = np.isfinite(a) & np.isfinite(b)
