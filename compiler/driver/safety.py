@@ -33,9 +33,9 @@ REPORT = "this is a bug in Tersor, please report it; nothing is written"
 def check_lossless(
     steps: Sequence[Step], before: Graph, after: Graph, feeds: Feeds, evaluate: Evaluate
 ) -> list[str]:
-    """Checks that ``after``, the result of ``steps`` on ``before``, computes the same. Returns a remark if that
-    cannot be decided: a model that quantizes intermediate values can be so sensitive, above all to synthetic
-    inputs, that any rounding changes its outputs.
+    """Checks that ``after``, the result of ``steps`` on ``before``, computes the same. Returns a remark if
+    that cannot be decided: a model that quantizes intermediate values can be so sensitive, above all to
+    synthetic inputs, that any rounding changes its outputs.
 
     Raises:
         PassFailed: it does not; names the pass, located by bisection.
@@ -52,7 +52,8 @@ def check_lossless(
         if (moved := lost(_perturbed(before))) is not None:
             return [
                 "rounding alone changes what the model computes on these inputs: with weights perturbed by "
-                f"{PERTURBATION:g} of their values, {_describe(moved)}; whether lossless passes are exact is unknown"
+                f"{PERTURBATION:g} of their values, {_describe(moved)}; whether lossless passes are exact is "
+                "unknown"
             ]
         # Passes as they ran: those of a group once per round.
         whole = Pipeline(steps, evaluate=evaluate)

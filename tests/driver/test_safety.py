@@ -79,7 +79,7 @@ def test_where_rounding_alone_changes_everything_no_pass_is_blamed() -> None:
     graph = parse(text.replace("  @w1", "  @much: f32[] = dense [1e6]\n  @w1", 1), TABLE)
     after = Pipeline([Wrong(by=1.00001)]).run(graph)
     (said,) = check_lossless([Wrong(by=1.00001)], graph, after, feeds(), Evaluator())
-    assert said.endswith("whether lossless passes keep it is unknown")
+    assert said.endswith("whether lossless passes are exact is unknown")
     assert check_lossless([Harmless()], graph, graph, feeds(), Evaluator()) == []
 
 
