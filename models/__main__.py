@@ -108,7 +108,7 @@ def _telling() -> Iterator[None]:
     """Shows the progress of training within the block."""
     from tersor.models import training
 
-    with ProgressReporter() as progress, training.telling(tell):
+    with ProgressReporter() as progress, training.telling(progress):
         yield
 
 

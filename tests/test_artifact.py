@@ -312,9 +312,7 @@ def test_commands_take_artifacts_in_two_files(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, command, prog_name="tersor", catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
     name = next(tmp_path.glob("weights-*.bin")).name
-    told = (
-        f"wrote {tmp_path / 'again.onnx'} (its weights are in {name} beside it, and belong to it)"
-    )
+    told = f"wrote {tmp_path / 'again.onnx'} (with its weights in {name}, next to it: keep them together)"
     assert done.stdout.splitlines()[-1] == told
 
 

@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "manifest is huge": (swapped(manifest.NAME, huge), f"{DAMAGED}over 64 MB"),
     "manifest is no JSON": (lambda o: (o / manifest.NAME).write_text("{"), f"{DAMAGED}Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     "manifest is no text": (lambda o: (o / manifest.NAME).write_bytes(b"\xff\xff{"), DAMAGED),
-    "manifest is a list": (lambda o: (o / manifest.NAME).write_text("[]"), f"{DAMAGED}it is no object"),
+    "manifest is a list": (lambda o: (o / manifest.NAME).write_text("[]"), f"{DAMAGED}it is not an object"),
     "manifest is deep": (lambda o: (o / manifest.NAME).write_text(DEEP), DAMAGED),
     "another format": (edit(lambda d: d.update(format=1)), "out: artifact format 1, this tersor reads 4; compile the model again"),
     "no files": (edit(lambda d: d.pop("files")), f"{DAMAGED}it has no 'files'"),
@@ -189,11 +189,11 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 # What only opening the model tells.
 WRONG_INSIDE: dict[str, tuple[Change, str]] = {
-    "no interface": (edit(lambda d: d.pop("interface")), "out: the manifest does not tell the inputs"),
-    "type is none": (retyped("outputs", [["y", "f33[2]"]]), "out: the manifest does not tell the outputs"),
-    "another name": (retyped("inputs", [["z", "f32[batch, 32]"]]), "out: the manifest tells the inputs z, the model has x"),
-    "another type": (retyped("outputs", [["y", "f16[batch, 48]"]]), "out: the manifest tells y as f16[batch, 48], the model has f32[?, 48]"),
-    "another dim": (retyped("outputs", [["y", "f32[batch, 47]"]]), "out: the manifest tells y as f32[batch, 47], the model has f32[?, 48]"),
+    "no interface": (edit(lambda d: d.pop("interface")), "out: the manifest does not list the inputs"),
+    "type is none": (retyped("outputs", [["y", "f33[2]"]]), "out: the manifest does not list the outputs"),
+    "another name": (retyped("inputs", [["z", "f32[batch, 32]"]]), "out: the manifest lists the inputs z, the model has x"),
+    "another type": (retyped("outputs", [["y", "f16[batch, 48]"]]), "out: the manifest lists y as f16[batch, 48], the model has f32[?, 48]"),
+    "another dim": (retyped("outputs", [["y", "f32[batch, 47]"]]), "out: the manifest lists y as f32[batch, 47], the model has f32[?, 48]"),
 }  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def test_what_the_manifest_does_not_name_is_noted(out: Path) -> None:
     assert tersor.verify(out).notes == [
         "notes.txt is in the folder, but not in the manifest",
         "README.md is not the one that was written with this model",
-        f"made with onnxruntime 0.1, here is {here}",
+        f"built with onnxruntime 0.1, installed is {here}",
     ]
 
 
@@ -264,13 +264,13 @@ def test_a_file_of_absurd_size_is_not_read(out: Path, pattern: str) -> None:
     path = only(out, pattern)
     os.truncate(path, 1 << 36)  # sparse: it takes no disk
     edit(lambda d: d["files"][path.name].update(bytes=1 << 36))(out)
-    with pytest.raises(InvalidModel, match=f"{path}: {1 << 36} bytes, and no more than"):
+    with pytest.raises(InvalidModel, match=f"{path}: {1 << 36} bytes, the limit is"):
         tersor.load(out)
 
 
 def test_another_input_is_told_apart(out: Path) -> None:
     onnx.save(model(2.0), "other.onnx")
-    with pytest.raises(InvalidModel, match=r"out was not made of other\.onnx"):
+    with pytest.raises(InvalidModel, match=r"out was not built from other\.onnx"):
         tersor.verify(out, model="other.onnx")
     os.rename("given.onnx", "renamed.onnx")
     tersor.verify(out, model="renamed.onnx")
@@ -288,16 +288,16 @@ def test_an_input_is_known_by_its_weights_too(out: Path) -> None:
     data = bytearray(Path("apart.data").read_bytes())
     data[0] ^= 1
     Path("apart.data").write_bytes(data)
-    with pytest.raises(InvalidModel, match=r"apart was not made of apart\.onnx"):
+    with pytest.raises(InvalidModel, match=r"apart was not built from apart\.onnx"):
         tersor.verify(made, model="apart.onnx")
 
 
 def test_a_file_alone_is_opened_and_its_weights_are_checked(out: Path) -> None:
     path = tersor.load(out).save("alone.onnx")
     found = tersor.verify(path)
-    assert found.notes == ["it carries no manifest: that it opens is all that can be checked"]
+    assert found.notes == ["it has no manifest: only that it loads can be checked"]
     assert sorted(found.files) == ["alone.onnx", only(Path(), "weights-*.bin").name]
-    with pytest.raises(InvalidOption, match=r"alone\.onnx carries no manifest"):
+    with pytest.raises(InvalidOption, match=r"alone\.onnx has no manifest"):
         tersor.verify(path, model="given.onnx")
     flip("weights-*.bin")(Path())
     with pytest.raises(InvalidModel, match="its hash is not the one in its name"):
@@ -308,7 +308,7 @@ def test_the_command_says_that_it_is_whole(out: Path) -> None:
     done = CliRunner().invoke(app, ["verify", "out", "--input", "given.onnx"], prog_name="tersor")
     size = sum(tersor.verify(out).files.values()) / 1000
     assert done.exit_code == 0
-    assert done.stdout == f"out is whole: 3 files, {size:.3g} kB, made of given.onnx\n"
+    assert done.stdout == f"out is intact: 3 files, {size:.3g} kB, built from given.onnx\n"
 
 
 def test_a_manifest_holds_what_the_result_depends_on_and_no_more(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a compilation gives, kept on disk: written whole or not at all, read back, verified."""
+"""Compiled models on disk: saved atomically, loaded, verified."""
 
 from tersor.artifact.artifact import Artifact, check_path, load
 from tersor.artifact.intact import Verified, verify

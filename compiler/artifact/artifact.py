@@ -1,4 +1,4 @@
-"""What a compilation gives: the runnable model, its manifest and its report."""
+"""The result of a compilation: the runnable model, its manifest and its report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ class Artifact:
     """A compiled model.
 
     Attributes:
-        model: the model: for ``ort`` an ONNX file's bytes, with its weights apart where they are more
-            than protobuf holds; for ``tvm`` a shared library and its weights. Weights apart may be
-            mapped from files, not read.
-        runtime: which backend runs it.
-        choice: how the backend built it and runs it best, as plain data.
+        model: for ``ort`` the bytes of an ONNX file, with separate weights if they exceed protobuf's limit;
+            for ``tvm`` a shared library and its weights. Separate weights may be memory-mapped.
+        runtime: the backend that runs it.
+        choice: the backend's settings for building and running it, as plain data.
         manifest: input, interface, recipe, target, versions, as plain data.
         report: what was done and what it cost.
-        files: what goes beside the model in a saved folder (a tokenizer), by file name.
+        files: other files of a saved folder (a tokenizer), by file name.
     """
 
     model: Built
@@ -44,11 +43,11 @@ class Artifact:
     _session: Session | None = None
 
     def session(self) -> Session:
-        """A session of the model, under the settings it runs best with; made once. Of ONNX Runtime, its
+        """A session of the model under its best settings, opened once. For ONNX Runtime, the session's
         ``own`` is the ``InferenceSession``.
 
         Raises:
-            InvalidModel: the runtime refuses the model.
+            InvalidModel: the runtime rejects the model.
         """
         if self._session is None:
             self._session = registry.backend(self.runtime).open_session(self.model, self.choice)
@@ -63,17 +62,16 @@ class Artifact:
         return self.session().run(inputs)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the artifact; all or nothing: whatever interrupts it, ``path`` is what it was or the
-        new one, whole.
+        """Writes the artifact atomically: if interrupted, ``path`` is either the old or the new one.
 
-        A path ending in ``.onnx``: the model alone, as plain ONNX Runtime loads it; weights that are
-        too many for one file go beside it, into ``weights-<hash>.bin``. Any other path: a folder with
-        the model, the manifest (hashes, settings) and the report. The folder around has to exist.
-        The same artifact gives the same bytes.
+        A path ending in ``.onnx``: only the model, as plain ONNX Runtime loads it; weights too large for
+        one file go next to it, into ``weights-<hash>.bin``. Any other path: a folder with the model, the
+        manifest (hashes, settings) and the report. The parent folder must exist. The same artifact gives
+        the same bytes.
 
         Raises:
-            InvalidOption: the path cannot be written, is something that is no artifact, or ends in .onnx
-            where the model is none.
+            InvalidOption: the path cannot be written, exists and is not an artifact, or ends in .onnx while
+                the model is not ONNX.
             InvalidModel: weights are mapped from a file that changed meanwhile.
         """
         path = Path(path)
@@ -96,30 +94,30 @@ class Artifact:
 
 
 def check_path(path: Path, runtime: str) -> None:
-    """That what ``runtime`` runs can be saved under such a name.
+    """Checks that a model for ``runtime`` can be saved under such a name.
 
     Raises:
         InvalidOption: it cannot.
     """
     if path.suffix == ".onnx" and runtime in registry.CODE:
         raise InvalidOption(
-            f"cannot write {path}: what runtime {runtime} builds is no ONNX file but a folder; "
+            f"cannot write {path}: runtime {runtime} builds a folder, not an ONNX file; "
             "choose a path that does not end in .onnx"
         )
 
 
 def load(path: str | Path, *, trust: bool = False) -> Artifact:
-    """An artifact that :meth:`Artifact.save` wrote as a folder. Weights beside the model are mapped.
+    """Loads a folder that :meth:`Artifact.save` wrote. Separate weights are memory-mapped.
 
-    ``trust``: also one that is machine code, which is run when a session of it is made.
+    ``trust``: load machine code too, which runs when a session is opened.
 
     Raises:
-        InvalidModel: no artifact there, a file is not what the manifest says, or machine code that is
-            not trusted or that this machine cannot run.
+        InvalidModel: not an artifact, a file does not match the manifest, or machine code that is not
+            trusted or that this machine cannot run.
     """
     path = Path(path)
     try:
-        # So that no other process replaces it between the manifest and the files.
+        # No other process may replace it between reading the manifest and the files.
         with locked(path, shared=True):
             return _load(path, trust)
     except OSError as error:
@@ -141,20 +139,20 @@ def _load(path: Path, trust: bool) -> Artifact:
     except TersorError as error:
         raise InvalidModel(f"{path}: {error}") from None
     own = {manifest.model, *([manifest.weights] if manifest.weights else [])}
-    held = {
+    contents = {
         name: read_file(path / name, expected, MAX_MODEL if name == manifest.model else MAX_EXTRA)
         for name, expected in manifest.files.items()
         if name != manifest.weights
     }
-    model: Built = held[manifest.model]
+    model: Built = contents[manifest.model]
     if manifest.weights is not None:
         check_file(path / manifest.weights, manifest.files[manifest.weights])
-        model = Split(held[manifest.model], Weights.of_file(path / manifest.weights))
+        model = Split(contents[manifest.model], Weights.of_file(path / manifest.weights))
     try:
         backend.examine(model)
     except InvalidModel as error:
         raise InvalidModel(f"{path}: {error}") from None
-    files = {name: held[stored] for name, stored in manifest.extras.items() if stored not in own}
+    files = {name: contents[file] for name, file in manifest.extras.items() if file not in own}
     return Artifact(
         model, manifest.runtime, manifest.choice, manifest.about, manifest.report, files
     )

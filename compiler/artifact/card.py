@@ -1,7 +1,7 @@
-"""The model card of an artifact: a README for whoever finds the folder, written from its manifest alone.
+"""The model card of an artifact: a README for its folder, written from the manifest alone.
 
-Nothing reads it back. It is no part of the manifest, which is written first and names all that counts, so
-that text of somebody else's in its place is kept, and a card that a killed save left out is no damage.
+Tersor never reads it back, and the manifest does not list it: a user's own README in its place is kept, and a
+card missing after an interrupted save is not an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
 
 
 def model_card(manifest: Manifest) -> str:
-    """The card as Markdown; names of the model's own are escaped."""
+    """The card as Markdown; names from the model are escaped."""
     parts = [
         _BEGINS + "# Compiled model",
         _summary(manifest),
@@ -40,17 +40,17 @@ def model_card(manifest: Manifest) -> str:
 
 
 def is_card(text: bytes) -> bool:
-    """Whether a file was written by :func:`model_card`, and not by its user."""
+    """Whether a file was written by :func:`model_card` rather than by a user."""
     return text.startswith(_BEGINS.encode())
 
 
 def escaped(text: object) -> str:
-    """Text of somebody else's on one line, which Markdown shows as it is."""
+    """Untrusted text on one line, escaped so that Markdown shows it literally."""
     return _SPECIAL.sub(r"\\\1", one_line(text, LONGEST))
 
 
 def _code(text: object) -> str:
-    """As inline code: the fence is longer than any run of backticks in it."""
+    """Inline code: the fence is longer than any run of backticks in the text."""
     line = one_line(text, LONGEST)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
@@ -58,7 +58,7 @@ def _code(text: object) -> str:
 
 
 def _cell(text: object) -> str:
-    """Inline code in a table, where even in code a bar ends the cell."""
+    """Inline code in a table cell, where a bar must be escaped even in code."""
     return _code(text).replace("|", "\\|")
 
 
@@ -92,15 +92,15 @@ def _summary(manifest: Manifest) -> str:
     return _table(["", ""], rows)
 
 
-def _calibration(told: Mapping[str, Any] | None) -> str:
-    if not told:
+def _calibration(identity: Mapping[str, Any] | None) -> str:
+    if not identity:
         return "none"
-    return ", ".join(f"{escaped(key)} {_cell(value)}" for key, value in sorted(told.items()))
+    return ", ".join(f"{escaped(key)} {_cell(value)}" for key, value in sorted(identity.items()))
 
 
 def _usage(manifest: Manifest) -> str:
     ours = (
-        "With Tersor, which takes the settings that it ran fastest with:\n\n```python\nimport tersor\n\n"
+        "With Tersor, under the fastest settings:\n\n```python\nimport tersor\n\n"
         f'model = tersor.load("path/to/this/folder"{_trust(manifest)})\n'
         "outputs = model.run(inputs)  # arrays by name\n```"
     )
@@ -117,21 +117,21 @@ def _trust(manifest: Manifest) -> str:
     return "" if manifest.model.endswith(".onnx") else ", trust=True"
 
 
-def _interface(told: Mapping[str, Any]) -> str:
+def _interface(interface: Mapping[str, Any]) -> str:
     rows = [
         [kind.removesuffix("s"), _cell(name), _cell(type)]
         for kind in ("inputs", "outputs")
-        for name, type in told.get(kind, [])
+        for name, type in interface.get(kind, [])
     ]
     return _table(["", "name", "type"], rows) if rows else "Unknown."
 
 
-def _fidelity(told: Fidelity | None) -> str:
-    if told is None or told.worst is None:
+def _fidelity(fidelity: Fidelity | None) -> str:
+    if fidelity is None or fidelity.worst is None:
         return "Unknown: there were no inputs to compare outputs on."
-    on = f" on {escaped(told.on)}" if told.on else ""
-    count = f" ({told.samples} samples)" if told.samples is not None else ""
-    rows = [[_cell(one.label), *_figures(one)] for one in told.outputs]
+    on = f" on {escaped(fidelity.on)}" if fidelity.on else ""
+    count = f" ({fidelity.samples} samples)" if fidelity.samples is not None else ""
+    rows = [[_cell(one.label), *_figures(one)] for one in fidelity.outputs]
     head = ["output", "agree", "mean cosine", "worst cosine", "relative error", "largest error"]
     return f"Outputs against those of the input model{on}{count}, the worst first.\n\n{_table(head, rows)}"
 
@@ -139,7 +139,7 @@ def _fidelity(told: Fidelity | None) -> str:
 def _figures(one: OutputFidelity) -> list[str]:
     shares = (one.agreement, one.mean_cosine, one.min_cosine)
     errors = (one.relative_error, one.max_error)
-    # Never 1 for what is less.
+    # Prints 1 only for exactly 1.
     return [
         *("" if v is None else "1" if v == 1 else f"{min(v, 0.999999):.6g}" for v in shares),
         *("" if v is None else f"{v:.3g}" for v in errors),
@@ -160,7 +160,7 @@ def _speed(report: Report) -> str:
     if not rows:
         return "Unknown: it was not measured against the input model."
     head = ["built", "at", "input ms", "result ms", "speedup"]
-    return f"Medians, measured in pairs where it was compiled.\n\n{_table(head, rows)}"
+    return f"Medians of paired runs, on the machine that compiled it.\n\n{_table(head, rows)}"
 
 
 def _steps(report: Report) -> str:
@@ -168,4 +168,4 @@ def _steps(report: Report) -> str:
     lines = [f"- {_code(step.name)}: {step.rewrites} rewrites" for step in changed if step.rewrites]
     lines += [f"- {_code(step.name)}: {escaped(note)}" for step in changed for note in step.notes]
     lines += [f"- {escaped(line)}" for line in (*report.decisions, *report.decoded)]
-    return "\n".join(lines) or "No pass had anything to change."
+    return "\n".join(lines) or "No pass changed anything."

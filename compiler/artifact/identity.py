@@ -1,4 +1,4 @@
-"""What a model was before it was compiled: the hashes by which an artifact tells of its input."""
+"""The identity of an artifact's input model: hashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tersor.pipeline import registry
 
 
 def input_identity(model: Any) -> dict[str, Any]:
-    """What the manifest of a compilation of ``model`` says of its input.
+    """The identity that the manifest of a compilation of ``model`` contains.
 
     Raises:
         InvalidModel, Unsupported, InvalidOption: as :func:`compile`.
@@ -23,7 +23,7 @@ def input_identity(model: Any) -> dict[str, Any]:
 
 
 def identity_of(imported: Imported) -> dict[str, Any]:
-    """Hashes of what was given; of the graph as it was imported, where that was no ONNX file."""
+    """Hashes of the given ONNX file, or of the imported graph if the input was not ONNX."""
     if imported.original is not None:
         return manifests.identity(imported.original)
     return manifests.identity(as_imported(imported), made_from="graph")

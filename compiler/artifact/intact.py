@@ -1,4 +1,4 @@
-"""Whether what is on disk is what was built."""
+"""Verification that an artifact on disk is intact."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _WEIGHTS = re.compile(r"weights-([0-9a-f]{16})\.bin\Z")
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found to be as it should.
+    """The result of a successful verification.
 
     Attributes:
-        files: bytes by name.
-        notes: what is worth knowing and not wrong, a line each.
+        files: sizes in bytes, by name.
+        notes: remarks that are not errors, one line each.
     """
 
     files: dict[str, int]
@@ -36,17 +36,16 @@ class Verified:
 
 
 def verify(path: str | Path, *, model: Any = None) -> Verified:
-    """Checks an artifact, or a model file alone.
+    """Checks an artifact, or a single model file.
 
-    Of an artifact: its manifest, every file's size and SHA-256, that the model opens in its runtime
-    (machine code is not run: what it tells of itself is read) and has the interface that the manifest
-    tells, and where ``model`` is given (an ONNX model or a model
-    folder), that the artifact was made of that. A file alone carries no manifest: that it opens, and
-    that its weights, if they lie beside it, are those that it names.
+    For an artifact: the manifest, every file's size and SHA-256, that the model loads in its runtime (machine
+    code is not run: only its description is read) with the interface in the manifest, and, if ``model`` (an
+    ONNX model or a model folder) is given, that the artifact was built from it. For a single file, which has
+    no manifest: that it loads, and that separate weights match the hash in their name.
 
     Raises:
         InvalidModel: what is wrong, in one line.
-        InvalidOption: ``model`` is given for a file alone.
+        InvalidOption: ``model`` is given for a single file.
     """
     path = Path(path)
     if not path.is_dir():
@@ -55,7 +54,7 @@ def verify(path: str | Path, *, model: Any = None) -> Verified:
         manifest = read_manifest(path)
         for name, expected in manifest.files.items():
             check_file(path / name, expected)
-        _check_beside(manifest, path)
+        _check_companions(manifest, path)
         _check_interface(manifest, path)
         notes = [*_unlisted(manifest, path), *_other_versions(manifest)]
     if model is not None:
@@ -68,26 +67,26 @@ def _verify_file(path: Path, model: Any) -> Verified:
     from tersor.frontends.onnx import external_files, read_model
 
     if model is not None:
-        raise InvalidOption(f"{path} carries no manifest, so what it was made of is not known")
-    proto, beside = read_model(path)
-    assert beside is not None
+        raise InvalidOption(f"{path} has no manifest, so its input model is unknown")
+    proto, folder = read_model(path)
+    assert folder is not None
     sizes = {path.name: path.stat().st_size}
     for name in external_files(proto):
         try:
-            found = stored(beside.path(name))
+            weights = stored(folder.path(name))
         except OSError as error:
             raise InvalidModel(f"{path}: {name}: {error.strerror}") from None
         named = _WEIGHTS.match(name)
-        if named and not found.sha256.startswith(named[1]):
+        if named and not weights.sha256.startswith(named[1]):
             raise InvalidModel(
                 f"{path.parent / name}: its hash is not the one in its name; compile the model again"
             )
-        sizes[name] = found.size
+        sizes[name] = weights.size
     _interface(registry.REFERENCE, path, {}, path)
-    return Verified(sizes, ["it carries no manifest: that it opens is all that can be checked"])
+    return Verified(sizes, ["it has no manifest: only that it loads can be checked"])
 
 
-def _check_beside(manifest: Manifest, path: Path) -> None:
+def _check_companions(manifest: Manifest, path: Path) -> None:
     model = path / manifest.model
     for name in _backend(manifest.runtime, path).companions(model):
         if name != manifest.weights:
@@ -95,29 +94,29 @@ def _check_beside(manifest: Manifest, path: Path) -> None:
 
 
 def _check_interface(manifest: Manifest, path: Path) -> None:
-    found = _interface(manifest.runtime, path / manifest.model, manifest.choice, path)
-    for kind, values in zip(("inputs", "outputs"), found, strict=True):
+    actual = _interface(manifest.runtime, path / manifest.model, manifest.choice, path)
+    for kind, values in zip(("inputs", "outputs"), actual, strict=True):
         try:
-            told = [(name, parse_type(type)) for name, type in manifest.about["interface"][kind]]
+            listed = [(name, parse_type(type)) for name, type in manifest.about["interface"][kind]]
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise InvalidModel(f"{path}: the manifest does not tell the {kind}") from None
-        names, have = [n for n, _ in told], [n for n, _ in values]
+            raise InvalidModel(f"{path}: the manifest does not list the {kind}") from None
+        names, have = [n for n, _ in listed], [n for n, _ in values]
         if names != have:
             raise InvalidModel(
-                f"{path}: the manifest tells the {kind} {', '.join(names)}, "
+                f"{path}: the manifest lists the {kind} {', '.join(names)}, "
                 f"the model has {', '.join(have)}"
             )
-        for (name, wanted), (_, type) in zip(told, values, strict=True):
+        for (name, wanted), (_, type) in zip(listed, values, strict=True):
             if _differ(wanted, type):
                 raise InvalidModel(
-                    f"{path}: the manifest tells {name} as {wanted}, the model has {type}"
+                    f"{path}: the manifest lists {name} as {wanted}, the model has {type}"
                 )
 
 
-def _differ(told: ValueType, found: ValueType) -> bool:
-    if isinstance(told, TensorType) and isinstance(found, TensorType):
-        return not told.accepts(found)
-    return isinstance(told, TensorType) and found != UnknownType()
+def _differ(listed: ValueType, actual: ValueType) -> bool:
+    if isinstance(listed, TensorType) and isinstance(actual, TensorType):
+        return not listed.accepts(actual)
+    return isinstance(listed, TensorType) and actual != UnknownType()
 
 
 def _backend(runtime: str, path: Path) -> Backend:
@@ -137,9 +136,9 @@ def _interface(
 
 
 def _check_input(manifest: Manifest, path: Path, model: Any) -> None:
-    told = manifest.about.get("input")
-    if not isinstance(told, dict) or input_identity(model) != told:
-        raise InvalidModel(f"{path} was not made of {_shown(model)}")
+    identity = manifest.about.get("input")
+    if not isinstance(identity, dict) or input_identity(model) != identity:
+        raise InvalidModel(f"{path} was not built from {_shown(model)}")
 
 
 def _shown(model: Any) -> str:
@@ -150,12 +149,12 @@ def _unlisted(manifest: Manifest, path: Path) -> list[str]:
     known = {manifests.NAME, card.NAME, *manifest.files}
     others = sorted(p.name for p in path.iterdir() if p.name not in known)
     notes = [f"{name} is in the folder, but not in the manifest" for name in others]
-    if not _holds(path / card.NAME, card.model_card(manifest)):
+    if not _contains(path / card.NAME, card.model_card(manifest)):
         notes.append(f"{card.NAME} is not the one that was written with this model")
     return notes
 
 
-def _holds(path: Path, text: str) -> bool:
+def _contains(path: Path, text: str) -> bool:
     wanted = text.encode()
     with contextlib.suppress(OSError), open_plain(path) as file:
         return file.read(len(wanted) + 1) == wanted
@@ -163,11 +162,11 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _other_versions(manifest: Manifest) -> list[str]:
-    told, here = manifest.about.get("versions"), manifests.versions()
-    if not isinstance(told, dict):
-        return ["the manifest does not tell what versions made it"]
+    then, here = manifest.about.get("versions"), manifests.versions()
+    if not isinstance(then, dict):
+        return ["the manifest does not list package versions"]
     return [
-        f"made with {package} {told[package]}, here is {here.get(package, 'none')}"
-        for package in sorted(told)
-        if told[package] != here.get(package)
+        f"built with {package} {then[package]}, installed is {here.get(package, 'none')}"
+        for package in sorted(then)
+        if then[package] != here.get(package)
     ]

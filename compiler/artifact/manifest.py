@@ -1,10 +1,11 @@
-"""What an artifact says of itself: which files it has, what it was made of, and how.
+"""The manifest of an artifact: its files, its input model, and how it was built.
 
-A manifest holds no times, paths or names of machines: the same compilation gives the same bytes.
+It contains no times, paths or machine names: the same compilation gives the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -26,10 +27,10 @@ from tersor.plain import read_plain
 
 NAME = "manifest.json"
 FORMAT = 4
-MAX_BYTES = 64 << 20  # Of a manifest; that of a model of 20,000 nodes takes about 1 MB.
+MAX_BYTES = 64 << 20  # Of a manifest; a model of 20,000 nodes needs about 1 MB.
 _PACKAGES = ("tersor", "numpy", "onnx", "onnxruntime", "apache-tvm", "torch", "transformers")
-MAX_MODEL = 1 << 31  # What protobuf holds.
-MAX_EXTRA = 1 << 28  # Tokenizers take some MB.
+MAX_MODEL = 1 << 31  # Protobuf's limit.
+MAX_EXTRA = 1 << 28  # Tokenizers need a few MB.
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OWN = ("format", "runtime", "choice", "model", "weights", "extras", "files", "report")
 
@@ -39,12 +40,12 @@ class Manifest:
     """The manifest of one artifact folder.
 
     Attributes:
-        runtime: what runs the model.
-        choice: how it was built and is run best, as the backend writes it.
+        runtime: the runtime of the model.
+        choice: the backend's settings for building and running it, as plain data.
         model: name of the model's file in the folder.
-        weights: name of the file of its weights, where they are not in the model's.
-        extras: files that belong to it (a tokenizer), names in the folder by their own names, which may be
-            in folders (``1_Pooling/config.json``).
+        weights: name of the separate weights file, or None.
+        extras: other files (a tokenizer): names in the folder by original names, which may contain folders
+            (``1_Pooling/config.json``).
         files: all files, by name in the folder.
         about: the rest, as plain data: input, interface, recipe, target, versions.
         report: what was done.
@@ -77,7 +78,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class About:
-    """What a manifest tells of how a model was made."""
+    """The part of a manifest about how a model was built."""
 
     input: dict[str, Any] = field(default_factory=dict)
     interface: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class About:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in ``folder``, which may be anyone's: everything in it is checked.
+    """Reads the manifest in an untrusted ``folder``: everything in it is checked.
 
     Raises:
         InvalidModel: there is none, or it is damaged; says how.
@@ -106,7 +107,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(text)
         if not isinstance(data, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         if data.get("format") != FORMAT:
             raise InvalidModel(
                 f"{folder}: artifact format {data.get('format')!r}, this tersor reads {FORMAT}; "
@@ -138,10 +139,9 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 
 def _about(data: dict[str, Any]) -> dict[str, Any]:
-    """What the rest tells, where it is told at all."""
+    """The remaining entries; those of :class:`About` are checked."""
     about = {k: v for k, v in data.items() if k not in _OWN}
-    told = {k: v for k, v in about.items() if k in About.__dataclass_fields__}
-    read_plain(About, told)
+    read_plain(About, {k: v for k, v in about.items() if k in About.__dataclass_fields__})
     return about
 
 
@@ -158,7 +158,7 @@ def _plain_name(name: str, whole: str | None = None) -> str:
 
 
 def _plain_path(name: str) -> str:
-    """A name that may lie in folders below (``1_Pooling/config.json``)."""
+    """A relative path (``1_Pooling/config.json``)."""
     for part in name.split("/"):
         _plain_name(part, whole=name)
     return name
@@ -167,36 +167,36 @@ def _plain_path(name: str) -> str:
 def _stored(name: str, entry: Any) -> Stored:
     sha, size = entry["sha256"], entry["bytes"]
     if not (isinstance(sha, str) and _SHA256.match(sha)):
-        raise ValueError(f"the hash of {name!r} is none")
+        raise ValueError(f"the hash of {name!r} is not a SHA-256")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise ValueError(f"the size of {name!r} is none")
+        raise ValueError(f"the size of {name!r} is not a number of bytes")
     return Stored(sha, size)
 
 
 def check_file(path: Path, expected: Stored) -> None:
-    """That a file is what the manifest says; read piece by piece.
+    """Checks that a file matches the manifest, reading it piece by piece.
 
     Raises:
-        InvalidModel: it is missing, no regular file, or another one.
+        InvalidModel: it is missing, not a regular file, or different.
     """
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
         # A file of another size is not read: it may be endless.
-        found = stored(path) if size == expected.size else Stored("", size)
+        actual = stored(path) if size == expected.size else Stored("", size)
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; compile the model again") from None
-    _compare(path, found, expected)
+    _compare(path, actual, expected)
 
 
 def read_file(path: Path, expected: Stored, limit: int) -> bytes:
-    """The bytes of a file that is what the manifest says, and at most ``limit`` of them.
+    """The bytes of a file that matches the manifest.
 
     Raises:
-        InvalidModel: as :func:`check_file`; it is too large.
+        InvalidModel: as :func:`check_file`, or it has more than ``limit`` bytes.
     """
     if expected.size > limit:
-        raise InvalidModel(f"{path}: {expected.size} bytes, and no more than {limit} are read")
+        raise InvalidModel(f"{path}: {expected.size} bytes, the limit is {limit}")
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -207,12 +207,12 @@ def read_file(path: Path, expected: Stored, limit: int) -> bytes:
     return data
 
 
-def _compare(path: Path, found: Stored, expected: Stored) -> None:
-    if found.size != expected.size:
+def _compare(path: Path, actual: Stored, expected: Stored) -> None:
+    if actual.size != expected.size:
         raise InvalidModel(
-            f"{path}: {found.size} bytes, the manifest says {expected.size}; compile the model again"
+            f"{path}: {actual.size} bytes, the manifest says {expected.size}; compile the model again"
         )
-    if found.sha256 != expected.sha256:
+    if actual.sha256 != expected.sha256:
         raise InvalidModel(f"{path}: its hash is not the manifest's; compile the model again")
 
 
@@ -220,27 +220,27 @@ def _compare(path: Path, found: Stored, expected: Stored) -> None:
 
 
 def identity(model: Path | Built, *, made_from: str = "onnx") -> dict[str, Any]:
-    """Hashes and sizes of a model: of its file, and of those beside it that it refers to.
+    """Hashes and sizes of a model's file and of the files it refers to.
 
     Args:
         model: an ONNX file, or a model in memory.
-        made_from: ``onnx`` for a model as it was given; ``graph`` for what was written of the graph
-            that was imported from elsewhere.
+        made_from: ``onnx`` for a model as given; ``graph`` for an export of a graph that was imported from
+            another format.
 
     Raises:
         InvalidModel: it cannot be read.
     """
     if not isinstance(model, Path):
         data = main_file(model)
-        beside = {} if isinstance(model, bytes) else {model.weights.name: _weights(model)}
-        return _identity(made_from, Stored(hashlib.sha256(data).hexdigest(), len(data)), beside)
+        files = {} if isinstance(model, bytes) else {model.weights.name: _weights(model)}
+        return _identity(made_from, Stored(hashlib.sha256(data).hexdigest(), len(data)), files)
     from tersor.frontends.onnx import external_files, read_model
 
     # Links of the Hugging Face cache were followed when the model was imported, or refused there.
-    proto, beside_it = read_model(model, allow_hf_cache=True)
-    assert beside_it is not None
+    proto, folder = read_model(model, allow_hf_cache=True)
+    assert folder is not None
     try:
-        files = {name: stored(beside_it.path(name)) for name in external_files(proto)}
+        files = {name: stored(folder.path(name)) for name in external_files(proto)}
         return _identity(made_from, stored(model.resolve()), files)
     except OSError as error:
         raise InvalidModel(f"{model}: {error.strerror} ({error.filename})") from None
@@ -250,29 +250,27 @@ def _weights(model: Split) -> Stored:
     return Stored(model.weights.sha256, model.weights.size)
 
 
-def _identity(made_from: str, main: Stored, beside: Mapping[str, Stored]) -> dict[str, Any]:
-    files = {name: beside[name].to_json() for name in sorted(beside)}
+def _identity(made_from: str, main: Stored, external: Mapping[str, Stored]) -> dict[str, Any]:
+    files = {name: external[name].to_json() for name in sorted(external)}
     return {"made_from": made_from, **main.to_json(), "external": files}
 
 
 def identity_size(identity: Mapping[str, Any]) -> int:
-    """Bytes of a model by its :func:`identity`, all files together."""
+    """Total bytes of a model's files, from its :func:`identity`."""
     return int(identity["bytes"] + sum(f["bytes"] for f in identity["external"].values()))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on, for manifests; only what is installed."""
-    found = {}
+    """Versions of the installed packages that a result depends on."""
+    installed = {}
     for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 def interface(graph: Graph) -> dict[str, list[list[str]]]:
-    """Names and types of what a model takes and gives, in order."""
+    """Names and types of a model's inputs and outputs, in order."""
     inputs, outputs = graph.signature()
     return {
         "inputs": [[name, str(type)] for name, type in inputs],
@@ -281,7 +279,7 @@ def interface(graph: Graph) -> dict[str, list[list[str]]]:
 
 
 def calibration_identity(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any] | None:
-    """How many batches, and a hash over all of them; None for none."""
+    """The number of batches and a hash of all of them; None without batches."""
     sha, count = hashlib.sha256(), 0
     for batch in batches:
         count += 1

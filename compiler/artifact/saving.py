@@ -1,8 +1,8 @@
-"""Puts models on disk so that whoever looks finds the old one or the new one, whole.
+"""Saves artifacts atomically: a reader sees either the old one or the new one, complete.
 
-Whatever is named by another file (weights by the model, all files by the manifest) has its hash in its
-name and is there before it is named; the file that names it is replaced last, in one step. What only
-the replaced one named goes after that.
+A file that another one refers to (weights by the model, all files by the manifest) has its hash in its name
+and is written first; the file that refers to it is replaced last, in one step. Files that only the replaced
+manifest listed are deleted after that.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def save_folder(
     report: Report,
     suffix: str,
 ) -> None:
-    """An artifact: model, weights, ``extras`` and the manifest, into a new folder or over an artifact.
+    """Writes model, weights, ``extras`` and manifest into a new folder or over an existing artifact.
 
     Raises:
-        OSError: as the system says.
-        InvalidOption: ``path`` is something else than an artifact.
+        OSError: a system error.
+        InvalidOption: ``path`` exists and is not an artifact.
     """
     exists = path.exists()
     if exists:
@@ -68,20 +68,20 @@ def save_folder(
         staging.write(card.NAME, [card.model_card(written).encode()])
         if not exists and staging.become(path):
             return
-        _check_artifact(path)  # Where there was nothing, another process has put something by now.
+        _check_artifact(path)  # Another process may have created it meanwhile.
         with locked(path):
-            left = _old_files(path) - files.keys()
+            obsolete = _old_files(path) - files.keys()
             for name in files:
                 staging.move(name, path / name)
             staging.move(manifest.NAME, path / manifest.NAME)
             if _may_replace(path / card.NAME):
                 staging.move(card.NAME, path / card.NAME)
-            for name in left:
+            for name in obsolete:
                 (path / name).unlink(missing_ok=True)
 
 
 def _may_replace(readme: Path) -> bool:
-    """Whether there is no text of the user's there."""
+    """Whether the file is missing or a model card, not a user's own."""
     if readme.is_symlink() or (readme.exists() and not readme.is_file()):
         return False
     return not readme.exists() or card.is_card(readme.read_bytes())
@@ -99,17 +99,17 @@ def _check_artifact(path: Path) -> None:
 
 
 def _old_files(path: Path) -> set[str]:
-    """Files of the artifact that is there, and those that a killed process put there unnamed."""
+    """Files of the existing artifact, and unlisted ones that an interrupted save left."""
     try:
         listed = set(manifest.read_manifest(path).files)
-    except InvalidModel:  # Damaged, or of another format: only what is plainly ours goes.
+    except InvalidModel:  # Damaged, or of another format: recognize files by their names only.
         listed = set()
-    return {p.name for p in path.iterdir() if p.is_file() and (p.name in listed or _is_ours(p))}
+    return {p.name for p in path.iterdir() if p.is_file() and (p.name in listed or _is_saved(p))}
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether the name of a file tells that a save put it there, as it does by the hash of what is in it."""
+def _is_saved(path: Path) -> bool:
+    """Whether a save wrote the file: its name contains the hash of its content."""
     match = _HASHED.match(path.name)
-    with contextlib.suppress(OSError):  # A link, or one that cannot be read, is somebody else's.
+    with contextlib.suppress(OSError):  # Links and unreadable files were not written by a save.
         return match is not None and stored(path).sha256.startswith(match[1])
     return False

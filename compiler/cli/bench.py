@@ -37,9 +37,7 @@ def bench(
             "matching shapes. Repeatable.",
         ),
     ] = None,
-    pairs: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Number of paired runs.")
-    ] = 30,
+    pairs: Annotated[int, typer.Option(metavar="N", min=2, help="Number of paired runs.")] = 30,
     allow_hf_cache: HfCache = False,
     trust: TrustCode = False,
     debug: Debug = False,
@@ -72,14 +70,18 @@ def bench(
         results, fidelity, missing = _measure(
             first, second, list(feeds.values()), pairs, progress, (a, b)
         )
-    times = table("inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs")
+    times = table(
+        "inputs", f">{clean(a)} ms", f">{clean(b)} ms", ">speedup", ">quartiles", ">pairs"
+    )
     for label, result in zip(feeds, results, strict=True):
         times.add_row(clean(label), *report.time_cells(result.timing))
     show(times)
     say(f"speedup: of {b} over {a}, the median of {pairs} pairs")
     report.show_fidelity(fidelity)
     for path, model in ((a, first), (b, second)):
-        if model.runtime == registry.REFERENCE and (warning := overflow(model.graph, Target.host())):
+        if model.runtime == registry.REFERENCE and (
+            warning := overflow(model.graph, Target.host())
+        ):
             say(f"{path}: {warning}")
     for name in missing:
         say(f"output {name!r} is not in both models, and was not compared")
@@ -91,7 +93,9 @@ def _check_interfaces(first: Runnable, second: Runnable, a: Path, b: Path) -> No
     names = [{v.name for v in model.graph.inputs} for model in (first, second)]
     if names[0] != names[1]:
         inputs = [", ".join(sorted(n)) or "no inputs" for n in names]
-        raise InvalidModel(f"{a} takes {inputs[0]}, {b} takes {inputs[1]}: give models with the same inputs")
+        raise InvalidModel(
+            f"{a} takes {inputs[0]}, {b} takes {inputs[1]}: give models with the same inputs"
+        )
 
 
 def _feeds(

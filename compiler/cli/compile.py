@@ -73,7 +73,7 @@ Batch = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Batch size for --calibration files and texts. Default: 8, if the model's batch size is dynamic.",
+        help="Batch size for --calibration files and texts. Default: 8 if the batch size is dynamic.",
     ),
 ]
 Vocabulary = Annotated[
@@ -122,9 +122,7 @@ def compile(
     portable: Portable = False,
     no_measure: Annotated[
         bool,
-        typer.Option(
-            "--no-measure", help="Build with default settings; the speedup is unknown."
-        ),
+        typer.Option("--no-measure", help="Build with default settings; the speedup is unknown."),
     ] = False,
     database: Database = None,
     skips: Skips = False,

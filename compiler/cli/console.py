@@ -17,7 +17,9 @@ from rich.table import Table
 
 from tersor.errors import one_line, size
 
-__all__ = ["ProgressReporter", "clean", "complain", "number", "output", "say", "show", "size", "table"]
+__all__ = [
+    "ProgressReporter", "clean", "complain", "number", "output", "say", "show", "size", "table",
+]  # fmt: skip
 WIDTH_IN_FILES = 160  # Columns if output goes to a file or a pipe.
 QUIET_SECONDS = 1.0  # Without a terminal, shorter commands print no progress.
 SECONDS_PER_LINE = 5.0

@@ -50,9 +50,7 @@ Trust = Annotated[
 
 TrustCode = Annotated[
     bool,
-    typer.Option(
-        "--trust", help="Run compiled models that are machine code (runtime tvm)."
-    ),
+    typer.Option("--trust", help="Run compiled models that are machine code (runtime tvm)."),
 ]
 
 

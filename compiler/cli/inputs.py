@@ -1,4 +1,4 @@
-"""Parsing of command-line values: paths, ``key=value`` pairs, sizes, shapes. All are checked before any work."""
+"""Parsing of command-line values: paths, ``key=value`` pairs, sizes, shapes. Checked before any work."""
 
 from __future__ import annotations
 

@@ -22,9 +22,7 @@ def inspect(
     top: Annotated[
         int, typer.Option(metavar="N", min=0, help="How many of the largest weights to list.")
     ] = 10,
-    depth: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How deep to list modules.")
-    ] = 3,
+    depth: Annotated[int, typer.Option(metavar="N", min=0, help="How deep to list modules.")] = 3,
     skips: Skips = False,
     allow_hf_cache: HfCache = False,
     trust: Trust = False,

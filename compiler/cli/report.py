@@ -106,20 +106,22 @@ def _show_decoded(rows: list[Decoded]) -> None:
     if not rows:
         return
     say("decoded constants, for which the runtime has no kernel:")
-    rows = table("tensor", "stored as", ">numbers", "decoded", "why")
+    decoded = table("tensor", "stored as", ">numbers", "decoded", "why")
     for row in rows:
         when = "at loading" if row.loaded else "in the file"
-        rows.add_row(clean(row.tensor), clean(row.encoding), size(row.bytes), when, clean(row.why))
-    show(rows)
+        decoded.add_row(
+            clean(row.tensor), clean(row.encoding), size(row.bytes), when, clean(row.why)
+        )
+    show(decoded)
 
 
 def _show_times(measured: list[tuple[Measurement, Timing]]) -> None:
-    if not rows:
+    if not measured:
         return
-    rows = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
-    for row, timing in rows:
-        rows.add_row(clean(row.candidate), clean(row.sizes), *time_cells(timing))
-    show(rows)
+    times = table("built", "at", ">input ms", ">result ms", ">speedup", ">quartiles", ">pairs")
+    for row, timing in measured:
+        times.add_row(clean(row.candidate), clean(row.sizes), *time_cells(timing))
+    show(times)
 
 
 def time_cells(timing: Timing) -> list[str]:

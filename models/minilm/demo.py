@@ -41,7 +41,11 @@ def main() -> int:
         for runtime in RESULTS:
             try:
                 made[runtime] = tersor.compile(
-                    original, recipe="int8", runtime=runtime, calibration=calibration, progress=progress
+                    original,
+                    recipe="int8",
+                    runtime=runtime,
+                    calibration=calibration,
+                    progress=progress,
                 )
             except Unsupported as error:
                 console.print(f"{runtime} was left out: {error}", markup=False)

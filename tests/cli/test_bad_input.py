@@ -145,7 +145,7 @@ def test_models_with_other_inputs_cannot_be_compared(run: Run, files: Path) -> N
         run,
         files,
         "bench m.onnx z.onnx",
-        "m.onnx takes x, z.onnx takes z: they have to take the same",
+        "m.onnx takes x, z.onnx takes z: give models with the same inputs",
         1,
     )
 
@@ -163,8 +163,8 @@ def test_a_pipe_in_place_of_a_file_is_refused(run: Run, files: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (RuntimeError("two\nlines"), "error: unexpected RuntimeError: two lines; this is a bug in tersor: run it with --debug and report what that shows"),
-        (RecursionError(), "error: unexpected RecursionError; this is a bug in tersor: run it with --debug and report what that shows"),
+        (RuntimeError("two\nlines"), "error: unexpected RuntimeError: two lines; this is a bug in Tersor: run it with --debug and report the output"),
+        (RecursionError(), "error: unexpected RecursionError; this is a bug in Tersor: run it with --debug and report the output"),
         (MemoryError(), "error: not enough memory"),
         (ModuleNotFoundError("no", name="onnxruntime"), "error: the package 'onnxruntime' is not installed; 'tersor doctor' lists what is needed"),
         (PermissionError(13, "Permission denied", "m.onnx"), "error: m.onnx: Permission denied"),

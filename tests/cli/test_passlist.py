@@ -131,11 +131,11 @@ def test_options_take_the_type_that_the_pass_declares() -> None:
         ("dead-code{all=1}", "pass dead-code has no option 'all'; it has none"),
         (
             "fold-constants{byte_budget=1:2}",
-            "pass fold-constants: option 'byte_budget' takes one value, not 2; put a value that holds ':' in double quotes",
+            "pass fold-constants: option 'byte_budget' takes one value, not 2; put a value that contains ':' in double quotes",
         ),
         (
             "fold-constants{byte_budget=}",
-            "pass fold-constants: option 'byte_budget' takes one value, not none; put a value that holds ':' in double quotes",
+            "pass fold-constants: option 'byte_budget' takes one value, not none; put a value that contains ':' in double quotes",
         ),
     ],
 )

@@ -96,5 +96,5 @@ def test_on_a_terminal_the_progress_bar_goes_away(files: Path) -> None:
     shown = os.read(main, 1 << 16)
     os.close(main)
     assert done.returncode == 0
-    assert done.stdout.decode().splitlines()[-1] == "wrote out.onnx (the model alone)"
+    assert done.stdout.decode().splitlines()[-1] == "wrote out.onnx (the model only)"
     assert shown.endswith((b"\x1b[2K", b"\r"))  # the line of the bar was erased last

@@ -42,7 +42,7 @@ def test_kernels_are_measured_once(run: Run, files: Path) -> None:
     assert [row[:-1] for row in rows(second)] == [row[:-1] for row in rows(first)]
     assert [row[-1] for row in rows(second)] == ["known", "known"]
     assert first.stdout.splitlines()[-2:] == [
-        "kernels tuned: 2, of which were known before: 0",
+        "kernels tuned: 2, of which 0 were known before",
         "the results are in t.json",
     ]
     assert "known before: 2" in second.stdout
@@ -66,7 +66,7 @@ def test_an_interrupt_tells_how_far_it_came(
     result = run(*TUNE)
     assert result.exit_code == 130 and "Traceback" not in result.stderr
     assert rows(result) == [[NAMES[0], "rows=32", "by_columns=0", "measured"]]
-    assert "1 of 2 kernels are tuned: run it again to go on" in result.stdout.splitlines()
+    assert "1 of 2 kernels are tuned: run it again to resume" in result.stdout.splitlines()
     asked.clear()
     monkeypatch.setattr(tuning, "best", lambda *_: {"grain": {"rows": 64, "by_columns": 64}})
     result = run(*TUNE)
@@ -89,7 +89,7 @@ def test_a_real_interrupt_leaves_what_was_measured(files: Path) -> None:
     process.send_signal(signal.SIGINT)
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert "1 of 2 kernels are tuned: run it again to go on" in told.splitlines()
+    assert "1 of 2 kernels are tuned: run it again to resume" in told.splitlines()
     assert "Traceback" not in errors
     assert len(json.loads(Path("t.json").read_text())) == 1
 
@@ -106,7 +106,7 @@ def test_where_nothing_can_be_written_it_says_so(
 
 def test_a_model_without_kernels(run: Run, files: Path) -> None:
     result = run("tune", "other.onnx")
-    assert (result.exit_code, result.stdout) == (0, "no kernel was found to tune\n")
+    assert (result.exit_code, result.stdout) == (0, "the model has no kernels to tune\n")
 
 
 @pytest.mark.parametrize(

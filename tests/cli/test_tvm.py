@@ -93,7 +93,7 @@ def test_compile_builds_buckets(run: Run, files: Path) -> None:
 
 def test_verify_needs_no_trust(run: Run, code: Path) -> None:
     result = run("verify", "code", "--input", "m.onnx")
-    assert result.exit_code == 0 and result.stdout.startswith("code is whole: 2 files, ")
+    assert result.exit_code == 0 and result.stdout.startswith("code is intact: 2 files, ")
     library = next(code.glob("*.so"))
     library.write_bytes(library.read_bytes()[:-1])
     assert "the manifest says" in refused(run("verify", "code"))
@@ -103,17 +103,17 @@ def test_inspect_has_no_graph_to_show_but_what_was_done(run: Run, code: Path) ->
     result = run("inspect", "code")
     first, *others = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert first == "code is machine code (runtime tvm), which holds no graph"
+    assert first == "code is machine code (runtime tvm), which has no graph"
     assert any(line.startswith("not measured: ") for line in others)
     assert refused(run("inspect", "m.onnx", "code")) == (
-        "error: code is machine code, which holds no graph: give the model that it was made of"
+        "error: code is machine code, which has no graph: give the model that it was built from"
     )
 
 
 @pytest.mark.parametrize("command", ["compile", "convert"])
 def test_a_library_is_no_onnx_file(run: Run, files: Path, command: str) -> None:
     assert refused(run(command, "m.onnx", "out.onnx", "--runtime", "tvm")) == (
-        "error: cannot write out.onnx: what runtime tvm builds is no ONNX file but a folder; "
+        "error: cannot write out.onnx: runtime tvm builds a folder, not an ONNX file; "
         "choose a path that does not end in .onnx"
     )
     assert refused(run(command, "m.onnx", "out", "--runtime", "tvm", "--portable")) == (

@@ -50,7 +50,7 @@ def test_an_exported_file_reaches_the_metric_of_the_module(tmp_path: Path) -> No
     [
         ("metric bert_tyni", "no workload 'bert_tyni', did you mean 'bert_tiny'?"),
         ("export bert_tiny out.pt", "cannot write out.pt: the path must end in .onnx"),
-        ("export bert_tiny nowhere/out.onnx", "does not exist; make it first"),
+        ("export bert_tiny nowhere/out.onnx", "does not exist; create it first"),
         ("metric t5_tiny missing.onnx", "missing.onnx"),
         (
             "metric t5_tiny other.onnx",

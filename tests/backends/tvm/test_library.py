@@ -288,7 +288,7 @@ def test_verifying_runs_nothing(out: Path, untouched: None) -> None:
 def test_an_artifact_of_another_interface_is_not_whole(out: Path, untouched: None) -> None:
     path = out / manifest.NAME
     path.write_text(path.read_text().replace("f32[batch, 10]", "f32[batch, 11]"))
-    with pytest.raises(InvalidModel, match="the manifest tells x as f32"):
+    with pytest.raises(InvalidModel, match="the manifest lists x as f32"):
         tersor.verify(out)
 
 
@@ -296,7 +296,7 @@ def test_a_library_is_saved_as_a_folder(out: Path) -> None:
     with pytest.raises(InvalidOption) as caught:
         tersor.load(out, trust=True).save("out.onnx")
     assert str(caught.value) == (
-        "cannot write out.onnx: what runtime tvm builds is no ONNX file but a folder; "
+        "cannot write out.onnx: runtime tvm builds a folder, not an ONNX file; "
         "choose a path that does not end in .onnx"
     )
     assert not Path("out.onnx").exists()
