@@ -398,7 +398,7 @@ def test_scopes_say_which_layers() -> None:
 
 @pytest.mark.parametrize("scopes", [{"scopes": ("decoder.*",)}, {"ignored_scopes": ("decoder.*",)}])
 def test_a_scope_that_fits_nothing_is_refused(scopes: dict[str, Any]) -> None:
-    with pytest.raises(InvalidOption, match=r"fits 'decoder\.\*'.*encoder\.0, encoder\.1, head"):
+    with pytest.raises(InvalidOption, match=r"matches 'decoder\.\*'.*encoder\.0, encoder\.1, head"):
         run(PruneWeights(sparsity=0.5, **scopes), chain())
 
 
