@@ -13,19 +13,13 @@ from dataclasses import dataclass, field
 
 from tersor.analysis.match import rank
 from tersor.ir import Graph, Node, Value
+from tersor.ops import TABLE
 
 Ranks = frozenset[int]
 
-# Ops whose result has the rank of the first operand.
-_SAME = frozenset({
-    "Identity", "Cast", "Dropout", "Clip", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "Tanh",
-    "Softmax", "LogSoftmax", "Softplus", "Gelu", "HardSigmoid", "HardSwish", "Mish", "Not", "Abs", "Neg",
-    "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "CumSum",
-    "Slice", "LayerNormalization", "BatchNormalization",
-})  # fmt: skip
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+# Results have their first operand's rank, besides those of which the op table says it.
+_SAME = frozenset({"PRelu", "Softmax", "LogSoftmax", "CumSum", "Slice"})
 _RECURRENT_RANKS = {0: 3, 1: 3, 2: 3, 3: 2, 4: 1, 5: 3, 6: 3, 7: 2}
-_WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 
 
 @dataclass
@@ -107,10 +101,10 @@ class RankProofs:
         return self.needed(node.outputs[index], depth + 1)
 
     def _by_user(self, node: Node, index: int, depth: int) -> Ranks | None:
-        if node.op in _RECURRENT:
+        if any(form.state is not None for form in TABLE.weights(node)):
             return frozenset({_RECURRENT_RANKS[index]}) if index in _RECURRENT_RANKS else None
-        if node.op in _WINDOWED and index == 0:
-            kernel = node.attrs.get("kernel_shape")
+        kernel = node.attrs.get("kernel_shape")
+        if kernel is not None and index == 0 and not TABLE.is_opaque(node.op):
             return frozenset({len(kernel) + 2}) if isinstance(kernel, tuple) and kernel else None
         if node.op == "Transpose":
             order = node.attrs.get("perm")
@@ -130,7 +124,7 @@ class RankProofs:
 
 def _added(node: Node) -> int | None:
     """Rank of the result minus rank of the first operand; None where unknown."""
-    if node.op in _SAME:
+    if node.op in _SAME or _is_alike(node):
         return 0
     if node.op not in ("Squeeze", "Unsqueeze"):
         return None
@@ -139,6 +133,14 @@ def _added(node: Node) -> int | None:
         return None  # Without axes a Squeeze drops all dims of 1.
     count = len(set(axes.numpy().reshape(-1).tolist()))
     return count if node.op == "Unsqueeze" else -count
+
+
+def _is_alike(node: Node) -> bool:
+    """Whether the result has the first operand's rank by the op's traits."""
+    others = [v for v in node.inputs[1:] if v is not None]
+    if TABLE.has(node.op, "elementwise"):
+        return all(rank(v) == 0 for v in others)
+    return TABLE.has(node.op, "normalization") and not TABLE.weights(node)
 
 
 def _intersection(sets: Iterable[Ranks | None]) -> Ranks | None:

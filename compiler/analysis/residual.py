@@ -25,8 +25,6 @@ from tersor.ir import Graph, Node, Value
 from tersor.ops import TABLE
 
 Unit = Literal["block", "sublayer"]
-_ELEMENTWISE = {"Relu", "Gelu", "LeakyRelu", "Clip", "Tanh", "Identity", "Dropout"}
-_SCALES = {"Mul", "Div", "Sub"}  # By a constant.
 
 
 @dataclass(frozen=True)
@@ -173,12 +171,13 @@ def _straight(node: Node | None, sums: bool) -> list[Value]:
     if node is None:
         return []
     inputs = [v for v in node.inputs if v is not None]
-    if node.op in _ELEMENTWISE or TABLE.has(node.op, "normalization"):
+    if TABLE.has(node.op, "normalization"):
         return inputs[:1]
     varying = [v for v in inputs if not v.is_constant]
-    if node.op == "Add" and (sums or len(varying) == 1):
-        return varying
-    return varying if node.op in _SCALES and len(varying) == 1 else []
+    if len(varying) == 1:
+        passes = TABLE.has(node.op, "elementwise") and not TABLE.has(node.op, "discrete")
+        return varying if passes else []
+    return varying if node.op == "Add" and sums else []
 
 
 def _has_weights(node: Node) -> bool:

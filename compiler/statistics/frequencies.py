@@ -9,7 +9,6 @@ import numpy as np
 from tersor.analysis.layers import Reader
 from tersor.ir import Graph, Value, extract
 from tersor.pipeline import Evaluate, Feeds
-from tersor.statistics.observers import Counts
 from tersor.statistics.padding import padding_mask
 
 
@@ -18,17 +17,27 @@ def frequencies(
 ) -> np.ndarray:
     """f64[rows], how often each row was looked up on ``feeds``, padding left out; lookups in subgraphs
     are not seen."""
-    counts = Counts(table.tensor.shape[0])
+    total = np.zeros(table.tensor.shape[0])
     masks = {
         lookup.ids: padding_mask(graph, lookup.node.output)
         for lookup in lookups
         if lookup.node.graph is graph
     }
     if not masks:
-        return counts.result
+        return total
     tapped = extract(graph, None, list(masks))
     for feed in feeds:
         outputs = evaluate(tapped, feed)
         for ids, mask in masks.items():
-            counts.update(outputs[ids.name], None if mask is None else feed[mask])
-    return counts.result
+            add_counts(total, outputs[ids.name], None if mask is None else feed[mask])
+    return total
+
+
+def add_counts(total: np.ndarray, ids: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """Adds to ``total`` how often each index occurs in ``ids``. ``mask``: zero at those that do not count; of
+    another size it says nothing, and all count."""
+    ids = np.reshape(ids, -1)
+    kept = None if mask is None else np.reshape(mask, -1)
+    if kept is not None and len(kept) == len(ids):
+        ids = ids[kept != 0]
+    np.add.at(total, ids, 1)

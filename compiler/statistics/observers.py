@@ -266,24 +266,3 @@ class Reservoir(Observer[np.ndarray]):
     @property
     def result(self) -> np.ndarray | None:
         return None if self._rows is None else self._rows[np.argsort(self._places)]
-
-
-class Counts(Observer[np.ndarray]):
-    """f64[size], how often each integer from 0 to ``size`` - 1 was there; mask: an element for each."""
-
-    def __init__(self, size: int) -> None:
-        self._counts = np.zeros(size)
-
-    def update(self, array: np.ndarray, mask: np.ndarray | None = None) -> None:
-        numbers = np.reshape(array, -1)
-        kept = None if mask is None else np.reshape(mask, -1)
-        if kept is not None and len(kept) == len(numbers):
-            numbers = numbers[kept != 0]
-        np.add.at(self._counts, numbers, 1)
-
-    def _add(self, rows: np.ndarray) -> None:
-        raise NotImplementedError
-
-    @property
-    def result(self) -> np.ndarray:
-        return self._counts

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.match import dims, has_one_use, operand, producer_if, rank
+from tersor.analysis.match import dims, has_one_use, has_trait, operand, producer_if, rank
 from tersor.ir import Dim, Graph, Node, Value
 from tersor.ir.dims import product
 from tersor.ir.node import Attribute
@@ -25,7 +25,6 @@ from tersor.transforms.sizes import size_from_inputs
 
 # Emits the split value; called only if all its operands can be split.
 Emit = Callable[[], Value]
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "IsNaN"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,9 @@ class _Split:
         if node.op == "MatMul":
             both = [self.of(operand(node, i), axis) for i in (0, 1)]
             return self._like(node, both, {}) if all(both) and axis == 0 else None
-        return self._elementwise(node, axis) if node.op in _ELEMENTWISE else None
+        if not has_trait(node, "elementwise") or None in node.inputs or len(node.outputs) > 1:
+            return None
+        return self._elementwise(node, axis)
 
     def _transpose(self, node: Node, axis: int) -> Emit | None:
         written = node.attrs.get("perm")

@@ -131,6 +131,18 @@ def test_a_gate_by_the_stream_is_no_way_around() -> None:
     assert spans(graph_of(gated, "x2")) == []
 
 
+@pytest.mark.parametrize("op", ["Relu", "HardSwish", "Sigmoid"])
+def test_an_activation_behind_the_sum_lets_the_stream_through(op: str) -> None:
+    def layer(i: int, x: str, y: str) -> list[str]:
+        return [
+            f"%h{i}: {T} = MatMul(%{x}, @w{i})",
+            f"%s{i}: {T} = Add(%h{i}, %{x})",
+            f"%{y}: {T} = {op}(%s{i})",
+        ]
+
+    assert spans(graph_of(stack(layer, 2), "x2")) == [["x0-x1", "x1-x2"]]
+
+
 def test_scaled_sums_and_parallel_branches_are_layers() -> None:
     def layer(i: int, x: str, y: str) -> list[str]:
         return [

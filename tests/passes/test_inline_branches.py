@@ -140,6 +140,22 @@ def test_a_condition_on_a_rank_is_known_with_the_rank() -> None:
     assert str(graph.outputs[0].type) == "f32[b, 3]"
 
 
+@pytest.mark.parametrize(
+    "op", ["Relu(%a)", "Swish(%a)", "Mul(%a, @half)", "RMSNormalization(%a, @scale)"]
+)
+def test_what_keeps_a_rank_is_what_the_op_table_says(op: str) -> None:
+    graph = parse(
+        f"""graph g(%a: f32[*], %w: f32[4, 3]) -> (y = %y) {{
+  @half: f32[] = dense [0.5]
+  @scale: f32[4] = dense [1, 2, 3, 4]
+  %b: f32[*] = {op}
+  %y: f32[?, 3] = Gemm(%b, %w)
+}}""",
+        TABLE,
+    )
+    assert RankProofs().needed(graph.inputs[0]) == {2}
+
+
 def test_ranks_follow_through_views_and_branches_both_ways() -> None:
     graph = squeezed()
     values = {v.name: v for v in graph.values()}

@@ -80,6 +80,14 @@ def test_what_others_read_stays_as_it_is() -> None:
     ]
 
 
+@pytest.mark.parametrize("op", ["Tanh", "Sign", "Swish"])
+def test_any_op_on_single_elements_is_taken_apart(op: str) -> None:
+    """A cap on the scores, as Gemma 2 has one."""
+    middle = f"%capped: f32[2*b, s, s] = {op}(%product)\n%weights: f32[2*b, s, s] = Softmax(%capped) {{axis = -1}}"
+    made = unfolded(middle)
+    assert [n.output.tensor.rank for n in made.nodes if n.op in (op, "Softmax")] == [4, 4]
+
+
 BEHIND = """graph g(%x: f32[s, b, 8]) -> (y = %y) {
     @two: i64[1] = dense [2]
     @four: i64[1] = dense [4]
