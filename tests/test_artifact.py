@@ -537,6 +537,7 @@ from tersor.frontends.onnx import external
 from tersor.ir import DType, TensorType
 from tersor.ops import TABLE
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore it.
 external.INLINE_BYTES = 1000
 def made(seed):
     graph = TABLE.graph("kill")
