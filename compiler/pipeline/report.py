@@ -1,4 +1,4 @@
-"""What was done, what was not and why, and what it cost. Unknown is None, never zero."""
+"""Reports: what was done, what was skipped and why, and what it cost. Unknown is None, never zero."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from tersor.ir import Value
 from tersor.numerics.fidelity import Fidelity
 from tersor.plain import EXACT
 
-# The remark of a pass whose fits go by too few rows; it outlives a pass that is left out.
 Step = Literal["import", "recipe", "measure", "choose", "judge"]  # Of a compilation.
+# The method of a remark about fits to too few rows, which is kept even if the pass is left out.
 FEW_ROWS = "few calibration rows"
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What a pass did to a layer, why it left one, or what it has to say of the graph. Its text is made where
-    it is printed.
+    """What a pass did to a layer, why it skipped one, or a remark on the whole graph. Formatted on printing.
 
     Attributes:
-        reason: why, or what else there is to say.
-        layer: which one, or which node; empty: of the whole graph.
+        reason: why, or any other text.
+        layer: the layer or node; empty: the whole graph.
         method: what was done, in the pass's own terms: ``rank 3 of 50x24``.
-        error: what it costs, relative (Frobenius norms); of several layers the mean; None: unknown.
-        of: what the error is of: ``the weight``.
-        before: the error without it.
-        worst: of several layers.
-        bytes: how much smaller the weights are by it; below 0: larger.
+        error: relative error (Frobenius norms), the mean if over several layers; None: unknown.
+        of: what the error refers to: ``the weight``.
+        before: the error without the change.
+        worst: the largest error of several layers.
+        bytes: bytes of weights saved; negative if they grew.
     """
 
     reason: str = ""
@@ -45,8 +44,8 @@ class Remark:
 
     def __str__(self) -> str:
         parts = (self.method, self._cost(), self.reason, self._gain())
-        said = ", ".join(part for part in parts if part)
-        return f"{self.layer}: {said}" if self.layer else said
+        text = ", ".join(part for part in parts if part)
+        return f"{self.layer}: {text}" if self.layer else text
 
     def _gain(self) -> str:
         if self.bytes is None:
@@ -65,22 +64,22 @@ class Remark:
 
 @dataclass
 class PassReport:
-    """One pass over one graph, all its runs together where it was repeated.
+    """One pass over one graph; repeated runs are merged.
 
     Attributes:
         name: the pass, with its options as ``name{key=value}``.
-        seconds: wall time of the pass, verification apart; not saved, and no part of comparisons.
-        rewrites: how often it changed something.
-        skips: where a rule met its pattern but did not apply, and layers that stay.
+        seconds: wall time of the pass without verification; not saved, and ignored in comparisons.
+        rewrites: number of changes.
+        skips: where a rule's pattern matched but it did not apply, and layers left unchanged.
         notes: what was done to single layers, what it cost, and other remarks.
-        nodes: node count after it, subgraphs included; after the last run that rewrote something.
+        nodes: node count after the last run that rewrote something, subgraphs included.
         weight_bytes: bytes of all constants then, as encoded.
-        max_error: largest absolute difference against the reference on the verification inputs, where
-            the pass claims values and they were checked.
-        missed: why a budget was not met, and what was nearest; empty where it was, or there is none.
-        left: the share of what a budget counts that is left; not saved, nor is the next.
-        changed: key of each layer that can stay as it is -> (what messages call it, its own relative error).
-        kept: which of its units each group that was pruned has left, by their numbers before: ``0-3,5``.
+        max_error: largest absolute difference from the reference on the verification inputs, if the pass
+            claims to keep values and that was checked.
+        missed: why a budget was not met, and the nearest result; empty if it was met, or there is none.
+        left: the remaining share of what a budget counts; not saved, like ``changed``.
+        changed: key of each layer that can be left unchanged -> (its name in messages, its relative error).
+        kept: remaining units of each pruned group, by their original indices: ``0-3,5``.
     """
 
     name: str
@@ -98,7 +97,7 @@ class PassReport:
     __pydantic_config__ = EXACT
 
     def add(self, run: PassReport) -> None:
-        """Adds another run of the same pass, which has no layers of its own to tell of."""
+        """Merges another run of the same pass, except for per-layer results."""
         self.seconds = (self.seconds or 0.0) + (run.seconds or 0.0)
         self.rewrites += run.rewrites
         self.skips = list(dict.fromkeys([*self.skips, *run.skips]))
@@ -111,13 +110,13 @@ class PassReport:
 
 @dataclass
 class TuneReport:
-    """What tuning found.
+    """The results of tuning.
 
     Attributes:
-        kernels: a row for each kernel that was reached: its ``name``, its ``grain`` (how it divides its
-            work), and whether that was ``measured`` now or was known.
-        total: kernels that the model has; more than were reached where it was interrupted.
-        database: the file that holds the results; empty where it cannot be written.
+        kernels: a row for each tuned kernel: its ``name``, its ``grain`` (how it divides its work), and
+            whether that was ``measured`` now or known before.
+        total: number of the model's kernels; more than were tuned if interrupted.
+        database: the file of the results; empty if it cannot be written.
         remarks: why kernels were not measured, or results not written.
     """
 
@@ -128,21 +127,21 @@ class TuneReport:
 
     @property
     def interrupted(self) -> bool:
-        """Whether there are kernels that were not reached."""
+        """Whether some kernels were not tuned."""
         return len(self.kernels) < self.total
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one step of a compilation decided, or has to say. Its text is made where it is printed.
+    """A decision or remark of one step of a compilation. Formatted on printing.
 
     Attributes:
-        step: which one; ``judge``: compares outputs.
-        reason: why, or what else there is to say.
-        outcome: of the candidate; empty: nothing was decided of one. ``unchanged``: the recipe changed
-            nothing; ``refused``: it cannot be run; ``slower``, ``even``: than the input, with it;
-            ``unmeasured``: whether it is faster is unknown.
-        candidate: a graph, or how it is built; :data:`INPUT`: the model that was given.
+        step: the step; ``judge`` compares outputs.
+        reason: why, or any other text.
+        outcome: of the candidate; empty for remarks. ``unchanged``: the recipe changed nothing; ``refused``:
+            it cannot be run; ``slower`` than or ``even`` with the input; ``unmeasured``: whether it is faster
+            is unknown.
+        candidate: a graph, or how it is built; :data:`INPUT`: the input model.
         at: the sizes that it was measured at.
         speedup: over the input there.
     """
@@ -169,7 +168,7 @@ class Decision:
                     f"{who} is slower than the input at {self.at} ({speed}) and was not kept{why}"
                 )
             case "even":
-                noise = "is within what two runs of the same show"
+                noise = "is within the noise of two equal models"
                 return f"{who} is as fast as the input at {self.at}: {speed} {noise}{why}"
             case "kept":
                 return f"kept {who}{why}"
@@ -180,8 +179,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Timing:
-    """Two models in turn on one input: medians of their times, of the speedup of the second over the first
-    in each pair, and its quartiles."""
+    """A paired measurement of two models on one input: medians of their times and of the pairwise speedup of
+    the second over the first, with its quartiles."""
 
     before_ms: float
     after_ms: float
@@ -199,9 +198,9 @@ class Measurement:
     Attributes:
         candidate: a graph and how it is built.
         against: :data:`INPUT` or :data:`BEST`.
-        sizes: of the input's open dims.
-        timing: None: it was not measured.
-        refused: why not.
+        sizes: of the input's dynamic dims.
+        timing: None if it was not measured.
+        refused: why it was not.
         reused: whether it was measured in an earlier compilation.
     """
 
@@ -220,15 +219,14 @@ BEST = "the best so far"
 
 @dataclass(frozen=True)
 class Decoded:
-    """A constant that the runtime reads as plain numbers, for want of a kernel that reads it as it is stored.
+    """A constant that is decoded because the runtime has no kernel for its encoding.
 
     Attributes:
-        tensor: its name in the graph that was lowered.
-        encoding: how it is stored in the graph.
+        tensor: its name in the lowered graph.
+        encoding: its encoding in the graph.
         why: what the runtime has no kernel for.
-        bytes: that the numbers take.
-        loaded: whether they are computed when the model is loaded, of what its file stores as the graph
-            does; else the file holds them.
+        bytes: size when decoded.
+        loaded: whether it is decoded when the model is loaded; else the file stores it decoded.
     """
 
     tensor: str
@@ -246,22 +244,22 @@ class Decoded:
 
     @staticmethod
     def of(constant: Value, why: str, *, loaded: bool) -> Decoded:
-        """Of a constant with an encoding."""
-        held = constant.encoding
-        assert held is not None
-        count = math.prod(held.type.shape) * held.type.dtype.numpy.itemsize
-        return Decoded(constant.name, held.describe(), why, count, loaded)
+        """The record of a constant."""
+        encoding = constant.encoding
+        assert encoding is not None
+        count = math.prod(encoding.type.shape) * encoding.type.dtype.numpy.itemsize
+        return Decoded(constant.name, encoding.describe(), why, count, loaded)
 
 
-_PASSING = ("seconds", "left", "changed")  # Of interest while compiling only.
+_TRANSIENT = ("seconds", "left", "changed")  # Only used while compiling.
 
 
 @dataclass
 class Report:
-    """The whole compilation: passes in order, then the candidates that were measured.
+    """The whole compilation: passes in order, then the measured candidates.
 
-    ``fidelity``: of the outputs against those of the input model. ``decoded``: constants that
-    were compressed and that the runtime reads as plain numbers.
+    ``fidelity``: of the outputs to those of the input model. ``decoded``: compressed constants that had to be
+    decoded for the runtime.
     """
 
     passes: list[PassReport] = field(default_factory=list)
@@ -275,23 +273,23 @@ class Report:
 
     @property
     def kept(self) -> str | None:
-        """The candidate that was kept, or :data:`INPUT`; None: nothing was measured."""
+        """The candidate that was kept, or :data:`INPUT`; None if nothing was measured."""
         return next((d.candidate for d in self.decisions if d.outcome == "kept"), None)
 
     @property
     def against_input(self) -> list[tuple[Measurement, Timing]]:
-        """What was measured against the input model, with its times."""
+        """Measurements against the input model, with their times."""
         rows = [row for row in self.measured if row.against == INPUT]
         return [(row, row.timing) for row in rows if row.timing is not None]
 
     def say(self, step: Step, reasons: Iterable[str]) -> None:
-        """Adds what a step has to say to the decisions."""
+        """Adds a step's remarks to the decisions."""
         self.decisions += [Decision(step, reason) for reason in reasons]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the manifest: the same for the same compilation, so without times of passes."""
+        """Plain data for the manifest, without times: equal compilations give equal bytes."""
         data = asdict(self)
         for step in data["passes"]:
-            for name in _PASSING:
+            for name in _TRANSIENT:
                 del step[name]
         return data

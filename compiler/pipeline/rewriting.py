@@ -1,4 +1,4 @@
-"""Passes: what rewrites a graph, what it promises, and how it is swept over all nodes.
+"""The pass interface: a rewrite of a graph, its claims, and the sweep over all nodes.
 
 A pass is a frozen dataclass whose fields are its options.  Most only write ``visit``:
 
@@ -39,8 +39,7 @@ Rewrite = Value | Sequence[Value] | bool | None
 
 
 class Feeds(Protocol):
-    """Batches of inputs by name. They can be gone over again, and are the same each time; a list is such,
-    and so is what reads them from a disk one by one."""
+    """Re-iterable batches of inputs by name, the same on each iteration: a list, or a reader from disk."""
 
     def __iter__(self) -> Iterator[Feed]: ...
 
@@ -48,46 +47,46 @@ class Feeds(Protocol):
 
 
 class Labelled(Protocol):
-    """A node, or what else messages call by a name."""
+    """A node, or anything else with a name for messages."""
 
     @property
     def label(self) -> str: ...
 
 
 class Latency(Protocol):
-    """Measures graphs in the runtime that the result is for. ``sizes``: sizes of the model's open dims
-    that count."""
+    """Measures graphs in the runtime of the result. ``sizes``: sizes of the model's dynamic dims to measure
+    at."""
 
     @property
     def sizes(self) -> Sequence[Mapping[str, int]]: ...
 
     def feed(self, graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, np.ndarray]:
-        """Inputs of ``graph``, which takes what the model takes, at one of ``sizes``."""
+        """Inputs of ``graph``, which has the model's inputs, at one of ``sizes``."""
 
     def __call__(self, graph: Graph, feed: Mapping[str, np.ndarray]) -> float:
         """Milliseconds of one run of ``graph`` on ``feed``."""
 
 
 MAX_SWEEPS = 100
-BESIDE = 8  # Operands and readers that are looked at again when a node has changed.
+NEIGHBOURS = 8  # Operands and readers that are revisited when a node has changed.
 
 
 class Skip(Exception):
-    """Raised where the pattern is met but the rule does not apply; says why.
+    """Raised if a pattern matches but the rule does not apply; says why.
 
     Attributes:
-        told: further fields of the :class:`Remark` that the report has of it.
+        fields: further fields of the report's :class:`Remark`.
     """
 
-    def __init__(self, reason: str = "", **told: Any) -> None:
+    def __init__(self, reason: str = "", **fields: Any) -> None:
         super().__init__(reason)
-        self.told = told
+        self.fields = fields
 
 
 @dataclass(frozen=True)
 class Keeps:
-    """What a pass promises. ``values``: outputs agree within that, relative to the output's largest
-    magnitude, in f32; narrower dtypes are as much coarser as they are. 0: exactly; None: lossy."""
+    """The claims of a pass. ``values``: tolerance of the outputs in f32, relative to the output's largest
+    magnitude, and scaled by the epsilon of narrower dtypes. 0: exact; None: lossy."""
 
     signature: bool = True
     shapes: bool = True
@@ -102,27 +101,27 @@ LOSSY = Keeps(values=None)
 def without_backend(
     op: str, encodings: Sequence[Encoding], activations: ActivationForm
 ) -> str | None:
-    """What can be said where the graph is for any runtime: ONNX quantizes whole tensors."""
+    """``supports`` of a graph for any runtime: ONNX quantizes whole tensors."""
     rows = activations is ActivationForm.INT8_ROWS
     return "ONNX has no op for activations with one scale a row" if rows else None
 
 
 @dataclass
 class Context:
-    """What the pipeline gives a pass.
+    """The pipeline's arguments to a pass.
 
     Attributes:
-        report: where the pass notes its skips and costs.
-        target: hardware facts (see ``tersor.target``), None where no target is known yet.
-        calibration: batches of inputs by name; empty where none were given.
+        report: records the pass's skips and costs.
+        target: hardware facts (see ``tersor.target``), or None.
+        calibration: batches of inputs by name; empty if none were given.
         evaluate: runs a graph on one batch.
         supports: what the backend has kernels for (:meth:`tersor.backend.BackendOf.supports`).
-        latency: measures graphs; None where nothing can be measured (another machine's target).
+        latency: measures graphs; None if nothing can be measured (another machine's target).
         progress: called with (done, total, what).
-        given_bytes: of all constants, when the pipeline began.
+        given_bytes: bytes of all constants when the pipeline started.
         rewrites_left: rewrites the pass may still make; for bisection.
-        spared: keys of what stays as it is (see ``PassReport.changed``): it costs too much.
-        memo: what a pass remembers for the next run of it, with other options, on an equal graph.
+        spared: keys of layers to leave unchanged (see ``PassReport.changed``), because they cost too much.
+        memo: a cache for later runs of the pass with other options on an equal graph.
         faster_sums: see :attr:`tersor.backend.BackendOf.FASTER_SUMS`.
     """
 
@@ -141,18 +140,18 @@ class Context:
     _skipped: set[Remark] = field(default_factory=set, init=False)
 
     def may_rewrite(self, *, after: int = 0) -> bool:
-        """Whether one more rewrite is allowed, ``after`` so many that are yet to be counted."""
+        """Whether one more rewrite is allowed, given ``after`` rewrites that are not counted yet."""
         return self.rewrites_left is None or self.rewrites_left > after
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
-        """What ``make`` gave at its first call on an equal graph."""
+        """The result of ``make``, cached for equal graphs."""
         if key not in self.memo:
             self.memo[key] = make()
-        found: T = self.memo[key]
-        return found
+        result: T = self.memo[key]
+        return result
 
     def spares(self, key: str, node: Labelled) -> bool:
-        """Whether a layer is to stay as it is."""
+        """Whether a layer must be left unchanged; reports it as skipped."""
         if key in self.spared:
             self.skip(node, "it would cost the outputs more than the floor allows")
         return key in self.spared
@@ -163,24 +162,24 @@ class Context:
         if self.rewrites_left is not None:
             self.rewrites_left -= 1
 
-    def remark(self, reason: str = "", **told: Any) -> None:
+    def remark(self, reason: str = "", **fields: Any) -> None:
         """Adds a :class:`Remark` with these fields to the report."""
-        self.report.notes.append(Remark(reason, **told))
+        self.report.notes.append(Remark(reason, **fields))
 
-    def skip(self, node: Labelled, reason: str = "", **told: Any) -> None:
-        """Adds to the report, once, that ``node`` stays as it is, and why: a :class:`Remark`."""
-        entry = Remark(reason, layer=node.label, **told)
+    def skip(self, node: Labelled, reason: str = "", **fields: Any) -> None:
+        """Reports, once, that ``node`` is left unchanged, and why."""
+        entry = Remark(reason, layer=node.label, **fields)
         if entry not in self._skipped:
             self._skipped.add(entry)
             self.report.skips.append(entry)
 
     @contextmanager
     def trying(self, node: Labelled) -> Iterator[None]:
-        """What is done within ends where it raises :class:`Skip`, which the report has of ``node`` then."""
+        """A context that ends at a :class:`Skip` and reports it for ``node``."""
         try:
             yield
         except Skip as why:
-            self.skip(node, str(why), **why.told)
+            self.skip(node, str(why), **why.fields)
 
 
 @dataclass(frozen=True)
@@ -189,11 +188,10 @@ class Pass:
 
     keeps: ClassVar[Keeps] = EXACT
     needs: ClassVar[frozenset[str]] = frozenset()  # "calibration", "evaluate", "target"
-    one_of: ClassVar[frozenset[str]] = frozenset()  # Options of which one is given at most.
+    one_of: ClassVar[frozenset[str]] = frozenset()  # Mutually exclusive options.
     fits: ClassVar[bool] = False  # Whether it fits weights to calibration inputs.
-    # Whether outputs are to be those of before: else it makes no sense to compare them.
-    comparable: ClassVar[bool] = True
-    budget: ClassVar[frozenset[str]] = frozenset()  # Options that say how much is to go.
+    comparable: ClassVar[bool] = True  # Whether outputs can be compared with those before the pass.
+    budget: ClassVar[frozenset[str]] = frozenset()  # Options that set how much is removed.
 
     @classmethod
     def pass_name(cls) -> str:
@@ -211,45 +209,45 @@ class Pass:
         return self.pass_name() + (f"{{{','.join(given)}}}" if given else "")
 
     def milder(self, share: float, left: float | None) -> Self | None:
-        """The pass with ``share``, between 0 and 1, of what it takes; None where it has no such dial.
-        ``left``: the share that it did leave (``PassReport.left``)."""
+        """The pass weakened to remove ``share``, between 0 and 1, of what it does; None without a dial.
+        ``left``: the share that it left (``PassReport.left``)."""
         return None
 
     def run(self, graph: Graph, context: Context) -> None:
         """Sweeps ``visit`` over all nodes, subgraphs included, until nothing changes.
 
-        After a sweep, what stands beside its changes is visited first, and beside the changes of
-        that, so that a rule that works its way back through a long chain needs no sweep for each node.
+        After a sweep, neighbours of changed nodes are revisited first, and then neighbours of their changes,
+        so that a rule that works its way back through a long chain does not need a sweep per node.
         """
         limit = MAX_SWEEPS * (sum(1 for _ in graph.walk()) + 1)
         visits = 0
         for _ in range(MAX_SWEEPS):
-            beside = self._sweep(graph.walk(), context)
-            if not beside:
+            neighbours = self._sweep(graph.walk(), context)
+            if not neighbours:
                 return
-            while beside and visits < limit:
-                visits += len(beside)
-                beside = self._sweep(beside, context)
+            while neighbours and visits < limit:
+                visits += len(neighbours)
+                neighbours = self._sweep(neighbours, context)
         raise PassFailed(f"{self.label} still changes the graph after {MAX_SWEEPS} sweeps")
 
     def visit(self, graph: Graph, node: Node) -> Rewrite:
         """Rewrites at ``node``, a node of ``graph``. Nodes that it emits go before ``node``.
 
         Returns:
-            What replaces the outputs (the node, and what fed only it, are then erased), True for a
-            change in place, None or False where the rule does not match.
+            Replacements of the outputs (the node, and nodes that fed only it, are then erased), True for a
+            change in place, None or False if the rule does not match.
 
         Raises:
-            Skip: the pattern is met but the rule does not apply.
+            Skip: the pattern matches but the rule does not apply.
         """
         raise TypeError(f"{type(self).__name__} defines neither run nor visit")
 
     def _sweep(self, nodes: Iterable[Node], context: Context) -> list[Node]:
-        """Visits ``nodes``; those beside what was changed, each once."""
-        beside: dict[Node, None] = {}
+        """Visits ``nodes``; returns the neighbours of changed ones."""
+        neighbours: dict[Node, None] = {}
         for node in nodes:
             owner = node.graph
-            if owner is None or not _is_held(owner):
+            if owner is None or not _is_attached(owner):
                 continue
             if not context.may_rewrite():
                 return []
@@ -257,23 +255,23 @@ class Pass:
                 with owner.at(node):
                     result = self.visit(owner, node)
             except Skip as reason:
-                context.skip(node, str(reason), **reason.told)
+                context.skip(node, str(reason), **reason.fields)
                 continue
             if result is None or result is False:
                 continue
             context.rewrote()
             if result is True:
-                beside.update(dict.fromkeys(_beside(node.outputs)))
+                neighbours.update(dict.fromkeys(_neighbours(node.outputs)))
                 continue
             values = [result] if isinstance(result, Value) else list(result)
             replace_node(node, values)
-            beside.update(dict.fromkeys(_beside(values)))
-        return list(beside)
+            neighbours.update(dict.fromkeys(_neighbours(values)))
+        return list(neighbours)
 
 
-def _is_held(graph: Graph) -> bool:
-    """Whether a graph is the outermost one or within it still: a rewrite may have taken away the node
-    that held it, while nodes of it wait to be visited."""
+def _is_attached(graph: Graph) -> bool:
+    """Whether a graph is the outermost one or still part of it: a rewrite may have erased the node that owns
+    it while its nodes wait to be visited."""
     while graph.parent is not None:
         outer = graph.parent.graph
         if outer is None:
@@ -282,23 +280,23 @@ def _is_held(graph: Graph) -> bool:
     return True
 
 
-def _beside(values: Iterable[Value]) -> Iterator[Node]:
-    """What makes ``values``, what makes the operands of that, and what reads them. Of many operands or
-    readers only the first: the next sweep comes to the others."""
+def _neighbours(values: Iterable[Value]) -> Iterator[Node]:
+    """Producers of ``values``, producers of their operands, and readers of ``values``. Only the first few:
+    the next sweep visits the others."""
     for value in values:
-        for use in islice(value.uses, BESIDE):
+        for use in islice(value.uses, NEIGHBOURS):
             if isinstance(use.user, Node):
                 yield use.user
         if value.producer is not None:
             yield value.producer
-            for operand in value.producer.inputs[:BESIDE]:
+            for operand in value.producer.inputs[:NEIGHBOURS]:
                 if operand is not None and operand.producer is not None:
                     yield operand.producer
 
 
 def replace_node(node: Node, values: Sequence[Value]) -> None:
-    """Readers of the node's outputs read ``values`` (as many, or fewer if the rest is unread); the
-    node is erased, and what fed only it."""
+    """Replaces the node's outputs by ``values`` (possibly fewer if the rest are unread), and erases the node
+    and those that fed only it."""
     graph = node.graph
     assert graph is not None
     for old, new in zip(node.outputs, values, strict=False):
@@ -307,7 +305,7 @@ def replace_node(node: Node, values: Sequence[Value]) -> None:
 
 
 def erase_dead(nodes: Iterable[Node]) -> int:
-    """Erases those of ``nodes`` that nothing reads, then what fed only them; how many went."""
+    """Erases unread ``nodes``, then those that fed only them; returns their number."""
     work, erased = list(nodes), 0
     while work:
         node = work.pop()
@@ -325,7 +323,7 @@ def erase_dead(nodes: Iterable[Node]) -> int:
 
 
 def erase_unread(graph: Graph) -> int:
-    """Erases all nodes and constants that no output needs, subgraphs included; how many."""
+    """Erases all nodes and constants that no output needs, subgraphs included; returns their number."""
     erased = 0
     for owner in list(graph.all_graphs()):
         erased += erase_dead(reversed(list(owner.nodes)))

@@ -1,9 +1,8 @@
-"""Groups of passes that are run in rounds, since what one changes another may take further.
+"""Groups of passes that run in rounds to a fixed point, since one pass may enable another.
 
     Repeat([A(), B()])  =  A B A B ... until neither rewrites anything
 
-A pass is left out where it rewrote nothing when it last ran, and no other has since, so that a round with
-nothing left to do costs next to nothing.
+A pass is skipped if it rewrote nothing when it last ran and no other pass has rewritten anything since.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from dataclasses import dataclass, field
 from tersor.pipeline.report import PassReport, Remark
 from tersor.pipeline.rewriting import Pass
 
-ROUNDS = 20  # Models take 2 to 4.
+ROUNDS = 20  # Models need 2 to 4.
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Passes, and groups of them, that are run in order, again and again until none rewrites anything.
+    """Passes and groups that run in order, repeatedly, until none rewrites anything.
 
-    The passes count their rewrites. After ``rounds`` the group is left as it is, and the report names the
-    passes that still rewrote something: they undo each other's work.
+    The passes must count their rewrites. After ``rounds`` the group stops, and the report names the passes
+    that still rewrote something: they undo each other's work.
     """
 
     steps: Sequence[Step]
@@ -34,28 +33,26 @@ Step = Pass | Repeat
 
 def passes_in(steps: Iterable[Step]) -> list[Pass]:
     """The passes of ``steps`` in order, those of a group once."""
-    found: list[Pass] = []
+    passes: list[Pass] = []
     for step in steps:
-        found += [step] if isinstance(step, Pass) else dict.fromkeys(passes_in(step.steps))
-    return found
+        passes += [step] if isinstance(step, Pass) else dict.fromkeys(passes_in(step.steps))
+    return passes
 
 
 @dataclass
 class Rounds:
-    """One group as it is run.
+    """Runs one group.
 
     Attributes:
         run: runs a pass once.
-        reports: gains a row for each pass, all its runs together.
+        reports: gets a row for each pass, with all its runs merged.
     """
 
     run: Callable[[Pass], PassReport]
     reports: list[PassReport]
     _rows: dict[Pass, PassReport] = field(default_factory=dict)
-    _rewrote: list[Pass] = field(default_factory=list)  # One for each run that rewrote something.
-    _seen: dict[Pass, int] = field(
-        default_factory=dict
-    )  # How many runs had, before a pass last ran.
+    _rewrote: list[Pass] = field(default_factory=list)  # One entry per run that rewrote something.
+    _seen: dict[Pass, int] = field(default_factory=dict)  # Length of _rewrote when a pass last ran.
     _settled: bool = True
 
     def __call__(self, group: Repeat) -> None:

@@ -30,16 +30,15 @@ class Pipeline:
 
     Attributes:
         passes: in order.
-        level: how much is verified after each pass: ``none``; ``types``: structure and types;
-            ``text``: also that the printed graph reads back the same; ``values``: also every claim to
-            keep values, on ``feeds``.
+        level: what is verified after each pass: ``none``; ``types``: structure and types; ``text``: also
+            that the printed graph parses back; ``values``: also every claim to keep values, on ``feeds``.
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on inputs, for the ``values`` level and for passes that need it.
         supports, faster_sums: what the backend has kernels for.
-        latency: measures graphs, for passes that keep only what pays; None where nothing is measured.
+        latency: measures graphs, for passes that measure before they rewrite; None if nothing is measured.
         progress: called with (done, total, what).
-        spared, memo: as :class:`Context` has them.
-        reports: a row for each pass that was run; one for all runs of it in a group.
+        spared, memo: as in :class:`Context`.
+        reports: a row for each pass; its runs in a group are merged.
         ran: the passes in the order in which they ran.
     """
 
@@ -60,11 +59,11 @@ class Pipeline:
     _given_bytes: int = field(default=0, init=False)
 
     def run(self, graph: Graph) -> Graph:
-        """A rewritten copy of ``graph``; ``reports`` gains an entry for each pass.
+        """A rewritten copy of ``graph``; adds a row for each pass to ``reports``.
 
         Raises:
             InvalidOption: a pass needs something that was not given.
-            PassFailed: a pass broke a claim; names the pass, the node, and where it can, the rewrite.
+            PassFailed: a pass broke a claim; names the pass, the node and, if possible, the rewrite.
         """
         self._check()
         verification = Verification(self.level, self.feeds, self.evaluate, self._context)
@@ -85,8 +84,8 @@ class Pipeline:
         return current
 
     def _run(self, step: Pass, graph: Graph, verification: Verification) -> PassReport:
-        """Runs one pass on ``graph``, which it changes, and checks what it claims."""
-        # Only a failure needs the graph as it was before; claims of values are checked on it.
+        """Runs one pass on ``graph`` in place, and checks its claims."""
+        # The unchanged graph is only needed to check claims about values.
         before = graph.copy() if self.level == "values" else graph
         signature = graph.signature()
         report = PassReport(step.label)
@@ -130,11 +129,11 @@ class Pipeline:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of all constants as encoded, subgraphs included; of those that lie in the same memory (a
-    table, and the view of it that a tied head reads) once."""
-    held: dict[object, int] = {}
+    """Bytes of all constants as encoded, subgraphs included; shared memory (a table and the view of it that a
+    tied head reads) counts once."""
+    sizes: dict[object, int] = {}
     for owner in graph.all_graphs():
         for value in owner.constants.values():
             if value.encoding is not None:
-                held[value.encoding.place] = value.encoding.nbytes
-    return sum(held.values())
+                sizes[value.encoding.place] = value.encoding.nbytes
+    return sum(sizes.values())

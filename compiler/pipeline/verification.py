@@ -1,4 +1,4 @@
-"""Whether a pass kept what it claims to keep; checked by the pipeline after each one."""
+"""Verification of a pass's claims, by the pipeline after each pass."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Verification:
     """Checks one pass after another.
 
     Attributes:
-        level: one of ``LEVELS``; each checks what those before it do.
+        level: one of ``LEVELS``; each includes those before it.
         feeds: inputs for the ``values`` level.
         evaluate: runs a graph on one of them.
-        context: what a pass is given, with so many rewrites left; to run it again with fewer.
+        context: makes a context with a limited number of rewrites, to rerun a pass.
     """
 
     level: str
@@ -45,15 +45,15 @@ class Verification:
     evaluate: Evaluate | None
     context: Callable[[PassReport, int], Context]
     _checked: Checked = field(default_factory=Checked, init=False)
-    _verified: int = field(default=-1, init=False)  # Changes that the graph had seen by then.
+    _verified: int = field(default=-1, init=False)  # The graph's change count when last verified.
 
     def check(
         self, step: Pass, signature: Signature, before: Graph, after: Graph, report: PassReport
     ) -> None:
-        """Checks ``after``, which ``step`` made of ``before``, whose signature was ``signature``.
+        """Checks ``after``, the result of ``step`` on ``before``, whose signature was ``signature``.
 
         Raises:
-            PassFailed: a claim that does not hold.
+            PassFailed: a claim does not hold.
         """
         if self.level == "none":
             return
@@ -75,10 +75,10 @@ class Verification:
         self._verified = after.changes
 
     def _verify_values(self, step: Pass, before: Graph, after: Graph, report: PassReport) -> None:
-        # A pass that does not count its rewrites is not trusted to have made none.
+        # A pass may have failed to count its rewrites.
         if report.rewrites == 0 and print_graph(before) == print_graph(after):
             return
-        # A copy, since the evaluator may keep what it made of a graph, and this one changes later on.
+        # A copy, since the evaluator may cache a graph's session, and this graph changes later.
         error, allowed, worst = self._difference(before, after.copy(), step)
         report.max_error = worst
         if error <= allowed:
@@ -90,8 +90,8 @@ class Verification:
         )
 
     def _difference(self, before: Graph, after: Graph, step: Pass) -> tuple[float, float, float]:
-        """(Absolute difference, what is allowed there) of the output that is worst by its allowance,
-        then the largest difference of all."""
+        """(Absolute difference, tolerance) of the output that exceeds its tolerance most, and the largest
+        difference of all outputs."""
         assert self.evaluate is not None
         worst, largest = (0.0, 0.0), 0.0
         for feed in self.feeds:
@@ -104,7 +104,7 @@ class Verification:
         return *worst, largest
 
     def _bisect(self, step: Pass, before: Graph, rewrites: int) -> str:
-        """The first rewrite after which the outputs differ, by running the pass with fewer."""
+        """The first rewrite after which the outputs differ, by rerunning the pass with fewer rewrites."""
         if rewrites == 0:
             return "it counts no rewrites"
         low, high = 0, rewrites
@@ -122,8 +122,8 @@ class Verification:
 
 
 def _compare(expected: np.ndarray, got: np.ndarray, rtol: float) -> tuple[float, float]:
-    """(Largest absolute difference, allowed). A NaN must stay one; what was not one may not become
-    one. Where the reference is NaN, a number is accepted: fusions may define what was undefined."""
+    """(Largest absolute difference, tolerance). A number may not become NaN. A NaN in the reference may
+    become a number: fusions may define what was undefined."""
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return float("inf"), 0.0
     if expected.dtype.kind not in "fcV":
@@ -156,7 +156,7 @@ def _verify_text(graph: Graph) -> None:
     text = print_graph(graph)
     again = print_graph(parse(text, graph.table, weights_of(graph)))
     if again != text:
-        raise InvalidGraph("the printed graph reads back as another one")
+        raise InvalidGraph("the printed graph does not parse back to the same graph")
 
 
 def _verify_signature(step: Pass, before: Signature, after: Graph) -> None:

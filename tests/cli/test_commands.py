@@ -284,7 +284,7 @@ def test_passes_lists_all_with_options_and_defaults(run: Run) -> None:
     lines = ok(run("passes"))
     assert [line for line in lines if not line.startswith(" ")] == list(registry.passes())
     place = lines.index("fold-constants")
-    assert lines[place + 1].strip().startswith("Nodes whose operands are all constants")
+    assert lines[place + 1].strip().startswith("Constant folding")
     assert lines[place + 2].strip() == "byte_budget=4096"
     assert "    alphas=0.3:0.4:0.5:0.6:0.7:0.8:0.9" in lines
     # A pass that nobody described would show what dataclasses or option lists begin with.

@@ -537,7 +537,7 @@ def test_each_pass_of_a_group_is_counted_as_progress_once() -> None:
         ),
         (
             Decision("choose", outcome="even", candidate="int8", at="n=8", speedup=0.99),
-            "int8 is as fast as the input at n=8: 0.99x is within what two runs of the same show",
+            "int8 is as fast as the input at n=8: 0.99x is within the noise of two equal models",
         ),
         (
             Decision("measure", "it was turned off", "unmeasured"),
