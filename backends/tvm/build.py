@@ -15,6 +15,7 @@ from tersor.backends.tvm.half import halve
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.library import ALIGNMENT, Function, describe_graph, pack
 from tersor.backends.tvm.link import find_compiler, linked
+from tersor.backends.tvm.lowering import Rule
 from tersor.backends.tvm.module import Lowered, lower_all
 from tersor.backends.tvm.ops import RULES, fused
 from tersor.backends.tvm.options import Choice, sizes_text
@@ -24,6 +25,7 @@ from tersor.built import Built, Split
 from tersor.errors import InvalidGraph, InvalidOption, Unsupported
 from tersor.ir import Graph
 from tersor.ir.copy import specialize
+from tersor.pipeline import legality
 from tersor.pipeline.report import Decoded
 from tersor.target import Target, usable_cores
 
@@ -72,10 +74,16 @@ def lower_for(graph: Graph, choice: Choice) -> Lowered:
     """
     graphs = [graph, *(_bucket(graph, sizes) for sizes in choice.buckets)]
     if cuda.arch_of(choice.features):
-        return lower_all([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
+        return _lower([halve(name_sizes(expand(g))) for g in graphs], cuda.GPU_RULES)
     isa = Isa.of(choice.features, choice.cores)
     rules = {**RULES, **fused.rules(isa, choice.grain_of())}
-    return lower_all([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
+    return _lower([fuse(name_sizes(expand(g)), isa) for g in graphs], rules)
+
+
+def _lower(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
+    for graph in graphs:
+        legality.check("fusion", graph)
+    return lower_all(graphs, rules)
 
 
 def _bucket(graph: Graph, sizes: Sequence[tuple[str, int]]) -> Graph:

@@ -3,6 +3,7 @@
     import     read from a model                     ops are known, the graph is whole
     optimize   after the lossless passes             and nothing in it is unread or left to fold
     recipe     after what compresses                 the same
+    fusion     fused for TVM, before it is lowered   the graph is whole
     emission   lowered, before a file is written     ops are a runtime's, and constants dense
 
 Rules that cost no time are checked in every compilation. Those marked ``hard`` take longer, or what breaks
@@ -19,7 +20,7 @@ from tersor.ir import Graph, Node, Value, parse, print_graph, verify, weights_of
 from tersor.pipeline.report import PassReport
 from tersor.pipeline.rewriting import Context, Pass
 
-STAGES = ("import", "optimize", "recipe", "emission")
+STAGES = ("import", "optimize", "recipe", "fusion", "emission")
 HARD = False  # Whether the hard rules are checked, too.
 
 
@@ -148,7 +149,7 @@ def _constants(graph: Graph) -> Iterator[Value]:
         yield from owner.constants.values()
 
 
-OPTIMIZED, LOWERED = STAGES[1:3], STAGES[3:]
+OPTIMIZED, LOWERED = ("optimize", "recipe"), ("emission",)
 RULES = (
     Rule("uses are exact, values are made before they are read, names are unique",
          "whoever rewrites the graph relies on it", STAGES, _structure),

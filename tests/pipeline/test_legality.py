@@ -10,6 +10,7 @@ from tersor.errors import PassFailed
 from tersor.ir import Graph, parse
 from tersor.ops import TABLE
 from tersor.pipeline import Context, Pass, legality
+from tersor.target import Target
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +108,13 @@ def test_the_pass_that_did_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         legality.check("optimize", after, lambda: legality.replay(steps, plain()))
     monkeypatch.setattr(legality, "HARD", False)
     legality.check("optimize", after)  # It does no harm to who uses it.
+
+
+def test_what_tvm_lowers_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tersor.backends.tvm.build import lower_for
+    from tersor.backends.tvm.options import Choice
+
+    stages: list[str] = []
+    monkeypatch.setattr(legality, "check", lambda stage, graph: stages.append(stage))
+    lower_for(plain(), Choice.of(Target.host()))
+    assert stages == ["fusion"]
