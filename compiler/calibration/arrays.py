@@ -1,4 +1,4 @@
-"""Arrays by name from .npz files, and whether they are what a graph takes."""
+"""Reading named arrays from .npz files, and checking them against a graph's inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from numpy.lib.format import open_memmap
 from tersor.errors import InvalidOption, suggest
 from tersor.ir import DType, Graph, TensorType
 
-MAX_UNPACKED = (
-    1 << 29
-)  # Bytes; arrays that are larger must not have been packed by more than the next.
+MAX_UNPACKED = 1 << 29  # Bytes; larger files may unpack to at most MAX_RATIO times their size.
 MAX_RATIO = 100
 Arrays = dict[str, np.ndarray]
 _NPY = b"\x93NUMPY"
@@ -26,20 +24,20 @@ def read_arrays(path: Path) -> Arrays:
     """The arrays of an .npz file by name.
 
     Raises:
-        InvalidOption: not such a file; or it holds pickled objects, which could run code.
+        InvalidOption: not an .npz file, or it contains pickled objects, which could run code.
     """
     with _opened(path), np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     if not arrays:
-        raise InvalidOption(f"{path}: holds no arrays")
+        raise InvalidOption(f"{path}: the file has no arrays")
     return arrays
 
 
 def unpack(path: Path, folder: Path) -> dict[str, Path]:
-    """Writes each array of an .npz file to a file of its own in ``folder``, for reading parts of it.
+    """Writes each array of an .npz file to its own file in ``folder``, for partial reads.
 
     Raises:
-        InvalidOption: as :func:`read_arrays`; there is no space for them.
+        InvalidOption: as :func:`read_arrays`, or the disk is full.
     """
     arrays: dict[str, Path] = {}
     with _opened(path), zipfile.ZipFile(path) as archive:
@@ -53,8 +51,9 @@ def unpack(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def unpacked_size(path: Path) -> int:
-    """Bytes; 0 where there is no such file, or it is no archive, which :func:`read_arrays` tells."""
-    if not path.is_file():  # A pipe would be waited for.
+    """Unpacked size in bytes; 0 if there is no such file or it is not an archive (:func:`read_arrays` reports
+    that)."""
+    if not path.is_file():  # Opening a pipe would block.
         return 0
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,7 +64,7 @@ def unpacked_size(path: Path) -> int:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[None]:
-    """Within it, whatever goes wrong with an .npz file is one clear line."""
+    """A context in which any problem with an .npz file becomes a one-line error."""
     if not path.is_file():
         state = "not a regular file" if path.exists() else "no such file; check the path"
         raise InvalidOption(f"{path}: {state}")
@@ -79,12 +78,12 @@ def _opened(path: Path) -> Iterator[None]:
             raise zipfile.BadZipFile
         _check_unpacked(path)
         yield
-    except Exception as error:  # zipfile, zlib, struct, tokenize, numpy: each has its own.
+    except Exception as error:  # zipfile, zlib, struct, tokenize and numpy raise their own.
         if isinstance(error, InvalidOption):
             raise
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InvalidOption(
-                f"{path}: holds pickled objects, which are not loaded because they can run code; "
+                f"{path}: contains pickled objects, which are not loaded because they can run code; "
                 "save plain arrays by np.savez"
             ) from None
         if isinstance(error, MemoryError):
@@ -95,9 +94,7 @@ def _opened(path: Path) -> Iterator[None]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raises:
-    InvalidOption: little data that says it becomes very much.
-    """
+    """Raises InvalidOption for a decompression bomb."""
     size = unpacked_size(path)
     if size > MAX_UNPACKED and size > MAX_RATIO * path.stat().st_size:
         raise InvalidOption(
@@ -112,11 +109,10 @@ def check_arrays(
     where: Path,
     stacked: Mapping[str, int | None] | None = None,
 ) -> None:
-    """That ``arrays`` are what the graph takes; ``stacked``: the axes along which they hold all batches
-    together.
+    """Checks ``arrays`` against the graph's inputs; ``stacked``: axes along which all batches are stacked.
 
     Raises:
-        InvalidOption: a name, dtype or rank that does not fit; says which and what would.
+        InvalidOption: a name, dtype or rank does not match; says which, and what is expected.
     """
     names = [v.name for v in graph.inputs]
     for name in arrays:

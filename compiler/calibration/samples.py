@@ -21,17 +21,19 @@ from tersor.errors import InvalidOption
 from tersor.ir import Graph, Value
 from tersor.ir.dims import symbols
 
-BATCH = 8  # Samples of a file that run at once, where the model leaves the number open.
-IN_MEMORY = 1 << 24  # Bytes of one file; of larger ones only a batch is in memory.
-Axes = dict[str, int | None]  # Along which samples are stacked; None: the array is no stack.
+BATCH = 8  # Batch size for a file, if the model's is dynamic.
+IN_MEMORY = 1 << 24  # Bytes of one file; of larger files only a batch is in memory.
+Axes = dict[
+    str, int | None
+]  # Axis along which samples are stacked; None: the same for all samples.
 
 
 class SampleFile:
-    """Batches of one .npz file of stacked samples. What is large is unpacked into a temporary folder, which
-    goes with this object.
+    """Batches of one .npz file of stacked samples. A large file is unpacked into a temporary folder, which is
+    deleted with this object.
 
     Raises:
-        InvalidOption: what is wrong with the file, or does not fit the model.
+        InvalidOption: what is wrong with the file, or does not match the model.
     """
 
     def __init__(self, path: Path, graph: Graph, batch: int | None = None) -> None:
@@ -45,7 +47,7 @@ class SampleFile:
 
     def __iter__(self) -> Iterator[Arrays]:
         for start in self._stack.starts:
-            # Opened for each batch: pages of a file count as memory as long as it is mapped.
+            # Mapped for each batch, since pages of a mapped file count as memory.
             yield self._stack.cut(self._arrays(), start)
 
     def _arrays(self) -> Arrays:
@@ -56,11 +58,11 @@ class SampleFile:
 
 
 class SampleFolder:
-    """Batches of a folder of .npz files in the order of their names: each file one, or, of a given ``batch``,
-    cut into such.
+    """Batches of a folder of .npz files in the order of their names: one per file, or, with ``batch``, each
+    file split into batches of that size.
 
     Raises:
-        InvalidOption: there are none; and, when they are read, what is wrong with one.
+        InvalidOption: there are no files; during iteration, what is wrong with one.
     """
 
     def __init__(self, path: Path, graph: Graph, batch: int | None = None) -> None:
@@ -81,10 +83,10 @@ class SampleFolder:
 
 @dataclass(frozen=True)
 class Stack:
-    """How arrays hold samples.
+    """The layout of samples in arrays.
 
     Attributes:
-        axes: of each array, where its samples are.
+        axes: the sample axis of each array.
         starts: the first sample of each batch.
     """
 
@@ -92,7 +94,7 @@ class Stack:
     starts: range
 
     def cut(self, arrays: Mapping[str, np.ndarray], start: int) -> Arrays:
-        """The batch that begins with sample ``start``."""
+        """The batch that starts at sample ``start``."""
         batch = {}
         for name, array in arrays.items():
             axis = self.axes[name]
@@ -105,11 +107,11 @@ class Stack:
 def stacked(
     arrays: Mapping[str, np.ndarray], where: Path, graph: Graph, batch: int | None = None
 ) -> Stack:
-    """Samples in batches of ``batch`` (the last may be smaller), or of as many as the model takes.
+    """Splits samples into batches of ``batch`` (the last may be smaller), or of the model's fixed batch size.
 
     Raises:
-        InvalidOption: the arrays are not what the model takes, hold different numbers of samples, none,
-            or no whole batches.
+        InvalidOption: the arrays do not match the model, have different numbers of samples, none, or not a
+            multiple of a fixed batch size.
     """
     axes = _sample_axes(arrays, graph)
     check_arrays(arrays, graph, where, axes)
@@ -129,7 +131,7 @@ def stacked(
 
 
 def check_whole(total: int, what: str, fixed: int | None, batch: int | None, where: Path) -> None:
-    """That so many samples are whole batches of what the model takes at once (``fixed``; None: any number).
+    """Checks that samples are a multiple of the model's batch size (``fixed``; None: dynamic).
 
     Raises:
         InvalidOption: they are not.
@@ -142,20 +144,20 @@ def check_whole(total: int, what: str, fixed: int | None, batch: int | None, whe
 
 
 def _sample_axes(arrays: Mapping[str, np.ndarray], graph: Graph) -> Axes:
-    """Where each array that the model takes has its samples."""
+    """The sample axis of each array."""
     batch = _batch_name(graph)
     values = {v.name: v for v in graph.inputs if v.name in arrays}
     axes = {name: _own_axis(value, arrays[name], batch) for name, value in values.items()}
     counts = {arrays[name].shape[axis] for name, axis in axes.items() if axis is not None}
     for name, value in values.items():
-        # An open dim of another name may be the batch all the same.
+        # A dynamic dim of another name may be the batch too.
         if axes[name] is None and len(counts) == 1:
             axes[name] = _like_axis(value, arrays[name], next(iter(counts)))
     return axes
 
 
 def _batch_name(graph: Graph) -> str | None:
-    """The first dim that is the first of an input and open."""
+    """The first dynamic dim that comes first in an input."""
     for value in graph.inputs:
         for dim in (dims(value) or ())[:1]:
             if symbols(dim) == {str(dim)}:
@@ -164,13 +166,12 @@ def _batch_name(graph: Graph) -> str | None:
 
 
 def _own_axis(value: Value, array: np.ndarray, batch: str | None) -> int | None:
-    """By the type of the input alone: the axis of the batch; of a fixed shape, that in which the array is
-    longer."""
+    """By the input's type: the batch axis, or for a fixed shape the only longer axis of the array."""
     shape = dims(value)
     if shape is None:
         return 0 if array.ndim else None
     if len(shape) != array.ndim:
-        return None  # Which is an error that is listed elsewhere.
+        return None  # An error that check_arrays reports.
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and str(dim) == batch:
             return axis
@@ -181,7 +182,7 @@ def _own_axis(value: Value, array: np.ndarray, batch: str | None) -> int | None:
 
 
 def _like_axis(value: Value, array: np.ndarray, count: int) -> int | None:
-    """The first open axis that holds ``count`` of something."""
+    """The first dynamic axis of size ``count``."""
     for axis, dim in enumerate(dims(value) or ()):
         if not isinstance(dim, int) and axis < array.ndim and array.shape[axis] == count:
             return axis
@@ -189,12 +190,11 @@ def _like_axis(value: Value, array: np.ndarray, count: int) -> int | None:
 
 
 def fixed_batch(graph: Graph, axes: Axes) -> int | None:
-    """How many samples the model takes at once, where its inputs say so; None where it is open, or they
-    do not agree."""
-    found = set()
+    """The model's fixed batch size; None if it is dynamic, or inputs disagree."""
+    sizes = set()
     for value in graph.inputs:
         axis, shape = axes[value.name], dims(value)
         if axis is not None and shape is not None and isinstance(shape[axis], int):
-            found.add(shape[axis])
-    only = found.pop() if len(found) == 1 else None
+            sizes.add(shape[axis])
+    only = sizes.pop() if len(sizes) == 1 else None
     return only if isinstance(only, int) else None

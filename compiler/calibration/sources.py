@@ -1,13 +1,13 @@
-"""Calibration inputs as a compilation goes over them: checked, the same each time, one batch in memory.
+"""Calibration inputs as re-iterable batches: checked, the same on each iteration, one batch in memory.
 
-    given                                        gone over again
-    list of batches                              from memory, where its owner has it
+    given                                        read again
+    list of batches                              from the caller's memory
     .npz file, folder of .npz files              from these files
     texts (.txt, .jsonl)                         tokens, from a temporary file
-    DataLoader, generator, any other iterable    from a temporary file: many can be read once only, or shuffle
-    ONNX Runtime's CalibrationDataReader         the same
+    DataLoader, generator, any other iterable    from a temporary file: many can be read only once, or shuffle
+    ONNX Runtime's CalibrationDataReader         from a temporary file
 
-A temporary file has no name, and goes with the object. Where there is little, it stays in memory.
+Temporary files have no name and are deleted with the object. Small ones stay in memory.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ class DataReader(Protocol):
     """ONNX Runtime's ``CalibrationDataReader``."""
 
     def get_next(self) -> Mapping[str, Any] | None:
-        """The next batch; None or nothing in it after the last."""
+        """The next batch; None or an empty one after the last."""
 
 
 Given = str | Path | Iterable[Any] | DataReader
-"""What users give: a path, batches, or what gives such one by one. A batch is a mapping of arrays (numpy's,
-torch's, nested lists of numbers) by the names of the model's inputs, or arrays alone, one for each input in
-order."""
+"""What users may give: a path, batches, or an iterable or reader of batches. A batch is a mapping of arrays
+(numpy's, torch's, nested lists of numbers) by input name, or a sequence of arrays, one per input in order."""
 
 
 def open_calibration(
@@ -53,34 +52,31 @@ def open_calibration(
     model: Any = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Feeds:
-    """Batches for ``graph``, each with all of its inputs, in the order in which they come; none for None.
-
-    All of them are gone over here once.
+    """Batches for ``graph``, each with all of its inputs, in the given order; empty for None. All of them are
+    read once here, to check them.
 
     Args:
-        batch: samples that run at once, of what a file stacks, and texts; by default 8, and of a folder of
-            .npz files all of each.
-        model: of which the graph is; by its path the tokenizer is arrays_by_name.
-        files: of the model's folder, by their names: the tokenizer and its settings.
+        batch: batch size for files of stacked samples and for texts, by default 8; each file of a folder
+            of .npz files is one batch by default.
+        model: the model that was imported; its path locates the tokenizer.
+        files: files of the model's folder, by name: the tokenizer and its settings.
 
     Raises:
-        InvalidOption: no batches; one that is empty, contains NaN, or whose names, dtypes or shapes are not
-            what the inputs take; a file that cannot be read; says which, and what would do.
+        InvalidOption: there are no batches; a batch is empty, contains NaN, or does not match the inputs'
+            names, dtypes or shapes; a file cannot be read. Says which, and what is expected.
     """
     if given is None:
         if batch is not None:
             raise InvalidOption("batch is for calibration, and none is given")
         return ()
     if batch is not None and batch < 1:
-        raise InvalidOption(f"batch is {batch}; it has to be 1 or more")
+        raise InvalidOption(f"batch is {batch}; give 1 or more")
     if isinstance(given, str | Path):
         return _of_path(Path(given), graph, batch, model, files or {})
     if isinstance(given, Mapping):
         raise InvalidOption("calibration is one batch: give a list of batches")
     if batch is not None:
-        raise InvalidOption(
-            "batch is for calibration files: batches that are given stay as they are"
-        )
+        raise InvalidOption("batch is for calibration files: batches in memory are used unchanged")
     if isinstance(given, list | tuple):
         return Listed(given, graph)
     if isinstance(given, DataReader):
@@ -127,7 +123,7 @@ class Listed:
 
 
 class Reread:
-    """Batches of files, which are read each time."""
+    """Batches that are read from files on each iteration."""
 
     def __init__(self, batches: Iterable[Arrays], graph: Graph, path: Path) -> None:
         self._batches, self._length = batches, 0
@@ -146,8 +142,8 @@ class Spooled:
     """Batches that are read once, and kept in a temporary file."""
 
     def __init__(self, batches: Iterable[Feed]) -> None:
-        # Pickled: numpy's own format has no names for the element types that ml_dtypes adds. Nobody else
-        # can write to the file.
+        # Pickled, since numpy's own format does not support the element types of ml_dtypes. Safe, since no
+        # other process can write to the file.
         self._file = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         self._places: list[int] = []
         for batch in batches:
@@ -157,10 +153,10 @@ class Spooled:
             except OSError as error:
                 raise InvalidOption(
                     f"calibration does not fit into the temporary folder {gettempdir()}: "
-                    f"{error.strerror}; set TMPDIR to another"
+                    f"{error.strerror}; set TMPDIR to another folder"
                 ) from None
         if not self._places:
-            raise InvalidOption("calibration holds no batches")
+            raise InvalidOption("calibration has no batches")
 
     def __iter__(self) -> Iterator[Feed]:
         for place in self._places:
@@ -179,12 +175,12 @@ def _checked(batches: Iterable[Any], graph: Graph) -> Iterator[Feed]:
     count = 0
     for batch in batches:
         where = f"calibration batch {count}"
-        arrays_by_name = _converted(batch, graph, where)
-        _check_numbers(arrays_by_name, graph, where)
-        yield arrays_by_name
+        feed = _converted(batch, graph, where)
+        _check_numbers(feed, graph, where)
+        yield feed
         count += 1
     if not count:
-        raise InvalidOption("calibration holds no batches")
+        raise InvalidOption("calibration has no batches")
 
 
 def _converted(batch: Any, graph: Graph, where: str) -> Feed:
@@ -208,13 +204,13 @@ def _converted(batch: Any, graph: Graph, where: str) -> Feed:
 
 
 def _array(data: Any, value: Value, where: str) -> np.ndarray:
-    """What an input gets; numbers of Python take on its element type."""
-    if hasattr(data, "detach"):  # A torch tensor may be on a device, and require gradients.
+    """The array for an input; Python numbers get the input's element type."""
+    if hasattr(data, "detach"):  # A torch tensor may be on a device, or require gradients.
         data = data.detach().cpu()
     try:
         array = np.asarray(data)
     except (TypeError, ValueError) as error:  # Rows of different lengths; a dtype of torch alone.
-        raise InvalidOption(f"{where}: {value.name!r} is no array: {error}") from None
+        raise InvalidOption(f"{where}: {value.name!r} is not an array: {error}") from None
     if not isinstance(value.type, TensorType):
         return array
     if isinstance(data, (list, tuple, int, float)) and array.dtype.kind in "biuf":
@@ -229,7 +225,7 @@ def _array(data: Any, value: Value, where: str) -> np.ndarray:
 
 
 def _check_numbers(batch: Feed, graph: Graph, where: str) -> None:
-    """That there is something in a batch, and no NaN: statistics of it would be NaN too."""
+    """Checks that a batch is not empty and contains no NaN, which would make statistics NaN."""
     axes = sample_axes(graph)
     for name, array in batch.items():
         if name in axes and not array.shape[axes[name]]:

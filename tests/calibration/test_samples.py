@@ -121,5 +121,7 @@ def test_a_large_file_is_read_in_parts(
     with pytest.raises(InvalidOption, match=r"d.npz: not an .npz file, or damaged"):
         SampleFile(tmp_path / "d.npz", graph)
     np.savez(tmp_path / "o.npz", x=np.array([print], object))
-    with pytest.raises(InvalidOption, match=r"o.npz: holds pickled objects, which are not loaded"):
+    with pytest.raises(
+        InvalidOption, match=r"o.npz: contains pickled objects, which are not loaded"
+    ):
         SampleFile(tmp_path / "o.npz", graph)

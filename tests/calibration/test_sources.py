@@ -123,8 +123,8 @@ def test_files(graph: Graph, tmp_path: Path) -> None:
 
 NAN = np.array([[1, np.nan, 2]], np.float32)
 REFUSED: dict[str, tuple[Any, str]] = {
-    "nothing": ([], "calibration holds no batches"),
-    "nothing comes": (iter([]), "calibration holds no batches"),
+    "nothing": ([], "calibration has no batches"),
+    "nothing comes": (iter([]), "calibration has no batches"),
     "one batch": ({"x": 1}, "calibration is one batch: give a list of batches"),
     "a number": (3, "calibration is of type int, not batches of arrays by name"),
     "no mapping": ([[1]], "calibration batch 0 is a list, not arrays by name"),
@@ -134,8 +134,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no samples": (iter([*made(2), {"x": NAN[:0], "k": 1}]), "calibration batch 2 is empty: 'x' is of shape [0, 3]"),
     "another shape": ([{"x": NAN[:, :2], "k": 1}], "calibration batch 0: 'x' is f32[1, 2], the model takes f32[batch, 3]"),
     "another dtype": (iter([{"x": NAN.astype(np.float64), "k": 1}]), "calibration batch 0: 'x' is f64[1, 3], the model takes f32[batch, 3]"),
-    "ragged": ([{"x": [[1, 2, 3], [4]], "k": 1}], "calibration batch 0: 'x' is no array: "),
-    "bfloat16 of torch": ([{"x": torch.zeros(1, 3, dtype=torch.bfloat16), "k": 1}], "calibration batch 0: 'x' is no array: "),
+    "ragged": ([{"x": [[1, 2, 3], [4]], "k": 1}], "calibration batch 0: 'x' is not an array: "),
+    "bfloat16 of torch": ([{"x": torch.zeros(1, 3, dtype=torch.bfloat16), "k": 1}], "calibration batch 0: 'x' is not an array: "),
 }  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_what_is_wrong_with_files_names_them(graph: Graph, tmp_path: Path) -> No
     (tmp_path / "c.csv").write_text("1,2")
     with pytest.raises(InvalidOption, match=r"c.csv: not an .npz file, or damaged"):
         open_calibration(tmp_path / "c.csv", graph)
-    with pytest.raises(InvalidOption, match="batch is 0; it has to be 1 or more"):
+    with pytest.raises(InvalidOption, match="batch is 0; give 1 or more"):
         open_calibration(tmp_path / "c.npz", graph, batch=0)
     with pytest.raises(InvalidOption, match="batch is for calibration, and none is given"):
         open_calibration(None, graph, batch=2)

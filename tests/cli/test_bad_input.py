@@ -13,7 +13,7 @@ Run = Callable[..., Result]
 
 CALIBRATED = "compile m.onnx out.onnx --calibration"
 RECIPE = "no recipe 'int9', did you mean 'int8'?; there are "
-PICKLED = "holds pickled objects, which are not loaded because they can run code; save plain arrays by np.savez"
+PICKLED = "contains pickled objects, which are not loaded because they can run code; save plain arrays by np.savez"
 DAMAGED = "not an .npz file, or damaged; save it by np.savez"
 DANGLING = "dangling.onnx: node Add 'n[/red]\\x1b[2J' reads 'nope', which nothing makes"
 

@@ -373,7 +373,7 @@ def test_equal_inputs_give_equal_bytes() -> None:
         ({"target": "gpu"}, InvalidOption, "no target 'gpu', did you mean 'cpu'?"),
         ({"recipe": "int9"}, InvalidOption, "no recipe 'int9', did you mean 'int8'?"),
         ({"runtime": "tf"}, InvalidOption, "no runtime 'tf'"),
-        ({"calibration": []}, InvalidOption, "calibration holds no batches"),
+        ({"calibration": []}, InvalidOption, "calibration has no batches"),
         ({"calibration": [[1]]}, InvalidOption, "calibration batch 0 is a list"),
         ({"calibration": {"ids": [[1]]}}, InvalidOption, "calibration is one batch: give a list of batches"),
         ({"calibration": [{"ids": np.ones((2, 3))}]}, InvalidOption, "calibration batch 0: 'ids' is f64[2, 3], the model takes i64[batch, length]"),

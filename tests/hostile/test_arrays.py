@@ -69,7 +69,7 @@ def encrypted(path: Path) -> None:
     path.write_bytes(data)
 
 
-PICKLED = "holds pickled objects, which are not loaded because they can run code; save plain arrays by np.savez"
+PICKLED = "contains pickled objects, which are not loaded because they can run code; save plain arrays by np.savez"
 DAMAGED = "not an .npz file, or damaged; save it by np.savez"
 ROWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "objects": (pickled, PICKLED),
@@ -86,7 +86,7 @@ ROWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a dtype that is none": (held(shaped("(1,)", "<q9")), DAMAGED),
     "code for a header": (held("__import__('os').system('true')"), DAMAGED),
     "a header that nests": (held("(" * 5000), DAMAGED),
-    "nothing": (lambda p: zipfile.ZipFile(p, "w").close(), "holds no arrays"),
+    "nothing": (lambda p: zipfile.ZipFile(p, "w").close(), "the file has no arrays"),
 }  # fmt: skip
 
 
