@@ -19,7 +19,7 @@ COMMAND = ("--vocabulary", "texts.txt", "--recipe", "fp32", "--no-measure")
 @pytest.mark.parametrize(
     ("arguments", "texts", "message"),
     [
-        (["m.onnx", "out.onnx", *COMMAND], b"a", "out.onnx would be without the tokenizer"),
+        (["m.onnx", "out.onnx", *COMMAND], b"a", "out.onnx would lack the tokenizer"),
         (["m.onnx", "out", *COMMAND, "--calibration", "good.npz"], b"a", "good.npz has the old ones"),
         (["m.onnx", "out", *COMMAND], None, "cannot read texts.txt: No such file"),
         (["m.onnx", "out", *COMMAND], b"\xff", "cannot read texts.txt: it is not UTF-8"),
