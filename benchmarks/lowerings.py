@@ -150,7 +150,7 @@ def in_tvm(graphs: list[Graph], cores: int) -> list[Callable[[], Any]]:
 
     def call(place: int, graph: Graph) -> Callable[[], Any]:
         feeds, function = feeds_of(graph), machine[function_name(place)]
-        weights = [lowered.arrays[i] for i in lowered.taken[place]]
+        weights = [lowered.arrays[i] for i in lowered.parameters[place]]
         arguments = [
             tvm.runtime.tensor(np.array(a, order="C"))
             for a in (*(feeds[v.name] for v in graph.inputs), *weights)

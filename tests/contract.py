@@ -64,7 +64,7 @@ def compiled_in_tvm(*graphs: Graph, kernels: bool = False) -> list[Run]:
 
     def runner(place: int) -> Run:
         graph, function = graphs[place], machine[module.function_name(place)]
-        weights = [lowered.arrays[i] for i in lowered.taken[place]]
+        weights = [lowered.arrays[i] for i in lowered.parameters[place]]
 
         def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             given = [inputs[value.name] for value in graph.inputs] + weights

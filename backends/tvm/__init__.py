@@ -7,8 +7,8 @@ What it builds is machine code, which :func:`open_session` runs; :func:`examine`
 import os
 from types import MappingProxyType
 
-# TVM's own threads, which run nothing but what TVM does while it compiles, spin by sched_yield: where other
-# work wants the cores, a process would end minutes after its last line.
+# TVM's own threads, which only run during compilation, spin in sched_yield: on busy cores a process would
+# exit minutes after its last line.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 from tersor.backends.tvm.build import build
@@ -22,7 +22,7 @@ from tersor.numerics.sums import EIGHTS, FOURS
 
 SUFFIX = ".so"
 KINDS = ("cpu", "cuda")
-VARIANTS = MappingProxyType[str, str]({})  # It merges linear layers that read the same by itself.
+VARIANTS = MappingProxyType[str, str]({})  # Fusion merges linear layers that read the same value.
 FASTER_SUMS = (FOURS, EIGHTS)
 
 __all__ = [

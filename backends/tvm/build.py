@@ -1,4 +1,4 @@
-"""Builds a graph: lowered, compiled for a target, linked to a shared library, weights apart."""
+"""Builds a graph: lowers, compiles and links it to a shared library, with the weights in another file."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _SHARE_ALL_CORES = -3  # TVM's mode of a thread pool in which no thread is bound
 def build(
     graph: Graph, choice: Choice | None = None, decoded: list[Decoded] | None = None
 ) -> Built:
-    """The library of ``graph`` for the target that ``choice`` holds (by default this machine), and its
-    weights; equal graphs give equal bytes.
+    """The library of ``graph`` for the target in ``choice`` (by default this machine), and its weights; equal
+    graphs give equal bytes.
 
     Raises:
         Unsupported: nodes that have no lowering, another kind of processor than this, or no compiler.
@@ -56,8 +56,8 @@ def build(
         decoded += lowered.decoded
     weights = lowered.weights(ALIGNMENT)
     functions = [
-        Function(sizes, tuple(taken))
-        for sizes, taken in zip(((), *choice.buckets), lowered.taken, strict=True)
+        Function(sizes, tuple(places))
+        for sizes, places in zip(((), *choice.buckets), lowered.parameters, strict=True)
     ]
     description = describe_graph(
         graph, choice.features, weights, lowered.arrays, lowered.derived, functions
@@ -67,7 +67,7 @@ def build(
 
 
 def lower_for(graph: Graph, choice: Choice) -> Lowered:
-    """The module that is compiled for ``graph``, and what its library stores.
+    """The module to compile for ``graph``, and the arrays that its library stores.
 
     Raises:
         Unsupported, InvalidOption: as :func:`build`.
@@ -99,10 +99,10 @@ def _bucket(graph: Graph, sizes: Sequence[tuple[str, int]]) -> Graph:
 
 
 def _machine(choice: Choice) -> Literal["x86_64", "aarch64"]:
-    """The kind of processor that ``choice`` means, which is of this one's kind.
+    """The architecture in ``choice``, which must be this machine's.
 
     Raises:
-        Unsupported: another kind, for which the C compiler here does not link.
+        Unsupported: another one, for which the C compiler here does not link.
     """
     wanted: Literal["x86_64", "aarch64"] = "aarch64" if "neon" in choice.features else "x86_64"
     kinds = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -113,7 +113,7 @@ def _machine(choice: Choice) -> Literal["x86_64", "aarch64"]:
 
 
 def _limit_threads(count: int) -> None:
-    """TVM runs code while it compiles, on a pool of its own; one that it makes by itself has half of the
-    cores, for good, and binds its caller to them."""
+    """Sizes TVM's thread pool, which runs code during compilation: by default it would use half of the cores,
+    for good, and pin its caller to them."""
     configure = tvm.get_global_func("runtime.config_threadpool")
     configure(_SHARE_ALL_CORES, count, [str(core) for core in usable_cores()])

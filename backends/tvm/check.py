@@ -12,16 +12,16 @@ from tersor.ops import TABLE
 
 
 def check() -> list[str]:
-    """Builds and runs a model of one node; returns remarks, a line each.
+    """Builds and runs a one-node model; returns remarks, one line each.
 
     Raises:
         Unsupported: there is no C compiler.
-        InvalidModel: the system does not load the library, or it computes something else.
+        InvalidModel: the system does not load the library, or it computes a wrong result.
     """
     graph = TABLE.graph("check")
     x = graph.add_input("x", TensorType(DType.F32, (2,)))
     graph.set_outputs([graph.emit("Add", [x, x])], ["y"])
-    made = open_session(build(graph)).run({"x": np.array([1, 2], np.float32)})
-    if made["y"].tolist() != [2, 4]:
-        raise InvalidModel(f"TVM computed [1, 2] + [1, 2] = {made['y'].tolist()}")
+    outputs = open_session(build(graph)).run({"x": np.array([1, 2], np.float32)})
+    if (y := outputs["y"].tolist()) != [2, 4]:
+        raise InvalidModel(f"TVM computed [1, 2] + [1, 2] = {y}")
     return []

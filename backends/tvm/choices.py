@@ -1,4 +1,4 @@
-"""Which settings are worth measuring for a graph, given what is in it."""
+"""Which settings are worth measuring for a graph: none, as tuning chooses by kernel."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from tersor.ir import Graph
 
 
 def axes(graph: Graph, choice: Choice) -> list[tuple[str, tuple[object, ...]]]:
-    """(setting of a Choice, its values to try besides that of ``choice``), the most promising first."""
+    """(setting of a Choice, values to try other than that of ``choice``), the most promising first."""
     return []

@@ -1,8 +1,8 @@
-"""ONNX Runtime's own ops (``com.microsoft``) in terms of those that TVM has lowerings for.
+"""ONNX Runtime's ops (``com.microsoft``), rewritten to ops that TVM has lowerings for.
 
 Formulas are those of ONNX Runtime's ContribOperators.md:
 
-    FusedMatMul               alpha op(A) op(B), op transposes the last two axes where it is asked to
+    FusedMatMul               alpha op(A) op(B), op optionally transposes the last two axes
     BiasGelu, FastGelu        gelu(x + b), by erf or by tanh
     QuickGelu                 x sigmoid(alpha x)
     SkipLayerNormalization    norm(x + skip + b) gamma + beta; its fourth result is the sum
@@ -10,8 +10,8 @@ Formulas are those of ONNX Runtime's ContribOperators.md:
     MatMulIntegerToFloat      (A - a_zero) (B - b_zero) a_scale b_scale + b
     DynamicQuantizeLSTM       LSTM of (W - w_zero) w_scale and (R - r_zero) r_scale
 
-ONNX Runtime quantizes what DynamicQuantizeLSTM reads, and its states, at each step; here they stay float,
-which is nearer to the model that was quantized.  The weights stay integers in the file.
+ONNX Runtime quantizes the operand and states of DynamicQuantizeLSTM at each step; here they stay float,
+which is closer to the original model.  The weights stay integers in the file.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ Rule = Callable[[Graph, Node], Sequence[Value | None] | None]
 
 
 def expand(graph: Graph) -> Graph:
-    """A copy of ``graph`` without those of ONNX Runtime's own ops that are listed here; the others stay."""
+    """A copy of ``graph`` in which the ops listed here are rewritten; others are kept."""
     result = graph.copy()
     for node in list(result.walk()):
         if node.graph is None:
             continue
         rule = RULES.get(node.op)
         if rule is None:
-            if any(
-                not _is_typed(v) for v in node.outputs
-            ):  # It could read what had no type before.
+            if not all(map(_is_typed, node.outputs)):  # Its operands may have types only now.
                 node.graph.infer(node)
         elif all(_is_typed(v) for v in node.inputs if v is not None):
             with node.graph.at(node):
@@ -53,7 +51,7 @@ def _is_typed(value: Value) -> bool:
 
 
 def _replace(node: Node, values: Sequence[Value | None]) -> None:
-    """Results that nothing makes are none that is read, else the node stays."""
+    """Replaces a node, unless an output without a replacement is read."""
     missing = len(node.outputs) - len(values)
     padded = [*values, *[None] * missing][: len(node.outputs)]
     pairs = list(zip(node.outputs, padded, strict=True))
@@ -76,8 +74,8 @@ def _plus(graph: Graph, x: Value, bias: Value | None) -> Value:
     return x if bias is None else graph.emit("Add", [x, bias])
 
 
-def _turned(graph: Graph, x: Value, axes: Sequence[int]) -> Value:
-    """With its axes in another order; of a constant that only this reads, another constant."""
+def _transposed(graph: Graph, x: Value, axes: Sequence[int]) -> Value:
+    """A transpose; of a constant, a transposed constant."""
     if x.is_constant:
         return graph.constant(np.ascontiguousarray(x.numpy().transpose(axes)), x.name)
     return graph.emit("Transpose", [x], {"perm": tuple(axes)})
@@ -114,7 +112,7 @@ def _fused_matmul(graph: Graph, node: Node) -> Sequence[Value] | None:
         x = _needed(node, index)
         rank = x.tensor.rank or 0
         if node.attrs.get(name) and rank > 1:
-            x = _turned(graph, x, [*range(rank - 2), rank - 1, rank - 2])
+            x = _transposed(graph, x, [*range(rank - 2), rank - 1, rank - 2])
         operands.append(x)
     y = graph.emit("MatMul", operands)
     alpha = node.attrs.get("alpha", 1.0)
@@ -166,25 +164,23 @@ def _lstm(graph: Graph, node: Node) -> Sequence[Value]:
     operands = [x, w, r, *(node.input(i) for i in range(3, 8))]
     while operands[-1] is None:
         operands.pop()
-    made = graph.emit_node("LSTM", operands, dict(node.attrs), names=["y", "h", "c"])
-    return made.outputs
+    return graph.emit_node("LSTM", operands, dict(node.attrs), names=["y", "h", "c"]).outputs
 
 
 def _weight(graph: Graph, codes: Value, scale: Value, zero: Value) -> Value:
-    """[directions, inputs, 4 hidden] as LSTM has it, [directions, 4 hidden, inputs]; scales and zero
-    points are one for each direction, or for each of its columns too."""
+    """[directions, inputs, 4 hidden] in LSTM's layout, [directions, 4 hidden, inputs]; scales and zero points
+    are one per direction, or one per direction and column."""
     if scale.tensor.rank == 1 and all(v.is_constant for v in (codes, scale, zero)):
-        turned = np.ascontiguousarray(codes.numpy().transpose(0, 2, 1))
-        held = Affine(turned, scale.numpy(), zero.numpy(), 0)
-        return graph.constant(held, codes.name)
+        values = np.ascontiguousarray(codes.numpy().transpose(0, 2, 1))
+        return graph.constant(Affine(values, scale.numpy(), zero.numpy(), 0), codes.name)
     axes = np.array([2] if scale.tensor.rank == 2 else [1, 2])
 
-    def beside(part: Value) -> Value:
+    def expanded(part: Value) -> Value:
         return graph.emit("Unsqueeze", [part, graph.constant(axes, "axes")])
 
-    real = _float(graph, _turned(graph, codes, (0, 2, 1)), scale.tensor.dtype)
-    shift = _float(graph, beside(zero), scale.tensor.dtype)
-    return graph.emit("Mul", [graph.emit("Sub", [real, shift]), beside(scale)])
+    real = _float(graph, _transposed(graph, codes, (0, 2, 1)), scale.tensor.dtype)
+    shift = _float(graph, expanded(zero), scale.tensor.dtype)
+    return graph.emit("Mul", [graph.emit("Sub", [real, shift]), expanded(scale)])
 
 
 RULES: dict[str, Rule] = {

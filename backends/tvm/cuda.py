@@ -1,10 +1,10 @@
-"""CUDA: the same graph by TVM's GPU schedules, compiled ahead of time by nvcc or NVRTC.
+"""CUDA: graphs under TVM's GPU schedules, compiled ahead of time by nvcc or NVRTC.
 
 A graph is lowered by the generic rules, in float16 (:mod:`tersor.backends.tvm.half`); products of matrices
-use tensor cores, where all sizes that are known are above 64.  Everything runs on the device but sizes.
+use tensor cores where all known sizes are above 64.  All but the computation of sizes runs on the device.
 
-TVM's library holds CUDA's source, which would be compiled wherever it is loaded; here the source is
-replaced by its machine code as text, which loading turns back.  So whoever runs it needs no compiler.
+TVM's library contains CUDA source, to be compiled where it is loaded; here it is replaced by machine code
+encoded as text, which is decoded on loading.  So running a library needs no compiler.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tersor.errors import InvalidModel, Unsupported, one_line
 from tersor.ir import Node
 
 _MARK = "// machine code: "
-_one_at_a_time = threading.Lock()  # TVM has one such function for all that it compiles.
+_one_at_a_time = threading.Lock()  # The callback is global in TVM.
 _SCHEDULES = (
     dlight.gpu.Matmul(),
     dlight.gpu.GEMV(),
@@ -40,11 +40,11 @@ _SCHEDULES = (
     dlight.gpu.GeneralReduction(),
     dlight.gpu.Fallback(),
 )
-# Where threads fold together, TVM knows a few ways to combine two numbers, and tells so at last.
+# Checks reductions across threads: TVM supports a few combiners, and fails late for others.
 _FOLDS = tvm.transform.Sequential(
     [s_tir.transform.CanonicalizeLoop(), s_tir.transform.LowerCrossThreadReduction()]
 )
-# From this one on, TVM 0.27 dies where it puts tensor cores in: its copies of functions are none.
+# From this version on, TVM 0.27 crashes on tensor cores: its copies of functions are shallow.
 _BROKEN_FFI = (0, 1, 15)
 
 
@@ -54,7 +54,7 @@ def arch_of(features: Sequence[str]) -> str | None:
 
 
 def check_device(arch: str) -> None:
-    """That there is a device for code of ``arch``.
+    """Checks that there is a device for code of ``arch``.
 
     Raises:
         InvalidModel: there is none.
@@ -74,7 +74,7 @@ def _number(text: str) -> int:
     return int(re.sub(r"\D", "", text))
 
 
-# -- what is not for a GPU -------------------------------------------------------------------------
+# -- ops without a lowering for CUDA ---------------------------------------------------------------
 
 
 def _refusing(reason: str) -> Rule:
@@ -107,7 +107,7 @@ def check_tools() -> str:
     """The compiler of CUDA, ``nvcc`` or ``nvrtc``.
 
     Raises:
-        Unsupported: there is none, or TVM would die.
+        Unsupported: there is none, or TVM would crash.
     """
     if tuple(map(int, re.findall(r"\d+", tvm_ffi.__version__)[:3])) >= _BROKEN_FFI:
         raise Unsupported(
@@ -125,14 +125,14 @@ def check_tools() -> str:
 
 
 def gpu_target(arch: str) -> tvm.target.Target:
-    """TVM's target; what runs on the host runs on any processor of this one's family."""
+    """TVM's target; host code runs on any processor of this one's family."""
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(here := platform.machine().lower(), here)
     host = {"kind": "llvm", "mtriple": f"{machine}-linux-gnu"}
     return tvm.target.Target({"kind": "cuda", "arch": arch, "host": host})
 
 
 def compile_for_gpu(module: tvm.IRModule, arch: str) -> Any:
-    """The executable of a lowered module, with machine code of ``arch`` in it.
+    """The executable of a lowered module, with machine code for ``arch``.
 
     Raises:
         Unsupported: no compiler, or a function that no schedule fits.
@@ -154,7 +154,7 @@ def compile_for_gpu(module: tvm.IRModule, arch: str) -> Any:
 
 
 def _machine_code(source: str, target: tvm.target.Target, compiler: str) -> bytes:
-    """With PTX in it, which later devices take too; of nvcc also what ``target`` runs as it is."""
+    """PTX, which later devices run too; from nvcc, with native code for ``target``."""
     arch = str(target.attrs["arch"])
     virtual = arch.replace("sm_", "compute_")
     kind: str = "ptx"
@@ -170,8 +170,8 @@ _compile_source = tvm.get_global_func("tvm_callback_cuda_compile")
 
 @tvm_ffi.register_global_func("tvm_callback_cuda_compile", override=True)
 def read_machine_code(source: str) -> Any:
-    """What TVM asks for the machine code of a source: here also of one that :func:`compile_for_gpu`
-    replaced."""
+    """TVM's callback to compile a source; decodes the machine code that :func:`compile_for_gpu` put in its
+    place."""
     if not source.startswith(_MARK):
         return _compile_source(source)
     return base64.b64decode(source.removeprefix(_MARK))
@@ -179,7 +179,7 @@ def read_machine_code(source: str) -> Any:
 
 @contextmanager
 def _replacing_sources(replace: Callable[[str, tvm.target.Target], str]) -> Iterator[None]:
-    """Within it TVM puts into its modules what ``replace`` makes of a source and its target."""
+    """A context in which TVM replaces sources in its modules by ``replace(source, target)``."""
     name = "tvm_callback_cuda_postproc"
     with _one_at_a_time:
         tvm_ffi.register_global_func(name, replace, override=True)
@@ -208,7 +208,7 @@ def _pipeline() -> tvm.transform.Pass:
 
 @tvm.transform.module_pass(opt_level=0)
 def schedule(module: tvm.IRModule, context: object) -> tvm.IRModule:
-    """Every function by the first of TVM's schedules that fits.
+    """Schedules every function by the first of TVM's rules that fits.
 
     Raises:
         Unsupported: none does.
@@ -227,11 +227,11 @@ def _scheduled(name: str, func: tirx.PrimFunc) -> tirx.PrimFunc:
     target = tvm.target.Target.current()
     for rule in _SCHEDULES:
         try:
-            found = rule.apply(func, target, False)
-            if found is not None:
-                _FOLDS(found.mod)
+            scheduled = rule.apply(func, target, False)
+            if scheduled is not None:
+                _FOLDS(scheduled.mod)
         except Exception:
-            continue  # Rules find out by failing that they do not fit; another one is slower at most.
-        if found is not None:
-            return found.mod["main"].with_attr("tirx.is_scheduled", True)
+            continue  # A rule that does not fit raises; the next one is at worst slower.
+        if scheduled is not None:
+            return scheduled.mod["main"].with_attr("tirx.is_scheduled", True)
     raise Unsupported(f"TVM has no schedule for CUDA for {name}")

@@ -1,12 +1,12 @@
 """Transcendentals without the C library.
 
 A call of ``exp``, ``log``, ``tanh``, ``erf`` or ``sigmoid`` becomes the polynomial of
-:mod:`tersor.backends.tvm.kernels.vector`, whose docstring derives it, in every lane at once; LLVM
-would call the scalar function of libm for each.  float16 and bfloat16 go through float32; float64
-keeps libm, whose accuracy is what it is asked for.
+in :mod:`tersor.backends.tvm.kernels.vector` (derived there), for all lanes at once; LLVM would call libm's
+scalar function for each.  float16 and bfloat16 go through float32; float64
+keeps libm, for its accuracy.
 
-The pass runs when loops have become vectors and no longer are copied, so that an operand can be
-bound to a variable of its own.
+The pass runs once loops are vectorized and no longer copied, so that an operand can be bound to a
+variable.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Fusion: chains of nodes become the ops that one kernel each computes.
+"""Fusion: chains of nodes become ops that a kernel computes each.
 
     tvm.Linear     x or (q, ranges), W, bias, residual, gamma, beta, smooth  ->  y, q, ranges
 
-    y = norm(activation(x W + bias) + residual); q and ranges are y, times ``smooth`` where that is given,
-    quantized row by row: ranges holds each row's scale and zero point as float32[..., 2]. x comes in float,
-    or as the (q, ranges) of another one, then ``quantized`` is 1. q has rows for all leading dims together,
-    at least 16, padded to 64 columns.
-    ``format`` names that of W (:mod:`tersor.backends.tvm.formats`); ``result`` is ``float32`` or ``bfloat16``
+    y = norm(activation(x W + bias) + residual); q and ranges are y (times ``smooth``, if given) quantized row
+    by row: ranges has each row's scale and zero point as float32[..., 2]. x is float or, with ``quantized``
+    1, another op's (q, ranges). The rows of q are all leading dims, flattened, at least 16, padded to 64
+    columns.
+    ``format`` names W's (:mod:`tersor.backends.tvm.formats`); ``result`` is ``float32`` or ``bfloat16``
     (then y is u16: the bits).
 
     tvm.Attention  q, k, v or one tensor of all three, mask, past k, past v, lengths  ->  y, k, v
 
-What is read of the outputs is what the kernel writes. These ops exist within this backend only, so the op
-table has no rows for them; a printed graph shows what is launched.
+The kernel writes only outputs that are read. These ops exist within this backend only, so the op table has
+no rows for them; a printed graph shows the kernels that run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP
-from tersor.backends.tvm.windows import tell_windows
+from tersor.backends.tvm.windows import set_windows
 from tersor.errors import Unsupported
 from tersor.ir import (
     Attribute,
@@ -52,30 +52,30 @@ SMOOTH = 7  # The operand of LINEAR.
 
 
 def fuse(graph: Graph, isa: Isa) -> Graph:
-    """A copy of ``graph`` in which what our kernels compute is an op each.
+    """A copy of ``graph`` with an op for each call of our kernels.
 
     Raises:
-        Unsupported: an op of the model's own that is called like one of these.
+        Unsupported: the model itself has an op of one of these names.
     """
     for node in graph.walk():
         if node.op in (LINEAR, ATTENTION):
             raise Unsupported(f"TVM has no lowering for {node.label}: an op of the model's own")
     result = graph.copy()
     drop_masks(result)
-    _hold_weights(result)
-    tell_windows(result)
+    _fold_dequantizers(result)
+    set_windows(result)
     _Fusion(result, isa).run()
     return result
 
 
-def _hold_weights(graph: Graph) -> None:
-    """Weights that are written as DequantizeLinear of a constant become that constant: in machine code
-    nothing is won by doing it at every run."""
+def _fold_dequantizers(graph: Graph) -> None:
+    """Replaces DequantizeLinear of a constant by an encoded constant: nothing is gained from computing it in
+    every run."""
     for node in list(graph.walk()):
         if node.op != "DequantizeLinear" or node.graph is None:
             continue
-        if (held := encoded_result(node)) is not None:
-            replace_node(node, [node.graph.constant(held, node.output.name)])
+        if (encoding := encoded_result(node)) is not None:
+            replace_node(node, [node.graph.constant(encoding, node.output.name)])
 
 
 @dataclass
@@ -83,7 +83,7 @@ class _Fusion:
     """Nodes are visited in order; a chain is replaced where it ends.
 
     Attributes:
-        rows: results that a kernel can write quantized: the value, and its (q, ranges).
+        rows: the (q, ranges) of results that a kernel can write quantized.
     """
 
     graph: Graph
@@ -112,7 +112,7 @@ class _Fusion:
                     waiting.add(node)
                 else:
                     self._linear([node])
-        for node in waiting:  # What its reader did not take after all.
+        for node in waiting:  # Those that no later node took.
             if node.graph is not None:
                 self._linear([node])
         erase_dead(
@@ -128,11 +128,11 @@ class _Fusion:
     def _linear(
         self, linears: list[Node], *, norm: Node | None = None, result: str = "float32"
     ) -> Value:
-        """One op for layers that read the same, side by side, and the norm that ends them."""
+        """One op for layers that read the same value, concatenated, and for the norm after them."""
         first, last = linears[0], norm or linears[-1]
         rows = _rows(first)
         weights = [_encoding(n.inputs[1]) for n in linears]
-        # One alone stays in its form, also where that has none for several side by side.
+        # A single weight keeps its encoding, even one that cannot be concatenated.
         weight = concat(weights, 1) if len(weights) > 1 else weights[0].unmasked
         format = choose(weight, rows, self.isa)
         assert format is not None, f"no format for {_name(first)}"
@@ -170,7 +170,7 @@ class _Fusion:
         return y
 
     def _take_smoothing(self, x: Value) -> None:
-        """Where x is y times a vector, and y of a kernel that nobody reads quantized: it quantizes x."""
+        """Where x is a kernel's y times a vector, and nobody reads y quantized: the kernel quantizes x."""
         node = x.producer
         if node is None or node.op != "Mul":
             return
@@ -178,10 +178,10 @@ class _Fusion:
             if y not in self.rows or y.type != x.type or factor is None or not factor.is_constant:
                 continue
             q, ranges = self.rows[y]
-            maker = q.producer
-            if q.uses or maker is None or factor.tensor.dims != (y.tensor.dims or ())[-1:]:
+            kernel = q.producer
+            if q.uses or kernel is None or factor.tensor.dims != (y.tensor.dims or ())[-1:]:
                 continue
-            self.graph.set_input(maker, SMOOTH, factor)
+            self.graph.set_input(kernel, SMOOTH, factor)
             del self.rows[y]
             self.rows[x] = q, ranges
             return
@@ -201,8 +201,8 @@ class _Fusion:
     # -- attention ---------------------------------------------------------------------------------
 
     def _attention(self, node: Node) -> None:
-        """Where q, k and v come from layers that read the same and nobody else does, these become
-        one, whose result goes to the kernel as it is."""
+        """Merges the layers of q, k and v, where they read the same value and have no other readers, into
+        one; the kernel reads its result as it is."""
         heads, kv_heads = head_counts(node)  # type: ignore[misc]
         attrs: dict[str, Attribute] = {"q_num_heads": heads, "kv_num_heads": kv_heads}
         attrs |= {"is_causal": node.attrs["is_causal"], "scale": _scale(node, heads)}
@@ -217,7 +217,7 @@ class _Fusion:
             )
         )
         merged = [n for n in linears if n is not None] if together else []
-        if merged and _is_one(merged, self.isa):
+        if merged and _can_merge(merged, self.isa):
             quantized = _rows(merged[0]) == QUANTIZED
             result = "bfloat16" if self.isa.bfloat16 and quantized else "float32"
             with self.graph.at(node):
@@ -232,11 +232,11 @@ class _Fusion:
             operands, result = list(node.inputs[:3]), "float32"
         attrs["dtype"] = result
         with self.graph.at(node):
-            made = self.graph.emit_node(
+            fused = self.graph.emit_node(
                 ATTENTION, [*operands, *node.inputs[3:]], attrs, types=[v.type for v in node.outputs],
                 names=[v.name for v in node.outputs],
             )  # fmt: skip
-        replace_node(node, made.outputs)
+        replace_node(node, fused.outputs)
 
 
 def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
@@ -274,15 +274,15 @@ def _rows(node: Node) -> ActivationForm:
 
 
 def _quantized_source(node: Node) -> Value | None:
-    """What the rows that a layer reads were quantized from; None where it reads float."""
+    """The value that a layer's quantized rows come from; None where it reads floats."""
     x = node.inputs[0]
     if x is None or x.producer is None or x.producer.op != "DequantizeLinear":
         return None
-    held = [x.producer.input(i) for i in range(3)]
-    quantizer = held[0].producer if held[0] is not None else None
+    parts = [x.producer.input(i) for i in range(3)]
+    quantizer = parts[0].producer if parts[0] is not None else None
     if quantizer is None or quantizer.op != "tersor.DynamicQuantizeRows":
         return None
-    return quantizer.inputs[0] if held == list(quantizer.outputs) else None
+    return quantizer.inputs[0] if parts == list(quantizer.outputs) else None
 
 
 def _source(node: Node) -> Value:
@@ -292,7 +292,7 @@ def _source(node: Node) -> Value:
 
 
 def _ends(norm: Node, isa: Isa) -> Node | None:
-    """The layer whose result, read by nobody else, the norm adds to a residual of the same shape."""
+    """The layer whose result, without other readers, the norm adds to a residual of the same shape."""
     if norm.attrs["axis"] not in (-1, len(norm.output.tensor.dims or ()) - 1):
         return None
     if len(norm.outputs) > 1 and norm.outputs[1].uses:
@@ -324,8 +324,8 @@ def _feeds_attention(node: Node, attention: Node, isa: Isa) -> bool:
     )
 
 
-def _is_one(linears: list[Node], isa: Isa) -> bool:
-    """Whether layers read the same, and have a format side by side."""
+def _can_merge(linears: list[Node], isa: Isa) -> bool:
+    """Whether layers read the same value, and have a format when concatenated."""
     kinds = {
         (_source(n), n.attrs["activation"], _rows(n), _encoding(n.inputs[1]).concat_key(1))
         for n in linears
@@ -337,12 +337,12 @@ def _is_one(linears: list[Node], isa: Isa) -> bool:
 
 
 _RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
-"""Attributes of an Attention, and what most have."""
+"""Rare attributes of an Attention, and their defaults."""
 
 
 def _has_kernel(node: Node) -> bool:
-    """Whether the attention kernel computes this: in single precision, nobody reads the scores, and sizes
-    have names at least."""
+    """Whether the attention kernel computes this: float32, scores that nobody reads, and sizes that are known
+    or named."""
     counts, mask, lengths = head_counts(node), node.input(3), node.input(6)
     if len(node.outputs) > 3 and node.outputs[3].uses:
         return False

@@ -1,17 +1,17 @@
-"""A graph of float32 as a GPU computes it best: products in float16, and what lies between them.
+"""Mixed precision for GPUs: products in float16, and the ops between them.
 
-Every op here sums, normalizes and takes its exponentials in float32 whatever it is held in, and rounds
-once; so what counts is what is *held* in float16:
+Every op sums, normalizes and exponentiates in float32 whatever its operands' type, and rounds once; so the
+question is which values are *stored* in float16:
 
 - operands and results of products and of lookups in tables of weights;
-- what only moves, adds, scales or normalizes such results.
+- results of ops that only move, add, scale or normalize such values.
 
-All else stays in float32, and so does whatever meets a constant beyond float16's range, such as the
--3.4e38 of a mask.  The interface stays what it was.
+All others stay in float32, and so do ops with a constant beyond float16's range, such as the -3.4e38 of a
+mask.  Inputs and outputs keep their types.
 
 **Quantized graphs.**  Weights of products keep their int8, as parameters with their scales, and are
-dequantized to float16 in the run (weight-only); tables that are looked up are held in float16.  Quantizers
-of activations compute what the graph says.
+dequantized to float16 at run time (weight-only); embedding tables are stored in float16.  Activation
+quantizers are kept.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _FOLLOWING = _JOINING | frozenset((
     "Transpose", "Expand", "Tile", "Concat", "Split", "Slice", "Gather", "Pad", "DepthToSpace",
     "SpaceToDepth", "RotaryEmbedding",
 ))  # fmt: skip
-_TABLE = 2  # The rank of a table that is looked up.
+_TABLE = 2  # The rank of an embedding table.
 _MASK = 3  # Attention's operand that is added to float32 scores.
 
 
 def halve(graph: Graph) -> Graph:
-    """A copy of ``graph`` that holds in float16 what can be."""
+    """A copy of ``graph`` in mixed precision."""
     result = graph.copy()
     drop_masks(result)
     _Halving(result).run()
@@ -57,8 +57,8 @@ class _Halving:
     """Nodes are visited in order.
 
     Attributes:
-        halves: results that are held in float16 now.
-        casts: of values that are read in the other type, that type's.
+        halves: results that are stored in float16.
+        casts: of values that are read in the other type, their casts.
     """
 
     graph: Graph
@@ -79,9 +79,9 @@ class _Halving:
         self.graph.set_outputs(outputs, self.graph.output_names)
 
     def _is_half(self, node: Node) -> bool:
-        read = [v for i, v in enumerate(node.inputs) if v is not None and _is_held(node, i, v)]
-        made = [v for v in node.outputs if v.uses]
-        if not read or not made or not all(_is_float32(v) for v in made):
+        read = [v for i, v in enumerate(node.inputs) if v is not None and _can_be_half(node, i, v)]
+        results = [v for v in node.outputs if v.uses]
+        if not read or not results or not all(_is_float32(v) for v in results):
             return False
         if not all(v in self.halves or v.encoding is None or _fits(v) for v in read):
             return False
@@ -89,7 +89,7 @@ class _Halving:
             return True
         if node.op in _LOOKUPS and any(v.is_constant and v.tensor.rank == _TABLE for v in read):
             return True
-        has_moments = node.op == "LayerNormalization" and len(made) > 1  # They are float32.
+        has_moments = node.op == "LayerNormalization" and len(results) > 1  # Moments are float32.
         if node.op not in _FOLLOWING or has_moments:
             return False
         computed = [v in self.halves for v in read if not v.is_constant]
@@ -97,18 +97,18 @@ class _Halving:
 
     def _halve(self, node: Node) -> None:
         operands = [
-            self._half(node, v) if v is not None and _is_held(node, i, v) else v
+            self._half(node, v) if v is not None and _can_be_half(node, i, v) else v
             for i, v in enumerate(node.inputs)
         ]
         types = [
             TensorType(DType.F16, v.tensor.dims) if _is_float32(v) else v.type for v in node.outputs
         ]
         with self.graph.at(node):
-            made = self.graph.emit_node(
+            half = self.graph.emit_node(
                 node.op, operands, node.attrs, names=[v.name for v in node.outputs], types=types
             )
-        self.halves.update(v for v in made.outputs if v.tensor.dtype is DType.F16)
-        replace_node(node, made.outputs)
+        self.halves.update(v for v in half.outputs if v.tensor.dtype is DType.F16)
+        replace_node(node, half.outputs)
 
     def _half(self, node: Node, value: Value) -> Value:
         if value.tensor.dtype is DType.F16:
@@ -127,16 +127,15 @@ class _Halving:
             for part in ("values", "scale", "zero_point")
         ]
         attrs: dict[str, Attribute] = {"axis": encoding.axis or 0, "block_size": encoding.block}
-        types = [
-            TensorType(DType.F16, value.tensor.dims)
-        ]  # Its scales stay float32: they are small.
+        # The scales stay float32: they are small.
+        types = [TensorType(DType.F16, value.tensor.dims)]
         with self.graph.at(node):
             return self.graph.emit_node(
                 "DequantizeLinear", parts, attrs, names=[value.name], types=types
             ).output
 
     def _cast(self, value: Value, dtype: DType, reader: Node | None) -> Value:
-        """The value in the other type; made before its first reader, so that later ones have it."""
+        """The value in the other type, cast before its first reader for all of them."""
         if value not in self.casts:
             with self.graph.at(reader):
                 self.casts[value] = self.graph.emit("Cast", [value], {"to": TO_ONNX[dtype]})
@@ -147,8 +146,8 @@ def _is_float32(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dtype is DType.F32
 
 
-def _is_held(node: Node, place: int, value: Value) -> bool:
-    """Whether an operand is one of those that are held in float16 where the node's results are."""
+def _can_be_half(node: Node, place: int, value: Value) -> bool:
+    """Whether an operand is stored in float16 where the node's results are."""
     if not isinstance(value.type, TensorType):
         return False
     return value.type.dtype in (DType.F32, DType.F16) and not (
@@ -157,6 +156,6 @@ def _is_held(node: Node, place: int, value: Value) -> bool:
 
 
 def _fits(constant: Value) -> bool:
-    """Whether float16 holds a constant's numbers; infinities stay such."""
+    """Whether a constant's finite numbers are in float16's range."""
     numbers = constant.numpy()
     return bool((~np.isfinite(numbers) | (np.abs(numbers) <= _LARGEST)).all())

@@ -1,9 +1,9 @@
-"""The file of a built model: a shared library, and behind it what the library needs and offers.
+"""The file of a built model: a shared library, followed by its description.
 
-    library | JSON | its length | SHA-256 of all before | magic
+    library (compressed) | JSON | its length | SHA-256 of all before | magic
 
-Loaders of shared libraries do not look behind what they load, so the file stays one; all that decides
-whether it may run here can be read before any of it runs.  The weights lie apart, in one file.
+Whether it can run here is decided from the description, before any of its code runs.  The weights are in a
+separate file.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Interface = list[tuple[str, TensorType]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that functions of the library take behind the inputs, and where in the weights it lies;
-    or how it is made of others when the library is loaded."""
+    """An array that functions of the library take after the inputs: its offset in the weights, or how it is
+    computed from others when the library is loaded."""
 
     type: TensorType
     offset: int = 0
@@ -62,8 +62,8 @@ class Function:
     """A function of the library.
 
     Attributes:
-        sizes: of the open dims, that it is for; none: any sizes.
-        parameters: places among the library's, in the order of the function.
+        sizes: of the open dims that it is compiled for; empty: any sizes.
+        parameters: indices of the library's, in the function's order.
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
@@ -72,14 +72,14 @@ class Function:
 
 @dataclass(frozen=True)
 class Description:
-    """What a library needs and offers.
+    """The requirements and interface of a library.
 
     Attributes:
         inputs, outputs: names and types.
         features: ISA features that the code uses.
         parameters: of all functions, each once.
         functions: the first is for any sizes.
-        weights: the name of their file; None where there are no parameters.
+        weights: the name of the weights file; None without parameters.
         tvm: the version that built it.
         platform: the system and processor family that it runs on.
     """
@@ -94,13 +94,13 @@ class Description:
     platform: str = field(default_factory=lambda: f"{platform.system()} {platform.machine()}")
 
     def to_bytes(self) -> bytes:
-        """The JSON behind the library."""
+        """The description as JSON."""
         data = {
             "format": FORMAT,
             "inputs": [[name, str(type)] for name, type in self.inputs],
             "outputs": [[name, str(type)] for name, type in self.outputs],
             "features": sorted(self.features),
-            "parameters": [_told(p) for p in self.parameters],
+            "parameters": [_parameter_data(p) for p in self.parameters],
             "functions": [[dict(f.sizes), f.parameters] for f in self.functions],
             "weights": self.weights,
             "tvm": self.tvm,
@@ -110,12 +110,12 @@ class Description:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights' file."""
-        held = (p for p in self.parameters if p.derived is None)
-        return max((p.offset + p.size for p in held), default=0)
+        """The size of the weights file."""
+        stored = (p for p in self.parameters if p.derived is None)
+        return max((p.offset + p.size for p in stored), default=0)
 
     def shapes_of(self, function: Function) -> tuple[tuple[int, ...], ...]:
-        """Of the inputs, for a function that is for chosen sizes."""
+        """Shapes of the inputs of a function for fixed sizes."""
         sizes = dict(function.sizes)
         return tuple(type.at(sizes) for _, type in self.inputs)
 
@@ -128,8 +128,8 @@ def describe_graph(
     derived: Mapping[int, Derivation],
     functions: Sequence[Function],
 ) -> Description:
-    """Of a library that was built of ``graph``, with ``parameters`` held in ``weights`` but for those that
-    are ``derived``."""
+    """The description of a library built from ``graph``; ``weights`` has the ``parameters`` that are not
+    ``derived``."""
     inputs, outputs = (
         [(name, type) for name, type in side if isinstance(type, TensorType)]
         for side in graph.signature()
@@ -152,10 +152,10 @@ def describe_graph(
 
 
 def pack(library: bytes, description: Description) -> bytes:
-    """The file: the library compressed (of small models there is as much code as there are weights, and
-    kernels of one kind are alike), and what it tells."""
-    told = description.to_bytes()
-    body = lzma.compress(library) + told + _LENGTH.pack(len(told))
+    """The file: the library, compressed (small models have as much code as weights, and kernels are similar),
+    and its description."""
+    data = description.to_bytes()
+    body = lzma.compress(library) + data + _LENGTH.pack(len(data))
     return body + _FOOTER.pack(hashlib.sha256(body).digest(), _MAGIC)
 
 
@@ -167,23 +167,23 @@ def code(data: bytes) -> bytes:
     """
     body = memoryview(data)[: -_FOOTER.size - _LENGTH.size]
     (length,) = _LENGTH.unpack_from(data, len(body))
-    unpacking = lzma.LZMADecompressor()
+    decompressor = lzma.LZMADecompressor()
     try:
-        made = unpacking.decompress(body[: len(body) - length], MOST_CODE)
+        library = decompressor.decompress(body[: len(body) - length], MOST_CODE)
     except lzma.LZMAError as error:
         raise InvalidModel(f"the library is damaged: {one_line(error, LONGEST)}") from None
-    if not unpacking.eof:
+    if not decompressor.eof:
         raise InvalidModel(
             f"the library is damaged: its code ends nowhere, or is over {MOST_CODE} bytes"
         )
-    return made
+    return library
 
 
 def describe(data: bytes) -> Description:
-    """What a file tells of its library. The file may be anyone's: none of it is run.
+    """The description in a file. The file is untrusted: none of it is run.
 
     Raises:
-        InvalidModel: it is none, or damaged.
+        InvalidModel: it is no library of tersor's, or damaged.
     """
     body, footer = memoryview(data)[: -_FOOTER.size], data[-_FOOTER.size :]
     if len(body) < _LENGTH.size or not footer.endswith(_MAGIC):
@@ -192,13 +192,13 @@ def describe(data: bytes) -> Description:
         raise InvalidModel("the library is damaged: its hash is not the one it carries")
     (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
     try:
-        told = json.loads(bytes(body[-_LENGTH.size - length : -_LENGTH.size]))
-        if told["format"] != FORMAT:
+        fields = json.loads(bytes(body[-_LENGTH.size - length : -_LENGTH.size]))
+        if fields["format"] != FORMAT:
             raise InvalidModel(
-                f"library format {told['format']!r}, this tersor reads {FORMAT}; "
+                f"library format {fields['format']!r}, this tersor reads {FORMAT}; "
                 "compile the model again"
             )
-        return _description(told)
+        return _description(fields)
     except (
         KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
     ) as error:  # fmt: skip
@@ -207,7 +207,7 @@ def describe(data: bytes) -> Description:
 
 
 def check_host(description: Description) -> None:
-    """That a library can run on this machine.
+    """Checks that a library can run on this machine.
 
     Raises:
         InvalidModel: why it cannot.
@@ -231,19 +231,21 @@ def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-def _description(told: dict[str, Any]) -> Description:
+def _description(fields: dict[str, Any]) -> Description:
     description = Description(
-        [(_text(name), _tensor(type)) for name, type in told["inputs"]],
-        [(_text(name), _tensor(type)) for name, type in told["outputs"]],
-        tuple(map(_text, told["features"])),
-        tuple(_parameter(place, *parameter) for place, parameter in enumerate(told["parameters"])),
+        [(_text(name), _tensor(type)) for name, type in fields["inputs"]],
+        [(_text(name), _tensor(type)) for name, type in fields["outputs"]],
+        tuple(map(_text, fields["features"])),
+        tuple(
+            _parameter(place, *parameter) for place, parameter in enumerate(fields["parameters"])
+        ),
         tuple(
             Function(_sizes(sizes), tuple(map(_place, parameters)))
-            for sizes, parameters in told["functions"]
+            for sizes, parameters in fields["functions"]
         ),
-        None if told["weights"] is None else _weights(told["weights"]),
-        _text(told["tvm"]),
-        _text(told["platform"]),
+        None if fields["weights"] is None else _weights(fields["weights"]),
+        _text(fields["tvm"]),
+        _text(fields["platform"]),
     )
     if description.weight_bytes and description.weights is None:
         raise ValueError("parameters, and no weights")
@@ -252,8 +254,10 @@ def _description(told: dict[str, Any]) -> Description:
 
 
 def _check_functions(description: Description) -> None:
-    """Raises:
-    ValueError: no function for any sizes, one for other dims than are open, or of other parameters.
+    """Checks the functions' sizes and parameters.
+
+    Raises:
+        ValueError: no function for any sizes, sizes of dims that are not open, or unknown parameters.
     """
     if not description.functions or description.functions[0].sizes:
         raise ValueError("no function for any sizes")
@@ -287,24 +291,24 @@ def _tensor(text: str) -> TensorType:
     return type
 
 
-def _told(parameter: Parameter) -> list[Any]:
-    made = parameter.derived
-    held = parameter.offset if made is None else [made.steps, made.sources]
-    return [str(parameter.type), held]
+def _parameter_data(parameter: Parameter) -> list[Any]:
+    derived = parameter.derived
+    source = parameter.offset if derived is None else [derived.steps, derived.sources]
+    return [str(parameter.type), source]
 
 
-def _parameter(place: int, type: Any, held: Any) -> Parameter:
-    """Sources of a derived one are before it, and are none themselves."""
-    if not isinstance(held, list):
-        return Parameter(_tensor(type), _offset(held))
-    steps, sources = held
-    if not sources or any(_place(source) >= place for source in sources):
+def _parameter(place: int, type: Any, source: Any) -> Parameter:
+    """Sources of a derived parameter come before it."""
+    if not isinstance(source, list):
+        return Parameter(_tensor(type), _offset(source))
+    steps, sources = source
+    if not sources or any(_place(index) >= place for index in sources):
         raise ValueError("a parameter that is made of none before it")
     return Parameter(_tensor(type), derived=Derivation(tuple(map(tuple, steps)), tuple(sources)))
 
 
-def _sizes(told: dict[str, Any]) -> tuple[tuple[str, int], ...]:
-    return tuple((name, _natural(size, "size")) for name, size in told.items())
+def _sizes(sizes: dict[str, Any]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, _natural(size, "size")) for name, size in sizes.items())
 
 
 def _place(value: Any) -> int:

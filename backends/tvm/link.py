@@ -1,4 +1,4 @@
-"""Links what TVM compiles to a shared library that brings its own threads (``pool.cc``)."""
+"""Links TVM's output to a shared library with its own thread pool (``pool.cc``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPTIONS = ["-O2", "-pthread", "-lm", "-Wl,-s"]
 
 
 def find_compiler() -> str:
-    """The C++ compiler, which links.
+    """The C++ compiler, which is used to link.
 
     Raises:
         Unsupported: there is none.
@@ -30,7 +30,7 @@ def find_compiler() -> str:
 
 
 def linked(executable: Any, compiler: str) -> bytes:
-    """The library of what ``tvm.compile`` or ``relax.build`` made.
+    """The shared library of a result of ``tvm.compile`` or ``relax.build``.
 
     Raises:
         Unsupported: it cannot be linked here.
@@ -42,7 +42,7 @@ def linked(executable: Any, compiler: str) -> bytes:
 
 
 def loaded(executable: Any, threads: int) -> Any:
-    """The module of what ``tvm.compile`` made, to be called here on as many threads.
+    """A result of ``tvm.compile``, loaded to be called on ``threads`` threads.
 
     Raises:
         Unsupported: it cannot be linked here.
@@ -54,15 +54,15 @@ def loaded(executable: Any, threads: int) -> Any:
 
 
 def load(path: Path, threads: int) -> Any:
-    """The module in a library of ours, whose parallel loops run on ``threads`` threads, the caller's among
-    them, until :func:`release`. The file is not needed any more then."""
+    """The module in a library of ours, whose parallel loops run on ``threads`` threads, including the
+    caller's, until :func:`release`. The file is no longer needed."""
     module = tvm.runtime.load_module(str(path))
     _use_threads(module, threads)
     return module
 
 
 def release(module: Any) -> None:
-    """Ends the threads of a module: TVM keeps what was loaded for as long as the process lasts."""
+    """Ends a module's threads: TVM keeps loaded libraries until the process ends."""
     _use_threads(module, 1)
 
 

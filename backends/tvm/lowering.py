@@ -2,8 +2,8 @@
 
 Every op has a rule in a family's file under ``ops``: a function ``(lowering, node) -> results`` that
 emits Relax calls and returns an expression for each output.  Types and symbolic dims are the IR's own:
-a rule asks the node's outputs what it has to make.  Constants become parameters of the function, so
-that weights stay apart from the library; the smallest are part of the code.
+a rule emits expressions of its outputs' types.  Constants become parameters of the function, so
+that weights are not in the library; the smallest are part of the code.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ DTYPES: dict[DType, str] = {
     DType.I64: "int64", DType.I32: "int32", DType.I16: "int16", DType.I8: "int8",
     DType.U64: "uint64", DType.U32: "uint32", DType.U16: "uint16", DType.U8: "uint8",
     DType.BOOL: "bool",
-    # A byte each, as numpy holds them; rules that make such see to it that they stay in their range.
+    # A byte each, as in numpy; rules keep results in range.
     DType.I4: "int8", DType.I2: "int8", DType.U4: "uint8", DType.U2: "uint8",
-    # Their codes: no arithmetic of TVM's means anything on these.
+    # Their codes, on which TVM's arithmetic is meaningless.
     DType.F8E4M3FN: "uint8", DType.F8E4M3FNUZ: "uint8", DType.F8E5M2: "uint8",
     DType.F8E5M2FNUZ: "uint8", DType.F4E2M1: "uint8",
 }  # fmt: skip
@@ -43,7 +43,7 @@ Rule = Callable[["Lowering", Node], Sequence[Any]]
 
 
 def _takes_codes(op: str) -> bool:
-    """Whether the rule of an op takes codes for numbers or moves them about, whatever they mean."""
+    """Whether the rule of an op decodes codes, or only moves elements."""
     return (
         op in ("Cast", "CastLike", "Concat") or TABLE.has(op, "movement") or TABLE.has(op, "shape")
     )
@@ -53,50 +53,50 @@ class Refused(Exception):
     """A node has no lowering; the message is the reason."""
 
 
-class NotMade(Exception):
-    """A node reads what another one, which has no lowering, does not make."""
+class Unavailable(Exception):
+    """A node reads a result of a node that was refused."""
 
 
 @dataclass
 class Arrays:
-    """What functions of a module are passed behind their inputs, each array once.
+    """The arrays that a module's functions take after their inputs, each once.
 
-    Functions of one graph pack the same weights: what is equal is told by its bytes.
+    Functions of one graph pack the same weights: equal arrays are recognized by their bytes.
 
     Attributes:
-        held: the arrays.
-        derived: places of those that are computed of others when the model is loaded.
-        decoded: constants that no kernel reads as they are stored, by name.
+        arrays: in the order in which they were added.
+        derived: by index, how arrays are computed from others when the model is loaded.
+        decoded: constants that had to be decoded, by name.
     """
 
-    held: list[np.ndarray] = field(default_factory=list)
+    arrays: list[np.ndarray] = field(default_factory=list)
     decoded: dict[str, Decoded] = field(default_factory=dict)
     derived: dict[int, Derivation] = field(default_factory=dict)
     _places: dict[object, int] = field(default_factory=dict)
 
     def place(self, array: np.ndarray) -> int:
-        """Where the array is among those held."""
+        """The index of an array, added where it is new."""
         key = _key(array)
         if key not in self._places:
-            self._places[key] = len(self.held)
-            self.held.append(array)
+            self._places[key] = len(self.arrays)
+            self.arrays.append(array)
         return self._places[key]
 
     def derive(self, steps: tuple[Step, ...], sources: Sequence[np.ndarray]) -> int:
-        """Where the array that ``steps`` make of ``sources`` is; the file holds only these."""
-        places = tuple(self.place(as_held(array)) for array in sources)
+        """The index of the array that ``steps`` compute from ``sources``; the file stores only these."""
+        places = tuple(self.place(as_stored(array)) for array in sources)
         return self.derive_of(steps, places) if steps else places[0]
 
     def derive_of(self, steps: tuple[Step, ...], places: tuple[int, ...]) -> int:
-        """As :meth:`derive`, of arrays that are held or derived already."""
+        """As :meth:`derive`, from arrays given by index."""
         key = (steps, places)
         if key not in self._places:
-            made = compute(steps, [self.held[place] for place in places])
-            self._places[key] = len(self.held)
-            # Others may be made of this one in turn.
-            self._places.setdefault(_key(made), len(self.held))
-            self.derived[len(self.held)] = Derivation(steps, places)
-            self.held.append(made)
+            array = compute(steps, [self.arrays[place] for place in places])
+            self._places[key] = len(self.arrays)
+            # Others may be derived from this one in turn.
+            self._places.setdefault(_key(array), len(self.arrays))
+            self.derived[len(self.arrays)] = Derivation(steps, places)
+            self.arrays.append(array)
         return self._places[key]
 
 
@@ -106,19 +106,19 @@ def _key(array: np.ndarray) -> object:
 
 @dataclass
 class Lowering:
-    """What the rules of one function share.
+    """The state that the rules of one function share.
 
     Attributes:
-        builder: the module that is being built, within the function.
+        builder: of the module, within the function.
         rules: by op.
-        arrays: that parameters of the module's functions stand for.
+        arrays: of the module's parameters.
         symbols: Relax's variables of the named sizes.
-        known: names of the sizes that were told by then: of inputs, and of results that were made.
-        exprs: what was emitted for a value.
-        parameters: of the function, beyond the graph's inputs: the variable, and where in ``arrays``
-            lies what a session passes for it.
-        kernels: of our own that the module holds, by name.
-        not_made: results of nodes that were refused.
+        known: names of the sizes that are defined so far, by inputs and emitted results.
+        exprs: the expressions of values.
+        parameters: of the function, after the graph's inputs: the variable, and the index in ``arrays`` of
+            its array.
+        kernels: of the module, by name.
+        refused: results of nodes that were refused.
     """
 
     builder: relax.BlockBuilder
@@ -129,83 +129,83 @@ class Lowering:
     exprs: dict[Value, Any] = field(default_factory=dict)
     parameters: list[tuple[relax.Var, int]] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
-    not_made: set[Value] = field(default_factory=set)
+    refused: set[Value] = field(default_factory=set)
 
-    # -- what rules ask ----------------------------------------------------------------------------
+    # -- for rules ---------------------------------------------------------------------------------
 
     def __getitem__(self, value: Value | None) -> Any:
         """The expression of a value.
 
         Raises:
-            Refused: an operand that is left out, or of a dtype that TVM has not.
-            NotMade: its node was refused.
+            Refused: a missing operand, or a dtype that TVM does not have.
+            Unavailable: its node was refused.
         """
         if value is None:
-            raise Refused("an operand that it needs is left out")
-        if value in self.not_made:
-            raise NotMade
+            raise Refused("a required operand is missing")
+        if value in self.refused:
+            raise Unavailable
         if value not in self.exprs:
             self.exprs[value] = self._constant(value)
         return self.exprs[value]
 
     def _constant(self, value: Value) -> Any:
-        assert value.encoding is not None, f"{value!r} is read before it is made"
+        assert value.encoding is not None, f"{value!r} is read before it is computed"
         small = value.encoding.type.numel == 0 or value.encoding.nbytes <= INLINE_BYTES
-        # What is tied to another is stored once, however its axes lie.
+        # Tied constants are stored once, whatever their memory order.
         if small or (value.is_dense and (_in_order(value.encoding) or not tied_to(value))):
             return self.constant(self.numbers(value), value.name)
         return self.derived(*self.steps(value), value.name)
 
     def numbers(self, constant: Value) -> np.ndarray:
-        """What a constant means, for the library to hold."""
+        """The decoded numbers of a constant, to be stored."""
         self.report_decoded(constant, loaded=False)
         return constant.numpy()
 
     def steps(self, constant: Value) -> tuple[tuple[Step, ...], tuple[np.ndarray, ...]]:
-        """How what a constant means is made of what it stores, when the model is loaded."""
+        """How a constant's numbers are computed from its stored arrays when the model is loaded."""
         assert constant.encoding is not None
         self.report_decoded(constant, loaded=is_derived(constant.encoding))
         return steps_of(constant.encoding)
 
     def report_decoded(self, constant: Value, *, loaded: bool) -> None:
-        """Says that no kernel reads ``constant`` as it is stored, where it is not stored as it is read."""
-        held, reader = constant.encoding, next((u.op for u in constant.users), "an output")
-        if held is not None and not held.unmasked.is_dense:
-            told = Decoded.of(constant, no_kernel(reader, held), loaded=loaded)
-            self.arrays.decoded.setdefault(constant.name, told)
+        """Reports that ``constant``, if it is encoded, had to be decoded."""
+        encoding, reader = constant.encoding, next((u.op for u in constant.users), "an output")
+        if encoding is not None and not encoding.unmasked.is_dense:
+            row = Decoded.of(constant, no_kernel(reader, encoding), loaded=loaded)
+            self.arrays.decoded.setdefault(constant.name, row)
 
     def constant(self, array: np.ndarray, name: str = "constant") -> Any:
         """An expression for an array: part of the code where it is tiny, else a parameter."""
-        array = as_held(array)
+        array = as_stored(array)
         dtype = dtype_of(TensorType(DType.of(array), array.shape))
-        # TVM reads no array without elements back from a library.
+        # TVM does not load empty arrays from a library.
         if 0 < array.nbytes <= INLINE_BYTES and dtype != "bfloat16":
             return relax.const(np.asarray(array, order="C"), dtype)
         return self.parameter(array, name)
 
     def parameter(self, array: np.ndarray, name: str) -> relax.Var:
-        """A new parameter of the function, always passed ``array``."""
-        return self.parameter_at(self.arrays.place(as_held(array)), name)
+        """A new parameter of the function, bound to ``array``."""
+        return self.parameter_at(self.arrays.place(as_stored(array)), name)
 
     def derived(
         self, steps: tuple[Step, ...], sources: Sequence[np.ndarray], name: str
     ) -> relax.Var:
-        """A new parameter, passed what ``steps`` make of ``sources`` when the model is loaded."""
+        """A new parameter, computed by ``steps`` from ``sources`` when the model is loaded."""
         return self.parameter_at(self.arrays.derive(steps, sources), name)
 
     def parameter_at(self, place: int, name: str) -> relax.Var:
-        """A new parameter, passed the array at ``place``."""
-        array = self.arrays.held[place]
+        """A new parameter, bound to the array of index ``place``."""
+        array = self.arrays.arrays[place]
         type = TensorType(DType.of(array), array.shape)
         var = relax.Var(f"{name}_{len(self.parameters)}", self.relax_type(type))
         self.parameters.append((var, place))
         return var
 
     def dim(self, dim: Dim) -> Any:
-        """A dim as TVM's expression of int64.
+        """A dim as an int64 expression of TVM.
 
         Raises:
-            Refused: it is unknown, or of sizes that are not told by now.
+            Refused: it is unknown, or names sizes that are not defined yet.
         """
         if dim is None or not self.is_known(dim):
             raise Refused(f"a dim is known at run time only{f': {dim}' if dim else ''}")
@@ -220,7 +220,7 @@ class Lowering:
         return total
 
     def dims(self, dims: Iterable[Dim] | None) -> list[Any]:
-        """Dims as TVM's expressions.
+        """Dims as expressions of TVM.
 
         Raises:
             Refused: the rank or a dim is unknown.
@@ -229,22 +229,22 @@ class Lowering:
             raise Refused("a rank is known at run time only")
         return [self.dim(d) for d in dims]
 
-    def tell_sizes(self, value: Value) -> None:
-        """Sizes that the dims of ``value`` name are known from here on."""
+    def define_sizes(self, value: Value) -> None:
+        """Marks the sizes in the dims of ``value`` as known from here on."""
         if isinstance(value.type, TensorType):
             for dim in value.type.dims or ():
-                self.tell(dim)
+                self.define(dim)
 
-    def tell(self, dim: Dim) -> None:
-        """The sizes that a dim names are known from here on."""
+    def define(self, dim: Dim) -> None:
+        """Marks the sizes in a dim as known from here on."""
         self.known |= symbols(dim)
 
     def is_known(self, dim: Dim) -> bool:
-        """Whether what is known by now tells the size."""
+        """Whether a dim's sizes are known by now."""
         return dim is not None and symbols(dim) <= self.known
 
     def is_sized(self, value: Value) -> bool:
-        """Whether what is known by now tells the sizes of a tensor."""
+        """Whether a tensor's sizes are known by now."""
         return value.tensor.dims is not None and all(map(self.is_known, value.tensor.dims))
 
     def symbol(self, name: str) -> tirx.Var:
@@ -259,13 +259,13 @@ class Lowering:
         assert isinstance(type, TensorType)
         return relax.TensorType(self.dims(type.dims), dtype)
 
-    def telling_type(self, value: Value) -> relax.TensorType:
-        """The type of a value that tells the sizes that its dims name."""
-        self.tell_sizes(value)
+    def defining_type(self, value: Value) -> relax.TensorType:
+        """The type of a value that defines the sizes in its dims."""
+        self.define_sizes(value)
         return self.relax_type(value.type)
 
     def loose_type(self, value: Value) -> relax.TensorType:
-        """The type of a value as far as it is known: perhaps of some rank, perhaps of any."""
+        """The type of a value as far as it is known: without sizes, or even without a rank."""
         dtype, rank = dtype_of(value.type), value.tensor.rank
         if self.is_sized(value):
             return self.relax_type(value.type)
@@ -278,21 +278,21 @@ class Lowering:
     def contents(self, value: Value | None) -> list[Any] | None:
         """Elements of a small integer tensor (a shape, axes) as TVM's expressions, flat; None where
         they are not known before the run."""
-        held = contents_of(value)
-        if held is None or any(d is None for d in held.reshape(-1)):
+        contents = contents_of(value)
+        if contents is None or any(d is None for d in contents.reshape(-1)):
             return None
-        return [self.dim(d) for d in held.reshape(-1)]
+        return [self.dim(d) for d in contents.reshape(-1)]
 
     def emit(self, expr: Any) -> relax.Var:
         """Binds an expression of Relax to a variable."""
         return self.builder.emit(expr)
 
     def te(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> relax.Var:
-        """Emits a call of what a TE function (of topi, or of our own) computes."""
+        """Emits a call of the PrimFunc of a TE function."""
         return self.builder.emit_te(function, *args, **kwargs)
 
     def kernel(self, name: str, make: Callable[[], tirx.PrimFunc]) -> Any:
-        """The function of the module that is the kernel of this name, made where there is none yet."""
+        """The module's kernel of this name, added where there is none yet."""
         if name not in self.kernels:
             self.kernels[name] = self.builder.add_func(make(), name)
         return self.kernels[name]
@@ -320,14 +320,13 @@ class Lowering:
         for type in (v.type for v in (*node.inputs, *node.outputs) if v is not None):
             if isinstance(type, TensorType) and type.dtype in CODES and not _takes_codes(node.op):
                 raise Refused(f"{type.dtype.value} elements")
-        made = self._empty(node) or rule(self, node)
-        for value, expr in zip(node.outputs, made, strict=False):
+        results = self._empty(node) or rule(self, node)
+        for value, expr in zip(node.outputs, results, strict=False):
             if value.uses:
-                self.exprs[value] = self._held(value, expr)
+                self.exprs[value] = self._with_type(value, expr)
 
     def _empty(self, node: Node) -> list[Any]:
-        """Results that are known to have no elements; none where a node has others. No rule has to
-        think of loops without a turn."""
+        """The results where all are known to be empty, else none: rules need not consider empty loops."""
         types = [value.type for value in node.outputs if value.uses]
         if not types or any(not isinstance(t, TensorType) or t.numel != 0 for t in types):
             return []
@@ -336,16 +335,15 @@ class Lowering:
     def _without_elements(self, value: Value) -> Any:
         dims, dtype = self.dims(value.tensor.dims), dtype_of(value.type)
         if all(isinstance(d, int) for d in value.tensor.dims or ()):
-            # Not zeros: TVM would make a constant of them.
+            # Not relax.zeros: TVM would fold it to a constant.
             return self.parameter(np.zeros(value.tensor.shape, value.tensor.dtype.numpy), "empty")
         return self.emit(relax.op.zeros(dims, dtype))
 
-    def _held(self, value: Value, expr: Any) -> Any:
-        """Where Relax knows less of a result's shape than the IR does, it is told."""
+    def _with_type(self, value: Value, expr: Any) -> Any:
+        """A result cast to the IR's type, where Relax knows less of its shape."""
         expr = self.builder.normalize(expr)
-        wanted = self.telling_type(value)
-        known = expr.ty
-        if tvm_ffi.structural_equal(known, wanted):
+        wanted = self.defining_type(value)
+        if tvm_ffi.structural_equal(expr.ty, wanted):
             return expr
         return self.builder.match_cast(expr, wanted)
 
@@ -354,19 +352,19 @@ def _in_order(encoding: Encoding) -> bool:
     return encoding.memory_order == tuple(range(len(encoding.memory_order)))
 
 
-def no_kernel(op: str, held: Encoding) -> str:
+def no_kernel(op: str, encoding: Encoding) -> str:
     """Why a constant is decoded for ``op``."""
-    return f"TVM has no kernel of {op} that reads {held.describe()}"
+    return f"TVM has no kernel of {op} that reads {encoding.describe()}"
 
 
-def as_held(array: np.ndarray) -> np.ndarray:
-    """The array as TVM holds it: integers of less than a byte as bytes, the smallest floats as codes."""
+def as_stored(array: np.ndarray) -> np.ndarray:
+    """The array as TVM stores it: integers below a byte as bytes, the smallest floats as codes."""
     dtype = DType.of(array)
     if dtype in CODES:
         return np.asarray(array, order="C").view(np.uint8)
     if dtype not in DTYPES or not dtype.is_integer or dtype.bits >= 8:
         return array
-    return array.astype(DTYPES[dtype])  # Not a view: numpy leaves the bits beyond to chance.
+    return array.astype(DTYPES[dtype])  # Not a view: numpy does not define the spare bits.
 
 
 def dtype_of(type: object) -> str:

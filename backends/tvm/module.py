@@ -1,4 +1,4 @@
-"""A Relax module: a function for each graph, and the arrays that its functions are passed."""
+"""A Relax module: a function for each graph, and the arrays that the functions take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvm import relax
 
 from tersor.backends.tvm import ordered  # noqa: F401
 from tersor.backends.tvm.derive import Derivation
-from tersor.backends.tvm.lowering import Arrays, Lowering, NotMade, Refused, Rule
+from tersor.backends.tvm.lowering import Arrays, Lowering, Refused, Rule, Unavailable
 from tersor.built import Weights
 from tersor.errors import Unsupported, one_line
 from tersor.ir import Graph, Node
@@ -28,52 +28,52 @@ class Lowered:
     """A Relax module.
 
     Attributes:
-        arrays: that its functions are passed behind the graph's inputs.
-        derived: places of those that are computed of others when the model is loaded.
-        decoded: constants that no kernel reads as they are stored.
-        taken: for each function, which of them, in its order.
+        arrays: that its functions take after the graph's inputs.
+        derived: by index, how arrays are computed from others when the model is loaded.
+        parameters: the indices of each function's arrays, in its order.
+        decoded: constants that had to be decoded.
     """
 
     module: tvm.IRModule
     arrays: list[np.ndarray]
     derived: dict[int, Derivation]
-    taken: list[list[int]]
+    parameters: list[list[int]]
     decoded: list[Decoded]
 
     def weights(self, alignment: int) -> Weights | None:
-        """What the file stores: the arrays that are not derived. None where there are none."""
+        """The arrays to store: those that are not derived. None where there are none."""
         stored = tuple(a for place, a in enumerate(self.arrays) if place not in self.derived)
         return Weights(stored, alignment=alignment) if stored else None
 
 
 def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:
     """A Relax module with a function ``main`` of the graph's inputs, then of the arrays that are
-    returned with it; it gives the tuple of the graph's outputs.
+    returned with it; it returns the tuple of the graph's outputs.
 
     Raises:
         Unsupported: nodes that have no lowering, with the reason of each.
     """
     lowered = lower_all([graph], rules)
-    return lowered.module, [lowered.arrays[place] for place in lowered.taken[0]]
+    return lowered.module, [lowered.arrays[place] for place in lowered.parameters[0]]
 
 
 def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
-    """A Relax module with a function for each graph, called as :func:`function_name` says.
+    """A Relax module with a function for each graph, named by :func:`function_name`.
 
     Raises:
         Unsupported: nodes that have no lowering, with the reason of each.
     """
     builder, arrays, kernels = relax.BlockBuilder(), Arrays(), dict[str, Any]()
-    taken = []
+    parameters = []
     for place, graph in enumerate(graphs):
         lowering = Lowering(builder, rules, arrays, kernels=kernels)
         _add_function(lowering, graph, function_name(place))
-        taken.append([array for _, array in lowering.parameters])
+        parameters.append([array for _, array in lowering.parameters])
     module = builder.finalize()
     for place, graph in enumerate(graphs):
         name = function_name(place)
         module[name] = module[name].with_attr("num_input", len(graph.inputs))
-    return Lowered(module, arrays.held, arrays.derived, taken, [*arrays.decoded.values()])
+    return Lowered(module, arrays.arrays, arrays.derived, parameters, [*arrays.decoded.values()])
 
 
 def function_name(place: int) -> str:
@@ -86,7 +86,7 @@ def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
     inputs = []
     for value in graph.inputs:
         try:
-            inputs.append(relax.Var(value.name, lowering.telling_type(value)))
+            inputs.append(relax.Var(value.name, lowering.defining_type(value)))
         except Refused as error:
             raise Unsupported(f"input {value.name!r}: TVM does not take {error}") from None
         lowering.exprs[value] = inputs[-1]
@@ -103,7 +103,7 @@ def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
 
 @contextmanager
 def _closed(builder: relax.BlockBuilder) -> Iterator[None]:
-    """Where lowering ends early, ends the open block too: TVM would complain of it on stderr."""
+    """Ends the open block where lowering fails: TVM would complain on stderr."""
     try:
         yield
     except Unsupported:
@@ -112,20 +112,20 @@ def _closed(builder: relax.BlockBuilder) -> Iterator[None]:
 
 
 def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
-    """Emits a node; what refuses it is noted, and the others are tried all the same."""
+    """Emits a node; a refusal is added to ``reasons``, so that later nodes are still tried."""
     try:
         lowering.node(node)
         return
-    except NotMade:
+    except Unavailable:
         pass
     except Refused as error:
         reasons.append(f"{node.label} ({node.op}): {one_line(error)}")
     except Exception as error:
-        # TVM's own errors: what it refuses that no rule foresaw.
+        # TVM's own errors, which no rule foresaw.
         raise Unsupported(
             f"{node.label} ({node.op}): TVM refuses it: {one_line(error, 300)}"
         ) from error
-    lowering.not_made.update(node.outputs)
+    lowering.refused.update(node.outputs)
 
 
 def _unsupported(reasons: Sequence[str]) -> Unsupported:

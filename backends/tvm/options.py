@@ -1,4 +1,4 @@
-"""The choices that the TVM backend has, and the default of each."""
+"""The options of the TVM backend, and their defaults."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Choice(backend.Choice):
 
     Attributes:
         features: ISA features that the code uses, sorted.
-        cores: that it is built for.
-        threads: that it runs on; 0: one for each core.
+        cores: to build for.
+        threads: to run on; 0: one per core.
         grains: how tuned kernels divide their work: a kernel's name, then the fields of ``Grain``.
-        buckets: sizes that have a function of their own: names and sizes of all open dims.
+        buckets: sizes with a specialized function: names and sizes of all open dims.
     """
 
     features: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Choice(backend.Choice):
     def of(
         cls, target: Target, *, portable: bool = False, buckets: Sequence[Mapping[str, int]] = ()
     ) -> Choice:
-        """What the search starts from.
+        """The default, where the search starts.
 
         Raises:
             InvalidOption: ``portable``, which a library cannot be; a bucket without sizes.
@@ -58,19 +58,19 @@ class Choice(backend.Choice):
 
     @property
     def built_by(self) -> object:
-        """What the library depends on; the rest is how it is run."""
+        """The options that the library depends on; the others are for running it."""
         return replace(self, threads=0)
 
     @property
     def label(self) -> str:
-        """What differs from the defaults, the target apart; ``default`` where nothing does."""
+        """The settings other than the target that differ from the defaults; ``default`` where none does."""
         default = Choice(self.features, self.cores, grains=self.grains, buckets=self.buckets)
         parts = ["tuned"] if any(g != Grain() for g in self.grain_of().values()) else []
         parts += [f"bucket({sizes_text(sizes)})" for sizes in self.buckets]
         return backend.label_of([(self, default)], *parts)
 
     def replace(self, **changes: object) -> Choice:
-        """With some settings changed."""
+        """A copy with some settings changed."""
         values: dict[str, Any] = changes
         return replace(self, **values)
 

@@ -1,10 +1,10 @@
-"""TVM's functions of TE, with the sizes that they are passed in one order.
+"""A deterministic order of the size arguments of TVM's TE functions.
 
     y = cumsum(x) for x [past + sequence]:    cumsum(x, past, sequence), by name
 
-A size that no operand has as a dim of its own is passed as a number.  Of several TVM takes the order from
-a set of objects, which hashes where these lie in memory: the same graph would give other bytes in another
-process.  Relax's own lowering goes the same way, so that the order is set where TVM makes the function.
+A size that is not itself a dim of an operand is passed as a number.  TVM takes the order of several from a
+set of objects, hashed by address: the same graph would give other bytes in another process.  Relax's own
+lowering does so too, so the order is set where TVM creates the function.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _make = utils.gen_call_tir_inputs
 
 
 def _in_order(*args: Any, **kwargs: Any) -> tuple[tirx.PrimFunc, list[Any], Any]:
-    """A function made of TE, with what it is called with, and the type of its results."""
+    """A TE function's PrimFunc, its arguments and the type of its results."""
     function, operands, type = _make(*args, **kwargs)
     first = len(operands)
     while first and _is_size(function.params[first - 1]):
         first -= 1
-    # Sizes are behind the tensors, and before the results.
+    # Sizes come after the tensors and before the results.
     order = sorted(range(first, len(operands)), key=lambda place: function.params[place].name)
     if order == list(range(first, len(operands))):
         return function, operands, type
@@ -40,5 +40,5 @@ def _is_size(parameter: tirx.Var) -> bool:
     return isinstance(parameter.ty, tvm.ir.PrimType) and parameter.ty.dtype == "int64"
 
 
-# From here on, whoever makes a function; there is no place of TVM's own to ask for an order.
+# Patches TVM for all callers: it has no option for an order.
 block_builder.gen_call_tir_inputs = _in_order

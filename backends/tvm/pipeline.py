@@ -1,4 +1,4 @@
-"""From a Relax module to machine code: the target as LLVM knows it, and the passes in their order."""
+"""From a Relax module to machine code: LLVM's target, and the passes in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tersor.backends.tvm.stack import small_on_stack
 TIR_PIPELINE = "tersor"
 OPAQUE = 8  # Relax's kind of an op that is fused with nothing.
 
-# The first whose features are all there names the processor.
+# The first entry whose features are all available names the processor.
 _X86: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"avx512f", "amx_int8"}), "sapphirerapids"),
     (frozenset({"avx512f", "avx512_vnni"}), "cascadelake"),
@@ -43,10 +43,10 @@ def tvm_target(
         facts["mtriple"] = "x86_64-linux-gnu"
         facts["mcpu"] = next(cpu for needed, cpu in _X86 if needed <= set(features))
         if "avx512f" in features:
-            # LLVM holds loops that it vectorizes itself to 256 bits on these processors.
+            # By default LLVM vectorizes to 256 bits on these processors.
             facts["mattr"] = ["-prefer-256-bit"]
         if facts["mcpu"] == "sapphirerapids":
-            facts["mattr"].append("-avx512fp16")  # No feature of ours tells that it is there.
+            facts["mattr"].append("-avx512fp16")  # No feature of ours covers it.
     return tvm.target.Target(facts)
 
 
@@ -67,13 +67,13 @@ def compile_module(module: tvm.IRModule, target: tvm.target.Target) -> Any:
 
 def relax_pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
     """The passes from Relax to calls of scheduled functions on planned memory."""
-    return _hidden(
+    return _with_stubs(
         [
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
-            _apart,
+            _unfused_sizes,
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
@@ -103,29 +103,29 @@ def planned() -> list[tvm.transform.Pass]:
 
 
 @tvm.transform.module_pass(opt_level=0)
-def _apart(module: tvm.IRModule, context: object) -> tvm.IRModule:
-    """Functions that are told a size as an operand (a dim ``past + sequence`` tells neither of the two)
-    are fused with nothing: FuseTIR defines such a size twice."""
-    told = {
+def _unfused_sizes(module: tvm.IRModule, context: object) -> tvm.IRModule:
+    """Functions that take a size as an argument (a dim ``past + sequence`` defines neither of the two) are
+    fused with nothing: FuseTIR defines such a size twice."""
+    opaque = {
         name: func.with_attr("op_pattern", OPAQUE)
         for name, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc)
         and any(isinstance(parameter.ty, tvm.ir.PrimType) for parameter in func.params)
     }
-    return _updated(module, told)
+    return _updated(module, opaque)
 
 
-def _hidden(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
-    """Passes that see of our kernels only the operands: a block that does nothing, to be fused with
-    nothing.  Some would look for the blocks that Relax's own functions are made of."""
+def _with_stubs(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
+    """Passes run with our kernels replaced by stubs, which are fused with nothing.  Some passes would
+    look for the blocks of Relax's own functions."""
     sequence = tvm.transform.Sequential(passes)
 
     @tvm.transform.module_pass(opt_level=0)
     def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
         kernels = _kernels(module)
         module = sequence(_updated(module, {name: _stub(f) for name, f in kernels.items()}))
-        left = set(module.get_global_vars())
-        return _updated(module, {name: f for name, f in kernels.items() if name in left})
+        kept = set(module.get_global_vars())
+        return _updated(module, {name: f for name, f in kernels.items() if name in kept})
 
     return apply
 
@@ -143,8 +143,8 @@ def _updated(module: tvm.IRModule, functions: dict[Any, Any]) -> tvm.IRModule:
 
 
 def _without_kernels(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:
-    """Passes that our kernels go around: what these would do to loops and expressions is done in them
-    already, and simplifying puts each bound value back into all of its readers, which blows them up."""
+    """Passes that skip our kernels, which are final already: simplifying would substitute each bound value
+    into all of its readers, which blows up their size."""
     sequence = tvm.transform.Sequential(passes)
 
     @tvm.transform.module_pass(opt_level=0)
@@ -217,9 +217,9 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
     )
 
 
-# TVM would take vectors apart for these, although each is an instruction.
+# TVM would scalarize these, although each is one vector instruction.
 for _name in ("nearbyint", "isnan"):
     tvm.ir.register_op_attr(f"tirx.{_name}", "TVectorizable", True)
 tirx.compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _lowering)
-# Passes in Python are called by way of C++, where Ctrl-C would become a RuntimeError without a message.
+# Python passes are called through C++, where Ctrl-C would become a RuntimeError without a message.
 tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)

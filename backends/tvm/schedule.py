@@ -1,17 +1,17 @@
-"""The default schedule of functions that are no kernels of ours.
+"""The default schedule of functions other than our kernels.
 
-What Relax makes of its ops are loops in the order in which they were written, one element after the
-other.  Here they are put in a good order, and marked with what they are; what the marks become is in
+Relax emits scalar loops in source order.  Here they are reordered and annotated; the annotations are
+lowered in
 :mod:`tersor.backends.tvm.loops`.
 
 1. Cheap elementwise blocks are computed where they are read.
-2. A function whose blocks run over the same rows, such as a normalization, does a row after the
-   other, so that rows stay in the cache.
+2. A function whose blocks run over the same rows, such as a normalization, computes row by row, so
+   that rows stay in the cache.
 3. The innermost contiguous loop of an elementwise block is a vector; outer loops run in parallel.
 4. A reduction over a contiguous axis is folded in vectors; one over another axis, a product of
-   matrices and a convolution hold a tile of results in registers.
+   matrices and a convolution keep a tile of results in registers.
 
-A block that the rules do not know keeps its loops; :func:`fallbacks` tells of them.
+Other blocks keep their loops; :func:`fallbacks` lists them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from tersor.backends.tvm.kernels.emit import KERNEL
 from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR, mentions
 from tersor.errors import one_line
 
-STAYS = "tersor.stays"  # Of a block: it is computed once, not where it is read.
-_ROWS = (
-    4  # Of a tile: with two vectors of columns, eight sums and what they are made of fit registers.
-)
+STAYS = "tersor.stays"  # Marks a block that must not be inlined.
+_ROWS = 4  # Of a tile: with two vectors of columns, eight sums and their operands fit registers.
 _EXPENSIVE = frozenset(
     f"tirx.{name}" for name in ("exp", "log", "log1p", "pow", "erf", "tanh", "sigmoid", "rsqrt", "sin", "cos")
 )  # fmt: skip
@@ -42,7 +40,7 @@ _fallbacks: list[str] = []
 
 
 def fallbacks() -> list[str]:
-    """What the schedule left as it was since the process began, and why."""
+    """Functions and blocks left unscheduled since the process began, and why."""
     return list(_fallbacks)
 
 
@@ -112,7 +110,7 @@ class _NotByRows(Exception):
 
 @dataclass(frozen=True)
 class _Axis:
-    """A loop, and the variable of the block that it is."""
+    """A loop and its block variable."""
 
     var: tirx.Var
     loop: Any
@@ -144,12 +142,12 @@ def _axes(schedule: Schedule, block: Any) -> list[_Axis]:
 
 
 def _is_elementwise(schedule: Schedule, block: Any) -> bool:
-    held = schedule.get(block)
-    return held.init is None and all(i.iter_type == IterVar.DataPar for i in held.iter_vars)
+    body = schedule.get(block)
+    return body.init is None and all(i.iter_type == IterVar.DataPar for i in body.iter_vars)
 
 
 def _inline(schedule: Schedule, root: Any) -> None:
-    """Computes elementwise blocks where they are read, unless that repeats much."""
+    """Inlines elementwise blocks, unless that repeats much work."""
     for block in schedule.get_child_blocks(root):
         stays = STAYS in schedule.get(block).annotations
         if stays or not _is_elementwise(schedule, block) or not _repeats_little(schedule, block):
@@ -157,7 +155,7 @@ def _inline(schedule: Schedule, root: Any) -> None:
         try:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:
-            continue  # The block writes a result, or is read as no expression can be.
+            continue  # The block writes a result, or cannot be inlined.
 
 
 def _repeats_little(schedule: Schedule, block: Any) -> bool:
@@ -170,7 +168,7 @@ def _repeats_little(schedule: Schedule, block: Any) -> bool:
 
 
 def _is_expensive(body: Any) -> bool:
-    found = tvm_ffi.structural_walk(
+    call = tvm_ffi.structural_walk(
         body,
         (
             tvm.ir.Call,
@@ -179,13 +177,13 @@ def _is_expensive(body: Any) -> bool:
             ),
         ),
     )
-    return found is not None
+    return call is not None
 
 
 def _lanes(schedule: Schedule, block: Any, bits: int) -> int:
     """Lanes of a vector of the widest elements that a block touches."""
-    held = schedule.get(block)
-    widths = [r.source.dtype for r in (*held.reads, *held.writes)]
+    body = schedule.get(block)
+    widths = [r.source.dtype for r in (*body.reads, *body.writes)]
     return bits // max(32, *(tvm_ffi.dtype(str(d)).bits for d in widths))
 
 
@@ -196,7 +194,7 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
     """Schedules blocks that share their leading axes under one loop over these.
 
     Raises:
-        _NotByRows: they do not, or a block is a product, which rows would take apart.
+        _NotByRows: they do not, or a block is a product, whose tiles rows would split.
     """
     axes = [_axes(schedule, block) for block in blocks]
     shared = min(_leading(a) for a in axes)
@@ -227,7 +225,7 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
 
 
 def _folds_rows(schedule: Schedule, block: Any, axes: Sequence[_Axis], shared: int) -> bool:
-    """Whether a block folds what is left of a row, and that is contiguous."""
+    """Whether a block folds the rest of a row, which is contiguous."""
     if not isinstance(schedule.get(block).body, tirx.BufferStore):
         return False
     return all(a.reduces for a in axes[shared:]) and _is_contiguous_fold(
@@ -261,7 +259,7 @@ def _one(schedule: Schedule, block: Any, bits: int) -> None:
 
 
 def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: int) -> None:
-    """Vectors along the axes that every operand holds contiguously; the others in parallel."""
+    """Vectors along the axes that are contiguous in every operand; the others in parallel."""
     flat = _flat_suffix(schedule, block, axes)
     outer = [a.loop for a in axes[: len(axes) - flat]]
     inner = schedule.fuse(*(a.loop for a in axes[len(axes) - flat :]))
@@ -270,18 +268,18 @@ def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: i
 
 
 def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:
-    """How many of the last axes are one contiguous range in all operands, or in none of an operand."""
+    """How many of the last axes form one contiguous range in every operand that uses them."""
     accesses = _accesses(schedule, block)
     flat = 1
     while flat < len(axes):
         suffix = [a.var for a in axes[len(axes) - flat - 1 :]]
-        if not all(_holds(indices, shape, suffix, axes) for indices, shape in accesses):
+        if not all(_is_flat(indices, shape, suffix, axes) for indices, shape in accesses):
             break
         flat += 1
     return flat
 
 
-def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[_Axis]) -> bool:
+def _is_flat(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[_Axis]) -> bool:
     if not any(mentions(i, v) for i in indices for v in suffix):
         return True
     if len(indices) < len(suffix):
@@ -290,7 +288,7 @@ def _holds(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[
     tail, dims = indices[len(indices) - len(suffix) :], shape[len(shape) - len(suffix) :]
     whole = all(isinstance(i, tirx.Var) and i.same_as(v) for i, v in zip(tail, suffix, strict=True))
     analyzer = sym.Analyzer()
-    # The outermost axis of a range may be a part of its operand's.
+    # The outermost axis of a range may cover a part of the operand's.
     full = all(analyzer.can_prove_equal(e, d) for e, d in list(zip(extents, dims, strict=True))[1:])
     rest = indices[: len(indices) - len(suffix)]
     return whole and full and not any(mentions(i, v) for i in rest for v in suffix)
@@ -313,8 +311,7 @@ def _rows(schedule: Schedule, spatial: Sequence[_Axis], folded: Sequence[_Axis])
 def _tiled(
     schedule: Schedule, block: Any, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
 ) -> None:
-    """Tiles of results: columns along the last axis, rows along those that share what the columns
-    read."""
+    """Tiles of results: columns along the last axis, rows along axes that share the columns' reads."""
     *others, column = spatial
     sharing = [a for a in others if _shares(schedule, block, column, a) and not a.is_unit]
     rows = _trailing(others, sharing)
@@ -337,7 +334,7 @@ def _trailing(others: Sequence[_Axis], sharing: Sequence[_Axis]) -> list[_Axis]:
 
 
 def _shares(schedule: Schedule, block: Any, column: _Axis, row: _Axis) -> bool:
-    """Whether something that is read along ``column`` is the same for all of ``row``."""
+    """Whether some operand that varies along ``column`` is the same for all of ``row``."""
     reads = [indices for indices, _ in _accesses(schedule, block)[1:]]
     return any(
         any(mentions(i, column.var) for i in indices)
@@ -355,7 +352,7 @@ def _is_contiguous_fold(schedule: Schedule, block: Any, column: _Axis, fold: _Ax
 
 
 def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:
-    """Indices and shapes of what a block writes, then of what it reads (but for what it folds into)."""
+    """Indices and shapes of a block's write, then of its reads other than the accumulator."""
     body = schedule.get(block).body
     if not isinstance(body, tirx.BufferStore):
         raise ValueError("a block of several statements")

@@ -1,7 +1,7 @@
-"""Sessions of TVM: a library that was looked at is loaded, fed and read by name.
+"""TVM sessions: checked libraries are loaded and run by name.
 
-A library is loaded from a copy of ours, made of the bytes that were checked: nothing can take their
-place in between, and each session has its own library, whose state TVM keeps in it.
+A library is loaded from a private copy of the checked bytes: they cannot be replaced in between, and each
+session has its own library, in which TVM keeps state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tersor.backends.tvm.library import (
     describe,
 )
 from tersor.backends.tvm.link import load, release
-from tersor.backends.tvm.lowering import DTYPES, as_held
+from tersor.backends.tvm.lowering import DTYPES, as_stored
 from tersor.backends.tvm.module import function_name
 from tersor.backends.tvm.options import Choice
 from tersor.built import Built, Split, Weights, main_file
@@ -46,7 +46,7 @@ _Call = tuple[Any, list[Any]]
 def open_session(
     model: Built | Path, choice: Choice | Mapping[str, object] | None = None
 ) -> Session:
-    """A session on the CPU, or on the first GPU. This runs the model's code: it has to be trusted.
+    """A session on the CPU, or on the first GPU. This runs the model's code, which must be trusted.
 
     Raises:
         InvalidModel: the library is damaged, or this machine cannot run it.
@@ -78,7 +78,7 @@ def open_session(
 
 
 def examine(model: Built) -> None:
-    """That the model can run on this machine; none of it is run.
+    """Checks that the model can run on this machine; none of it is run.
 
     Raises:
         InvalidModel: the library is damaged, or why it cannot.
@@ -87,7 +87,7 @@ def examine(model: Built) -> None:
 
 
 def interface(model: Path, choice: Mapping[str, object]) -> tuple[Interface, Interface]:
-    """Names and types of a model's inputs and of its outputs, as it tells them; none of it is run.
+    """Names and types of a model's inputs and outputs, from its description; none of it is run.
 
     Raises:
         InvalidModel: the library is damaged, or ``choice`` is none.
@@ -117,31 +117,31 @@ class Session:
         weights: np.ndarray,
         device: Any,
     ) -> None:
-        # Where other memory than the arrays' is meant: what goes there is copied, and what comes back.
+        # A device with separate memory: arguments and results are copied.
         self._device = None if device == tvm.cpu() else device
         self._inputs = description.inputs
         self._names = frozenset(name for name, _ in description.inputs)
         self._dtypes = [type.dtype.numpy for _, type in description.inputs]
         self._outputs = [name for name, _ in description.outputs]
-        # Of bfloat16 DLPack tells numpy nothing.
-        self._made = [type.dtype.numpy for _, type in description.outputs]
+        # numpy's DLPack does not know bfloat16.
+        self._output_dtypes = [type.dtype.numpy for _, type in description.outputs]
         self._copied = [
             type.dtype is DType.BF16 or self._device is not None for _, type in description.outputs
         ]
         self._weights = weights
-        held = [self._there(t) for t in _parameters(weights, description.parameters)]
-        # Functions with what they are passed behind the inputs.
+        tensors = [self._on_device(t) for t in _parameters(weights, description.parameters)]
+        # Functions and their arguments after the inputs.
         self._calls: list[_Call] = [
-            (function, [held[place] for place in told.parameters])
-            for function, told in zip(functions, description.functions, strict=True)
+            (function, [tensors[place] for place in described.parameters])
+            for function, described in zip(functions, description.functions, strict=True)
         ]
         self._call = self._calls[0]
         self._for_shapes = {
-            description.shapes_of(told): call
-            for call, told in zip(self._calls[1:], description.functions[1:], strict=True)
+            description.shapes_of(described): call
+            for call, described in zip(self._calls[1:], description.functions[1:], strict=True)
         }
         self._arguments: list[Any] = [None] * len(self._inputs)
-        # The last shapes that were found to fit, and what was found for them is the call.
+        # The last shapes that passed the check; ``_call`` is for them.
         self._fitting: list[tuple[int, ...]] = []
         self._copies: list[tuple[np.ndarray, Any] | None] = [None] * len(self._inputs)
         self._lock = threading.Lock()
@@ -160,7 +160,7 @@ class Session:
             passed = [self._argument(i, array) for i, array in enumerate(arrays)]
             try:
                 function, parameters = self._call
-                made = function(*(self._there(a) for a in self._arguments), *parameters)
+                results = function(*(self._on_device(a) for a in self._arguments), *parameters)
             except Exception as error:
                 raise InvalidOption(
                     f"the model does not take these inputs: {one_line(error, 300)}"
@@ -168,13 +168,15 @@ class Session:
             finally:
                 self._arguments[:] = [None] * len(arrays)
             passed.append(self._weights)
-            return {name: self._result(i, made[i], passed) for i, name in enumerate(self._outputs)}
+            return {
+                name: self._result(i, results[i], passed) for i, name in enumerate(self._outputs)
+            }
 
-    def _there(self, tensor: Any) -> Any:
+    def _on_device(self, tensor: Any) -> Any:
         return tensor if self._device is None else tensor.copyto(self._device)
 
     def _check(self, arrays: Sequence[np.ndarray]) -> None:
-        """That inputs fit, and which call is for their shapes.
+        """Checks inputs, and selects the call for their shapes.
 
         Raises:
             InvalidOption: one that does not.
@@ -190,9 +192,9 @@ class Session:
             self._fitting = shapes
 
     def _argument(self, place: int, array: np.ndarray) -> np.ndarray:
-        """Makes an input an argument: itself, where it lies as TVM wants it, else a copy, whose memory is
-        kept for the next input of this shape. Returns which."""
-        array = array if array.dtype.isbuiltin == 1 else as_held(array)
+        """Sets an argument to the array where TVM can read it in place, else to a copy, whose memory is
+        reused for the next input of this shape. Returns the array that is passed."""
+        array = array if array.dtype.isbuiltin == 1 else as_stored(array)
         if is_ready(array):
             self._arguments[place] = _tensor(array)
             return array
@@ -205,10 +207,10 @@ class Session:
         return kept[0]
 
     def _result(self, place: int, tensor: Any, passed: Sequence[np.ndarray]) -> np.ndarray:
-        """An output as an array of its own: what TVM only passes on lies in what it was passed."""
+        """An output as a separate array: TVM may return an argument's memory."""
         if self._copied[place]:
             return np.asarray(tensor.numpy())
-        result = np.from_dlpack(tensor).view(self._made[place])
+        result = np.from_dlpack(tensor).view(self._output_dtypes[place])
         for array in passed:
             if np.may_share_memory(result, array):
                 return result.copy()
@@ -216,10 +218,10 @@ class Session:
 
 
 def check_shapes(inputs: Interface, arrays: Sequence[np.ndarray]) -> None:
-    """That ranks, fixed dims and the sizes of named dims fit.
+    """Checks ranks, fixed dims and the sizes of named dims.
 
     Raises:
-        InvalidOption: what does not.
+        InvalidOption: an input that does not fit.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for (name, type), array in zip(inputs, arrays, strict=True):
@@ -243,18 +245,18 @@ def check_shapes(inputs: Interface, arrays: Sequence[np.ndarray]) -> None:
 
 
 def is_ready(array: np.ndarray) -> bool:
-    """Whether TVM takes an array as it is."""
+    """Whether TVM can read an array in place."""
     flags = array.flags
     return (
         flags.c_contiguous
-        and flags.writeable  # DLPack, by which it is passed, knows no others.
+        and flags.writeable  # DLPack, by which it is passed, has no read-only arrays.
         and array.ctypes.data % ALIGNMENT == 0
         and array.dtype.kind != "V"
     )
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """New memory as TVM wants it."""
+    """A new array, aligned as TVM requires."""
     size = prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -262,43 +264,43 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _tensor(array: np.ndarray) -> Any:
-    """A tensor of TVM in the memory of an array."""
-    if not array.size:  # There is no memory then that could lie right.
+    """A TVM tensor that shares an array's memory."""
+    if not array.size:  # It has no memory that could be aligned.
         return tvm.runtime.empty(array.shape, DTYPES[DType.of(array)])
     if array.dtype.kind != "V":
         return tvm.runtime.from_dlpack(array)
-    # Of bfloat16 numpy tells DLPack nothing.
+    # numpy's DLPack does not know bfloat16.
     bits = tvm.runtime.from_dlpack(array.view(f"u{array.itemsize}"))
     return bits._create_view(array.shape, DTYPES[DType.of(array)])
 
 
 def _parameters(weights: np.ndarray, parameters: Sequence[Parameter]) -> list[Any]:
-    """The library's parameters as tensors: views of the weights, and what is made of those.
+    """The library's parameters as tensors: views of the weights, and arrays derived from those.
 
     Raises:
-        InvalidModel: steps that do not make what the library tells.
+        InvalidModel: derived arrays do not have the described types.
     """
     arrays: list[np.ndarray] = []
     for parameter in parameters:
         type = parameter.type
         if parameter.derived is None:
-            held = weights[parameter.offset : parameter.offset + parameter.size]
-            arrays.append(held.view(type.dtype.numpy).reshape(type.shape))
+            data = weights[parameter.offset : parameter.offset + parameter.size]
+            arrays.append(data.view(type.dtype.numpy).reshape(type.shape))
             continue
         try:
             sources = [arrays[place] for place in parameter.derived.sources]
-            made = compute(parameter.derived.steps, sources)
+            array = compute(parameter.derived.steps, sources)
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise InvalidModel(f"a parameter cannot be made: {one_line(error)}") from None
-        if DType.of(made) is not type.dtype or made.shape != type.shape:
+        if DType.of(array) is not type.dtype or array.shape != type.shape:
             raise InvalidModel(f"a parameter is no {type}, as the library tells")
-        arrays.append(aligned(made.shape, made.dtype))
-        arrays[-1][...] = made
+        arrays.append(aligned(array.shape, array.dtype))
+        arrays[-1][...] = array
     return [_tensor(array) for array in arrays]
 
 
 def _weights(model: Built | Path, description: Description) -> np.ndarray:
-    """The bytes of the weights: mapped where they lie in a file, else in memory of our own.
+    """The bytes of the weights: mapped where they are in a file, else a copy in memory.
 
     Raises:
         InvalidModel: they are missing or too few.
@@ -306,23 +308,23 @@ def _weights(model: Built | Path, description: Description) -> np.ndarray:
     if description.weights is None:
         return np.empty(0, np.uint8)
     if isinstance(model, Path):
-        held = _mapped(model.parent / description.weights)
+        data = _mapped(model.parent / description.weights)
     elif not isinstance(model, Split):
         raise InvalidModel("its weights are not there")
     elif model.weights.file is not None:
-        held = _mapped(model.weights.file)
+        data = _mapped(model.weights.file)
     else:
-        held = _copied(model.weights)
-    if len(held) < description.weight_bytes:
+        data = _copied(model.weights)
+    if len(data) < description.weight_bytes:
         raise InvalidModel(
-            f"its weights are cut short: {len(held)} bytes of {description.weight_bytes}"
+            f"its weights are cut short: {len(data)} bytes of {description.weight_bytes}"
         )
-    return held
+    return data
 
 
 def _mapped(file: Path) -> np.ndarray:
     try:
-        # Copy-on-write, though nobody writes: DLPack knows no read-only memory.
+        # Copy-on-write, though nobody writes: DLPack has no read-only memory.
         return np.memmap(file, np.uint8, "c")
     except (OSError, ValueError) as error:
         raise InvalidModel(f"its weights are not there: {one_line(error)}") from None

@@ -1,7 +1,7 @@
-"""Functions that compute shapes, in one order.
+"""A deterministic order of stores in shape functions.
 
-Relax keeps the sizes that a function computes in one array, and has functions to fill it in.  In what
-order these store depends on where TVM's objects lie in memory: the same graph would give other bytes.
+Relax keeps the sizes that a function computes in one array, which generated functions fill.  The order of
+their stores depends on addresses of TVM's objects: the same graph would give other bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tvm import tirx
 
 @tvm.transform.module_pass(opt_level=0)
 def order_shape_stores(module: tvm.IRModule, context: object) -> tvm.IRModule:
-    """After VMShapeLower: each of its functions stores by ascending place."""
+    """After VMShapeLower: sorts the stores of its functions by index."""
     ordered = {
         name: func.with_body(_ordered(func.body))
         for name, func in module.functions_items()
@@ -24,7 +24,7 @@ def order_shape_stores(module: tvm.IRModule, context: object) -> tvm.IRModule:
 
 
 def _ordered(body: tirx.Stmt) -> tirx.Stmt:
-    """Stores read the sizes of the inputs and never each other's places, so any order is right."""
+    """Stores read input sizes and never each other's results, so any order is valid."""
     if not isinstance(body, tirx.SeqStmt):
         return body
     assert all(isinstance(stmt, tirx.BufferStore) for stmt in body)

@@ -1,7 +1,7 @@
-"""Small buffers go on the stack, where LLVM finds those that fit registers.
+"""Small buffers go on the stack, where LLVM promotes those that fit registers.
 
-TVM would take them from a heap, and forgets who asked for the stack when it plans memory: this comes
-after.
+TVM would allocate them on the heap, and drops such requests when it plans memory: this pass runs after
+that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ STACK_BYTES = 4096
 
 @tirx.transform.prim_func_pass(opt_level=0)
 def small_on_stack(func: tirx.PrimFunc, module: tvm.IRModule, context: object) -> tirx.PrimFunc:
-    """Marks the allocations of known, small size."""
+    """Marks allocations of known, small size."""
     kernel = bool(func.attrs and KERNEL in func.attrs)
 
     def placed(allocation: Any) -> Any:
         buffer = allocation.buffer
-        # Kernels choose for themselves what is a register.
+        # Kernels choose their registers themselves.
         if kernel and buffer.scope() != "local":
             return allocation
         dtype = tvm_ffi.dtype(str(buffer.dtype))

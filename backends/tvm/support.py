@@ -1,4 +1,4 @@
-"""What there are kernels for, by what the lowering emits."""
+"""Which ops and encodings have kernels, given this lowering."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
         return f"TVM has no lowering for {op}"
     if activations is not ActivationForm.FLOAT:
         if activations is QUANTIZED and op == LINEAR:
-            refused = [held for held in encodings if not accepting(held, QUANTIZED)]
+            refused = [e for e in encodings if not accepting(e, QUANTIZED)]
             if not refused:
                 return None
             return f"no integer kernel takes its weight: {refusals(refused[0], QUANTIZED)}"
@@ -30,9 +30,11 @@ def supports(op: str, encodings: Sequence[Encoding], activations: ActivationForm
             "integer kernels multiply rows with one scale each by weights of tersor.Linear: "
             f"not {op} of {activations.value} activations"
         )
-    for held in encodings:
-        looked_up = (op == "Gather" and has_rows(held)) or (op == EMBEDDING and has_int8_rows(held))
-        packed = op == LINEAR and any(not f.decodes for f in accepting(held, FLOAT))
-        if not (held.is_dense or looked_up or packed):
-            return no_kernel(op, held)
+    for encoding in encodings:
+        looked_up = (op == "Gather" and has_rows(encoding)) or (
+            op == EMBEDDING and has_int8_rows(encoding)
+        )
+        packed = op == LINEAR and any(not f.decodes for f in accepting(encoding, FLOAT))
+        if not (encoding.is_dense or looked_up or packed):
+            return no_kernel(op, encoding)
     return None

@@ -1,8 +1,8 @@
-"""How kernels divide their work, chosen by measuring each alone on this machine.
+"""How kernels divide their work, chosen by measuring each in isolation on this machine.
 
-A kernel's time depends on its operands' sizes and on nothing else of the model, so it is measured once
-for all models that hold it, at the numbers of rows that the wanted sizes give. The space is small: how
-many rows a task has, and up to how many rows tasks divide the columns instead.
+A kernel's time depends on its operands' sizes only, so it is measured once for all models that contain it,
+at the numbers of rows that follow from the given sizes. The space is small: how many rows a task has, and
+up to how many rows tasks divide the columns instead.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from tersor.tuning.search import time_left
 ROWS = (32, 64, 128)  # Of a task, that are tried.
 ALWAYS = 1 << 30  # More rows than any operand has.
 COLUMNS = "columns"
-# What is measured for each number of rows: tasks of so many rows, and tasks that divide the columns.
+# Candidates for each number of rows: tasks of this many rows, or tasks that divide the columns.
 TRIED = {f"rows{r}": Grain(r, 0) for r in ROWS} | {COLUMNS: Grain(max(ROWS), ALWAYS)}
 ROUNDS = 15
-SAMPLE = 4e-4  # Seconds that a sample takes at least.
+SAMPLE = 4e-4  # The minimum of a sample, in seconds.
 Sizes = Mapping[str, int]
 Progress = Callable[[int, int, str], None]
-Times = dict[str, list[float]]  # Milliseconds of each that was tried, round by round.
+Times = dict[str, list[float]]  # Milliseconds of each candidate, by round.
 
 
 def tune(
@@ -62,17 +62,17 @@ def tune(
     the measuring and keeps what is known so far.
 
     Args:
-        graph: what passes made, before it is lowered.
+        graph: after the passes, before lowering.
         sizes: of the open dims.
         progress: called with (done, total, what).
-        database: of earlier results, and where new ones go.
+        database: of earlier results, to which new ones are added.
 
     Raises:
-        InvalidOption: the database holds for one of the kernels what is no result.
+        InvalidOption: an entry of the database is no result.
     """
     report = TuneReport(database=str(database.path))
     if "amx_int8" in choice.features and not request_amx():
-        # What is built could not be run either; the session says so.
+        # The built model could not run either; the session reports so.
         report.remarks.append("the system does not let this process use AMX's tiles")
         return choice, report
     isa = Isa.of(choice.features, choice.cores)
@@ -83,14 +83,14 @@ def tune(
     try:
         for i, (spec, rows) in enumerate(wanted):
             key = key_of(spec, rows, choice)
-            held = database.get(key)
-            measured = held is None
+            result = database.get(key)
+            measured = result is None
             if measured:
                 left = time_left(began, i, len(wanted))
                 progress(i, len(wanted), f"tuning {spec.name}{left}")
-                held = best(spec, isa, sorted(rows), choice)
-                database.put(key, held)
-            grains[spec.name] = _grain(held, database)
+                result = best(spec, isa, sorted(rows), choice)
+                database.put(key, result)
+            grains[spec.name] = _grain(result, database)
             row = {"name": spec.name, "grain": asdict(grains[spec.name]), "measured": measured}
             report.kernels.append(row)
     except KeyboardInterrupt:
@@ -102,10 +102,10 @@ def tune(
     return choice.replace(grains=chosen), report
 
 
-def _grain(held: Any, database: Database) -> Grain:
-    """The grain in a result, which anyone may have edited."""
+def _grain(result: Any, database: Database) -> Grain:
+    """The grain in a result from an untrusted file."""
     try:
-        grain = Grain(**held["grain"])
+        grain = Grain(**result["grain"])
     except (TypeError, KeyError):
         grain = None
     if grain is None or grain.rows not in ROWS or not isinstance(grain.by_columns, int):
@@ -114,16 +114,16 @@ def _grain(held: Any, database: Database) -> Grain:
 
 
 def kernels_of(graph: Graph, isa: Isa, sizes: Sequence[Sizes]) -> dict[Linear, set[int]]:
-    """The linear kernels of a fused graph, each with the numbers of rows that it meets, as far as
-    ``sizes`` tell them."""
-    found: dict[Linear, set[int]] = {}
+    """The linear kernels of a fused graph, each with its numbers of rows at ``sizes``, where these determine
+    them."""
+    counts: dict[Linear, set[int]] = {}
     for node in graph.nodes:
         dims = node.outputs[0].tensor.dims if node.op == LINEAR else None
         rows = product(dims[:-1]) if dims is not None else None
         if rows is not None and all(symbols(rows) <= size.keys() for size in sizes):
             met = {evaluate(rows, size) for size in sizes} - {0}
-            found.setdefault(linear_spec(node, isa), set()).update(met)
-    return {spec: met for spec, met in found.items() if met}
+            counts.setdefault(linear_spec(node, isa), set()).update(met)
+    return {spec: met for spec, met in counts.items() if met}
 
 
 def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
@@ -136,7 +136,7 @@ def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """Of the files that kernels are emitted and measured by."""
+    """A digest of the sources that emit and measure kernels."""
     sha = hashlib.sha256()
     for room in (kernels, formats):
         for path in sorted(Path(room.__path__[0]).glob("*.py")):
@@ -147,11 +147,11 @@ def source_digest() -> str:
 
 def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[str, Any]:
     """The best division for ``rows``, ascending, as plain data: the ``grain``; the median ``ms`` of each
-    that was tried; and in ``duels``, for each number of rows, how the fastest compared with the default,
-    where they differ.
+    candidate; and in ``duels``, for each number of rows, the fastest compared with the default, where they
+    differ.
 
-    What is fastest of many by a few samples may be so by chance: it is measured again against the
-    default, and is kept only where it is never slower, and faster by the lower quartiles too.
+    The fastest of many by a few samples may be so by chance: it is measured again against the default, and
+    kept only where it is never slower, and faster by the lower quartiles too.
     """
     functions = {
         name: kernel(spec, isa, grain).with_attr("global_symbol", name)
@@ -190,13 +190,13 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
 
 
 def used(grain: Grain, m: int) -> str:
-    """Which of those that were tried is what a kernel of ``grain`` does for ``m`` rows."""
+    """The candidate that a kernel of ``grain`` is equivalent to for ``m`` rows."""
     return COLUMNS if m <= grain.by_columns else f"rows{grain.rows}"
 
 
 def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
-    """The grain whose times, by numbers of rows, have the least product; of several the one that is
-    most like the default."""
+    """The grain with the least product of times over the numbers of rows; of equals the one closest to the
+    default."""
     grains = [
         Grain(rows, bound)
         for bound in (Grain.by_columns, 0, *medians)
@@ -206,7 +206,7 @@ def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
 
 
 def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
-    """Operands and results of a kernel for ``m`` rows, with made-up numbers."""
+    """Random operands, and results, of a kernel for ``m`` rows."""
     rng = np.random.default_rng(0)
     k, width, tall = padded(spec.k, K_STEP), padded(spec.n, PANEL), max(m, LEAST_ROWS)
     lead = (*[1] * (spec.lead - 1), m)
@@ -229,8 +229,8 @@ def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
     if spec.norm != "none":
         given.append(floats(*lead, spec.n))
     if spec.result:
-        held = np.uint16 if spec.result == "bfloat16" else np.float32
-        given.append(np.zeros((*lead, spec.n), held))
+        dtype = np.dtype(np.uint16 if spec.result == "bfloat16" else np.float32)
+        given.append(np.zeros((*lead, spec.n), dtype))
     if spec.quantize:
         given += [
             np.zeros((tall, padded(spec.n, K_STEP)), np.uint8),
@@ -240,18 +240,18 @@ def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
 
 
 def _times(calls: Mapping[str, Any], names: Sequence[str], tensors: Sequence[Any]) -> Times:
-    """Of functions by name, called in turn; who goes first changes from round to round."""
+    """Times of functions by name, called in turn, in alternating order."""
     once = {name: _seconds(calls[name], tensors, 2) for name in names}
     counts = {name: max(1, int(SAMPLE / once[name])) for name in names}
-    found: Times = {name: [] for name in names}
+    times: Times = {name: [] for name in names}
     for i in range(ROUNDS):
         for name in names if i % 2 == 0 else reversed(names):
-            found[name].append(_seconds(calls[name], tensors, counts[name]) * 1e3)
-    return found
+            times[name].append(_seconds(calls[name], tensors, counts[name]) * 1e3)
+    return times
 
 
 def _seconds(call: Any, tensors: Sequence[Any], count: int) -> float:
-    """Of a call, on average over ``count``."""
+    """Seconds per call, averaged over ``count``."""
     start = time.perf_counter()
     for _ in range(count):
         call(*tensors)

@@ -1,5 +1,5 @@
-"""How weights of linear layers are stored and multiplied: one file a format. A new module here is loaded by
-itself.
+"""Storage formats of linear layers' weights, one file per format. New modules here are loaded
+automatically.
 
     support         asks which formats take a weight as it is     accepting, refusals
     fuse            asks which format a weight gets               choose

@@ -1,9 +1,9 @@
-"""float32: any weight whose numbers are float32, written out; for float rows.
+"""float32: any weight of float32 numbers, decoded; for float rows.
 
     packed[panel][half][k][16]                    half: columns 0-15 and 16-31 of the panel of 32
 
-so that each step of k is a load of whole vectors, one after the other in memory.  What the file holds in
-fewer bits (half precision, integers with scales) is packed when the library is loaded.
+so that each step of k loads whole, consecutive vectors.  Compressed weights (half precision, integers with
+scales) are decoded and packed when the library is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.backends.tvm.kernels.blocking import PANEL, cover, in_panels, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.ir import DType, Encoding
 
-_SPAN = 256  # Steps of k between two visits to the accumulators' memory.
+_SPAN = 256  # Steps of k between spills of the accumulators.
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -55,11 +55,11 @@ class Float32(Format):
         each = -(-k // spans)
 
         def multiply(tile: Any, span: Any) -> None:
-            steps, goes_on = (0, k), None
+            steps, resume = (0, k), None
             if spans > 1:
                 begin = emit.bind(span * each)
-                steps, goes_on = (begin, T.min(begin + each, T.int64(k))), span > 0
-            with tile.over(steps, goes_on) as step:
+                steps, resume = (begin, T.min(begin + each, T.int64(k))), span > 0
+            with tile.over(steps, resume) as step:
                 columns = tile.weights(w, block.panel, step, 1)
                 for r in range(tile.rows):
                     spread = emit.splat(block.x[block.row + tile.first + r, step], isa.lanes)

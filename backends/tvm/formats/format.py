@@ -1,11 +1,11 @@
-"""What every format of a weight answers, and the registry of formats.
+"""The interface of weight formats, and their registry.
 
 A product is computed by panels of 32 columns (:mod:`tersor.backends.tvm.kernels.blocking`):
 
     sums[r, c]  =  sum over k of x[r, k] w[k, c]         emit_block
-    y[r, c]     =  sums[r, c], times scales              emit_scaled, by numbers of column and row
+    y[r, c]     =  sums[r, c], times scales              emit_scaled, from numbers per column and row
 
-Bias, activation, norm, and how x and y are quantized are the kernel's, whatever the format.
+The kernel does the rest for every format: bias, activation, norm, quantization of x and y.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tersor.numerics.affine import ActivationForm
 FLOAT, QUANTIZED = ActivationForm.FLOAT, ActivationForm.INT8_ROWS
 """Forms of the rows that are multiplied: as they are, or each quantized with a scale and a zero point."""
 
-MOST_VECTORS = 2  # At most, that a format has.
+MOST_VECTORS = 2  # The maximum of a format's ``vectors``.
 Derived = tuple[tuple[Step, ...], tuple[np.ndarray, ...]]
-"""Steps of :mod:`tersor.backends.tvm.derive`, and the arrays that the first of them is given."""
+"""Steps of :mod:`tersor.backends.tvm.derive`, and the arrays that the first one takes."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Operand:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that are multiplied with one panel.
+    """Rows to multiply with one panel.
 
     Attributes:
-        isa: which instructions there are.
-        variant: what :meth:`Format.variant` says of the weight.
+        isa: the available instructions.
+        variant: the weight's :meth:`Format.variant`.
         x: float32[m, k], or uint8[m, k'] with k' = k rounded up to 64.
         row: the first of the rows.
-        rows: how many ``sums`` has room for: a number of Python's, 16 or 32 in tiles.
-        there: how many of them count. No others may be read, but in tiles.
+        rows: the size of ``sums``, known at compile time; 16 or 32 in tiles.
+        there: how many rows exist. Others must not be read, except in tiles.
         weights: the buffers of :meth:`Format.operands`.
         panel: the panel's number.
         sums: ``Format.accumulator``[rows, 32], written.
@@ -77,11 +77,11 @@ class Format(ABC):
     Attributes:
         name: in the registry, in the fused op and in the names of kernels.
         rows: the form of the rows that it multiplies: ``FLOAT`` or ``QUANTIZED``.
-        decodes: whether the numbers are packed, and not what an encoding stores.
+        decodes: whether decoded numbers are packed, rather than the encoding's arrays.
         accumulator: dtype of sums.
-        vectors: how many numbers :meth:`columns` gives for each column, at most two.
+        vectors: how many numbers per column :meth:`columns` gives, at most two.
         steps: of :meth:`pack` beyond those of :mod:`tersor.backends.tvm.derive`: names, and functions from
-            what the step before gave to one array. Libraries on disk name them: a name keeps its meaning.
+            the arrays of the step before to one array. Libraries on disk name them: meanings are fixed.
     """
 
     name: ClassVar[str]
@@ -93,28 +93,27 @@ class Format(ABC):
 
     @abstractmethod
     def accepts(self, weight: Encoding) -> str | None:
-        """None where it can store this weight, exactly; else the reason why not."""
+        """None where it can store this weight exactly; else the reason."""
 
     def variant(self, weight: Encoding, isa: Isa) -> str:
-        """What the weight's numbers allow beyond the format: a word in the kernel's name, or nothing."""
+        """A faster variant that the weight's numbers permit: a word for the kernel's name, or empty."""
         return ""
 
     @abstractmethod
     def operands(self, k: int, n: int, isa: Isa) -> tuple[Operand, ...]:
-        """What the kernel is passed for a weight [k, n]."""
+        """The kernel's operands for a weight [k, n]."""
 
     @abstractmethod
     def pack(self, weight: Encoding, isa: Isa) -> tuple[Derived, ...]:
-        """How each of the operands is made of what an accepted weight holds."""
+        """How each operand is computed from an accepted weight's arrays."""
 
     def columns(self, weight: Encoding, packed: Sequence[np.ndarray]) -> tuple[Derived, ...]:
-        """How ``vectors`` arrays [n] are made, of which :meth:`emit_scaled` gets the columns' numbers in
-        float32: of what the weight holds, or of the arrays that :meth:`pack` makes of it, which a library
-        has anyway."""
+        """How ``vectors`` arrays [n], the columns' numbers for :meth:`emit_scaled`, are computed: from the
+        weight's arrays, or from those of :meth:`pack`."""
         return ()
 
     def in_tiles(self, isa: Isa) -> bool:
-        """Whether products are of AMX's tiles: 16 or 32 rows at a time, which have to be there."""
+        """Whether products use AMX tiles: 16 or 32 rows at a time, all of which must exist."""
         return False
 
     @abstractmethod
@@ -128,8 +127,8 @@ class Format(ABC):
 
         Args:
             sums: of neighbouring columns of a row.
-            columns: vectors of what :meth:`columns` gave for these.
-            row: the row's scale and zero point in every lane of a vector, where it was quantized.
+            columns: vectors of their numbers from :meth:`columns`.
+            row: the row's scale and zero point in every lane, where it is quantized.
             lanes: of the vectors.
         """
         return sums
@@ -142,15 +141,15 @@ F = TypeVar("F", bound=Format)
 
 
 def register(format: type[F]) -> type[F]:
-    """Adds a format to ``FORMATS``, and its steps to those of libraries: a decorator.
+    """A decorator that adds a format to ``FORMATS``, and its steps to :mod:`tersor.backends.tvm.derive`.
 
     Raises:
-        ValueError: there is another one of that name, or one with more vectors than there is room for.
+        ValueError: the name is taken, or the format has too many vectors.
     """
     if format.name in FORMATS:
         raise ValueError(f"two formats are called {format.name}")
     if format.vectors > MOST_VECTORS:
-        raise ValueError(f"format {format.name} has more than {MOST_VECTORS} numbers a column")
+        raise ValueError(f"format {format.name} has more than {MOST_VECTORS} numbers per column")
     for step in format.steps:
         derive.register(step[0], _of_one(step[1]))
     FORMATS[format.name] = format()
@@ -162,8 +161,8 @@ def _of_one(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 
 def choose(weight: Encoding, rows: ActivationForm, isa: Isa) -> Format | None:
-    """The format for a weight that is multiplied with rows of this form: of those that accept it the one
-    with the fewest bytes, for few rows take as long as it takes to read the weight. None where none does."""
+    """The format for a weight and rows of this form: of those that accept it the one with the fewest bytes,
+    as products of few rows are bound by reading the weight. None where none accepts it."""
     k, n = weight.type.shape
 
     def nbytes(format: Format) -> int:
@@ -173,11 +172,11 @@ def choose(weight: Encoding, rows: ActivationForm, isa: Isa) -> Format | None:
 
 
 def accepting(weight: Encoding, rows: ActivationForm) -> list[Format]:
-    """The formats that have rows of this form multiplied by a weight."""
+    """The formats for rows of this form that accept a weight."""
     return [f for f in FORMATS.values() if f.rows is rows and f.accepts(weight) is None]
 
 
 def refusals(weight: Encoding, rows: ActivationForm) -> str:
-    """Why others for rows of this form do not accept a weight: ``int8: it has zero points``."""
+    """Why formats for rows of this form do not accept a weight: ``int8: it has zero points``."""
     reasons = {f.name: f.accepts(weight) for f in FORMATS.values() if f.rows is rows}
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)

@@ -1,16 +1,16 @@
-"""int8: signed bytes with a scale a column and no zero points; for rows quantized to unsigned bytes.
+"""int8: signed bytes with a scale per column and no zero points; for rows quantized to unsigned bytes.
 
 With row r as ``x = s_r (q - z_r)`` and column n of the weight as ``w_n v``,
 
     x W  =  s_r w_n (sum q v - z_r sum v)
 
-the first sum being int32 and exact, and ``w_n`` and ``sum v`` two numbers a column.  Packed as
+the first sum being int32 and exact, and ``w_n`` and ``sum v`` two numbers per column.  Packed as
 
     packed[panel][half][k / 4][16][4]             half: columns 0-15 and 16-31 of the panel of 32
 
-64 bytes hold four steps of k for 16 columns. That is at once one operand of ``vpdpbusd`` (four products a
-lane) and one row of an AMX tile (16 rows x 64 bytes: 64 steps of k for 16 columns), so it is the same for
-every ISA; k is padded with zeros to a multiple of 64.
+64 bytes are four steps of k for 16 columns: one operand of ``vpdpbusd`` (four products per
+lane) as well as one row of an AMX tile (16 rows x 64 bytes: 64 steps of k for 16 columns), so every ISA
+uses it; k is padded with zeros to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tersor.numerics import sums
 SAFE = "safe"  # The variant of weights for which :func:`is_safe` holds: AVX's pairs may be used.
 FOURS, EIGHTS = "fours", "eights"
 TOGETHER = {EIGHTS: (sums.EIGHTS, 4), FOURS: (sums.FOURS, 2)}
-"""Variants of weights that fit these sums: so many vectors of pairs may be added before they widen."""
+"""Variants for weights that fit these sums, and how many vectors of pairs may be added before widening."""
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -47,12 +47,12 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 
 def column_sums(packed: np.ndarray, n: int) -> np.ndarray:
-    """Of each column of what :func:`pack` made of a weight with n columns, int32[n]."""
+    """Sums of the columns of a weight with n columns that :func:`pack` packed, int32[n]."""
     panels, halves, _, _ = packed.shape
     by_panel = packed.reshape(panels, halves, -1, 16, 4).sum((2, 4), dtype=np.int32)
-    made = np.empty(max(n, PANEL), np.int32)
-    made[columns_of(n)] = by_panel.reshape(panels, PANEL)
-    return made[:n]
+    sums = np.empty(max(n, PANEL), np.int32)
+    sums[columns_of(n)] = by_panel.reshape(panels, PANEL)
+    return sums[:n]
 
 
 def is_safe(weight: np.ndarray) -> bool:
@@ -117,7 +117,7 @@ class Int8(Format):
         dot = functools.partial(products.dot if together == 1 else products.dot_together, isa)
 
         def spread(at: Any, step: Any) -> Any:
-            """Four neighbours of a row in every lane."""
+            """Four consecutive bytes of a row in every lane."""
             bits = emit.as_bits(emit.load(x, at, step * 4, lanes=4), "int32")
             return emit.bind(emit.as_bits(emit.splat(bits, isa.lanes), f"uint8x{4 * isa.lanes}"))
 

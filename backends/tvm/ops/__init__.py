@@ -1,4 +1,4 @@
-"""Rules of lowering, one file a family of the op table."""
+"""Lowering rules, one file per family of the op table."""
 
 from tersor.backends.tvm.lowering import Rule
 from tersor.backends.tvm.ops import (

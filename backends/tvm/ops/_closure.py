@@ -1,8 +1,8 @@
-"""Functions of a module that read values, weights and sizes of the function they are called in.
+"""Functions of a module that read values, weights and sizes of the calling function.
 
-Relax lets a dataflow block call functions, but hold no branches, and lets a function read nothing of
-another.  So what a body reads of outer values becomes parameters: behind its own ones, the outer
-values, then the weights that were met within, then one shape of all named sizes.
+A dataflow block of Relax may call functions but contain no branches, and a function has no access to
+another's variables.  So what a body reads from outside becomes parameters after its own: the outer
+values, then the weights that it uses, then one shape of all named sizes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Emit = Callable[[], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Outer:
-    """What functions made for one node read from outside.
+    """What the functions of one node read from outside.
 
     Attributes:
-        values: that are no constants.
-        sizes: symbols that are told before the node.
+        values: other than constants.
+        sizes: symbols that are defined before the node.
     """
 
     values: tuple[Value, ...]
@@ -37,14 +37,14 @@ class Outer:
 
 @dataclass(frozen=True)
 class Closure:
-    """A function of the module, and what it is passed behind its own parameters."""
+    """A function of the module, and the arguments that follow its own."""
 
     function: Any
     outer: Outer
     weights: tuple[relax.Var, ...]
 
     def __call__(self, lowering: Lowering, own: Sequence[Any]) -> Any:
-        """A call of it, within a function that has the same outer values."""
+        """A call, within a function that has the same outer values."""
         sizes = relax.ShapeExpr([lowering.symbol(name) for name in self.outer.sizes])
         values = [lowering[value] for value in self.outer.values]
         return relax.Call(self.function, [*own, *values, *self.weights, sizes])
@@ -75,12 +75,12 @@ def _symbols(values: Iterable[Value]) -> set[str]:
 
 
 def parameter(lowering: Lowering, value: Value) -> relax.Var:
-    """A parameter of a value's type, as far as it is known."""
+    """A parameter of a value's type, as far as that is known."""
     return relax.Var(value.name, lowering.loose_type(value))
 
 
 def body(lowering: Lowering, graph: Graph, own: Sequence[Any]) -> list[Any]:
-    """Emits the nodes of a body whose inputs are ``own``; expressions of its outputs.
+    """Emits the nodes of a body whose inputs are ``own``; returns the expressions of its outputs.
 
     Raises:
         Refused: one of them has no lowering.
@@ -105,18 +105,18 @@ def function(
     branches: bool = False,
     declared: Closure | None = None,
 ) -> Closure:
-    """A new function that gives the tuple of what ``emit`` emits, which is of ``types``.
+    """A new function that returns the tuple of the expressions of ``emit``, cast to ``types``.
 
     Args:
-        branches: it holds an If, and so no dataflow block.
-        declared: what :func:`declare` gave for it.
+        branches: whether it contains an If, and so no dataflow block.
+        declared: the result of :func:`declare` for it.
     """
     builder = lowering.builder
     values, sizes = _parameters(lowering, outer)
     before = {v: lowering.exprs[v] for v in outer.values}
     lowering.exprs.update(zip(outer.values, values, strict=True))
     known, lowering.known = lowering.known, set(outer.sizes)
-    # A variable of TVM's belongs to one function: what is told within gets new ones.
+    # A TVM variable belongs to one function: sizes defined within get new ones.
     named = lowering.symbols
     lowering.symbols = {name: named[name] for name in outer.sizes if name in named}
     builder.begin_scope([*own, *values, sizes])
@@ -124,8 +124,10 @@ def function(
         _begin = builder._begin_binding_block if branches else builder._begin_dataflow_block
         _begin()
         try:
-            made = relax.Tuple([_typed(lowering, e, t) for e, t in zip(emit(), types, strict=True)])
-            result = builder.emit(made) if branches else builder.emit_output(made)
+            outputs = relax.Tuple(
+                [_typed(lowering, e, t) for e, t in zip(emit(), types, strict=True)]
+            )
+            result = builder.emit(outputs) if branches else builder.emit_output(outputs)
         finally:
             block = builder._end_block()
     finally:
@@ -133,18 +135,18 @@ def function(
         lowering.exprs.update(before)
         lowering.known, lowering.symbols = known, named
     sequence = builder.normalize(relax.SeqExpr([block], result))
-    held = {var for var, _ in lowering.parameters}
-    weights = tuple(var for var in relax.analysis.free_vars(sequence) if var in held)
+    parameters = {var for var, _ in lowering.parameters}
+    weights = tuple(var for var in relax.analysis.free_vars(sequence) if var in parameters)
     if declared is not None:
         assert set(weights) <= set(declared.weights)
         weights = declared.weights
-    made_function = copy_with_new_vars(
+    created = copy_with_new_vars(
         relax.Function([*own, *values, *weights, sizes], sequence, relax.TupleType(list(types)))
     )
     if declared is not None:
-        builder.update_func(declared.function, made_function)
+        builder.update_func(declared.function, created)
         return declared
-    return Closure(builder.add_func(made_function, name), outer, weights)
+    return Closure(builder.add_func(created, name), outer, weights)
 
 
 def declare(
@@ -155,7 +157,7 @@ def declare(
     types: Sequence[Any],
     weights: Sequence[relax.Var],
 ) -> Closure:
-    """A function that is called before it is made: by itself."""
+    """Declares a function that calls itself, before it is defined."""
     values, sizes = _parameters(lowering, outer)
     empty = relax.Function.create_empty(
         [*own, *values, *weights, sizes], relax.TupleType(list(types))

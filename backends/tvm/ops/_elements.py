@@ -1,5 +1,5 @@
-"""Operands in TE computes: small integer ones (shapes, starts, pads), whose numbers are known when the
-code is made or read in the run, and tensors whose sizes must fit each other."""
+"""Operands of TE computes: small integer tensors (shapes, starts, pads), whose elements are known at compile
+time or read at run time, and tensors whose sizes must match."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tersor.ir import Dim, Value
 
 
 def fitting(lowering: Lowering, value: Value | None, dims: Mapping[int, Dim]) -> Any:
-    """The expression of a value that must have ``dims`` on some axes: the run fails where it has not,
-    rather than read outside of it. Unknown dims are not looked at."""
+    """The expression of a value that must have ``dims`` on some axes: a run fails where they differ, rather
+    than read out of bounds. Unknown dims are not checked."""
     expr = lowering[value]
     assert value is not None
     have = list(value.tensor.dims or ())
@@ -30,27 +30,27 @@ def fitting(lowering: Lowering, value: Value | None, dims: Mapping[int, Dim]) ->
 
 
 def operand(lowering: Lowering, value: Value) -> Any:
-    """What :func:`element` reads in a TE function: the elements themselves where they are known, else
+    """The operand for :func:`element` in a TE function: the list of its elements where they are known, else
     the tensor."""
-    held = lowering.contents(value)
-    return lowering[value] if held is None else held
+    contents = lowering.contents(value)
+    return lowering[value] if contents is None else contents
 
 
-def element(held: Any, index: int = 0) -> Any:
-    """Element ``index`` of a vector, or the one of a scalar, as int64."""
-    rank = 1 if isinstance(held, list) else len(held.shape)
-    return (held[index] if rank else held[()]).astype("int64")
+def element(operand: Any, index: int = 0) -> Any:
+    """Element ``index`` of a vector, or a scalar's element, as int64."""
+    rank = 1 if isinstance(operand, list) else len(operand.shape)
+    return (operand[index] if rank else operand[()]).astype("int64")
 
 
 def numbers(items: list[Any], name: str) -> list[Any]:
-    """Numbers that are computed once, before the loops that read them."""
+    """The numbers, computed once before the loops that read them."""
     count = tirx.IntImm("int64", len(items))
-    held = te.compute((count,), lambda i: listed(items, i), name=name, attrs={STAYS: True})
-    return [held(tirx.IntImm("int64", n)) for n in range(len(items))]
+    tensor = te.compute((count,), lambda i: listed(items, i), name=name, attrs={STAYS: True})
+    return [tensor(tirx.IntImm("int64", n)) for n in range(len(items))]
 
 
 def listed(items: list[Any], index: Any) -> Any:
-    """The item at a place that is known in the run."""
+    """The item at an index that is known at run time."""
     chosen = items[-1]
     for n, item in reversed(list(enumerate(items[:-1]))):
         chosen = tirx.Select(index == n, item, chosen)
@@ -58,22 +58,22 @@ def listed(items: list[Any], index: Any) -> Any:
 
 
 def from_end(position: Any, size: Any) -> Any:
-    """A position, negative ones counted from the end."""
+    """A position; negative ones count from the end."""
     return tirx.Select(position < 0, position + size, position)
 
 
 def within(position: Any, low: Any, high: Any) -> Any:
-    """The position, or the nearer bound where it lies outside of ``low`` to ``high``."""
+    """The position clipped to ``low`` … ``high``."""
     return tirx.max(tirx.min(position, high), low)
 
 
 def looked_up(index: Any, size: Any) -> Any:
-    """A position that is read from a tensor. ONNX calls one that lies outside an error; nothing outside
-    of memory may be read for it, so it is the nearest there is."""
+    """A position that is read from a tensor. One out of range is an error in ONNX; it is clipped here, so
+    that nothing is read out of bounds."""
     return within(from_end(index.astype("int64"), size), 0, size - 1)
 
 
 def summed_in(x: Any) -> str:
-    """The dtype that a TE tensor's elements are summed in: halves in single precision."""
+    """The accumulator's dtype for a TE tensor: float32 for the halves."""
     dtype = str(x.dtype)
     return "float32" if dtype in HALF else dtype

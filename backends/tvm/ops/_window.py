@@ -1,4 +1,4 @@
-"""Sliding windows in TE: what convolution and pooling read."""
+"""Sliding windows in TE, for convolution and pooling."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Borders = list[tuple[Any, Any]]
 
 
 def borders(over: Window, sizes: Sequence[Any]) -> Borders:
-    """Positions (before, after) that pad each axis of the sizes, which may be symbolic."""
+    """Padding (before, after) of each axis; sizes may be symbolic."""
     if not over.auto_pad.startswith("SAME"):
         stated = [(0, 0)] * len(over.kernel) if over.auto_pad == "VALID" else over.pads
         return [(_long(before), _long(after)) for before, after in stated]
-    found: Borders = []
+    pads: Borders = []
     for size, stride, span in zip(sizes, over.strides, over.span, strict=True):
         count = tirx.floordiv(size + (stride - 1), stride)
         total = tirx.max((count - 1) * stride + span - size, 0)
         small = tirx.floordiv(total, 2)
         pair = (small, total - small)
-        found.append(pair if over.auto_pad == "SAME_UPPER" else pair[::-1])
-    return found
+        pads.append(pair if over.auto_pad == "SAME_UPPER" else pair[::-1])
+    return pads
 
 
 def _long(number: int) -> Any:
@@ -32,7 +32,7 @@ def _long(number: int) -> Any:
 
 
 def reach(over: Window, counts: Sequence[Any]) -> list[Any]:
-    """Positions that ``counts`` windows along each axis go over, padding included."""
+    """Positions that ``counts`` windows along each axis cover, padding included."""
     return [
         (count - 1) * stride + span
         for count, stride, span in zip(counts, over.strides, over.span, strict=True)
@@ -40,8 +40,8 @@ def reach(over: Window, counts: Sequence[Any]) -> list[Any]:
 
 
 def bordered(x: Any, before: Sequence[Any], sizes: Sequence[Any], fill: Any) -> Any:
-    """The positions from ``before`` in front of the first on, ``sizes`` of them; those that are not in
-    ``x`` hold ``fill``. The operand itself where that is all of it."""
+    """``x`` padded to ``sizes`` with ``fill``, ``before`` positions in front; ``x`` itself where nothing is
+    added."""
     have = x.shape[2:]
     if all(_is(b, 0) and _is(s - h, 0) for b, s, h in zip(before, sizes, have, strict=True)):
         return x
@@ -60,12 +60,12 @@ def _is(expression: Any, number: int) -> bool:
 
 
 def taps(over: Window) -> list[Any]:
-    """Axes of a reduction over the window's elements."""
+    """Reduction axes over the window's elements."""
     return [te.reduce_axis((0, _long(k)), name=f"k{i}") for i, k in enumerate(over.kernel)]
 
 
 def places(over: Window, index: Sequence[Any], at: Sequence[Any]) -> list[Any]:
-    """Positions that element ``at`` of the windows ``index`` reads."""
+    """Positions that element ``at`` of the windows at ``index`` reads."""
     return [
         i * stride + k * dilation
         for i, k, stride, dilation in zip(index, at, over.strides, over.dilations, strict=True)

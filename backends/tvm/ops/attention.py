@@ -1,9 +1,9 @@
-"""Attention in all its forms but those of padded caches and windows, and RotaryEmbedding, an element at
-a time: what no kernel of attention takes.
+"""Attention where no attention kernel applies, and RotaryEmbedding, by elements. Padded caches and windows
+are refused.
 
     scores = softcap(scale * Q K^T) + mask;   Y = softmax(scores) V;   rows without a key give zeros
 
-Scores are [batch, heads, queries, keys] in memory; halves are computed in single precision.
+Scores are stored, [batch, heads, queries, keys]; halves are computed in single precision.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tersor.backends.tvm.ops.matmul import operands_of
 from tersor.ir import Dim, Node, Value
 from tersor.ir.dims import floordiv
 
-_KEYS = 3  # The axis of the scores that the softmax goes along.
+_KEYS = 3  # The softmax's axis of the scores.
 
 Sizes = Mapping[str, Any]
-"""Of an Attention: batch, heads, kv_heads, queries, keys (of the operand), past, all (keys, with the
-past), key and value (numbers of a head). The IR's dims, and in TE functions TIR's expressions."""
+"""Sizes of an Attention: batch, heads, kv_heads, queries, keys (of the operand), past, all (past and keys),
+key and value (a head's widths). Dims of the IR; in TE functions, TIR expressions."""
 
 
 def _known(dim: Dim) -> Any:
@@ -63,7 +63,7 @@ def _attention(lowering: Lowering, node: Node) -> Sequence[Any]:
         raise Refused("a sliding window")
     q, k, v = operands_of(node, 3)
     dims, flat = _sizes(node), q.tensor.rank == 3
-    # What a function does not read it must not be given: fused ones would have it twice.
+    # Pass a function only the sizes that it reads: fusion would duplicate the others.
     mixing = {name: lowering.dim(dims[name]) for name in ("heads", "kv_heads", "value")}
     names = ("batch", "heads", "kv_heads", "queries", "all", "key")
     scoring = {name: lowering.dim(dims[name]) for name in names}
@@ -85,12 +85,12 @@ def _attention(lowering: Lowering, node: Node) -> Sequence[Any]:
         dtype_of(node.outputs[0].type),
         primfunc_name_hint="mixed",
     )
-    made = [y, present_k, present_v]
+    results = [y, present_k, present_v]
     if len(node.outputs) > 3 and node.outputs[3].uses:
         mode: Any = attrs.get("qk_matmul_output_mode") or 0
         shown = (raw, capped, masked, weights)[mode]
-        made.append(lowering.te(_cast, shown, dtype_of(node.outputs[3].type)))
-    return made
+        results.append(lowering.te(_cast, shown, dtype_of(node.outputs[3].type)))
+    return results
 
 
 def presents(
@@ -101,7 +101,7 @@ def presents(
     past_v: Value | None,
     kv_heads: int,
 ) -> list[Any]:
-    """Keys and values behind those of a past, [batch, kv_heads, past + length, d]."""
+    """Keys and values appended to the past's, [batch, kv_heads, past + length, d]."""
     held = []
     for new, past in ((k, past_k), (v, past_v)):
         dims, before = dims_of(new), 0 if past is None else _known(dims_of(past)[2])
@@ -116,7 +116,7 @@ def presents(
 
 
 def _present(lowering: Lowering, new: Value, past: Value | None, dims: Sizes, size: str) -> Any:
-    """[batch, kv_heads, past + keys, size]: the past, then the operand."""
+    """The past, then the operand: [batch, kv_heads, past + keys, size]."""
     batch, heads, keys, width = (dims[name] for name in ("batch", "kv_heads", "keys", size))
     flat = new.tensor.rank == 3
     own = (batch, keys, heads * width) if flat else (batch, heads, keys, width)
@@ -139,7 +139,7 @@ def _present(lowering: Lowering, new: Value, past: Value | None, dims: Sizes, si
 
 
 def _of_group(n: Sizes, head: Any) -> Any:
-    """The key head that a query head reads; nothing outside of memory where they do not divide."""
+    """The key head that a query head reads; in bounds even where the counts do not divide."""
     group = tirx.max(tirx.floordiv(n["heads"], n["kv_heads"]), tirx.IntImm("int64", 1))
     return tirx.min(tirx.floordiv(head, group), n["kv_heads"] - 1)
 
@@ -176,14 +176,14 @@ def _capped(scores: te.Tensor, cap: float) -> te.Tensor:
 
 
 def _masked(lowering: Lowering, node: Node, scores: Any, dims: Sizes) -> Any:
-    """The scores with the mask added, -inf where a key is not for a query."""
+    """The scores plus the mask, -inf where a query must not see a key."""
     mask, causal = node.input(3), bool(node.attrs.get("is_causal"))
     if mask is None and not causal:
         return scores
     have = () if mask is None else dims_of(mask)
     if mask is not None and (not have or have[-1] == 0):
         raise Refused("a mask without keys")
-    # Along the keys a mask does not broadcast: there its axis is read as it is.
+    # A mask does not broadcast along the keys.
     want = (dims["batch"], dims["heads"], dims["queries"], have[-1] if have else None)
     read = [] if mask is None else [lowering[mask]]
     whole = bool(have) and have[-1] == dims["all"]
@@ -212,7 +212,7 @@ def _added(score: Any, mask: Any, lowest: Any) -> Any:
 
 
 def _softmax(scores: te.Tensor) -> te.Tensor:
-    """Along the keys; zeros where all of them are -inf, for the highest is a finite number at least."""
+    """Along the keys; zeros where all are -inf: the maximum starts from a finite number."""
     zero = tirx.const(0.0, scores.dtype)
     highest = fold_or_start(scores.shape, [_KEYS], scores, maximum, "highest")
 
@@ -230,7 +230,7 @@ def _softmax(scores: te.Tensor) -> te.Tensor:
 
 
 def _mixed(n: Sizes, weights: te.Tensor, v: te.Tensor, flat: bool, dtype: str) -> te.Tensor:
-    """Values weighted, [batch, queries, heads * size] or [batch, heads, queries, size]."""
+    """Weighted sums of values, [batch, queries, heads * size] or [batch, heads, queries, size]."""
     batch, heads, queries, keys = weights.shape
     size = n["value"]
     j = te.reduce_axis((0, keys), name="j")
@@ -258,9 +258,9 @@ def _cast(x: te.Tensor, dtype: str) -> te.Tensor:
 
 
 def _rotary(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """Pairs of a head's numbers, turned by the angle of their position:
+    """Pairs of a head's elements, rotated by the angle of their position:
 
-    (a, b) -> (a cos - b sin, a sin + b cos)        b: next to a, or half the turned width further
+    (a, b) -> (a cos - b sin, a sin + b cos)        b: next to a, or half the rotated width further
     """
     x, cos, sin = operands_of(node, 3)
     positions, dims = node.input(3), dims_of(x)
@@ -286,13 +286,13 @@ def _rotary(lowering: Lowering, node: Node) -> Sequence[Any]:
             return table(*place, pair).astype(dtype)
 
         def at(*index: Any) -> Any:
-            # Positions are the second to last axis, with heads and without.
+            # The last axis but one is the position, with or without an axis of heads.
             b, t, i = index[0], index[-2], tirx.floormod(index[-1], n["size"])
             some = i < half * 2
             second = tirx.floormod(i, 2) == 1 if interleaved else i >= half
             pair = tirx.floordiv(i, 2) if interleaved else tirx.Select(second, i - half, i)
             pair, step = tirx.Select(some, pair, zero), one if interleaved else half
-            # What is not turned has no other, and takes itself.
+            # Elements that are not rotated are paired with themselves.
             step = tirx.Select(some, tirx.Select(second, zero - step, step), zero)
             mine, other = x(*index), x(*index[:-1], index[-1] + step).astype(dtype)
             sign = tirx.Select(second, tirx.const(1, dtype), tirx.const(-1, dtype))
@@ -308,7 +308,7 @@ def _rotary(lowering: Lowering, node: Node) -> Sequence[Any]:
 def _halves(
     lowering: Lowering, x: Value, heads: int, half: int, others: list[Any], dtype: str
 ) -> Any:
-    """The halves of a head turned as a whole, each along an axis of its own: vectors that lie together."""
+    """Whole halves of a head rotated, along a separate axis: contiguous vectors."""
     dims = dims_of(x)
     groups = (dims[-2], heads) if len(dims) == 3 else dims[1:3]
     shape = lowering.dims((dims[0], *groups, 2, half))

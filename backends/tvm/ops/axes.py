@@ -1,4 +1,4 @@
-"""Axes that an operand names: known when the code is made, or chosen in the run."""
+"""Axes given by an operand: known at compile time, or selected at run time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tersor.ops.families.reduce import reduced_axes
 
 
 def by_axes(reduce: Callable[[Lowering, Node, Sequence[int]], Any]) -> Rule:
-    """A rule for a reduction, by what is made for given axes. Where these are known at run time only,
-    that is made for each choice of axes that leaves the result's dims (with keepdims there is one), and
-    the run takes the numbers of one."""
+    """A rule for a reduction, from its computation for given axes. Where these are known at run time only,
+    every choice of axes that fits the result's dims (one, with keepdims) is computed, and one is selected at
+    run time."""
 
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         value = node.inputs[0]
@@ -58,17 +58,17 @@ def chosen(
     choices: Sequence[Sequence[int]],
     make: Callable[[Sequence[int]], Any],
 ) -> Any:
-    """What is made for that of several choices of axes of ``value`` which is ``named`` in the run.
+    """The result of ``make`` for the choice of axes of ``value`` that ``named`` holds at run time.
 
     Raises:
-        Refused: there is none, or how many axes are named is known at run time only.
+        Refused: there is no choice, or the number of axes is known at run time only.
     """
     rank, count = len(dims_of(value)), named.tensor.numel
     if not choices or not isinstance(count, int):
         raise Refused("the axes are known at run time only")
-    made = [make(choice) for choice in choices]
-    if len(made) == 1:
-        return made[0]
+    results = [make(choice) for choice in choices]
+    if len(results) == 1:
+        return results[0]
 
     def compute(axes: te.Tensor, *made: te.Tensor) -> te.Tensor:
         places = [from_end(element(axes, i), rank) for i in range(count)]
@@ -85,4 +85,4 @@ def chosen(
 
         return te.compute(made[0].shape, one, name="chosen")
 
-    return lowering.te(compute, lowering[named], *made, primfunc_name_hint="chosen")
+    return lowering.te(compute, lowering[named], *results, primfunc_name_hint="chosen")

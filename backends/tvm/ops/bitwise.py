@@ -1,4 +1,4 @@
-"""Integers as rows of bits."""
+"""Bitwise ops."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tersor.backends.tvm.ops.elementwise import elementwise
 
 
 def _shift(x: Any, by: Any, *, direction: str) -> Any:
-    """Bits that are pushed out are lost, and signed numbers keep their sign. A shift by all bits or more,
-    or by less than none, is one by all; the machine's own may do anything then."""
+    """Logical to the left, arithmetic to the right for signed numbers. A shift by a negative number, or by
+    the type's width or more, shifts out all bits; the machine's result would be undefined."""
     zero, most = (tirx.const(n, kind(x)) for n in (0, DataType(kind(x)).bits - 1))
     inside = tirx.all(by >= zero, by <= most)
     place = tirx.Select(inside, by, most)

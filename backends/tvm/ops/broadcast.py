@@ -1,4 +1,4 @@
-"""Elements of operands that broadcast, and results that are made one element at a time."""
+"""Elementwise results over broadcast operands."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from tvm.ir import is_prim_expr
 from tersor.backends.tvm.lowering import Lowering, Refused, dtype_of
 from tersor.ir import Dim, DType, TensorType, Value
 
-HALF = (
-    "float16",
-    "bfloat16",
-)  # Read as float32: what is computed is rounded once, when it is written.
+HALF = ("float16", "bfloat16")  # Read as float32, so that results are rounded once, when written.
 
 Scalar = Callable[..., Any]
-"""From TIR's numbers to one, an element of the result. An operand that is left out is None."""
+"""From TIR expressions of the operands' elements to the result's. Omitted operands are None."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """What elements are read of.
+    """An operand whose elements are read.
 
     Attributes:
-        source: an expression of Relax, or of TIR where it is one number that is part of the code.
-        dims: the IR's; empty for a number.
+        source: a Relax expression, or a TIR one for a number that is part of the code.
+        dims: of the IR; empty for a number.
     """
 
     source: Any
@@ -39,11 +36,11 @@ class Operand:
 
 
 def operand(lowering: Lowering, value: Value) -> Operand:
-    """The operand that a value is: a number where it is a constant of one element."""
+    """A value as an operand: a number where it is a constant of one element."""
     if value.is_constant and value.tensor.numel == 1:
         number = value.numpy().reshape(()).item()
         dtype = dtype_of(value.type)
-        # Immediates of TIR are of 64 bits, with a sign.
+        # TIR's immediates are signed 64-bit.
         if not isinstance(number, int) or abs(number) < 2**63:
             return Operand(widened(tirx.const(number, "float32" if dtype in HALF else dtype)))
     return Operand(lowering[value], dims_of(value))
@@ -66,14 +63,14 @@ def kind(number: Any) -> str:
 
 
 def widened(number: Any) -> Any:
-    """A number as what is computed with: float32 for the halves."""
+    """A number in the type that is computed in: float32 for the halves."""
     return number.astype("float32") if kind(number) in HALF else number
 
 
 def element(
     tensor: te.Tensor, index: Sequence[Any], have: Sequence[Dim], want: Sequence[Dim]
 ) -> Any:
-    """The element of a tensor of dims ``have`` that is broadcast to ``index`` within ``want``."""
+    """The element of a tensor of dims ``have``, broadcast to ``want``, at ``index``."""
     own = index[len(index) - len(have) :]
     wanted = want[len(want) - len(have) :]
     place = [
@@ -90,34 +87,34 @@ def each(
     type: TensorType,
     scalar: Scalar,
 ) -> Any:
-    """An expression of ``type`` whose elements are ``scalar`` of those of the operands, broadcast."""
+    """An expression of ``type``: ``scalar`` of the elements of the broadcast operands."""
     dtype, want = dtype_of(type), type.dims
-    read = [o for o in operands if o is not None and not o.is_number]
+    tensors = [o for o in operands if o is not None and not o.is_number]
     if want is None:
         raise Refused("a rank is known at run time only")
-    shape = [_size(lowering, dim, i - len(want), read) for i, dim in enumerate(want)]
+    shape = [_size(lowering, dim, i - len(want), tensors) for i, dim in enumerate(want)]
 
-    def compute(shape: Sequence[Any], *tensors: te.Tensor) -> te.Tensor:
-        at = {id(o): t for o, t in zip(read, tensors, strict=True)}
+    def compute(shape: Sequence[Any], *sources: te.Tensor) -> te.Tensor:
+        source = {id(o): t for o, t in zip(tensors, sources, strict=True)}
 
         def one(*index: Any) -> Any:
             numbers = [
                 None if o is None
                 else o.source if o.is_number
-                else element(at[id(o)], index, o.dims, want)
+                else element(source[id(o)], index, o.dims, want)
                 for o in operands
             ]  # fmt: skip
-            made = scalar(*numbers)
-            return made if kind(made) == dtype else made.astype(dtype)
+            result = scalar(*numbers)
+            return result if kind(result) == dtype else result.astype(dtype)
 
         return te.compute(tuple(shape), one, name=name)
 
-    return lowering.te(compute, shape, *(o.source for o in read), primfunc_name_hint=name)
+    return lowering.te(compute, shape, *(o.source for o in tensors), primfunc_name_hint=name)
 
 
 def _size(lowering: Lowering, dim: Dim, axis: int, operands: Sequence[Operand]) -> Any:
-    """The size of a result's ``axis``, counted from the end. Where only a file's own name stands for it,
-    it is what the operands' sizes give: the one that is not 1, or 0 where one is 0."""
+    """The size of a result's ``axis``, counted from the end. Where it is only a name in the file, it follows
+    from the operands' sizes: the one that is not 1, or 0 where one is 0."""
     if lowering.is_known(dim):
         return lowering.dim(dim)
     have = [o.dims[axis] for o in operands if len(o.dims) >= -axis]
@@ -130,25 +127,25 @@ def _size(lowering: Lowering, dim: Dim, axis: int, operands: Sequence[Operand]) 
 
 
 def constant_scalar(value: Value | None) -> Any:
-    """The number that a constant of one element is; None for anything else."""
+    """The number of a constant of one element; None for anything else."""
     if value is None or not value.is_constant or value.tensor.numel != 1:
         return None
     return value.numpy().reshape(()).item()
 
 
 def name_of(op: str) -> str:
-    """A TIR function's name, from an op's."""
+    """A TIR function's name, from the op's."""
     return op.removeprefix("tersor.").lower()
 
 
 def float_type(dtype: DType) -> str:
-    """What floats of that type are computed in."""
+    """The type that floats of ``dtype`` are computed in."""
     name = dtype_of(TensorType(dtype, ()))
     return "float32" if name in HALF else name
 
 
 def differ(a: Any, b: Any) -> Any:
-    """Whether two truth values differ. (TVM compares them as if they were floats.)"""
+    """Whether two truth values differ. (TVM would compare them as floats.)"""
     return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
 
 

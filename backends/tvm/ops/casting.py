@@ -14,8 +14,8 @@ from tersor.ir import DType, Node
 
 
 def convert(x: Any, dtype: str) -> Any:
-    """A number in another type. Floats outside of the range of a small integer wrap around, as they
-    do where they are converted by way of a wider one."""
+    """A number in another type. Floats beyond the range of a small integer wrap around, as in a conversion
+    through a wider one."""
     if dtype == "bool":
         truth = tirx.NE(x, tirx.const(0, kind(x)))
         # TVM's NE is false for NaN.
@@ -29,7 +29,7 @@ def convert(x: Any, dtype: str) -> Any:
 
 
 def _low_bits(x: Any, dtype: DType) -> Any:
-    """A byte's lowest bits, where an integer has less than all of them."""
+    """The lowest bits of a byte, for integers of less than eight; signed ones are sign-extended."""
     if not dtype.is_integer or dtype.bits >= 8:
         return x
     if dtype.value[0] == "u":
@@ -39,22 +39,22 @@ def _low_bits(x: Any, dtype: DType) -> Any:
 
 
 def _cast(lowering: Lowering, node: Node) -> Sequence[Any]:
-    value, made = node.inputs[0], node.output.tensor
+    value, type = node.inputs[0], node.output.tensor
     assert value is not None
-    to = dtype_of(made)
-    if value.tensor.dtype is made.dtype:
+    to = dtype_of(type)
+    if value.tensor.dtype is type.dtype:
         return [lowering[value]]
     if value.tensor.dtype in CODES:
-        if made.dtype in CODES:
+        if type.dtype in CODES:
             raise Refused("from one type of small floats to another")
-        return [decoded(lowering, value, lambda x: _low_bits(convert(x, to), made.dtype))]
-    if made.dtype in CODES:
-        return [encoded(lowering, value, made.dtype, bool(node.attrs["saturate"]))]
+        return [decoded(lowering, value, lambda x: _low_bits(convert(x, to), type.dtype))]
+    if type.dtype in CODES:
+        return [encoded(lowering, value, type.dtype, bool(node.attrs["saturate"]))]
 
     def cast(x: Any) -> Any:
-        return _low_bits(convert(x, to), made.dtype)
+        return _low_bits(convert(x, to), type.dtype)
 
-    return [each(lowering, "cast", [operand(lowering, value)], made, cast)]
+    return [each(lowering, "cast", [operand(lowering, value)], type, cast)]
 
 
 RULES: dict[str, Rule] = {"Cast": _cast, "CastLike": _cast}

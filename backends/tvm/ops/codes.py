@@ -1,7 +1,7 @@
-"""Floats of eight and four bits, which TVM holds as codes: from numbers and back, by tables.
+"""Floats of eight and four bits, which TVM stores as codes: conversion by tables.
 
-Codes of positive numbers ascend with them, so the code of a number is how many borders between
-neighbours it is over.
+Codes of positive numbers ascend with the numbers, so a number's code is the count of borders between
+neighbours that it exceeds.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tersor.ir import DType, Value
 
 _NAN = {
     DType.F8E4M3FN: 0x7F, DType.F8E5M2: 0x7E, DType.F8E4M3FNUZ: 0x80, DType.F8E5M2FNUZ: 0x80,
-    DType.F4E2M1: 0x8,  # It has none: this is -0.
+    DType.F4E2M1: 0x8,  # It has no NaN: this is -0.
 }  # fmt: skip
 _UNSIGNED_ZERO = (DType.F8E4M3FNUZ, DType.F8E5M2FNUZ)
 
 
 def _numbers(dtype: DType) -> np.ndarray:
-    """What each code stands for, in single precision."""
+    """The value of each code, in single precision."""
     codes = np.arange(2**dtype.bits, dtype=np.uint8).view(dtype.numpy)
     return codes.astype(np.float32)
 
 
 def _borders(dtype: DType, saturate: bool) -> np.ndarray:
-    """What a number is over where it is nearer to code k + 1 than to k: half way, or as much as nothing
-    less, where half way is rounded up, to an even code. The last is where the finite ones end."""
+    """Border k: numbers above it round to code k + 1 or more. It is the midpoint, or the float below it where
+    the midpoint rounds up, to an even code. Without ``saturate`` the last border ends the finite range."""
     positive = _numbers(dtype)[: 2 ** (dtype.bits - 1)]
     finite = positive[np.isfinite(positive)].astype(np.float64)
     beyond = 2 * finite[-1] - finite[-2]
@@ -42,7 +42,7 @@ def _borders(dtype: DType, saturate: bool) -> np.ndarray:
 
 
 def decoded(lowering: Lowering, value: Value, convert: Callable[[Any], Any]) -> Any:
-    """``convert`` of the number that each code of a value stands for."""
+    """``convert`` of the number of each code."""
     dtype = value.tensor.dtype
     table = lowering.constant(_numbers(dtype), "numbers")
     mask = tirx.const(2**dtype.bits - 1, "uint8")
@@ -56,11 +56,11 @@ def decoded(lowering: Lowering, value: Value, convert: Callable[[Any], Any]) -> 
 
 
 def encoded(lowering: Lowering, value: Value, dtype: DType, saturate: bool) -> Any:
-    """The code of the number nearest to each of a value's, of two the even one. What is over the largest
-    is that, or with ``saturate`` off infinite, or NaN in types without infinity.
+    """The code of the nearest number, ties to even. What exceeds the largest number becomes that or, without
+    ``saturate``, infinity, or NaN in types without one.
 
     Raises:
-        Refused: numbers of more than single precision, which would be rounded twice.
+        Refused: double precision, which would be rounded twice.
     """
     if value.tensor.dtype is DType.F64:
         raise Refused("double precision to small floats")

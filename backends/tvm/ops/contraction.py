@@ -1,4 +1,4 @@
-"""Sums of products along labelled axes: what matrix products and Einsum are."""
+"""Sums of products along labelled axes, for matrix products and Einsum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Product = Callable[..., Any]
 
 
 def whole(lowering: Lowering, value: Value) -> Operand:
-    """A value as an operand, also where it is one number."""
+    """A value as a tensor operand, even where it is one number."""
     return Operand(lowering[value], dims_of(value))
 
 
@@ -33,9 +33,9 @@ def contract(
     product: Product = lambda *numbers: prod(numbers[1:], start=numbers[0]),
 ) -> Any:
     """An expression of ``type`` with an axis for each label of ``result``: the sum over all other labels
-    of the ``product`` of the operands' elements. An axis of size 1 gives way, as in broadcasting.
+    of the ``product`` of the operands' elements. Axes of size 1 broadcast.
 
-    Halves are summed as float32; other numbers in the type that the product has.
+    Halves are summed in float32; other numbers in the product's type.
     """
     sizes = common_sizes(operands, labels) | dict(zip(result, type.dims or (), strict=True))
     operands = [
@@ -55,8 +55,8 @@ def contract(
                 element(t, [at[n] for n in own], o.dims, [sizes[n] for n in own])
                 for t, own, o in zip(tensors, labels, operands, strict=True)
             ]
-            made = product(*numbers)
-            return te.sum(made, list(summed.values())) if summed else made
+            term = product(*numbers)
+            return te.sum(term, list(summed.values())) if summed else term
 
         made = te.compute([shape[n] for n in result], one, name=name)
         number = count(list(shape.values()), [i for i, n in enumerate(shape) if n in summed])
@@ -70,12 +70,12 @@ def contract(
 
 
 def accumulated(type: TensorType) -> TensorType:
-    """The type that a sum is held in before it is rounded to ``type``."""
+    """The type of a sum before it is rounded to ``type``."""
     return TensorType(DType.F32, type.dims) if dtype_of(type) in HALF else type
 
 
 def common_sizes(operands: Sequence[Operand], labels: Sequence[Labels]) -> dict[str, Dim]:
-    """What each label's axes have in common; of two that are not known to be equal the first."""
+    """The broadcast size of each label; of two sizes not known to be equal, the first."""
     sizes: dict[str, Dim] = {}
     for operand, own in zip(operands, labels, strict=True):
         for label, dim in zip(own, operand.dims, strict=True):
@@ -85,8 +85,7 @@ def common_sizes(operands: Sequence[Operand], labels: Sequence[Labels]) -> dict[
 
 
 def _checked(lowering: Lowering, operand: Operand, want: Sequence[Dim]) -> Operand:
-    """The operand, its dims compared in the run with those ``want``ed where only that tells that they
-    are equal."""
+    """The operand, its dims checked against ``want`` at run time where they are not known to be equal."""
     pairs = list(zip(operand.dims, want, strict=True))
     if all(broadcast_dim(have, size) is not None for have, size in pairs):
         return operand

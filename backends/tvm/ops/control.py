@@ -197,7 +197,7 @@ def _as(lowering: Lowering, expr: Any, value: Value) -> Any:
     if value.tensor.rank == 1 and not len(expr.ty.shape):
         expr = relax.op.reshape(expr, relax.ShapeExpr([1]))
     return lowering.builder.match_cast(
-        lowering.builder.normalize(expr), lowering.telling_type(value)
+        lowering.builder.normalize(expr), lowering.defining_type(value)
     )
 
 

@@ -28,20 +28,20 @@ def _over(node: Node) -> Window:
 
 
 def _operands(lowering: Lowering, node: Node) -> list[Any]:
-    """Operand, weight, a list of the bias where there is one, and the result's dims."""
-    held, group = node.inputs[1], node.attrs["group"]
-    assert held is not None and held.tensor.dims is not None and isinstance(group, int)
-    lanes, dims = held.tensor.dims[1], node.output.tensor.dims
-    read = held.tensor.dims[0] if node.op == "ConvTranspose" else lanes and lanes * group
-    x = fitting(lowering, node.inputs[0], {1: read})
+    """Operand, weight, bias (a list, empty without one), and the result's dims."""
+    weight, group = node.inputs[1], node.attrs["group"]
+    assert weight is not None and weight.tensor.dims is not None and isinstance(group, int)
+    lanes, dims = weight.tensor.dims[1], node.output.tensor.dims
+    channels = weight.tensor.dims[0] if node.op == "ConvTranspose" else lanes and lanes * group
+    x = fitting(lowering, node.inputs[0], {1: channels})
     bias = []
     if node.op != "ConvInteger" and node.input(2) is not None:
         bias = [fitting(lowering, node.inputs[2], {0: dims[1] if dims else None})]
-    return [x, lowering[held], bias, lowering.shape_of(node.output)]
+    return [x, lowering[weight], bias, lowering.shape_of(node.output)]
 
 
 def _finished(sums: Any, bias: list[Any], dtype: str) -> Any:
-    """The bias added to each channel, in the operand's own dtype."""
+    """The bias added to each channel, in the operand's dtype."""
     if not bias and sums.dtype == dtype:
         return sums
 
@@ -76,7 +76,7 @@ def _convolved(
 
 
 def _conv_integer(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """Of what is left of both operands without their zero points, in 32 bits."""
+    """A convolution of both operands minus their zero points, in 32 bits."""
     over, group = _over(node), node.attrs["group"]
     x, weight, _, dims = _operands(lowering, node)
     zeros = [lowering[v] if (v := node.input(i)) is not None else None for i in (2, 3)]
@@ -93,7 +93,7 @@ def _conv_integer(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _without(x: Any, zero: Any) -> Any:
-    """Less a zero point: one, or one for each position of the first axis."""
+    """Minus a zero point: one for all, or one for each index of the first axis."""
 
     def pick(*index: Any) -> Any:
         wide = x(*index).astype("int32")
@@ -139,8 +139,8 @@ def _transposed(
 
 
 def _cropped(x: Any, dims: list[Any], over: Window, more: Any) -> list[Any]:
-    """Positions cut off in front of each axis: as stated, or (with ``more``, the output padding) half of
-    what is over the size asked for."""
+    """Positions cropped in front of each axis: as stated or, with ``more`` (the output padding), half of the
+    excess over the requested size."""
     if more is None:
         return [b for b, _ in borders(over, x.shape[2:])]
     first = []

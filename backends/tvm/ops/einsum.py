@@ -1,4 +1,4 @@
-"""Einsum: its operands are taken in one by one, and what no later one needs is summed on the way."""
+"""Einsum: operands are contracted pairwise; labels that no later operand needs are summed early."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tersor.ops.families.einsum import equation_of
 
 
 def _einsum(lowering: Lowering, node: Node) -> Sequence[Any]:
-    found = equation_of(node)
-    if found is None:
+    equation = equation_of(node)
+    if equation is None:
         raise Refused("a rank is known at run time only")
     rest = [whole(lowering, v) for v in operands_of(node, len(node.inputs))]
-    labels = list(found.operands)
+    labels = list(equation.operands)
     type = node.output.tensor
     while len(rest) > 2:
-        needed = {*found.result, *(label for own in labels[2:] for label in own)}
+        needed = {*equation.result, *(label for own in labels[2:] for label in own)}
         kept = [n for n in dict.fromkeys([*labels[0], *labels[1]]) if n in needed]
         sizes = common_sizes(rest[:2], labels[:2])
         dims = tuple(sizes[n] for n in kept)
         part = accumulated(TensorType(type.dtype, dims))
         made = contract(lowering, "einsum", rest[:2], labels[:2], kept, part)
         rest[:2], labels[:2] = [Operand(made, dims)], [tuple(kept)]
-    return [contract(lowering, "einsum", rest, labels, found.result, type)]
+    return [contract(lowering, "einsum", rest, labels, equation.result, type)]
 
 
 RULES: dict[str, Rule] = {"Einsum": _einsum}

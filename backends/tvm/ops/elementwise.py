@@ -1,7 +1,7 @@
-"""Elementwise ops: what each makes of one element of every operand.
+"""Elementwise ops, each a function of one element of every operand.
 
-Formulas are written so that they vectorize: no branches, and of the transcendental functions ``exp``,
-``erf`` and ``tanh`` alone wherever that is exact enough.
+Formulas are written so that they vectorize: no branches, and of the transcendental functions only
+``exp``, ``erf`` and ``tanh`` wherever that is exact enough.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tersor.ops.families._symbolic import ints
 
 
 def elementwise(scalar: Scalar) -> Rule:
-    """A rule for an op by what it makes of elements; it is passed the node's attributes."""
+    """A rule from a function of elements, which gets the node's attributes as keywords."""
 
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         operands = [None if v is None else operand(lowering, v) for v in node.inputs]
-        made = partial(scalar, **node.attrs)
-        return [each(lowering, name_of(node.op), operands, node.output.tensor, made)]
+        function = partial(scalar, **node.attrs)
+        return [each(lowering, name_of(node.op), operands, node.output.tensor, function)]
 
     return rule
 
@@ -51,7 +51,7 @@ def _number(value: float, like: Any) -> Any:
 
 
 def _libm(name: str, *operands: Any) -> Any:
-    """A function of C's, where TVM has no lowering of its own for vectors."""
+    """A call of the C library, where TVM has no vector lowering."""
     dtype = kind(operands[0])
     return tirx.call_pure_extern(dtype, name + ("f" if dtype == "float32" else ""), *operands)
 
@@ -60,7 +60,7 @@ def _libm(name: str, *operands: Any) -> Any:
 
 
 def relu(x: Any) -> Any:
-    """NaN stays."""
+    """Keeps NaN."""
     zero = _number(0, x)
     return tirx.Select(x < zero, zero, x)
 
@@ -105,7 +105,7 @@ def _softplus(x: Any) -> Any:
     """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|): no power overflows."""
     one, e = _number(1, x), tirx.exp(-tirx.abs(x))
     u = one + e
-    # log(u) / (u - 1) hardly changes with what e loses in u.
+    # log(u) / (u - 1) is insensitive to the rounding of u.
     rest = tirx.Select(u > one, tirx.log(u) * (e / (u - one)), e)
     return nan_max(x, _number(0, x)) + rest
 
@@ -140,7 +140,7 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Any:
 
 def _sign(x: Any) -> Any:
     zero, one = _number(0, x), _number(1, x)
-    # Of zero and of NaN: itself.
+    # Zero and NaN map to themselves.
     below = x if kind(x).startswith("uint") else tirx.Select(x < zero, zero - one, x)
     return tirx.Select(x > zero, one, below)
 
@@ -150,7 +150,7 @@ def _div(a: Any, b: Any) -> Any:
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """The quotient of floats; TVM refuses to divide by a zero that is part of the code."""
+    """The quotient of floats; TVM refuses to divide by a constant zero."""
     if isinstance(b, tirx.FloatImm) and b.value == 0:
         return a * _number(math.copysign(math.inf, b.value), a)
     return a / b
@@ -162,7 +162,7 @@ def _mod(a: Any, b: Any, *, fmod: int) -> Any:
     rest = _libm("fmod", a, b)
     if fmod:
         return rest
-    # As Python's: the sign of the divisor.
+    # As in Python: the sign of the divisor.
     zero = _number(0, a)
     turned = tirx.And(tirx.NE(rest, zero), differ(rest < zero, b < zero))
     return tirx.Select(turned, rest + b, rest)
@@ -200,10 +200,10 @@ def _mean(*xs: Any) -> Any:
 
 def _is_inf(x: Any, *, detect_negative: int, detect_positive: int) -> Any:
     inf = _number(np.inf, x)
-    found = tirx.const(False, "bool")
+    infinite = tirx.const(False, "bool")
     if detect_positive:
-        found = tirx.EQ(x, inf)
-    return tirx.Or(found, tirx.EQ(x, -inf)) if detect_negative else found
+        infinite = tirx.EQ(x, inf)
+    return tirx.Or(infinite, tirx.EQ(x, -inf)) if detect_negative else infinite
 
 
 # -- rules -----------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _identity(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _dropout(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """As at inference: nothing is dropped.
+    """The operand: nothing is dropped at inference.
 
     Raises:
         Refused: in training, or where that is not known.
@@ -223,10 +223,10 @@ def _dropout(lowering: Lowering, node: Node) -> Sequence[Any]:
     training = node.input(2)
     if training is not None and ints(training) != [0]:
         raise Refused("it is not known to be in inference mode")
-    made = list(_identity(lowering, node))
+    results = list(_identity(lowering, node))
     for mask in node.outputs[1:]:
-        made.append(each(lowering, "kept", [], mask.tensor, lambda: tirx.const(True, "bool")))
-    return made
+        results.append(each(lowering, "kept", [], mask.tensor, lambda: tirx.const(True, "bool")))
+    return results
 
 
 _SCALARS: dict[str, Scalar] = {

@@ -1,4 +1,4 @@
-"""Folds in TE: what of a tensor's axes is summed, or otherwise reduced, to one."""
+"""Folds in TE: reductions along axes of a tensor."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ Read = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Reducer:
-    """TE's ``combine(number, axes) -> number``, and what it starts from, by type."""
+    """TE's ``combine(number, axes) -> number``, and its identity, by type."""
 
     combine: Callable[..., Any]
     start: Callable[[str], Any]
 
 
-def _made(name: str, function: Callable[[Any, Any], Any], start: Callable[[str], Any]) -> Reducer:
-    # TE counts the arguments of what it is given.
+def _reducer(
+    name: str, function: Callable[[Any, Any], Any], start: Callable[[str], Any]
+) -> Reducer:
+    # TE inspects the number of parameters: no partials or builtins.
     combine = te.comm_reducer(lambda a, b: function(a, b), lambda t: start(str(t)), name=name)
     return Reducer(combine, start)
 
@@ -38,10 +40,10 @@ def _highest(dtype: str) -> Any:
 
 
 total = Reducer(te.sum, lambda dtype: tirx.const(0, dtype))
-product = _made("product", lambda a, b: a * b, lambda dtype: tirx.const(1, dtype))
-# Of nothing these are infinite, and they keep NaN. TE's own are the faster ones, where neither matters.
-largest = _made("largest", nan_max, _lowest)
-smallest = _made("smallest", nan_min, _highest)
+product = _reducer("product", lambda a, b: a * b, lambda dtype: tirx.const(1, dtype))
+# These keep NaN, and start from infinities. TE's own below are faster, where neither matters.
+largest = _reducer("largest", nan_max, _lowest)
+smallest = _reducer("smallest", nan_min, _highest)
 maximum = Reducer(te.max, tirx.min_value)
 minimum = Reducer(te.min, tirx.max_value)
 
@@ -51,7 +53,7 @@ def fold(
 ) -> te.Tensor:
     """Folds ``read`` over ``axes`` of the indices within ``shape``; those axes of the result are 1.
 
-    Of axes without elements the result is undefined: TVM's loops write the start in their first turn.
+    Over empty axes the result is undefined: TVM's loops write the identity in their first iteration.
     """
     kept = [tirx.IntImm("int64", 1) if a in axes else d for a, d in enumerate(shape)]
     folded = {a: te.reduce_axis((0, shape[a]), name=f"k{a}") for a in sorted(axes)}
@@ -66,12 +68,12 @@ def fold(
 def fold_or_start(
     shape: Sequence[Any], axes: Collection[int], read: Read, reducer: Reducer, name: str
 ) -> te.Tensor:
-    """As :func:`fold`; of axes without elements the result is the reducer's start."""
+    """As :func:`fold`; over empty axes the result is the reducer's start."""
     return or_start(fold(shape, axes, read, reducer, name), count(shape, axes), reducer)
 
 
 def or_start(folded: te.Tensor, number: Any, reducer: Reducer) -> te.Tensor:
-    """What is folded, or the reducer's start where the ``number`` of what is folded is zero."""
+    """The fold, or the reducer's start where the ``number`` of folded elements is zero."""
     start = reducer.start(str(folded.dtype))
     if not isinstance(number, tirx.IntImm):
         some = number > tirx.IntImm("int64", 0)
@@ -82,12 +84,12 @@ def or_start(folded: te.Tensor, number: Any, reducer: Reducer) -> te.Tensor:
 
 
 def folded_at(tensor: te.Tensor, index: Sequence[Any], axes: Collection[int]) -> Any:
-    """What :func:`fold` made of the elements that ``index`` is one of."""
+    """The result of :func:`fold` for the elements around ``index``."""
     return tensor(*(tirx.IntImm("int64", 0) if a in axes else i for a, i in enumerate(index)))
 
 
 def count(shape: Sequence[Any], axes: Collection[int]) -> Any:
-    """How many elements are folded to one, as int64."""
+    """How many elements are folded into one, as int64."""
     number: Any = tirx.IntImm("int64", 1)
     for axis in axes:
         number = number * shape[axis]

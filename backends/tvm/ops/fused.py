@@ -1,4 +1,4 @@
-"""Ops that ``fuse`` made: each is a call of a kernel, whose operands are packed here."""
+"""The fused ops: each becomes a call of a kernel, whose operands are packed here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMBEDDING = "tersor.EmbeddingLayerNormalization"
 
 
 def rules(isa: Isa, grains: Mapping[str, Grain] | None = None) -> dict[str, Rule]:
-    """The rules, for kernels of an ISA; ``grains`` by a kernel's name, where it was tuned."""
+    """The rules, for kernels of an ISA; ``grains`` by the names of tuned kernels."""
     return {
         LINEAR: lambda lowering, node: _linear(lowering, node, isa, grains or {}),
         ATTENTION: lambda lowering, node: _attention(lowering, node, isa),
@@ -42,19 +42,19 @@ def _call(
     operands: Sequence[Any],
     results: Sequence[Value],
 ) -> list[Any]:
-    """A call of a kernel, which is added to the module once."""
+    """A call of a kernel; the kernel is added to the module once."""
     function = lowering.kernel(name, make)
     types = [lowering.relax_type(value.type) for value in results]
-    made = lowering.emit(
+    result = lowering.emit(
         relax.call_tir(function, relax.Tuple(list(operands)), types if len(types) > 1 else types[0])
     )
     if len(types) == 1:
-        return [made]
-    return [lowering.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
+        return [result]
+    return [lowering.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
 
 
 def linear_spec(node: Node, isa: Isa) -> Linear:
-    """What the kernel of a fused linear layer is specialized for."""
+    """The kernel's specialization for a fused linear layer."""
     y, q, _ = node.outputs
     weight, attrs = node.inputs[2], dict[str, Any](node.attrs)
     assert weight is not None and weight.encoding is not None
@@ -90,8 +90,8 @@ def _linear(lowering: Lowering, node: Node, isa: Isa, grains: Mapping[str, Grain
         operands.append(lowering[residual])
     wanted = [*([y] if spec.result else []), *([q, ranges] if spec.quantize else [])]
     grain = grains.get(spec.name)
-    made = _call(lowering, spec.name, lambda: linear.kernel(spec, isa, grain), operands, wanted)
-    by_value = dict(zip(wanted, made, strict=True))
+    results = _call(lowering, spec.name, lambda: linear.kernel(spec, isa, grain), operands, wanted)
+    by_value = dict(zip(wanted, results, strict=True))
     return [by_value.get(v) for v in (y, q, ranges)]
 
 
@@ -102,8 +102,8 @@ def _packed(
     packs: Sequence[Derived],
     packed: Sequence[np.ndarray],
 ) -> list[Any]:
-    """The weight as its format packs it: in the file, or when the model is loaded, where the file holds it in
-    fewer bits than the kernel reads, or for other readers anyway, or where padding makes it larger."""
+    """The packed weight: stored so in the file, or packed when the model is loaded where the stored weight is
+    smaller, is shared with other readers, or has to be decoded."""
     encoding, format, name = weight.encoding, FORMATS[spec.format], f"{weight.name}_packed"
     assert encoding is not None
     tied = any(user.op != LINEAR for other in tied_to(weight) for user in other.users)
@@ -112,9 +112,9 @@ def _packed(
         lowering.report_decoded(weight, loaded=is_derived(encoding))
     return [
         lowering.derived(steps, sources, name)
-        if tied or decoded or made.nbytes > sum(source.nbytes for source in sources)
-        else lowering.parameter(made, name)
-        for (steps, sources), made in zip(packs, packed, strict=True)
+        if tied or decoded or array.nbytes > sum(source.nbytes for source in sources)
+        else lowering.parameter(array, name)
+        for (steps, sources), array in zip(packs, packed, strict=True)
     ]
 
 
@@ -125,16 +125,16 @@ def _columns(
     packed: Sequence[np.ndarray],
     vectors: Sequence[Value | None],
 ) -> Any:
-    """The kernel's table of numbers a column, most of whose rows are zeros: made when the model is loaded,
-    of vectors that the file holds."""
+    """The kernel's table of numbers per column, most of whose rows are zeros: computed when the model is
+    loaded, from the stored vectors."""
     assert weight.encoding is not None
-    made = dict(enumerate(FORMATS[spec.format].columns(weight.encoding, packed)))
+    rows = dict(enumerate(FORMATS[spec.format].columns(weight.encoding, packed)))
     for row, vector in zip(linear.SHARED, vectors, strict=True):
         if vector is not None:
-            made[row] = lowering.steps(vector)
-    if not made:
-        made[linear.BIAS] = (), (np.zeros(1, np.float32),)
-    places = {row: lowering.arrays.derive(*derived) for row, derived in made.items()}
+            rows[row] = lowering.steps(vector)
+    if not rows:
+        rows[linear.BIAS] = (), (np.zeros(1, np.float32),)
+    places = {row: lowering.arrays.derive(*derived) for row, derived in rows.items()}
     step = (linear.COLUMNS, spec.n, *places)
     place = lowering.arrays.derive_of((step,), tuple(places.values()))
     return lowering.parameter_at(place, f"{weight.name}_columns")
@@ -143,21 +143,21 @@ def _columns(
 def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
     q, k, v, mask, past_k, past_v, lengths = (node.input(i) for i in range(7))
     spec = _attention_spec(node)
-    operands, made = [lowering[q]], list[Any]()
+    operands, present = [lowering[q]], list[Any]()
     if k is not None and v is not None:
-        held = [lowering[k], lowering[v]]
+        keys_values = [lowering[k], lowering[v]]
         if past_k is not None or len(node.outputs) > 1:
-            held = made = presents(lowering, k, v, past_k, past_v, spec.kv_heads)
-        operands += held
+            keys_values = present = presents(lowering, k, v, past_k, past_v, spec.kv_heads)
+        operands += keys_values
     operands += [lowering[value] for value in (mask, lengths) if value is not None]
     if past_k is not None:
         operands.append(lowering.dim(past_k.tensor.dims[2]))  # type: ignore[index]
     y = _call(lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1])
-    return [*y, *made]
+    return [*y, *present]
 
 
 def _attention_spec(node: Node) -> Attention:
-    """What the kernel of a fused attention is specialized for."""
+    """The kernel's specialization for a fused attention."""
     q, k, _, mask, past, _, lengths = (node.input(i) for i in range(7))
     assert q is not None
     attrs: Any = node.attrs
@@ -190,9 +190,9 @@ def _axes(mask: Value, q: Value) -> str:
     dims, batch = mask.tensor.dims, (q.tensor.dims or (None,))[0]
     assert dims is not None
     *outer, _ = zip("bhqk"[-len(dims) :], dims, strict=True)
-    # A batch of one is no stretched one: buckets share the kernel of all other sizes.
-    stretched = [dim == 1 and not (name == "b" and batch == 1) for name, dim in outer]
-    return "".join("1" if s else name for s, (name, _) in zip(stretched, outer, strict=True)) + "k"
+    # A fixed batch of one does not broadcast: buckets share the kernel with other sizes.
+    broadcast = [dim == 1 and not (name == "b" and batch == 1) for name, dim in outer]
+    return "".join("1" if b else name for b, (name, _) in zip(broadcast, outer, strict=True)) + "k"
 
 
 def _last_dim(value: Value | None) -> int:
@@ -203,8 +203,8 @@ def _last_dim(value: Value | None) -> int:
 
 
 def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
-    """The kernel where tables are constants of whole vectors and ids have batch and length; else as
-    any other op."""
+    """The kernel where tables are constants with rows of whole vectors and ids are [batch, length]; else the
+    generic rule."""
     gamma, beta, *pairs = node.inputs
     out = node.output.tensor
     n = out.dims[-1] if out.dims is not None else None
@@ -225,14 +225,14 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
         assert ids is not None and table is not None
         dims = ids.tensor.dims
         assert dims is not None
-        rows, held = table.tensor.shape[0], table.encoding
-        int8 = held is not None and has_int8_rows(held)
+        rows, encoding = table.tensor.shape[0], table.encoding
+        int8 = encoding is not None and has_int8_rows(encoding)
         tables.append(Table(rows, int8, dtype_of(ids.type), dims[0] != 1, dims[1] != 1))
         operands.append(lowering[ids])
         if int8:
-            assert isinstance(held, Affine)
-            operands.append(lowering.derived(*values_of(held), table.name))
-            operands.append(lowering.parameter(held.scale, f"{table.name}_scale"))
+            assert isinstance(encoding, Affine)
+            operands.append(lowering.derived(*values_of(encoding), table.name))
+            operands.append(lowering.parameter(encoding.scale, f"{table.name}_scale"))
         else:
             operands.append(lowering[table])
     spec = EmbeddingNorm(n, float(node.attrs["epsilon"]), tuple(tables))  # type: ignore[arg-type]
@@ -241,18 +241,18 @@ def _embedding(lowering: Lowering, node: Node, isa: Isa) -> Sequence[Any]:
     )
 
 
-def has_int8_rows(held: Encoding) -> bool:
-    """Whether the kernel of embeddings looks up rows as they are stored."""
+def has_int8_rows(encoding: Encoding) -> bool:
+    """Whether the embedding kernel can look up rows as they are stored."""
     return (
-        isinstance(held, Affine)
-        and held.storage is DType.I8
-        and (held.axis, held.block) == (0, 0)
-        and held.is_symmetric
+        isinstance(encoding, Affine)
+        and encoding.storage is DType.I8
+        and (encoding.axis, encoding.block) == (0, 0)
+        and encoding.is_symmetric
     )
 
 
 def _ids_fit(ids: Value | None, out: Value) -> bool:
-    """Whether ids are whole numbers [batch, length], or 1 in place of either."""
+    """Whether ids are integers [batch, length], or 1 in place of either."""
     if ids is None or not ids.tensor.dtype.is_integer or ids.tensor.rank != 2:
         return False
     wanted = out.tensor.dims

@@ -1,8 +1,8 @@
 """Looking up and writing by index: Gather, GatherElements, GatherND, ScatterElements, ScatterND,
 TensorScatter.
 
-ONNX calls an index outside of its axis an error. Here the nearest element is read for it, and nothing
-is written.
+An index out of range is an error in ONNX. Here reads are clipped to the nearest element, and writes are
+skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from tersor.backends.tvm.derive import values_of
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting, from_end, looked_up, within
+from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.backends.tvm.ops.movement import axis_of
 from tersor.ir import Affine, Cast, Dim, Encoding, Node, Value
 
@@ -26,40 +27,42 @@ from tersor.ir import Affine, Cast, Dim, Encoding, Node, Value
 
 def _gather(lowering: Lowering, node: Node) -> Sequence[Any]:
     table = node.inputs[0]
-    held = table.encoding if table is not None else None
-    if held is not None and has_rows(held) and axis_of(node, len(_dims(table))) == 0:
-        return [_compact_rows(lowering, node, held)]
+    encoding = table.encoding if table is not None else None
+    if encoding is not None and has_rows(encoding) and axis_of(node, len(_dims(table))) == 0:
+        return [_compact_rows(lowering, node, encoding)]
     x, where = (lowering[v] for v in node.inputs)
     axis = axis_of(node, len(x.ty.shape))
     return [lowering.te(_gathered, x, where, lowering.shape_of(node.output), axis)]
 
 
-def has_rows(held: Encoding) -> bool:
-    """Whether rows of a table are looked up as they are stored."""
-    return isinstance(held, Cast) or (isinstance(held, Affine) and not held.block)
+def has_rows(encoding: Encoding) -> bool:
+    """Whether rows of a table can be looked up as they are stored."""
+    return isinstance(encoding, Cast) or (isinstance(encoding, Affine) and not encoding.block)
 
 
-def _compact_rows(lowering: Lowering, node: Node, held: Encoding) -> Any:
-    """Rows of a table that is held in fewer bits: only what is asked for becomes floats."""
+def _compact_rows(lowering: Lowering, node: Node, encoding: Encoding) -> Any:
+    """Rows of a compressed table: only those that are looked up become floats."""
     table, where = node.inputs[0], lowering[node.inputs[1]]
     assert table is not None
     dtype, leading = dtype_of(table.type), len(where.ty.shape)
     parameters: list[Any] = []
-    if isinstance(held, Affine):
-        values = lowering.derived(*values_of(held), table.name)
-        zero = None if held.is_symmetric else held.zero_point
-        parameters = [lowering.constant(p) for p in (held.scale, zero) if p is not None]
+    if isinstance(encoding, Affine):
+        values = lowering.derived(*values_of(encoding), table.name)
+        zero = None if encoding.is_symmetric else encoding.zero_point
+        parameters = [lowering.constant(p) for p in (encoding.scale, zero) if p is not None]
     else:
-        assert isinstance(held, Cast)
-        values = lowering.parameter(held.array, table.name)
+        assert isinstance(encoding, Cast)
+        values = lowering.parameter(encoding.array, table.name)
 
     def rows(values: Any, where: Any, *given: Any) -> Any:
         def one(*index: Any) -> Any:
             place = (looked_up(where(*index[:leading]), values.shape[0]), *index[leading:])
-            if not isinstance(held, Affine):
+            if not isinstance(encoding, Affine):
                 return values(*place).astype(dtype)
-            scale, *zero = (p() if held.axis is None else p(place[held.axis]) for p in given)
-            counted = "int32" if held.is_standard else dtype
+            scale, *zero = (
+                p() if encoding.axis is None else p(place[encoding.axis]) for p in given
+            )
+            counted = "int32" if encoding.is_standard else dtype
             level = values(*place).astype(counted)
             if zero:
                 level = level - zero[0].astype(counted)
@@ -100,18 +103,12 @@ def _gathered_elements(x: Any, where: Any, axis: int, equal: list[bool]) -> Any:
 
 
 def _dims(value: Value | None) -> tuple[Dim, ...]:
-    """Dims of a value.
-
-    Raises:
-        Refused: its rank is unknown.
-    """
-    if value is None or value.tensor.dims is None:
-        raise Refused("a rank is known at run time only")
-    return value.tensor.dims
+    assert value is not None
+    return dims_of(value)
 
 
 def _depth(node: Node) -> int:
-    """How many axes an index tuple of GatherND and ScatterND names."""
+    """The number of axes that an index tuple of GatherND and ScatterND addresses."""
     depth = _dims(node.inputs[1])[-1]
     if not isinstance(depth, int):
         raise Refused("the length of the index tuples is known at run time only")
@@ -154,9 +151,9 @@ _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 def scattered(
     x: Any, updates: Any, operands: list[Any], target: Callable[..., Sequence[Any]], reduction: str
 ) -> Any:
-    """``x`` with ``updates`` written over it, one after the other.
+    """``x`` with ``updates`` written into it, one after the other.
 
-    ``target(operands, *index)`` gives the place of an update, which is left out where that is not in ``x``.
+    ``target(operands, *index)`` is the place of an update, which is skipped where that is out of range.
     """
     combine = _logical(reduction) if str(x.dtype) == "bool" else _COMBINE[reduction]
 
@@ -187,15 +184,15 @@ def _loops(shape: Sequence[Any], body: Callable[..., None]) -> None:
 
 
 def _logical(reduction: str) -> Callable[[Any, Any], Any]:
-    """Of truth values: a sum is true where one of them is, a product where all are."""
-    known: dict[str, Callable[[Any, Any], Any]] = {
+    """Reductions of truth values: a sum is true where any is, a product where all are."""
+    combine: dict[str, Callable[[Any, Any], Any]] = {
         "none": _COMBINE["none"],
         "add": tirx.any,
         "max": tirx.any,
         "mul": tirx.all,
         "min": tirx.all,
     }
-    return known[reduction]
+    return combine[reduction]
 
 
 def _scatter_elements(lowering: Lowering, node: Node) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Division of integers. What a machine traps on gives some number here: no operand ends the process."""
+"""Integer division that never traps: operands on which the processor would give some number."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def divide(a: Any, b: Any) -> Any:
     """Rounds towards zero."""
     if kind(a).startswith("uint"):
         return tirx.truncdiv(a, _divisor(b))
-    # The lowest number has no opposite: a machine traps on dividing it by -1.
+    # The lowest number has no negation: processors trap when it is divided by -1.
     minus = tirx.const(-1, kind(a))
     quotient = tirx.truncdiv(a, tirx.Select(tirx.EQ(b, minus), -minus, _divisor(b)))
     return tirx.Select(tirx.EQ(b, minus), tirx.const(0, kind(a)) - quotient, quotient)
 
 
 def remainder(a: Any, b: Any, *, truncated: bool) -> Any:
-    """What division leaves, with the sign of ``a`` where it is truncated, else with that of ``b``."""
+    """The remainder, with the sign of ``a`` where division is ``truncated``, else that of ``b``."""
     zero = tirx.const(0, kind(a))
     rest = a - divide(a, b) * b
     if truncated or kind(a).startswith("uint"):

@@ -1,4 +1,4 @@
-"""Bordering and regrouping: Pad, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence."""
+"""Padding and regrouping: Pad, Trilu, DepthToSpace, SpaceToDepth, ReverseSequence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _pad(lowering: Lowering, node: Node) -> Sequence[Any]:
     pads, value, axes = node.inputs[1], node.input(2), node.input(3)
     total = pads.tensor.dims[0] if pads is not None and pads.tensor.dims else None
     if not isinstance(total, int):
-        raise Refused("how many axes get a border is known at run time only")
+        raise Refused("the number of padded axes is known at run time only")
     assert pads is not None
     chosen: Any = [tirx.IntImm("int64", n) for n in range(len(dims))]
     if axes is not None:
@@ -40,7 +40,7 @@ def _padded(
     def pick(*index: Any) -> Any:
         places, inside = [], []
         for i, size, (before, after) in zip(index, x.shape, borders, strict=True):
-            first = tirx.max(-before, 0)  # What is negative is cut off before a border is made.
+            first = tirx.max(-before, 0)  # Negative pads crop, before positive ones are added.
             left = size - first - tirx.max(-after, 0)
             place = i - tirx.max(before, 0)
             inside += [place >= 0, place < left]
@@ -53,12 +53,12 @@ def _padded(
 
 
 def _borders(pads: Any, axes: Any, rank: int, count: int) -> list[tuple[Any, Any]]:
-    """What is added before and after each axis; computed first where only the run tells."""
-    found = [_border(pads, axes, axis, rank, count) for axis in range(rank)]
+    """Padding before and after each axis; computed up front where known at run time only."""
+    pairs = [_border(pads, axes, axis, rank, count) for axis in range(rank)]
     if isinstance(pads, list) and isinstance(axes, list):
-        return found
-    held = numbers([amount for pair in found for amount in pair], "borders")
-    return [(held[2 * axis], held[2 * axis + 1]) for axis in range(rank)]
+        return pairs
+    amounts = numbers([amount for pair in pairs for amount in pair], "borders")
+    return [(amounts[2 * axis], amounts[2 * axis + 1]) for axis in range(rank)]
 
 
 def _border(pads: Any, axes: Any, axis: int, rank: int, count: int) -> tuple[Any, Any]:
@@ -71,7 +71,7 @@ def _border(pads: Any, axes: Any, axis: int, rank: int, count: int) -> tuple[Any
 
 
 def _reflected(place: Any, size: Any) -> Any:
-    """To and fro between the first and the last element, which are not repeated."""
+    """Back and forth between the first and last elements, which are not repeated."""
     period = tirx.max(2 * (size - 1), 1)
     there = tirx.floormod(place, period)
     return tirx.min(there, period - there)

@@ -36,10 +36,10 @@ def matrix_labels(a: int, b: int) -> tuple[Labels, Labels, Labels]:
 
 
 def operands_of(node: Node, count: int = 2) -> list[Value]:
-    """The operands that the op cannot do without."""
+    """The required operands."""
     given = [v for v in node.inputs[:count] if v is not None]
     if len(given) < count:
-        raise Refused("an operand that it needs is left out")
+        raise Refused("a required operand is missing")
     return given
 
 
@@ -59,7 +59,7 @@ def _matmul(lowering: Lowering, node: Node) -> Sequence[Any]:
 def _finished(
     lowering: Lowering, node: Node, summed: Any, added: Value | None, scalar: Scalar
 ) -> Any:
-    """What is made of each sum of products, and of the element of what is added to it."""
+    """``scalar`` of each sum of products, and of the element of ``added`` where there is one."""
     operands = [Operand(summed, dims_of(node.output))]
     operands += [] if added is None else [operand(lowering, added)]
     return each(lowering, "epilogue", operands, node.output.tensor, scalar)
@@ -77,7 +77,7 @@ def _gemm(lowering: Lowering, node: Node) -> Sequence[Any]:
 
     def scaled(y: Any, z: Any = None) -> Any:
         if {alpha, beta} != {1.0} and not kind(y).startswith("float"):
-            # Factors are real: an integer result is cut off once.
+            # Factors are real: an integer result is truncated once.
             y, z = (None if n is None else n.astype("float64") for n in (y, z))
         y = y if alpha == 1 else tirx.const(alpha, kind(y)) * y
         return y if z is None else y + (z if beta == 1 else tirx.const(beta, kind(z)) * z)

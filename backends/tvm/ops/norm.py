@@ -1,4 +1,4 @@
-"""Normalization, alone and with the residual or the embeddings that come before it."""
+"""Normalization, alone or after a residual sum or embeddings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tersor.ir import Dim, Node, Value
 
 @dataclass(frozen=True)
 class _Moments:
-    """What elements are normalized by: ``mean`` (None where nothing is subtracted) and the inverse of
-    the deviation, both with the folded axes as 1."""
+    """``mean`` (None where nothing is subtracted) and the inverse deviation, both with the folded axes of
+    size 1."""
 
     mean: te.Tensor | None
     inverse: te.Tensor
@@ -44,7 +44,7 @@ class _Moments:
 def _moments(
     shape: Sequence[Any], axes: Collection[int], of: Read, epsilon: float, centered: bool
 ) -> _Moments:
-    """The moments over ``axes``: in two passes, for a difference of squares would cancel."""
+    """The moments over ``axes``, in two passes: a difference of squares would cancel."""
 
     def average(summed: te.Tensor, index: Sequence[Any]) -> Any:
         number = summed(*index)
@@ -82,8 +82,8 @@ def _normalize(
     parameters: Sequence[Value | None],
     moments: int = 0,
 ) -> list[Any]:
-    """``x`` normalized over the axes from ``axis`` on, times and plus the ``parameters``; then as many
-    of the moments as are asked for."""
+    """``x`` normalized over the axes from ``axis`` on, times scale plus bias (``parameters``); then the first
+    ``moments`` of mean and inverse deviation."""
     centered, name = "RMS" not in node.op, name_of(node.op)
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
     given = [v for v in parameters if v is not None]
@@ -91,17 +91,17 @@ def _normalize(
 
     def compute(x_: te.Tensor, *tensors: te.Tensor) -> Any:
         of = read(x_)
-        found = _moments(x_.shape, range(axis, len(x_.shape)), of, epsilon, centered)
+        stats = _moments(x_.shape, range(axis, len(x_.shape)), of, epsilon, centered)
 
         def one(*index: Any) -> Any:
-            number = found.normalized(of(*index), index)
+            number = stats.normalized(of(*index), index)
             for i, (tensor, dims) in enumerate(zip(tensors, have, strict=True)):
                 parameter = element(tensor, index, dims, x.dims)
                 number = number + parameter if i else number * parameter
             return number.astype(dtype)
 
         made = te.compute(x_.shape, one, name=name)
-        rest = [_float32(t) for t in (found.mean, found.inverse) if t is not None][:moments]
+        rest = [_float32(t) for t in (stats.mean, stats.inverse) if t is not None][:moments]
         return [made, *rest] if moments else made
 
     made = lowering.te(compute, x.source, *(lowering[v] for v in given), primfunc_name_hint=name)
@@ -121,7 +121,7 @@ def _over_last_axes(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _after_residual(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """The sum is rounded to the operands' type, for it is a result of its own."""
+    """The sum is a result too, so it is rounded to the operands' type."""
     operands = [operand(lowering, v) for v in node.inputs[:2] if v is not None]
     type = node.output.tensor
     summed = each(lowering, "residual", operands, type, lambda a, b: a + b)
@@ -195,23 +195,18 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
         def of(n: Any, group: Any, i: Any, *rest: Any) -> Any:
             return widened(x(n, group * each + i, *rest))
 
-        found = _moments(shape, range(2, len(shape)), of, epsilon, True)
+        stats = _moments(shape, range(2, len(shape)), of, epsilon, True)
 
         def one(n: Any, c: Any, *rest: Any) -> Any:
             split = (n, tirx.floordiv(c, each), tirx.floormod(c, each), *rest)
-            number = found.normalized(of(*split), split)
+            number = stats.normalized(of(*split), split)
             return (number * widened(scale(c)) + widened(bias(c))).astype(dtype)
 
         return te.compute(x.shape, one, name="group_norm")
 
     sources = [lowering[v] for v in node.inputs]
-    made = lowering.te(
-        compute,
-        *sources,
-        lowering.dim(groups),
-        primfunc_name_hint=name_of(node.op),
-    )
-    return [made]
+    sources.append(lowering.dim(groups))
+    return [lowering.te(compute, *sources, primfunc_name_hint=name_of(node.op))]
 
 
 def _lp_norm(lowering: Lowering, node: Node) -> Sequence[Any]:

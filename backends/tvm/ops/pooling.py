@@ -1,4 +1,4 @@
-"""Pooling over the positions of [batch, channels, positions…]: by sliding windows, or all at once."""
+"""Pooling of [batch, channels, positions…]: in sliding windows, or over all positions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _lowest(x: Any) -> Any:
 
 
 def _framed(x: Any, dims: list[Any], over: Window, fill: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The operand with what the windows reach around it, and its borders."""
+    """The operand padded to what the windows cover, and its borders."""
     around = borders(over, x.shape[2:])
     return bordered(x, [b for b, _ in around], reach(over, dims[2:]), fill), around
 
@@ -74,7 +74,7 @@ def _average(x: Any, dims: list[Any], *, over: Window, attrs: Any) -> Any:
 
 
 def _counted(over: Window, axis: int, index: Any, low: Any, high: Any) -> Any:
-    """How many elements of a window lie from ``low`` to before ``high``."""
+    """How many elements of a window are in ``low`` … ``high`` - 1."""
     kernel, dilation = over.kernel[axis], over.dilations[axis]
     begin = index * over.strides[axis]
 
@@ -126,8 +126,7 @@ def _max_pool(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _places(x: Any, greatest: Any, *, over: Window, by_columns: bool) -> Any:
-    """Where the greatest stand: of equal elements the first counts, which has the least rank among
-    positions row by row; padding is never the place of one."""
+    """Positions of the maxima: of equal elements the first in row-major order; padding never counts."""
     before = [b for b, _ in borders(over, x.shape[2:])]
     at, have = taps(over), list(x.shape[2:])
     none = tirx.max_value("int64")
@@ -136,30 +135,30 @@ def _places(x: Any, greatest: Any, *, over: Window, by_columns: bool) -> Any:
         where = [p - b for p, b in zip(places(over, index, at), before, strict=True)]
         inside = tirx.all(*(tirx.all(p >= 0, p < h) for p, h in zip(where, have, strict=True)))
         value = te.if_then_else(inside, x(n, c, *where), _lowest(x))
-        found = tirx.all(inside, value == greatest(n, c, *index))
-        return te.min(tirx.Select(found, _flat(where, have), none), axis=at)
+        is_maximum = tirx.all(inside, value == greatest(n, c, *index))
+        return te.min(tirx.Select(is_maximum, _flat(where, have), none), axis=at)
 
     ranks = te.compute(greatest.shape, rank, name="rank")
 
     def place(n: Any, c: Any, *index: Any) -> Any:
-        held: Any = ranks(n, c, *index)
+        offset: Any = ranks(n, c, *index)
         total: Any = tirx.IntImm("int64", 1)
         for size in have:
             total = total * size
         if by_columns:
             where = []
-            rest = held
+            rest = offset
             for size in have[::-1]:
                 where.append(tirx.floormod(rest, size))
                 rest = tirx.floordiv(rest, size)
-            held = _flat(where, have[::-1])
-        return (n * x.shape[1] + c) * total + held
+            offset = _flat(where, have[::-1])
+        return (n * x.shape[1] + c) * total + offset
 
     return te.compute(greatest.shape, place, name="places")
 
 
 def _flat(where: Sequence[Any], sizes: Sequence[Any]) -> Any:
-    """The rank of a position among all, its last axis counted first."""
+    """The row-major rank of a position."""
     rank: Any = tirx.IntImm("int64", 0)
     for position, size in zip(where, sizes, strict=True):
         rank = rank * size + position
@@ -170,7 +169,7 @@ def _flat(where: Sequence[Any], sizes: Sequence[Any]) -> Any:
 
 
 def _global(finish: Callable[[Any, Any, int, str], Any], power: bool = False) -> Rule:
-    """A rule: ``finish(sum, how many, p, dtype)`` of all elements, or of their powers."""
+    """A rule: ``finish(sum, count, p, dtype)`` of all elements, or of their powers."""
 
     def compute(x: Any, p: int) -> Any:
         axes, dims = _all_positions(x)
@@ -195,7 +194,7 @@ def _global(finish: Callable[[Any, Any, int, str], Any], power: bool = False) ->
 
 
 def _all_positions(x: Any) -> tuple[list[Any], list[Any]]:
-    """Axes of a reduction over all positions, and the result's dims."""
+    """Reduction axes over all positions, and the result's dims."""
     axes = [te.reduce_axis((0, size), name=f"r{i}") for i, size in enumerate(x.shape[2:])]
     return axes, [*x.shape[:2], *[tirx.IntImm("int64", 1)] * len(axes)]
 

@@ -1,4 +1,4 @@
-"""Quantizers, and products of integers."""
+"""Quantizers and integer products."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from tersor.ir import DType, Node, TensorType, Value
 
 
 def saturated(number: Any, dtype: str, bits: int | None = None) -> Any:
-    """A whole number, held as a float, in an integer type (of ``bits``, else of all that it has); beyond
-    its range the nearest end."""
+    """A whole float as an integer type, saturated to the range of ``bits`` bits (by default the type's)."""
     spare = np.dtype(dtype).itemsize * 8 - bits if bits else 0
     low, high = (
         tirx.const(bound.value >> spare, kind(number))
@@ -31,8 +30,8 @@ def saturated(number: Any, dtype: str, bits: int | None = None) -> Any:
 
 
 def _along(node: Node, parameter: Value) -> Callable[[te.Tensor, Sequence[Any]], Any]:
-    """How the scale or the zero point of an element is read: there is one, or one for each position on
-    an axis, or one for each block of positions."""
+    """A reader of an element's scale or zero point: one for all, one per index of an axis, or one per
+    block."""
     rank, axis, block = len(dims_of(node.output)), node.attrs["axis"], node.attrs["block_size"]
     assert isinstance(axis, int) and isinstance(block, int)
     zero, have = tirx.IntImm("int64", 0), dims_of(parameter)
@@ -52,7 +51,7 @@ def _along(node: Node, parameter: Value) -> Callable[[te.Tensor, Sequence[Any]],
 def _with_parameters(
     lowering: Lowering, node: Node, name: str, scalar: Callable[..., Any]
 ) -> Sequence[Any]:
-    """``scalar`` of each element, its scale, and its zero point where there is one."""
+    """``scalar`` of each element, its scale, and its zero point if any."""
     given = [v for v in node.inputs if v is not None]
     readers = [_along(node, v) for v in given[1:]]
 
@@ -68,7 +67,7 @@ def _with_parameters(
 
 
 def _real(number: Any) -> Any:
-    """A scale as what is computed with; integers are allowed as well."""
+    """A scale in the type that is computed in; integers are allowed too."""
     return widened(number) if kind(number).startswith(("float", "bf")) else number.astype("float32")
 
 
@@ -80,7 +79,7 @@ def _quantize(lowering: Lowering, node: Node) -> Sequence[Any]:
         real = _real(scale)
         quotient = x.astype(kind(real)) / real
         if kind(scale) in HALF and not exact:
-            # The division is of the scale's precision, unless another is asked for.
+            # The division has the scale's precision, unless another is given.
             quotient = quotient.astype(kind(scale)).astype(kind(real))
         level = tirx.nearbyint(quotient)
         return saturated(level if zero is None else level + zero.astype(kind(real)), dtype, bits)
@@ -92,7 +91,7 @@ def _dequantize(lowering: Lowering, node: Node) -> Sequence[Any]:
     dtype = dtype_of(node.output.type)
 
     def number(x: Any, scale: Any, zero: Any = None) -> Any:
-        # Integers are subtracted as such: exact whatever the scale's type is.
+        # Integers are subtracted as integers: exact whatever the scale's type.
         level = x.astype("int32")
         level = level if zero is None else level - zero.astype("int32")
         return (level.astype(kind(_real(scale))) * _real(scale)).astype(dtype)
@@ -104,7 +103,7 @@ def _dequantize(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _folded(x: te.Tensor, axes: list[int], reducer: Reducer, name: str) -> te.Tensor:
-    """Along its rows first, which are vectors and fall to all threads."""
+    """Folded along rows first, which vectorize and run on all threads."""
     if len(axes) < 2:
         return fold_or_start(x.shape, axes, x, reducer, name)
     rows = fold_or_start(x.shape, axes[-1:], x, reducer, f"{name}_of_rows")
@@ -112,7 +111,7 @@ def _folded(x: te.Tensor, axes: list[int], reducer: Reducer, name: str) -> te.Te
 
 
 def _dynamic(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """With a scale for everything, or for each row: the range is stretched to hold zero."""
+    """With one scale, or one per row; the range is extended to include zero."""
     (value,) = operands_of(node, 1)
     rank = len(dims_of(value))
     rows = node.op == "tersor.DynamicQuantizeRows"
@@ -165,7 +164,7 @@ def _rank(value: Value) -> int:
 
 
 def _zero_labels(zero: Value, own: Labels, axis: str) -> Labels:
-    """Labels of a zero point: one for all, one for each position on an axis, or as its operand's."""
+    """Labels of a zero point: none, one axis, or its operand's."""
     return [axis] if _rank(zero) == 1 else own[len(own) - _rank(zero) :]
 
 
@@ -177,7 +176,7 @@ def _exact(
     b_zero: Value | None,
     result: TensorType,
 ) -> Any:
-    """The product of integers less their zero points, as int32."""
+    """The product of integers minus their zero points, as int32."""
     own_a, own_b, made = matrix_labels(_rank(a), _rank(b))
     values, labels = [a, b], [own_a, own_b]
     for zero, own, axis in ((a_zero, own_a, "m"), (b_zero, own_b, "n")):
@@ -199,12 +198,11 @@ def _exact(
 
 def _matmul_integer(lowering: Lowering, node: Node) -> Sequence[Any]:
     a, b = operands_of(node)
-    made = _exact(lowering, a, b, node.input(2), node.input(3), node.output.tensor)
-    return [made]
+    return [_exact(lowering, a, b, node.input(2), node.input(3), node.output.tensor)]
 
 
 def _rows(lowering: Lowering, value: Value) -> Operand:
-    """A parameter of rows: one, or one for each."""
+    """A parameter of rows: one for all, or a column of one per row."""
     have = operand(lowering, value)
     if len(have.dims) != 1 or have.dims == (1,):
         return have

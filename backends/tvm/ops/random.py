@@ -1,4 +1,4 @@
-"""Ops that draw random numbers: none is lowered."""
+"""Random number generators: none is lowered."""
 
 from __future__ import annotations
 

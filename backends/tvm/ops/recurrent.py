@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: the operand's product for all steps, then a kernel that goes through them."""
+"""LSTM, GRU and RNN: one product of the operand for all steps, then a kernel that runs the steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tersor.backends.tvm.ops.broadcast import float_type
 from tersor.ir import Affine, Node, Value
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_BOUNDED = 2  # Activations whose operands ``clip`` bounds: runtimes do not bound LSTM's cell state.
+_BOUNDED = 2  # Activations whose operands ``clip`` clips: runtimes do not clip LSTM's cell state.
 
 Pack = Callable[[np.ndarray], np.ndarray]
 
@@ -44,14 +44,14 @@ def _recurrent(lowering: Lowering, node: Node) -> Sequence[Any]:
         arguments.append(lowering[node.input(4)])
     first, second, _ = lowering.shape_of(x)
     batch, steps = (first, [first, second]) if cell.batch_first else (second, [first])
-    # Y has the direction after the step or, batch first, after both; states before or after the batch.
+    # Y's direction follows the step or, batch first, both; the states' precedes or follows the batch.
     inner = [cell.directions] if cell.batch_first else [cell.directions, batch]
     y = [*steps, *inner, cell.hidden]
     state = [batch, cell.directions] if cell.batch_first else [cell.directions, batch]
     state.append(cell.hidden)
     for index in range(5, 5 + cell.states):
         arguments.append(_initial(lowering, cell, node.input(index), state))
-    # Layers of one kind share their code.
+    # Layers with equal cells share a kernel.
     name = f"{node.op.lower()}_{hashlib.sha256(repr(cell).encode()).hexdigest()[:16]}"
     types = [relax.TensorType(dims, cell.dtype) for dims in (y, *[state] * cell.states)]
     called = lowering.kernel(name, lambda: kernel(cell, name))
@@ -84,12 +84,12 @@ def _cell(node: Node) -> Cell:
 
 
 def _activations(node: Node, directions: int) -> tuple[tuple[Activation, ...], ...]:
-    """Of each direction. Stated parameters go, in order, to the activations that have one."""
+    """Activations of each direction. Given parameters go, in order, to the activations that have one."""
     names: Any = node.attrs.get("activations") or _DEFAULTS[node.op] * directions
     stated: list[Any] = [node.attrs.get(f"activation_{name}") or () for name in ("alpha", "beta")]
     given = [iter(numbers) for numbers in stated]
     count = len(_DEFAULTS[node.op])
-    found = []
+    activations = []
     for index, name in enumerate(names):
         if name.lower() not in FUNCTIONS:
             raise Refused(f"the activation {name}")
@@ -99,8 +99,8 @@ def _activations(node: Node, directions: int) -> tuple[tuple[Activation, ...], .
             for numbers, default in zip(given, defaults, strict=True)
         )
         bound: Any = node.attrs.get("clip") if index % count < _BOUNDED else None
-        found.append(Activation(name.lower(), alpha, beta, bound))
-    return tuple(tuple(found[d * count : (d + 1) * count]) for d in range(directions))
+        activations.append(Activation(name.lower(), alpha, beta, bound))
+    return tuple(tuple(activations[d * count : (d + 1) * count]) for d in range(directions))
 
 
 def _read(lowering: Lowering, cell: Cell, node: Node) -> Any:
@@ -145,7 +145,7 @@ def _initial(lowering: Lowering, cell: Cell, value: Value | None, dims: Sequence
 
 
 def _computed(lowering: Lowering, value: Value | None, expr: Any = None) -> Any:
-    """The expression of a value, or ``expr`` that is emitted for it, as what is computed with."""
+    """The expression of a value, or ``expr`` in its place, in the type that is computed in."""
     expr = lowering[value] if expr is None else expr
     assert value is not None
     dtype = float_type(value.tensor.dtype)
@@ -153,15 +153,15 @@ def _computed(lowering: Lowering, value: Value | None, expr: Any = None) -> Any:
 
 
 def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
-    """Weights in the order that ``packs`` put their elements in, summed over the packs. What is no
-    constant is gathered by the packs of its elements' positions, where position 0 is a zero."""
+    """Weights reordered by ``packs``, summed over the packs. Those that are not constant are gathered by the
+    packed positions of their elements, where position 0 is a zero."""
     assert value is not None
     dtype = float_type(value.tensor.dtype)
     if isinstance(value.encoding, Affine) and len(packs) == 1:
-        made = _integers(lowering, value, value.encoding, packs[0])
-        if made is not None:
+        parameter = _integers(lowering, value, value.encoding, packs[0])
+        if parameter is not None:
             lowering.report_decoded(value, loaded=True)
-            return made
+            return parameter
     if value.is_constant:
         array = lowering.numbers(value).astype(dtype)
         return lowering.parameter(np.sum([pack(array) for pack in packs], axis=0), value.name)
@@ -180,13 +180,13 @@ def _packed(lowering: Lowering, value: Value | None, *packs: Pack) -> Any:
     return total
 
 
-def _integers(lowering: Lowering, value: Value, held: Affine, pack: Pack) -> Any:
-    """Weights that the library keeps in integers, floats once it is loaded; None where zeros of the padding
-    would not stay zeros, or scales take as much room as weights."""
-    if not held.is_symmetric or held.storage.bits < 8:
+def _integers(lowering: Lowering, value: Value, encoding: Affine, pack: Pack) -> Any:
+    """Weights that the library stores as integers and decodes when it is loaded; None where the padding's
+    zeros would not stay zeros, or where the scales are too large to pay."""
+    if not encoding.is_symmetric or encoding.storage.bits < 8:
         return None
-    codes = pack(held.values.astype(np.float64)).astype(held.values.dtype)
-    scales = pack(np.broadcast_to(held.expanded(held.scale), held.values.shape))
+    codes = pack(encoding.values.astype(np.float64)).astype(encoding.values.dtype)
+    scales = pack(np.broadcast_to(encoding.expanded(encoding.scale), encoding.values.shape))
     for axis in range(scales.ndim):
         most = scales.max(axis, keepdims=True)
         if ((scales == most) | (codes == 0)).all():
@@ -194,7 +194,7 @@ def _integers(lowering: Lowering, value: Value, held: Affine, pack: Pack) -> Any
     if 8 * scales.size > codes.size:
         return None
     steps = (("scaled", float_type(value.tensor.dtype)),)
-    return lowering.derived(steps, (codes, scales.astype(held.scale.dtype)), value.name)
+    return lowering.derived(steps, (codes, scales.astype(encoding.scale.dtype)), value.name)
 
 
 RULES: dict[str, Rule] = dict.fromkeys(GATES, _recurrent)

@@ -46,7 +46,7 @@ def _average(sum: Any, n: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Reduction:
-    """What is folded, how, and what becomes of the number (and of how many were folded to it)."""
+    """A fold, a function of each element before it, and one of the result (and the count) after it."""
 
     reducer: Reducer
     before: Callable[[Any], Any] = _same
@@ -58,7 +58,7 @@ def _square(x: Any) -> Any:
 
 
 def _real(function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Roots and logarithms are of real numbers, whatever is folded."""
+    """Roots and logarithms in double precision, where integers are folded."""
     return lambda x, n: function(x if kind(x).startswith("float") else x.astype("float64"))
 
 
@@ -78,12 +78,12 @@ _REDUCTIONS: dict[str, _Reduction] = {
 def _operand(node: Node, index: int = 0) -> Value:
     value = node.input(index)
     if value is None:
-        raise Refused("an operand that it needs is left out")
+        raise Refused("a required operand is missing")
     return value
 
 
 def read(x: te.Tensor) -> Callable[..., Any]:
-    """Elements in the type that they are computed in: halves as float32, truth values as uint8."""
+    """Reads elements in the type that is computed in: halves as float32, truth values as uint8."""
 
     def element(*index: Any) -> Any:
         number = widened(x(*index))
@@ -93,7 +93,7 @@ def read(x: te.Tensor) -> Callable[..., Any]:
 
 
 def _kept(rank: int, axes: Sequence[int], keep: bool) -> list[int]:
-    """Which of a fold's axes the op's result has."""
+    """The axes of a fold that the op's result keeps."""
     return [a for a in range(rank) if keep or a not in axes]
 
 
@@ -103,7 +103,7 @@ def _reduced(
     axes: Sequence[int],
     compute: Callable[[te.Tensor], tuple[te.Tensor, Callable[..., Any]]],
 ) -> Any:
-    """The op's result from a fold, and from what is made of each of the fold's numbers."""
+    """The op's result, from a fold and a function of each of its results."""
     dtype, value = dtype_of(node.output.type), _operand(node)
     rank, keep = len(dims_of(value)), bool(node.attrs["keepdims"])
 
@@ -171,18 +171,18 @@ def _floating(element: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def extreme_positions(x: te.Tensor, axis: int, reducer: Reducer, last: bool = False) -> te.Tensor:
-    """Where along an axis the extreme is: of equals the first, or the last; of NaN, where one is."""
+    """The position of the extreme along an axis: of equals the first or last; a NaN's if there is one."""
     element = read(x)
     extreme = fold(x.shape, [axis], element, reducer, "extreme")
-    # Of an axis without elements: no position at all.
+    # Of an empty axis: no position.
     outside = tirx.IntImm("int64", -1) if last else x.shape[axis]
 
     def position(*index: Any) -> Any:
         number = element(*index)
-        found = tirx.EQ(number, folded_at(extreme, index, [axis]))
+        is_extreme = tirx.EQ(number, folded_at(extreme, index, [axis]))
         if kind(number).startswith("float"):
-            found = tirx.Or(found, tirx.isnan(number))
-        return tirx.Select(found, index[axis], outside)
+            is_extreme = tirx.Or(is_extreme, tirx.isnan(number))
+        return tirx.Select(is_extreme, index[axis], outside)
 
     return fold(x.shape, [axis], position, largest if last else smallest, "position")
 
@@ -191,10 +191,11 @@ def _arg(reducer: Reducer) -> Rule:
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         axis = axis_of(node, len(dims_of(_operand(node))))
         last = bool(node.attrs["select_last_index"])
-        made = _reduced(
-            lowering, node, [axis], lambda x: (extreme_positions(x, axis, reducer, last), _same)
-        )
-        return [made]
+
+        def compute(x: te.Tensor) -> tuple[te.Tensor, Callable[..., Any]]:
+            return extreme_positions(x, axis, reducer, last), _same
+
+        return [_reduced(lowering, node, [axis], compute)]
 
     return rule
 
@@ -210,10 +211,8 @@ def _along_axis(
     def rule(lowering: Lowering, node: Node) -> Sequence[Any]:
         value = _operand(node)
         axis, dtype = axis_of(node, len(dims_of(value))), dtype_of(value.type)
-        made = lowering.te(
-            compute, lowering[value], axis, dtype, primfunc_name_hint=name_of(node.op)
-        )
-        return [made]
+        name = name_of(node.op)
+        return [lowering.te(compute, lowering[value], axis, dtype, primfunc_name_hint=name)]
 
     return rule
 
@@ -240,7 +239,7 @@ def _log_softmax(x: te.Tensor, axis: int, dtype: str) -> te.Tensor:
 def _powers(x: te.Tensor, axis: int) -> tuple[te.Tensor, Callable[..., Any], te.Tensor]:
     """exp(x - max), x - max, and the sum of the powers."""
     element = read(x)
-    # Of a row with NaN all is NaN, whatever its maximum is taken to be.
+    # A row with NaN becomes NaN, whatever its maximum.
     highest = fold(x.shape, [axis], element, maximum, "highest")
 
     def shifted(*index: Any) -> Any:
@@ -313,7 +312,8 @@ def _running_sum(x: te.Tensor, axis: int, exclusive: bool, reverse: bool) -> te.
 def _lines(
     shape: Sequence[Any], axis: int, body: Callable[[Callable[[Any], tuple[Any, ...]]], None]
 ) -> None:
-    """A loop for each axis but one, around ``body``; that is given what completes its index."""
+    """A loop for each axis but one around ``body``, which gets a function from a position on that axis to the
+    index."""
 
     def nest(outer: tuple[Any, ...], rest: Sequence[int]) -> None:
         if not rest:
@@ -325,7 +325,7 @@ def _lines(
     nest((), [a for a in range(len(shape)) if a != axis])
 
 
-# What TVM's sorting takes.
+# Types that TVM's sort takes.
 _SORTED = ("float32", "float64", "int32", "int64")
 
 
@@ -338,7 +338,7 @@ def _top_k(lowering: Lowering, node: Node) -> Sequence[Any]:
         raise Refused("TVM sorts no uint64")
     largest = bool(node.attrs["largest"])
 
-    # Only operands are arrays throughout: of a temporary one TVM may keep elements in registers.
+    # Rows are addressed in operands only: TVM may keep elements of temporary arrays in registers.
     by_row = dtype == wide and axis == len(dims_of(value)) - 1 > 0
     sort = _sorted_by_row if by_row else _sorted
 
@@ -363,20 +363,20 @@ def _top_k(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _whole(shape: Sequence[Any], dtype: str) -> Any:
-    """A buffer as TVM's sorting takes it: from its first element on."""
+    """A buffer as TVM's sort requires it: without an offset."""
     return tirx.decl_buffer(tuple(shape), dtype, data_alignment=8, layout=None)
 
 
 def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
     with IRBuilder() as builder:
-        # Asked for none, TVM's function would give them all.
+        # For k = 0 TVM's function would return all.
         with T.If(k > 0), T.Then():
             T.evaluate(_topk([source, *results], k, axis, largest))
         return builder.get()
 
 
 def _sorted_by_row(source: Any, results: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
-    """A call for each row, spread over threads: TVM's function sorts all its rows on one."""
+    """A call for each row, in parallel: TVM's function sorts its rows on one thread."""
     outer = source.shape[:-1]
     spread = next((i for i, extent in enumerate(outer) if not _is(extent, 1)), 0)
 
@@ -391,7 +391,7 @@ def _sorted_by_row(source: Any, results: Sequence[Any], k: Any, axis: int, large
     with IRBuilder() as builder:
         with T.If(k > 0), T.Then():
             if _is(k, 0):
-                T.evaluate(0)  # A row without elements has no address.
+                T.evaluate(0)  # An empty row has no address.
             else:
                 nest(())
         return builder.get()
@@ -402,7 +402,7 @@ def _is(extent: Any, value: int) -> bool:
 
 
 def _row(buffer: Any, index: tuple[Any, ...]) -> Any:
-    """A row as an array of its own: TVM's function reads from its pointer, whatever the offset says."""
+    """A row as an array with its own pointer: TVM's function ignores the byte offset."""
     return tirx.tvm_stack_make_array(
         T.address_of(buffer[(*index, 0)]),
         tirx.tvm_stack_make_shape(buffer.shape[-1]),

@@ -1,4 +1,4 @@
-"""Views that change the shape alone: Reshape, Flatten, Squeeze, Unsqueeze. The result's dims say all."""
+"""Reshape, Flatten, Squeeze, Unsqueeze: views given by the result's dims."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def _reshape(lowering: Lowering, node: Node) -> Sequence[Any]:
     if node.op == "Squeeze":
         x = _checked(lowering, node, x)
     if node.output.tensor.numel == 0:
-        # Relax takes a dim of 0 for one that is copied.
+        # To Relax a dim of 0 means a copied one.
         return [lowering.emit(relax.op.zeros(dims, dtype_of(node.output.type)))]
     return [lowering.emit(relax.op.reshape(x, dims))]
 
 
 def _checked(lowering: Lowering, node: Node, x: Any) -> Any:
-    """The operand, of which a run finds out that the dims that go are 1, where they are not known."""
+    """The operand; removed dims that are not known to be 1 are checked at run time."""
     value, axes = node.inputs[0], contents_of(node.input(1))
     have = value.tensor.dims if value is not None else None
     if have is None or axes is None or not all(isinstance(a, int) for a in axes.reshape(-1)):

@@ -1,7 +1,7 @@
-"""Resize: interpolation, an axis at a time.
+"""Resize: interpolation, one axis at a time.
 
-Where the results lie in the operand and how much each neighbour counts is computed once for an axis,
-apart from the loops over the elements.
+Coordinates in the operand and the neighbours' weights are computed once per axis, outside the loops over
+the elements.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tersor.ir import Node, Value
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis that is resized.
+    """An axis that is resized.
 
     Attributes:
         axis: of the operand.
-        entry: its place among the scales or sizes.
-        shrinks: by how much antialiasing widens the filter: the scale where that is below 1; else 1.
+        entry: its index among the scales or sizes.
+        shrinks: the scale, at most 1, by which antialiasing widens the filter.
     """
 
     axis: int
@@ -55,7 +55,7 @@ def _resize(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _is_given(value: Value | None) -> bool:
-    """An operand that is left out may also be an empty tensor."""
+    """Whether an operand is given: an empty tensor counts as omitted."""
     return value is not None and value.tensor.dims != (0,)
 
 
@@ -64,7 +64,7 @@ def _numbers(value: Value | None) -> list[float] | None:
 
 
 def _kept(node: Node, axes: list[int]) -> set[int]:
-    """Axes that certainly stay as they are."""
+    """Axes that are known to stay unchanged."""
     if node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
         return set()
     x = node.inputs[0]
@@ -78,10 +78,10 @@ def _kept(node: Node, axes: list[int]) -> set[int]:
 
 
 def _check_corners(node: Node, part: _Axis) -> None:
-    """Where a scale leaves a part of an element, runtimes disagree on where the last corner is.
+    """Refuses scales that give a fractional size: runtimes disagree on the last corner then.
 
     Raises:
-        Refused: it does.
+        Refused: such a scale.
     """
     if node.attrs["coordinate_transformation_mode"] != "align_corners":
         return
@@ -92,7 +92,7 @@ def _check_corners(node: Node, part: _Axis) -> None:
 
 
 def _shrinks(node: Node, axis: int, entry: int) -> float:
-    """The filter of antialiasing is as wide as the scale is small.
+    """The antialiasing filter's scale, at most 1.
 
     Raises:
         Refused: the scale is not known.
@@ -137,7 +137,7 @@ def _resized(
 def _scale(
     part: _Axis, have: Any, dims: list[Any], axes: list[int], scales: Any, sizes: Any, attrs: Any
 ) -> Any:
-    """By how much the axis grows, in single precision."""
+    """The scale of an axis, in single precision."""
     if scales is not None:
         return scales[part.entry].astype("float32")
     policy = attrs["keep_aspect_ratio_policy"]
@@ -152,9 +152,9 @@ def _scale(
     return chosen
 
 
-_STAYS = {STAYS: True}  # An axis is done before the next one reads several of its elements.
+_STAYS = {STAYS: True}  # The next axis reads several elements of each: do not inline.
 
-# -- where results lie in the operand --------------------------------------------------------------
+# -- coordinates in the operand --------------------------------------------------------------------
 
 _Coordinate = Callable[[Any, Any, Any, Any], Any]
 """From a result's position, the operand's size, the result's size and the scale."""
@@ -178,7 +178,7 @@ def _cornered(at: Any, size: Any, wanted: Any, scale: Any) -> Any:
 
 
 def _cornered_by_scale(at: Any, size: Any, wanted: Any, scale: Any) -> Any:
-    """As ONNX has it, the last corner is where the scale says, not where the last element is."""
+    """In ONNX the scale, not the last element, determines the last corner."""
     return _cornered(at, size, size * scale, scale)
 
 
@@ -204,14 +204,14 @@ def _coordinates(transform: _Coordinate, size: Any, wanted: Any, scale: Any) -> 
 
 
 def _cropped(start: Any, end: Any, at: Any, size: Any, wanted: Any, scale: Any) -> Any:
-    """Within the region of interest, a part of the whole."""
+    """Coordinates within the region of interest, given as a fraction of the whole."""
     start, end, last = start.astype("float32"), end.astype("float32"), size - _ONE
     many = start * last + at * (end - start) * last / tirx.max(wanted - _ONE, _ONE)
     return tirx.Select(wanted > _ONE, many, _HALF * (start + end) * last)
 
 
 def _extrapolated(x: Any, axis: int, at: Any, size: Any, value: float) -> Any:
-    """A value of its own for what lies outside of the operand."""
+    """``value`` for coordinates outside the operand."""
     last = (size - 1).astype("float32")
 
     def pick(*index: Any) -> Any:
@@ -222,7 +222,7 @@ def _extrapolated(x: Any, axis: int, at: Any, size: Any, value: float) -> Any:
     return te.compute(x.shape, pick, name="extrapolated", attrs=_STAYS)
 
 
-# -- what results are made of ----------------------------------------------------------------------
+# -- interpolation ---------------------------------------------------------------------------------
 
 _NEAREST: dict[str, Callable[[Any], Any]] = {
     "floor": tirx.floor,
@@ -250,8 +250,8 @@ def _nearest(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
 
 
 def _blended(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
-    """Neighbours weighted by a kernel of their distance; what lies outside is the nearest element, or
-    with exclude_outside does not count."""
+    """Neighbours weighted by a kernel of their distance; outside the operand the nearest element counts or,
+    with exclude_outside, none."""
     axis, size, wide = part.axis, x.shape[part.axis], summed_in(x)
     wide = wide if wide.startswith("float") else "float32"
     kernel, radius = _linear, 1
@@ -264,18 +264,18 @@ def _blended(x: Any, part: _Axis, at: Any, wanted: Any, attrs: Any) -> Any:
     def weight(i: Any, offset: int) -> Any:
         first = tirx.floor(at(i))
         far = tirx.abs(tirx.const(offset, "float32") - (at(i) - first))
-        made = kernel(far * tirx.const(part.shrinks, "float32"))
+        value = kernel(far * tirx.const(part.shrinks, "float32"))
         place = first.astype("int64") + offset
-        return tirx.Select(tirx.all(place >= 0, place < size), made, _ZERO) if exclude else made
+        return tirx.Select(tirx.all(place >= 0, place < size), value, _ZERO) if exclude else value
 
     def share(i: Any, tap: Any) -> Any:
-        made = [weight(i, offset) for offset in offsets]
-        total = made[0]
-        for more in made[1:]:
+        weights = [weight(i, offset) for offset in offsets]
+        total = weights[0]
+        for more in weights[1:]:
             total = total + more
-        chosen = made[-1]
-        for n in reversed(range(len(made) - 1)):
-            chosen = tirx.Select(tap == n, made[n], chosen)
+        chosen = weights[-1]
+        for n in reversed(range(len(weights) - 1)):
+            chosen = tirx.Select(tap == n, weights[n], chosen)
         return chosen / total if exclude or part.shrinks < 1 else chosen
 
     shares = te.compute(
@@ -303,7 +303,7 @@ def _linear(far: Any) -> Any:
 
 
 def _cubic(a: Any, far: Any) -> Any:
-    """Keys' kernel."""
+    """Keys's cubic convolution kernel."""
     two, three, five = (tirx.const(n, "float32") for n in (2, 3, 5))
     near = ((a + two) * far - (a + three)) * far * far + _ONE
     farther = (((far - five) * far + five + three) * far - two * two) * a

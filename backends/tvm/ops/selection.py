@@ -1,5 +1,5 @@
-"""Choosing by value: OneHot, and what only the numbers tell the size of: Compress, NonZero, Unique. The
-places are found by numpy (see ``host``), and tell the size."""
+"""Selection by value: OneHot, and ops whose result's size depends on the data: Compress, NonZero, Unique.
+numpy computes the indices (see ``host``), which define the size."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _compress(lowering: Lowering, node: Node) -> Sequence[Any]:
     axis = node.attrs.get("axis")
     if axis is not None:
         axis = axis_of(node, len(dims_of(x)))
-    held = contents_of(flags)
-    if held is not None and all(isinstance(f, int) for f in held):
-        places = lowering.constant(np.array([i for i, flag in enumerate(held) if flag], np.int64))
+    known = contents_of(flags)
+    if known is not None and all(isinstance(f, int) for f in known):
+        places = lowering.constant(np.array([i for i, flag in enumerate(known) if flag], np.int64))
     else:
         places = _taken(lowering, flags, node.output, axis or 0)
 
@@ -55,18 +55,12 @@ def _compress(lowering: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(tuple(shape), one, name="compress")
 
-    made = lowering.te(
-        compute,
-        lowering[x],
-        places,
-        lowering.shape_of(node.output),
-        primfunc_name_hint="compress",
-    )
-    return [made]
+    sources = [lowering[x], places, lowering.shape_of(node.output)]
+    return [lowering.te(compute, *sources, primfunc_name_hint="compress")]
 
 
 def _unraveled(place: Any, shape: Sequence[Any]) -> list[Any]:
-    """The index of the element at a place in row-major order."""
+    """The index of the element at a row-major offset."""
     index: list[Any] = []
     for size in reversed(shape):
         index.append(tirx.floormod(place, size))
@@ -75,7 +69,7 @@ def _unraveled(place: Any, shape: Sequence[Any]) -> list[Any]:
 
 
 def _places(lowering: Lowering, flags: Value) -> Any:
-    """Indices of what is not 0, i64[rank, count]."""
+    """Indices of the nonzero elements, i64[rank, count]."""
     type = relax.TensorType(dtype="int64", ndim=2)
     return lowering.emit(
         relax.op.call_pure_packed("tersor.places", lowering[flags], ty_args=[type])
@@ -83,18 +77,18 @@ def _places(lowering: Lowering, flags: Value) -> Any:
 
 
 def _taken(lowering: Lowering, flags: Value, result: Value, axis: int) -> Any:
-    """Places of flags, which tell the size of a result's axis."""
+    """Indices of the set flags, whose count defines the size of a result's axis."""
     size = dims_of(result)[axis]
-    lowering.tell(size)
+    lowering.define(size)
     dims = [tirx.IntImm("int64", 1), lowering.dim(size)]
-    found = lowering.builder.match_cast(_places(lowering, flags), relax.TensorType(dims, "int64"))
-    return lowering.emit(relax.op.reshape(found, dims[1:]))
+    indices = lowering.builder.match_cast(_places(lowering, flags), relax.TensorType(dims, "int64"))
+    return lowering.emit(relax.op.reshape(indices, dims[1:]))
 
 
 def _non_zero(lowering: Lowering, node: Node) -> Sequence[Any]:
     (x,) = operands_of(node, 1)
     if not dims_of(x):
-        raise Refused("a number without axes")
+        raise Refused("a scalar has no axes")
     return [_places(lowering, x)]
 
 

@@ -1,4 +1,4 @@
-"""Sequences and optional values, which TVM has not; what asks of a tensor whether it is there, is told."""
+"""Sequences and optional values, which TVM does not have; OptionalHasElement of a tensor is a constant."""
 
 from __future__ import annotations
 

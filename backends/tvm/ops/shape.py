@@ -1,4 +1,4 @@
-"""Shapes read, and tensors made from shapes: Shape, Size, Expand, Tile, ConstantOfShape, Range,
+"""Ops that read shapes or create tensors from them: Shape, Size, Expand, Tile, ConstantOfShape, Range,
 EyeLike."""
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tersor.ir import Encoding, Node
 
 
 def _read(lowering: Lowering, node: Node) -> Sequence[Any]:
-    """Numbers that follow from the operand's dims, whatever it holds."""
-    held = lowering.contents(node.output)
-    if held is None:
+    """Numbers that depend on the operand's dims only."""
+    contents = lowering.contents(node.output)
+    if contents is None:
         raise Refused("a dim is known at run time only")
-    if all(isinstance(item, tirx.IntImm) for item in held):
-        numbers = np.array([item.value for item in held], np.int64)
+    if all(isinstance(item, tirx.IntImm) for item in contents):
+        numbers = np.array([item.value for item in contents], np.int64)
         return [lowering.constant(numbers.reshape(node.output.tensor.shape))]
-    return [lowering.te(_listed, held, lowering.shape_of(node.output))]
+    return [lowering.te(_listed, contents, lowering.shape_of(node.output))]
 
 
 def _listed(items: list[Any], dims: list[Any]) -> Any:
@@ -36,7 +36,7 @@ def _expand(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _equal(node: Node) -> list[bool]:
-    """For each axis of the operand, whether the result is certainly as long."""
+    """For each axis of the operand, whether the result is known to have the same size."""
     x = node.inputs[0]
     assert x is not None
     have, out = x.tensor.dims or (), node.output.tensor.dims or ()

@@ -190,7 +190,7 @@ def test_kernels_are_shared() -> None:
     kernels = [name for name in names if not name.startswith("main")]
     assert names[len(kernels) :] == ["main", "main_1", "main_2"]
     assert [name.partition("_")[0] for name in kernels] == ["attention", "linear2", "linear2"]
-    assert len(lowered.arrays) == 4 and lowered.taken == [[0, 1, 2, 3]] * 3
+    assert len(lowered.arrays) == 4 and lowered.parameters == [[0, 1, 2, 3]] * 3
 
     plain, session = open_session(build(graph)), open_session(build(graph, choice), choice)
     with only(session, buckets=True):
@@ -213,7 +213,7 @@ def test_equal_arrays_of_other_types_or_shapes_are_others() -> None:
     graph.set_outputs(made, ["a", "b", "c", "d"])
     lowered = lower_all([graph], RULES)
     assert [a.shape for a in lowered.arrays] == [(32,), (1, 32), (32,)]
-    assert lowered.taken == [[0, 1, 2, 0]]
+    assert lowered.parameters == [[0, 1, 2, 0]]
     feeds = {"x": np.float32([[1], [2]]), "i": np.int32([[1], [2]])}
     for array in open_session(build(graph)).run(feeds).values():
         np.testing.assert_array_equal(array, np.repeat([[1], [2]], 32, 1))

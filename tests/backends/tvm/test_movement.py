@@ -180,7 +180,7 @@ REFUSED = {
     "how many axes are cut is known at run time only": """graph main(%x: f32[4], %s: i64[k]) -> (y = %y) {
       %y: f32[2] = Slice(%x, %s, %s)
     }""",
-    "how many axes get a border is known at run time only":
+    "the number of padded axes is known at run time only":
     """graph main(%x: f32[4], %p: i64[k]) -> (y = %y) {
       %y: f32[6] = Pad(%x, %p)
     }""",
