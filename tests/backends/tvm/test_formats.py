@@ -242,6 +242,6 @@ def test_names_are_unique_and_vectors_have_room(shared: Format) -> None:
     class Wide(Shared):
         name, vectors = "wide", 3
 
-    with pytest.raises(ValueError, match="more than 2 numbers a column"):
+    with pytest.raises(ValueError, match="more than 2 numbers per column"):
         register(Wide)
     assert "wide" not in FORMATS
