@@ -199,7 +199,7 @@ def table(results: Json) -> str:
     made = [row for held in models.values() for row in held["rows"].values()]
     older = sum(row["code"] != results["conditions"]["code"] for row in made)
     return (
-        "# Models that others made\n\n"
+        "# Third-party models\n\n"
         "Each through every recipe, calibrated on eight batches of inputs like those that its package "
         "makes, and through the command without options (`default`).\n\n"
         f"{machine['cpu']}, {machine['cores']} threads. Made by `make real-table`"
