@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops._elements import element, fitting, from_end, numbers, operand, within
+from tersor.backends.tvm.ops._sizes import compute_sizes
 from tersor.ir import Node
 
 # -- Pad -------------------------------------------------------------------------------------------
 
 
 def _pad(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
-    pads, value, axes = node.inputs[1], node.input(2), node.input(3)
+    data, pads, value, axes = node.inputs[0], node.inputs[1], node.input(2), node.input(3)
     total = pads.tensor.dims[0] if pads is not None and pads.tensor.dims else None
     if not isinstance(total, int):
         raise Refused("the number of padded axes is known at run time only")
-    assert pads is not None
-    chosen: Any = [tirx.IntImm("int64", n) for n in range(len(dims))]
+    assert data is not None and pads is not None
+    have, amounts, count = lowering.shape_of(data), operand(lowering, pads), total // 2
+    chosen: Any = [tirx.IntImm("int64", n) for n in range(len(have))]
     if axes is not None:
         chosen = operand(lowering, axes)
     fill = [] if value is None else [lowering[value]]
-    mode, count = str(node.attrs["mode"]), total // 2
-    return [lowering.te(_padded, x, operand(lowering, pads), chosen, fill, dims, count, mode)]
+    compute_sizes(lowering, node, partial(_padded_sizes, count=count), have, amounts, chosen)
+    x, dims, mode = lowering[data], lowering.shape_of(node.output), str(node.attrs["mode"])
+    return [lowering.te(_padded, x, amounts, chosen, fill, dims, count, mode)]
+
+
+def _padded_sizes(have: list[Any], pads: Any, axes: Any, *, count: int) -> list[Any]:
+    borders = (_border(pads, axes, axis, len(have), count) for axis in range(len(have)))
+    return [size + before + after for size, (before, after) in zip(have, borders, strict=True)]
 
 
 def _padded(

@@ -10,6 +10,7 @@ from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule
 from tersor.backends.tvm.ops._elements import element, fitting, from_end, numbers, operand, within
+from tersor.backends.tvm.ops._sizes import compute_sizes, steps_between
 from tersor.ir import Dim, Node
 
 
@@ -82,9 +83,9 @@ def _stretch(x: Any, dims: list[Any], axis: int, start: Any) -> Any:
 
 
 def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
-    starts = node.inputs[1]
-    assert starts is not None
+    data, starts, ends = node.inputs[:3]
+    assert data is not None and starts is not None and ends is not None
+    x = lowering[data]
     count = starts.tensor.dims[0] if starts.tensor.dims else None
     if not isinstance(count, int):
         raise Refused("how many axes are cut is known at run time only")
@@ -92,9 +93,30 @@ def _slice(lowering: Lowering, node: Node) -> Sequence[Any]:
         [tirx.IntImm("int64", n) for n in default] if value is None else operand(lowering, value)
         for value, default in ((node.input(3), range(count)), (node.input(4), [1] * count))
     )
-    compute = partial(_sliced, count=count, loose=_loose(node))
     first = operand(lowering, starts)
+    spans = [first, operand(lowering, ends), axes, steps]
+    compute_sizes(lowering, node, partial(_cut_sizes, count=count), lowering.shape_of(data), *spans)
+    compute, dims = (
+        partial(_sliced, count=count, loose=_loose(node)),
+        lowering.shape_of(node.output),
+    )
     return [lowering.te(compute, x, first, axes, steps, dims, primfunc_name_hint="slice")]
+
+
+def _cut_sizes(
+    have: list[Any], starts: Any, ends: Any, axes: Any, steps: Any, *, count: int
+) -> list[Any]:
+    """What is left of each axis: x[7][5::-2] has 3, from 5 to before -1."""
+    sizes = list(have)
+    for n in range(count):
+        start, end, step = element(starts, n), element(ends, n), element(steps, n)
+        for axis, size in enumerate(have):
+            here = from_end(element(axes, n), len(have)) == axis
+            back = tirx.Select(step > 0, tirx.IntImm("int64", 0), tirx.IntImm("int64", 1))
+            first = within(from_end(start, size), 0, size - back)
+            last = within(from_end(end, size), -back, size - back)
+            sizes[axis] = tirx.Select(here, steps_between(first, last, step), sizes[axis])
+    return sizes
 
 
 def _loose(node: Node) -> list[bool]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import mul
 from typing import Any
 
 from tvm import relax, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
+from tersor.backends.tvm.ops._elements import element, operand
+from tersor.backends.tvm.ops._sizes import compute_sizes
+from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.ir import Node
 from tersor.ops import contents_of
 
 
 def _reshape(lowering: Lowering, node: Node) -> Sequence[Any]:
+    if node.op == "Reshape":
+        _compute_target(lowering, node)
     x, dims = lowering[node.inputs[0]], lowering.shape_of(node.output)
     if node.op == "Squeeze":
         x = _checked(lowering, node, x)
@@ -20,6 +27,26 @@ def _reshape(lowering: Lowering, node: Node) -> Sequence[Any]:
         # To Relax a dim of 0 means a copied one.
         return [lowering.emit(relax.op.zeros(dims, dtype_of(node.output.type)))]
     return [lowering.emit(relax.op.reshape(x, dims))]
+
+
+def _compute_target(lowering: Lowering, node: Node) -> None:
+    """The target's numbers, of which 0 is the operand's size and -1 what is left."""
+    x, target = node.inputs
+    assert x is not None and target is not None
+    rank, copies = len(dims_of(node.output)), not node.attrs.get("allowzero")
+
+    def sizes(have: list[Any], target: Any) -> list[Any]:
+        asked = [element(target, n) for n in range(rank)]
+        if copies:
+            for n, size in enumerate(have[:rank]):
+                asked[n] = tirx.Select(asked[n] == 0, size, asked[n])
+        one = tirx.IntImm("int64", 1)
+        total = reduce(mul, have, one)
+        told = reduce(mul, (tirx.Select(n < 0, one, n) for n in asked), one)
+        left = tirx.floordiv(total, tirx.max(told, one))
+        return [tirx.Select(n < 0, left, n) for n in asked]
+
+    compute_sizes(lowering, node, sizes, lowering.shape_of(x), operand(lowering, target))
 
 
 def _checked(lowering: Lowering, node: Node, x: Any) -> Any:

@@ -10,7 +10,9 @@ import numpy as np
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
-from tersor.backends.tvm.ops._elements import listed
+from tersor.backends.tvm.ops._elements import element, listed, operand
+from tersor.backends.tvm.ops._sizes import compute_sizes, steps_between
+from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.ir import Encoding, Node
 
 
@@ -30,9 +32,21 @@ def _listed(items: list[Any], dims: list[Any]) -> Any:
 
 
 def _expand(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x, out = node.inputs[0], node.output
-    assert x is not None
-    return [lowering.te(_expanded, lowering[x], lowering.shape_of(out), _equal(node))]
+    x, target = node.inputs
+    assert x is not None and target is not None
+    have, rank = lowering.shape_of(x), len(dims_of(node.output))
+    wanted = dims_of(target)[0]
+
+    def sizes(have: list[Any], wanted_dims: Any) -> list[Any]:
+        assert isinstance(wanted, int)
+        one = tirx.IntImm("int64", 1)
+        both = ([one] * (rank - len(have)) + have, [one] * (rank - wanted))
+        asked = [*both[1], *(element(wanted_dims, n) for n in range(wanted))]
+        return [tirx.Select(a == 1, b, a) for a, b in zip(both[0], asked, strict=True)]
+
+    compute_sizes(lowering, node, sizes, have, operand(lowering, target))
+    dims = lowering.shape_of(node.output)
+    return [lowering.te(_expanded, lowering[x], dims, _equal(node))]
 
 
 def _equal(node: Node) -> list[bool]:
@@ -59,8 +73,14 @@ def _expanded(x: Any, dims: list[Any], equal: list[bool]) -> Any:
 
 
 def _tile(lowering: Lowering, node: Node) -> Sequence[Any]:
-    x = lowering[node.inputs[0]]
-    return [lowering.te(_tiled, x, lowering.shape_of(node.output), _equal(node))]
+    x, repeats = node.inputs
+    assert x is not None and repeats is not None
+
+    def sizes(have: list[Any], repeats: Any) -> list[Any]:
+        return [size * element(repeats, n) for n, size in enumerate(have)]
+
+    compute_sizes(lowering, node, sizes, lowering.shape_of(x), operand(lowering, repeats))
+    return [lowering.te(_tiled, lowering[x], lowering.shape_of(node.output), _equal(node))]
 
 
 def _tiled(x: Any, dims: list[Any], equal: list[bool]) -> Any:
@@ -79,12 +99,27 @@ def _constant_of_shape(lowering: Lowering, node: Node) -> Sequence[Any]:
     def full(dims: list[Any]) -> Any:
         return te.compute(dims, lambda *_: filled, name="full")
 
+    (target,) = node.inputs
+    assert target is not None
+    rank = len(dims_of(node.output))
+    compute_sizes(
+        lowering, node, lambda t: [element(t, n) for n in range(rank)], operand(lowering, target)
+    )
     return [lowering.te(full, lowering.shape_of(node.output))]
 
 
 def _range(lowering: Lowering, node: Node) -> Sequence[Any]:
-    start, _, delta = (lowering[v] for v in node.inputs)
+    start, limit, delta = (lowering[v] for v in node.inputs)
+    compute_sizes(lowering, node, _range_sizes, start, limit, delta)
     return [lowering.te(_ranged, start, delta, lowering.shape_of(node.output))]
+
+
+def _range_sizes(*operands: Any) -> list[Any]:
+    start, limit, delta = (t[()] if len(t.shape) == 0 else t[0] for t in operands)
+    if "float" in str(operands[0].dtype):
+        count = tirx.ceil((limit - start).astype("float64") / delta.astype("float64"))
+        return [tirx.max(count, tirx.const(0, "float64")).astype("int64")]
+    return [steps_between(*(number.astype("int64") for number in (start, limit, delta)))]
 
 
 def _ranged(start: Any, delta: Any, dims: list[Any]) -> Any:

@@ -79,7 +79,37 @@ GROWS = """graph main(%turns: i64[], %x: f32[n, 2]) -> (y = %y) {
     }}
   }}
 }"""
-TEXTS = {"branches": BRANCHES, "nested": NESTED, "ranks": RANKS, "chosen": CHOSEN, "grows": GROWS}
+# Numbers of the host, of which sizes are computed; what is made has its Shape read, and is read on.
+COMPUTED = """graph main(%x: f32[n, m], %first: i64[2], %last: i64[2], %step: i64[2], %pads: i64[4], %k: i64[2], %v: i64[1], %to: i64[2]) -> (cut = %cut, s = %s, z = %z, p = %p, t = %t, e = %e, f = %f, g = %g, r = %r, j = %j) {
+  @axes: i64[2] = dense [1, 0]
+  @none: i64[] = dense [0]
+  @one: i64[] = dense [1]
+  @half: f32[] = dense [0.5]
+  @zeros: i64[1] = dense [0]
+  @ones: i64[1] = dense [1]
+  %cut: f32[?, ?] = Slice(%x, %first, %last, @axes, %step)
+  %s: i64[2] = Shape(%cut) {start = 0}
+  %z: i64[] = Size(%cut)
+  %p: f32[?, ?] = Pad(%x, %pads, @half) {mode = "constant"}
+  %t: f32[?, ?] = Tile(%cut, %k)
+  %row: f32[1, m] = Slice(%x, @zeros, @ones, @zeros, @ones)
+  %wide: i64[2] = Concat(%v, @ones) {axis = 0}
+  %e: f32[?, m] = Expand(%row, %wide)
+  %f: f32[?] = ConstantOfShape(%v)
+  %n: i64[] = Squeeze(%v)
+  %g: i64[?] = Range(@none, %n, @one) {stash_type = 1}
+  %w: f32[] = Cast(%n) {saturate = 1, to = 1}
+  %r: f32[?] = Range(@half, %w, @half) {stash_type = 1}
+  %j: f32[?, ?] = Reshape(%p, %to) {allowzero = 0}
+}"""
+TEXTS = {
+    "branches": BRANCHES,
+    "nested": NESTED,
+    "ranks": RANKS,
+    "chosen": CHOSEN,
+    "grows": GROWS,
+    "computed": COMPUTED,
+}
 
 
 def graph_of(name: str) -> Graph:
@@ -132,6 +162,32 @@ def test_what_is_chosen_by_value(runs: dict[str, Run], shape: tuple[int, int]) -
 @pytest.mark.parametrize("turns", [0, 1, 3])
 def test_what_a_loop_carries_may_grow(runs: dict[str, Run], turns: int) -> None:
     check(runs, "grows", {"turns": np.array(turns), "x": rows(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step"),
+    [
+        ([1, 0], [2, 9], [1, 2]),
+        ([-2, 5], [2**63 - 1, -(2**63)], [1, -2]),
+        ([9, -1], [0, -9], [-2, -1]),
+        ([2, 3], [1, 3], [1, 1]),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 4])
+def test_numbers_of_the_run_tell_sizes(
+    runs: dict[str, Run], first: list[int], last: list[int], step: list[int], count: int
+) -> None:
+    feed = {
+        "x": rows(4, 6),
+        "first": np.array(first),
+        "last": np.array(last),
+        "step": np.array(step),
+        "pads": np.array([count, -1, 0, count]),
+        "k": np.array([2, count]),
+        "v": np.array([count]),
+        "to": np.array([0, -1] if count == 1 else [-1, 2]),
+    }
+    check(runs, "computed", feed)
 
 
 def test_an_input_has_the_rank_that_its_reader_takes() -> None:
