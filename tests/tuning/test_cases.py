@@ -130,7 +130,7 @@ def test_an_example_of_a_rank_that_the_model_leaves_open() -> None:
       %y: f32[*] = Relu(%x)
     }"""
     refused = cases(text)
-    assert not refused.cases and refused.refusal == "input 'x' is f32[*]"
+    assert not refused.cases and "f32[*]" in refused.refusal
     assert labels(cases(text, example=batch(2, 3))) == ["x=2x3x4"]
 
 
