@@ -39,6 +39,7 @@ HIDDEN, HEADS = "f32[b, s, 384]", "f32[b, 12, s, 32]"
 SCORES = "f32[b, 12, s, s]"
 QKV = f"%x: {HEADS}, %y: {HEADS}, %z: {HEADS}"
 SIZES = {"b": 8, "s": 128, "n": 1}
+BELOW = {DType.U8: 100, DType.I32: 512}  # Integers of an input; of other types, token ids.
 
 # "inputs | constants | the node": %x, %y, … are inputs, @w, @v, … random constants, and the node makes %out.
 # ruff: noqa: E501 -- a case a line
@@ -78,6 +79,7 @@ CASES: dict[str, str] = {
     "Concat, halves": f"%x: f32[b, 12, s, 16], %y: f32[b, 12, s, 16] | | {HEADS} = Concat(%x, %y) {{axis = -1}}",
     "Concat, a cache": "%x: f32[b, 12, s, 32], %y: f32[b, 12, 1, 32] | | f32[b, 12, s + 1, 32] = Concat(%x, %y) {axis = 2}",
     "Gather, words": "%x: i64[b, s] | @w: f32[30522, 384] | f32[b, s, 384] = Gather(@w, %x)",
+    "GatherElements, positions": "%x: f32[b, 12, s, 512], %y: i32[b, 12, s, s] | | f32[b, 12, s, s] = GatherElements(%x, %y) {axis = -1}",
     "Gather, first token": "%x: f32[b, s, 384] | @i: 0 | f32[b, 384] = Gather(%x, @i) {axis = 1}",
     "Slice, half": f"%x: {HEADS} | @i: 0; @j: 16; @k: 3 | f32[b, 12, s, 16] = Slice(%x, @i, @j, @k)",
     "ReduceMean, tokens": "%x: f32[b, s, 384] | @i: 1 | f32[b, 384] = ReduceMean(%x, @i) {keepdims = 0}",
@@ -132,9 +134,8 @@ def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
         if kind is DType.BOOL:
             made[value.name] = rng.random(shape) < 0.9
         elif kind.is_integer:
-            made[value.name] = rng.integers(0, 100 if kind is DType.U8 else 30000, shape).astype(
-                kind.numpy
-            )
+            limit = BELOW.get(kind, 30000)
+            made[value.name] = rng.integers(0, limit, shape).astype(kind.numpy)
         else:
             made[value.name] = np.asarray(rng.random(shape, np.float32) + np.float32(0.1))
     return made
