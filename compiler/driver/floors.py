@@ -27,7 +27,7 @@ TRIALS = 5  # Bisections of a dial: to a 32nd of what was asked.
 MEASURED = 48  # Layers whose cost is measured one by one; more are ordered by their local errors.
 RESERVE = 0.25
 
-# (pass, graph, spared layers, memo) -> (new graph, report)
+# (pass, graph, excluded layers, memo) -> (new graph, report)
 Run = Callable[[Pass, Graph, frozenset[str], dict[str, Any]], tuple[Graph, PassReport]]
 Kept = Callable[[Graph], float | None]
 
@@ -88,25 +88,25 @@ class FloorSearch:
         kept = self._kept(stages[-1].after) if any(s.counts for s in stages) else None
         if kept is None or kept >= self.floor:
             return stages
-        return self._milder(stages)
+        return self._weaken(stages)
 
     def _stage(self, step: Pass, explicit_budget: bool, before: Graph) -> Stage:
         memo: dict[str, Any] = {}
         after, report = self.run(step, before, frozenset(), memo)
-        if not report.missed:
+        if not report.shortfall:
             return Stage(step, explicit_budget, before, after, report, memo)
         if explicit_budget:
-            raise InvalidOption(f"{step.label}: {report.missed}; ask for that, or more")
+            raise InvalidOption(f"{step.label}: {report.shortfall}; ask for that, or more")
         # The nearest result removed everything that can be removed: not worth building.
-        half = step.milder(0.5, report.left)
+        half = step.weakened(0.5, report.remaining)
         if half is None:
             skipped = PassReport(
-                report.name, skips=report.skips, notes=[Remark(f"left out: {report.missed}")]
+                report.name, skips=report.skips, notes=[Remark(f"left out: {report.shortfall}")]
             )
             return Stage(step, explicit_budget, before, before, skipped, memo)
         after, mild = self.run(half, before, frozenset(), memo)
         mild.name = report.name
-        why = f"{report.missed}: half of what can be removed is, which is {half.label}"
+        why = f"{report.shortfall}: half of what can be removed is, which is {half.label}"
         mild.notes.append(Remark(why))
         return Stage(half, explicit_budget, before, after, mild, memo)
 
@@ -114,7 +114,7 @@ class FloorSearch:
         self.progress(0, 1, "comparing outputs")
         return self.kept(graph)
 
-    def _milder(self, stages: list[Stage]) -> list[Stage]:
+    def _weaken(self, stages: list[Stage]) -> list[Stage]:
         """Weakens stages in order, each on the result of those before it."""
         shares = [1.0]
         for stage in stages:
@@ -137,7 +137,7 @@ class FloorSearch:
 
     def _within(self, stage: Stage, kept: float, limit: float) -> Stage:
         """The strongest form of a pass that keeps ``limit``; an explicit budget is refused instead."""
-        if stage.step.milder(0.5, stage.report.left) is not None:
+        if stage.step.weakened(0.5, stage.report.remaining) is not None:
             best, nearest = self._by_dial(stage, limit)
         else:
             best, nearest = self._by_layers(stage, limit)
@@ -176,7 +176,7 @@ class FloorSearch:
         nearest: Point | None = None
         for i in range(TRIALS):
             middle = (low + high) / 2
-            step = stage.step.milder(middle, stage.report.left)
+            step = stage.step.weakened(middle, stage.report.remaining)
             assert step is not None
             self.progress(
                 i, TRIALS, f"searching for a setting that keeps {self.floor:g}: {step.label}"
@@ -203,14 +203,14 @@ class FloorSearch:
             self.progress(
                 low, high, f"searching for layers to leave unchanged: {middle} of {len(order)}"
             )
-            point = self._sparing(stage, order[:middle])
+            point = self._excluding(stage, order[:middle])
             if point.kept >= limit:
                 best, high = point, middle
             else:
                 nearest, low = point, middle
         return best, nearest
 
-    def _sparing(self, stage: Stage, keys: Sequence[str]) -> Point:
+    def _excluding(self, stage: Stage, keys: Sequence[str]) -> Point:
         after, report = self.run(stage.step, stage.before, frozenset(keys), stage.memo)
         names = [stage.report.changed[key][0] for key in keys]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -226,7 +226,7 @@ class FloorSearch:
         kept = {}
         for i, key in enumerate(changed):
             self.progress(i, len(changed), f"measuring the cost of {changed[key][0]}")
-            kept[key] = self._sparing(stage, [k for k in changed if k != key]).kept
+            kept[key] = self._excluding(stage, [k for k in changed if k != key]).kept
         return sorted(changed, key=lambda key: kept[key])
 
     def _known(self, graph: Graph) -> float:

@@ -176,10 +176,10 @@ def _floored(
 
 def _one_by_one(job: Job, calibration: Feeds) -> RunPass:
     def run(
-        step: Pass, graph: Graph, spared: frozenset[str], memo: dict[str, Any]
+        step: Pass, graph: Graph, excluded: frozenset[str], memo: dict[str, Any]
     ) -> tuple[Graph, PassReport]:
         pipeline = _pipeline(job, [step], calibration)
-        pipeline.spared, pipeline.memo = spared, memo
+        pipeline.excluded, pipeline.memo = excluded, memo
         return pipeline.run(graph), pipeline.reports[0]
 
     return run

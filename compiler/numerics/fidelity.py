@@ -189,8 +189,8 @@ class _Sums:
     misplaced: int = 0
     broken: int = 0
     reshaped: int = 0
-    missed: float = 0.0
-    whole: float = 0.0
+    error_squares: float = 0.0
+    squares: float = 0.0
     largest: float = 0.0
     cosines: float = 0.0
     lowest: float = 1.0
@@ -218,8 +218,8 @@ class _Sums:
         self.misplaced += int((~same).sum())
         self.broken += int((np.isfinite(a) & ~np.isfinite(b)).sum())
         difference = np.subtract(a, b, out=np.zeros_like(a), where=finite)
-        self.missed += float(np.square(difference).sum())
-        self.whole += float(np.square(np.where(finite, a, 0.0)).sum())
+        self.error_squares += float(np.square(difference).sum())
+        self.squares += float(np.square(np.where(finite, a, 0.0)).sum())
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
         cosines = _cosines(_rows(a), _rows(b))
         if len(cosines):
@@ -241,7 +241,11 @@ class _Sums:
         if self.elements - self.misplaced <= 0:
             return counts
         # Nothing can be relative to a reference of zeros: any difference is total.
-        error = (self.missed / self.whole) ** 0.5 if self.whole > 0 else float(self.missed > 0)
+        error = (
+            (self.error_squares / self.squares) ** 0.5
+            if self.squares > 0
+            else float(self.error_squares > 0)
+        )
         return replace(
             counts,
             mean_cosine=self.cosines / self.rows if self.rows else None,

@@ -76,8 +76,8 @@ class PassReport:
         weight_bytes: bytes of all constants then, as encoded.
         max_error: largest absolute difference from the reference on the verification inputs, if the pass
             claims to keep values and that was checked.
-        missed: why a budget was not met, and the nearest result; empty if it was met, or there is none.
-        left: the remaining share of what a budget counts; not saved, like ``changed``.
+        shortfall: why a budget was not met, and the nearest result; empty if it was met, or there is none.
+        remaining: the remaining share of what a budget counts; not saved, like ``changed``.
         changed: key of each layer that can be left unchanged -> (its name in messages, its relative error).
         kept: remaining units of each pruned group, by their original indices: ``0-3,5``.
     """
@@ -90,8 +90,8 @@ class PassReport:
     nodes: int | None = None
     weight_bytes: int | None = None
     max_error: float | None = None
-    missed: str = ""
-    left: float | None = field(default=None, compare=False)
+    shortfall: str = ""
+    remaining: float | None = field(default=None, compare=False)
     changed: dict[str, tuple[str, float | None]] = field(default_factory=dict, compare=False)
     kept: dict[str, str] = field(default_factory=dict)
     __pydantic_config__ = EXACT
@@ -251,7 +251,7 @@ class Decoded:
         return Decoded(constant.name, encoding.describe(), why, count, loaded)
 
 
-_TRANSIENT = ("seconds", "left", "changed")  # Only used while compiling.
+_TRANSIENT = ("seconds", "remaining", "changed")  # Only used while compiling.
 
 
 @dataclass

@@ -120,7 +120,7 @@ class Context:
         progress: called with (done, total, what).
         given_bytes: bytes of all constants when the pipeline started.
         rewrites_left: rewrites the pass may still make; for bisection.
-        spared: keys of layers to leave unchanged (see ``PassReport.changed``), because they cost too much.
+        excluded: keys of layers to leave unchanged (see ``PassReport.changed``), because they cost too much.
         memo: a cache for later runs of the pass with other options on an equal graph.
         faster_sums: see :attr:`tersor.backend.BackendOf.FASTER_SUMS`.
     """
@@ -134,7 +134,7 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     given_bytes: int = 0
     rewrites_left: int | None = None
-    spared: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict)
     faster_sums: Sequence[Sums] = ()
     _skipped: set[Remark] = field(default_factory=set, init=False)
@@ -150,11 +150,11 @@ class Context:
         result: T = self.memo[key]
         return result
 
-    def spares(self, key: str, node: Labelled) -> bool:
+    def excludes(self, key: str, node: Labelled) -> bool:
         """Whether a layer must be left unchanged; reports it as skipped."""
-        if key in self.spared:
+        if key in self.excluded:
             self.skip(node, "it would cost the outputs more than the floor allows")
-        return key in self.spared
+        return key in self.excluded
 
     def rewrote(self) -> None:
         """Counts one rewrite."""
@@ -208,9 +208,9 @@ class Pass:
         ]
         return self.pass_name() + (f"{{{','.join(given)}}}" if given else "")
 
-    def milder(self, share: float, left: float | None) -> Self | None:
+    def weakened(self, share: float, remaining: float | None) -> Self | None:
         """The pass weakened to remove ``share``, between 0 and 1, of what it does; None without a dial.
-        ``left``: the share that it left (``PassReport.left``)."""
+        ``remaining``: see :class:`PassReport`."""
         return None
 
     def run(self, graph: Graph, context: Context) -> None:

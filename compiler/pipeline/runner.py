@@ -37,7 +37,7 @@ class Pipeline:
         supports, faster_sums: what the backend has kernels for.
         latency: measures graphs, for passes that measure before they rewrite; None if nothing is measured.
         progress: called with (done, total, what).
-        spared, memo: as in :class:`Context`.
+        excluded, memo: as in :class:`Context`.
         reports: a row for each pass; its runs in a group are merged.
         ran: the passes in the order in which they ran.
     """
@@ -52,7 +52,7 @@ class Pipeline:
     faster_sums: Sequence[Sums] = ()
     latency: Latency | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
-    spared: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
     memo: dict[str, Any] = field(default_factory=dict)
     reports: list[PassReport] = field(default_factory=list)
     ran: list[Pass] = field(default_factory=list, init=False)
@@ -109,7 +109,7 @@ class Pipeline:
             self.progress,
             self._given_bytes,
             rewrites_left,
-            self.spared,
+            self.excluded,
             self.memo if len(self.passes) == 1 else {},
             self.faster_sums,
         )

@@ -91,19 +91,19 @@ class _Allocation:
         counted = costs(self.graph, self.groups, measure)
         cost, budget = counted.of, self.budget.share * counted.total
         gone = self._allocate(cost, budget)
-        self.context.report.left = cost(gone) / counted.total
+        self.context.report.remaining = cost(gone) / counted.total
         if cost(gone) > budget * 1.001:
-            self._report_missed(cost(gone) / counted.total)
+            self._report_shortfall(cost(gone) / counted.total)
         return gone
 
-    def _report_missed(self, left: float) -> None:
-        why = f"the budget is not met: {left:.3f} is the least that can be left"
+    def _report_shortfall(self, remaining: float) -> None:
+        why = f"the budget is not met: {remaining:.3f} is the least that can be left"
         self.context.remark(why)
-        self.context.report.missed = why
+        self.context.report.shortfall = why
 
     def _by_latency(self) -> list[int]:
         """Savings add up except for noise and for groups that share a layer. So the whole choice is measured,
-        and the target corrected by what it missed."""
+        and the target corrected by its error."""
         latency = self.context.latency
         assert latency is not None
         whole, savings = self.context.remember(
@@ -129,9 +129,9 @@ class _Allocation:
         self.context.remark(
             f"milliseconds: {taken:.4g} of {whole:.4g} ({taken / whole:.1%}), before readers are refitted"
         )
-        self.context.report.left = taken / whole
+        self.context.report.remaining = taken / whole
         if not meeting:
-            self._report_missed(taken / whole)
+            self._report_shortfall(taken / whole)
         return gone
 
     def _for_target(

@@ -15,14 +15,14 @@ import numpy as np
 from tersor.ir import Graph
 from tersor.pruning.ranking import Ranking
 from tersor.pruning.reconstruction import Moments, moments
-from tersor.pruning.unit_order import Reader, not_fitted, readers
-from tersor.statistics.gram import tell_few_rows
+from tersor.pruning.unit_order import Reader, not_refittable, readers
+from tersor.statistics.gram import report_few_rows
 from tersor.statistics.products import columns_at, matrices, set_matrices
 from tersor.structure import AxisGroup, slice_graph
 from tersor.structure.links import Positions
 from tersor.structure.tracking import Tracked, follow_cut, remaining_positions, tie_vector
 
-NOT_FITTED = "not refitted"
+NOT_REFITTED = "not refitted"
 
 
 def prune(
@@ -51,7 +51,7 @@ def prune(
         context.progress(done, len(tracked), f"pruning {gone[i]} units of {name}")
         fitted += _Cutter(original, ranking, tracked, reconstruct).cut(i, gone[i])
         context.rewrote()
-    tell_few_rows(fitted, context.report)
+    report_few_rows(fitted, context.report)
 
 
 class _Cutter:
@@ -85,8 +85,8 @@ class _Cutter:
         if not self.ranking.has_data or not wanted:
             return []
         assert self.context.evaluate is not None
-        for node, why in not_fitted(group) if self.reconstruct else ():
-            self.context.skip(node, why, method=NOT_FITTED)
+        for node, why in not_refittable(group) if self.reconstruct else ():
+            self.context.skip(node, why, method=NOT_REFITTED)
         layers = []
         for reader in readers(group):
             seen = moments(
@@ -101,8 +101,12 @@ class _Cutter:
             if seen is not None and seen.finite:
                 layers.append((reader, seen))
             else:
-                why = "has no rows of it" if seen is None else "leads to NaN or infinity"
-                self.context.skip(reader.node, f"calibration {why}", method=NOT_FITTED)
+                why = (
+                    "no calibration rows reach it"
+                    if seen is None
+                    else "its inputs or targets contain NaN or infinity on calibration data"
+                )
+                self.context.skip(reader.node, why, method=NOT_REFITTED)
         return layers
 
     def _fits(
@@ -113,7 +117,7 @@ class _Cutter:
         for reader, seen in layers:
             if not reader.sole:
                 why = "its weight has other readers"
-                self.context.skip(reader.node, why, method=NOT_FITTED)
+                self.context.skip(reader.node, why, method=NOT_REFITTED)
                 continue
             before, _ = matrices(reader.node, reader.weight)
             kept = np.setdiff1d(np.arange(len(before)), reader.inputs_at(cut))

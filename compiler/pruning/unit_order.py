@@ -106,7 +106,7 @@ def readers(group: AxisGroup) -> list[Reader]:
     ]
 
 
-def not_fitted(group: AxisGroup) -> list[tuple[Node, str]]:
+def not_refittable(group: AxisGroup) -> list[tuple[Node, str]]:
     """Nodes that sum over units with a constant but cannot be refitted, with the reason."""
     reasons = []
     for node, axis, weight in _summing(group):

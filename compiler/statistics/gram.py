@@ -69,8 +69,8 @@ class SecondMoments(Observer[Gram]):
         return self._gram
 
 
-def tell_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None:
-    """A remark where fits of layers, (rows, inputs) of each, go by too few rows."""
+def report_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None:
+    """Adds a remark if layers, (rows, inputs) of each, were fitted on too few rows."""
     short = [(ENOUGH * inputs / rows, rows, inputs) for rows, inputs in seen if rows]
     factor, rows, inputs = max(short, default=(0.0, 0, 0))
     if factor <= 1:

@@ -61,9 +61,9 @@ def _rows(layer: WeightedLayer) -> list[Rows]:
 
 def _unseen(grams: Sequence[Gram]) -> str:
     if not any(gram.rows for gram in grams):
-        return "calibration shows none of its inputs"
+        return "no calibration rows reach it"
     finite = all(np.isfinite(gram.xtx).all() for gram in grams)
-    return "" if finite else "its inputs on calibration hold NaN or infinity"
+    return "" if finite else "its inputs contain NaN or infinity on calibration data"
 
 
 def _sum(grams: Sequence[Gram]) -> Gram:

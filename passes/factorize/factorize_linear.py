@@ -39,7 +39,7 @@ from tersor.numerics.lowrank import (
 )
 from tersor.ops.fisher import fisher
 from tersor.pipeline import LOSSY, Context, Skip, replace_node
-from tersor.statistics.gram import Gram, tell_few_rows
+from tersor.statistics.gram import Gram, report_few_rows
 from tersor.statistics.layers import Observed, observed, unobservable
 from tersor.tuning.break_even import Verdict, weigh
 
@@ -102,7 +102,7 @@ class FactorizeLinear(LayerPass):
         done = []
         for layer in layers:
             plan = planned.get(layer.name)
-            if plan is None or context.spares(layer.name, layer.node):
+            if plan is None or context.excludes(layer.name, layer.node):
                 continue
             if context.may_rewrite():
                 _apply(replace(plan, layer=layer), context)
@@ -122,7 +122,7 @@ class FactorizeLinear(LayerPass):
             with context.trying(layer.node):
                 plans[layer.name] = self._plan(seen, ranks.get(layer.weight), metrics, context)
                 rows += [(seen.gram.rows, len(seen.gram.xtx))] if seen.gram is not None else []
-        tell_few_rows(rows, context.report)
+        report_few_rows(rows, context.report)
         return plans
 
     # -- selection ---------------------------------------------------------------------------------

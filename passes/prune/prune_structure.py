@@ -76,7 +76,7 @@ class PruneStructure(Selection):
         self._check_data(context)
         copies = split_vectors(graph)
         groups = self._wanted(graph, context)
-        if not self._asked or not groups:
+        if not self._settings or not groups:
             why = "no amount is set" if groups else "no group of units can be cut"
             context.remark(f"{why}: nothing is pruned")
             merge_vectors(graph, copies)
@@ -93,39 +93,39 @@ class PruneStructure(Selection):
 
     def _amounts(self, groups: Sequence[AxisGroup], ranking: Ranking) -> list[int]:
         """The number of units to remove from each group."""
-        (asked,) = self._asked
-        if asked == "ratio":
+        (option,) = self._settings
+        if option == "ratio":
             return amounts.by_share(groups, self.ratio)
-        if asked == "threshold":
+        if option == "threshold":
             return amounts.by_threshold(groups, ranking, self.threshold)
-        budget = amounts.Budget(asked, getattr(self, asked), self.allocation)
+        budget = amounts.Budget(option, getattr(self, option), self.allocation)
         return amounts.by_budget(groups, ranking, budget)
 
-    def milder(self, share: float, left: float | None) -> PruneStructure | None:
+    def weakened(self, share: float, remaining: float | None) -> PruneStructure | None:
         """A budget that could not be met is relaxed from what was left."""
-        if not self._asked:
+        if not self._settings:
             return None
-        (asked,) = self._asked
-        value: float = getattr(self, asked)
-        if asked in ("ratio", "threshold"):
-            return replace(self, **{asked: _rounded(value * share)})  # type: ignore[arg-type]
-        most = 1 - max(value, left or 0.0)
+        (option,) = self._settings
+        value: float = getattr(self, option)
+        if option in ("ratio", "threshold"):
+            return replace(self, **{option: _rounded(value * share)})  # type: ignore[arg-type]
+        most = 1 - max(value, remaining or 0.0)
         if most < WORTH:
             return None
-        return replace(self, **{asked: _rounded(1 - most * share)})  # type: ignore[arg-type]
+        return replace(self, **{option: _rounded(1 - most * share)})  # type: ignore[arg-type]
 
     # -- options -----------------------------------------------------------------------------------
 
     @property
-    def _asked(self) -> list[str]:
+    def _settings(self) -> list[str]:
         """The options that set how much to remove and are not at their default."""
         none = {"ratio": 0.0, "threshold": 0.0, "macs": 1.0, "parameters": 1.0, "latency": 1.0}
         return [name for name, value in none.items() if getattr(self, name) != value]
 
     def _problem(self) -> str:
         """What is wrong with the options; empty if nothing is."""
-        if len(self._asked) > 1:
-            return f"set only one of {' and '.join(self._asked)}"
+        if len(self._settings) > 1:
+            return f"set only one of {' and '.join(self._settings)}"
         if not 0 <= self.ratio < 1:
             return f"ratio {self.ratio:g} is not in [0, 1)"
         if not 0 <= self.threshold < float("inf"):
@@ -139,12 +139,12 @@ class PruneStructure(Selection):
             known = ["obs", *CRITERIA]
             hint = suggest(self.criterion, known)
             return f"no criterion {self.criterion!r}{hint}; there are {', '.join(known)}"
-        if self.allocation == "exact" and self._asked and self._asked != ["latency"]:
+        if self.allocation == "exact" and self._settings and self._settings != ["latency"]:
             return "allocation exact works for latency only, whose savings add up"
         return ""
 
     def _check_data(self, context: Context) -> None:
-        if "latency" in self._asked and context.latency is None:
+        if "latency" in self._settings and context.latency is None:
             raise InvalidOption(
                 f"{self.label}: latency needs a target that can be measured on this machine; macs=… does not"
             )
@@ -162,12 +162,12 @@ class PruneStructure(Selection):
             )
             if needed
         ]
-        if needing and self._asked:
+        if needing and self._settings:
             raise InvalidOption(f"{self.label} needs calibration inputs for {'; '.join(needing)}")
 
     @property
     def _is_budget(self) -> bool:
-        return bool({"macs", "parameters", "latency"} & set(self._asked))
+        return bool({"macs", "parameters", "latency"} & set(self._settings))
 
     # -- groups ------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Passes that move weights and activations to fewer bits."""
+"""Quantization of weights and activations."""

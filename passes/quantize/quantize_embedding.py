@@ -1,4 +1,4 @@
-"""Embedding tables in int8 with one scale a row: a quarter of the size, read a row at a time.
+"""Embedding tables in int8 with one scale per row: a quarter of the size; lookups decode only their rows.
 
 E[i, :] ~ scale[i] * Q[i, :],   scale[i] = max|E[i, :]| / 127
 """
@@ -19,7 +19,7 @@ class QuantizeEmbedding(TablePass):
     """Options:
 
     min_elements: tables smaller than this stay in float.
-    max_error: a table that would lose more (relative, root mean square) stays in float.
+    max_error: a table whose relative error (root mean square) is larger stays in float.
     """
 
     keeps = LOSSY
@@ -34,7 +34,7 @@ class QuantizeEmbedding(TablePass):
 
     def run(self, graph: Graph, context: Context) -> None:
         for layer in self.layers(graph, context):
-            if context.spares(layer.name, layer.node):
+            if context.excludes(layer.name, layer.node):
                 continue
             dense = layer.weight.numpy()
             encoding = quantize_rows(dense)

@@ -1,11 +1,11 @@
-"""Weights in int8 that layers read as floats: a quarter of the file, at the speed of floats.
+"""Weight-only int8: a quarter of the file, at the speed of floats.
 
-    w[o, i] ~ scale[o] * q[o, i],   scale[o] = max|w[o, :]| / 127       one scale an output
+    w[o, i] ~ scale[o] * q[o, i],   scale[o] = max|w[o, :]| / 127       one scale per output
 
-For what has no integer form (convolutions, recurrent layers, linear layers that would lose too much by
-quantized activations): runtimes make floats of such a weight when they load the model.  What makes the
-outputs of a layer is told by the op table's ``Weight``: a Conv's filters, an LSTM's rows of W and R, of
-each gate and direction; a linear layer's columns.
+For layers that do not compute in integers: convolutions, recurrent layers, and linear layers that quantized
+activations would make too inaccurate. Runtimes decode such a weight when they load the model. The op table's
+``Weight`` says which slices of a weight are its outputs: a Conv's filters, an LSTM's rows of W and R for each
+gate and direction, a linear layer's columns.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tersor.statistics.layer_outputs import output_errors
 class QuantizeWeights(LayerPass):
     """Options:
 
-    min_elements: weights smaller than this stay: little is won there.
-    max_error: a weight stays in float where a layer's output on calibration would differ by more than this
-        (relative, root mean square), or, where calibration shows no such layer, the weight itself.
+    min_elements: weights smaller than this stay in float: quantizing them saves little.
+    max_error: a weight stays in float if the output of a layer that reads it would differ by more than this
+        (relative, root mean square) on calibration inputs or, if they reach no such layer, the weight itself.
     """
 
     keeps = LOSSY
@@ -48,7 +48,7 @@ class QuantizeWeights(LayerPass):
                 quantize_outputs(layer.weight.numpy(), layer.form.inputs)
             )
             if form.nbytes > 0.9 * layer.encoding.nbytes:
-                small = f"@{layer.name} would be no smaller: a scale for a few weights"
+                small = f"@{layer.name} would be no smaller: it has a scale for every few weights"
                 context.skip(layer.node, small)
                 continue
             layers.append(layer)
@@ -56,12 +56,12 @@ class QuantizeWeights(LayerPass):
         of_outputs = context.remember("errors", lambda: output_errors(graph, forms, context))
         outputs, weights = list[float](), list[float]()
         for layer in layers:
-            if context.spares(layer.name, layer.node):
+            if context.excludes(layer.name, layer.node):
                 continue
             form = forms[layer.weight]
-            error, told, of = of_outputs.get(layer.name), outputs, "its output on calibration"
+            error, errors, of = of_outputs.get(layer.name), outputs, "its output on calibration"
             if error is None:
-                error, told = relative_error(layer.weight.numpy(), form.decode()), weights
+                error, errors = relative_error(layer.weight.numpy(), form.decode()), weights
                 of = "the weight"
             if error > self.max_error:
                 above = f"above max_error {self.max_error}"
@@ -69,18 +69,18 @@ class QuantizeWeights(LayerPass):
                 continue
             layer.weight.graph.set_encoding(layer.weight, form)
             context.rewrote()
-            told.append(error)
+            errors.append(error)
             context.report.changed[layer.name] = (f"{layer.label} @{layer.name}", error)
-        _tell(outputs, weights, context)
+        _report(outputs, weights, context)
 
 
-def _tell(outputs: list[float], weights: list[float], context: Context) -> None:
+def _report(outputs: list[float], weights: list[float], context: Context) -> None:
     count = len(outputs) + len(weights)
     if count:
-        context.remark(f"{count} weights are held in int8 and read as floats")
+        context.remark(f"{count} weights are stored in int8 and decoded to floats")
     for what, errors in (
         ("a layer's output on calibration", outputs),
-        ("a weight: its layer's output is unknown", weights),
+        ("a weight (its layer's output is unknown)", weights),
     ):
         if errors:
             context.remark(error=float(np.mean(errors)), worst=float(max(errors)), of=what)

@@ -2,13 +2,12 @@
 
     x W = (x / s) (s W),    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
 
-One scale a tensor, or a row, suits x / s better, and int8 per channel can hold s W.  alpha is searched
-for each layer by the error of the quantized product on calibration rows; "no smoothing" is one of the
-candidates.  Layers that read the same x share s.
+x / s loses less with one scale per tensor or row, and s W can be stored in int8 per channel. alpha is
+searched for each layer by the error of the quantized product on calibration rows; "no smoothing" is one of
+the candidates. Layers that read the same x share s.
 
-1/s goes where it costs nothing if there is such a place: into the columns of the linear layer that
-makes x, through the values of an Attention as well.  Elsewhere one Mul is left in the graph, and only
-where it cuts the error by ``min_gain``.
+1/s is folded where it costs nothing: into the columns of the linear layer that computes x, also through the
+values of an Attention. Otherwise a Mul is inserted, but only where it divides the error by ``min_gain``.
 """
 
 from __future__ import annotations
@@ -37,16 +36,17 @@ from tersor.statistics.observing import Rows, observe
 from tersor.structure.ties import why_shared
 from tersor.transforms.quantizers import activation_form
 
-_FLOOR = 0.05  # Channels that calibration saw (almost) inactive may be active later: no scale from nothing.
+# Relative to the largest channel: one that is inactive on calibration inputs may be active later.
+_FLOOR = 0.05
 
 
 @dataclass(frozen=True)
 class SmoothActivations(LayerPass):
     """Options:
 
-    alphas: exponents that are tried.
+    alphas: the exponents to try.
     min_gain: a Mul must divide a layer's error by at least this.
-    granularity: of the quantizers that it is for: as that of ``quantize-dynamic``.
+    granularity: that of ``quantize-dynamic``, which it prepares.
     """
 
     keeps = LOSSY
@@ -76,14 +76,14 @@ class SmoothActivations(LayerPass):
         form = activation_form(self.granularity, context)
         for i, (x, readers) in enumerate(groups.items()):
             if x not in seen:
-                context.skip(readers[0], "calibration shows none of its inputs")
+                context.skip(readers[0], "no calibration rows reach it")
                 continue
             if not np.isfinite(seen[x].rows).all():
-                context.skip(readers[0], "its inputs on calibration are no numbers")
+                context.skip(readers[0], "its inputs contain NaN or infinity on calibration data")
                 continue
             context.progress(i, len(groups), f"smoothing {readers[0].scope or x.name}")
             if reason := next(filter(None, (why_shared(r.node, _weight(r)) for r in readers)), ""):
-                context.skip(readers[0], f"{reason}, and would be held twice")
+                context.skip(readers[0], f"{reason}, and would be stored twice")
                 continue
             weights = np.concatenate([_weight(r).numpy() for r in readers], axis=1)
             exact = seen[x].rows @ weights
@@ -92,7 +92,7 @@ class SmoothActivations(LayerPass):
             errors: dict[str, Any] = {"before": float(before), "error": float(after)}
             if alpha is None:
                 context.skip(readers[0], "no exponent lowers its error", error=float(before))
-            elif _foldable_maker(x, readers) is None and before < after * self.min_gain:
+            elif _foldable_producer(x, readers) is None and before < after * self.min_gain:
                 low = f"a Mul has to divide its error by {self.min_gain:g}"
                 context.skip(readers[0], low, method=f"alpha {alpha:g}", **errors)
             else:
@@ -104,19 +104,19 @@ class SmoothActivations(LayerPass):
     def _search(
         self, seen: Activation, weight: np.ndarray, error: Callable[[np.ndarray], float]
     ) -> tuple[float, float, float | None, np.ndarray]:
-        """(error without, error with the best scale, its exponent or None, the scale)."""
+        """(Error without smoothing, error with the best scale, its exponent or None, the scale)"""
         best_alpha, best_scale = None, np.ones(weight.shape[0], np.float32)
         best_error = before = error(best_scale)
         for alpha in self.alphas:
             scale = smoothing_scale(seen.channel_amax, weight, alpha)
-            found = error(scale)
-            if found < best_error:
-                best_error, best_alpha, best_scale = found, alpha, scale
+            smoothed = error(scale)
+            if smoothed < best_error:
+                best_error, best_alpha, best_scale = smoothed, alpha, scale
         return before, best_error, best_alpha, best_scale
 
 
 def smoothing_scale(channel_amax: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
-    """s, f32[k], for x[n, k] with largest magnitudes ``channel_amax`` and W[k, n]; its mean is 1."""
+    """s, f32[k], of mean 1, for W[k, n] and x[n, k] whose largest magnitudes are ``channel_amax``."""
     activation = np.maximum(channel_amax, max(_FLOOR * float(channel_amax.max()), 1e-5))
     columns = np.maximum(np.abs(weight).max(axis=1), 1e-5)
     scale = activation**alpha / columns ** (1 - alpha)
@@ -128,25 +128,25 @@ def _error(
     scale: np.ndarray,
 ) -> float:  # fmt: skip
     """Relative error of the quantized product under ``scale``."""
-    held = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
-    made = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, form=form))
-    return relative_error(exact, made @ held.decode())
+    encoding = quantize_weight(weight * scale[:, None], 1, pair_axis=0 if saturates else None)
+    rows = fake_quantize_dynamic(seen.rows / scale, seen.range(scale, form=form))
+    return relative_error(exact, rows @ encoding.decode())
 
 
 def _weight(reader: Reader) -> Value:
-    """As it is now: what comes after it may have been folded into it."""
+    """The current weight: scales of later layers may have been folded into it."""
     return operand(reader.node, reader.form.operand)
 
 
 def _apply(graph: Graph, x: Value, readers: Sequence[Reader], scale: np.ndarray) -> None:
-    """The readers' weights become s W, and what they read becomes x / s."""
+    """Replaces the readers' weights by s W and their input by x / s."""
     for reader in readers:
         _set_weight(graph, reader, _weight(reader).numpy() * scale[:, None])
-    maker = _foldable_maker(x, readers)
-    if maker is not None:
-        _set_weight(graph, maker, maker.weight.numpy() / scale)
-        if (bias := maker.bias) is not None and maker.form.bias is not None:
-            _set_constant(graph, maker.node, maker.form.bias.operand, bias.numpy() / scale)
+    producer = _foldable_producer(x, readers)
+    if producer is not None:
+        _set_weight(graph, producer, producer.weight.numpy() / scale)
+        if (bias := producer.bias) is not None and producer.form.bias is not None:
+            _set_constant(graph, producer.node, producer.form.bias.operand, bias.numpy() / scale)
         return
     nodes = [reader.node for reader in readers]
     first = next(n for n in graph.nodes if n in nodes)
@@ -157,33 +157,37 @@ def _apply(graph: Graph, x: Value, readers: Sequence[Reader], scale: np.ndarray)
         graph.set_input(reader.node, reader.form.activation, smoothed)
 
 
-def _foldable_maker(x: Value, readers: Sequence[Reader]) -> Reader | None:
-    """The linear layer whose columns can take 1/s: it makes x, or the values of the attention that
-    makes x (each channel of a head's result is a mean of that channel of its values), x has no other
-    reader, and only a scale-free activation lies between."""
-    maker = x.producer
-    if maker is None or not set(x.users) <= {reader.node for reader in readers} or x.is_output:
+def _foldable_producer(x: Value, readers: Sequence[Reader]) -> Reader | None:
+    """The linear layer whose columns can take 1/s. It computes x, or the values of the attention that
+    computes x (each channel of a head's output is a weighted mean of that channel of the values); x has no
+    other reader, and the activation between, if any, commutes with positive scales."""
+    producer = x.producer
+    if producer is None or not set(x.users) <= {reader.node for reader in readers} or x.is_output:
         return None
-    if maker.op == "Attention":
-        values = maker.inputs[2]
+    if producer.op == "Attention":
+        values = producer.inputs[2]
         one_head_each = (
-            maker.attrs.get("q_num_heads") == maker.attrs.get("kv_num_heads") is not None
+            producer.attrs.get("q_num_heads") == producer.attrs.get("kv_num_heads") is not None
         )
-        if not one_head_each or values is None or values.only_user() is not maker:
+        if not one_head_each or values is None or values.only_user() is not producer:
             return None
-        if values in (maker.inputs[0], maker.inputs[1]) or len(maker.outputs) > 1:
+        if values in (producer.inputs[0], producer.inputs[1]) or len(producer.outputs) > 1:
             return None
-        maker = values.producer
+        producer = values.producer
         activations: tuple[str, ...] = ("none",)
     else:
         activations = ("none", "relu")
-    if maker is None or maker.op != "tersor.Linear" or maker.attrs["activation"] not in activations:
+    if (
+        producer is None
+        or producer.op != "tersor.Linear"
+        or producer.attrs["activation"] not in activations
+    ):
         return None
-    reader = next(readings(maker), None)
+    reader = next(readings(producer), None)
     if reader is None:
         return None
-    held = [reader.weight, *([reader.bias] if reader.bias is not None else [])]
-    own = all(v.stores_floats for v in held) and not why_shared(maker, reader.weight)
+    constants = [reader.weight, *([reader.bias] if reader.bias is not None else [])]
+    own = all(v.stores_floats for v in constants) and not why_shared(producer, reader.weight)
     return reader if own else None
 
 
@@ -192,8 +196,7 @@ def _set_weight(graph: Graph, reader: Reader, data: np.ndarray) -> None:
 
 
 def _set_constant(graph: Graph, node: Node, operand: int, data: np.ndarray) -> None:
-    """Operand ``operand`` becomes a new constant, pruned where the old one was; that goes if nothing
-    else reads it."""
+    """Replaces a constant operand, keeping its mask; the old constant is erased if it has no other use."""
     old = node.inputs[operand]
     assert old is not None and old.encoding is not None
     encoding = old.encoding.with_values(Dense(data.astype(old.tensor.dtype.numpy)))

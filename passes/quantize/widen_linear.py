@@ -1,9 +1,9 @@
-"""Linear layers of half precision multiply in float32, as a CPU does with halves anyway.
+"""Half-precision linear layers in float32, as a CPU computes them anyway.
 
     y = x W + b   (f16)    becomes    y = f16(f32(x) W' + f32(b))
 
-with W' the same halves, which readers see as float32.  What quantizes linear layers then takes them as it
-takes all others: integer products are scaled in float32, and ONNX quantizes activations of no other type.
+W' stores the same halves and is read as float32. The quantization passes then treat these layers like all
+others: integer products are scaled in float32, and ONNX quantizes only float32 activations.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from tersor.ir import Cast, DType, Graph, Node, Value
 from tersor.ops.onnx_schema import TO_ONNX
 from tersor.pipeline import ROUNDING, Context
 
-_SHORT = (DType.F16, DType.BF16)
+_HALVES = (DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True)
 class WidenLinear(LayerPass):
     """Options:
 
-    min_elements: layers with smaller weights stay, as they do in ``quantize-dynamic``.
+    min_elements: layers with smaller weights stay unchanged, as in ``quantize-dynamic``.
     """
 
     keeps = ROUNDING
     min_elements: int = 4096
 
     def wants(self, reader: Reader) -> bool:
-        return reader.node.op == "tersor.Linear" and reader.weight.tensor.dtype in _SHORT
+        return reader.node.op == "tersor.Linear" and reader.weight.tensor.dtype in _HALVES
 
     def against(self, layer: WeightedLayer) -> str:
         return layer.encoded or layer.tied or layer.shared or layer.not_finite
 
     def run(self, graph: Graph, context: Context) -> None:
         if context.target is not None and context.target.kind != "cpu":
-            context.remark(f"{context.target.kind} multiplies halves: linear layers stay")
+            context.remark(
+                f"{context.target.kind} multiplies in half precision: linear layers are not widened"
+            )
             return
         weights, widened = dict[Node, Value](), dict[Value, list[Node]]()
         layers = self.layers(graph, context)
@@ -58,13 +60,13 @@ class WidenLinear(LayerPass):
             _widen(readers, weights)
             for _ in readers:
                 context.rewrote()
-        for short in list(graph.constants.values()):
-            if not short.uses and short.tensor.dtype in _SHORT:
-                graph.erase_constant(short)
+        for half in list(graph.constants.values()):
+            if not half.uses and half.tensor.dtype in _HALVES:
+                graph.erase_constant(half)
 
 
 def _widen(readers: Sequence[Node], weights: Mapping[Node, Value]) -> None:
-    """All that read one value in the order of execution, in float32."""
+    """Widens all layers that read one value; ``readers`` are in execution order."""
     x, to_wide = operand(readers[0], 0), {"to": TO_ONNX[DType.F32]}
     place = insertion_point(x, readers)
     assert place.graph is not None
@@ -83,7 +85,7 @@ def _widen(readers: Sequence[Node], weights: Mapping[Node, Value]) -> None:
 
 
 def _wide_bias(graph: Graph, bias: Value) -> Value:
-    """A constant stays one, which is what a kernel that adds it takes."""
+    """A constant stays a constant, so that kernels can add it."""
     if bias.is_constant:
         return graph.constant(bias.numpy().astype(np.float32), bias.name)
     return graph.emit("Cast", [bias], {"to": TO_ONNX[DType.F32]})

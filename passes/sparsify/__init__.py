@@ -1,1 +1,1 @@
-"""Passes that take single weights, or patterns of them, away: shapes stay, zeros and their masks are kept."""
+"""Unstructured and semi-structured sparsity: shapes stay, pruned weights are zeros under a mask."""

@@ -1,21 +1,21 @@
-"""Weights become zero, one by one or in patterns, and a mask keeps them so (``Masked`` encoding).
+"""Prunes single weights or patterns of them to zero; a mask keeps the zeros (``Masked`` encoding).
 
     W = [[ 3, -1],     magnitude, half of each layer:     [[3, 0],     mask = [[1, 0],
          [.5,  2]]                                         [0, 2]]             [0, 1]]
 
-What a weight W_ij (output i, input j) is worth, the lowest go first:
+The score of a weight W_ij (output i, input j); the lowest are pruned first:
 
     magnitude    |W_ij|
     random       a number in [0, 1)
     wanda        |W_ij| * |x_j|_2, x_j: input j over the calibration rows (Sun et al. 2023, arXiv 2306.11695)
-    sparsegpt    (W_ij / U_jj)^2, U: the factor of the inverse of H = X^T X.  Going through the inputs, those
-                 that come later make up for what went (Frantar and Alistarh 2023, arXiv 2301.00774; see
-                 ``tersor.numerics.second_order``).  The only criterion that moves the weights that stay.
+    sparsegpt    (W_ij / U_jj)^2, U: the Cholesky factor of the inverse of H = X^T X.  Inputs are pruned in
+                 order, and later ones compensate (Frantar and Alistarh 2023, arXiv 2301.00774; see
+                 ``tersor.numerics.second_order``).  The only criterion that updates the remaining weights.
 
-Inputs are rows of what is multiplied (``tersor.statistics.products``): of a convolution what its window sees
-at each place, of a recurrent layer's R the states of all directions.
+X has the rows that a layer multiplies (``tersor.statistics.products``): of a convolution, the patches of its
+window; of a recurrent layer's R, the states of all directions.
 
-Some layers are observed at a time, with the inputs that they have once those before these are pruned.
+Layers are observed in groups, with the inputs that they have after earlier groups are pruned.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ Across = Literal["auto", "output", "layer", "model"]
 class PruneWeights(LayerPass):
     """Options:
 
-    criterion: what a weight is worth: ``magnitude``, ``random``, ``wanda`` or ``sparsegpt``; the last two
+    criterion: the score of a weight: ``magnitude``, ``random``, ``wanda`` or ``sparsegpt``; the last two
         need calibration.
     pattern: ``unstructured``; ``N:M``: N of every M consecutive inputs of an output stay (2:4); ``RxC``:
-        blocks of R consecutive outputs by C consecutive inputs go as a whole (32x1; 1x8 for groups of 8
-        inputs). The inputs of a convolution are the channels, one place of the kernel after the other.
-    sparsity: the share that goes, from 0 to less than 1. N:M says it itself, and takes none.
-    threshold: in place of a sparsity: weights below this magnitude go, or blocks whose mean is.
-    across: what the lowest are sought in: every ``output``, ``layer``, or the whole ``model``. ``auto``:
-        every output for wanda, every layer else. Sparsegpt seeks in 128 inputs of a layer at a time.
-    embeddings: also tables that rows are looked up in.
-    seed: of ``random``.
-    damping: what sparsegpt adds to H's diagonal, relative to its mean.
+        blocks of R consecutive outputs by C consecutive inputs are pruned as a whole (32x1; 1x8 for groups
+        of 8 inputs). The inputs of a convolution are the channels at each position of the kernel in turn.
+    sparsity: the share to prune, in [0, 1). N:M implies it.
+    threshold: instead of a sparsity: prune weights below this magnitude, or blocks whose mean is below it.
+    across: where scores are compared: within each ``output`` or ``layer``, or in the whole ``model``.
+        ``auto``: each output for wanda, each layer otherwise. Sparsegpt compares in 128 inputs of a layer at
+        a time.
+    embeddings: also prune embedding tables.
+    seed: for ``random``.
+    damping: added to H's diagonal by sparsegpt, relative to its mean.
     """
 
     keeps = LOSSY
@@ -106,19 +107,17 @@ class PruneWeights(LayerPass):
         """What is wrong with the options; empty if nothing is."""
         kept = Pattern.parse(self.pattern).kept
         if kept and (self.sparsity or self.threshold or self.across != "auto"):
-            return f"pattern {self.pattern} leaves nothing to sparsity, threshold and across"
+            return f"pattern {self.pattern} takes no sparsity, threshold or across"
         if self.sparsity and self.threshold:
-            return "sparsity or threshold says how much goes, not both"
+            return "set sparsity or threshold, not both"
         if not 0 <= self.sparsity < 1:
-            return (
-                f"sparsity {self.sparsity:g} is not from 0 to less than 1, where no weight is left"
-            )
+            return f"sparsity {self.sparsity:g} is not in [0, 1)"
         if not 0 <= self.threshold < np.inf:
-            return f"threshold {self.threshold:g} is no magnitude"
+            return f"threshold {self.threshold:g} is not a finite number of at least 0"
         if self.threshold and (self.criterion, self.across) != ("magnitude", "auto"):
-            return "a threshold is for magnitudes, each by itself: no other criterion, no across"
+            return "threshold needs criterion magnitude and takes no across"
         if self.criterion == "sparsegpt" and self.across == "model":
-            return "sparsegpt chooses among the inputs of a layer: across is output or layer"
+            return "sparsegpt compares within a layer: set across to output or layer"
         if not self.damping > 0:
             return f"damping {self.damping:g} is not above 0"
         return ""
@@ -142,52 +141,51 @@ class PruneWeights(LayerPass):
         if misfit := Pattern.parse(self.pattern).misfit(layer.matrix().shape):
             return misfit
         if self._needs_data and (reason := unobservable(layer)):
-            return f"{self.criterion} needs a layer's inputs: {reason}"
+            return f"{self.criterion} needs the layer's inputs: {reason}"
         if self.criterion == "sparsegpt" and not layer.encoding.storage.is_float:
-            return "sparsegpt moves the weights that stay, and these are quantized: prune first"
+            return "sparsegpt updates the remaining weights, but these are quantized: prune first"
         return ""
 
     # -- which weights -----------------------------------------------------------------------------
 
     def _prune(self, seen: Observed, mask: np.ndarray | None) -> bool:
-        """Puts a mask over the layer's weight, perhaps one that was chosen before; False where nothing more
-        goes.
+        """Masks the layer's weight, with ``mask`` if given; returns whether that prunes anything new.
 
         Raises:
-            Skip: calibration does not tell what its weights are worth.
+            Skip: calibration gives no scores for its weights.
         """
-        was, moved = _kept(seen.layer), None
+        before, updated = _kept(seen.layer), None
         if self._needs_data and seen.unseen:
             raise Skip(seen.unseen)
         if self.criterion == "sparsegpt":
-            moved, kept = self._in_order(seen, was)
+            updated, kept = self._in_order(seen, before)
         elif mask is not None:
-            kept = mask & was
+            kept = mask & before
         else:
-            kept = self._choose(self._scores(seen.layer, seen.gram)) & was
-        if (kept == was).all():
+            kept = self._choose(self._scores(seen.layer, seen.gram)) & before
+        if (kept == before).all():
             return False
-        _mask(seen.layer, kept, moved)
+        _mask(seen.layer, kept, updated)
         return True
 
-    def _in_order(self, seen: Observed, was: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sparsegpt: the weights and the mask. What an earlier pass pruned costs nothing, and goes
-        again."""
+    def _in_order(self, seen: Observed, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sparsegpt: the updated weights and the mask. Weights pruned by an earlier pass cost nothing and are
+        pruned again."""
         assert seen.gram is not None
 
         def choose(costs: np.ndarray, at: slice) -> np.ndarray:
-            return np.asarray(self._choose(np.where(was[:, at], costs, 0)) & was[:, at])
+            return np.asarray(self._choose(np.where(before[:, at], costs, 0)) & before[:, at])
 
         try:
             factor = inverse_factor(damped(seen.gram.xtx, self.damping))
         except np.linalg.LinAlgError:
-            raise Skip("its inputs depend on each other too closely: more damping helps") from None
+            raise Skip("its inputs are nearly linearly dependent: increase damping") from None
         return prune_in_order(seen.layer.matrix(), factor, choose, self._step)
 
     def _choose_together(
         self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
     ) -> dict[WeightedLayer, np.ndarray]:
-        """The masks of all layers, from the worth of all their weights."""
+        """The masks of all layers, by comparing the scores of all their weights."""
         if self._needs_data:
             seen = (one for one in observed(graph, layers, context) if not one.unseen)
             scores = {one.layer: self._scores(one.layer, one.gram) for one in seen}
@@ -197,7 +195,7 @@ class PruneWeights(LayerPass):
         return dict(zip(scores, masks, strict=True))
 
     def _scores(self, layer: WeightedLayer, gram: Gram | None) -> np.ndarray:
-        """f64[outputs, inputs], at least 0; 0 for what an earlier pass pruned."""
+        """f64[outputs, inputs], at least 0; 0 for weights that an earlier pass pruned."""
         numbers = layer.matrix()
         if self.criterion == "random":
             drawn = np.random.default_rng((self.seed, layer.index)).random(numbers.shape)
@@ -208,7 +206,7 @@ class PruneWeights(LayerPass):
         return np.asarray(np.abs(numbers))
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
-        """The mask of what stays, among these weights."""
+        """The mask of the weights to keep."""
         pattern = Pattern.parse(self.pattern)
         if pattern.kept:
             return n_of_m(scores, pattern)
@@ -218,24 +216,24 @@ class PruneWeights(LayerPass):
 
     @property
     def _step(self) -> int:
-        """How many inputs sparsegpt chooses among at a time: whole blocks; N:M one group."""
+        """The number of inputs that sparsegpt compares at a time: whole blocks, or one group of N:M."""
         pattern = Pattern.parse(self.pattern)
         return pattern.columns * (1 if pattern.kept else max(COLUMNS // pattern.columns, 1))
 
 
 def _kept(layer: WeightedLayer) -> np.ndarray:
-    """bool[outputs, inputs]: what no earlier pass pruned."""
+    """bool[outputs, inputs]: the weights that no earlier pass pruned."""
     mask = layer.encoding.mask
     return layer.form.matrix(np.ones(layer.weight.tensor.shape, bool) if mask is None else mask)
 
 
 def _mask(layer: WeightedLayer, kept: np.ndarray, numbers: np.ndarray | None) -> None:
-    """Puts the mask ``kept`` over the weight, with other ``numbers`` where they are given."""
+    """Masks the weight with ``kept``; its values become ``numbers`` if given."""
     weight, values = layer.weight, layer.encoding.unmasked
     if numbers is not None:
         tensor = layer.form.tensor(numbers, weight.tensor.shape)
-        moved = Dense(np.ascontiguousarray(tensor, weight.tensor.dtype.numpy))
-        values = values.with_values(moved)
+        updated = Dense(np.ascontiguousarray(tensor, weight.tensor.dtype.numpy))
+        values = values.with_values(updated)
     masked = Masked.of(layer.form.tensor(kept, weight.tensor.shape), values)
     weight.graph.set_encoding(weight, masked)
 
@@ -263,9 +261,7 @@ def _remarks(
         mean, worst = float(np.mean(errors)), float(max(errors))
         remarks.append(Remark(error=mean, worst=worst, of="a layer's output on calibration"))
     else:
-        reason = (
-            "calibration shows no layer's inputs as rows" if calibrated else "no calibration inputs"
-        )
+        reason = "no calibration rows reach the layers" if calibrated else "no calibration inputs"
         remarks.append(Remark(f"{reason}: the layers' errors are unknown"))
-    written = "a backend without sparse kernels writes the zeros out: its file is no smaller"
+    written = "a backend without sparse kernels stores the zeros: its file does not get smaller"
     return [*remarks, Remark(written)]

@@ -1,4 +1,4 @@
-"""Weights that are held in int8 and read as floats: whose, by what scales, at what loss, and in what file."""
+"""Weights stored in int8 and decoded to floats: which, with which scales, at what loss, in which files."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_what_the_weight_loses_says_little_of_what_the_layer_does(seen: bool) ->
         assert (skip.reason, skip.of) == ("above max_error 0.1", "its output on calibration")
         assert skip.error is not None and skip.error > 0.1
     else:
-        assert report.notes[1].of == "a weight: its layer's output is unknown"
+        assert report.notes[1].of == "a weight (its layer's output is unknown)"
 
 
 def test_a_weight_of_two_layers_is_judged_by_the_one_that_loses_more() -> None:

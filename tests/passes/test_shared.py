@@ -129,7 +129,7 @@ def test_shared_weights_are_not_smoothed_apart() -> None:
     made = tersor.compile(given, recipe="int8", calibration=[{"x": x}], measure=False)
     assert built_size(made.model) < 2 * D * WIDE * 1.5
     reasons = [skip.reason for p in made.report.passes for skip in p.skips]
-    assert "@wa is shared with other layers, and would be held twice" in reasons
+    assert "@wa is shared with other layers, and would be stored twice" in reasons
 
 
 @pytest.mark.parametrize("form", HEADS)

@@ -88,7 +88,7 @@ def test_the_smallest_weights_of_each_layer_become_zero() -> None:
     assert [n.method or n.reason for n in report.notes] == [
         "1,280 of 5,120 weights are zero (25.0%), in 3 constants",
         "no calibration inputs: the layers' errors are unknown",
-        "a backend without sparse kernels writes the zeros out: its file is no smaller",
+        "a backend without sparse kernels stores the zeros: its file does not get smaller",
     ]
     assert report.weight_bytes == 5120 // 8 + 4 * (5120 - 1280)
 
@@ -368,7 +368,7 @@ def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
     feed = {v.name: np.ones(v.tensor.shape, v.tensor.dtype.numpy) for v in others().inputs}
     after, report = run(PruneWeights(criterion="wanda", sparsity=0.5), others(), calibration=[feed])
     assert [skip.reason for skip in report.skips] == [
-        "wanda needs a layer's inputs: ConvTranspose multiplies no rows of an operand with @t as one matrix",
+        "wanda needs the layer's inputs: ConvTranspose multiplies no rows of an operand with @t as one matrix",
     ]
     np.testing.assert_array_equal(masked(after, "W").mask.sum(axis=2), 4)
     np.testing.assert_array_equal(masked(after, "R").mask.sum(axis=2), 2)
@@ -414,18 +414,18 @@ def test_a_sparsity_of_nothing_changes_nothing_and_says_so(options: dict[str, An
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"sparsity": 0.5, "threshold": 0.1}, "sparsity or threshold says how much goes, not both"),
-        ({"sparsity": 1.0}, "sparsity 1 is not from 0 to less than 1, where no weight is left"),
-        ({"sparsity": -0.1}, "sparsity -0.1 is not from 0"),
-        ({"sparsity": float("nan")}, "sparsity nan is not from 0"),
-        ({"threshold": -1.0}, "threshold -1 is no magnitude"),
-        ({"threshold": float("inf")}, "threshold inf is no magnitude"),
-        ({"threshold": 0.1, "criterion": "random"}, "a threshold is for magnitudes"),
-        ({"threshold": 0.1, "across": "model"}, "a threshold is for magnitudes"),
-        ({"pattern": "2:4", "sparsity": 0.5}, "pattern 2:4 leaves nothing to sparsity"),
-        ({"pattern": "2:4", "across": "model"}, "pattern 2:4 leaves nothing to sparsity"),
+        ({"sparsity": 0.5, "threshold": 0.1}, "set sparsity or threshold, not both"),
+        ({"sparsity": 1.0}, "sparsity 1 is not in"),
+        ({"sparsity": -0.1}, "sparsity -0.1 is not in"),
+        ({"sparsity": float("nan")}, "sparsity nan is not in"),
+        ({"threshold": -1.0}, "threshold -1 is not a finite number"),
+        ({"threshold": float("inf")}, "threshold inf is not a finite number"),
+        ({"threshold": 0.1, "criterion": "random"}, "threshold needs criterion magnitude"),
+        ({"threshold": 0.1, "across": "model"}, "threshold needs criterion magnitude"),
+        ({"pattern": "2:4", "sparsity": 0.5}, "pattern 2:4 takes no sparsity"),
+        ({"pattern": "2:4", "across": "model"}, "pattern 2:4 takes no sparsity"),
         ({"pattern": "half"}, "unknown pattern 'half'"),
-        ({"sparsity": 0.5, "criterion": "sparsegpt", "across": "model"}, "across is output or layer"),
+        ({"sparsity": 0.5, "criterion": "sparsegpt", "across": "model"}, "set across to output or layer"),
         ({"sparsity": 0.5, "damping": 0.0}, "damping 0 is not above 0"),
         ({"sparsity": 0.5, "criterion": "movement"}, "Input should be 'magnitude'"),
         ({"sparsity": "much"}, "Input should be a valid number"),
@@ -464,7 +464,7 @@ def test_inputs_that_are_not_finite_tell_nothing(across: Any) -> None:
     _, report = run(step, chain(), calibration=[feed])
     assert report.rewrites == 0
     assert {skip.reason for skip in report.skips} == {
-        "its inputs on calibration hold NaN or infinity"
+        "its inputs contain NaN or infinity on calibration data"
     }
 
 
@@ -473,7 +473,7 @@ def test_batches_of_nothing_tell_nothing() -> None:
     for criterion in ("wanda", "sparsegpt"):
         step = PruneWeights(criterion=criterion, sparsity=0.5)  # type: ignore[arg-type]
         _, report = run(step, chain(), calibration=[feed])
-        assert {skip.reason for skip in report.skips} == {"calibration shows none of its inputs"}
+        assert {skip.reason for skip in report.skips} == {"no calibration rows reach it"}
 
 
 def test_a_weight_with_another_reader_stays() -> None:
@@ -513,7 +513,7 @@ def test_layers_in_subgraphs_are_pruned_unless_data_decides() -> None:
     feed = {"c": np.array(True), "x": np.ones((2, 8), np.float32)}
     _, report = run(PruneWeights(criterion="wanda", sparsity=0.5), graph, calibration=[feed])
     assert [skip.reason for skip in report.skips] == [
-        "wanda needs a layer's inputs: it is in a subgraph, which calibration does not observe"
+        "wanda needs the layer's inputs: it is in a subgraph, which calibration does not observe"
     ]
 
 
@@ -589,7 +589,7 @@ def test_quantized_weights_are_not_moved() -> None:
     int8, _ = run(QuantizeDynamic(min_elements=0, max_error=1.0), chain())
     _, report = run(PruneWeights(criterion="sparsegpt", sparsity=0.5), int8, calibration=feeds())
     assert {skip.reason for skip in report.skips} == {
-        "sparsegpt moves the weights that stay, and these are quantized: prune first"
+        "sparsegpt updates the remaining weights, but these are quantized: prune first"
     }
 
 

@@ -19,7 +19,7 @@ from tersor.pruning.unit_order import (
     equal_shares,
     layer_of,
     multiplied_activations,
-    not_fitted,
+    not_refittable,
     readers,
     sums_only_activations,
 )
@@ -269,13 +269,13 @@ def test_convolutions_read_a_unit_at_every_place_of_the_kernel_or_are_told() -> 
         want = sorted(6 * p + u for p in range(places) for u in (1, 4))
         assert found[name].inputs_at(cut).tolist() == found[name].inputs([4, 1]).tolist() == want
     assert found["y"].rows != found["z"].rows  # one operand, two windows
-    assert not_fitted(group) == []
+    assert not_refittable(group) == []
 
     graph = parse(CHANNELS, TABLE)
     told = {
         (node.output.name, why)
         for g in axis_groups(graph) if (graph.constants["w"], 0) in g.axes
-        for node, why in not_fitted(g)
+        for node, why in not_refittable(g)
     }  # fmt: skip
     assert told == {
         ("u", "Conv multiplies no rows of an operand with @c as one matrix"),
@@ -343,7 +343,7 @@ def test_units_that_a_recurrent_layer_reads_and_its_own() -> None:
     assert [r.owner.tolist() for r in states] == [[0, 1, 2]] * 2
     (head,) = [r for r in readers(groups[3]) if r.node.op == "tersor.Linear"]
     assert head.owner.tolist() == [0, 1, 2] * 2
-    assert not_fitted(groups[3]) == []
+    assert not_refittable(groups[3]) == []
     # Where biases lie: of the input's half and of the states', each of three gates.
     cut = groups[3].positions([2])
     for one in (*states, reader):
