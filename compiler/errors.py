@@ -52,6 +52,11 @@ def size(count: int | None) -> str:
     return f"{amount:.2f} GB"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def one_line(text: object, limit: int | None = None) -> str:
     """``text`` on one line, without control and invisible characters, and with its middle cut out if it
     is longer than ``limit``: names in a model are untrusted text."""

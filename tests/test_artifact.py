@@ -25,7 +25,7 @@ from tersor.built import ALIGNMENT, Split, Weights
 from tersor.cli.main import app
 from tersor.errors import InvalidModel, InvalidOption
 from tersor.files import storage
-from tersor.frontends.onnx import beside, external, import_model, read_built
+from tersor.frontends.onnx import external_data, import_model, read_built
 from tersor.pipeline.report import INPUT
 from tersor.tuning.measure import Bench, Paired
 
@@ -71,7 +71,7 @@ def artifact(seed: int = 0) -> tersor.Artifact:
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights go beside the model from 1 kB on."""
-    monkeypatch.setattr(external, "INLINE_BYTES", 1000)
+    monkeypatch.setattr("tersor.frontends.onnx.split.INLINE_BYTES", 1000)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -198,7 +198,7 @@ def test_an_input_with_weights_beside_it_is_read_and_kept(split: None, tmp_path:
 def test_weights_that_change_while_they_are_written_are_noticed(
     split: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beside, "_MAPPED", 0)  # As if they were large.
+    monkeypatch.setattr(external_data, "MIN_MAPPED", 0)  # As if they were large.
     given = tmp_path / "given.onnx"
     onnx.save(model(), given, save_as_external_data=True, location="given.data", size_threshold=64)
     made = tersor.convert(given)
@@ -533,12 +533,12 @@ import os, signal, sys
 import numpy as np
 from tersor.pipeline import registry
 from tersor.artifact import Artifact
-from tersor.frontends.onnx import external
+from tersor.frontends.onnx import split
 from tersor.ir import DType, TensorType
 from tersor.ops import TABLE
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore it.
-external.INLINE_BYTES = 1000
+split.INLINE_BYTES = 1000
 def made(seed):
     graph = TABLE.graph("kill")
     value = graph.add_input("x", TensorType(DType.F32, (2, 64)))

@@ -70,8 +70,8 @@ def _layer(i: int, value: str) -> list[onnx.NodeProto]:
 # which the system may drop at any time.
 MEASURED = """
 import json, resource, sys, threading, time
-from tersor.frontends.onnx import external
-external.INLINE_BYTES = min(external.INLINE_BYTES, int(sys.argv[1]))
+from tersor.frontends.onnx import split
+split.INLINE_BYTES = min(split.INLINE_BYTES, int(sys.argv[1]))
 own = 0
 def watch():
     global own

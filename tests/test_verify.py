@@ -19,7 +19,7 @@ import tersor
 from tersor.artifact import manifest
 from tersor.cli.main import app
 from tersor.errors import InvalidModel, InvalidOption
-from tersor.frontends.onnx import external
+from tersor.frontends.onnx import split
 
 Change = Callable[[Path], object]
 
@@ -40,7 +40,7 @@ def model(scale: float = 1.0) -> onnx.ModelProto:
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An artifact in three files and the manifest."""
-    monkeypatch.setattr(external, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(split, "INLINE_BYTES", 1000)
     monkeypatch.chdir(tmp_path)
     onnx.save(model(), "given.onnx")
     made = tersor.compile("given.onnx", recipe="fp32", measure=False)

@@ -15,7 +15,7 @@ import onnx.defs
 import onnx.shape_inference
 from onnx import TypeProto
 
-from tersor.errors import InvalidGraph
+from tersor.errors import InvalidGraph, first_line
 from tersor.ir import (
     Attribute,
     Dim,
@@ -309,8 +309,7 @@ def infer(node: Node) -> list[ValueType]:
             known, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", IR_OPSET)]
         )
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidGraph(f"{node.label}: {reason}") from None
+        raise InvalidGraph(f"{node.label}: {first_line(error)}") from None
     return [type_from_proto(inferred[n]) if n in inferred else UnknownType() for n in outputs]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tersor.errors import InvalidGraph, suggest
+from tersor.errors import InvalidGraph, first_line, suggest
 from tersor.ir import Attribute, Dim, Graph, Node, TensorType, UnknownType, Value, ValueType
 from tersor.ir.dims import LARGEST, KnownDim, TooComplex, ceil_div, dim_array
 from tersor.ops import onnx_schema
@@ -80,9 +80,9 @@ class Table:
         try:
             return self._infer(node)
         except _MISFITS as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InvalidGraph(
-                f"{node.label}: {node.op} does not take these operands and attributes ({reason})"
+                f"{node.label}: {node.op} does not take these operands and attributes "
+                f"({first_line(error)})"
             ) from error
 
     def _infer(self, node: Node) -> list[tuple[ValueType, np.ndarray | None]]:

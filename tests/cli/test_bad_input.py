@@ -15,7 +15,9 @@ CALIBRATED = "compile m.onnx out.onnx --calibration"
 RECIPE = "no recipe 'int9', did you mean 'int8'?; there are "
 PICKLED = "contains pickled objects, which are not loaded because they can run code; save plain arrays by np.savez"
 DAMAGED = "not an .npz file, or damaged; save it by np.savez"
-DANGLING = "dangling.onnx: node Add 'n[/red]\\x1b[2J' reads 'nope', which nothing makes"
+DANGLING = (
+    "dangling.onnx: Add %y (n[/red]\N{REPLACEMENT CHARACTER}[2J): its operand 'nope' is not defined"
+)
 
 # Command, and how its message begins (all of it where that is written out).
 BAD = [

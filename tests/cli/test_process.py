@@ -36,7 +36,7 @@ def test_an_error_is_one_line_on_stderr(files: Path) -> None:
     done = start("compile", "dangling.onnx", "out.onnx")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "error: dangling.onnx: node Add 'n[/red]\\x1b[2J' reads 'nope', which nothing makes\n"
+        "error: dangling.onnx: Add %y (n[/red]\N{REPLACEMENT CHARACTER}[2J): its operand 'nope' is not defined\n"
     )
     assert not Path("out.onnx").exists()
 

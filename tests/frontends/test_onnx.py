@@ -493,11 +493,11 @@ def test_graphs_go_to_graphsurgeon_to_be_edited_and_back() -> None:
     np.testing.assert_allclose(evaluate(edited, feeds)["y"], run(model, feeds)[0], rtol=1e-5)
 
 
-def test_a_graph_that_graphsurgeon_cannot_write_is_refused() -> None:
+def test_a_graph_that_graphsurgeon_cannot_export_is_refused() -> None:
     surgeon = gs.Graph(
         [gs.Node("Relu", "r", {"odd": object()}, [], [gs.Variable("y")])], name="bad"
     )
-    with pytest.raises(InvalidModel, match="graph 'bad': graphsurgeon cannot write it: "):
+    with pytest.raises(InvalidModel, match="graph 'bad': graphsurgeon cannot export it: "):
         import_graphsurgeon(surgeon)
 
 

@@ -194,13 +194,13 @@ def test_many_external_files_do_not_use_up_descriptors(tmp_path: Path) -> None:
 
 # Shapes that contradict what follows: ONNX Runtime warns of them and goes on.
 CONTRADICTED = {
-    "value_info of another shape": (written("h", [3]), "node Relu making 'h': 'h' is f32[2], but the model writes f32[3]"),
-    "value_info of another rank": (written("h", [2, 1]), "node Relu making 'h': 'h' is f32[2], but the model writes f32[2, 1]"),
-    "an output of another shape": (text("(float[2] x) => (float[3] y) { y = Relu (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[3]"),
-    "an output of another rank": (text("(float[2] x) => (float[1, n] y) { y = Relu (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[1, n]"),
-    "two outputs": (text("(float[2] x) => (float[3] y, float[4] z) { y = Relu (x)  z = Neg (x) }"), "node Relu making 'y': 'y' is f32[2], but the model writes f32[3], and 1 more such"),
-    "an input returned as another type": (text("(float[2] x) => (float[3] x, float[2] y) { y = Relu (x) }"), "graph: 'x' is f32[2], but the model writes f32[3]"),
-    "a shape in a branch": (text("(float[2] x) => (float[2] y) { c = Constant <value = bool {1}> () y = If (c) <then_branch = a () => (float[3] t) { t = Relu (x) }, else_branch = b () => (float[2] e) { e = Neg (x) }> }"), "node Relu making 't': 't' is f32[2], but the model writes f32[3]"),
+    "value_info of another shape": (written("h", [3]), "Relu %h: 'h' is f32[2], but the model declares f32[3]"),
+    "value_info of another rank": (written("h", [2, 1]), "Relu %h: 'h' is f32[2], but the model declares f32[2, 1]"),
+    "an output of another shape": (text("(float[2] x) => (float[3] y) { y = Relu (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[3]"),
+    "an output of another rank": (text("(float[2] x) => (float[1, n] y) { y = Relu (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[1, n]"),
+    "two outputs": (text("(float[2] x) => (float[3] y, float[4] z) { y = Relu (x)  z = Neg (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[3] (and 1 more)"),
+    "an input returned as another type": (text("(float[2] x) => (float[3] x, float[2] y) { y = Relu (x) }"), "value 'x' is f32[2], but the model declares f32[3]"),
+    "a shape in a branch": (text("(float[2] x) => (float[2] y) { c = Constant <value = bool {1}> () y = If (c) <then_branch = a () => (float[3] t) { t = Relu (x) }, else_branch = b () => (float[2] e) { e = Neg (x) }> }"), "Relu %t: 't' is f32[2], but the model declares f32[3]"),
 }  # fmt: skip
 
 
@@ -208,17 +208,15 @@ CONTRADICTED = {
 def test_a_shape_that_contradicts_what_follows_is_a_remark(name: str) -> None:
     model, remark = CONTRADICTED[name]
     made = tersor.convert(model)
-    said = Decision("import", f"{remark}: the inferred shape is taken")
+    said = Decision("import", f"{remark}: using the inferred shape")
     assert said in made.report.decisions
     assert isinstance(made.model, bytes)
     want, got = run(model.SerializeToString(), x=X), run(made.model, x=X)
     assert {k: v.tolist() for k, v in want.items()} == {k: v.tolist() for k, v in got.items()}
 
 
-@pytest.mark.parametrize(("ir_version", "told"), [(3, False), (8, True)])
-def test_inputs_with_defaults_become_constants_and_that_is_told(
-    ir_version: int, told: bool
-) -> None:
+@pytest.mark.parametrize(("ir_version", "remarked"), [(3, False), (8, True)])
+def test_inputs_with_defaults_become_constants(ir_version: int, remarked: bool) -> None:
     model = text(
         "(float[2] x, float[2] k, float[2] l) => (float[2] y) { h = Mul (x, k)  y = Add (h, l) }"
     )
@@ -226,6 +224,6 @@ def test_inputs_with_defaults_become_constants_and_that_is_told(
         model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.float32), name))
     model.ir_version = ir_version
     made = tersor.convert(model)
-    line = "the default of input 'k' and 1 more is taken as a constant: no caller can give another"
-    assert (Decision("import", line) in made.report.decisions) == told
+    line = "the default of input 'k' and 1 more became a constant: callers cannot override it"
+    assert (Decision("import", line) in made.report.decisions) == remarked
     assert made.run({"x": X})["y"].tolist() == [4.0, -3.0]

@@ -1,10 +1,10 @@
-"""ONNX files and protobufs into the IR and back, by way of onnx-graphsurgeon."""
+"""ONNX to the IR and back."""
 
 from tersor.frontends.onnx.bridge import export_graphsurgeon, import_graphsurgeon
 from tersor.frontends.onnx.exporter import export_model
-from tersor.frontends.onnx.external import export_built, external_files, read_built
 from tersor.frontends.onnx.importer import import_model
 from tersor.frontends.onnx.load import model_bytes, read_model
+from tersor.frontends.onnx.split import export_built, external_files, read_built
 
 __all__ = [
     "export_built",

@@ -1,4 +1,4 @@
-"""What a model says of itself, checked before any of it is built: versions, names, arity, attributes."""
+"""Checks of a model before it is imported: versions, names, arity, attributes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from tersor.errors import InvalidModel, Unsupported, suggest
 from tersor.frontends.onnx.order import node_label
+from tersor.frontends.onnx.walk import graphs_in
 from tersor.ops import IR_OPSET
 from tersor.ops.onnx_schema import ML_OPSET, schema
 
-MAX_SUBGRAPHS = 33  # Graphs in graphs: three of protobuf's hundred messages each.
-_MAX_TYPES = 32  # Sequences of sequences.
+MAX_SUBGRAPHS = (
+    33  # Nested graphs: each takes three of the hundred nested messages that protobuf allows.
+)
+_MAX_TYPES = 32  # Nested sequences.
 
-# Domains whose opset a runtime fills in where the model does not.
+# Domains whose opset a model may omit, because runtimes assume one.
 _ASSUMED = ("com.microsoft", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
-# Ops that ONNX Runtime knows in ONNX's own domain, at opsets at which ONNX does not.
-_RUNTIMES_OWN = ("LayerNormalization", "SimplifiedLayerNormalization")
+# Ops that ONNX Runtime defines in the standard domain also at opsets where ONNX does not.
+_ONLY_ORT = ("LayerNormalization", "SimplifiedLayerNormalization")
 _KINDS = {v: k.lower() for k, v in AttributeProto.AttributeType.items()}
 
 
 def domain_of(domain: str) -> str:
-    """ONNX's own domain has two spellings."""
+    """``domain``, with the standard domain, which has two names, as an empty string."""
     return "" if domain == "ai.onnx" else domain
 
 
@@ -32,11 +35,11 @@ def check_versions(model: ModelProto) -> dict[str, int]:
     """Opset versions by domain.
 
     Raises:
-        InvalidModel: an IR version or opset that is none, two for one domain, none for ONNX's own.
-        Unsupported: versions of the future.
+        InvalidModel: an IR version or opset below 1, or two opsets of one domain.
+        Unsupported: a version newer than this package knows.
     """
     if model.ir_version < 1:
-        raise InvalidModel(f"the model's IR version is {model.ir_version}; they begin at 1")
+        raise InvalidModel(f"the model's IR version is {model.ir_version}, not 1 or above")
     if model.ir_version > onnx.IR_VERSION:
         raise Unsupported(
             f"IR version {model.ir_version} is newer than {onnx.IR_VERSION}: export the model at that "
@@ -46,7 +49,7 @@ def check_versions(model: ModelProto) -> dict[str, int]:
     for entry in model.opset_import:
         domain, version = domain_of(entry.domain), int(entry.version)
         if version < 1:
-            raise InvalidModel(f"opset {version} of {domain or 'ai.onnx'!r}; they begin at 1")
+            raise InvalidModel(f"opset of {domain or 'ai.onnx'!r} is {version}, not 1 or above")
         if opsets.setdefault(domain, version) != version:
             raise InvalidModel(
                 f"two opsets of {domain or 'ai.onnx'!r}: {opsets[domain]} and {version}"
@@ -61,10 +64,10 @@ def check_versions(model: ModelProto) -> dict[str, int]:
 
 
 def check_depth(model: ModelProto) -> None:
-    """Nothing nests deeper than a file could hold; models in memory are bounded by nothing else.
+    """Checks that nothing nests deeper than a file allows: nothing else limits models in memory.
 
     Raises:
-        InvalidModel: subgraphs or types that do.
+        InvalidModel: subgraphs or types do.
     """
     level: list[Iterable[NodeProto]] = [model.graph.node, *(f.node for f in model.functions)]
     depth = 0
@@ -72,7 +75,8 @@ def check_depth(model: ModelProto) -> None:
     while level:
         if depth > MAX_SUBGRAPHS:
             raise InvalidModel(
-                f"subgraphs nest deeper than {MAX_SUBGRAPHS}, which no file can hold: flatten them"
+                f"subgraphs nest deeper than {MAX_SUBGRAPHS}, the most that a file can contain: flatten "
+                "them"
             )
         graphs = [g for nodes in level for n in nodes for a in n.attribute for g in graphs_in(a)]
         types += [i.type for g in graphs for i in _infos(g)]
@@ -97,21 +101,14 @@ def _element(type: TypeProto) -> TypeProto | None:
     return type.map_type.value_type if kind == "map_type" else None
 
 
-def graphs_in(attribute: AttributeProto) -> list[GraphProto]:
-    """The subgraphs that an attribute holds."""
-    if attribute.type == AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == AttributeProto.GRAPHS else []
-
-
 def check_interface(graph: GraphProto, *, inner: bool) -> None:
-    """Inputs, initializers and outputs are named, each once; an outermost graph returns something.
+    """Checks that inputs, initializers and outputs have distinct names, and that there are outputs.
 
     Raises:
-        InvalidModel: which one is not.
+        InvalidModel: one has no name or a duplicate one, or an outermost graph has no outputs.
     """
     if not graph.output and not inner:
-        raise InvalidModel("the graph has no outputs: nothing of it would be left")
+        raise InvalidModel("the graph has no outputs, so there is nothing to compile")
     sparse = [s.values.name for s in graph.sparse_initializer]
     for kind, names in (
         ("graph input", [i.name for i in graph.input]),
@@ -120,68 +117,65 @@ def check_interface(graph: GraphProto, *, inner: bool) -> None:
     ):
         if "" in names:
             raise InvalidModel(f"{kind} {names.index('')} has no name")
-        twice = _twice(names)
-        # A branch may return one value twice.
-        if twice and not (inner and kind == "graph output"):
-            raise InvalidModel(f"{kind} {twice!r} is there twice")
+        duplicate = _duplicate(names)
+        # A branch may return the same value twice.
+        if duplicate and not (inner and kind == "graph output"):
+            raise InvalidModel(f"duplicate {kind} {duplicate!r}")
 
 
 def check_node(node: NodeProto, opsets: Mapping[str, int]) -> None:
-    """A node has an op that exists, and operands, results and attributes as its schema says.
+    """Checks that a node's op exists, and its operands, results and attributes against the op's schema.
 
     Raises:
-        InvalidModel: what it has instead.
+        InvalidModel: one of them is wrong.
     """
     label, domain = node_label(node), domain_of(node.domain)
     if domain not in opsets and domain not in _ASSUMED:
-        named = f"of {domain!r}" if domain else "of ONNX's own ops"
-        raise InvalidModel(f"{label}: the model imports no opset {named}")
+        raise InvalidModel(f"{label}: the model imports no opset of {domain or 'ai.onnx'!r}")
     _check_attributes(node, label)
     if domain:
         return
-    found = schema(node.op_type, opsets[""])
-    if found is None:
+    op = schema(node.op_type, opsets[""])
+    if op is None:
         _check_known(node, label, opsets[""])
         return
-    if found.deprecated:
+    if op.deprecated:
         return
-    for kind, have, least, most in (
-        ("inputs", len(node.input), found.min_input, found.max_input),
-        ("outputs", len(node.output), found.min_output, found.max_output),
+    for kind, count, least, most in (
+        ("inputs", len(node.input), op.min_input, op.max_input),
+        ("outputs", len(node.output), op.min_output, op.max_output),
     ):
-        if not least <= have <= most:
+        if not least <= count <= most:
             takes = f"{least}" if least == most else f"{least} to {most}"
-            takes = f"{least} or more" if most > have and most > 1000 else takes
-            raise InvalidModel(f"{label}: has {have} {kind}, and {node.op_type} {takes}")
-    formal = list(found.inputs)
-    for i, (name, given) in enumerate(zip(node.input, formal, strict=False)):
-        if not name and given.option == onnx.defs.OpSchema.FormalParameterOption.Single:
-            raise InvalidModel(f"{label}: lacks operand {i}, {given.name!r}")
-    _check_against(node, label, found)
+            takes = f"{least} or more" if most > count and most > 1000 else takes
+            raise InvalidModel(f"{label}: has {count} {kind}, must have {takes}")
+    for i, (name, formal) in enumerate(zip(node.input, op.inputs, strict=False)):
+        if not name and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            raise InvalidModel(f"{label}: operand {i}, {formal.name!r}, is missing")
+    _check_schema_attributes(node, label, op)
 
 
 def _check_attributes(node: NodeProto, label: str) -> None:
-    if twice := _twice([a.name for a in node.attribute]):
-        raise InvalidModel(f"{label}: has the attribute {twice!r} twice")
+    if duplicate := _duplicate([a.name for a in node.attribute]):
+        raise InvalidModel(f"{label}: duplicate attribute {duplicate!r}")
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             raise InvalidModel(
-                f"{label}: its attribute {attribute.name!r} refers to {attribute.ref_attr_name!r} of a "
-                "function, and is in none"
+                f"{label}: attribute {attribute.name!r} refers to a function's attribute "
+                f"{attribute.ref_attr_name!r}, but the node is not in a function"
             )
         if attribute.type == AttributeProto.UNDEFINED:
-            raise InvalidModel(f"{label}: its attribute {attribute.name!r} has no type")
+            raise InvalidModel(f"{label}: attribute {attribute.name!r} has no type")
 
 
 def _check_known(node: NodeProto, label: str, opset: int) -> None:
-    """A standard op that the opset does not have."""
+    """Accepts an op that ``opset`` does not have only if ONNX Runtime defines it."""
     op = node.op_type
-    if op in _RUNTIMES_OWN:
+    if op in _ONLY_ORT:
         return
-    newest = schema(op)
-    if newest is not None:
+    if schema(op) is not None:
         raise InvalidModel(
-            f"{label}: {op} exists since opset {_first_opset(op)}, the model imports {opset}"
+            f"{label}: the op exists since opset {_first_opset(op)}, but the model imports {opset}"
         )
     names = {s.name for s in onnx.defs.get_all_schemas() if not s.domain}
     raise InvalidModel(f"{label}: ONNX has no op {op!r}{suggest(op, sorted(names))}")
@@ -195,47 +189,47 @@ def _first_opset(op: str) -> int:
     )
 
 
-def _check_against(node: NodeProto, label: str, found: onnx.defs.OpSchema) -> None:
+def _check_schema_attributes(node: NodeProto, label: str, op: onnx.defs.OpSchema) -> None:
     for attribute in node.attribute:
-        known = found.attributes.get(attribute.name)
+        known = op.attributes.get(attribute.name)
         if known is None:
-            there = sorted(found.attributes)
+            names = sorted(op.attributes)
             raise InvalidModel(
-                f"{label}: {node.op_type} has no attribute {attribute.name!r}"
-                f"{suggest(attribute.name, there)} (it has: {', '.join(there) or 'none'})"
+                f"{label}: unknown attribute {attribute.name!r}{suggest(attribute.name, names)} "
+                f"(known: {', '.join(names) or 'none'})"
             )
-        wanted = int(known.type.value)  # type: ignore[attr-defined]
-        if attribute.type != wanted:
+        kind = int(known.type.value)  # type: ignore[attr-defined]
+        if attribute.type != kind:
             raise InvalidModel(
-                f"{label}: its attribute {attribute.name!r} is of type {_KINDS[attribute.type]}, not "
-                f"{_KINDS[wanted]}"
+                f"{label}: attribute {attribute.name!r} is of type {_KINDS[attribute.type]}, not "
+                f"{_KINDS[kind]}"
             )
     given = {a.name for a in node.attribute}
-    for name, known in found.attributes.items():
+    for name, known in op.attributes.items():
         if known.required and name not in given:
-            raise InvalidModel(f"{label}: {node.op_type} needs the attribute {name!r}")
+            raise InvalidModel(f"{label}: attribute {name!r} is missing")
 
 
 def check_functions(functions: Iterable[FunctionProto]) -> None:
-    """Functions are there once, and read only what they are given or make.
+    """Checks that functions have distinct names, and read only their inputs and results of their nodes.
 
     Raises:
-        InvalidModel: one that is not so.
+        InvalidModel: one does not.
     """
     seen = set()
     for function in functions:
         where = f"function {function.domain}.{function.name}"
         key = (function.domain, function.name, function.overload)
         if key in seen:
-            raise InvalidModel(f"{where} is there twice")
+            raise InvalidModel(f"{where} is defined twice")
         seen.add(key)
         _check_function(function, where)
 
 
 def _check_function(function: FunctionProto, where: str) -> None:
-    if twice := _twice(function.input) or _twice(function.output):
-        raise InvalidModel(f"{where}: {twice!r} is there twice in its inputs or outputs")
-    made = set(function.input)
+    if duplicate := _duplicate(function.input) or _duplicate(function.output):
+        raise InvalidModel(f"{where}: duplicate input or output {duplicate!r}")
+    defined = set(function.input)
     domains = {domain_of(o.domain) for o in function.opset_import}
     for node in function.node:
         if domain_of(node.domain) not in domains and domain_of(node.domain) not in _ASSUMED:
@@ -243,36 +237,35 @@ def _check_function(function: FunctionProto, where: str) -> None:
                 f"{where}: {node_label(node)}: the function imports no opset of "
                 f"{domain_of(node.domain) or 'ai.onnx'!r}"
             )
-        if twice := next((n for n in node.output if n and n in made), ""):
-            raise InvalidModel(f"{where}: {node_label(node)} makes {twice!r}, which is made before")
-        made.update(node.output)
-    for node in function.node:
-        if missing := next((n for n in node.input if n and n not in made), ""):
+        if duplicate := next((n for n in node.output if n and n in defined), ""):
             raise InvalidModel(
-                f"{where}: {node_label(node)} reads {missing!r}, which nothing makes"
+                f"{where}: {node_label(node)}: its result {duplicate!r} is already defined"
             )
-    if missing := next((n for n in function.output if n not in made), ""):
-        raise InvalidModel(f"{where} returns {missing!r}, which nothing makes")
+        defined.update(node.output)
+    for node in function.node:
+        if missing := next((n for n in node.input if n and n not in defined), ""):
+            raise InvalidModel(
+                f"{where}: {node_label(node)}: its operand {missing!r} is not defined"
+            )
+    if missing := next((n for n in function.output if n not in defined), ""):
+        raise InvalidModel(f"{where}: its output {missing!r} is not defined")
 
 
 def check_call(node: NodeProto, function: FunctionProto) -> None:
-    """A call gives no more operands and takes no more results than the function has.
+    """Checks that a call has no more operands or results than the function.
 
     Raises:
-        InvalidModel: it does.
+        InvalidModel: it has.
     """
-    for kind, have, most in (
+    for kind, count, most in (
         ("inputs", len(node.input), len(function.input)),
         ("outputs", len(node.output), len(function.output)),
     ):
-        if have > most:
-            raise InvalidModel(
-                f"{node_label(node)}: has {have} {kind}, and the function {function.domain}."
-                f"{function.name} {most}"
-            )
+        if count > most:
+            raise InvalidModel(f"{node_label(node)}: has {count} {kind}, its function has {most}")
 
 
-def _twice(names: Iterable[str]) -> str:
+def _duplicate(names: Iterable[str]) -> str:
     seen: set[str] = set()
     for name in names:
         if name in seen:

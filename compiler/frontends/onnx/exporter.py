@@ -1,21 +1,20 @@
 """IR to ONNX protobuf.
 
-The opset that is stamped is the lowest at which every op means what the IR says, so that as many
-runtimes as possible take the file.
+The file's opset is the lowest at which every op has the IR's meaning, so that as many runtimes as possible
+accept it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tersor.errors import Unsupported
+from tersor.frontends.naming import Names
 from tersor.frontends.onnx.normalize import form_since
 from tersor.frontends.onnx.scopes import NAMESPACE
 from tersor.ir import Attribute, DType, Encoding, Graph, Node, TensorType, Value
@@ -31,13 +30,13 @@ from tersor.ops.onnx_schema import (
     type_to_proto,
 )
 
-MIN_OPSET = 17  # LayerNormalization; every runtime of today takes it.
+MIN_OPSET = 17  # The first with LayerNormalization; all current runtimes support it.
 IR_VERSION = 10
 
 
 @dataclass(frozen=True)
-class Outside:
-    """Where a constant lies that is not in the model's own file: a name beside it, and bytes there."""
+class ExternalRange:
+    """The range of an external file that stores a constant."""
 
     location: str
     offset: int
@@ -49,23 +48,23 @@ def export_model(
     *,
     opset: int | None = None,
     ir_version: int = IR_VERSION,
-    outside: Mapping[Encoding, Outside] | None = None,
+    external: Mapping[Encoding, ExternalRange] | None = None,
 ) -> ModelProto:
-    """An ONNX model of ``graph``: standard and foreign ops with dense constants.
+    """An ONNX model of ``graph``, whose ops are standard or opaque and whose constants are dense.
 
     Args:
-        graph: what to export.
-        opset: to stamp; None: the lowest that fits.
-        ir_version: to stamp.
-        outside: where some of the constants are written; the others are in the protobuf itself.
+        graph: the graph.
+        opset: the opset of the model; None: the lowest possible.
+        ir_version: the IR version of the model.
+        external: constants that are stored in another file; the others are stored in the protobuf.
 
     Raises:
-        Unsupported: a ``tersor.*`` op or an encoded constant, which a backend must lower first, or an
-            op that the wanted opset does not have.
+        Unsupported: a ``tersor.*`` op or an encoded constant, which a backend must lower first, or an op
+            that ``opset`` does not have.
     """
     needed = required_opset(graph)
     if opset is not None and opset < needed:
-        raise Unsupported(f"opset {opset} is too old for this graph, which needs {needed}")
+        raise Unsupported(f"opset {opset} is too old: the graph needs {needed} or above")
     opset = opset or needed
     model = ModelProto(ir_version=ir_version, producer_name="tersor")
     model.opset_import.append(onnx.helper.make_opsetid("", opset))
@@ -73,7 +72,7 @@ def export_model(
         newest = ML_OPSET if domain == "ai.onnx.ml" else 1
         version = graph.domains.get(domain, newest)
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    model.graph.CopyFrom(_Exporter(graph, opset, outside or {}).export())
+    model.graph.CopyFrom(_Exporter(graph, opset, external or {}).export())
     for key in sorted(graph.metadata):
         model.metadata_props.add(key=key, value=graph.metadata[key])
     return model
@@ -85,11 +84,11 @@ def required_opset(graph: Graph) -> int:
 
 
 def _node_opset(node: Node) -> int:
-    """Where a node's op with these attributes and operand types begins to be what it is."""
+    """The lowest opset at which a node with its attributes and types has the IR's meaning."""
     row = TABLE.get(node.op)
     newest = schema(node.op)
     if newest is None:
-        raise Unsupported(f"{node.label}: {node.op} is no ONNX op; a backend must lower it first")
+        raise Unsupported(f"{node.label}: not an ONNX op; a backend must lower it first")
     start = row.since if row is not None and row.since else form_since(node.op)
     if row is not None and row.needs is not None:
         start = max(start, row.needs(node))
@@ -102,19 +101,16 @@ def _node_opset(node: Node) -> int:
 @cache
 def _versions(op: str) -> list[int]:
     """Opsets at which the op's schema changed, ascending."""
-    found = set()
-    version = IR_OPSET
-    while version >= 1:
-        at = schema(op, version)
-        if at is None:
-            break
-        found.add(int(at.since_version))
-        version = at.since_version - 1
-    return sorted(found)
+    versions = []
+    at = schema(op, IR_OPSET)
+    while at is not None:
+        versions.append(int(at.since_version))
+        at = schema(op, at.since_version - 1) if at.since_version > 1 else None
+    return versions[::-1]
 
 
 def _fits(node: Node, version: int) -> bool:
-    """Whether the schema of ``version`` has the node's attributes and takes its operands' types."""
+    """Whether the schema of ``version`` has the node's attributes and allows its types."""
     at = schema(node.op, version)
     assert at is not None
     known = defaults(node.op)
@@ -127,9 +123,9 @@ def _fits(node: Node, version: int) -> bool:
         for i, value in enumerate(values):
             if value is None or not isinstance(value.type, TensorType) or not formal:
                 continue
-            written = formal[min(i, len(formal) - 1)].type_str
-            # A type in place of a parameter's name is the only one allowed.
-            if _onnx_type(value.type.dtype) not in allowed.get(written, {written}):
+            parameter = formal[min(i, len(formal) - 1)].type_str
+            # A schema may name a type in place of a type parameter.
+            if _onnx_type(value.type.dtype) not in allowed.get(parameter, {parameter}):
                 return False
     return True
 
@@ -140,17 +136,17 @@ def _onnx_type(dtype: DType) -> str:
 
 
 class _Exporter:
-    """One export: names of values, chosen so that the interface's come first."""
+    """One export, with the names of values and nodes; names of inputs and outputs take precedence."""
 
-    def __init__(self, graph: Graph, opset: int, outside: Mapping[Encoding, Outside]) -> None:
+    def __init__(
+        self, graph: Graph, opset: int, external: Mapping[Encoding, ExternalRange]
+    ) -> None:
         self.graph = graph
         self.opset = opset
-        self.outside = outside
+        self.external = external
         self.names: dict[Value, str] = {}
-        self.taken: set[str] = {v.name for v in graph.inputs} | set(graph.output_names)
-        self.tried: dict[str, int] = {}
-        self.node_names: set[str] = set()
-        self.tried_nodes: dict[str, int] = {}
+        self.value_names = Names([*(v.name for v in graph.inputs), *graph.output_names])
+        self.node_names = Names()
 
     def export(self) -> GraphProto:
         return self._graph(self.graph, outermost=True)
@@ -158,80 +154,65 @@ class _Exporter:
     def _graph(self, graph: Graph, outermost: bool) -> GraphProto:
         proto = GraphProto(name=graph.name)
         for value in graph.inputs:
-            self.names[value] = value.name if outermost else self._fresh(value.name)
-            proto.input.add(name=self.names[value]).type.CopyFrom(type_to_proto(value.type))
-        copies = self._name_outputs(graph, outermost)
+            name = value.name if outermost else self.value_names.unique(value.name)
+            self.names[value] = name
+            proto.input.add(name=name).type.CopyFrom(type_to_proto(value.type))
+        names, copies = self._name_outputs(graph, outermost)
         for value in graph.constants.values():
             proto.initializer.append(self._initializer(value))
         for node in graph.nodes:
             proto.node.append(self._node(node))
-        for name, value in copies:
-            label = _unlike("Identity", self.node_names, self.tried_nodes)
-            proto.node.add(op_type="Identity", name=label, input=[self.names[value]], output=[name])
-        outputs = graph.output_names if outermost else self._inner_outputs(graph, copies)
-        for name, value in zip(outputs, graph.outputs, strict=True):
+        for copy, value in copies:
+            name = self.node_names.unique("Identity")
+            proto.node.add(op_type="Identity", name=name, input=[self.names[value]], output=[copy])
+        for name, value in zip(names, graph.outputs, strict=True):
             proto.output.add(name=name).type.CopyFrom(type_to_proto(value.type))
         return proto
 
-    def _name_outputs(self, graph: Graph, outermost: bool) -> list[tuple[str, Value]]:
-        """Names results that the graph returns; what cannot carry the name itself (an input, a
-        constant, an outer value, something returned twice) is copied under it at the end."""
-        copies = []
+    def _name_outputs(
+        self, graph: Graph, outermost: bool
+    ) -> tuple[list[str], list[tuple[str, Value]]]:
+        """The names of a graph's outputs, and (name, value) of those that are copies because their value has
+        another name: inputs, constants, outer values, values returned twice."""
+        names, copies = [], []
         inputs = {v.name: v for v in graph.inputs} if outermost else {}
         for name, value in zip(graph.output_names, graph.outputs, strict=True):
             if inputs.get(name, value) is not value:
                 raise Unsupported(
-                    f"output {name!r} has the name of an input, which ONNX cannot say: rename one"
+                    f"output {name!r} has the name of an input, which ONNX does not allow: rename one"
                 )
+            chosen = name if outermost else self.value_names.unique(value.name)
             own = value.producer is not None and value.producer.graph is graph
-            wanted = name if outermost else self._fresh(value.name)
             if own and value not in self.names:
-                self.names[value] = wanted
-            elif self.names.get(value) != wanted:
-                copies.append((wanted, value))
-        return copies
-
-    def _inner_outputs(self, graph: Graph, copies: Sequence[tuple[str, Value]]) -> list[str]:
-        waiting: dict[Value, deque[str]] = {}
-        for name, value in copies:
-            waiting.setdefault(value, deque()).append(name)
-        seen: set[Value] = set()
-        names = []
-        for value in graph.outputs:
-            first = value not in seen
-            seen.add(value)
-            if waiting.get(value) and not (first and self._is_named_output(graph, value)):
-                names.append(waiting[value].popleft())
-            else:
-                names.append(self.names[value])
-        return names
-
-    def _is_named_output(self, graph: Graph, value: Value) -> bool:
-        return value.producer is not None and value.producer.graph is graph
-
-    def _fresh(self, base: str) -> str:
-        return _unlike(base, self.taken, self.tried)
+                self.names[value] = chosen
+            elif self.names.get(value) != chosen:
+                copies.append((chosen, value))
+            names.append(chosen)
+        return names, copies
 
     def _name(self, value: Value | None) -> str:
         if value is None:
             return ""
         if value not in self.names:
-            self.names[value] = self._fresh(value.name)
+            self.names[value] = self.value_names.unique(value.name)
         return self.names[value]
 
     def _initializer(self, value: Value) -> TensorProto:
         if value.encoding is None or not value.encoding.is_dense:
-            described = value.encoding.describe() if value.encoding else "nothing"
-            raise Unsupported(f"{value!r} is held as {described}; a backend must lower it first")
-        if (place := self.outside.get(value.encoding)) is not None:
-            return _reference(value.encoding.type, place, self._name(value))
-        return _tensor(value.encoding.decode(), self._name(value))
+            form = value.encoding.describe() if value.encoding else "nothing"
+            raise Unsupported(f"{value!r} is encoded as {form}; a backend must lower it first")
+        type, name = value.encoding.type, self._name(value)
+        if (place := self.external.get(value.encoding)) is None:
+            return array_to_proto(value.encoding.decode(), name)
+        proto = TensorProto(name=name, data_type=TO_ONNX[type.dtype], dims=type.shape)
+        refer(proto, place)
+        return proto
 
     def _node(self, node: Node) -> NodeProto:
         domain, op = split_domain(node.op)
         proto = NodeProto(op_type=op, domain=domain)
         proto.input.extend(self._name(v) for v in node.inputs)
-        # An empty name at the end says nothing, and ONNX Runtime's fusions read what it stands for.
+        # An empty name at the end is redundant, and some of ONNX Runtime's fusions fail on it.
         while proto.input and not proto.input[-1]:
             proto.input.pop()
         proto.output.extend(self._name(v) for v in node.outputs)
@@ -249,13 +230,11 @@ class _Exporter:
         return proto
 
     def _trim(self, node: Node, proto: NodeProto) -> None:
-        """Outputs nobody reads are left out where the op allows it."""
+        """Leaves out unused outputs if the op allows it."""
         newest = schema(node.op)
-        for i in reversed(range(1, len(node.outputs))):
-            optional = newest is None or _is_optional_output(newest, i)
-            if node.outputs[i].uses or not optional:
-                continue
-            proto.output[i] = ""
+        for i in range(1, len(node.outputs)):
+            if not node.outputs[i].uses and (newest is None or _is_optional_output(newest, i)):
+                proto.output[i] = ""
         while len(proto.output) > 1 and not proto.output[-1]:
             proto.output.pop()
 
@@ -271,19 +250,7 @@ class _Exporter:
 
     def _node_name(self, node: Node) -> str:
         base = node.name or "/".join([*node.scope.split("."), split_domain(node.op)[1]]).lstrip("/")
-        return _unlike(base, self.node_names, self.tried_nodes)
-
-
-def _unlike(base: str, taken: set[str], tried: dict[str, int]) -> str:
-    """``base``, or ``base_1`` … that is not in ``taken``, to which it is added. ``tried`` keeps how
-    far each base has come, since thousands may have the same."""
-    name, i = base, tried.get(base, 0)
-    while name in taken:
-        i += 1
-        name = f"{base}_{i}"
-    tried[base] = i
-    taken.add(name)
-    return name
+        return self.node_names.unique(base)
 
 
 def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
@@ -293,19 +260,8 @@ def _is_optional_output(at: onnx.defs.OpSchema, index: int) -> bool:
     return bool(outputs[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional)
 
 
-def _tensor(array: np.ndarray, name: str) -> TensorProto:
-    return array_to_proto(array, name)
-
-
-def _reference(type: TensorType, place: Outside, name: str) -> TensorProto:
-    """A tensor whose numbers are in another file."""
-    proto = TensorProto(name=name, data_type=TO_ONNX[type.dtype], dims=type.shape)
-    refer(proto, place)
-    return proto
-
-
-def refer(proto: TensorProto, place: Outside) -> None:
-    """Makes ``proto`` refer to numbers in another file."""
+def refer(proto: TensorProto, place: ExternalRange) -> None:
+    """Makes the data of ``proto`` external."""
     del proto.external_data[:]
     proto.data_location = TensorProto.EXTERNAL
     for key in ("location", "offset", "length"):

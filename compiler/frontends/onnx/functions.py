@@ -1,26 +1,27 @@
-"""A model's own functions, put in place of their calls."""
+"""Inlining of a model's local functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 import onnx
-from onnx import AttributeProto, FunctionProto, NodeProto
+from onnx import FunctionProto, NodeProto
 
-from tersor.errors import InvalidModel, Unsupported
+from tersor.errors import InvalidModel, Unsupported, first_line
 from tersor.frontends.onnx.check import check_call, check_functions
 from tersor.frontends.onnx.order import sorted_nodes
+from tersor.frontends.onnx.walk import all_nodes
 
-MAX_NODES = 1_000_000  # Functions that call each other twice double at every step.
+MAX_NODES = 1_000_000  # A chain of functions that each call the next twice doubles at every step.
 _Key = tuple[str, str, str]
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its functions' bodies in place of their calls; itself where it has none.
+    """``model`` with the bodies of its functions in place of the calls; the model itself if it has none.
 
     Raises:
         InvalidModel: onnx cannot inline them.
-        Unsupported: a function that calls itself, or bodies that grow out of bounds.
+        Unsupported: a function is recursive, or the result would have too many nodes.
     """
     if not model.functions:
         return model
@@ -33,44 +34,46 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model, convert_version=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidModel(f"the model's functions cannot be inlined: {reason}") from None
+        raise InvalidModel(
+            f"the model's functions cannot be inlined: {first_line(error)}"
+        ) from None
 
 
 def _with_sorted_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Onnx renames what a body makes as it goes, and so has to meet it before it is read."""
+    """``model`` with the nodes of each function in topological order, which onnx's inliner requires: it
+    renames results as it visits them."""
     orders = [sorted_nodes(f.node) for f in model.functions]
     if all(order == sorted(order) for order in orders):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for function, held, order in zip(copy.functions, model.functions, orders, strict=True):
+    for function, original, order in zip(copy.functions, model.functions, orders, strict=True):
         del function.node[:]
-        function.node.extend(held.node[i] for i in order)
+        function.node.extend(original.node[i] for i in order)
     return copy
 
 
 def _check_calls(model: onnx.ModelProto) -> None:
     functions = {_function_key(f): f for f in model.functions}
     for body in (model.graph.node, *(f.node for f in model.functions)):
-        for node in _all_nodes(body):
+        for node in all_nodes(body):
             called = functions.get((node.domain, node.op_type, node.overload))
             if called is not None:
                 check_call(node, called)
 
 
 def _check_growth(model: onnx.ModelProto) -> None:
-    """Counts the nodes that inlining would make, without making them."""
+    """Bounds the number of nodes that inlining would produce, without inlining."""
     functions = {_function_key(f): f for f in model.functions}
     calls = {key: _calls(f.node, functions) for key, f in functions.items()}
     sizes: dict[_Key, int] = {}
     for key in _innermost_first(functions, calls):
-        own = sum(1 for _ in _all_nodes(functions[key].node))
+        own = sum(1 for _ in all_nodes(functions[key].node))
         sizes[key] = min(own + sum(sizes[k] for k in calls[key]), MAX_NODES + 1)
     total = sum(sizes[k] for k in _calls(model.graph.node, functions))
     if total > MAX_NODES:
         raise Unsupported(
-            f"the model's functions make more than {MAX_NODES} nodes when inlined: "
+            f"the model's functions expand to more than {MAX_NODES} nodes when inlined: "
             "simplify the model first"
         )
 
@@ -78,6 +81,11 @@ def _check_growth(model: onnx.ModelProto) -> None:
 def _innermost_first(
     functions: dict[_Key, FunctionProto], calls: dict[_Key, list[_Key]]
 ) -> list[_Key]:
+    """``functions``, each after those that it calls.
+
+    Raises:
+        Unsupported: a function is recursive.
+    """
     order: dict[_Key, None] = {}
     for start in functions:
         path: dict[_Key, Iterator[_Key]] = {start: iter(calls[start])}
@@ -89,7 +97,7 @@ def _innermost_first(
                 del path[key]
             elif callee in path:
                 raise Unsupported(
-                    f"function {callee[0]}.{callee[1]} cannot be inlined: it calls itself"
+                    f"function {callee[0]}.{callee[1]} cannot be inlined: it is recursive"
                 )
             else:
                 path[callee] = iter(calls[callee])
@@ -101,19 +109,5 @@ def _function_key(function: FunctionProto) -> _Key:
 
 
 def _calls(nodes: Iterable[NodeProto], functions: dict[_Key, FunctionProto]) -> list[_Key]:
-    keys = ((n.domain, n.op_type, n.overload) for n in _all_nodes(nodes))
+    keys = ((n.domain, n.op_type, n.overload) for n in all_nodes(nodes))
     return [key for key in keys if key in functions]
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of their subgraphs."""
-    work = [iter(nodes)]
-    while work:
-        node = next(work[-1], None)
-        if node is None:
-            work.pop()
-            continue
-        yield node
-        for attribute in node.attribute:
-            graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
-            work.extend(iter(g.node) for g in graphs)

@@ -1,13 +1,13 @@
-"""Types of a graph's inputs, with every dim named."""
+"""Types of a model's inputs, with a symbol for every open dim."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from onnx import GraphProto, TypeProto, ValueInfoProto
 
-from tersor.frontends.onnx.check import graphs_in
+from tersor.frontends.onnx.walk import all_graphs
 from tersor.ir import Dim, Sym, TensorType, ValueType, symbol
 from tersor.ir.dims import parse_dim, symbols
 from tersor.ops.onnx_schema import type_from_proto
@@ -16,23 +16,23 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
 class InputDims:
-    """Types of the inputs of a model's graphs, with a symbol for each of their dims.
+    """Types of the inputs of a model's graphs, with a symbol for each open dim.
 
-    A dim that the file leaves open becomes a symbol of its own, so that what is computed from it can be
-    told apart from all others; equal names stay equal, different ones different. Names that only say
-    "open" leave a dim open: numbers ("-1", "0", "3"), and a name that all open dims of the inputs have,
-    two of one input among them. Runtimes take such models at any sizes.
+    Equal names become equal symbols, different names different ones, and a dim without a name a new symbol,
+    so that sizes computed from it are distinguishable from others. Some names carry no information, and
+    runtimes accept different sizes for them: numbers ("-1", "0", "3"), and one name for all open dims of the
+    inputs if it occurs twice in one input. Such dims count as unnamed.
     """
 
     def __init__(self, graph: GraphProto) -> None:
-        # Names that are identifiers keep themselves; the others must not fall on one of them.
-        self.taken = {p for p in _written(graph) if _IDENTIFIER.match(p)}
+        # Identifiers are used as they are; new symbols must differ from them.
+        self.taken = {p for p in _dim_params(graph) if _IDENTIFIER.match(p)}
         self.plain: set[str] = set()
         self.named: dict[str, Sym] = {}
-        self.only = _only_name(graph)
+        self.placeholder = _placeholder(graph)
 
     def types(self, inputs: Sequence[ValueInfoProto]) -> list[ValueType]:
-        """Types of the inputs of one graph."""
+        """The types of one graph's inputs."""
         params = (d.dim_param for i in inputs for d in i.type.tensor_type.shape.dim)
         self.plain = {p for p in params if _IDENTIFIER.match(p)}
         types = []
@@ -50,33 +50,35 @@ class InputDims:
         param: str = proto.dim_param
         if isinstance(dim, int) and not param:
             return dim
-        if not param or self._says_nothing(param):
+        if not param or self._is_uninformative(param):
             return self._fresh(fallback)
-        if param in self.plain or self._follows(param):
+        if param in self.plain or self._is_expression(param):
             return dim
         if param not in self.named:
             self.named[param] = self._fresh(param)
         return self.named[param]
 
-    def written(self, proto: TypeProto) -> ValueType:
-        """The type that the file writes for what is no input; dims whose names say nothing are unknown."""
+    def declared(self, proto: TypeProto) -> ValueType:
+        """The type of a value that is not an input; dims with uninformative names are unknown."""
         type = type_from_proto(proto)
         if not isinstance(type, TensorType) or type.dims is None:
             return type
         pairs = zip(type.dims, proto.tensor_type.shape.dim, strict=True)
         return type.with_dims(
-            tuple(None if p.dim_param and self._says_nothing(p.dim_param) else d for d, p in pairs)
+            tuple(
+                None if p.dim_param and self._is_uninformative(p.dim_param) else d for d, p in pairs
+            )
         )
 
-    def _says_nothing(self, param: str) -> bool:
+    def _is_uninformative(self, param: str) -> bool:
         try:
-            return param == self.only or isinstance(parse_dim(param), int)
+            return param == self.placeholder or isinstance(parse_dim(param), int)
         except ValueError:
             return False
 
-    def _follows(self, param: str) -> bool:
-        """Whether the name is an expression of other inputs' dims (torch writes ``2*batch``), and not
-        just a name with a dash in it."""
+    def _is_expression(self, param: str) -> bool:
+        """Whether a name is an expression of other dims (torch writes ``2*batch``), and not a name that
+        contains a dash."""
         try:
             return bool(param) and symbols(parse_dim(param)) <= self.plain
         except ValueError:
@@ -93,9 +95,9 @@ class InputDims:
         return symbol(name)
 
 
-def _only_name(graph: GraphProto) -> str | None:
-    """The name that all open dims of the inputs have, where one input has it twice: an image of
-    [N, 3, N, N] need not be square, nor as wide as there are of them."""
+def _placeholder(graph: GraphProto) -> str | None:
+    """The name of all open dims of the inputs, if one input has it twice: images of shape [N, 3, N, N] need
+    not be square, nor as wide as their number."""
     named = [
         [d.dim_param for d in i.type.tensor_type.shape.dim if d.dim_param] for i in graph.input
     ]
@@ -103,11 +105,7 @@ def _only_name(graph: GraphProto) -> str | None:
     return names.pop() if len(names) == 1 and max(map(len, named)) > 1 else None
 
 
-def _written(graph: GraphProto) -> Iterator[str]:
-    """Names of all dims that a graph and its subgraphs write, at whatever value."""
-    graphs = [graph]
-    while graphs:
-        at = graphs.pop()
-        for info in (*at.input, *at.output, *at.value_info):
-            yield from (d.dim_param for d in info.type.tensor_type.shape.dim if d.dim_param)
-        graphs += [g for node in at.node for a in node.attribute for g in graphs_in(a)]
+def _dim_params(graph: GraphProto) -> set[str]:
+    """All names of dims in a graph and its subgraphs."""
+    infos = (i for g in all_graphs(graph) for i in (*g.input, *g.output, *g.value_info))
+    return {d.dim_param for i in infos for d in i.type.tensor_type.shape.dim if d.dim_param}

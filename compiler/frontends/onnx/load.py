@@ -1,4 +1,4 @@
-"""Reading ONNX files: bytes to protobuf, with one clear line for what is not a model."""
+"""Reads ONNX files into protobufs, with an explanation for files that are something else."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tersor.errors import InvalidModel
-from tersor.frontends.onnx.beside import Files, cached_blob
-from tersor.frontends.onnx.wire import MAX_BYTES, check_structure
+from tersor.frontends.onnx.external_data import Files, cached_blob
+from tersor.frontends.onnx.wire import check_size, check_structure
 
 _PICKLE = (
     "pickles can run code and are not read unless trusted: give the torch module itself, or a model "
     "folder with safetensors"
 )
 _UNPACK = "unpack it first"
-# What people give in place of a model: where its mark stands, the mark, what it is.
+# Other files that users pass: offset of a signature, signature, explanation.
 _OTHER_FILES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the model: run 'git lfs pull'"),
     (0, b"PK\x03\x04", f"a zip archive, perhaps a torch checkpoint: {_PICKLE}"),
@@ -27,20 +27,20 @@ _OTHER_FILES = (
     (0, b"BZh", f"compressed with bzip2: {_UNPACK}"),
     (0, b"\xfd7zXZ", f"compressed with xz: {_UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"compressed with zstd: {_UNPACK}"),
-    (0, b"<", "a web page or XML, not the model: a download that failed? get the file itself"),
-    (8, b'{"', "safetensors: weights without a graph; give the model folder that they belong to"),
+    (0, b"<", "a web page or XML, perhaps from a failed download: download the model again"),
+    (8, b'{"', "safetensors: weights without a graph; give the model folder that contains them"),
     (0, b"{", "JSON or other text, not an ONNX model"),
-    (0, b"\x89HDF", "HDF5, perhaps of Keras: export the model to ONNX"),
+    (0, b"\x89HDF", "HDF5, perhaps from Keras: export the model to ONNX"),
     (0, b"GGUF", "GGUF: export the model to ONNX"),
     (4, b"TFL3", "a TensorFlow Lite model: export the model to ONNX"),
-    (4, b"ORTM", "in ONNX Runtime's own format: give the .onnx file that it was made from"),
+    (4, b"ORTM", "in ONNX Runtime's ORT format: give the .onnx file that it was converted from"),
 )
 
 
 def read_model(
     source: str | Path | bytes | onnx.ModelProto, *, allow_hf_cache: bool = False
 ) -> tuple[onnx.ModelProto, Files | None]:
-    """The model and the files beside it (None for bytes and protos).
+    """The model, and its external files (None for bytes and protos).
 
     Raises:
         InvalidModel: no such file, not a file, not an ONNX model.
@@ -51,8 +51,8 @@ def read_model(
         return _parse(source, "the given bytes"), None
     path = Path(source)
     data, identity = _read(path)
-    # The Hugging Face cache keeps the data beside the link, others beside the file.
-    folder = path.parent if _is_cached(path) else path.resolve().parent
+    # In the Hugging Face cache, external data is next to the link; elsewhere, next to the link's target.
+    folder = path.parent if cached_blob(path) is not None else path.resolve().parent
     return _parse(data, str(path)), Files(folder, identity, allow_hf_cache)
 
 
@@ -61,32 +61,24 @@ def model_bytes(model: bytes | onnx.ModelProto) -> bytes:
     return model if isinstance(model, bytes) else bytes(model.SerializeToString())
 
 
-def _is_cached(path: Path) -> bool:
-    return cached_blob(path) is not None
-
-
 def _read(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of a file, and which one it is."""
+    """The bytes of a file, and its device and inode."""
     try:
-        # A pipe would keep its opener waiting.
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; check the path") from None
     except ValueError as error:  # a null byte in the path
         raise InvalidModel(f"{str(path)!r}: {error}") from None
     try:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
             raise InvalidModel(f"{path}: a folder; give the .onnx file in it")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidModel(f"{path}: not a regular file; copy it to one first")
-        if found.st_size > MAX_BYTES:
-            raise InvalidModel(
-                f"{path}: {found.st_size} bytes, and protobuf holds at most {MAX_BYTES}: save the "
-                "weights as external data"
-            )
+        check_size(status.st_size, str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(), (found.st_dev, found.st_ino)
+            return file.read(), (status.st_dev, status.st_ino)
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror}; check the path") from None
     finally:
@@ -112,7 +104,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 def _checked(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     if not model.HasField("graph"):
-        raise InvalidModel(f"{where}: no graph in it; not an ONNX model, or truncated")
+        raise InvalidModel(f"{where}: no graph; not an ONNX model, or truncated")
     if not model.opset_import:
-        raise InvalidModel(f"{where}: names no opset; not a complete ONNX model, or truncated")
+        raise InvalidModel(f"{where}: imports no opset; not an ONNX model, or truncated")
     return model

@@ -1,53 +1,54 @@
-"""The order of a graph's nodes: that of the file where it holds, else one in which every value is
-made before it is read."""
+"""Topological order of a file's nodes, and checks of the names that define it."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import GraphProto, NodeProto
 
 from tersor.errors import InvalidModel
+from tersor.frontends.onnx.scopes import module_path
+from tersor.frontends.onnx.walk import graphs_in
 
 SHOWN = 6  # Nodes of a cycle that a message names.
 
 
 def node_label(proto: NodeProto) -> str:
-    """How messages call a node of the file."""
-    name = repr(proto.name) if proto.name else ""
-    if not name and proto.output:
-        name = f"making {proto.output[0]!r}"
-    op = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
-    return f"node {op} {name}".rstrip()
+    """A node's name in messages, in the form of :attr:`tersor.ir.Node.label`:
+    ``MatMul %h (encoder.layer.0)``."""
+    domain = f"{proto.domain}." if proto.domain not in ("", "ai.onnx") else ""
+    result = next((f" %{name}" for name in proto.output if name), "")
+    where = module_path(proto) or proto.name
+    return f"{domain}{proto.op_type}{result}{f' ({where})' if where else ''}"
 
 
 def check_names(proto: GraphProto) -> None:
-    """Every name is made once.
+    """Checks that every name is defined once.
 
     Raises:
-        InvalidModel: a name that two nodes make, or that a node and an input or initializer share.
+        InvalidModel: a node's result has the name of another's, of an input or of an initializer.
     """
-    made = {i.name for i in proto.input} | {t.name for t in proto.initializer}
-    made |= {s.values.name for s in proto.sparse_initializer}
+    defined = {i.name for i in proto.input} | {t.name for t in proto.initializer}
+    defined |= {s.values.name for s in proto.sparse_initializer}
     for node in proto.node:
         for name in node.output:
-            if name and name in made:
-                raise InvalidModel(f"{node_label(node)} makes {name!r}, which is made before")
-            made.add(name)
+            if name and name in defined:
+                raise InvalidModel(f"{node_label(node)}: its result {name!r} is already defined")
+            defined.add(name)
 
 
 def sorted_nodes(nodes: Sequence[NodeProto]) -> list[int]:
-    """Indices of ``nodes`` in an order in which they can run, as near to the given one as can be.
+    """Indices of ``nodes`` in topological order, each as early as the given order allows.
 
     Raises:
         InvalidModel: a cycle.
     """
-    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    producers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     waits: list[set[int]] = []
     readers: dict[int, list[int]] = {}
     for i, node in enumerate(nodes):
-        needs = {maker[name] for name in _reads(node) if name in maker}
+        needs = {producers[name] for name in _reads(node) if name in producers}
         for j in needs:
             readers.setdefault(j, []).append(i)
         waits.append(needs)
@@ -66,36 +67,29 @@ def sorted_nodes(nodes: Sequence[NodeProto]) -> list[int]:
 
 
 def _cycle(nodes: Sequence[NodeProto], waits: Sequence[set[int]]) -> str:
-    """The cycle among nodes that each wait for another: following that leads into it."""
+    """Describes a cycle. Every waiting node waits for another one, so following these leads into a cycle."""
     at = next(i for i, needs in enumerate(waits) if needs)
-    way: dict[int, None] = {}
-    while at not in way:
-        way[at] = None
+    path: dict[int, None] = {}
+    while at not in path:
+        path[at] = None
         at = min(waits[at])
-    ring = [*way][[*way].index(at) :]
-    # What each waits for comes before it.
-    ring.reverse()
-    first = ring.index(min(ring))
-    ring = ring[first:] + ring[:first]
-    shown = [node_label(nodes[i]).removeprefix("node ") for i in ring[:SHOWN]]
-    more = f"{len(ring) - SHOWN} more -> " if len(ring) > SHOWN else ""
-    return f"a cycle of {len(ring)} nodes: {' -> '.join(shown)} -> {more}{shown[0]}"
+    cycle = [*path][[*path].index(at) :]
+    cycle.reverse()  # In the direction of the data.
+    first = cycle.index(min(cycle))
+    cycle = cycle[first:] + cycle[:first]
+    shown = [node_label(nodes[i]) for i in cycle[:SHOWN]]
+    more = f"{len(cycle) - SHOWN} more -> " if len(cycle) > SHOWN else ""
+    return f"a cycle of {len(cycle)} nodes: {' -> '.join(shown)} -> {more}{shown[0]}"
 
 
 def _reads(node: NodeProto) -> set[str]:
-    """Names that a node reads of the graph it is in, by its subgraphs too."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            found |= _captures(attribute.g)
-        elif attribute.type == AttributeProto.GRAPHS:
-            found = found.union(*map(_captures, attribute.graphs))
-    return found
+    """Names that a node or its subgraphs read from the graph that contains it."""
+    return set(node.input).union(*(_captures(g) for a in node.attribute for g in graphs_in(a)))
 
 
 def _captures(graph: GraphProto) -> set[str]:
-    """Names that a subgraph reads and does not make. Recursion is as deep as graphs nest, which
-    protobuf limits."""
+    """Names that a subgraph reads but does not define. Recursion is bounded by the depth of graphs, which
+    :func:`check_depth` limits."""
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     own |= {s.values.name for s in graph.sparse_initializer}
     read = {o.name for o in graph.output}

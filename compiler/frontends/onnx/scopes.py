@@ -1,4 +1,4 @@
-"""The module that a node came from, as exporters write it down."""
+"""Module paths of nodes, from what exporters record."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ast
 
 from onnx import NodeProto
 
-# We write it under the key that viewers read; torch's exporter writes the same key as
+# The key that viewers read, under which Tersor writes the path; torch's exporter writes it in the form
 # ": Model/encoder: Encoder/encoder.layer.0: Layer/linear: aten.linear.default".
 NAMESPACE = "namespace"
 TORCH_SCOPES = "pkg.torch.onnx.name_scopes"  # "['', 'encoder', 'encoder.layer.0', 'linear']"
 
 
 def module_path(proto: NodeProto) -> str:
-    """The path of a node's module, like ``encoder.layer.0.attention.self.query``; empty if unknown.
+    """The path of a node's module, such as ``encoder.layer.0.attention.self.query``; empty if unknown.
 
-    Read from metadata, or else from node names like ``/encoder/layer.0/attention/self/query/MatMul``,
-    which torch's older exporter gives.
+    From the node's metadata, or else from a name such as ``/encoder/layer.0/attention/self/query/MatMul``, as
+    torch's older exporter gives.
     """
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if TORCH_SCOPES in metadata and (scopes := _list(metadata[TORCH_SCOPES])):
@@ -32,7 +32,7 @@ def module_path(proto: NodeProto) -> str:
 
 
 def _known(path: str) -> str:
-    """What torch writes in place of a path that it does not know is none."""
+    """``path``, or an empty string for torch's placeholder for an unknown path."""
     return "" if path.startswith("_empty_nn_module_stack") else path
 
 

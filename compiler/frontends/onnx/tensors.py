@@ -1,4 +1,4 @@
-"""TensorProto to numpy. External data is mapped, not read, and stays inside the model's folder."""
+"""TensorProto to numpy. External data is memory-mapped, and must be inside the model's folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 from onnx import SparseTensorProto, TensorProto
 
-from tersor.errors import InvalidModel, Unsupported
-from tersor.frontends.onnx.beside import Files
+from tersor.errors import InvalidModel, Unsupported, first_line
+from tersor.frontends.onnx.external_data import Files
 from tersor.ir import DType
 from tersor.ops.onnx_schema import FROM_ONNX
 
-MAX_DENSIFIED = 1 << 28  # Bytes that all sparse tensors of a model may take when dense.
-_MAX_RANK = 64  # numpy's
+MAX_DENSIFIED = 1 << 28  # Bytes of all sparse tensors of a model, as dense arrays.
+_MAX_RANK = 64  # numpy's limit
 _LARGEST = 2**63 - 1
 _SHOWN = 100  # Characters of a file's name that a message shows.
 
-# Where a tensor of a type holds its numbers when not in raw_data, and how many of them an element.
+# By element type, the field that stores the numbers if raw_data does not, and numbers per element.
 _TYPED: dict[DType, tuple[str, float]] = {
     DType.F32: ("float_data", 1), DType.C64: ("float_data", 2), DType.F64: ("double_data", 1),
     DType.C128: ("double_data", 2), DType.I64: ("int64_data", 1), DType.U32: ("uint64_data", 1),
@@ -33,10 +33,10 @@ def element_type(tensor: TensorProto) -> DType:
     """The element type of a tensor.
 
     Raises:
-        InvalidModel: it names a type that is none.
+        InvalidModel: it is unknown.
     """
     if tensor.data_type not in FROM_ONNX:
-        raise InvalidModel(f"tensor {tensor.name!r}: no element type {tensor.data_type}")
+        raise InvalidModel(f"tensor {tensor.name!r}: unknown element type {tensor.data_type}")
     return FROM_ONNX[tensor.data_type]
 
 
@@ -45,23 +45,25 @@ class Tensors:
     """Reads the tensors of one model.
 
     Attributes:
-        files: what lies beside the model; None where it was not given as a file.
-        densified: bytes that sparse tensors took so far.
+        files: the model's external files; None if the model was not given as a file.
+        densified: bytes of the dense arrays of sparse tensors so far.
     """
 
     files: Files | None = None
     densified: int = 0
 
     def array(self, tensor: TensorProto) -> np.ndarray:
-        """The numbers of a tensor; a map of a file where they are in another.
+        """The values of a tensor; memory-mapped if they are external.
 
         Raises:
-            InvalidModel: a dtype that is none, dims that no array has, data of another length than the
-                dims say, or external data that is not a readable part of a file beside the model.
+            InvalidModel: an unknown element type, impossible dims, data whose length does not match the dims,
+                or external data that is not a readable range of a file in the model's folder.
         """
         dtype, shape = element_type(tensor), _shape(tensor)
         if tensor.HasField("segment"):
-            raise InvalidModel(f"tensor {tensor.name!r}: a segment of a tensor, which ONNX gave up")
+            raise InvalidModel(
+                f"tensor {tensor.name!r}: segments of tensors, which ONNX removed, are not supported"
+            )
         if tensor.data_location == TensorProto.EXTERNAL:
             return self._external(tensor, dtype, shape)
         if len(tensor.raw_data):
@@ -69,22 +71,22 @@ class Tensors:
         return _typed(tensor, dtype, shape)
 
     def dense(self, sparse: SparseTensorProto) -> np.ndarray:
-        """The dense form of COO indices, linear [n] or by axis [n, rank], with values [n].
+        """The dense form of a sparse tensor: values [n], with indices [n] into the flat array or [n, rank].
 
         Raises:
-            InvalidModel: indices that are not of that form, or outside of the dims.
-            Unsupported: the model's sparse tensors are too large to be held dense.
+            InvalidModel: indices of another shape, or out of bounds.
+            Unsupported: the model's sparse tensors are too large as dense arrays.
         """
         where = f"sparse tensor {sparse.values.name!r} of {_listed(sparse.dims)}"
         values, indices = self.array(sparse.values), self.array(sparse.indices)
         shape = tuple(int(d) for d in sparse.dims)
         if any(d < 0 for d in shape) or len(shape) > _MAX_RANK:
-            raise InvalidModel(f"{where}: no array can be that")
+            raise InvalidModel(f"{where}: no array can have this shape")
         self.densified += math.prod(shape) * values.dtype.itemsize
         if self.densified > MAX_DENSIFIED:
             raise Unsupported(
-                f"{where}: the model's sparse tensors take more than {MAX_DENSIFIED} bytes when dense, "
-                "and they are held so here"
+                f"{where}: the model's sparse tensors take more than {MAX_DENSIFIED} bytes as dense "
+                "arrays, to which they are converted"
             )
         count = values.size
         if values.ndim != 1 or indices.shape not in ((count,), (count, len(shape))):
@@ -111,19 +113,19 @@ class Tensors:
         where = f"tensor {tensor.name!r}: external data {shown!r}"
         if self.files is None:
             raise InvalidModel(
-                f"{where} is beside a file, but the model was not given as one: give its path"
+                f"{where} needs the model's folder, but the model was given in memory: give its path"
             )
         if dtype is DType.STRING:
             raise InvalidModel(f"{where}: strings cannot be external")
         if _filled(tensor):
-            raise InvalidModel(f"{where}: the model holds data of it too, in {_filled(tensor)[0]}")
+            raise InvalidModel(f"{where}: the tensor also has data in {_filled(tensor)[0]}")
         part = self.files.part(tensor.external_data, where)
         needed, size = _bytes(dtype, shape), part.data.size
         length = needed if part.length is None else part.length
         if part.offset < 0 or length != needed or part.offset + needed > size:
             raise InvalidModel(
-                f"{where}: bytes {part.offset} to {part.offset + length} do not hold {list(shape)} of "
-                f"{dtype.value} ({needed} bytes) in a file of {size}"
+                f"{where}: bytes {part.offset} to {part.offset + length} of a file of {size} do not contain "
+                f"{dtype.value}{list(shape)} ({needed} bytes)"
             )
         if dtype.bits < 8:
             packed = part.data[part.offset : part.offset + needed]
@@ -139,7 +141,7 @@ def _shape(tensor: TensorProto) -> tuple[int, ...]:
     if any(d < 0 for d in shape):
         raise InvalidModel(f"tensor {tensor.name!r}: negative dim in {_listed(shape)}")
     if len(shape) > _MAX_RANK or math.prod(d for d in shape if d) * 16 > _LARGEST:
-        raise InvalidModel(f"tensor {tensor.name!r}: no array can be {_listed(shape)}")
+        raise InvalidModel(f"tensor {tensor.name!r}: no array can have shape {_listed(shape)}")
     return shape
 
 
@@ -147,15 +149,15 @@ def _raw(tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndarra
     if dtype is DType.STRING:
         raise InvalidModel(f"tensor {tensor.name!r}: strings cannot be in raw_data")
     if filled := [f for f in _filled(tensor) if f != "raw_data"]:
-        raise InvalidModel(f"tensor {tensor.name!r}: data both in raw_data and in {filled[0]}")
+        raise InvalidModel(f"tensor {tensor.name!r}: data in both raw_data and {filled[0]}")
     needed = _bytes(dtype, shape)
     if len(tensor.raw_data) != needed:
-        raise _another_length(
+        raise _wrong_length(
             tensor, dtype, f"{needed} bytes", f"raw_data has {len(tensor.raw_data)}"
         )
     if dtype.bits < 8:
         return _converted(tensor)
-    if dtype is DType.BOOL:  # A byte other than 0 and 1 would be neither to numpy.
+    if dtype is DType.BOOL:  # Makes bytes other than 0 and 1 true, which numpy leaves undefined.
         return np.frombuffer(tensor.raw_data, np.uint8).astype(bool).reshape(shape)
     stored = np.frombuffer(tensor.raw_data, dtype.numpy.newbyteorder("<"))
     return stored.astype(dtype.numpy, copy=False).reshape(shape)
@@ -167,11 +169,11 @@ def _typed(tensor: TensorProto, dtype: DType, shape: tuple[int, ...]) -> np.ndar
         each = dtype.bits / 8  # packed
     if other := [f for f in _filled(tensor) if f != field]:
         raise InvalidModel(
-            f"tensor {tensor.name!r}: {dtype.value} belongs in {field}, not in {other[0]}"
+            f"tensor {tensor.name!r}: data of {dtype.value} must be in {field}, not in {other[0]}"
         )
-    needed, have = math.ceil(math.prod(shape) * each), len(getattr(tensor, field))
-    if have != needed:
-        raise _another_length(tensor, dtype, f"{needed} numbers", f"{field} has {have}")
+    needed, count = math.ceil(math.prod(shape) * each), len(getattr(tensor, field))
+    if count != needed:
+        raise _wrong_length(tensor, dtype, f"{needed} numbers", f"{field} has {count}")
     if not needed:
         return np.zeros(shape, dtype.numpy)
     array = _converted(tensor)
@@ -182,23 +184,23 @@ def _converted(tensor: TensorProto) -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensor)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidModel(f"tensor {tensor.name!r}: {reason}") from None
+        raise InvalidModel(f"tensor {tensor.name!r}: {first_line(error)}") from None
 
 
 def _filled(tensor: TensorProto) -> list[str]:
+    """The fields that contain data."""
     return [f for f in ("raw_data", *_FIELDS) if len(getattr(tensor, f))]
 
 
-def _another_length(tensor: TensorProto, dtype: DType, takes: str, has: str) -> InvalidModel:
+def _wrong_length(tensor: TensorProto, dtype: DType, needed: str, has: str) -> InvalidModel:
     return InvalidModel(
-        f"tensor {tensor.name!r}: {_listed(tensor.dims)} of {dtype.value} takes {takes}, its {has}"
+        f"tensor {tensor.name!r}: {dtype.value}{_listed(tensor.dims)} needs {needed}, but {has}"
     )
 
 
 def _listed(dims: Iterable[int]) -> str:
     shown = list(dims)
-    return str(shown) if len(shown) <= _MAX_RANK else f"{len(shown)} dims"
+    return str(shown) if len(shown) <= _MAX_RANK else f"[{len(shown)} dims]"
 
 
 def _bytes(dtype: DType, shape: tuple[int, ...]) -> int:

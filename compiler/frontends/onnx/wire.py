@@ -1,8 +1,8 @@
-"""The structure of a serialized model, walked before protobuf builds anything of it.
+"""Checks the structure of a serialized model before protobuf parses it.
 
-Protobuf merges what is written twice, skips what it does not know, and takes any bytes that happen to
-parse: a model with another file's bytes behind it reads as a model. This walk steps over weights by
-their length, so its time goes with the number of nodes, not with the size of the file.
+Protobuf merges duplicate fields, skips unknown ones and accepts any bytes that happen to parse: a model
+followed by another file's bytes parses as a model. The check skips over weights by their length, so that its
+time is proportional to the number of nodes, not to the size of the file.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor  # type: igno
 
 from tersor.errors import InvalidModel
 
-MAX_DEPTH = 100  # Messages in messages; protobuf reads no deeper.
-MAX_MESSAGES = 4_000_000  # Two bytes in the file make one of a hundred in memory.
-MAX_BYTES = 2**31 - 1  # Protobuf writes no more, and reads no more in every language.
+MAX_DEPTH = 100  # Nested messages; protobuf's limit.
+MAX_MESSAGES = 4_000_000  # A message of two bytes in a file can take a hundred in memory.
+MAX_BYTES = 2**31 - 1  # Protobuf's limit.
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
 class _Field:
-    """What may stand under a field's number: wire types; for bytes, which message or whether text."""
+    """What a field may contain: its wire types, and for bytes, the message type or whether they are text."""
 
     name: str
     wires: frozenset[int]
@@ -34,17 +34,24 @@ class _Field:
     repeated: bool
 
 
+def check_size(size: int, where: str) -> None:
+    """Raises:
+    InvalidModel: a protobuf of ``size`` bytes is too large.
+    """
+    if size > MAX_BYTES:
+        raise InvalidModel(
+            f"{where}: {size} bytes, but a protobuf has at most {MAX_BYTES}: save the weights as external "
+            "data"
+        )
+
+
 def check_structure(data: bytes, where: str) -> None:
-    """Checks that ``data`` is the wire form of one ModelProto and of nothing else.
+    """Checks that ``data`` is one serialized ModelProto and nothing else.
 
     Raises:
-        InvalidModel: it ends early, goes on after the model, nests too deep, or is something else.
+        InvalidModel: it is truncated, followed by other bytes, nested too deeply, or something else.
     """
-    if len(data) > MAX_BYTES:
-        raise InvalidModel(
-            f"{where}: {len(data)} bytes, and protobuf holds at most {MAX_BYTES}: save the weights as "
-            "external data"
-        )
+    check_size(len(data), where)
     try:
         _walk(data, where)
     except IndexError:
@@ -52,7 +59,7 @@ def check_structure(data: bytes, where: str) -> None:
 
 
 def _walk(data: bytes, where: str) -> None:
-    """Raises IndexError where the data ends in the middle of a number."""
+    """Raises IndexError if the data ends within a number."""
     top = onnx.ModelProto.DESCRIPTOR
     stack: list[tuple[int, Descriptor]] = [(len(data), top)]
     end, fields = len(data), _fields(top)
@@ -70,59 +77,67 @@ def _walk(data: bytes, where: str) -> None:
         start = at
         tag, at = _number(data, at)
         wire, field = tag & 7, fields.get(tag >> 3)
-        if wire == _BYTES:
-            length, at = _number(data, at)
-            stop = at + length
-            if stop > len(data):
-                raise _truncated(where)
-        elif wire == _VARINT:
-            stop = _number(data, at)[1]
-        elif wire in (_FIXED32, _FIXED64):
-            stop = at + (4 if wire == _FIXED32 else 8)
-        else:
-            stop = -1
-        known = stop >= 0 and (field is None or wire in field.wires)
-        # A newer ONNX may have fields that are not known here, but what a file is shows at its top.
-        if not known or (field is None and len(stack) == 1):
-            behind = graph_seen and len(stack) == 1
-            raise _trailing(where, start) if behind else _other(where, start)
-        if field is None:
+        at, stop = _payload(data, at, wire)
+        if wire == _BYTES and stop > len(data):
+            raise _truncated(where)
+        valid = stop >= 0 and (field is None or wire in field.wires)
+        # A newer ONNX may add fields, but not to ModelProto, by which files of other kinds are told apart.
+        if not valid or (field is None and len(stack) == 1):
+            after_model = graph_seen and len(stack) == 1
+            raise _trailing(where, start) if after_model else _other(where, start)
+        if field is None or field.message is None:
+            if field is not None and field.text:
+                _check_text(data, at, stop, field.name, where)
             at = stop
             continue
-        if len(stack) == 1 and not field.repeated and field.message is not None:
+        if len(stack) == 1 and not field.repeated:
             if graph_seen:
                 raise InvalidModel(
                     f"{where}: a second graph begins at byte {start}: two models in one file"
                 )
             graph_seen = True
-        if field.message is not None:
-            messages += 1
-            if messages > MAX_MESSAGES:
-                raise InvalidModel(
-                    f"{where}: more than {MAX_MESSAGES} nodes, attributes and the like: simplify the "
-                    "model"
-                )
-            if len(stack) == MAX_DEPTH:
-                raise InvalidModel(
-                    f"{where}: messages nest deeper than {MAX_DEPTH}, which protobuf does not read: "
-                    "flatten the model's subgraphs"
-                )
-            if stop > at:
-                stack.append((stop, field.message))
-                end, fields = stop, _fields(field.message)
-            continue
-        if field.text and stop > at:
-            try:
-                data[at:stop].decode()
-            except UnicodeDecodeError:
-                raise InvalidModel(
-                    f"{where}: {field.name} at byte {at} is not UTF-8 text; export the model again"
-                ) from None
-        at = stop
+        messages += 1
+        _check_limits(messages, len(stack), where)
+        if stop > at:
+            stack.append((stop, field.message))
+            end, fields = stop, _fields(field.message)
+
+
+def _payload(data: bytes, at: int, wire: int) -> tuple[int, int]:
+    """Start and end of the payload of a field whose tag ends at ``at``; an end of -1: unknown wire type."""
+    if wire == _BYTES:
+        length, at = _number(data, at)
+        return at, at + length
+    if wire == _VARINT:
+        return at, _number(data, at)[1]
+    if wire in (_FIXED32, _FIXED64):
+        return at, at + (4 if wire == _FIXED32 else 8)
+    return at, -1
+
+
+def _check_limits(messages: int, depth: int, where: str) -> None:
+    if messages > MAX_MESSAGES:
+        raise InvalidModel(
+            f"{where}: more than {MAX_MESSAGES} nodes, attributes and other messages: simplify the model"
+        )
+    if depth == MAX_DEPTH:
+        raise InvalidModel(
+            f"{where}: messages nest deeper than {MAX_DEPTH}, protobuf's limit: flatten the model's "
+            "subgraphs"
+        )
+
+
+def _check_text(data: bytes, start: int, stop: int, field: str, where: str) -> None:
+    try:
+        data[start:stop].decode()
+    except UnicodeDecodeError:
+        raise InvalidModel(
+            f"{where}: {field} at byte {start} is not UTF-8 text; export the model again"
+        ) from None
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at ``at``, and where it ends."""
+    """The varint at ``at``, and its end."""
     byte = data[at]
     if byte < 0x80:
         return byte, at + 1
@@ -150,7 +165,7 @@ def _field(field: FieldDescriptor) -> _Field:
         FieldDescriptor.TYPE_BYTES: _BYTES,
         FieldDescriptor.TYPE_MESSAGE: _BYTES,
     }.get(field.type, _VARINT)
-    # Numbers of a list stand one by one or all together, whatever the format prefers.
+    # A list of numbers may be packed or not, whatever its declaration says.
     wires = {plain, _BYTES} if field.is_repeated else {plain}
     text = field.type == FieldDescriptor.TYPE_STRING
     return _Field(field.name, frozenset(wires), field.message_type, text, field.is_repeated)
@@ -168,5 +183,5 @@ def _other(where: str, at: int) -> InvalidModel:
 
 def _trailing(where: str, at: int) -> InvalidModel:
     return InvalidModel(
-        f"{where}: bytes from {at} on are no part of the model; export or download it again"
+        f"{where}: bytes from {at} on are not part of the model; export or download it again"
     )

@@ -1,7 +1,7 @@
-"""Models that are too large for one protobuf: weights go to a file beside it.
+"""Models with their weights in a separate file.
 
-Protobuf holds 2 GB at most. From ``INLINE_BYTES`` of weights, all but the small ones are written to
-one file, mapped by the runtime, and streamed there: nothing here holds all of them in memory.
+A protobuf has at most 2 GB. Models with more than ``INLINE_BYTES`` of weights store all but the small ones in
+one file, which the runtime maps into memory. The weights are streamed to it, never all in memory.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from tersor.built import Built, Split, Weights
-from tersor.frontends.onnx.exporter import Outside, export_model, refer
+from tersor.errors import Unsupported
+from tersor.frontends.onnx.exporter import ExternalRange, export_model, refer
 from tersor.frontends.onnx.load import read_model
 from tersor.frontends.onnx.tensors import Tensors
 from tersor.ir import DType, Encoding, Graph
 from tersor.ops.onnx_schema import array_to_proto
 
-INLINE_BYTES = 1 << 30  # Protobuf makes up to three copies in memory of what it writes.
-SMALL_BYTES = 4096  # Runtimes read shapes and the like while they load the protobuf.
+INLINE_BYTES = 1 << 30  # Protobuf makes up to three copies in memory when it serializes.
+SMALL_BYTES = (
+    4096  # Smaller constants stay in the protobuf: runtimes read shapes while they load it.
+)
 
 
 def export_built(graph: Graph) -> Built:
-    """The file of ``graph``, and its weights beside it where they are many; equal graphs give equal
-    bytes.
+    """``graph`` as an ONNX file, with a separate weights file if it is large. Equal graphs give equal bytes.
 
     Raises:
         Unsupported: as for :func:`export_model`.
@@ -33,30 +35,30 @@ def export_built(graph: Graph) -> Built:
     large = _large(graph)
     if sum(e.nbytes for e in large) <= INLINE_BYTES:
         return _serialized(export_model(graph))
-    weights = Weights(tuple(_bytes_as_stored(e.decode()) for e in large))
-    outside: dict[Encoding, Outside] = dict(zip(large, _places(weights), strict=True))
-    return Split(_serialized(export_model(graph, outside=outside)), weights)
+    weights = Weights(tuple(_as_stored(e.decode()) for e in large))
+    external: dict[Encoding, ExternalRange] = dict(zip(large, _ranges(weights), strict=True))
+    return Split(_serialized(export_model(graph, external=external)), weights)
 
 
 def read_built(path: Path) -> Built:
-    """A model as it is in a file; what it has in other files is laid out as :func:`export_built` does.
+    """An ONNX file, with its external data in the layout of :func:`export_built`.
 
     Raises:
-        InvalidModel: not a model, or its external data is not what it says.
+        InvalidModel: not a model, or its external data does not match.
     """
     model, files = read_model(path, allow_hf_cache=True)
     tensors = [t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL]
     if not tensors:
         return path.read_bytes()
-    held = Tensors(files)
-    weights = Weights(tuple(_bytes_as_stored(held.array(t)) for t in tensors))
-    for tensor, place in zip(tensors, _places(weights), strict=True):
+    reader = Tensors(files)
+    weights = Weights(tuple(_as_stored(reader.array(t)) for t in tensors))
+    for tensor, place in zip(tensors, _ranges(weights), strict=True):
         refer(tensor, place)
     return Split(_serialized(model), weights)
 
 
 def external_files(model: ModelProto) -> list[str]:
-    """Names of the files beside it that a model refers to, sorted."""
+    """The locations of a model's external data, sorted."""
     return sorted(
         {
             entry.value
@@ -69,7 +71,7 @@ def external_files(model: ModelProto) -> list[str]:
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
-    """All tensors: initializers, sparse ones, those in attributes; of subgraphs and functions too."""
+    """All tensors of a model, its subgraphs and functions: initializers, sparse ones, and in attributes."""
     graphs: list[GraphProto] = [model.graph]
     nodes = [n for function in model.functions for n in function.node]
     while graphs or nodes:
@@ -95,19 +97,19 @@ def _tensors_of(attribute: AttributeProto) -> Iterator[TensorProto]:
 
 
 def _large(graph: Graph) -> list[Encoding]:
-    """Constants that could lie outside, each encoding once, in the order of the graph."""
+    """Encodings of constants that may be external, in the order of the graph."""
     constants = (v.encoding for g in graph.all_graphs() for v in g.constants.values())
     large = (e for e in constants if e is not None and e.is_dense and e.nbytes >= SMALL_BYTES)
     return list(dict.fromkeys(e for e in large if e.type.dtype is not DType.STRING))
 
 
-def _places(weights: Weights) -> list[Outside]:
+def _ranges(weights: Weights) -> list[ExternalRange]:
     pairs = zip(weights.offsets, weights.arrays, strict=True)
-    return [Outside(weights.name, start, array.nbytes) for start, array in pairs]
+    return [ExternalRange(weights.name, start, array.nbytes) for start, array in pairs]
 
 
-def _bytes_as_stored(array: np.ndarray) -> np.ndarray:
-    """The array itself; packed, where several elements share a byte."""
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    """The array; packed bytes if several elements share one."""
     if DType.of(array).bits >= 8:
         return array
     return np.frombuffer(array_to_proto(array).raw_data, np.uint8)
@@ -116,9 +118,7 @@ def _bytes_as_stored(array: np.ndarray) -> np.ndarray:
 def _serialized(model: ModelProto) -> bytes:
     try:
         return bytes(model.SerializeToString(deterministic=True))
-    except ValueError:  # Past 2 GB, which only names and small constants could have done.
-        from tersor.errors import Unsupported
-
+    except ValueError:
         raise Unsupported(
-            "the model is over 2 GB without its large weights: no file holds it"
+            "the model is over 2 GB without its large weights, more than a protobuf can store"
         ) from None

@@ -1,4 +1,4 @@
-"""Types of what loop bodies take, where the file does not write them (it need not)."""
+"""Types of the inputs of loop bodies, which a file may leave out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Operands = Sequence[Value | None]
 
 
 def body_input_types(op: str, inputs: Operands, scans: int, axes: Sequence[int]) -> list[ValueType]:
-    """Types of the inputs of the body of a Loop or Scan; nothing for other ops.
+    """Types of the inputs of a Loop's or Scan's body; empty for other ops.
 
     Args:
         op: ONNX's name.
         inputs: the node's operands.
         scans: Scan's ``num_scan_inputs``.
-        axes: Scan's ``scan_input_axes``; empty: 0 for each.
+        axes: Scan's ``scan_input_axes``, by default 0 for each.
     """
     if op == "Loop":
         counters: list[ValueType] = [TensorType(DType.I64, ()), TensorType(DType.BOOL, ())]
@@ -31,7 +31,7 @@ def body_input_types(op: str, inputs: Operands, scans: int, axes: Sequence[int])
 
 
 def _carried(value: Value | None) -> ValueType:
-    """A carried value keeps its element type; its shape may change from turn to turn."""
+    """A carried value keeps its element type, but its shape may change between iterations."""
     if value is None:
         return UnknownType()
     return value.type.with_dims(None) if isinstance(value.type, TensorType) else value.type
