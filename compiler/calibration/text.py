@@ -1,4 +1,4 @@
-"""Texts as calibration inputs, in the pieces that the tokenizer of the model's folder makes.
+"""Texts as calibration inputs, tokenized by the tokenizer in the model's folder.
 
     a cat               input_ids  101 1037 4937  102    0      attention_mask  1 1 1 1 0
     the red cat                    101 1996 2417 4937  102                      1 1 1 1 1
@@ -29,11 +29,11 @@ from tersor.trimming import model_files
 from tersor.trimming.tokenizers import lowercased, open_tokenizer
 
 SUFFIXES = (".txt", ".jsonl")
-NO_LIMIT = 1_000_000  # Tokenizers without one say 1e30.
-# What inputs are called, in transformers and in what came before it.
+NO_LIMIT = 1_000_000  # Tokenizers without a limit state 1e30.
+# Names of inputs in transformers, and before it.
 IDS, MASKS = {"input_ids"}, {"attention_mask", "input_mask"}
 TYPES, POSITIONS = {"token_type_ids", "segment_ids"}, {"position_ids"}
-# Their positions begin behind the padding's id.
+# Their position ids start after the padding's id.
 _OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "mvp"}
 Text = str | tuple[str, str]
 
@@ -41,13 +41,13 @@ Text = str | tuple[str, str]
 def text_batches(
     path: Path, graph: Graph, batch: int | None, model: Any, files: Mapping[str, bytes]
 ) -> Iterator[Arrays]:
-    """``batch`` texts (8) at a time, padded to the longest of each, or to what the model takes.
+    """``batch`` texts (8) at a time, padded to the longest of the batch or to the model's fixed length.
 
     Args:
-        model: a path, in whose folder the tokenizer is looked for where it is not among ``files``.
+        model: a path whose folder is searched for the tokenizer if ``files`` has none.
 
     Raises:
-        InvalidOption: the file, the tokenizer, or what else the model takes; one clear line.
+        InvalidOption: the file or the tokenizer cannot be used, or the model takes other inputs.
     """
     tokens = _Tokens.of(path, graph, _tokenizer_files(path, model, files))
     if tokens.batch is not None:
@@ -58,14 +58,14 @@ def text_batches(
         yield tokens(some)
         empty = False
     if empty:
-        raise InvalidOption(f"{path}: holds no texts")
+        raise InvalidOption(f"{path}: contains no texts")
 
 
 def read_texts(path: Path) -> Iterator[Text]:
-    """Texts of a file, and pairs of texts, one after the other.
+    """The texts and pairs of texts of a file.
 
     Raises:
-        InvalidOption: it cannot be read, or which line is none.
+        InvalidOption: the file cannot be read, or a line is not a text.
     """
     if path.exists() and not path.is_file():
         raise InvalidOption(f"{path}: not a regular file")
@@ -98,23 +98,23 @@ def _of_json(line: str, where: str) -> Text:
 
 
 def _tokenizer_files(path: Path, model: Any, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    """Of the model's folder; of an ONNX file, of that which it lies in or the one above (``onnx/…``)."""
-    looked: list[Path] = []
+    """The files of the model's folder; for an ONNX file, of its folder or the one above (``onnx/…``)."""
+    folders: list[Path] = []
     if isinstance(model, str | Path):
         own = Path(model)
-        looked = [own] if own.is_dir() else [own.absolute().parent, own.absolute().parent.parent]
-    for folder in () if model_files.tokenizer_name(files) else looked:
+        folders = [own] if own.is_dir() else [own.absolute().parent, own.absolute().parent.parent]
+    for folder in () if model_files.tokenizer_name(files) else folders:
         files = files_beside(folder)
         if model_files.tokenizer_name(files):
             break
     if model_files.tokenizer_name(files) is None:
         where = (
-            f"there is no {model_files.TOKENIZER} in {looked[0]}"
-            if looked
+            f"there is no {model_files.TOKENIZER} in {folders[0]}"
+            if folders
             else "the model has none"
         )
         raise InvalidOption(
-            f"{path}: texts need the model's tokenizer, and {where}; put it beside the model, or give "
+            f"{path}: texts need the model's tokenizer, and {where}; put it next to the model, or give "
             "batches of ids"
         )
     return files
@@ -122,13 +122,13 @@ def _tokenizer_files(path: Path, model: Any, files: Mapping[str, bytes]) -> Mapp
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Makes the inputs of a graph of texts.
+    """Tokenizes texts into the inputs of a graph.
 
     Attributes:
-        path: the texts', for messages.
-        tokenizer: Hugging Face's.
-        inputs: by what they are: "ids", "mask", "types", "positions".
-        batch: how many texts the graph takes at once; None: any number.
+        path: the file of the texts, for messages.
+        tokenizer: a Hugging Face tokenizer.
+        inputs: by kind: "ids", "mask", "types", "positions".
+        batch: the fixed number of texts per run; None: any number.
     """
 
     path: Path
@@ -149,22 +149,24 @@ class _Tokens:
         rows = table_rows(self.inputs["ids"])
         if rows and ids.max(initial=0) >= rows:
             raise InvalidOption(
-                f"{self.path}: the tokenizer gives id {ids.max()}, and the model has {rows} of them: they "
-                "do not belong together"
+                f"{self.path}: the tokenizer gives id {ids.max()}, but the model has {rows} embeddings: "
+                "use the model's own tokenizer"
             )
         mask = np.array([e.attention_mask for e in encoded], np.int64)
-        made = {
+        arrays = {
             "ids": ids,
             "mask": mask,
             "types": np.array([e.type_ids for e in encoded], np.int64),
             "positions": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         }
-        return {v.name: made[kind].astype(v.tensor.dtype.numpy) for kind, v in self.inputs.items()}
+        return {
+            v.name: arrays[kind].astype(v.tensor.dtype.numpy) for kind, v in self.inputs.items()
+        }
 
 
 def _inputs(path: Path, graph: Graph) -> dict[str, Value]:
-    """The inputs of a graph by what texts have for them; what is not called so, and alone takes integers
-    [batch, length], takes ids."""
+    """The inputs of a graph by kind. The only input with another name is taken for the ids if it takes
+    integers [batch, length]."""
     kinds = {"ids": IDS, "mask": MASKS, "types": TYPES, "positions": POSITIONS}
     by_kind: dict[str, Value] = {}
     others = []
@@ -192,8 +194,8 @@ def _takes_ids(value: Value) -> bool:
 
 
 def _tokenizer(path: Path, files: Mapping[str, bytes], length: int | None) -> Any:
-    """As the files of a folder set it up: what is too long is cut, and what is shorter padded to ``length``,
-    or to the longest."""
+    """The tokenizer as the folder's files configure it: it truncates to the model's limit and pads to
+    ``length``, or to the longest text."""
     name = model_files.tokenizer_name(files)
     assert name is not None
     data = lowercased(files[name]) if model_files.lowers_texts(files) else files[name]
@@ -213,19 +215,22 @@ def _tokenizer(path: Path, files: Mapping[str, bytes], length: int | None) -> An
 
 
 def _longest(files: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> int | None:
-    """Tokens of a text, by the first that says so: sentence-transformers, the tokenizer, the model."""
+    """The largest number of tokens, by the first that states it: sentence-transformers or the tokenizer;
+    never more than the model has positions for."""
     config = _config(files, "config.json")
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(positions, int) and config.get("model_type") in _OFFSET:
         positions -= int(config.get("pad_token_id") or 0) + 1
     sentences = [_json(data) for name, data in files.items() if _last(name).startswith("sentence_")]
-    asked = [
+    stated = [
         *(one.get("max_seq_length") for one in sentences),
         _config(files, "tokenizer_config.json").get("model_max_length"),
         (tokenizer.get("truncation") or {}).get("max_length"),
     ]
-    told = next((n for n in asked if _is_length(n)), None)
-    return min((int(n) for n in (told, positions) if n is not None and _is_length(n)), default=None)
+    limit = next((n for n in stated if _is_length(n)), None)
+    return min(
+        (int(n) for n in (limit, positions) if n is not None and _is_length(n)), default=None
+    )
 
 
 def _is_length(n: Any) -> bool:
@@ -244,7 +249,7 @@ def _padding_id(files: Mapping[str, bytes], tokenizer: Mapping[str, Any], opened
 
 
 def _config(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """Of the folder, or of its encoder's."""
+    """The folder's config file of this name, or that of its encoder."""
     names = sorted((n for n in files if _last(n) == name and "Pooling" not in n), key=len)
     return _json(files[names[0]]) if names else {}
 

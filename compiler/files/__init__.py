@@ -1,1 +1,2 @@
-"""Files that are whole or not there: written aside and put in place, weights beside what names them."""
+"""Atomic writes: files are written aside and then moved into place, weights next to the file that names
+them."""

@@ -1,4 +1,4 @@
-"""A model's file, and beside it the file of its weights where it has one.
+"""A model's file, and the file of its weights next to it, if it has one.
 
 Whatever is named by another file (weights by the model) has its hash in its name and is there before it is
 named; the file that names it is replaced last, in one step. What only the replaced one named goes after that.
@@ -23,7 +23,7 @@ _CHANGED = "a file that its weights are read from changed meanwhile; run it agai
 
 
 def save_file(path: Path, model: Built) -> None:
-    """The model alone, with the file of its weights beside it where it has one.
+    """The model alone, with the file of its weights next to it, if it has one.
 
     Raises:
         OSError: as the system says.

@@ -39,7 +39,7 @@ class Stored:
 
 
 class Staging:
-    """A folder beside the result in which its files are written, as a context; gone at its end.
+    """A context with a folder next to the result in which its files are written; removed at its end.
 
     Raises:
         OSError: as the system says; the result is untouched then.

@@ -1,4 +1,4 @@
-"""Graphs on disk: the text form, and beside it one file of weights, which are mapped when they are loaded.
+"""Graphs on disk: the text form, and next to it one file of weights, which are memory-mapped when loaded.
 
     model.graph                     // tersor graph 1 <SHA-256 of what follows>
                                     // {"weights": "weights-….bin", "offsets": [0, 1536], "constants": {…}, …}
@@ -41,7 +41,7 @@ _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin\Z")
 
 
 def save(graph: Graph, path: str | Path) -> Path:
-    """Writes ``graph`` to ``path``, which ends in ``.graph``, and its large constants beside it into
+    """Writes ``graph`` to ``path``, which ends in ``.graph``, and its large constants next to it into
     ``weights-<hash>.bin``, in the encodings that they have; all or nothing, as artifacts are saved.
 
     Weights are streamed: nothing holds all of them in memory. Equal graphs give equal bytes.
@@ -73,12 +73,12 @@ def load(path: str | Path, table: OpTable | None = None) -> Graph:
     try:
         # So that no other process replaces it between the text and the weights.
         with locked(path.resolve().parent, shared=True):
-            told, text = _read(path.resolve())
-            constants = _constants(told, path.resolve().parent)
+            header, text = _read(path.resolve())
+            constants = _constants(header, path.resolve().parent)
         graph = parse(text, table, constants)
         verify(graph)
-        graph.metadata = {str(k): str(v) for k, v in told["metadata"].items()}
-        graph.domains = {str(k): int(v) for k, v in told["domains"].items()}
+        graph.metadata = {str(k): str(v) for k, v in header["metadata"].items()}
+        graph.domains = {str(k): int(v) for k, v in header["domains"].items()}
     except OSError as error:
         raise InvalidModel(f"{path}: {error.strerror} ({error.filename})") from None
     except (InvalidModel, InvalidGraph) as error:
@@ -100,24 +100,24 @@ def load(path: str | Path, table: OpTable | None = None) -> Graph:
 
 @dataclass
 class _Arrays:
-    """Arrays that go into one file, each stretch of memory once."""
+    """The arrays of one file; arrays that share memory are stored once."""
 
     arrays: list[np.ndarray] = field(default_factory=list)
     _numbers: dict[object, int] = field(default_factory=dict)
 
-    def told(self, array: np.ndarray) -> dict[str, object]:
-        """What a description has in place of ``array``."""
+    def describe(self, array: np.ndarray) -> dict[str, object]:
+        """Plain data that stands for ``array``."""
         if DType.of(array) is DType.STRING:
             return {"strings": array.reshape(-1).tolist(), "shape": list(array.shape)}
         array = in_order_of_bytes(array)
         order = Dense(array).memory_order
         lying = array.transpose(order)
-        if not lying.flags.c_contiguous:  # Gaps in it, or turned around: in order, then.
+        if not lying.flags.c_contiguous:  # With gaps or reversed: stored as a contiguous copy.
             order, lying = tuple(range(array.ndim)), array
         key = place_of(lying) if lying.flags.c_contiguous else (id(lying),)
         if key not in self._numbers:
             self._numbers[key] = len(self.arrays)
-            self.arrays.append(lying)  # It stays, so that nothing else comes to lie there.
+            self.arrays.append(lying)  # A reference, so that its memory is not reused.
         type = TensorType(DType.of(lying), lying.shape)
         return {"array": self._numbers[key], "type": str(type), "order": order}
 
@@ -125,27 +125,27 @@ class _Arrays:
 def _as_files(graph: Graph) -> Built:
     text, arrays = print_graph(graph), _Arrays()
     wanted = set(_DIGEST.findall(text))
-    held = {digest: e for digest, e in weights_of(graph).items() if digest in wanted}
-    constants = {digest: _told(held[digest], arrays) for digest in sorted(held)}
+    weights_by_digest = {d: e for d, e in weights_of(graph).items() if d in wanted}
+    constants = {d: _describe(e, arrays) for d, e in sorted(weights_by_digest.items())}
     weights = Weights(tuple(arrays.arrays), alignment=ALIGNMENT)
-    told = {
+    header = {
         "weights": weights.name if weights.size else None,
         "offsets": weights.offsets,
         "constants": constants,
         "metadata": graph.metadata,
         "domains": graph.domains,
     }
-    body = f"// {json.dumps(told, default=int)}\n{text}".encode()
+    body = f"// {json.dumps(header, default=int)}\n{text}".encode()
     data = b"%s%s %s\n%s" % (_MARK, FORMAT, hashlib.sha256(body).hexdigest().encode(), body)
     return Split(data, weights) if weights.size else data
 
 
-def _told(part: Any, arrays: _Arrays) -> Any:
-    """An encoding, or what is in a field of one, as plain data."""
+def _describe(part: Any, arrays: _Arrays) -> Any:
+    """An encoding, or a field of one, as plain data."""
     if isinstance(part, Encoding):
-        return {"form": part.form, **{name: _told(p, arrays) for name, p in fields_of(part)}}
+        return {"form": part.form, **{name: _describe(p, arrays) for name, p in fields_of(part)}}
     if isinstance(part, np.ndarray):
-        return arrays.told(part)
+        return arrays.describe(part)
     return {"dtype": part.value} if isinstance(part, DType) else part
 
 
@@ -153,10 +153,10 @@ def _told(part: Any, arrays: _Arrays) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """The second line of a file, and the text after it.
+    """The header of a file, and the text after it.
 
     Raises:
-        InvalidModel: it is no file of a graph, of another format, or not what was saved.
+        InvalidModel: it is not a saved graph, of another format, or damaged.
     """
     with open_plain(path) as file:
         mark, rest = file.readline(200), file.read()
@@ -169,24 +169,26 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         raise InvalidModel("damaged, changed or cut short; save it again")
     line, _, text = rest.decode().partition("\n")
-    told = json.loads(line.removeprefix("// "))
-    if not isinstance(told, dict):
-        raise InvalidModel("it does not say where its weights are")
-    return told, text
+    header = json.loads(line.removeprefix("// "))
+    if not isinstance(header, dict):
+        raise InvalidModel("its header is not a JSON object")
+    return header, text
 
 
-def _constants(told: Mapping[str, Any], folder: Path) -> dict[str, Encoding]:
-    """Encodings by digest, over the map of their file."""
+def _constants(header: Mapping[str, Any], folder: Path) -> dict[str, Encoding]:
+    """Encodings by digest, over the memory-mapped file."""
     stored = (
-        _mapped(folder, told["weights"]) if told["weights"] is not None else np.empty(0, np.uint8)
+        _mapped(folder, header["weights"])
+        if header["weights"] is not None
+        else np.empty(0, np.uint8)
     )
-    offsets = told["offsets"]
-    return {digest: _part(e, stored, offsets) for digest, e in told["constants"].items()}
+    offsets = header["offsets"]
+    return {digest: _part(e, stored, offsets) for digest, e in header["constants"].items()}
 
 
 def _mapped(folder: Path, name: str) -> np.ndarray:
     if not _WEIGHTS.match(name):
-        raise InvalidModel(f"{name!r} is no name of a weights file")
+        raise InvalidModel(f"{name!r} is not the name of a weights file")
     with open_plain(folder / name) as file:
         stored = np.memmap(file, np.uint8, "r")
     if name != Weights((stored,)).name:
@@ -194,24 +196,24 @@ def _mapped(folder: Path, name: str) -> np.ndarray:
     return stored
 
 
-def _part(told: Any, stored: np.ndarray, offsets: Sequence[int]) -> Any:
-    """What :func:`_told` told, arrays over ``stored``."""
-    if isinstance(told, list):
-        return tuple(told)
-    if not isinstance(told, dict):
-        return told
-    if "form" in told:
-        parts = {k: _part(v, stored, offsets) for k, v in told.items() if k != "form"}
-        return FORMS[told["form"]](**parts)
-    if "dtype" in told:
-        return DType(told["dtype"])
-    if "strings" in told:
-        return np.array(told["strings"], object).reshape(told["shape"])
-    type = parse_type(told["type"])
+def _part(data: Any, stored: np.ndarray, offsets: Sequence[int]) -> Any:
+    """The inverse of :func:`_describe`, with arrays over ``stored``."""
+    if isinstance(data, list):
+        return tuple(data)
+    if not isinstance(data, dict):
+        return data
+    if "form" in data:
+        parts = {k: _part(v, stored, offsets) for k, v in data.items() if k != "form"}
+        return FORMS[data["form"]](**parts)
+    if "dtype" in data:
+        return DType(data["dtype"])
+    if "strings" in data:
+        return np.array(data["strings"], object).reshape(data["shape"])
+    type = parse_type(data["type"])
     if not isinstance(type, TensorType):
         raise ValueError(f"an array cannot be {type}")
-    start = offsets[told["array"]]
-    if not 0 <= start <= stored.size:  # numpy would read what is before it.
+    start = offsets[data["array"]]
+    if not 0 <= start <= stored.size:  # numpy would read memory before the file.
         raise ValueError(f"an array begins at byte {start} of {stored.size}")
-    lying: np.ndarray = np.ndarray(type.shape, type.dtype.numpy, stored[start:].data)
-    return lying.transpose(np.argsort(told["order"]))
+    stored_order: np.ndarray = np.ndarray(type.shape, type.dtype.numpy, stored[start:].data)
+    return stored_order.transpose(np.argsort(data["order"]))

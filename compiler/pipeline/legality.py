@@ -1,13 +1,13 @@
-"""What has to be true of a graph at each stage of a compilation, stated once.
+"""Invariants of a graph at each stage of a compilation.
 
-    import     read from a model                     ops are known, the graph is whole
-    optimize   after the lossless passes             and nothing in it is unread or left to fold
-    recipe     after what compresses                 the same
-    fusion     fused for TVM, before it is lowered   the graph is whole
+    import     read from a model                     ops are known, the graph is valid
+    optimize   after the lossless passes             and nothing is unused or left to fold
+    recipe     after the recipe's passes             the same
+    fusion     fused for TVM, before it is lowered   the graph is valid
     emission   lowered, before a file is written     ops are a runtime's, and constants dense
 
-Rules that cost no time are checked in every compilation. Those marked ``hard`` take longer, or what breaks
-them does no harm but to size and speed: tests check them (``HARD``).
+Cheap rules are checked in every compilation. Rules marked ``hard`` take longer, or breaking them only costs
+size and speed: they are checked in tests (``HARD``).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from tersor.pipeline.report import PassReport
 from tersor.pipeline.rewriting import Context, Pass
 
 STAGES = ("import", "optimize", "recipe", "fusion", "emission")
-HARD = False  # Whether the hard rules are checked, too.
+HARD = False  # Whether hard rules are checked too.
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that has to be true.
+    """One invariant.
 
     Attributes:
-        says: what, in a few words.
+        says: the invariant, in a few words.
         why: what goes wrong otherwise.
-        stages: at which it has to be true.
-        broken: messages of what breaks it, each with the node or value.
+        stages: those where it must hold.
+        broken: the violations, each naming the node or value.
         hard: whether it is checked in tests only.
     """
 
@@ -43,23 +43,22 @@ class Rule:
     hard: bool = False
 
 
-History = Callable[
-    [], Iterable[tuple[str, Graph]]
-]  # A graph, then what each pass made of it, by its name.
+# (name, graph): the input graph, then the graph after each pass.
+History = Callable[[], Iterable[tuple[str, Graph]]]
 
 
 def check(stage: str, graph: Graph, history: History | None = None) -> None:
-    """That all rules of ``stage`` hold for ``graph``. ``history`` is asked for where one does not.
+    """Checks all rules of ``stage``; if one is broken, ``history`` serves to name the pass that broke it.
 
     Raises:
-        PassFailed: one does not hold; names the stage, the rule, the node, and where it can the pass.
+        PassFailed: a rule is broken; names the stage, the rule, the node and, if known, the pass.
     """
     for rule in RULES:
         if stage not in rule.stages or (rule.hard and not HARD):
             continue
-        for found in rule.broken(graph):
-            guilty = "" if history is None else f": {_guilty(rule, history())} did it"
-            raise PassFailed(f"after {stage}, {rule.says}, but {found} ({rule.why}){guilty}")
+        for violation in rule.broken(graph):
+            culprit = "" if history is None else f": broken by {_culprit(rule, history())}"
+            raise PassFailed(f"after {stage}, {rule.says}, but {violation} ({rule.why}){culprit}")
 
 
 def replay(steps: Sequence[Pass], graph: Graph) -> Iterator[tuple[str, Graph]]:
@@ -71,15 +70,15 @@ def replay(steps: Sequence[Pass], graph: Graph) -> Iterator[tuple[str, Graph]]:
         yield step.label, graph
 
 
-def _guilty(rule: Rule, history: Iterable[tuple[str, Graph]]) -> str:
-    """The pass after which the rule was broken for good."""
-    guilty = ""
+def _culprit(rule: Rule, history: Iterable[tuple[str, Graph]]) -> str:
+    """The pass after which the rule stayed broken."""
+    culprit = ""
     for name, graph in history:
         if not any(rule.broken(graph)):
-            guilty = ""
-        elif not guilty:
-            guilty = name
-    return guilty or "no pass alone"
+            culprit = ""
+        elif not culprit:
+            culprit = name
+    return culprit or "no pass alone"
 
 
 # -- the rules -------------------------------------------------------------------------------------
@@ -97,7 +96,7 @@ def _text(graph: Graph) -> Iterator[str]:
     text = print_graph(graph)
     yield from _invalid(lambda: parse(text, graph.table, weights_of(graph)))
     if print_graph(parse(text, graph.table, weights_of(graph))) != text:
-        yield "it reads back as another graph"
+        yield "the printed text parses into a different graph"
 
 
 def _invalid(checked: Callable[[], object]) -> Iterator[str]:
@@ -108,13 +107,13 @@ def _invalid(checked: Callable[[], object]) -> Iterator[str]:
 
 
 def _ops(graph: Graph) -> Iterator[str]:
-    from tersor.ops import TABLE  # It knows ONNX's schemas, which take time to load.
+    from tersor.ops import TABLE  # Loading ONNX's schemas takes time.
     from tersor.ops.onnx_schema import schema, split_domain
 
     for node in graph.walk():
         domain, _ = split_domain(node.op)
         if (not domain or domain == "tersor") and node.op not in TABLE and schema(node.op) is None:
-            yield f"{node.label} has none"
+            yield f"{node.label} has neither"
 
 
 def _dead(graph: Graph) -> Iterator[str]:
@@ -141,7 +140,7 @@ def _encoded(graph: Graph) -> Iterator[str]:
 
 def _ours(graph: Graph) -> Iterator[str]:
     nodes: Iterator[Node] = graph.walk()
-    yield from (f"{node.label} is left" for node in nodes if node.op.startswith("tersor."))
+    yield from (f"{node.label} is not lowered" for node in nodes if node.op.startswith("tersor."))
 
 
 def _constants(graph: Graph) -> Iterator[Value]:
@@ -151,14 +150,14 @@ def _constants(graph: Graph) -> Iterator[Value]:
 
 OPTIMIZED, LOWERED = ("optimize", "recipe"), ("emission",)
 RULES = (
-    Rule("uses are exact, values are made before they are read, names are unique",
-         "whoever rewrites the graph relies on it", STAGES, _structure),
-    Rule("every op of ONNX or of ours has a row or a schema", "nothing knows what it computes", STAGES, _ops,
+    Rule("uses are exact, values are defined before they are read, names are unique",
+         "rewrites rely on it", STAGES, _structure),
+    Rule("every ONNX or tersor op has a row or a schema", "its meaning is unknown otherwise", STAGES, _ops,
          hard=True),
-    Rule("types follow from what is read", "kernels are chosen by them", STAGES, _types, hard=True),
-    Rule("the text reads back the same", "it could not be saved", STAGES, _text, hard=True),
-    Rule("all is read", "it takes room and time", OPTIMIZED, _dead, hard=True),
-    Rule("quantized weights are constants", "passes would see no weight", OPTIMIZED, _foldable, hard=True),
-    Rule("constants are dense", "a file has no other form", LOWERED, _encoded, hard=True),
-    Rule("ops of ours are lowered", "no runtime has them", LOWERED, _ours, hard=True),
+    Rule("types follow from the operands", "kernels are selected by type", STAGES, _types, hard=True),
+    Rule("the text form parses back unchanged", "the graph could not be saved", STAGES, _text, hard=True),
+    Rule("everything is read", "dead values cost size and time", OPTIMIZED, _dead, hard=True),
+    Rule("quantized weights are constants", "passes would miss the weight", OPTIMIZED, _foldable, hard=True),
+    Rule("constants are dense", "model files store no other encoding", LOWERED, _encoded, hard=True),
+    Rule("tersor ops are lowered", "no runtime has them", LOWERED, _ours, hard=True),
 )  # fmt: skip

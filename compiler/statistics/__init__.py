@@ -1,1 +1,1 @@
-"""What calibration data says of the values in a graph."""
+"""Statistics of a graph's values over calibration inputs."""

@@ -1,4 +1,4 @@
-"""What quantization asks of the activations that a layer reads."""
+"""Statistics of a layer's input for quantization: ranges and sample rows."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from tersor.numerics.affine import ActivationForm, Range
 from tersor.statistics.observers import MinMax, Observer, Reservoir
 
-ROWS = 2048  # Rows kept of each activation: enough to rank scales, small enough for any model.
+ROWS = 2048  # Sample rows per activation: enough to rank scales, small enough for any model.
 
 
 @dataclass
 class Activation:
-    """What was seen of one float tensor, taken as rows of its last axis.
+    """Statistics of one float tensor, viewed as rows of its last axis.
 
     Attributes:
-        channel_low, channel_high: f32[k], extremes of each channel over everything seen.
+        channel_low, channel_high: f32[k], lowest and highest value of each channel.
         rows: f32[n, k], a sample of at most ROWS rows.
-        left_out: how many rows held NaN or infinity, where others did not.
+        left_out: the number of rows with NaN or infinity, if there are others.
     """
 
     channel_low: np.ndarray
@@ -35,8 +35,8 @@ class Activation:
     def range(
         self, scale: np.ndarray | float = 1.0, *, form: ActivationForm = ActivationForm.INT8
     ) -> Range:
-        """(Lowest, highest) value of the tensor, or of each of ``rows``, once its channels are divided
-        by ``scale``."""
+        """(Lowest, highest) value of the tensor, or of each of ``rows``, with channels divided by
+        ``scale``."""
         if form is ActivationForm.INT8_ROWS:
             rows = self.rows / scale
             return rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
@@ -44,7 +44,7 @@ class Activation:
 
 
 class Activations(Observer[Activation]):
-    """Rows that hold NaN or infinity are left out where there are others."""
+    """Leaves out rows with NaN or infinity, unless there are no others."""
 
     def __init__(self) -> None:
         self._finite = MinMax(), Reservoir(ROWS)

@@ -15,8 +15,8 @@ from tersor.statistics.padding import padding_mask
 def frequencies(
     graph: Graph, table: Value, lookups: Sequence[Reader], feeds: Feeds, evaluate: Evaluate
 ) -> np.ndarray:
-    """f64[rows], how often each row was looked up on ``feeds``, padding left out; lookups in subgraphs
-    are not seen."""
+    """f64[rows], how often each row was looked up on ``feeds``, padding left out. Lookups in subgraphs are
+    not counted."""
     total = np.zeros(table.tensor.shape[0])
     masks = {
         lookup.ids: padding_mask(graph, lookup.node.output)
@@ -34,8 +34,8 @@ def frequencies(
 
 
 def add_counts(total: np.ndarray, ids: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """Adds to ``total`` how often each index occurs in ``ids``. ``mask``: zero at those that do not count; of
-    another size it says nothing, and all count."""
+    """Adds to ``total`` how often each index occurs in ``ids``. ``mask``: zero at indices to ignore;
+    a mask of another size is itself ignored."""
     ids = np.reshape(ids, -1)
     kept = None if mask is None else np.reshape(mask, -1)
     if kept is not None and len(kept) == len(ids):

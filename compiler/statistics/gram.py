@@ -1,9 +1,9 @@
 """Second moments of activations on calibration inputs, padding left out.
 
     G = sum of x x^T,   s = sum of x,   n = number of rows,    x: rows of the activation's last axis, or
-                                                               what a window sees of its channels
+                                                               patches of its channels under a window
 
-Least squares, whitening and second-order criteria need no more of a linear layer's input than that:
+These suffice for least squares, whitening and second-order criteria of a linear layer:
 
     sum of |x W - x V|^2  =  trace((W - V)^T G (W - V))
 """
@@ -21,7 +21,7 @@ from tersor.pipeline.report import FEW_ROWS, PassReport, Remark
 from tersor.statistics.observers import Observer
 from tersor.statistics.observing import Rows, observe
 
-ENOUGH = 2  # Rows for each input of a layer that is fitted on them.
+ENOUGH = 2  # Rows needed per input of a layer that is fitted on them.
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Gram:
     Attributes:
         xtx: f64[k, k], sum of the rows' outer products.
         total: f64[k], sum of the rows.
-        rows: how many.
+        rows: their number.
     """
 
     xtx: np.ndarray
@@ -50,7 +50,7 @@ class Gram:
 
 
 class SecondMoments(Observer[Gram]):
-    """A :class:`Gram` of all rows. NaN spreads."""
+    """A :class:`Gram` of all rows. NaN propagates."""
 
     def __init__(self) -> None:
         self._gram: Gram | None = None
@@ -85,15 +85,16 @@ def report_few_rows(seen: Iterable[tuple[int, int]], report: PassReport) -> None
 def grams(
     graph: Graph, values: Sequence[Value], feeds: Feeds, evaluate: Evaluate
 ) -> dict[Value, Gram]:
-    """Runs ``graph`` on ``feeds`` and sums up ``values``, float tensors of its outermost level."""
-    found = grams_of_rows(graph, [Rows(v) for v in values], feeds, evaluate)
-    return {rows.value: gram for rows, gram in found.items()}
+    """Runs ``graph`` on ``feeds`` and accumulates second moments of ``values``, float tensors outside
+    subgraphs."""
+    by_rows = grams_of_rows(graph, [Rows(v) for v in values], feeds, evaluate)
+    return {rows.value: gram for rows, gram in by_rows.items()}
 
 
 def grams_of_rows(
     graph: Graph, wanted: Sequence[Rows], feeds: Feeds, evaluate: Evaluate
 ) -> dict[Rows, Gram]:
-    """Runs ``graph`` on ``feeds`` and sums up rows of its outermost level."""
+    """Runs ``graph`` on ``feeds`` and accumulates second moments of rows outside subgraphs."""
     observers = {rows: SecondMoments() for rows in wanted}
     observe(graph, {rows: [one] for rows, one in observers.items()}, feeds, evaluate)
     return {rows: one.result for rows, one in observers.items() if one.result is not None}

@@ -1,4 +1,4 @@
-"""What a graph gives on calibration inputs that are gone over again and again."""
+"""A cache of a graph's outputs on calibration inputs that are iterated over several times."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MOST_BYTES = 1 << 27
 
 
 class KeptOutputs:
-    """(feed, outputs of ``graph`` on it) for each of ``feeds``; the graph may not change meanwhile.
+    """(feed, outputs of ``graph`` on it) for each of ``feeds``; the graph must not change.
 
-    Outputs of the first feeds are kept for the next time, MOST_BYTES of them; others are computed each time.
+    Outputs of the first feeds, up to MOST_BYTES, are cached; the others are computed in each iteration.
     """
 
     def __init__(self, graph: Graph, feeds: Feeds, evaluate: Evaluate) -> None:
@@ -24,11 +24,11 @@ class KeptOutputs:
 
     def __iter__(self) -> Iterator[tuple[Feed, Mapping[str, Any]]]:
         for i, feed in enumerate(self._feeds):
-            found = self._kept.get(i)
-            if found is None:
-                found = self._evaluate(self._graph, feed)
-                self._keep(i, found)
-            yield feed, found
+            outputs = self._kept.get(i)
+            if outputs is None:
+                outputs = self._evaluate(self._graph, feed)
+                self._keep(i, outputs)
+            yield feed, outputs
 
     def _keep(self, i: int, outputs: Mapping[str, Any]) -> None:
         size = sum(getattr(array, "nbytes", 0) for array in outputs.values())

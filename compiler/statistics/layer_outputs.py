@@ -1,6 +1,6 @@
-"""What it does to the outputs of layers when a constant that they read is held in another form.
+"""The error of layers' outputs if a constant that they read gets another encoding.
 
-Each layer is run twice on the calibration inputs, with the constant as it was and as it would be:
+Each layer is run twice on the calibration inputs, with the old and the new encoding:
 
     y = Conv(x, w),   y' = Conv(x, w')        error = |y - y'| / |y|        over all batches
 """
@@ -19,18 +19,18 @@ from tersor.statistics.observing import TAPS
 def output_errors(
     graph: Graph, forms: Mapping[Value, Encoding], context: Context
 ) -> dict[str, float]:
-    """By name, of each constant of ``graph`` the largest relative error (root mean square) of an output of
-    a layer that reads it, if it alone were held in its form: infinite where numbers are no numbers any more.
-    Left out: constants of which no layer of the outermost level is reached by calibration."""
+    """For each constant, by name, the largest relative error (root mean square) of an output of a layer that
+    reads it, if only this constant got its encoding in ``forms``; infinite if finite numbers become NaN or
+    infinity. Constants whose layers are in subgraphs or not reached by calibration are left out."""
     if not context.calibration or context.evaluate is None:
         return {}
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     wanted = [value for value in forms if value.graph is graph]
     for start in range(0, len(wanted), TAPS):
         context.progress(start, len(wanted), "errors of layers' outputs")
         group = wanted[start : start + TAPS]
-        found |= _errors(graph, {value: forms[value] for value in group}, context)
-    return found
+        errors |= _errors(graph, {value: forms[value] for value in group}, context)
+    return errors
 
 
 def _errors(graph: Graph, forms: Mapping[Value, Encoding], context: Context) -> dict[str, float]:
@@ -39,43 +39,42 @@ def _errors(graph: Graph, forms: Mapping[Value, Encoding], context: Context) -> 
     constants = {value.name: value for value in copy.constants.values()}
     pairs: list[tuple[str, Value, Value]] = []
     for value, form in forms.items():
-        mine = constants[value.name]
-        other = copy.constant(form, value.name)
-        for node in (n for n in mine.users if n.graph is copy):
-            pairs += [(value.name, *both) for both in _with_its_twin(copy, node, mine, other)]
+        old = constants[value.name]
+        new = copy.constant(form, value.name)
+        for node in (n for n in old.users if n.graph is copy):
+            pairs += [(value.name, *pair) for pair in _add_twin(copy, node, old, new)]
     if not pairs:
         return {}
     copy.set_outputs(
-        [v for _, *both in pairs for v in both],
+        [v for _, *pair in pairs for v in pair],
         [f"{i}{end}" for i in range(len(pairs)) for end in ("", "'")],
     )
     erase_unread(copy)
     sums = [_Sums() for _ in pairs]
     for feed in context.calibration:
-        made = context.evaluate(copy, feed)
+        outputs = context.evaluate(copy, feed)
         for i, one in enumerate(sums):
-            one.add(made[str(i)], made[f"{i}'"])
-    found: dict[str, float] = {}
+            one.add(outputs[str(i)], outputs[f"{i}'"])
+    errors: dict[str, float] = {}
     for (name, *_), one in zip(pairs, sums, strict=True):
         if one.count:
-            found[name] = max(found.get(name, 0.0), one.error)
-    return found
+            errors[name] = max(errors.get(name, 0.0), one.error)
+    return errors
 
 
-def _with_its_twin(
-    graph: Graph, node: Node, constant: Value, other: Value
-) -> Sequence[tuple[Value, Value]]:
-    """(An output that is read, the same of a node that reads ``other`` in place of ``constant``)"""
-    inputs = [other if v is constant else v for v in node.inputs]
+def _add_twin(graph: Graph, node: Node, old: Value, new: Value) -> Sequence[tuple[Value, Value]]:
+    """Adds a copy of ``node`` that reads ``new`` in place of ``old``; returns pairs of their outputs that
+    have uses."""
+    inputs = [new if v is old else v for v in node.inputs]
     twin = graph.emit_node(
         node.op, inputs, node.attrs,
         names=[""] * len(node.outputs), types=[v.type for v in node.outputs], before=node,
     )  # fmt: skip
-    return [both for both in zip(node.outputs, twin.outputs, strict=True) if both[0].uses]
+    return [pair for pair in zip(node.outputs, twin.outputs, strict=True) if pair[0].uses]
 
 
 class _Sums:
-    """Of squares, over places where the layer gives numbers."""
+    """Sums of squares over elements whose reference is finite."""
 
     def __init__(self) -> None:
         self.reference = self.difference = 0.0

@@ -1,4 +1,4 @@
-"""What calibration shows of the rows that layers multiply (:mod:`tersor.statistics.products` says which)."""
+"""Second moments of the rows that layers multiply (see :mod:`tersor.statistics.products`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tersor.statistics.products import no_rows, rows_of
 
 @dataclass(frozen=True)
 class Observed:
-    """A layer, and what calibration shows of the rows that its readers multiply.
+    """A layer and the moments of the rows that its readers multiply.
 
     Attributes:
-        gram: their second moments; None where ``unseen`` says why.
+        gram: None if there are none; ``unseen`` is the reason.
     """
 
     layer: WeightedLayer
@@ -29,34 +29,34 @@ class Observed:
 
 
 def observed(graph: Graph, layers: Sequence[WeightedLayer], context: Context) -> Iterator[Observed]:
-    """Each of ``layers``, with the moments of all its readers together.
+    """Each of ``layers``, with the moments of all its readers added up.
 
-    TAPS layers are seen in one run of the graph, as it is by then. Moments may be larger than the weights:
-    those of other layers are not kept.
+    TAPS layers are observed in one run of the graph in its current state. Moments may be larger than the
+    weights, so only those of one group of layers are in memory.
     """
     for start in range(0, len(layers), TAPS):
         group = {layer: _rows(layer) for layer in layers[start : start + TAPS]}
         seen: dict[Rows, Gram] = {}
         if context.calibration and context.evaluate is not None:
-            wanted = [rows for found in group.values() for rows in found]
+            wanted = [rows for own in group.values() for rows in own]
             seen = grams_of_rows(graph, wanted, context.calibration, context.evaluate)
-        for layer, found in group.items():
-            grams = [seen[rows] for rows in found if rows in seen]
+        for layer, own in group.items():
+            grams = [seen[rows] for rows in own if rows in seen]
             reason = _unseen(grams)
             yield Observed(layer, None if reason else _sum(grams), reason)
 
 
 def unobservable(layer: WeightedLayer) -> str:
-    """Why calibration could not show what each of its readers multiplies; empty where it can."""
+    """Why the rows of one of its readers cannot be observed; empty if all can be."""
     reasons = (no_rows(reader.node, reader.form) for reader in layer.readers)
     return next(filter(None, reasons), "")
 
 
 def _rows(layer: WeightedLayer) -> list[Rows]:
-    """What its readers multiply, each once, as far as calibration can show it."""
-    seen = [r for r in layer.readers if not no_rows(r.node, r.form)]
-    found = dict.fromkeys(rows_of(reader.node, reader.form) for reader in seen)
-    return [rows for rows in found if not rows.value.is_constant]
+    """The observable rows that its readers multiply, without duplicates."""
+    readers = [r for r in layer.readers if not no_rows(r.node, r.form)]
+    distinct = dict.fromkeys(rows_of(reader.node, reader.form) for reader in readers)
+    return [rows for rows in distinct if not rows.value.is_constant]
 
 
 def _unseen(grams: Sequence[Gram]) -> str:

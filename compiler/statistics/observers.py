@@ -1,8 +1,8 @@
-"""Statistics of rows that come in pieces, in memory that does not grow with their number.
+"""Streaming statistics of rows, in memory that does not grow with their number.
 
     update([[1, 4], [3, 2]]);  update([[5, 0]])      MinMax by channel:  low [1, 0],  high [5, 4]
 
-Pieces count as if they were one array: results do not depend on where it was cut.
+Results do not depend on how the rows are divided into updates.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 T = TypeVar("T")
 By = Literal["tensor", "channel", "token"]
-EMPTY = -1100  # Exponent of a histogram that has only zeros: below that of any float64.
+EMPTY = -1100  # Exponent of a histogram of zeros only: below that of any float64.
 
 
 class Observer(ABC, Generic[T]):
-    """Of arrays [..., k], taken as rows of their last axis."""
+    """Observes arrays [..., k], viewed as rows of their last axis."""
 
     def update(self, array: np.ndarray, mask: np.ndarray | None = None) -> None:
         """
         Args:
-            array: [..., k], of numbers.
-            mask: as many elements as rows, zero at rows that do not count (padding); None: all count.
-                One of another size says nothing of these rows, and all count.
+            array: [..., k], numeric.
+            mask: one element per row, zero at rows to ignore (padding); None: no row is ignored. A mask of
+                another size is itself ignored.
         """
         self._add(real_rows(array, mask))
 
@@ -37,19 +37,20 @@ class Observer(ABC, Generic[T]):
     @property
     @abstractmethod
     def result(self) -> T | None:
-        """Of all rows so far; None before the first."""
+        """The statistic of all rows so far; None before the first update."""
 
 
 def real_rows(array: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """f32[n, k]: rows of ``array`` [..., k] where ``mask`` is not zero; all where there is none, or one of
-    another size."""
+    """f32[n, k]: rows of ``array`` [..., k] where ``mask`` is not zero; all rows without a mask of that
+    size."""
     rows = np.asarray(array, np.float32).reshape(-1, array.shape[-1])
     kept = None if mask is None else np.asarray(mask).reshape(-1)
     return rows if kept is None or len(kept) != len(rows) else rows[kept != 0]
 
 
 def _columns(rows: np.ndarray, by: By) -> np.ndarray:
-    """[n, c], what is observed of rows [n, k]: all numbers, each channel's, or the range of each row."""
+    """[n, c], the numbers to observe in each column, of rows [n, k]: all, by channel, or the range of each
+    row."""
     if by == "channel":
         return rows
     if by == "tensor":
@@ -58,8 +59,8 @@ def _columns(rows: np.ndarray, by: By) -> np.ndarray:
 
 
 class MinMax(Observer[tuple[np.ndarray, np.ndarray]]):
-    """(Lowest, highest), f32[c] each: c = 1 by tensor, k by channel; by token, of each row's lowest and
-    highest number, 2. NaN spreads."""
+    """(Lowest, highest), f32[c] each: c = 1 by tensor, k by channel, and 2 by token, for each row's lowest
+    and highest number. NaN propagates."""
 
     def __init__(self, by: By = "channel") -> None:
         self.by: By = by
@@ -85,7 +86,7 @@ class Distribution:
 
     Attributes:
         counts: i64[c, bins]; the middle bin begins at 0.
-        width: f64[c], of a bin: a power of two, at most 4 / bins of the largest magnitude.
+        width: f64[c], of a bin: a power of two, at most 4 / bins times the largest magnitude.
         low, high: f64[c], the extremes.
     """
 
@@ -95,23 +96,22 @@ class Distribution:
     high: np.ndarray
 
     def percentile(self, percent: float) -> np.ndarray:
-        """f64[c]: the number that ``percent`` of all are not above (``inverted_cdf`` of numpy), to half a
-        bin: with 2,048 bins within a 1,024th of the largest magnitude; the lowest and the highest exactly.
-        NaN for a column without numbers."""
+        """f64[c], as numpy's ``inverted_cdf``, with an error of at most half a bin: a 1,024th of the largest
+        magnitude with 2,048 bins. The lowest and the highest are exact. NaN for a column without numbers."""
         total = self.counts.sum(axis=1)
         rank = np.maximum(np.ceil(percent / 100 * total), 1)
         bin = (np.cumsum(self.counts, axis=1) >= rank[:, None]).argmax(axis=1)
         middle = (bin - self.counts.shape[1] // 2 + 0.5) * self.width
-        found = np.clip(middle, self.low, self.high)
-        found = np.where(rank >= total, self.high, np.where(rank <= 1, self.low, found))
-        return np.where(total > 0, found, np.nan)
+        value = np.clip(middle, self.low, self.high)
+        value = np.where(rank >= total, self.high, np.where(rank <= 1, self.low, value))
+        return np.where(total > 0, value, np.nan)
 
 
 class Histogram(Observer[Distribution]):
-    """What :class:`MinMax` sees the ends of, as a :class:`Distribution`. NaN and infinity are left out.
+    """A :class:`Distribution` of the same numbers as :class:`MinMax`. NaN and infinity are left out.
 
-    Bins [i w, (i + 1) w) have a power of two for their width w.  When a number lies beyond them, w is
-    doubled and pairs of bins become one, which is what a count by the wider bins would have given:
+    The width w of bins [i w, (i + 1) w) is a power of two.  For a number beyond them w is doubled and pairs
+    of bins are merged, which equals counting with the wider bins from the start:
     floor(floor(x / w) / 2) = floor(x / 2w).
     """
 
@@ -142,7 +142,7 @@ class Histogram(Observer[Distribution]):
         self._counts += np.bincount(flat, minlength=c * self.bins).reshape(c, self.bins)
 
     def _widen(self, peak: np.ndarray) -> None:
-        """Makes bins as wide as ``peak`` f64[c] needs."""
+        """Widens bins to cover the magnitudes ``peak`` f64[c]."""
         _, above = np.frexp(peak)  # peak < 2^above
         needed = np.where(peak > 0, above - (self.bins.bit_length() - 2), EMPTY)
         shift = np.maximum(needed - self._exponent, 0)
@@ -166,12 +166,12 @@ class Sums:
     """Sums over the rows of an activation of ``k`` channels.
 
     Attributes:
-        rows: how many.
+        rows: their number.
         total: f64[k], sum of a.
         magnitude: f64[k], sum of |a|.
         squares: f64[k], sum of a^2.
         largest: f64[k], largest |a|.
-        off: f64[k], how many are at most 0.
+        off: f64[k], the number of a that are at most 0.
     """
 
     rows: int
@@ -188,12 +188,12 @@ class Sums:
 
     @property
     def variance(self) -> np.ndarray:
-        """f64[k], about the mean: to an error of 1e-16 of the mean square."""
+        """f64[k], with an error of 1e-16 of the mean square."""
         return np.asarray(np.maximum(self.squares / max(self.rows, 1) - np.square(self.mean), 0))
 
 
 class Moments(Observer[Sums]):
-    """First and second moments of each channel. NaN spreads."""
+    """First and second moments of each channel. NaN propagates."""
 
     def __init__(self) -> None:
         self._sums: Sums | None = None
@@ -201,17 +201,17 @@ class Moments(Observer[Sums]):
     def _add(self, rows: np.ndarray) -> None:
         wide = rows.astype(np.float64)
         size = np.abs(wide)
-        found = Sums(
+        new = Sums(
             len(rows),
             wide.sum(axis=0),
             size.sum(axis=0),
             np.square(wide).sum(axis=0),
             size.max(axis=0, initial=0),
-            # NaN is no number at most 0, and must not count as one that is more.
+            # NaN counts neither as at most 0 nor as above it.
             np.where(np.isnan(rows), np.nan, rows <= 0).sum(axis=0),
         )
         before = self._sums
-        self._sums = found if before is None else _added(before, found)
+        self._sums = new if before is None else _added(before, new)
 
     @property
     def result(self) -> Sums | None:
@@ -230,16 +230,16 @@ def _added(a: Sums, b: Sums) -> Sums:
 
 
 class Reservoir(Observer[np.ndarray]):
-    """f32[n, k]: ``size`` of the rows, each as likely as the others, in their order; all where there are no
-    more.  Every row draws a number, and those of the smallest numbers stay (Vitter 1985 for the idea of
-    it), so that a seed means the same rows however they are cut into pieces."""
+    """f32[n, k]: a uniform sample of ``size`` rows in their order; all rows if there are no more.  Every row
+    draws a random key, and the rows with the smallest keys stay (reservoir sampling, Vitter 1985), so the
+    sample depends on the seed but not on how rows are divided into updates."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.size = size
         self._draws = np.random.default_rng(seed)
         self._seen = 0
         self._keys = np.zeros(0)
-        self._places = np.zeros(0, np.int64)  # Of what is kept, among all rows.
+        self._places = np.zeros(0, np.int64)  # Indices of the kept rows among all.
         self._rows: np.ndarray | None = None
 
     def _add(self, rows: np.ndarray) -> None:
@@ -248,7 +248,7 @@ class Reservoir(Observer[np.ndarray]):
         free = slice(0, self.size - len(self._keys))
         self._keys = np.append(self._keys, keys[free])
         self._places = np.append(self._places, places[free])
-        # A copy: what a runtime gave may be part of something larger.
+        # A copy: a runtime's output may be a view of a larger buffer.
         first = np.array(rows[free])
         if self._rows is None:
             self._rows = first
@@ -258,10 +258,10 @@ class Reservoir(Observer[np.ndarray]):
         if not len(keys):
             return
         lowest = np.argpartition(np.append(self._keys, keys), self.size - 1)[: self.size]
-        goes = np.setdiff1d(np.arange(self.size), lowest)
-        comes = lowest[lowest >= self.size] - self.size
-        self._keys[goes], self._places[goes] = keys[comes], places[comes]
-        self._rows[goes] = rows[comes]
+        replaced = np.setdiff1d(np.arange(self.size), lowest)
+        new = lowest[lowest >= self.size] - self.size
+        self._keys[replaced], self._places[replaced] = keys[new], places[new]
+        self._rows[replaced] = rows[new]
 
     @property
     def result(self) -> np.ndarray | None:

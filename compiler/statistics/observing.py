@@ -1,4 +1,4 @@
-"""Runs a graph on calibration inputs, once a batch for all that is to be observed of it."""
+"""Runs a graph on calibration inputs, once per batch for all observers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tersor.statistics.padding import mask_over, padding_mask
 if TYPE_CHECKING:
     from tersor.ops import Window
 
-TAPS = 16  # Activations read in one run of the graph, to bound the memory that one run takes.
-# Windows of one feed that are looked at: patches of more are as large as many models.
+TAPS = 16  # Activations read in one run of the graph, to bound its memory.
+# Patches sampled from one feed: more would take as much memory as many models.
 WINDOWS = 4096
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a weight is multiplied with.
+    """The rows that a weight is multiplied with.
 
     Attributes:
         value: f32[..., k]; with a window f32[batch, channels, positions…].
-        window: what it sees at a place is a row; None: rows are the last axis.
-        part: of the value's axis 1, what is meant; None: all.
-        padding: whether rows that are padding count. A runtime computes with them all the same, and takes
-            the range of a tensor over them.
+        window: its patches are the rows; None: rows are the last axis.
+        part: an index on the value's axis 1; None: all of it.
+        padding: whether to include padding rows. Runtimes compute with them too, and take the range of a
+            tensor over them.
     """
 
     value: Value
@@ -41,8 +41,8 @@ class Rows:
     padding: bool = False
 
     def of(self, array: np.ndarray, feed: Mapping[str, np.ndarray], mask: str | None) -> np.ndarray:
-        """f32[n, k], of the value's ``array``: the rows that the feed's ``mask`` says are no padding. Of
-        more than WINDOWS windows as many are drawn, the same ones at each call."""
+        """f32[n, k], the rows of the value's ``array`` without padding, by the input ``mask`` of the feed. Of
+        more than WINDOWS patches a sample is taken, the same in each call."""
         if self.part is not None:
             array = array[:, self.part]
         real = None if mask is None else np.asarray(feed[mask]).reshape(-1)
@@ -56,8 +56,8 @@ class Rows:
         return self.window.patches(np.asarray(array, np.float32), at)
 
     def mask(self, graph: Graph) -> str | None:
-        """The name of the input that tells which rows are padding, as :func:`padding_mask` does; None where
-        all count."""
+        """The name of the input that marks padding rows (see :func:`padding_mask`); None if there is none, or
+        padding is included."""
         if self.padding:
             return None
         shape = dims(self.value)
@@ -72,9 +72,9 @@ def observe(
     feeds: Feeds,
     evaluate: Evaluate,
 ) -> None:
-    """Runs ``graph`` on ``feeds``, and gives rows of its outermost level to the observers that want them.
+    """Runs ``graph`` on ``feeds``, and passes rows of values outside subgraphs to their observers.
 
-    Each batch is run once for up to TAPS values, and no more than one batch is in memory.
+    Each batch is run once per TAPS values, and only one batch is in memory at a time.
     """
     values = list(dict.fromkeys(rows.value for rows in wanted))
     for start in range(0, len(values), TAPS):
@@ -84,6 +84,6 @@ def observe(
         for feed in feeds:
             outputs = evaluate(tapped, feed)
             for rows in group:
-                found = rows.of(outputs[rows.value.name], feed, masks[rows])
+                array = rows.of(outputs[rows.value.name], feed, masks[rows])
                 for observer in wanted[rows]:
-                    observer.update(found)
+                    observer.update(array)

@@ -1,4 +1,4 @@
-"""Which input tells what positions of a value are padding."""
+"""The input that marks which positions of a value are padding."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from tersor.ir.dims import product
 
 
 def padding_mask(graph: Graph, value: Value) -> str | None:
-    """The name of the input that tells which positions of ``value`` [..., k] are padding: integers or
-    booleans with one element for each row, that pick no rows of a table (as ids do). None where there
-    is none, or more than one.
+    """The name of the input that marks which positions of ``value`` [..., k] are padding: integers or
+    booleans with one element per row that do not index an embedding table. None if there is none, or more
+    than one.
     """
     shape = dims(value)
     return mask_over(graph, shape[:-1]) if shape else None
 
 
 def padding_of(graph: Graph, value: Value) -> str | None:
-    """As :func:`padding_mask`, of a value that has an element or a row for each position."""
+    """As :func:`padding_mask`, for a value with one element or one row per position."""
     shape = dims(value)
     return (mask_over(graph, shape) if shape else None) or padding_mask(graph, value)
 
 
 def mask_over(graph: Graph, leading: tuple[Dim, ...]) -> str | None:
-    """As :func:`padding_mask`, of rows at positions of the dims ``leading``."""
+    """As :func:`padding_mask`, for rows at the positions that the dims ``leading`` span."""
     candidates = [
         v
         for v in graph.inputs

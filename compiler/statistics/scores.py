@@ -1,9 +1,9 @@
-"""The scores by which a graph decides what it returns: a label says little of how near it was to another.
+"""Scores behind a graph's discrete outputs: a label does not show how close the decision was.
 
     labels = ArgMax(Cast(logits))       the scores of labels are logits
 
-Looked for from each output backwards, through what only moves or converts values, to ArgMax, TopK, Softmax
-and whatever else makes integers or booleans of floats.
+The search goes backwards from each output, through ops that only move or convert values, to ArgMax, TopK,
+Softmax and any other op that computes integers or booleans from floats.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, TensorType, Value
 
 DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
-_MERGES = frozenset({"Cast", "Concat", "Where"})  # Besides movements: results are made of operands.
-_MOST = 8  # Scores of one output.
-_FAR = 64  # Nodes that are looked at for one output.
+_MERGES = frozenset({"Cast", "Concat", "Where"})  # Like movements, they copy elements of operands.
+_MOST = 8  # Scores per output.
+_FAR = 64  # Nodes visited per output.
 
 
 @dataclass(frozen=True)
 class Score:
     """Attributes:
     value: the scores.
-    op: what decides by them.
-    output: the name of what is returned.
-    index: their number among those of the output.
+    op: the op that decides by them.
+    output: the name of the output.
+    index: its index among the output's scores.
     """
 
     value: Value
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """The same for the same scores of a graph with other weights."""
+        """Equal for the same scores of a graph with other weights."""
         return self.output, self.op, self.index
 
     @property
@@ -46,28 +46,28 @@ class Score:
 
 
 def scores_of(graph: Graph) -> list[Score]:
-    """Of all outputs, as far as they lie at the outermost level, none twice and no outputs."""
-    found: list[Score] = []
+    """The scores of all outputs, without duplicates, outputs and values in subgraphs."""
+    scores: list[Score] = []
     known = set(graph.outputs)
     for name, value in zip(graph.output_names, graph.outputs, strict=True):
         count = 0
-        for scores, op in _before(value):
-            if scores not in known and count < _MOST:
-                known.add(scores)
-                found.append(Score(scores, op, name, count))
+        for decided_by, op in _before(value):
+            if decided_by not in known and count < _MOST:
+                known.add(decided_by)
+                scores.append(Score(decided_by, op, name, count))
                 count += 1
-    return found
+    return scores
 
 
 def rounded(value: Value) -> bool:
-    """Whether an output that is no float is a number rounded, and no choice."""
-    from tersor.ops import TABLE  # Loads the schemas of ONNX, which `import tersor` does without.
+    """Whether a discrete output is a rounded number rather than a decision."""
+    from tersor.ops import TABLE  # It loads ONNX's schemas, which `import tersor` must not.
 
     return not _is_float(value) and any(TABLE.has(op, "rounding") for _, op in _before(value))
 
 
 def unordered_axis(value: Value) -> int | None:
-    """The axis of TopK, where ``value`` are its indices."""
+    """The axis of TopK if ``value`` is its indices, else None."""
     node = value.producer
     while node is not None and node.op in ("Identity", "Cast"):
         value = node.input(0) or value
@@ -78,7 +78,7 @@ def unordered_axis(value: Value) -> int | None:
 
 
 def with_scores(graph: Graph) -> tuple[Graph, dict[str, Score]]:
-    """A copy that returns the scores too, and what the outputs are that it has more, by name."""
+    """A copy that also returns the scores, and the added scores by output name."""
     copy = graph.copy()
     added: dict[str, Score] = {}
     for score in scores_of(copy):
@@ -91,7 +91,7 @@ def with_scores(graph: Graph) -> tuple[Graph, dict[str, Score]]:
 
 
 def _before(value: Value) -> Iterator[tuple[Value, str]]:
-    """(scores, op) from which ``value`` is decided, the nearest first."""
+    """(scores, op) that decide ``value``, the nearest first."""
     work, seen = [value], set[Value]()
     while work and len(seen) < _FAR:
         at = work.pop(0)
@@ -106,16 +106,16 @@ def _before(value: Value) -> Iterator[tuple[Value, str]]:
 
 
 def _operands(node: Node, result: Value) -> list[Value]:
-    """Those that ``result`` is decided by, or moved from."""
+    """The operands that ``result`` is decided by or copied from."""
     if has_trait(node, "shape") or node.subgraphs:
         return []
     if node.op in DECISIONS:
-        held = [node.input(0)]
+        operands = [node.input(0)]
     elif node.op in _MERGES or has_trait(node, "movement") or not _is_float(result):
-        held = list(node.inputs)
+        operands = list(node.inputs)
     else:
-        held = []
-    return [v for v in held if v is not None and not v.is_constant and not v.is_input]
+        operands = []
+    return [v for v in operands if v is not None and not v.is_constant and not v.is_input]
 
 
 def _is_float(value: Value) -> bool:

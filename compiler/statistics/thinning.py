@@ -1,6 +1,6 @@
-"""Parts of calibration inputs: fewer samples of every batch where all of them would take too long (no batch
-is left out, as each may be the only one to reach a part of the model), and what is not fitted on. Parts are
-taken when they are gone over, a batch at a time."""
+"""Subsets of calibration inputs: fewer samples of every batch where all would take too long (no batch is
+dropped, because it may be the only one to reach a part of the model), and a held-out part that is not fitted
+on. Subsets are taken lazily, one batch at a time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tersor.ir import Graph
 from tersor.ir.dims import symbols
 from tersor.pipeline.rewriting import Evaluate, Feed, Feeds
 
-APART = 5  # One batch of so many is not fitted on,
-ENOUGH = 10  # where there are so many.
-FEW = 4  # Of fewer batches, one sample of so many.
+APART = 5  # One batch in this many is held out,
+ENOUGH = 10  # if there are at least this many batches.
+FEW = 4  # With fewer batches, one sample in this many.
 Axes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a source's batches, or of their samples.
+    """Some of a source's batches, or some of their samples.
 
     Attributes:
         feeds: the source.
-        of: what is taken of the batch of a number; None: nothing.
-        length: of how many batches something is taken.
+        of: (index, batch) -> the part of the batch to take; None: nothing.
+        length: the number of batches of which something is taken.
     """
 
     feeds: Feeds
@@ -45,8 +45,8 @@ class Part:
 
 
 def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
-    """About ``most`` samples of ``feeds``, at least one of each, spread over it; ``feeds`` itself where that
-    is not more, or where samples cannot be told apart."""
+    """About ``most`` samples of ``feeds``, at least one of each batch, evenly spaced; ``feeds`` itself if it
+    has no more, or if its samples cannot be distinguished."""
     axes = sample_axes(graph)
     counts = [_count(feed, axes) for feed in feeds]
     if not axes or sum(counts) <= most or max(counts) < 2:
@@ -59,8 +59,8 @@ def thinned(graph: Graph, feeds: Feeds, most: int, evaluate: Evaluate) -> Feeds:
 
 
 def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Feeds]:
-    """(What to fit on, what to judge by): every fifth batch is kept apart where there are enough; else every
-    fourth sample of each batch, or, where batches cannot be divided, every fourth of them."""
+    """(Inputs to fit on, inputs to judge by): every fifth batch is held out if there are enough; otherwise
+    every fourth sample of each batch or, if batches cannot be divided, every fourth batch."""
     if len(feeds) >= ENOUGH:
         return _parted(feeds, APART)
     axes = sample_axes(graph)
@@ -80,7 +80,8 @@ def held_out(graph: Graph, feeds: Feeds, evaluate: Evaluate) -> tuple[Feeds, Fee
 
 
 def _runs(graph: Graph, feeds: Iterable[Feed], evaluate: Evaluate) -> bool:
-    """What is declared open may be fixed inside, and states may have a batch by another name."""
+    """Whether the graph runs on them: a symbolic batch may be fixed inside, and states may name theirs
+    differently."""
     try:
         for feed in feeds:
             evaluate(graph, feed)
@@ -101,7 +102,7 @@ def _parted(feeds: Feeds, one_of: int) -> tuple[Feeds, Feeds]:
 
 
 def sample_axes(graph: Graph) -> Axes:
-    """By input, the axis that has the batch: the open dim that comes first in the first input with axes."""
+    """The batch axis of each input: axes whose dim is the first symbolic dim of the first input with axes."""
     first = next((dims(v) for v in graph.inputs if dims(v)), None)
     batch = symbols(first[0]) if first and first[0] is not None else frozenset()
     if len(batch) != 1:
@@ -115,7 +116,7 @@ def sample_axes(graph: Graph) -> Axes:
 
 
 def sample_count(graph: Graph, feeds: Feeds) -> int | None:
-    """Of all feeds; None where samples cannot be told apart."""
+    """The number of samples; None if they cannot be distinguished."""
     axes = sample_axes(graph)
     return sum(_count(feed, axes) for feed in feeds) if axes else None
 

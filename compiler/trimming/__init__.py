@@ -1,1 +1,1 @@
-"""A vocabulary made smaller: of a model, its tokenizer and the files beside them, together."""
+"""Trimming the vocabulary of a model together with its tokenizer and configuration files."""

@@ -160,7 +160,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         model=tmp_path,
     )
     refused(r"t.txt: texts need the model's tokenizer, and the model has none", model=None)
-    refused(r"e.txt: holds no texts", given=written(tmp_path, " \n\n", "e.txt"))
+    refused(r"e.txt: contains no texts", given=written(tmp_path, " \n\n", "e.txt"))
     refused(r"cannot read .*none.txt: No such file", given=tmp_path / "none.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     refused(r"pipe.txt: not a regular file", given=tmp_path / "pipe.txt")
@@ -170,7 +170,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(r"the model takes pixels too: give arrays", text=images)
     refused(r"the model takes x: give arrays", text="graph main(%x: f32[b, 3]) -> (y = %x) {\n}")
     refused(
-        r"t.txt: the tokenizer gives id 5, and the model has 5 of them",
+        r"t.txt: the tokenizer gives id 5, but the model has 5 embeddings",
         text=BERT.replace("f32[9", "f32[5"),
     )
     (folder / "tokenizer.json").write_text("{}")

@@ -26,7 +26,7 @@ from tersor.ops import TABLE
 from tersor.pipeline import Pipeline
 from tersor.pipeline.registry import optimization
 
-# A file beside the fuzzed model, for what its external data may name.
+# A file next to the fuzzed model that its external data may name.
 NEIGHBOUR = "weights.bin"
 EMPTY = "model-e3b0c44298fc1c14.onnx"  # the manifest's model, of no bytes
 
@@ -66,7 +66,7 @@ def arrays(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """The manifest of a saved artifact, beside an empty model."""
+    """The manifest of a saved artifact, next to an empty model."""
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
         Path(folder, NAME).write_bytes(data)
         Path(folder, EMPTY).write_bytes(b"")
@@ -143,18 +143,18 @@ def _one_line(error: TersorError) -> None:
 
 
 def _whole(graph: Graph) -> None:
-    """The graph is valid, and reads back from its text as itself."""
+    """The graph is valid, and its text parses back into the same graph."""
     verify(graph)
     text = print_graph(graph)
     again = print_graph(parse(text, TABLE, weights_of(graph)))
     if again != text:
-        raise Finding("the printed graph reads back as another one")
+        raise Finding("the printed text parses into a different graph")
 
 
 def _optimized(graph: Graph) -> None:
-    """Optimization keeps it valid, and what it exports is taken in again."""
+    """Optimization keeps it valid, and the exported model can be imported again."""
     try:
-        # Verifying once, and not after each of fifty passes, is what leaves time to fuzz.
+        # Verifying once, not after each of fifty passes, leaves time to fuzz.
         after = Pipeline(optimization(), level="none").run(graph)
         _whole(after)
         data = export_model(lower(after)).SerializeToString()

@@ -287,7 +287,7 @@ def test_weights_that_are_not_there_or_are_links_are_refused(saved: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda told: told.update(weights="../w.bin"), r"'\.\./w\.bin' is no name of a weights file"),
+        (lambda told: told.update(weights="../w.bin"), r"'\.\./w\.bin' is not the name of a weights file"),
         (lambda told: told.update(weights=7), "not a graph that can be"),
         (lambda told: told.update(weights=None), "not a graph that can be"),
         (lambda told: told.update(offsets=[10**9] * 2), "not a graph that can be"),

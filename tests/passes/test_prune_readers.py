@@ -319,7 +319,7 @@ def test_what_is_not_fitted_is_told() -> None:
     graph = parse(text.replace("{dilations", "{group = 2, dilations"), TABLE)
     after, report = prune(graph, feeds(graph), ratio=0.5)
     assert report.rewrites == 1
-    why = "Conv multiplies no rows of an operand with @v as one matrix"
+    why = "Conv does not multiply rows of an operand by @v as one matrix"
     assert Remark(why, layer="Conv %y (read)", method="not refitted") in report.skips
     assert np.isfinite(evaluate(after, feeds(graph, 1)[0])["y"]).all()
 

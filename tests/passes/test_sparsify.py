@@ -368,7 +368,7 @@ def test_a_layer_without_input_rows_stays_where_data_decides() -> None:
     feed = {v.name: np.ones(v.tensor.shape, v.tensor.dtype.numpy) for v in others().inputs}
     after, report = run(PruneWeights(criterion="wanda", sparsity=0.5), others(), calibration=[feed])
     assert [skip.reason for skip in report.skips] == [
-        "wanda needs the layer's inputs: ConvTranspose multiplies no rows of an operand with @t as one matrix",
+        "wanda needs the layer's inputs: ConvTranspose does not multiply rows of an operand by @t as one matrix",
     ]
     np.testing.assert_array_equal(masked(after, "W").mask.sum(axis=2), 4)
     np.testing.assert_array_equal(masked(after, "R").mask.sum(axis=2), 2)

@@ -1,4 +1,4 @@
-"""Every rule has a graph that breaks it, and says so with the stage, the node and the pass."""
+"""Every rule has a graph that breaks it, and the message names the stage, the node and the pass."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ LINEAR = """graph main(%x: f32[2, 2]) -> (y = %y) {
 }"""
 BREAKS = {
     "uses are exact": (broken_use, "import", "does not list it"),
-    "every op": (lambda: parse(PLAIN.replace("Relu", "Rellu")), "import", "Rellu %y has none"),
+    "every ONNX": (lambda: parse(PLAIN.replace("Relu", "Rellu")), "import", "Rellu %y has neither"),
     "types follow": (wrong_type, "import", "is inferred as"),
-    "all is read": (lambda: parse(PLAIN.replace("}", "%z: f32[2] = Neg(%x) }"), TABLE), "optimize", "nothing reads Neg %z"),
+    "everything is read": (lambda: parse(PLAIN.replace("}", "%z: f32[2] = Neg(%x) }"), TABLE), "optimize", "nothing reads Neg %z"),
     "quantized weights": (
         lambda: parse(
             """graph main() -> (y = %y) {
@@ -62,9 +62,9 @@ BREAKS = {
         "optimize", "DequantizeLinear %y reads constants only",
     ),
     "constants are dense": (lambda: parse(ENCODED, TABLE), "emission", "is affine"),
-    "ops of ours": (
+    "tersor ops": (
         lambda: parse(LINEAR, TABLE),
-        "emission", r"tersor\.Linear %y is left",
+        "emission", r"tersor\.Linear %y is not lowered",
     ),
 }  # fmt: skip
 
@@ -81,7 +81,7 @@ def test_every_rule_has_a_graph_that_breaks_it(name: str) -> None:
 
 
 def test_no_rule_is_untested() -> None:
-    untested = {"the text reads back the same"}  # What breaks it is a bug of the printer.
+    untested = {"the text form parses back unchanged"}  # Only a bug of the printer breaks it.
     assert {r.says for r in legality.RULES if not r.says.startswith(tuple(BREAKS))} == untested
 
 
@@ -104,10 +104,10 @@ class DoNothing(Pass):
 def test_the_pass_that_did_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [DoNothing(), LeaveSomething(), DoNothing()]
     *_, (_, after) = legality.replay(steps, plain())
-    with pytest.raises(PassFailed, match=r"nothing reads Neg %left .*: leave-something did it"):
+    with pytest.raises(PassFailed, match=r"nothing reads Neg %left .*: broken by leave-something"):
         legality.check("optimize", after, lambda: legality.replay(steps, plain()))
     monkeypatch.setattr(legality, "HARD", False)
-    legality.check("optimize", after)  # It does no harm to who uses it.
+    legality.check("optimize", after)  # A hard rule: not checked outside tests.
 
 
 def test_what_tvm_lowers_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

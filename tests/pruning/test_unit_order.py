@@ -278,8 +278,8 @@ def test_convolutions_read_a_unit_at_every_place_of_the_kernel_or_are_told() -> 
         for node, why in not_refittable(g)
     }  # fmt: skip
     assert told == {
-        ("u", "Conv multiplies no rows of an operand with @c as one matrix"),
-        ("v", "ConvTranspose multiplies no rows of an operand with @t as one matrix"),
+        ("u", "Conv does not multiply rows of an operand by @c as one matrix"),
+        ("v", "ConvTranspose does not multiply rows of an operand by @t as one matrix"),
     }
 
 

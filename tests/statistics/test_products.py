@@ -327,7 +327,7 @@ REFUSED = """graph main(%x: f32[2, 4, 6], %s: f32[5, 2, 4], %v: f32[4], %c: bool
 def test_where_there_is_no_product_the_reason_is_told() -> None:
     graph = parse(REFUSED, TABLE)
     told = {n.output.name: [unfit(n, w) for w in TABLE.weights(n)] for n in graph.walk()}
-    none = "{} multiplies no rows of an operand with @{} as one matrix"
+    none = "{} does not multiply rows of an operand by @{} as one matrix"
     assert told["a"] == [none.format("Conv", "w")]
     assert told["b"] == [none.format("ConvTranspose", "k")]
     assert told["d"] == ["", ""]
@@ -343,7 +343,7 @@ def test_windows_that_are_too_large_for_moments() -> None:
         (LARGEST // 9, ""),
         (
             LARGEST // 9 + 1,
-            "its windows hold 4,617 numbers, and moments are taken of at most 4,608",
+            "its window has 4,617 inputs, above the limit of 4,608 for second moments",
         ),
     ):
         graph = conv((1, channels, 4, 4), (1, channels, 3, 3), {})

@@ -69,8 +69,8 @@ class Cell:
 
 
 def cells_at(node: Node) -> list[Cell]:
-    """Ways to read ``node`` as what makes a cell's hidden state: more than one where roles can be
-    exchanged, told apart by the steps beside it."""
+    """Ways to interpret ``node`` as a cell's hidden state: more than one if roles are interchangeable, which
+    only the neighbouring steps decide."""
     if not node.outputs or not isinstance((dims(node.output) or (None,))[-1], int):
         return []
     if node.output.tensor.dtype is not DType.F32:
@@ -206,10 +206,12 @@ def _gru_cells(
         return
     terms = _products([z, r, plain])
     if state.terms:
-        beside = terms.get(read, (None,) * 3)
-        if beside[2] is not None:  # The new state reads the one before apart from the reset gate.
+        z_block, r_block, n_block = terms.get(read, (None,) * 3)
+        if (
+            n_block is not None
+        ):  # The candidate also reads the previous state without the reset gate.
             return
-        terms[read] = (beside[0], beside[1], state.terms[read])
+        terms[read] = (z_block, r_block, state.terms[read])
     first = not n.others
     yield Cell(
         "GRU", node.output, terms, (z, r, plain), (gate.activation, candidate.activation),

@@ -4,9 +4,9 @@
 
     = {x at 3 of axis 1: W[0:5, 8:16],  h: W[5:7, 8:16]} + b[8:16] + c[8:16]
 
-Found by walking back from the gate, with the columns of the last axis that it reads, through sums, parts
-and concatenations of that axis, views that add or drop dims of 1, and the picking of one step of a
-sequence: a product done once for all steps is one of each.
+The search walks back from the gate with the columns of the last axis that it reads, through sums, slices
+and concatenations of that axis, views that add or drop dims of 1, and the selection of one step of a
+sequence: a product computed once for all steps counts as one product per step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.analysis.match import dims, has_trait, operand, producer_if, scalar
 from tersor.ir import Dim, Node, Value
 
 Columns = tuple[int, int]
-MAX_STEPS = 64  # Nodes that are walked through from one gate: no exporter writes as many.
+MAX_STEPS = 64  # Nodes visited from one gate: no exporter writes as many.
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Block:
 
 @dataclass
 class Form:
-    """``sum(source @ sum(blocks)) + sum(bias)``; ``others`` are summands that are no products, each
-    with the columns that are read."""
+    """``sum(source @ sum(blocks)) + sum(bias)``; ``others`` are summands that are not products, each
+    with the columns read of it."""
 
     terms: dict[Source, tuple[Block, ...]] = field(default_factory=dict)
     bias: list[tuple[Value, Columns]] = field(default_factory=list)
@@ -55,42 +55,41 @@ class Form:
 
     def row(self, width: int) -> np.ndarray:
         """The bias of each of ``width`` columns."""
-        made = np.zeros(width, np.float32)
+        total = np.zeros(width, np.float32)
         for constant, (start, end) in self.bias:
             numbers = constant.numpy()
             last = numbers.reshape(-1, numbers.shape[-1] if numbers.ndim else 1)[0]
-            made = made + (last if last.size == 1 else last[start:end])
-        return np.asarray(made, np.float32)
+            total = total + (last if last.size == 1 else last[start:end])
+        return np.asarray(total, np.float32)
 
 
 def form(value: Value, columns: Columns) -> Form | None:
-    """The form of some columns of ``value``; None where a constant among the summands is not the same in
-    every row."""
-    made = Form()
+    """The form of some columns of ``value``; None if rows of a constant summand differ."""
+    total = Form()
     work: list[tuple[Value, Columns, _Pick | None]] = [(value, columns, None)]
     for _ in range(MAX_STEPS):
         if not work:
-            return made
+            return total
         value, columns, pick = work.pop()
         if value.is_constant:
             if not _rows_agree(value):
                 return None
-            made.bias.append((value, columns))
+            total.bias.append((value, columns))
         elif (parts := _summands(value, pick)) is not None:
             work += [(part, columns, pick) for part in reversed(parts)]
         elif (linear := _product(value)) is not None:
-            _add_product(made, linear, columns, pick)
+            _add_product(total, linear, columns, pick)
         elif (pick is None or _view(value) is None) and (part := narrower(value, columns)):
             work.append((*part, pick))
-        elif (found := _picked(value, pick)) is not None:
-            work.append((found[0], columns, found[1]))
+        elif (step := _picked(value, pick)) is not None:
+            work.append((step[0], columns, step[1]))
         else:
-            made.others.append((value, columns))
+            total.others.append((value, columns))
     return None
 
 
 def source(value: Value) -> Source:
-    """What ``value`` is picked from, if it is one step of a sequence, with dims of 1 left aside."""
+    """The sequence and step that ``value`` is, up to dims of 1, or ``value`` itself."""
     return _source(value, None)
 
 
@@ -100,7 +99,7 @@ def without_units(shape: Sequence[Dim]) -> list[Dim]:
 
 
 def viewed(value: Value) -> Value:
-    """``value`` before views that only add or drop dims of 1, the last one kept."""
+    """``value`` before views that only add or drop dims of 1, except the last dim."""
     for _ in range(MAX_STEPS):
         inner = _view(value)
         if inner is None:
@@ -110,7 +109,7 @@ def viewed(value: Value) -> Value:
 
 
 def narrower(value: Value, columns: Columns) -> tuple[Value, Columns] | None:
-    """The columns of ``value`` as columns of what it is a part, a concatenation or a view of."""
+    """(Value, columns) that ``columns`` of ``value`` are a slice, a concatenation or a view of."""
     node, shape = value.producer, dims(value)
     if node is None or not shape:
         return None
@@ -120,7 +119,7 @@ def narrower(value: Value, columns: Columns) -> tuple[Value, Columns] | None:
     if start is not None:
         return operand(node, 0), (start + columns[0], start + columns[1])
     if node.op == "Concat" and _axis(node, len(shape)) == len(shape) - 1:
-        for part, (first, end) in _beside(node):
+        for part, (first, end) in _concatenated(node):
             if first <= columns[0] and columns[1] <= end:
                 return part, (columns[0] - first, columns[1] - first)
     return None
@@ -153,26 +152,26 @@ def _product(value: Value) -> Node | None:
     return node if weight.tensor.rank == 2 and (dims(operand(node, 0)) or ())[1:] else None
 
 
-def _add_product(made: Form, node: Node, columns: Columns, pick: _Pick | None) -> None:
+def _add_product(total: Form, node: Node, columns: Columns, pick: _Pick | None) -> None:
     x, weight, bias = operand(node, 0), operand(node, 1), node.input(2)
     for part, rows in _parts(x):
         read = _source(part, pick)
-        made.terms[read] = (*made.terms.get(read, ()), Block(weight, rows, columns))
+        total.terms[read] = (*total.terms.get(read, ()), Block(weight, rows, columns))
     if bias is not None:
-        made.bias.append((bias, columns))
+        total.bias.append((bias, columns))
 
 
 def _parts(x: Value) -> Iterator[tuple[Value, Columns]]:
-    """What lies side by side in the last axis of ``x``, with the rows of a matrix that read it."""
+    """The values concatenated along the last axis of ``x``, with the rows of a matrix that multiply them."""
     node, shape = producer_if(x, "Concat"), dims(x) or ()
     if node is not None and _axis(node, len(shape)) == len(shape) - 1:
-        yield from _beside(node)
+        yield from _concatenated(node)
     else:
         yield x, (0, int(shape[-1]) if isinstance(shape[-1], int) else -1)
 
 
-def _beside(node: Node) -> Iterator[tuple[Value, Columns]]:
-    """Operands of a Concat of the last axis, with where they begin and end."""
+def _concatenated(node: Node) -> Iterator[tuple[Value, Columns]]:
+    """(Operand, (start, end)) of a Concat along the last axis."""
     start = 0
     for part in node.inputs:
         size = (dims(part) or (None,))[-1] if part is not None else None
@@ -203,15 +202,15 @@ def _source(value: Value, pick: _Pick | None) -> Source:
     for _ in range(MAX_STEPS):
         if pick is None and (inner := _view(value)) is not None:
             value = inner
-        elif (found := _picked(value, pick)) is not None:
-            value, pick = found
+        elif (step := _picked(value, pick)) is not None:
+            value, pick = step
         else:
             break
     return Source(value) if pick is None else Source(value, pick.axis, pick.at)
 
 
 def _picked(value: Value, pick: _Pick | None) -> tuple[Value, _Pick] | None:
-    """``value``, which is to be read at ``pick``, as a step of what it is made of."""
+    """``value`` at ``pick`` as a step of the operand of its producer."""
     node, shape = value.producer, dims(value)
     if node is None or not shape:
         return None
@@ -238,7 +237,7 @@ def _picked(value: Value, pick: _Pick | None) -> tuple[Value, _Pick] | None:
 
 
 def _picked_before(node: Node, shape: tuple[Dim, ...], pick: _Pick) -> tuple[Value, _Pick] | None:
-    """A step of a tensor with its axes in another order, or with another dim of 1."""
+    """A step of the tensor before a Transpose, or before a view that adds or drops dims of 1."""
     if node.op == "Transpose":
         perm = node.attrs.get("perm")
         if isinstance(perm, tuple) and perm[-1] == len(perm) - 1:
@@ -253,21 +252,23 @@ def _picked_before(node: Node, shape: tuple[Dim, ...], pick: _Pick) -> tuple[Val
 
 
 def _view(value: Value) -> Value | None:
-    """What ``value`` shows with other dims of 1 before its last one; None where it is no such view."""
+    """The operand that ``value`` is a view of, with other dims of 1 before the last dim; None if it is
+    none."""
     node = value.producer
     if node is None or not has_trait(node, "view"):
         return None
     x = operand(node, 0)
-    have, made = dims(x), dims(value)
-    if not have or not made or None in (*have, *made) or have[-1] != made[-1]:
+    before, after = dims(x), dims(value)
+    if not before or not after or None in (*before, *after) or before[-1] != after[-1]:
         return None
-    return x if without_units(have[:-1]) == without_units(made[:-1]) else None
+    return x if without_units(before[:-1]) == without_units(after[:-1]) else None
 
 
 def _start(node: Node, value: Value, axis: int) -> int | None:
-    """Where ``value`` begins on ``axis`` of what it is a Split or a Slice of, where only that is cut."""
-    have, made = dims(operand(node, 0)) if node.inputs else None, dims(value)
-    if not have or not made or len(have) != len(made) or None in made:
+    """The start of ``value`` on ``axis`` of what it is a Split or a Slice of along this axis alone, else
+    None."""
+    have, shape = dims(operand(node, 0)) if node.inputs else None, dims(value)
+    if not have or not shape or len(have) != len(shape) or None in shape:
         return None
     if node.op == "Split":
         sizes = [(dims(v) or (None,) * len(have))[axis] for v in node.outputs[: value.index]]
@@ -282,9 +283,9 @@ def _start(node: Node, value: Value, axis: int) -> int | None:
     if starts is None or starts.size != 1 or (axes is None and node.input(3) is not None):
         return None
     on = 0 if axes is None else int(axes[0]) % len(have)
-    by_one = made[axis] == 1 or node.input(4) is None or (steps is not None and steps[0] == 1)
+    by_one = shape[axis] == 1 or node.input(4) is None or (steps is not None and steps[0] == 1)
     start, size = int(starts[0]), have[axis]
-    if on != axis or not by_one or not isinstance(made[axis], int):
+    if on != axis or not by_one or not isinstance(shape[axis], int):
         return None
     if start < 0:
         return start + size if isinstance(size, int) and start + size >= 0 else None

@@ -3,9 +3,9 @@
     share of all paths from an input to an output that pass through the group's activations
     times the unit's share of the group's positions
 
-One of 512 neurons in a branch beside a residual connection gets 1/512 of the paths through the branch; one of
-128 channels of the connection itself 1/128 of all paths.  Units of the same size in one group score the same:
-the criterion discriminates between groups, and between the units of a concatenation.
+One of 512 neurons in a branch next to a residual connection gets 1/512 of the paths through the branch; one
+of 128 channels of the connection itself 1/128 of all paths. Units of the same size in one group score the
+same: the criterion discriminates between groups, and between the units of a concatenation.
 """
 
 from __future__ import annotations
