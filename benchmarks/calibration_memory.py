@@ -3,22 +3,26 @@
     python benchmarks/calibration_memory.py [--recipes int8 prune …] [--counts 125 500 2000] [--passes LIST]
 
 Each row is a process of its own, which compiles an ONNX file without measuring; its peak is the kernel's
-(VmHWM of /proc/self/status, so Linux only). The sentences are of 30 to 300 characters, 8 in a batch.
+(VmHWM of /proc/self/status, so Linux only). The sentences are of 30 to 300 characters, 8 in a batch. Other
+work on the machine changes the seconds, which are printed, and not the peak, which is stored.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import rows
+
 COUNTS = (125, 500, 2000)
 RECIPES = ("int8", "lowrank", "prune", "prune-int8")
+SCRIPTS = [Path(__file__)]
 
 # What runs in the process that is looked at: it imports nothing that a user's would not.
 INNER = """
@@ -61,22 +65,33 @@ def peak(model: Path, texts: Path, recipe: str, steps: str = "") -> dict[str, fl
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures what is missing and writes JSON, row by row; what ``--passes`` name is printed only."""
+    start = time.monotonic()
+    parser = rows.parser(__doc__.splitlines()[0], "calibration_memory.json")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     parser.add_argument("--passes", default="", help="these passes in place of recipes")
     chosen = parser.parse_args(arguments)
-    print("| recipe | sentences | peak MiB | seconds |\n| --- | --- | --- | --- |")
+    results = rows.load(chosen.out, rows.conditions(SCRIPTS, {}), chosen.fresh)
+    table = {} if chosen.passes else results.setdefault("mib", {})
     with tempfile.TemporaryDirectory() as name:
         for recipe in [chosen.passes] if chosen.passes else chosen.recipes:
             for count in chosen.counts:
+                known = table.setdefault(recipe, {})
+                if str(count) in known:
+                    continue
                 model, texts = prepare(Path(name), count)
                 row = peak(model, texts, recipe, chosen.passes)
-                print(
-                    f"| {recipe} | {count} | {row['mib']:.0f} | {row['seconds']:.0f} |", flush=True
-                )
+                known[str(count)] = round(row["mib"])
+                told = f"{row['mib']:.0f} MiB, {row['seconds']:.0f} s"
+                print(f"calibration_memory: {recipe}, {count} sentences: {told}", flush=True)
+                if not chosen.passes:
+                    rows.save(chosen.out, results)
+    if not chosen.passes:
+        rows.finish(chosen.out, results, start)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ SCRIPTS = {
     "exporters": 600,
     "break_even": 600,
     "lowrank": 600,
+    "calibration_memory": 1500,
     "minilm": 2700,
     "pruning": 3000,
     "zoo": 3600,

@@ -100,20 +100,31 @@ def removal_costs(weight: np.ndarray, inverse: np.ndarray, units: np.ndarray) ->
         inverse: f64[inputs, inputs], P.
         units: i64[n, s], the s inputs of each of n units.
     """
+    if units.shape[1] == 1:
+        at = units[:, 0]
+        return np.asarray(np.square(weight[:, at]).sum(axis=0) / inverse[at, at])
     own = inverse[units[:, :, None], units[:, None, :]]
     columns = weight.T[units]
-    return np.asarray((columns * np.linalg.solve(own, columns)).sum(axis=(1, 2)))
+    products = columns @ columns.transpose(0, 2, 1)  # One right side an input, not one an output.
+    return np.asarray(np.trace(np.linalg.solve(own, products), axis1=1, axis2=2))
 
 
 def remove_inputs(
     weight: np.ndarray, inverse: np.ndarray, gone: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(W, P) after removing the inputs ``gone``, which become zero, with the others compensating.
+    """(W, P) of the inputs that are left without ``gone``, in order, and compensate for them.
 
-    W - W_:,g (P_gg)^-1 P_g,:        P - P_:,g (P_gg)^-1 P_g,:
+    With H in blocks of the inputs g that go and r that remain, the inverse of H_rr alone is the Schur
+    complement of P_gg in P, and the change of W is that of the least cost with D_:,g = -W_:,g :
+
+        P' = P_rr - P_rg (P_gg)^-1 P_gr        W' = W_:,r - W_:,g (P_gg)^-1 P_gr
+
+    Schur complements compose, so removing all of g at once equals removing them one by one; it passes
+    over P once, with |g| multiply-adds an element, in place of |g| times with one.
     """
-    share = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[gone])
-    left, rest = weight - weight[:, gone] @ share, inverse - inverse[:, gone] @ share
-    left[:, gone] = 0
-    rest[gone, :] = rest[:, gone] = 0
-    return left, rest
+    rest = np.delete(np.arange(len(inverse)), gone)
+    across = inverse[np.ix_(gone, rest)]
+    share = np.linalg.solve(inverse[np.ix_(gone, gone)], across)
+    left = inverse[np.ix_(rest, rest)]
+    left -= across.T @ share
+    return weight[:, rest] - weight[:, gone] @ share, left

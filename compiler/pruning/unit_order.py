@@ -28,6 +28,9 @@ from tersor.structure.links import Axis, Positions
 
 STEPS = 48  # How often the costs of all of a group's units are recomputed.
 CHOICE = 2  # Candidates per removed unit between two recomputations.
+CACHED = (
+    1 << 16
+)  # Elements of W up to which updating it once a unit costs less than a QR factorization.
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,74 +161,116 @@ def by_least_squares(
     """Each unit is chosen among the cheapest few given those removed before it; which these are is
     recomputed ``STEPS`` times.
 
+    Between two recomputations, removals change W and P of the cheapest few only; the other inputs are
+    updated once for all units removed meanwhile, by the block formula of ``remove_inputs``. So the large
+    matrices are passed over ``STEPS`` times, not once a unit, and they shrink as inputs go.
+
     Args:
         layers: for each reader (reader, X^T X f64[k, k], W f64[k, n], sum of squares of its results).
         most: how many units to order; None: all that may be removed.
     """
+    left = np.asarray(group.free, np.int64)
+    limit = min(len(left), group.units - 1 if most is None else most)
+    if limit <= 0:
+        return Order(np.zeros(0, np.int64), np.zeros(0))
     states = [
-        _Removal(reader, weight.T.copy(), np.linalg.inv(damped(xtx, damping)), max(squares, 1e-30))
+        _Removal.of(reader.owner, left, weight.T, np.linalg.inv(damped(xtx, damping)), squares)
         for reader, xtx, weight, squares in layers
     ]
-    left = list(group.free)
-    limit = min(len(left), group.units - 1 if most is None else most)
     step = max(1, limit // STEPS)
     order: list[int] = []
     costs: list[float] = []
     while len(order) < limit:
         count = min(step, limit - len(order))
-        cheapest = np.argsort(sum(state.costs(left) for state in states), kind="stable")
-        near = sorted(left[i] for i in cheapest[: CHOICE * count])
-        going, lost = _one_by_one([state.restricted_to(near) for state in states], near, count)
-        states = [state.without(going) for state in states]
-        order += going
+        cheapest = np.argsort(_total(states), kind="stable")
+        near = np.sort(cheapest[: CHOICE * count])
+        first, lost = _one_by_one([state.restricted_to(near) for state in states], count)
+        going = near[first]
+        order += left[going].tolist()
         costs += lost
-        left = [u for u in left if u not in going]
+        if len(order) < limit:
+            states = [state.without(going) for state in states]
+            left = np.delete(left, going)
     return Order(np.asarray(order, np.int64), np.cumsum(np.maximum(costs, 0.0)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Removal:
-    """A reader in the course of removal: W f64[n, k] and P f64[k, k] of the inputs that are left."""
+    """A reader in the course of removal, with the inputs that are left. Units are numbered from 0.
 
-    reader: Reader
+    Attributes:
+        weight, inverse: W f64[n, k] and P f64[k, k]; the inputs of unit 0 come first, then those of unit 1
+            and so on, and those of units that may not be removed, or of none, last.
+        units: how many units are left that may be removed.
+        size: the number of inputs of each.
+        squares: the sum of squares of the reader's results.
+    """
+
     weight: np.ndarray
     inverse: np.ndarray
+    units: int
+    size: int
     squares: float
 
-    def costs(self, units: Sequence[int]) -> np.ndarray:
-        """f64[units]: the cost of removing each of ``units`` (ascending) by itself."""
-        at = self.reader.inputs(units)
-        places = at[np.argsort(self.reader.owner[at], kind="stable")].reshape(len(units), -1)
+    @staticmethod
+    def of(
+        owner: np.ndarray,
+        units: np.ndarray,
+        weight: np.ndarray,
+        inverse: np.ndarray,
+        squares: float,
+    ) -> _Removal:
+        """``owner``: i64[k], the unit of each input; ``units``: those that may be removed, ascending."""
+        removable = np.isin(owner, units)
+        rank = np.where(removable, owner, owner.max(initial=0) + 1)
+        at = np.argsort(rank, kind="stable")
+        size = int(removable.sum()) // len(units)
+        return _Removal(
+            weight[:, at], inverse[np.ix_(at, at)], len(units), size, max(squares, 1e-30)
+        )
+
+    def inputs(self, units: np.ndarray) -> np.ndarray:
+        """i64[units, size], the places of the units' inputs."""
+        return units[:, None] * self.size + np.arange(self.size)
+
+    def costs(self) -> np.ndarray:
+        """f64[units]: the cost of removing each by itself."""
+        places = self.inputs(np.arange(self.units))
         return removal_costs(self.weight, self.inverse, places) / self.squares
 
-    def restricted_to(self, units: Sequence[int]) -> _Removal:
+    def restricted_to(self, units: np.ndarray) -> _Removal:
         """The inputs of ``units`` alone: removals among them update W and P there independently of the rest.
-        Costs depend on W^T W only, so R of W = Q R serves as W."""
-        at = self.reader.inputs(units)
-        reader = replace(self.reader, owner=self.reader.owner[at])
-        weight = np.linalg.qr(self.weight[:, at], mode="r")
-        return _Removal(reader, np.asarray(weight), self.inverse[np.ix_(at, at)], self.squares)
+        Costs depend on W^T W only, so R of W = Q R serves as W where W is large."""
+        at = self.inputs(units).reshape(-1)
+        weight, inverse = self.weight[:, at], self.inverse[np.ix_(at, at)]
+        if weight.size > CACHED:
+            weight = np.asarray(np.linalg.qr(weight, mode="r"))
+        return replace(self, weight=weight, inverse=inverse, units=len(units))
 
-    def without(self, units: Sequence[int]) -> _Removal:
-        weight, inverse = remove_inputs(self.weight, self.inverse, self.reader.inputs(units))
-        return replace(self, weight=weight, inverse=inverse)
+    def without(self, units: np.ndarray) -> _Removal:
+        gone = self.inputs(units).reshape(-1)
+        weight, inverse = remove_inputs(self.weight, self.inverse, gone)
+        return replace(self, weight=weight, inverse=inverse, units=self.units - len(units))
 
 
-def _one_by_one(
-    states: Sequence[_Removal], units: Sequence[int], count: int
-) -> tuple[list[int], list[float]]:
-    """``count`` of ``units``, each the cheapest once those before it are removed; and their costs."""
-    left = list(units)
+def _total(states: Sequence[_Removal]) -> np.ndarray:
+    return np.asarray(np.sum([state.costs() for state in states], axis=0))
+
+
+def _one_by_one(states: Sequence[_Removal], count: int) -> tuple[np.ndarray, list[float]]:
+    """``count`` units, each the cheapest once those before it are removed; and their costs."""
+    left = np.arange(states[0].units)
     order: list[int] = []
     lost: list[float] = []
     while len(order) < count:
-        costs = np.asarray(sum(state.costs(left) for state in states))
-        best = int(np.argmin(costs))
-        order.append(left.pop(best))
-        lost.append(float(costs[best]))
+        costs = _total(states)
+        best = np.array([np.argmin(costs)])
+        order += left[best].tolist()
+        lost += costs[best].tolist()
         if len(order) < count:
-            states = [state.without(order[-1:]) for state in states]
-    return order, lost
+            states = [state.without(best) for state in states]
+            left = np.delete(left, best)
+    return np.asarray(order, np.int64), lost
 
 
 def by_energy(group: AxisGroup, seen: Mapping[Rows, Gram]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tersor.ir import parse
+from tersor.numerics.second_order import damped
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 from tersor.pruning import unit_order
@@ -94,6 +95,62 @@ def test_each_unit_is_the_cheapest_left_and_losses_are_those_of_least_squares(
         if len(gone) < units:
             # Each layer makes up for itself: losses of several are sums of exact ones.
             np.testing.assert_allclose(told, loss(layers, gone), **CLOSE)
+
+
+def one_at_a_time(
+    layers: list[Layer], units: list[int], count: int
+) -> tuple[list[int], np.ndarray]:
+    """The same rule without blocks: each removal changes all of W and P, an input at a time."""
+    states = [
+        (w.T / np.sqrt(np.square(x @ w).sum()), np.linalg.inv(damped(x.T @ x, DAMPING)), owner)
+        for x, w, owner in layers
+    ]
+
+    def cost(unit: int) -> float:
+        total = 0.0
+        for w, p, owner in states:
+            at = np.flatnonzero(owner == unit)
+            total += np.trace(w[:, at] @ np.linalg.inv(p[np.ix_(at, at)]) @ w[:, at].T)
+        return total
+
+    step = max(1, count // unit_order.STEPS)
+    left, order, losses = list(units), list[int](), list[float]()
+    while len(order) < count:
+        most = min(step, count - len(order))
+        near = sorted(left, key=cost)[: unit_order.CHOICE * most]
+        for _ in range(most):
+            unit = min(near, key=cost)
+            losses.append(cost(unit))
+            for i, (w, p, owner) in enumerate(states):
+                for j in np.flatnonzero(owner == unit):
+                    row = p[j] / p[j, j]
+                    w, p = w - np.outer(w[:, j], row), p - np.outer(p[:, j], row)
+                    p[j, :] = p[:, j] = 0
+                states[i] = w, p, owner
+            near.remove(unit)
+            left.remove(unit)
+            order.append(unit)
+    return order, np.cumsum(losses)
+
+
+@pytest.mark.parametrize("cached", [0, 1 << 16])
+def test_blocks_of_removals_give_the_order_of_single_ones(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of units of one and of two inputs, some of which stay, and of inputs that belong to none."""
+    monkeypatch.setattr(unit_order, "STEPS", 5)
+    monkeypatch.setattr(unit_order, "CACHED", cached)
+    layers = [layer(30, 1, 7), layer(30, 2, 8)]
+    x, weight, owner = layers[1]
+    layers[1] = (
+        np.hstack([x, x[:, :4] + 1.0]),
+        np.vstack([weight, weight[:4]]),
+        np.pad(np.random.default_rng(0).permutation(owner), (0, 4), constant_values=-1),
+    )
+    order = order_of(layers, 30, pinned={3: "needed", 17: "needed"}, most=26)
+    want, losses = one_at_a_time(layers, [u for u in range(30) if u not in (3, 17)], 26)
+    assert order.units.tolist() == want
+    np.testing.assert_allclose(order.losses, losses, rtol=1e-5)
 
 
 def test_the_first_is_the_best_of_all_and_pairs_are_close_to_the_best_pair() -> None:
