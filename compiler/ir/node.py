@@ -29,6 +29,10 @@ class Use(NamedTuple):
     operand: int
 
 
+class NotATensor(TypeError):
+    """A value was taken for a tensor: a sequence, or the result of an op that nobody knows."""
+
+
 class Value:
     """A tensor (or sequence, optional) in a graph.
 
@@ -98,10 +102,10 @@ class Value:
         """Its type, which must be a tensor's.
 
         Raises:
-            TypeError: it is a sequence, an optional, a map, or unknown.
+            NotATensor: it is a sequence, an optional, a map, or unknown.
         """
         if not isinstance(self.type, TensorType):
-            raise TypeError(f"%{self.name} is {self.type}, not a tensor")
+            raise NotATensor(f"%{self.name} is {self.type}, not a tensor")
         return self.type
 
     def numpy(self) -> np.ndarray:

@@ -191,13 +191,18 @@ def _has_rank(value: Value) -> bool:
 def _infer(node: Node, row: OpDef | None) -> list[ValueType]:
     if row is None or row.infer is None:
         return onnx_schema.infer(node)
-    if any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs):
+    if _reads_unknown(node):
         return [UnknownType() for _ in node.outputs]
     try:
         types = list(row.infer(node))
     except TooComplex:
         return onnx_schema.infer(node)
     return types + [UnknownType() for _ in node.outputs[len(types) :]]
+
+
+def _reads_unknown(node: Node) -> bool:
+    """Whether an operand is an opaque op's result, of which rows know nothing."""
+    return any(v is not None and isinstance(v.type, UnknownType) for v in node.inputs)
 
 
 def _bytes(values: Sequence[Value]) -> Dim:
@@ -216,7 +221,7 @@ def _bytes(values: Sequence[Value]) -> Dim:
 
 def _contents(node: Node, row: OpDef | None, count: int) -> list[np.ndarray | None]:
     """The contents by the row; unknown if that fails, because nothing requires them."""
-    if row is None or row.contents is None:
+    if row is None or row.contents is None or _reads_unknown(node):
         return [None] * count
     try:
         return [_bounded(contents) for contents in row.contents(node)]

@@ -26,7 +26,7 @@ import numpy as np
 
 from tersor.backend import Supports
 from tersor.errors import PassFailed
-from tersor.ir import Encoding, Graph, Node, Value
+from tersor.ir import Encoding, Graph, Node, NotATensor, Value
 from tersor.ir.extract import reads
 from tersor.numerics.affine import ActivationForm
 from tersor.numerics.sums import Sums
@@ -256,6 +256,9 @@ class Pass:
                     result = self.visit(owner, node)
             except Skip as reason:
                 context.skip(node, str(reason), **reason.fields)
+                continue
+            except NotATensor as reason:  # An op that nobody knows is near.
+                context.skip(node, str(reason))
                 continue
             if result is None or result is False:
                 continue

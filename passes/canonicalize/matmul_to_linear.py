@@ -51,6 +51,8 @@ def _gemm(graph: Graph, node: Node) -> Rewrite:
     x, weight, bias = operand(node, 0), operand(node, 1), node.input(2)
     if not _is_weight(weight):
         return None
+    if rank(x) is None:
+        raise Skip("the type of its first operand is unknown")
     if node.attrs["transA"]:
         raise Skip("its first operand is transposed")
     if bias is not None and not _is_row(bias, weight, int(node.attrs["transB"])):  # type: ignore[arg-type]
