@@ -20,7 +20,7 @@ from tersor.pruning import budgets
 from tersor.pruning.pruned_outputs import OutputLoss
 from tersor.pruning.ranking import Ranking
 from tersor.pruning.reconstruction import Moments, node_producing
-from tersor.pruning.unit_order import Reader, readers
+from tersor.pruning.unit_order import Order, Reader, readers
 from tersor.statistics.kept_outputs import KeptOutputs
 from tersor.statistics.products import matrices, set_matrices
 from tersor.statistics.scores import with_scores
@@ -76,11 +76,6 @@ class _Allocation:
     def __init__(self, groups: Sequence[AxisGroup], ranking: Ranking, budget: Budget) -> None:
         self.groups, self.ranking, self.budget = groups, ranking, budget
         self.graph, self.context = ranking.graph, ranking.context
-        # The evolutionary search refits trial cuts, which needs the ranking's own moments of this graph.
-        if budget.allocation == "evolutionary":
-            self.orders = ranking.orders(groups)
-        else:
-            self.orders = self.context.remember("orders", lambda: ranking.orders(groups))
         self.at = [budgets.levels(g) for g in groups]
 
     def amounts(self) -> list[int]:
@@ -161,6 +156,14 @@ class _Allocation:
         return allocation.greedy(self._curves, cost, budget)
 
     # -- losses ------------------------------------------------------------------------------------
+
+    @cached_property
+    def orders(self) -> list[Order]:
+        """Orders of all units of each group; a uniform allocation needs none."""
+        # The evolutionary search refits trial cuts, which needs the ranking's own moments of this graph.
+        if self.budget.allocation == "evolutionary":
+            return self.ranking.orders(self.groups)
+        return self.context.remember("orders", lambda: self.ranking.orders(self.groups))
 
     @cached_property
     def _curves(self) -> list[allocation.Curve]:

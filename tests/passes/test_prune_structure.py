@@ -27,6 +27,8 @@ from tersor.passes.prune.prune_structure import PruneStructure
 from tersor.pipeline import Feeds, Pipeline, registry
 from tersor.pipeline.report import PassReport, Remark
 from tersor.pruning.pruned_outputs import output_loss
+from tersor.pruning.ranking import Ranking
+from tersor.pruning.unit_order import Order
 from tersor.structure.costs import macs, parameters
 
 # Two hidden layers of 12 neurons.
@@ -237,6 +239,17 @@ def test_every_allocation_meets_every_budget_and_not_by_far(allocation: Any, mea
     assert f"({share(graph, after, measure, sizes):.1%})" in report.notes[said].reason
     if measure == "latency":
         assert report.notes[0].reason.startswith("milliseconds: ")
+
+
+def test_a_uniform_allocation_orders_units_once_only_after_the_cuts_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unwanted(*_: Any) -> list[Order]:
+        raise AssertionError
+
+    monkeypatch.setattr(Ranking, "orders", unwanted)
+    after, _ = prune(mlp(), PruneStructure(allocation="uniform", macs=0.6))
+    assert share(mlp(), after, "macs", {"n": 8}) <= 0.601
 
 
 def test_exact_is_for_latency_and_loses_no_more_than_greedy() -> None:
