@@ -20,7 +20,7 @@ from tersor.analysis.layers import Reader, WeightedLayer
 from tersor.analysis.match import operand
 from tersor.analysis.selection import LayerPass
 from tersor.errors import InvalidOption
-from tersor.ir import Graph, Node, Value
+from tersor.ir import Graph, Value
 from tersor.numerics.decompositions import landmarks, nystrom, semi_nmf
 from tersor.numerics.lowrank import (
     Factors,
@@ -38,9 +38,10 @@ from tersor.numerics.lowrank import (
     whitening,
 )
 from tersor.ops.fisher import fisher
-from tersor.pipeline import LOSSY, Context, Skip, replace_node
+from tersor.pipeline import LOSSY, Context, Skip
 from tersor.statistics.gram import Gram, report_few_rows
 from tersor.statistics.layers import Observed, observed, unobservable
+from tersor.transforms.factors import FactoredLayer, emit_factored, rank_label
 from tersor.tuning.break_even import Verdict, weigh
 
 Method = Literal["svd", "whitened-svd", "fisher-svd", "pca", "nmf", "nystrom"]
@@ -105,13 +106,13 @@ class FactorizeLinear(LayerPass):
             if plan is None or context.excludes(layer.name, layer.node):
                 continue
             if context.may_rewrite():
-                _apply(replace(plan, layer=layer), context)
+                replace(plan, layer=layer).apply(context)
                 done.append(plan)
         _summarize(done, before, _parameters(graph), context)
 
     def _plans(
         self, graph: Graph, layers: Sequence[WeightedLayer], context: Context
-    ) -> dict[str, _Plan]:
+    ) -> dict[str, FactoredLayer]:
         """Plans by the name of the weight."""
         metrics = self._sensitivities(graph, layers, context)
         ranks = self._budgeted(graph, layers, metrics, context)
@@ -232,7 +233,7 @@ class FactorizeLinear(LayerPass):
             else:
                 high, verdict = middle, measured
         if low == 0 and verdict is not None:
-            raise Skip(verdict.numbers, method=_method(ranks[0], layer))
+            raise Skip(verdict.numbers, method=rank_label(ranks[0], layer))
         return ranks[low - 1]
 
     def _verdict(self, layer: WeightedLayer, rank: int, context: Context) -> Verdict:
@@ -246,7 +247,9 @@ class FactorizeLinear(LayerPass):
             return graph.emit("tersor.Linear", [x, weight], node.attrs)
 
         def factored(graph: Graph, x: Value) -> Value:
-            return _emit(graph, node, [x, graph.constant(a, "a"), graph.constant(b, "b"), None])
+            return emit_factored(
+                graph, node, [x, graph.constant(a, "a"), graph.constant(b, "b"), None]
+            )
 
         share = self.amount if self.rank_by == "break-even" else 1.0
         latency = context.latency if self.must_pay else None
@@ -261,7 +264,7 @@ class FactorizeLinear(LayerPass):
         rank: int | None,
         sensitivities: dict[Value, np.ndarray],
         context: Context,
-    ) -> _Plan:
+    ) -> FactoredLayer:
         """Raises:
         Skip: the layer is left alone.
         """
@@ -271,15 +274,15 @@ class FactorizeLinear(LayerPass):
             raise Skip("it has no effect: its weight or its calibration inputs are zero")
         rank = self._rank(layer, values, context) if rank is None else rank
         if rank >= min(_sizes(layer)):
-            raise Skip("the rank is not lower", method=_method(rank, layer))
+            raise Skip("the rank is not lower", method=rank_label(rank, layer))
         verdict = self._verdict(layer, rank, context)
         if not verdict.pays:
-            raise Skip(verdict.numbers, method=_method(rank, layer))
+            raise Skip(verdict.numbers, method=rank_label(rank, layer))
         plan = self._rounded(seen, self._factors(seen, rows, rank), verdict)
         if plan.error > self.max_error:
             raise Skip(
                 f"above max_error {self.max_error:g}",
-                method=_method(rank, layer),
+                method=rank_label(rank, layer),
                 error=float(plan.error),
                 of=f"the {plan.of}",
             )
@@ -300,7 +303,7 @@ class FactorizeLinear(LayerPass):
         errors = [output_error(dense, f.product, moments) for f in (factors, fitted)]
         return fitted if errors[1] < errors[0] else factors
 
-    def _rounded(self, seen: Observed, factors: Factors, verdict: Verdict) -> _Plan:
+    def _rounded(self, seen: Observed, factors: Factors, verdict: Verdict) -> FactoredLayer:
         """The factors in the weight's dtype, with their error after rounding."""
         layer, gram, dtype = seen.layer, seen.gram, seen.layer.weight.tensor.dtype
         with np.errstate(over="ignore"):
@@ -309,76 +312,12 @@ class FactorizeLinear(LayerPass):
             raise Skip(f"its factors overflow {dtype.value}")
         dense, product = _dense(layer), a.astype(np.float64) @ b.astype(np.float64)
         if gram is None:
-            return _Plan(layer, a, b, None, weight_error(dense, product), verdict)
+            return FactoredLayer(layer, a, b, None, weight_error(dense, product), verdict.numbers)
         shift, about = None, None
         if self.method == "pca":
             shift, about = (gram.mean @ (dense - product)).astype(dtype.numpy), _about(gram)
         error = output_error(dense, product, gram.xtx, about)
-        return _Plan(layer, a, b, shift, error, verdict, of="output")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How to factorize a layer.
-
-    Attributes:
-        a, b: the factors.
-        shift: to add to the bias; None: nothing.
-        error: relative, ``of`` the layer's output or its weight.
-    """
-
-    layer: WeightedLayer
-    a: np.ndarray
-    b: np.ndarray
-    shift: np.ndarray | None
-    error: float
-    verdict: Verdict
-    of: str = "weight"
-
-    def report(self, context: Context) -> None:
-        """Reports rank, savings and error."""
-        context.remark(
-            self.verdict.numbers,
-            layer=self.layer.label,
-            method=_method(self.a.shape[1], self.layer),
-            error=float(self.error),
-            of=f"the {self.of}",
-        )
-
-
-def _apply(plan: _Plan, context: Context) -> None:
-    weight = plan.layer.weight
-    error = plan.error if plan.of == "output" else None
-    context.report.changed[weight.name] = (plan.layer.label, error)
-    a, b = (weight.graph.constant(f, weight.name) for f in (plan.a, plan.b))
-    for node in plan.layer.nodes:
-        graph, x = node.graph, node.inputs[0]
-        assert graph is not None and x is not None
-        with graph.at(node):
-            bias = _shifted(graph, node.input(2), plan.shift)
-            result = _emit(graph, node, [x, a, b, bias], node.output.name)
-        replace_node(node, [result])
-    context.rewrote()
-    plan.report(context)
-
-
-def _shifted(graph: Graph, bias: Value | None, shift: np.ndarray | None) -> Value | None:
-    if shift is None:
-        return bias
-    if bias is None:
-        return graph.constant(shift, "bias")
-    return graph.constant(bias.numpy() + shift, bias.name)
-
-
-def _emit(graph: Graph, node: Node, operands: Sequence[Value | None], name: str = "") -> Value:
-    """activation((x A) B + bias) of the operands x, A, B and bias, with the activation of ``node``."""
-    x, a, *rest = operands
-    inner = graph.emit("tersor.Linear", [x, a])
-    return graph.emit("tersor.Linear", [inner, *rest], node.attrs, name=name)
-
-
-def _method(rank: int, layer: WeightedLayer) -> str:
-    return f"rank {rank} of {_shape(layer)}"
+        return FactoredLayer(layer, a, b, shift, error, verdict.numbers, of="output")
 
 
 def _dense(layer: WeightedLayer) -> np.ndarray:
@@ -389,10 +328,6 @@ def _dense(layer: WeightedLayer) -> np.ndarray:
 def _sizes(layer: WeightedLayer) -> tuple[int, int]:
     k, n = layer.weight.tensor.shape
     return k, n
-
-
-def _shape(layer: WeightedLayer) -> str:
-    return "x".join(map(str, _sizes(layer)))
 
 
 def _about(gram: Gram) -> np.ndarray:
@@ -410,7 +345,7 @@ def _parameters(graph: Graph) -> int:
     )
 
 
-def _summarize(plans: Sequence[_Plan], before: int, after: int, context: Context) -> None:
+def _summarize(plans: Sequence[FactoredLayer], before: int, after: int, context: Context) -> None:
     if not plans:
         context.remark("no layer was factorized")
         return
