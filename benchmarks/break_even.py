@@ -1,8 +1,9 @@
-"""From which rank on a linear layer in two factors is no longer faster: fp32 and int8, in ONNX Runtime.
+"""The rank from which a factorized linear layer is no longer faster: fp32 and int8, in ONNX Runtime.
 
-A layer of MiniLM's sizes alone, and its factors at ranks from a quarter of the count's limit, k n / (k + n),
-to the limit, in pairs: two processes in turn on the same rows. Work grows in a line with the rank, so that
-the break-even rank is where the line through the ratios of the times, factors over layer, comes up to 1.
+A single layer of MiniLM's sizes, and its factors at ranks from a quarter of the limit by operation count,
+k n / (k + n), to the limit, in pairs: two processes, interleaved, on the same rows. Work grows linearly with
+the rank, so the break-even rank is where the line through the ratios of the times, factors over layer,
+reaches 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tersor.tuning.measure import Bench, compare
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384))
 ROWS = (32, 128, 1024)
-SHARES = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # Of the limit by count.
+SHARES = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # Relative to the limit by count.
 TILE = 16
 PRECISIONS = ("fp32", "int8")
 SCRIPTS = [Path(__file__)]
@@ -53,33 +54,33 @@ def ranks(k: int, n: int) -> list[int]:
 
 
 def measure(k: int, n: int, precision: str, pairs: int) -> list[dict[str, Any]]:
-    """A row for each of ROWS."""
+    """A result for each of ROWS."""
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.standard_normal((m, k)).astype(np.float32)} for m in ROWS]
     choice = registry.backend("ort").Choice().to_json()
-    found: list[dict[str, Any]] = [
+    results: list[dict[str, Any]] = [
         {"shape": f"{k}x{n}", "precision": precision, "rows": m, "ranks": []} for m in ROWS
     ]
     with Bench(feeds) as bench:
         dense = bench.start("ort", model([k, n], precision), choice)
         for rank in ranks(k, n):
             factors = bench.start("ort", model([k, rank, n], precision), choice)
-            for i, row in enumerate(found):
+            for i, row in enumerate(results):
                 paired = compare(dense, factors, i, pairs).to_json()
                 row["ranks"].append({"rank": rank, **paired})
             factors.stop()
-    for row in found:
+    for row in results:
         row["limit_by_count"] = round(count_limit(k, n), 1)
         row["dense_ms"] = round(float(np.median([r["before_ms"] for r in row["ranks"]])), 3)
         row["break_even"] = break_even(
             [r["rank"] for r in row["ranks"]], [r["speedup"] for r in row["ranks"]]
         )
-    return found
+    return results
 
 
 def break_even(measured: Sequence[int], speedups: Sequence[float]) -> int | None:
-    """The rank at which the line of 1 / speedup comes up to 1; None: below the least one measured; the
-    largest where it never does."""
+    """The rank at which the line of 1 / speedup reaches 1; None if below the smallest one measured; the
+    largest if it never does."""
     slope, start = np.polyfit(measured, 1 / np.asarray(speedups), 1)
     at = (1 - start) / slope if slope > 0 else measured[-1]
     return round(min(at, measured[-1])) if at >= measured[0] else None

@@ -2,7 +2,7 @@
 
     python benchmarks/calibration_memory.py [--recipes int8 prune …] [--counts 125 500 2000] [--passes LIST]
 
-Each row is a process of its own, which compiles an ONNX file without measuring; its peak is the kernel's
+Each row is a process that compiles an ONNX file without measuring; its peak is the kernel's figure
 (VmHWM of /proc/self/status, so Linux only). The sentences are of 30 to 300 characters, 8 in a batch. Other
 work on the machine changes the seconds, which are printed, and not the peak, which is stored.
 """
@@ -24,7 +24,7 @@ COUNTS = (125, 500, 2000)
 RECIPES = ("int8", "lowrank", "prune", "prune-int8")
 SCRIPTS = [Path(__file__)]
 
-# What runs in the process that is looked at: it imports nothing that a user's would not.
+# The measured process: it imports no more than a user's would.
 INNER = """
 import json, sys, time
 import tersor
@@ -41,7 +41,7 @@ print(json.dumps({"mib": peak, "seconds": time.perf_counter() - start}))
 
 
 def prepare(folder: Path, count: int) -> tuple[Path, Path]:
-    """(MiniLM as an ONNX file with its tokenizer beside it, ``count`` sentences in a .txt file)."""
+    """(MiniLM as an ONNX file with its tokenizer next to it, ``count`` sentences in a .txt file)."""
     from tersor.models.minilm import build, data
 
     model = folder / "minilm.onnx"
@@ -56,13 +56,13 @@ def prepare(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def peak(model: Path, texts: Path, recipe: str, steps: str = "") -> dict[str, float]:
-    """``mib``: largest resident memory of a compilation, MiB; ``seconds``: how long it took."""
+    """``mib``: largest resident memory of a compilation, MiB; ``seconds``: its duration."""
     command = [sys.executable, "-c", INNER, str(model), str(texts), recipe, steps]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = rows.parser(__doc__.splitlines()[0], "calibration_memory.json")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
-    parser.add_argument("--passes", default="", help="these passes in place of recipes")
+    parser.add_argument("--passes", default="", help="these passes instead of recipes")
     chosen = parser.parse_args(arguments)
     results = rows.load(chosen.out, rows.conditions(SCRIPTS, {}), chosen.fresh)
     table = {} if chosen.passes else results.setdefault("mib", {})
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 model, texts = prepare(Path(name), count)
                 row = peak(model, texts, recipe, chosen.passes)
                 known[str(count)] = round(row["mib"])
-                told = f"{row['mib']:.0f} MiB, {row['seconds']:.0f} s"
-                print(f"calibration_memory: {recipe}, {count} sentences: {told}", flush=True)
+                figures = f"{row['mib']:.0f} MiB, {row['seconds']:.0f} s"
+                print(f"calibration_memory: {recipe}, {count} sentences: {figures}", flush=True)
                 if not chosen.passes:
                     rows.save(chosen.out, results)
     if not chosen.passes:

@@ -1,8 +1,8 @@
-"""MiniLM as every exporter writes it, by TVM: whether it is one graph after fusion, and equally fast.
+"""MiniLM from several exporters, in TVM: whether fusion gives the same graph, and the same speed.
 
-The forms differ in how attention is written and padding masked: one op or products and a softmax, a boolean
-mask or numbers that are added.  All libraries of a recipe and a level run in turn, round by round; a form's
-time is its least, since what disturbs a run only ever adds to it.
+The forms differ in attention and padding masks: one op or products and a softmax, a boolean mask or an added
+float one.  Rounds of all libraries of a recipe and a level are interleaved; a form's time is its shortest,
+because disturbances only ever add time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Mask = Callable[[torch.Tensor], torch.Tensor]
 
 
 def added(number: float) -> Mask:
-    """(1 - mask) * number, as BERT itself had it, and transformers until 4.40."""
+    """(1 - mask) * number, as in BERT, and in transformers until 4.40."""
     return lambda mask: (1.0 - mask[:, None, None, :].float()) * number
 
 
@@ -51,8 +51,8 @@ class Form:
     """
     Attributes:
         attention: transformers' implementation.
-        opset: of the TorchScript exporter; 0: by the newer one.
-        mask: what the encoder is given in place of the mask of integers.
+        opset: for the TorchScript exporter; 0: the newer exporter.
+        mask: computes the encoder's mask from the integer mask.
     """
 
     attention: str
@@ -70,7 +70,7 @@ FIRST = next(iter(FORMS))
 
 
 class Masked(torch.nn.Module):
-    """An encoder whose mask is made by ``mask``."""
+    """An encoder whose mask is computed by ``mask``."""
 
     def __init__(self, encoder: torch.nn.Module, mask: Mask) -> None:
         super().__init__()
@@ -104,9 +104,9 @@ def graph_of(path: Path) -> Graph:
     return Pipeline(optimization(), evaluate=evaluate).run(import_model(path))
 
 
-def told(graph: Graph, first: Graph) -> Json:
-    """How many nodes a graph has, what its mask is, and how many lines, apart from those that make the mask,
-    differ from those of the first."""
+def comparison(graph: Graph, first: Graph) -> Json:
+    """A graph's nodes, its mask, and the number of lines, apart from those that compute the mask, that differ
+    from the first graph's."""
     masks = _masks(graph)
     (mask,) = masks
     return {
@@ -140,7 +140,7 @@ def compiled(path: Path, recipe: str, target: str) -> tersor.Artifact:
 
 
 def reference(path: Path) -> np.ndarray:
-    """Embeddings by ONNX Runtime of the file as it is."""
+    """Embeddings by ONNX Runtime without optimization."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -148,7 +148,7 @@ def reference(path: Path) -> np.ndarray:
 
 
 def times(workers: dict[str, Worker], feed: int, rounds: int) -> dict[str, float]:
-    """The least milliseconds of each, in turn."""
+    """The shortest milliseconds of each over interleaved rounds."""
     least = dict.fromkeys(workers, float("inf"))
     order = list(workers)
     for _ in range(rounds):
@@ -161,9 +161,9 @@ def times(workers: dict[str, Worker], feed: int, rounds: int) -> dict[str, float
 def measured(
     files: dict[str, Path], recipe: str, target: str, rounds: int, wanted: dict[str, np.ndarray]
 ) -> Json:
-    """Fidelity to the ``wanted`` embeddings, and times by shape with how they compare to the first form's."""
+    """Fidelity to the ``wanted`` embeddings, and times by shape, also relative to the first form's."""
     tests = data.test_feeds()
-    made: Json = {name: {"times": {}} for name in files}
+    by_form: Json = {name: {"times": {}} for name in files}
     with Bench([data.full(*shape) for shape in SHAPES] + tests) as bench:
         workers = {}
         for name, path in files.items():
@@ -174,16 +174,19 @@ def measured(
             least = times(workers, i, rounds)
             for name, ms in least.items():
                 over = round(ms / least[FIRST], 3)
-                made[name]["times"][f"{batch}x{length}"] = {"ms": round(ms, 3), "over_first": over}
+                by_form[name]["times"][f"{batch}x{length}"] = {
+                    "ms": round(ms, 3),
+                    "over_first": over,
+                }
         for name, worker in workers.items():
             places = range(len(SHAPES), len(SHAPES) + len(tests))
             got = np.concatenate([worker.outputs(i)[build.OUTPUT] for i in places])
-            made[name]["fidelity"] = metrics.fidelity(wanted[name], got)
-    return made
+            by_form[name]["fidelity"] = metrics.fidelity(wanted[name], got)
+    return by_form
 
 
 def levels() -> list[str]:
-    """This machine's own, and AVX2 where that is less."""
+    """This machine's own level, and AVX2 if that is lower."""
     host = Target.host()
     more = {"avx512f", "avx_vnni"} & set(host.features)
     return ["cpu", *(["cpu:avx2"] if more and "avx2" in host.features else [])]
@@ -203,15 +206,17 @@ def main() -> int:
             print(f"exporters: exporting {name}", flush=True)
             files[name] = export(form, Path(folder) / f"{i}.onnx")
         first = graph_of(files[FIRST])
-        results["graphs"] = {name: told(graph_of(path), first) for name, path in files.items()}
+        results["graphs"] = {
+            name: comparison(graph_of(path), first) for name, path in files.items()
+        }
         embeddings = {name: reference(path) for name, path in files.items()}
-        held = results.setdefault("speed", {})
+        stored = results.setdefault("speed", {})
         for target in levels():
             for recipe in RECIPES:
-                if f"{recipe} {target}" in held:
+                if f"{recipe} {target}" in stored:
                     continue
-                made = measured(files, recipe, target, arguments.rounds, embeddings)
-                held[f"{recipe} {target}"] = made
+                row = measured(files, recipe, target, arguments.rounds, embeddings)
+                stored[f"{recipe} {target}"] = row
                 rows.save(arguments.out, results)
     rows.finish(arguments.out, results, since)
     return 0

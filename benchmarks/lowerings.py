@@ -1,8 +1,8 @@
-"""Ops of language models, each alone at a common size, in TVM against ONNX Runtime: microseconds and their
-ratio, the slowest first. None should take three times as long in TVM.
+"""Single ops of language models at common sizes, in TVM against ONNX Runtime: microseconds and their ratio,
+the slowest first. None should take three times as long in TVM.
 
-Ops that kernels take are lowered to them; a row per case, at 8 sentences of 128 tokens where nothing else is
-said. Each time is the best of calls in turns, with a pause between the systems.
+Ops with kernels of their own are lowered to them; one row per case, at 8 sentences of 128 tokens unless stated
+otherwise. Each time is the best of interleaved calls, with a pause between the systems.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ QKV = f"%x: {HEADS}, %y: {HEADS}, %z: {HEADS}"
 SIZES = {"b": 8, "s": 128, "n": 1}
 BELOW = {DType.U8: 100, DType.I32: 512}  # Integers of an input; of other types, token ids.
 
-# "inputs | constants | the node": %x, %y, … are inputs, @w, @v, … random constants, and the node makes %out.
-# ruff: noqa: E501 -- a case a line
+# "inputs | constants | the node": %x, %y, … are inputs, @w, @v, … random constants, and the node's result is %out.
+# ruff: noqa: E501 -- one case per line
 CASES: dict[str, str] = {
     "Add, residual": f"%x: {HIDDEN}, %y: {HIDDEN} | | {HIDDEN} = Add(%x, %y)",
     "Add, bias": f"%x: {HIDDEN} | @w: f32[384] | {HIDDEN} = Add(%x, @w)",
@@ -109,9 +109,9 @@ _DECLARED = re.compile(r"@(\w+): (f32\[([\d, ]*)\]|\d+)")
 
 
 def graph_of(case: str, seed: int = 0) -> Graph:
-    """A case's graph; its constants are random, or the whole number that stands for them."""
+    """A case's graph; a constant is random, or the integer stated for it."""
     inputs, constants, node = (part.strip() for part in case.split("|"))
-    rng, held, lines = np.random.default_rng(seed), dict[str, Encoding](), list[str]()
+    rng, weights, lines = np.random.default_rng(seed), dict[str, Encoding](), list[str]()
     for name, what, dims in _DECLARED.findall(constants):
         if not what.startswith("f32"):
             rank = "[]" if " CumSum(" in node or " Gather(" in node else "[1]"
@@ -119,30 +119,30 @@ def graph_of(case: str, seed: int = 0) -> Graph:
             continue
         shape = [int(d) for d in dims.split(",") if d.strip()]
         encoding = Dense(np.asarray(1 + rng.random(shape), np.float32))
-        held[encoding.digest] = encoding
+        weights[encoding.digest] = encoding
         lines.append(f"@{name}: {what} = dense #{encoding.digest}")
     body = "\n  ".join([*lines, f"%out: {node}"])
-    return parse(f"graph main({inputs}) -> (out = %out) {{\n  {body}\n}}", TABLE, held)
+    return parse(f"graph main({inputs}) -> (out = %out) {{\n  {body}\n}}", TABLE, weights)
 
 
 def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
     """Inputs at the common size."""
-    rng, made = np.random.default_rng(1), dict[str, np.ndarray]()
+    rng, feeds = np.random.default_rng(1), dict[str, np.ndarray]()
     for value in graph.inputs:
         shape = value.tensor.at(SIZES)
         kind = value.tensor.dtype
         if kind is DType.BOOL:
-            made[value.name] = rng.random(shape) < 0.9
+            feeds[value.name] = rng.random(shape) < 0.9
         elif kind.is_integer:
             limit = BELOW.get(kind, 30000)
-            made[value.name] = rng.integers(0, limit, shape).astype(kind.numpy)
+            feeds[value.name] = rng.integers(0, limit, shape).astype(kind.numpy)
         else:
-            made[value.name] = np.asarray(rng.random(shape, np.float32) + np.float32(0.1))
-    return made
+            feeds[value.name] = np.asarray(rng.random(shape, np.float32) + np.float32(0.1))
+    return feeds
 
 
 def in_tvm(graphs: list[Graph], cores: int) -> list[Callable[[], Any]]:
-    """Calls of all cases, from one library."""
+    """A callable for each case, all from one library."""
     target = Target.host()
     isa = Isa.of(target.features, cores)
     lowered = lower_all([fuse(g, isa) for g in graphs], {**RULES, **fused.rules(isa)})
@@ -162,7 +162,7 @@ def in_tvm(graphs: list[Graph], cores: int) -> list[Callable[[], Any]]:
 
 
 def in_ort(graph: Graph, cores: int) -> Callable[[], Any]:
-    """A call of one case, as this backend lowers it."""
+    """A callable for one case, as this backend lowers it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = cores, 4
     model = export_model(lower(graph)).SerializeToString()
@@ -172,7 +172,7 @@ def in_ort(graph: Graph, cores: int) -> Callable[[], Any]:
 
 
 def best(call: Callable[[], Any], calls: int) -> float:
-    """Microseconds of the quickest of some calls."""
+    """Microseconds of the fastest of ``calls`` calls."""
     call()
     times = []
     for _ in range(calls):
@@ -188,44 +188,46 @@ def measure(count: int, cores: int) -> list[dict[str, Any]]:
     tell(0, 1, "building all cases")
     graphs = [graph_of(case) for case in CASES.values()]
     ours = in_tvm(graphs, cores)
-    found = []
+    results = []
     for i, (name, graph, mine) in enumerate(zip(CASES, graphs, ours, strict=True)):
         theirs, times = in_ort(graph, cores), (list[float](), list[float]())
         for _ in range(count):
-            for held, call in zip(times, (mine, theirs), strict=True):
-                held.append(best(call, 8))
+            for own, call in zip(times, (mine, theirs), strict=True):
+                own.append(best(call, 8))
                 time.sleep(0.05)  # Threads spin for a while after a call.
         tvm_us, ort_us = min(times[0]), min(times[1])
-        found.append(
+        results.append(
             {"op": name, "tvm_us": round(tvm_us, 1), "ort_us": round(ort_us, 1),
              "ratio": round(tvm_us / ort_us, 2)}
         )  # fmt: skip
         tell(i + 1, len(graphs), name)
-    return sorted(found, key=lambda row: -float(row["ratio"]))
+    return sorted(results, key=lambda row: -float(row["ratio"]))
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = ["| op | TVM | ONNX Runtime | TVM / ONNX Runtime |", "| --- | ---: | ---: | ---: |"]
     lines += [
         f"| {r['op']} | {r['tvm_us']:.0f} µs | {r['ort_us']:.0f} µs | {r['ratio']:.2f} |"
-        for r in found
+        for r in results
     ]
-    slow = [r["op"] for r in found if r["ratio"] > BOUND]
-    return "\n".join([*lines, "", f"Beyond {BOUND:.0f} times: {', '.join(slow) or 'none'}."])
+    slow = [r["op"] for r in results if r["ratio"] > BOUND]
+    return "\n".join([*lines, "", f"Above {BOUND:.0f} times: {', '.join(slow) or 'none'}."])
 
 
 def page(results: Json) -> str:
-    """LOWERINGS.md: a table for each number of threads that was measured."""
+    """LOWERINGS.md: a table for each measured number of threads."""
     parts = ["# Single ops of language models in TVM and in ONNX Runtime"]
-    parts.append(f"{results['conditions']['machine']['cpu']}. Made by `benchmarks/lowerings.py`.")
-    for threads, found in results["threads"].items():
-        parts += [f"## {threads} thread{'s' * (threads != '1')}", table(found)]
+    parts.append(
+        f"{results['conditions']['machine']['cpu']}. Generated by `benchmarks/lowerings.py`."
+    )
+    for threads, rows_of in results["threads"].items():
+        parts += [f"## {threads} thread{'s' * (threads != '1')}", table(rows_of)]
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
-    """Measures what the results do not hold yet, on one thread and on all, and writes the tables."""
+    """Measures what is missing, on one thread and on all, and writes the tables."""
     parser = rows.parser(__doc__, "lowerings.json")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""MiniLM's linear layers in two of one rank, by plain and by activation-aware SVD: fidelity at each rank.
+"""MiniLM's linear layers factorized at one rank, by plain and activation-aware SVD: fidelity at each rank.
 
-No layer is refused for its speed here; a layer whose factors would be larger than it stays whole.
+Layers are factorized whatever their speed, unless the factors would be larger than the layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tersor.models.minilm import build, data, metrics
 from tersor.pipeline import Pipeline, registry
 
 RANKS = (64, 96, 128, 160, 192, 256, 304)
-# Plain: the weight alone, no data. Refitted: of the same factors the second is fitted to the outputs.
+# Plain: the weight alone, no data. Refitted: the second of the same factors is fitted to the outputs.
 METHODS = {
     "plain SVD": ("svd", False),
     "refitted": ("svd", True),
@@ -44,14 +44,14 @@ def main() -> int:
             if f"{name} {rank}" in table:
                 continue
             step = factorize(method=method, rank_by="rank", amount=rank, must_pay=False)  # type: ignore[call-arg]
-            given = calibration if fitted else ()
-            pipeline = Pipeline([step], calibration=given, evaluate=evaluate if fitted else None)
-            made = pipeline.run(fused)
-            told = metrics.fidelity(
-                reference, metrics.embed(lambda feed, g=made: evaluate(g, feed), feeds)
+            inputs = calibration if fitted else ()
+            pipeline = Pipeline([step], calibration=inputs, evaluate=evaluate if fitted else None)
+            factorized = pipeline.run(fused)
+            fidelity = metrics.fidelity(
+                reference, metrics.embed(lambda feed, g=factorized: evaluate(g, feed), feeds)
             )
-            table[f"{name} {rank}"] = {"rank": rank, "method": name, **told}
-            print(f"lowrank: {name} at rank {rank}: {told}", flush=True)
+            table[f"{name} {rank}"] = {"rank": rank, "method": name, **fidelity}
+            print(f"lowrank: {name} at rank {rank}: {fidelity}", flush=True)
             rows.save(arguments.out, results)
     rows.finish(arguments.out, results, start)
     return 0

@@ -1,10 +1,9 @@
-"""MiniLM by Tersor, in ONNX Runtime and as machine code of TVM, against what else there is for CPUs:
-speed in rounds, fidelity, size.
+"""MiniLM compiled by Tersor for ONNX Runtime and TVM, against other systems for CPUs: speed, fidelity, size.
 
-Each system is a process of its own, commanded in turn: one untimed call, one timed, a pause; the next.
-A speedup is the median over the rounds of the ratio within a round, with its quartiles. Fidelity is that
-of the outputs of the same processes. Where a peer has several ways to run, the one that is faster at
-8x128 is found first, in pairs.
+Each system runs in its own process; in each round every system makes one untimed call and one timed call,
+and pauses. A speedup is the median over the rounds of the ratio within a round, with its quartiles. Fidelity
+is that of the outputs of the same processes. If a peer has several ways to run, the fastest at 8x128 is
+determined first, in pairs.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ OURS: dict[str, dict[str, Any]] = {
     "tersor-tvm-int8": {"recipe": "int8", "runtime": "tvm", "measure": False},
     "tersor-tvm-int8-calibrated": {"recipe": "int8", "runtime": "tvm", "measure": False},
 }
-# Runs on any x86 of the last ten years; here it shows what is lost on those that have no more.
+# Runs on any x86 of the last ten years; shows the cost of doing without newer instructions.
 AVX2: dict[str, dict[str, Any]] = {
     f"{name}-avx2": {**OURS[name], "target": "cpu:avx2"}
     for name in ("tersor-tvm-fp32", "tersor-tvm-int8-calibrated")
@@ -60,14 +59,14 @@ SCRIPTS = [
 
 @dataclass(frozen=True)
 class System:
-    """What is measured.
+    """A measured system.
 
     Attributes:
-        runtime: what ``program`` knows it by.
-        model: what is run.
-        files: all that has to be there to run it.
+        runtime: the name by which ``program`` knows it.
+        model: the model to run.
+        files: all files needed to run it.
         choices: ways to run it.
-        decisions: what Tersor says of it.
+        decisions: those in Tersor's report.
     """
 
     runtime: str
@@ -79,7 +78,7 @@ class System:
 
     @property
     def mib(self) -> float:
-        """Its size."""
+        """The size of its files."""
         return sum(path.stat().st_size for path in self.files) / 2**20
 
 
@@ -87,7 +86,7 @@ class System:
 
 
 def systems(folder: Path) -> dict[str, System]:
-    """All systems; what ``folder`` holds already is not built again."""
+    """All systems; those already in ``folder`` are not built again."""
     default = registry.backend("ort").Choice().to_json()
 
     def exported(at: Path) -> None:
@@ -101,9 +100,9 @@ def systems(folder: Path) -> dict[str, System]:
 
     original = _once(folder / BASE, exported) / "model.onnx"
     quantized = _once(folder / PEERS[1], dynamic) / "model.onnx"
-    made = _once(folder / PEERS[3], openvino)
+    optimized = _once(folder / PEERS[3], openvino)
     weights = build.directory()
-    found = {
+    built = {
         BASE: System("ort", original, [original], (default,)),
         PEERS[1]: System("ort", quantized, [quantized], (default,)),
         PEERS[2]: System(
@@ -115,16 +114,16 @@ def systems(folder: Path) -> dict[str, System]:
         ),
         PEERS[3]: System(
             "openvino_int8",
-            made / "model.xml",
-            sorted(made.iterdir()),
+            optimized / "model.xml",
+            sorted(optimized.iterdir()),
             openvino_int8.CHOICES,
             PEER_PROGRAM,
         ),
     }
     levels = AVX2 if "avx512f" in Target.host().features else {}
     for name, options in (OURS | levels).items():
-        found[name] = _ours(folder / name, original, options)
-    return found
+        built[name] = _ours(folder / name, original, options)
+    return built
 
 
 def _ours(folder: Path, original: Path, options: dict[str, Any]) -> System:
@@ -133,19 +132,19 @@ def _ours(folder: Path, original: Path, options: dict[str, Any]) -> System:
         tell = rows.progress(f"minilm: {folder.name}:")
         tersor.compile(original, calibration=feeds, progress=tell, **options).save(at / "artifact")
 
-    held = _once(folder, compiled) / "artifact"
-    artifact = tersor.load(held, trust=True)
+    saved = _once(folder, compiled) / "artifact"
+    artifact = tersor.load(saved, trust=True)
     return System(
         artifact.runtime,
         artifact.model,
-        sorted(held.iterdir()),
+        sorted(saved.iterdir()),
         (artifact.choice,),
         decisions=tuple(map(str, artifact.report.decisions)),
     )
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """``folder``, which ``make`` fills unless it is there: whole or not at all."""
+    """``folder``, filled atomically by ``make`` unless it exists."""
     if not folder.exists():
         print(f"minilm: building {folder.name}", flush=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as staged:
@@ -159,16 +158,16 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
 # -- measuring -------------------------------------------------------------------------------------
 
 
-def start(bench: Bench, name: str, system: System, held: Json) -> Worker:
-    """The worker of a system at its best choice, which ``held`` keeps."""
-    if name not in held:
-        held[name] = _best(bench, name, system)
-    choice = held[name]["choice"]
+def start(bench: Bench, name: str, system: System, choices: Json) -> Worker:
+    """The worker of a system at its best choice, which is stored in ``choices``."""
+    if name not in choices:
+        choices[name] = _best(bench, name, system)
+    choice = choices[name]["choice"]
     return bench.start(system.runtime, system.model, choice, system.program)
 
 
 def _best(bench: Bench, name: str, system: System) -> Json:
-    """The choice that is fastest at 8x128, and what was measured."""
+    """The fastest choice at 8x128, and the measurements."""
     measured: list[Json] = []
     best: tuple[dict[str, Any], Worker] | None = None
     if len(system.choices) == 1:
@@ -195,7 +194,7 @@ def _best(bench: Bench, name: str, system: System) -> Json:
 
 
 def rounds(workers: Mapping[str, Worker], feed: int, count: int) -> dict[str, list[float]]:
-    """Milliseconds of each system, a list over rounds; the order turns around every round."""
+    """Milliseconds of each system, a list over rounds; the order is reversed every round."""
     times: dict[str, list[float]] = {name: [] for name in workers}
     order = list(workers)
     for _ in range(count):
@@ -218,18 +217,18 @@ def speeds(times: Mapping[str, list[float]]) -> Json:
 
 
 def measure_speeds(workers: Mapping[str, Worker], count: int, results: Json, out: Path) -> None:
-    """Adds the shapes that are missing to ``results``, and writes them one by one."""
-    found = results.setdefault("speed", {})
-    missing = [i for i, shape in enumerate(SHAPES) if _named(shape) not in found]
+    """Adds missing shapes to ``results``, and writes them one by one."""
+    by_shape = results.setdefault("speed", {})
+    missing = [i for i, shape in enumerate(SHAPES) if _named(shape) not in by_shape]
     took = {}
-    for i in missing:  # One round that does not count tells how long the others take.
+    for i in missing:  # One discarded round, to estimate the duration of the others.
         begin = time.monotonic()
         rounds(workers, i, 1)
         took[i] = (time.monotonic() - begin) * count
     for i in missing:
         left = in_words(sum(s for j, s in took.items() if j >= i))
         print(f"minilm: {_named(SHAPES[i])}, {count} rounds; all shapes take {left}", flush=True)
-        found[_named(SHAPES[i])] = speeds(rounds(workers, i, count))
+        by_shape[_named(SHAPES[i])] = speeds(rounds(workers, i, count))
         rows.save(out, results)
 
 
@@ -238,28 +237,28 @@ def _named(shape: tuple[int, int]) -> str:
 
 
 def fidelities(workers: Mapping[str, Worker], sentences: range, words: range) -> Json:
-    """Against ONNX Runtime's fp32. ``sentences`` and ``words``: which feeds hold them."""
+    """Fidelity to ONNX Runtime's fp32. ``sentences`` and ``words``: the indices of their feeds."""
     _, positive = metrics.valence_words()
-    made = {}
+    embedded = {}
     for i, (name, worker) in enumerate(workers.items(), 1):
         print(f"minilm: embeddings by {name} ({i}/{len(workers)})", flush=True)
-        made[name] = [
+        embedded[name] = [
             np.concatenate([worker.outputs(feed)[build.OUTPUT] for feed in feeds])
             for feeds in (sentences, words)
         ]
-    reference, reference_words = made[BASE]
+    reference, reference_words = embedded[BASE]
     head = metrics.valence_head(reference_words, positive)
     return {
         name: {
             **metrics.fidelity(reference, embeddings),
             "valence_accuracy": metrics.valence_accuracy(head, on_words, positive),
         }
-        for name, (embeddings, on_words) in made.items()
+        for name, (embeddings, on_words) in embedded.items()
     }
 
 
-def measure(found: dict[str, System], count: int, results: Json, out: Path) -> None:
-    """Adds to ``results`` what is missing."""
+def measure(measured: dict[str, System], count: int, results: Json, out: Path) -> None:
+    """Adds missing measurements to ``results``."""
     words, _ = metrics.valence_words()
     parts: list[list[data.Feed]] = [
         [data.full(*shape) for shape in SHAPES],
@@ -269,7 +268,7 @@ def measure(found: dict[str, System], count: int, results: Json, out: Path) -> N
     _, sentences, rated = _ranges(map(len, parts))
     with Bench([feed for part in parts for feed in part]) as bench:
         choices = results.setdefault("choices", {})
-        workers = {name: start(bench, name, system, choices) for name, system in found.items()}
+        workers = {name: start(bench, name, system, choices) for name, system in measured.items()}
         rows.save(out, results)
         measure_speeds(workers, count, results, out)
         if "fidelity" not in results:
@@ -278,20 +277,20 @@ def measure(found: dict[str, System], count: int, results: Json, out: Path) -> N
 
 
 def _ranges(lengths: Iterator[int]) -> list[range]:
-    found, first = [], 0
+    ranges, first = [], 0
     for length in lengths:
-        found.append(range(first, first + length))
+        ranges.append(range(first, first + length))
         first += length
-    return found
+    return ranges
 
 
-def profile(found: dict[str, System], wanted: Json, out: Path, fresh: bool) -> None:
-    """Writes where ONNX Runtime's time goes, unless this is there."""
-    held = rows.load(out, wanted, fresh)
-    if "systems" not in held:
+def profile(measured: dict[str, System], wanted: Json, out: Path, fresh: bool) -> None:
+    """Writes ONNX Runtime's time by op, unless it is stored already."""
+    results = rows.load(out, wanted, fresh)
+    if "systems" not in results:
         print("minilm: ONNX Runtime's own profiles", flush=True)
-        in_ort = {n: (s.model, s.choices[0]) for n, s in found.items() if s.runtime == "ort"}
-        rows.save(out, {**held, **op_times.profiles(in_ort)})
+        in_ort = {n: (s.model, s.choices[0]) for n, s in measured.items() if s.runtime == "ort"}
+        rows.save(out, {**results, **op_times.profiles(in_ort)})
 
 
 def main() -> int:
@@ -299,7 +298,9 @@ def main() -> int:
     since = time.monotonic()
     parser = rows.parser(__doc__, "minilm.json")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--pairs", type=int, help="pairs of runs of a choice; fewer are a trial")
+    parser.add_argument(
+        "--pairs", type=int, help="pairs of runs per choice; use fewer for a trial run"
+    )
     arguments = parser.parse_args()
     if arguments.pairs is not None:
         choosing.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
@@ -308,16 +309,16 @@ def main() -> int:
     wanted = rows.conditions(SCRIPTS, options, openvino_int8.PACKAGES)
     out: Path = arguments.out
     results = rows.load(out, wanted, arguments.fresh)
-    # What is built does not depend on how often it is timed.
-    found = systems(rows.folder_of("minilm", {**wanted, "options": pairs}))
-    results["sizes"] = {name: round(system.mib, 2) for name, system in found.items()}
-    results["decisions"] = {name: list(system.decisions) for name, system in found.items()}
+    # Built systems do not depend on the number of rounds.
+    measured = systems(rows.folder_of("minilm", {**wanted, "options": pairs}))
+    results["sizes"] = {name: round(system.mib, 2) for name, system in measured.items()}
+    results["decisions"] = {name: list(system.decisions) for name, system in measured.items()}
     results["rounds"] = arguments.rounds
     if "fidelity" not in results or len(results.get("speed", {})) < len(SHAPES):
-        measure(found, arguments.rounds, results, out)
+        measure(measured, arguments.rounds, results, out)
     else:
-        print("minilm: kept as it was")
-    profile(found, wanted, out.with_name("profile.json"), arguments.fresh)
+        print("minilm: up to date")
+    profile(measured, wanted, out.with_name("profile.json"), arguments.fresh)
     rows.finish(out, results, since)
     return 0
 

@@ -1,9 +1,9 @@
-"""What the machine can do at most: dot products and multiply-adds on registers alone, and reading memory.
+"""The machine's peaks: dot products and multiply-adds on registers alone, and memory reads.
 
-Each is a loop of the best sequence of instructions for the job, whether kernels use it or not, on as many
-independent accumulators as its latency needs. What is
-multiplied is the accumulator where the instruction allows it, so that nothing can be moved out of the
-loop. The best of many runs counts: a limit is not to be blamed for its neighbours.
+Each is a loop of the best instruction sequence for the job, whether kernels use it or not, on as many
+independent accumulators as its latency needs. The accumulator itself is multiplied where the instruction
+allows it, so that nothing can be hoisted out of the loop. The best of many runs counts, because other
+processes can only slow a run down.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from tersor.backends.tvm.session import aligned
 from tersor.target import ISA_LEVELS, Target
 
 STEPS = 50_000
-READ_BYTES = 1 << 30  # More than any cache holds.
+READ_BYTES = 1 << 30  # More than fits in any cache.
 # ISA levels whose kernels differ, by how they sum u8 x s8 products, the best first.
 LEVELS = ("amx_int8", "avx512_vnni", "avx512", "avx2")
 
 
 def levels() -> dict[str, frozenset[str]]:
-    """Those that this machine can run, and the features of each."""
+    """The levels that this machine can run, and their features."""
     host = Target.host().features
     return {name: ISA_LEVELS[name] for name in LEVELS if ISA_LEVELS[name] <= host}
 
 
 @dataclass
 class Peak:
-    """A loop of nothing but a sequence of instructions, ``work`` operations (or bytes) a run."""
+    """A loop of one instruction sequence, with ``work`` operations (or bytes) per run."""
 
     instruction: str
     unit: str
     threads: int
     work: int
     run: Callable[[], None]
-    best: float = field(default=0.0, init=False)  # 10^9 operations or bytes a second.
+    best: float = field(default=0.0, init=False)  # 10^9 operations or bytes per second.
 
     def measure(self, seconds: float = 0.05) -> None:
-        """More runs for so long, two at least; the best counts."""
+        """More runs for ``seconds``, at least two; the best counts."""
         end, runs = time.perf_counter() + seconds, 0
         while runs < 2 or time.perf_counter() < end:
             start = time.perf_counter()
@@ -65,28 +65,28 @@ class Peaks:
     def __init__(self, cores: int) -> None:
         self.cores = cores
         self._memory = aligned((READ_BYTES,), np.dtype(np.uint8))
-        self._memory[:] = 1  # So that all pages are there.
+        self._memory[:] = 1  # Touches all pages.
         self._peaks: dict[tuple[str, int], Peak] = {}
         for threads in sorted({1, cores}):
             for name, make in self._makers().items():
                 self._peaks[name, threads] = make(threads)
 
     def _makers(self) -> dict[str, Callable[[int], Peak]]:
-        """``int8 LEVEL``, of levels without VNNI also ``int8 LEVEL pairs``, ``float32 LANES``,
+        """``int8 LEVEL``, for levels without VNNI also ``int8 LEVEL pairs``, ``float32 LANES``,
         ``bfloat16``, ``read``."""
-        made: dict[str, Callable[[int], Peak]] = {}
-        held = levels()
-        for level, features in held.items():
-            made[f"int8 {level}"] = functools.partial(_int8, features)
+        makers: dict[str, Callable[[int], Peak]] = {}
+        by_level = levels()
+        for level, features in by_level.items():
+            makers[f"int8 {level}"] = functools.partial(_int8, features)
             if Isa.of(features, 1).dot == "widen":
-                made[f"int8 {level} pairs"] = functools.partial(_pairs, features)
+                makers[f"int8 {level} pairs"] = functools.partial(_pairs, features)
             lanes = Isa.of(features, 1).lanes
-            made.setdefault(f"float32 {lanes}", functools.partial(_fma, features))
-        if "amx_int8" in held:
-            made["bfloat16"] = functools.partial(_bfloat16, held["amx_int8"])
-        widest = next(iter(held.values()), frozenset())
-        made["read"] = functools.partial(_read, widest, self._memory)
-        return made
+            makers.setdefault(f"float32 {lanes}", functools.partial(_fma, features))
+        if "amx_int8" in by_level:
+            makers["bfloat16"] = functools.partial(_bfloat16, by_level["amx_int8"])
+        widest = next(iter(by_level.values()), frozenset())
+        makers["read"] = functools.partial(_read, widest, self._memory)
+        return makers
 
     def measure(self) -> None:
         """More runs of all, for about a second."""
@@ -94,7 +94,7 @@ class Peaks:
             peak.measure()
 
     def of(self, name: str, threads: int | None = None) -> float:
-        """The best so far, in 10^9 a second; on all cores where ``threads`` is left out."""
+        """The best so far, in 10^9 per second; by default on all cores."""
         return self._peaks[name, threads or self.cores].best
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -118,7 +118,8 @@ def _loop(
     body: Callable[[Isa, Any, Any], None],
     tiles: bool = False,
 ) -> Callable[[], None]:
-    """Each of ``threads`` tasks runs ``body(isa, a, out)``: 1 KiB of ones, and where results go."""
+    """Each of ``threads`` tasks runs ``body(isa, a, out)`` with 1 KiB of ones and the place of its
+    results."""
     isa = Isa.of(features, threads)
 
     def emitted() -> None:
@@ -148,7 +149,7 @@ def _compiled(
 def _tiles(
     name: str, instruction: str, features: frozenset[str], threads: int
 ) -> Callable[[], None]:
-    """Four products a step of two by two tiles."""
+    """Four products of two by two tiles per step."""
 
     def body(isa: Isa, a: Any, out: Any) -> None:
         for tile in range(8):
@@ -171,20 +172,20 @@ def _vectors(
     dtype: str,
     step: Callable[[Isa, Any, Any], Any],
 ) -> tuple[Callable[[], None], int]:
-    """Accumulators go through ``step(isa, accumulator, ones)``; how many there are."""
+    """A loop of ``step(isa, accumulator, ones)``, and the number of accumulators."""
     count = 16 if "avx512f" in features else 10  # AVX2 has 16 registers.
 
     def body(isa: Isa, a: Any, out: Any) -> None:
         lanes = isa.lanes
         ones = emit.bind(emit.as_bits(emit.load(a, 0, 0, lanes=4 * lanes), f"int8x{4 * lanes}"))
-        held = [emit.registers(lanes, dtype) for _ in range(count)]
-        for i, register in enumerate(held):
+        accumulators = [emit.registers(lanes, dtype) for _ in range(count)]
+        for i, register in enumerate(accumulators):
             start = emit.cast(T.int32(i), dtype)
             emit.put(register, T.broadcast(start, lanes), lanes)
         with T.serial(0, STEPS):
-            for register in held:
+            for register in accumulators:
                 emit.put(register, step(isa, emit.get(register, lanes), ones), lanes)
-        total = functools.reduce(operator.add, [emit.get(r, lanes) for r in held])
+        total = functools.reduce(operator.add, [emit.get(r, lanes) for r in accumulators])
         buffer, task, *at = out(0, 0)
         emit.store(buffer, emit.as_bits(total, f"int32x{lanes}"), task, *at, lanes=lanes)
 
@@ -202,8 +203,8 @@ def _int8(features: frozenset[str], threads: int) -> Peak:
     # u8 x s8 without VNNI: sums of four products in 16 bits are widened at once (``sums.FOURS``).
     run, count = _vectors(f"fours{isa.lanes}", features, threads, "int32", _fours)
     work = STEPS * count * 2 * 8 * isa.lanes * threads
-    told = f"2 vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
-    return Peak(told, "GOP/s", threads, work, run)
+    instructions = f"2 vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
+    return Peak(instructions, "GOP/s", threads, work, run)
 
 
 def _pairs(features: frozenset[str], threads: int) -> Peak:
@@ -211,26 +212,26 @@ def _pairs(features: frozenset[str], threads: int) -> Peak:
     isa = Isa.of(features, threads)
     run, count = _vectors(f"pairs{isa.lanes}", features, threads, "int32", _two)
     work = STEPS * count * 2 * 4 * isa.lanes * threads
-    told = f"vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
-    return Peak(told, "GOP/s", threads, work, run)
+    instructions = f"vpmaddubsw, vpmaddwd, {isa.lanes * 32} bits"
+    return Peak(instructions, "GOP/s", threads, work, run)
 
 
-def _dot(isa: Isa, held: Any, ones: Any) -> Any:
-    return emit.intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", held, ones, ones)
+def _dot(isa: Isa, accumulator: Any, ones: Any) -> Any:
+    return emit.intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", accumulator, ones, ones)
 
 
-def _two(isa: Isa, held: Any, ones: Any) -> Any:
-    return held + _widened(isa, _in_16_bits(isa, held, ones))
+def _two(isa: Isa, accumulator: Any, ones: Any) -> Any:
+    return accumulator + _widened(isa, _in_16_bits(isa, accumulator, ones))
 
 
-def _fours(isa: Isa, held: Any, ones: Any) -> Any:
-    """The second operand differs, so that both products are made."""
-    both = [_in_16_bits(isa, held, w) for w in (ones, ones + ones)]
-    return held + _widened(isa, both[0] + both[1])
+def _fours(isa: Isa, accumulator: Any, ones: Any) -> Any:
+    """The second operand differs, so that neither product is eliminated."""
+    both = [_in_16_bits(isa, accumulator, w) for w in (ones, ones + ones)]
+    return accumulator + _widened(isa, both[0] + both[1])
 
 
-def _in_16_bits(isa: Isa, held: Any, w: Any) -> Any:
-    a = emit.as_bits(held, f"int8x{4 * isa.lanes}")
+def _in_16_bits(isa: Isa, accumulator: Any, w: Any) -> Any:
+    a = emit.as_bits(accumulator, f"int8x{4 * isa.lanes}")
     return emit.intrinsic(f"int16x{2 * isa.lanes}", products.PAIRS[isa.lanes][0], a, w)
 
 
@@ -251,14 +252,14 @@ def _fma(features: frozenset[str], threads: int) -> Peak:
     return Peak(f"vfmadd, {lanes * 32} bits", "GFLOP/s", threads, work, run)
 
 
-def _multiply_add(isa: Isa, held: Any, ones: Any) -> Any:
+def _multiply_add(isa: Isa, accumulator: Any, ones: Any) -> Any:
     """x <- x / 2 + 1, which stays finite."""
     half, one = (emit.number(v, isa.lanes) for v in (0.5, 1.0))
-    return emit.intrinsic(f"float32x{isa.lanes}", "llvm.fma", held, half, one)
+    return emit.intrinsic(f"float32x{isa.lanes}", "llvm.fma", accumulator, half, one)
 
 
 def _read(features: frozenset[str], memory: np.ndarray, threads: int) -> Peak:
-    """The sum of all of a memory that no cache holds, a part a thread."""
+    """The sum of memory larger than any cache, one part per thread."""
     isa = Isa.of(features, threads)
     lanes, unroll = isa.lanes, 8
     parts = memory.nbytes // (4 * lanes * unroll * threads)
@@ -268,15 +269,15 @@ def _read(features: frozenset[str], memory: np.ndarray, threads: int) -> Peak:
         data = emit.parameter("data", (threads, each), "int32")
         out = emit.parameter("out", (threads, lanes), "int32")
         with T.parallel(0, threads) as task:
-            held = [emit.registers(lanes, "int32") for _ in range(unroll)]
-            for register in held:
+            accumulators = [emit.registers(lanes, "int32") for _ in range(unroll)]
+            for register in accumulators:
                 emit.put(register, T.broadcast(T.int32(0), lanes), lanes)
             with T.serial(0, T.int64(parts)) as part:
-                for i, register in enumerate(held):
+                for i, register in enumerate(accumulators):
                     at = (part * unroll + i) * lanes
                     value = emit.load(data, task, at, lanes=lanes)
                     emit.put(register, emit.get(register, lanes) + value, lanes)
-            total = functools.reduce(operator.add, [emit.get(r, lanes) for r in held])
+            total = functools.reduce(operator.add, [emit.get(r, lanes) for r in accumulators])
             emit.store(out, total, task, 0, lanes=lanes)
 
     function = _compiled("read", emitted, features, threads)

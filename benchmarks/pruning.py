@@ -2,11 +2,11 @@
 against Torch-Pruning, TextPruner's criterion and onnxsim, all on the same 1,500 sentences, tested on 500
 others in ONNX Runtime.
 
-A peer is taken at its best: each of its candidates, made from an eighth of the sentences and brought to
-the budget by bisection of its ratio, is judged on another eighth; the one of the highest mean cosine is
-made anew from all of them. ``--peers`` stops there. ``--curve`` adds, for what came out and for Tersor
-from 90% to 60%, the speed over fp32 at 8x128, by the protocol of minilm.py: a process a system, in turn;
-and how the speeds of pruning and of int8 multiply where both are done.
+A peer is taken at its best: each of its candidates, computed from an eighth of the sentences and brought to
+the budget by bisection of its ratio, is judged on another eighth; the one with the highest mean cosine is
+computed again from all of them. ``--peers`` stops there. ``--curve`` adds, for these results and for Tersor
+from 90% to 60%, the speed over fp32 at 8x128, by the protocol of minilm.py (a process per system, interleaved
+rounds), and how far the speedups of pruning and of int8 multiply when combined.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tersor.pipeline import registry
 from tersor.tuning.measure import Bench
 
 SHARES = (0.75, 0.6)
-PART = 8  # Candidates are made from one in so many of the batches, and judged on as many others.
+PART = 8  # Candidates are computed from one in PART batches, and judged on as many others.
 CURVE = (0.9, 0.75, 0.6)
 STACKED = 0.75
 PEERS = {
@@ -59,11 +59,11 @@ SIZES = tuple(pruning_share.SIZES.values())
 
 
 def ours(original: Path, share: float, folder: Path) -> Path:
-    """Tersor's model with ``share`` of the multiply-adds, in standard ops, whose work can be counted;
-    ONNX Runtime fuses what it has fused ops for when it loads it."""
+    """Tersor's model with ``share`` of the multiply-adds, in standard ops, so that its work can be counted;
+    ONNX Runtime fuses them when it loads the model."""
     path = folder / f"{OURS}-{share}.onnx"
     if not path.exists():
-        made = tersor.compile(
+        artifact = tersor.compile(
             original,
             recipe="prune",
             calibration=data.much_calibration(),
@@ -72,12 +72,12 @@ def ours(original: Path, share: float, folder: Path) -> Path:
             portable=True,
             progress=rows.progress(f"pruning: {OURS} at {share}:"),
         )
-        made.save(path)
+        artifact.save(path)
     return path
 
 
 class Contest:
-    """A peer's candidates; what a candidate knows of the data is found once for all budgets."""
+    """A peer's candidates; scores of a candidate are computed once for all budgets."""
 
     def __init__(self, peer: ModuleType, original: Path) -> None:
         self.peer = peer
@@ -86,27 +86,27 @@ class Contest:
         self._scored: dict[str, Any] = {}
 
     def best(self, share: float, name: str) -> tuple[Any, Json]:
-        """The best model with ``share`` of the multiply-adds, and how all were judged."""
+        """The best model with ``share`` of the multiply-adds, and the scores of all candidates."""
         everything = data.much_calibration()
-        given, judged = everything[::PART], everything[PART // 2 :: PART]
+        fitted, judged = everything[::PART], everything[PART // 2 :: PART]
         reference = _embeddings(self.model, judged)
-        found: list[Json] = []
+        judgements: list[Json] = []
         for candidate in self.peer.CANDIDATES:
-            told = dict(candidate)
+            options = dict(candidate)
             try:
-                made = self._made("part", given, share, candidate)
+                pruned = self._pruned("part", fitted, share, candidate)
             except ValueError as error:
-                found.append({**told, "refused": str(error)})
+                judgements.append({**options, "refused": str(error)})
                 continue
-            cosine = metrics.fidelity(reference, _embeddings(made, judged))["mean_cosine"]
-            found.append({**told, "cosine": round(cosine, 5)})
-            print(f"pruning: {name} at {share}: {found[-1]}", flush=True)
-        best = max(range(len(found)), key=lambda i: found[i].get("cosine", -1.0))
+            cosine = metrics.fidelity(reference, _embeddings(pruned, judged))["mean_cosine"]
+            judgements.append({**options, "cosine": round(cosine, 5)})
+            print(f"pruning: {name} at {share}: {judgements[-1]}", flush=True)
+        best = max(range(len(judgements)), key=lambda i: judgements[i].get("cosine", -1.0))
         chosen = self.peer.CANDIDATES[best]
-        model = self._made("all", everything, share, chosen)
-        return model, {"chosen": dict(chosen), "candidates": found, "note": self.peer.NOTE}
+        model = self._pruned("all", everything, share, chosen)
+        return model, {"chosen": dict(chosen), "candidates": judgements, "note": self.peer.NOTE}
 
-    def _made(self, which: str, feeds: Sequence[data.Feed], share: float, candidate: Json) -> Any:
+    def _pruned(self, which: str, feeds: Sequence[data.Feed], share: float, candidate: Json) -> Any:
         key = f"{which} {candidate.get('importance')}"
         if key not in self._scored:
             self._scored[key] = self.peer.scores(self.model, feeds, candidate)
@@ -114,7 +114,7 @@ class Contest:
 
 
 def _embeddings(model: Any, feeds: Sequence[data.Feed]) -> np.ndarray:
-    """Of a torch module, or of a model in ONNX Runtime."""
+    """Embeddings by a torch module, or by a model in ONNX Runtime."""
     if isinstance(model, torch.nn.Module):
         return metrics.embed(lambda feed: build.run(model, feed), feeds)
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
@@ -135,7 +135,7 @@ def _written(model: Any, path: Path) -> Path:
 
 
 class Yardstick:
-    """What a model is measured by: the original's embeddings of sentences and of rated words."""
+    """The reference that models are compared with: the original's embeddings of sentences and rated words."""
 
     def __init__(self, original: Path) -> None:
         words, self._positive = metrics.valence_words()
@@ -160,39 +160,39 @@ class Yardstick:
 
 @cache
 def yardstick(original: Path) -> Yardstick:
-    """Made once, when the first row needs it."""
+    """Computed once, when the first row needs it."""
     return Yardstick(original)
 
 
 def measure_peers(original: Path, folder: Path, results: Json, out: Path) -> None:
-    """Adds the rows of the peers that are missing."""
-    held = results["peers"]["rows"]
+    """Adds missing rows of the peers."""
+    stored = results["peers"]["rows"]
     for name, peer in PEERS.items():
         missing = [
-            s for s in SHARES if f"{name} {s}" not in held or not _at(folder, name, s).exists()
+            s for s in SHARES if f"{name} {s}" not in stored or not _at(folder, name, s).exists()
         ]
         contest = Contest(peer, original) if missing else None
         for share in missing:
             assert contest is not None
-            model, told = contest.best(share, name)
+            model, choice = contest.best(share, name)
             row = yardstick(original).row(_written(model, _at(folder, name, share)))
-            held[f"{name} {share}"] = {**row, **told}
+            stored[f"{name} {share}"] = {**row, **choice}
             print(f"pruning: {name} at {share}: {row}", flush=True)
             rows.save(out, results)
 
 
 def measure_ours(original: Path, folder: Path, results: Json, out: Path) -> None:
-    """Adds the rows of Tersor that are missing, and how they compare with the best of the peers."""
-    held = results.setdefault(OURS, {})
+    """Adds missing rows of Tersor, and how they compare with the best of the peers."""
+    stored = results.setdefault(OURS, {})
     for share in SHARES:
-        if f"{OURS} {share}" not in held:
+        if f"{OURS} {share}" not in stored:
             row = yardstick(original).row(ours(original, share, folder))
             losses = [
                 1 - results["peers"]["rows"][f"{name} {share}"]["mean_cosine"] for name in PEERS
             ]
             loss = (1 - row["mean_cosine"]) / min(losses)
-            held[f"{OURS} {share}"] = {**row, "loss_over_best_peer": round(loss, 3)}
-            print(f"pruning: {OURS} at {share}: {held[f'{OURS} {share}']}", flush=True)
+            stored[f"{OURS} {share}"] = {**row, "loss_over_best_peer": round(loss, 3)}
+            print(f"pruning: {OURS} at {share}: {stored[f'{OURS} {share}']}", flush=True)
             rows.save(out, results)
 
 
@@ -219,12 +219,12 @@ def measure_curve(
 
 
 def measure_stacked(original: Path, folder: Path, count: int, results: Json, out: Path) -> None:
-    """Speed at 8x128 of pruning, of int8 and of both, over fp32 of the same runtime; and how near the
-    product of the first two the third is."""
+    """Speed at 8x128 of pruning, of int8 and of both, over fp32 of the same runtime; and the
+    third relative to the product of the first two."""
     pruned = ours(original, STACKED, folder)
     results["stacked"] = {"rounds": count, "share": STACKED}
     for runtime in ("ort", "tvm"):
-        made = {
+        artifacts = {
             f"{source} {recipe}": tersor.compile(
                 path, runtime=runtime, recipe=recipe, calibration=data.calibration(), measure=False
             )
@@ -232,7 +232,7 @@ def measure_stacked(original: Path, folder: Path, count: int, results: Json, out
             for recipe in ("fp32", "int8")
         }
         with Bench([data.full(*SIZES)]) as bench:
-            workers = {n: bench.start(a.runtime, a.model, a.choice) for n, a in made.items()}
+            workers = {n: bench.start(a.runtime, a.model, a.choice) for n, a in artifacts.items()}
             times = {n: np.array(t) for n, t in minilm.rounds(workers, 0, count).items()}
         speeds = {n: times["whole fp32"] / own for n, own in times.items()}
         product = speeds["pruned int8"] / (speeds["pruned fp32"] * speeds["whole int8"])
@@ -256,7 +256,7 @@ def main() -> int:
     since = time.monotonic()
     parser = rows.parser(__doc__, "pruning.json")
     parser.add_argument("--peers", action="store_true", help="the peers only")
-    parser.add_argument("--curve", action="store_true", help="speed too; leave the machine alone")
+    parser.add_argument("--curve", action="store_true", help="speed too; needs an idle machine")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -285,10 +285,10 @@ def main() -> int:
 
 
 def _kept_peers(path: Path, wanted: Json, fresh: bool) -> Json:
-    """The rows of the peers, which do not depend on Tersor's passes: another state of these leaves them."""
-    held: Json = json.loads(path.read_text()).get("peers", {}) if path.exists() else {}
-    same = held.get("conditions") == json.loads(json.dumps(wanted))
-    return held if same and not fresh else {"conditions": wanted, "rows": {}}
+    """The rows of the peers, which stay valid when Tersor's passes change."""
+    stored: Json = json.loads(path.read_text()).get("peers", {}) if path.exists() else {}
+    same = stored.get("conditions") == json.loads(json.dumps(wanted))
+    return stored if same and not fresh else {"conditions": wanted, "rows": {}}
 
 
 if __name__ == "__main__":

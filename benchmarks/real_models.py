@@ -1,12 +1,12 @@
-"""Models that others made, through every recipe on both runtimes, beside what other tools make of them.
+"""Third-party models through every recipe on both runtimes, compared with other tools.
 
-Each row is a process of its own, so that one that dies, or never ends, costs itself alone.  Outputs are
-compared with ONNX Runtime on the input model without optimization, on inputs that calibration did not see.
+Each row runs in its own process, so that a crash or a timeout affects only that row.  Outputs are
+compared with ONNX Runtime on the input model without optimization, on inputs not used for calibration.
 
-``python real_models.py`` adds the rows that are missing to results/real_models.json, and writes
-REAL_MODELS.md from it; ``python real_models.py --row MODEL RECIPE RUNTIME`` prints one row.  On a machine
-that others use, ``--keep`` goes on with rows of earlier sources (each names its own), and ``--within`` says
-what starts a row: ``nice -n -19``.
+``python real_models.py`` adds missing rows to results/real_models.json, and writes REAL_MODELS.md from it;
+``python real_models.py --row MODEL RECIPE RUNTIME`` prints one row.  On a shared machine, ``--keep`` keeps
+rows of earlier sources (each row records its own), and ``--within`` is the command that starts a row:
+``nice -n -19``.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from tersor.target import usable_cores
 TABLE = rows.ROOT / "benchmarks" / "REAL_MODELS.md"
 RECIPES = ("fp32", "int8", "prune", "lowrank")
 RUNTIMES = ("ort", "tvm")
-DEFAULT = "default"  # The command without any option, measured; the others are not measured.
+# The command without options, measured; the others are built without measuring.
+DEFAULT = "default"
 LIMIT = 600.0
-REASONS = 4  # Of each pass, the commonest.
+REASONS = 4  # The most frequent ones of each pass.
 PEERS = ("onnx", "onnxslim", "onnxsim")
 
 
 def row(model: Model, recipe: str, runtime: str) -> Json:
-    """One compilation: what came of it."""
+    """The outcome of one compilation."""
     import tersor
     from tersor.errors import TersorError
 
@@ -57,7 +58,7 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
     except TersorError as error:
         return {"outcome": "refused", "why": str(error)}
     report = artifact.report
-    made: Json = {
+    outcome: Json = {
         "outcome": "built",
         "seconds": round(time.perf_counter() - start, 1),
         "cores": len(usable_cores()),
@@ -71,12 +72,12 @@ def row(model: Model, recipe: str, runtime: str) -> Json:
     }
     if artifact.runtime == "ort":
         with tempfile.TemporaryDirectory() as folder:
-            made["nodes"] = nodes(Path(artifact.save(Path(folder) / "m.onnx")))
-    return made
+            outcome["nodes"] = nodes(Path(artifact.save(Path(folder) / "m.onnx")))
+    return outcome
 
 
 def kept_speed(report: Any) -> list[float]:
-    """Over the input, of what was kept at each size; nothing where that is the input itself."""
+    """Speedups over the input of the kept candidate at each size; empty if the input itself was kept."""
     last = [d for d in report.decisions if d.outcome == "kept"][-1:]
     if not last or last[0].candidate == INPUT:
         return []
@@ -93,9 +94,10 @@ def lossy(recipe: str, reports: Sequence[Any]) -> list[Any]:
 
 
 def stayed(skips: Iterable[Any]) -> dict[str, int]:
-    """Why layers stayed as they were, and how many, the commonest first; names and figures left out."""
-    found = Counter(_general(skip.reason or skip.method) for skip in skips)
-    return dict(found.most_common(REASONS))
+    """Reasons why layers were left unchanged, with counts, the most frequent first; without names and
+    figures."""
+    reasons = Counter(_general(skip.reason or skip.method) for skip in skips)
+    return dict(reasons.most_common(REASONS))
 
 
 def _general(why: str) -> str:
@@ -103,14 +105,14 @@ def _general(why: str) -> str:
 
 
 def errors(model: Model, run: Any, feeds: list[Feed]) -> Json:
-    """Of each output: the relative error, or of integers and booleans the share that changed."""
+    """The relative error of each output or, for integers and booleans, the share that changed."""
     want = reference(model.path)
-    found: Json = {}
+    worst: Json = {}
     for feed in feeds:
         expected, got = want(feed), run(feed)
         for name, a in expected.items():
-            found[name] = max(found.get(name, 0.0), difference(a, got[name]))
-    return found
+            worst[name] = max(worst.get(name, 0.0), difference(a, got[name]))
+    return worst
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -126,7 +128,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nodes(path: Path) -> int:
-    """All nodes but constants, those of subgraphs too."""
+    """The number of nodes except constants, including subgraphs."""
     import onnx
 
     def count(graph: Any) -> int:
@@ -140,15 +142,15 @@ def nodes(path: Path) -> int:
 
 
 def peers(model: Model) -> Json:
-    """Sizes and nodes of the input, by tools that simplify, and of ONNX Runtime's own int8."""
-    made: Json = {"bytes": model.path.stat().st_size, "nodes": {"input": nodes(model.path)}}
+    """Size and nodes of the input and of other tools' results: graph simplifiers, ONNX Runtime's int8."""
+    outcomes: Json = {"bytes": model.path.stat().st_size, "nodes": {"input": nodes(model.path)}}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "m.onnx"
         for tool in ("onnxslim", "onnxsim"):
             command = [sys.executable, "-m", tool, str(model.path), str(out)]
             done = subprocess.run(command, capture_output=True, timeout=LIMIT)
             if done.returncode == 0 and out.exists():
-                made["nodes"][tool] = nodes(out)
+                outcomes["nodes"][tool] = nodes(out)
         script = (
             "import sys; from onnxruntime.quantization import quantize_dynamic;"
             "quantize_dynamic(*sys.argv[1:3], per_channel=True)"
@@ -157,28 +159,28 @@ def peers(model: Model) -> Json:
         command = [sys.executable, "-c", script, str(model.path), str(out)]
         done = subprocess.run(command, capture_output=True, timeout=LIMIT, text=True)
         if done.returncode == 0 and out.exists():
-            made["quantize_dynamic"] = {"bytes": out.stat().st_size, **outcome_of(model, out)}
+            outcomes["quantize_dynamic"] = {"bytes": out.stat().st_size, **outcome_of(model, out)}
         else:
-            made["quantize_dynamic"] = {"why": _last_line(done)}
-    return made
+            outcomes["quantize_dynamic"] = {"why": _last_line(done)}
+    return outcomes
 
 
 def outcome_of(model: Model, path: Path) -> Json:
-    """The errors of a file that another tool made of a model, or why it does not run."""
+    """The errors of another tool's file of a model, or why it does not run."""
     try:
         run = reference(path, optimized=True)
         return {"errors": errors(model, run, model.feeds()[CALIBRATION:])}
-    except Exception as error:  # Whatever the file does to ONNX Runtime.
+    except Exception as error:  # ONNX Runtime may raise anything.
         return {"why": str(error).splitlines()[0][:300]}
 
 
 def in_process(within: Sequence[str], *arguments: str) -> Json:
-    """A row by a process of its own, started by ``within``."""
+    """A row computed in its own process, started by ``within``."""
     command = [*within, sys.executable, __file__, "--row", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return {"outcome": "failed", "why": f"not done after {LIMIT:.0f} s"}
+        return {"outcome": "failed", "why": f"not finished after {LIMIT:.0f} s"}
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError):
@@ -194,30 +196,30 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def table(results: Json) -> str:
-    """What came of each model: beside other tools, then by each recipe and runtime, then why."""
+    """The outcome for each model: against other tools, then by recipe and runtime, then the reasons."""
     machine, models = results["conditions"]["machine"], results["models"]
-    made = [row for held in models.values() for row in held["rows"].values()]
-    older = sum(row["code"] != results["conditions"]["code"] for row in made)
+    all_rows = [row for model in models.values() for row in model["rows"].values()]
+    older = sum(row["code"] != results["conditions"]["code"] for row in all_rows)
     return (
         "# Third-party models\n\n"
-        "Each through every recipe, calibrated on eight batches of inputs like those that its package "
-        "makes, and through the command without options (`default`).\n\n"
-        f"{machine['cpu']}, {machine['cores']} threads. Made by `make real-table`"
-        + (f"; {older} of {len(made)} rows are of earlier sources" if older else "")
-        + ".\n\n## Beside other tools\n\n"
-        "Nodes: constants not counted. The default command's speed is of what it kept, over the input as it "
-        "is given: the least of the sizes that were measured. Errors: as below.\n\n"
-        + _markdown(_BESIDE, [_beside(name, held) for name, held in models.items()])
+        "Each through every recipe, calibrated on eight batches of inputs like those of its package, and "
+        "through the command without options (`default`).\n\n"
+        f"{machine['cpu']}, {machine['cores']} threads. Generated by `make real-table`"
+        + (f"; {older} of {len(all_rows)} rows are of earlier sources" if older else "")
+        + ".\n\n## Compared with other tools\n\n"
+        "Nodes: without constants. The default command's speed is that of the kept candidate over the input "
+        "file: the lowest of the measured sizes. Errors: as below.\n\n"
+        + _markdown(_COMPARED, [_compared(name, outcomes) for name, outcomes in models.items()])
         + "\n## Recipes\n\n"
         "A cell: megabytes, the largest relative error of an output on four other batches against ONNX "
         "Runtime without optimization (of integers: the share that changed), seconds of compiling, on a "
-        "machine that others used at the time.\n\n"
+        "shared machine.\n\n"
         + _markdown(
             ["model", "MB", *(f"{r} {t}" for r, t in _COLUMNS)],
             [
-                [name, _mb(held["peers"]["bytes"])]
-                + [_cell(held["rows"].get(f"{r} {t}", {})) for r, t in _COLUMNS]
-                for name, held in models.items()
+                [name, _mb(outcomes["peers"]["bytes"])]
+                + [_cell(outcomes["rows"].get(f"{r} {t}", {})) for r, t in _COLUMNS]
+                for name, outcomes in models.items()
             ],
         )
         + _reasons(models)
@@ -225,28 +227,28 @@ def table(results: Json) -> str:
 
 
 _COLUMNS = [(recipe, runtime) for recipe in RECIPES for runtime in RUNTIMES]
-_BESIDE = ["model", "MB", "default", "quantize_dynamic", "nodes", "onnxslim", "onnxsim", "ours"]
+_COMPARED = ["model", "MB", "default", "quantize_dynamic", "nodes", "onnxslim", "onnxsim", "ours"]
 
 
-def _beside(name: str, held: Json) -> list[str]:
-    given, made = held["peers"], held["rows"]
-    count, theirs = given["nodes"], given["quantize_dynamic"]
+def _compared(name: str, outcomes: Json) -> list[str]:
+    peers_of, rows_of = outcomes["peers"], outcomes["rows"]
+    count, theirs = peers_of["nodes"], peers_of["quantize_dynamic"]
     quantized = f"{_mb(theirs['bytes'])}, {_worst(theirs)}" if "bytes" in theirs else "fails"
-    default = made.get(f"{DEFAULT} ort", {})
+    default = rows_of.get(f"{DEFAULT} ort", {})
     speed = f", {min(default['speed']):.2f}x" if default.get("speed") else ""
     return [
         name,
-        _mb(given["bytes"]),
+        _mb(peers_of["bytes"]),
         _cell(default) + speed,
         quantized,
         str(count["input"]),
         *(str(count.get(tool, "fails")) for tool in ("onnxslim", "onnxsim")),
-        str(made.get("fp32 ort", {}).get("nodes", "")),
+        str(rows_of.get("fp32 ort", {}).get("nodes", "")),
     ]
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    """Columns that hold nothing yet are left out."""
+    """A table without its empty columns."""
     kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
     every = [head, ["---"] * len(head), *lines]
     return "".join("| " + " | ".join(line[i] for i in kept) + " |\n" for line in every)
@@ -256,35 +258,39 @@ def _mb(size: float) -> str:
     return f"{size / 1e6:.2f}"
 
 
-def _worst(made: Json) -> str:
+def _worst(outcome: Json) -> str:
     """The largest error of an output."""
     return (
-        f"{max(made['errors'].values(), default=0.0):.1e}" if "errors" in made else "does not run"
+        f"{max(outcome['errors'].values(), default=0.0):.1e}"
+        if "errors" in outcome
+        else "does not run"
     )
 
 
-def _cell(made: Json) -> str:
-    if made.get("outcome") != "built":
-        return str(made.get("outcome", ""))
-    kept = ", the input" if any(d.startswith("kept the input") for d in made["decisions"]) else ""
-    return f"{_mb(made['bytes'])}, {_worst(made)}, {made['seconds']:.0f} s{kept}"
+def _cell(outcome: Json) -> str:
+    if outcome.get("outcome") != "built":
+        return str(outcome.get("outcome", ""))
+    kept = (
+        ", the input" if any(d.startswith("kept the input") for d in outcome["decisions"]) else ""
+    )
+    return f"{_mb(outcome['bytes'])}, {_worst(outcome)}, {outcome['seconds']:.0f} s{kept}"
 
 
 def _reasons(models: Json) -> str:
-    """Why a row has no result, is the input, or has layers as they were."""
+    """Why a row has no result, kept the input, or left layers unchanged."""
     parts = [
         ("Refused or failed", lambda r: [r["why"]] if r["outcome"] != "built" else []),
         ("Decisions", lambda r: r.get("decisions", [])),
         ("Warnings", lambda r: r.get("few", [])),
-        ("Layers that stayed, and why", _stayed),
+        ("Layers left unchanged, and why", _stayed),
     ]
     text = ""
-    for title, told in parts:
+    for title, lines_of in parts:
         lines: dict[str, list[str]] = {}
-        for name, held in models.items():
-            for what, row in held["rows"].items():
-                if said := "; ".join(told(row)):
-                    lines.setdefault(f"{name}: {said}", []).append(what)
+        for name, outcomes in models.items():
+            for key, row in outcomes["rows"].items():
+                if reasons := "; ".join(lines_of(row)):
+                    lines.setdefault(f"{name}: {reasons}", []).append(key)
         if lines:
             text += f"\n## {title}\n\n" + "".join(
                 f"- {line} ({', '.join(rows)})\n" for line, rows in lines.items()
@@ -292,11 +298,11 @@ def _reasons(models: Json) -> str:
     return text
 
 
-def _stayed(made: Json) -> list[str]:
+def _stayed(row: Json) -> list[str]:
     return [
-        f"{name}: " + ", ".join(f"{count} because {why}" for why, count in found.items())
-        for name, found in made.get("stayed", {}).items()
-        if found
+        f"{name}: " + ", ".join(f"{count} because {why}" for why, count in reasons.items())
+        for name, reasons in row.get("stayed", {}).items()
+        if reasons
     ]
 
 
@@ -306,7 +312,7 @@ def conditions() -> Json:
 
 
 def main() -> int:
-    """Measures what is missing and writes JSON, row by row, and the table at last."""
+    """Computes missing rows, writes JSON after each, and finally the table."""
     start = time.monotonic()
     if sys.argv[1:2] == ["--row"]:
         name, recipe, runtime = sys.argv[2:5]
@@ -327,30 +333,30 @@ def main() -> int:
         return 1
     results = before(arguments)
     for name in arguments.only:
-        held = results.setdefault("models", {}).setdefault(name, {"rows": {}})
-        if "peers" not in held and RUNTIMES[0] in arguments.runtimes:
-            held["peers"] = peers(BY_NAME[name])
+        outcomes = results.setdefault("models", {}).setdefault(name, {"rows": {}})
+        if "peers" not in outcomes and RUNTIMES[0] in arguments.runtimes:
+            outcomes["peers"] = peers(BY_NAME[name])
         for recipe in arguments.recipes:
             for runtime in RUNTIMES[:1] if recipe == DEFAULT else arguments.runtimes:
                 key = f"{recipe} {runtime}"
-                if key not in held["rows"]:
-                    made = in_process(arguments.within.split(), name, recipe, runtime)
-                    held["rows"][key] = {**made, "code": results["conditions"]["code"]}
+                if key not in outcomes["rows"]:
+                    new = in_process(arguments.within.split(), name, recipe, runtime)
+                    outcomes["rows"][key] = {**new, "code": results["conditions"]["code"]}
                     rows.save(arguments.out, results)
-                    print(f"{name}, {key}: {made.get('why') or _cell(made)}", flush=True)
+                    print(f"{name}, {key}: {new.get('why') or _cell(new)}", flush=True)
     rows.finish(arguments.out, results, start)
-    if all("peers" in held for held in results["models"].values()):
+    if all("peers" in outcomes for outcomes in results["models"].values()):
         TABLE.write_text(table(results))
     return 0
 
 
 def before(arguments: argparse.Namespace) -> Json:
-    """The rows so far; where asked for, those of earlier sources too."""
+    """The rows so far; with ``--keep``, those of earlier sources too."""
     wanted = conditions()
     if arguments.keep and arguments.out.exists():
-        held: Json = json.loads(arguments.out.read_text())
-        if {**held["conditions"], "code": ""} == {**json.loads(json.dumps(wanted)), "code": ""}:
-            return {**held, "conditions": wanted}
+        stored: Json = json.loads(arguments.out.read_text())
+        if {**stored["conditions"], "code": ""} == {**json.loads(json.dumps(wanted)), "code": ""}:
+            return {**stored, "conditions": wanted}
     return rows.load(arguments.out, wanted, arguments.fresh)
 
 

@@ -1,5 +1,5 @@
-"""Rows of results that are measured once: kept where nothing that they depend on has changed, which is
-Tersor's source, the versions of what it builds on, the machine, the script and its options."""
+"""Stored results: valid until Tersor's sources, the versions of its dependencies, the machine, the script or
+its options change."""
 
 from __future__ import annotations
 
@@ -23,18 +23,16 @@ from tersor.target import Target, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"  # A folder for each level of processors.
-# The best first: what a processor's results are filed under.
+# Names of the folders, the best level first.
 LEVELS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "neon_dotprod")
-BUILD = (
-    ROOT / "build" / "bench"
-)  # What is built to be measured stays there until its sources change.
+BUILD = ROOT / "build" / "bench"  # Built systems, kept until their sources change.
 FOLDERS = ("compiler", "passes", "backends", "models")
 Json = dict[str, Any]
 Tell = Callable[[int, int, str], None]
 
 
 def code(scripts: Iterable[Path], folders: Iterable[str] = FOLDERS) -> str:
-    """Of all sources and recipes that a row depends on."""
+    """A digest of all sources and recipes that a row depends on."""
     digest = hashlib.sha256()
     for path in sorted(scripts):
         digest.update(path.read_bytes())
@@ -51,8 +49,8 @@ def conditions(
     packages: Iterable[str] = (),
     folders: Iterable[str] = FOLDERS,
 ) -> Json:
-    """What rows have to share to stand in one table. ``packages``: more than what Tersor builds on;
-    ``folders``: those of Tersor's sources that the rows depend on."""
+    """The conditions that rows of one table must share. ``packages``: further ones than Tersor's
+    dependencies; ``folders``: Tersor's sources that the rows depend on."""
     host = Target.host()
     machine = {"cpu": host.cpu, "features": sorted(host.features), "cores": len(usable_cores())}
     more = {name: importlib.metadata.version(name) for name in packages}
@@ -65,17 +63,19 @@ def conditions(
 
 
 def load(path: Path, wanted: Json, fresh: bool) -> Json:
-    """The results so far, if they were had under the ``wanted`` conditions; else none."""
+    """The stored results if they were measured under the ``wanted`` conditions; otherwise none."""
     if path.exists() and not fresh:
-        held: Json = json.loads(path.read_text())
-        if held.get("conditions") == json.loads(json.dumps(wanted)):
-            return held
-        print("other sources, versions or machine than those of the rows so far: all anew")
+        stored: Json = json.loads(path.read_text())
+        if stored.get("conditions") == json.loads(json.dumps(wanted)):
+            return stored
+        print(
+            "sources, versions or machine differ from those of the stored rows: measuring all again"
+        )
     return {"conditions": wanted}
 
 
 def save(path: Path, results: Json) -> None:
-    """Writes ``path`` whole or not at all."""
+    """Writes ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_suffix(".partial")
     staged.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
@@ -83,8 +83,8 @@ def save(path: Path, results: Json) -> None:
 
 
 def finish(path: Path, results: Json, since: float) -> None:
-    """Writes results that are whole, with the machine's measured rates and the seconds that they took
-    since ``since``, added to those of starts before, where what they had measured was kept."""
+    """Writes complete results, with the machine's measured rates and the seconds since ``since``, added to
+    those of earlier runs whose results were kept."""
     results["target"] = {k: str(v) for k, v in asdict(Target.host().measured()).items()}
     results["seconds"] = round(results.get("seconds", 0.0) + time.monotonic() - since)
     save(path, results)
@@ -92,8 +92,8 @@ def finish(path: Path, results: Json, since: float) -> None:
 
 
 def folder_of(name: str, wanted: Json) -> Path:
-    """Where things that are built under the ``wanted`` conditions are kept; those that were built under
-    others go."""
+    """The folder for systems built under the ``wanted`` conditions; folders for other conditions are
+    deleted."""
     text = json.dumps(wanted, sort_keys=True).encode()
     folder = BUILD / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}"
     for other in BUILD.glob(f"{name}-*"):
@@ -116,7 +116,7 @@ def in_words(seconds: float) -> str:
 
 
 def progress(prefix: str, every: float = 5.0) -> Tell:
-    """Prints what is being done, not more often than each ``every`` seconds."""
+    """Prints progress at most once in ``every`` seconds."""
     last = -math.inf
 
     def tell(done: int, total: int, what: str) -> None:
@@ -129,15 +129,15 @@ def progress(prefix: str, every: float = 5.0) -> Tell:
 
 
 def parser(description: str | None, out: str) -> argparse.ArgumentParser:
-    """Options that all have: ``--fresh`` and ``--out``."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--fresh", action="store_true", help="measure anew what is there already")
-    made.add_argument("--out", type=Path, default=here() / out)
-    return made
+    """A parser with the options that all scripts have: ``--fresh`` and ``--out``."""
+    common = argparse.ArgumentParser(description=description)
+    common.add_argument("--fresh", action="store_true", help="measure again what is stored already")
+    common.add_argument("--out", type=Path, default=here() / out)
+    return common
 
 
 def best_level(features: Collection[str]) -> str:
-    """The level that results of a processor with these features are filed under."""
+    """The level, and folder of results, of a processor with these features."""
     return next((level for level in LEVELS if level in features), "none")
 
 

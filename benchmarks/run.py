@@ -1,5 +1,5 @@
-"""All benchmarks, one after the other, then the tables of the pages. What was measured already under the
-same conditions is kept: after an interruption it goes on where it was."""
+"""Runs all benchmarks, then updates the tables. Results measured under the same conditions are kept, so an
+interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from rows import ROOT, here, in_words
 
-# The quickest first, so that what does not run at all shows early; with the seconds that each takes on
-# two cores that nobody else uses.
+# The fastest first, so that failures show early; with the seconds that each takes on two idle cores.
 SCRIPTS = {
     "kernels": 500,
     "tvm_profile": 200,
@@ -29,17 +28,18 @@ ARGUMENTS = {"pruning": ["--curve"]}
 
 
 def expected(script: str) -> float:
-    """Seconds that a script takes when it measures all; where it took longer here, so long."""
+    """Seconds that a script takes to measure everything, by default or as recorded on this machine if
+    longer."""
     results = here() / f"{script}.json"
-    held = json.loads(results.read_text()) if results.exists() else {}
-    return max(float(held.get("seconds", 0)), SCRIPTS[script])
+    stored = json.loads(results.read_text()) if results.exists() else {}
+    return max(float(stored.get("seconds", 0)), SCRIPTS[script])
 
 
 def main() -> int:
-    """Runs them; the first that fails ends it."""
+    """Runs them; stops at the first failure."""
     left = {script: expected(script) for script in SCRIPTS}
     total = in_words(sum(left.values()))
-    print(f"make bench: about {total} where nothing was measured yet; leave the machine alone")
+    print(f"make bench: about {total} if nothing is measured yet, on an idle machine")
     for i, script in enumerate(SCRIPTS, 1):
         rest = in_words(sum(left.values()))
         print(
@@ -51,7 +51,7 @@ def main() -> int:
         if code := subprocess.run(
             [sys.executable, path, *ARGUMENTS.get(script, [])], cwd=ROOT
         ).returncode:
-            print(f"{script} failed; what it measured is kept: `make bench` goes on from there")
+            print(f"{script} failed; its results so far are kept: `make bench` resumes")
             return code
         print(
             f"[{i}/{len(SCRIPTS)}] {script} took {in_words(time.monotonic() - start)}", flush=True

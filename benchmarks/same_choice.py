@@ -1,4 +1,5 @@
-"""Whether compiling the same model again chooses the same, with nothing reused: choices, wall and CPU time.
+"""Reproducibility of choices: compiles one model several times without reuse; prints choices, wall and CPU
+time.
 
 ``python same_choice.py [MODEL.onnx] [--times N] [--recipe R] [--runtime R]``; without a model, a small tagger
 (bidirectional LSTM, untrained) of about 2 ms.
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--runtime", default="ort")
     arguments = parser.parse_args()
-    found: collections.Counter[str] = collections.Counter()
+    choices: collections.Counter[str] = collections.Counter()
     for i in range(arguments.times):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -39,10 +40,10 @@ def main() -> None:
             wall, after = time.perf_counter() - start, os.times()
         cpu = sum(after[:4]) - sum(before[:4])
         chosen = f"kept {artifact.report.kept}"
-        found[chosen] += 1
-        told = " ".join(f"{timing.speedup:.2f}x" for _, timing in artifact.report.against_input)
-        print(f"{i + 1}: {wall:.1f} s, {cpu:.1f} s of CPU, {chosen} ({told})", flush=True)
-    for chosen, count in found.most_common():
+        choices[chosen] += 1
+        speeds = " ".join(f"{timing.speedup:.2f}x" for _, timing in artifact.report.against_input)
+        print(f"{i + 1}: {wall:.1f} s, {cpu:.1f} s of CPU, {chosen} ({speeds})", flush=True)
+    for chosen, count in choices.most_common():
         print(f"{count} of {arguments.times}: {chosen}")
 
 

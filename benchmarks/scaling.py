@@ -1,4 +1,4 @@
-"""What graphs of 10,000 and 20,000 nodes cost, stage by stage: seconds of CPU, and how they grow.
+"""CPU seconds of each stage for graphs of 10,000 and 20,000 nodes, and their ratio.
 
 python benchmarks/scaling.py [kind ...]     writes benchmarks/results/scaling.json
 """
@@ -62,8 +62,8 @@ def measure(kind: str, size: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measures the kinds that are named, or the most telling ones."""
-    measure("transformer", 200)  # What is loaded and cached once is no part of it.
+    """Measures the kinds given as arguments, or the most informative ones."""
+    measure("transformer", 200)  # Warms up what is loaded and cached once.
     results = json.loads(OUT.read_text()) if OUT.exists() else {}
     for kind in sys.argv[1:] or MOST:
         small, large = (measure(kind, size) for size in SIZES)

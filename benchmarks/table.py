@@ -1,4 +1,4 @@
-"""Puts the results of benchmarks/ into README.md and benchmarks/README.md, between their markers."""
+"""Renders benchmark results into README.md and benchmarks/README.md, between their markers."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def minilm(result: dict[str, Any]) -> str:
     hint = result["choices"][RIVAL]["choice"].get("INFERENCE_PRECISION_HINT", "its default")
     legend = (
         f"{_machine(result)}. A shape's cells: milliseconds for the first row; for the others speed over "
-        f"that row / over OpenVINO's int8, medians over {result['rounds']} rounds of all systems in "
-        "turn. OpenVINO runs for latency, its inference precision "
+        f"that row / over OpenVINO's int8, medians over {result['rounds']} interleaved rounds of "
+        "all systems. OpenVINO runs for latency, its inference precision "
         f"{hint}. Calibrated: on 64 sentences, the same for OpenVINO and Tersor. "
-        "MiB: all files that are needed."
+        "MiB: all required files."
     )
     return "\n".join([*lines, "", legend])
 
 
-SHAPE = "8x128"  # What the README tells of.
+SHAPE = "8x128"  # The shape in the README.
 
 
 def systems(results: list[dict[str, Any]]) -> str:
-    """A row a system: its speed at SHAPE on each processor, fidelity on the last, size."""
+    """A row per system: its speed at SHAPE on each processor, fidelity on the last one, size."""
     levels = [best_level(r["conditions"]["machine"]["features"]) for r in results]
     head = ["", *(f"speed, {level}" for level in levels), "mean cosine", "nn1", "MiB"]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -72,9 +72,9 @@ def systems(results: list[dict[str, Any]]) -> str:
         for level, r in zip(levels, results, strict=True)
     )
     legend = (
-        f"{machines}. Speed over ONNX Runtime's fp32 on the same processor, medians of rounds in turn. "
+        f"{machines}. Speed over ONNX Runtime's fp32 on the same processor, medians of interleaved rounds. "
         "Cosine with the fp32 embeddings and share of sentences whose nearest neighbour stays (nn1), on 500 "
-        f"sentences that calibration did not see, on {levels[-1]}."
+        f"sentences not used for calibration, on {levels[-1]}."
     )
     return "\n".join([*lines, "", legend])
 
@@ -92,7 +92,7 @@ def headline(results: list[dict[str, Any]]) -> str:
     """The README's first figures, from the same results as its table."""
     best, weakest = results[0], results[-1]
     ours = "tersor-tvm-int8-calibrated"
-    told = [
+    sentences = [
         f"On {_processor(r)}, int8 MiniLM built with Tersor's own kernels runs "
         f"{_median(r['speed'][SHAPE][ours], BASE):.1f} times as fast as ONNX Runtime's fp32 at {SHAPE}, "
         f"{_median(r['speed'][SHAPE][ours], RIVAL):.1f} times as fast as OpenVINO's int8, and closer to the "
@@ -106,11 +106,11 @@ def headline(results: list[dict[str, Any]]) -> str:
         if name in weakest["fidelity"]
     ]
     if narrow:
-        told.append(
+        sentences.append(
             "Libraries for AVX2 alone, which any x86 processor of the last ten years runs, are faster than "
             f"ONNX Runtime's fp32 on the latter: {', '.join(narrow)}."
         )
-    return textwrap.fill(" ".join(told), 110)
+    return textwrap.fill(" ".join(sentences), 110)
 
 
 NARROW = {"tersor-tvm-fp32-avx2": "fp32", "tersor-tvm-int8-calibrated-avx2": "int8"}
@@ -144,12 +144,12 @@ def kernels(result: dict[str, Any]) -> str:
     cells = {(k["group"], k["kernel"], k["level"]): _kernel_cell(k) for k in result["kernels"]}
     lines += ["", _row(["kernel", *levels]), _row(["---"] * (len(levels) + 1))]
     for group, kernel in sorted({(g, k): None for g, k, _ in cells}, key=lambda i: i[0]):
-        told = f"{kernel} ({group})" if group == "bare" else kernel
-        lines.append(_row([told, *(cells.get((group, kernel, level), "") for level in levels)]))
+        label = f"{kernel} ({group})" if group == "bare" else kernel
+        lines.append(_row([label, *(cells.get((group, kernel, level), "") for level in levels)]))
     legend = (
         f"{_machine(result)}; {result['rows']:,} rows. Kernels: median microseconds, operations (or "
-        "bytes) a second, and their share of the peak of the instruction that they use, measured in "
-        "the same run on as many threads. Float kernels are told once for each width of vectors; on "
+        "bytes) per second, and their share of the peak of the instruction that they use, measured in "
+        "the same run on as many threads. Float kernels are listed once for each vector width; on "
         "AMX, q, k and v are written in bfloat16 for attention."
     )
     return "\n".join([*lines, "", legend])
@@ -164,19 +164,19 @@ def _kernel_cell(kernel: dict[str, Any]) -> str:
 def tvm_profile(result: dict[str, Any]) -> str:
     """Milliseconds by kernel at 8x128, for each level that the library was built for."""
     parts = []
-    for level, told in result["levels"].items():
+    for level, profiled in result["levels"].items():
         lines = [_row(["ms at 8x128", "calls", level, "GOP/s", "share of the peak"])]
         lines.append(_row(["---"] * 5))
-        for k in told["kernels"]:
+        for k in profiled["kernels"]:
             if k["ms"] >= 0.1:
                 rate = [f"{k['rate']:,.0f}", f"{k['share']:.0%}"] if "rate" in k else ["", ""]
                 lines.append(_row([f"`{k['kernel']}`", str(k["calls"]), f"{k['ms']:.2f}", *rate]))
-        whole = [f"**{told['rate']:,.0f}**", f"**{told['share']:.0%}**"]
-        lines.append(_row(["**all**", "", f"**{told['ms']['median']:.1f}**", *whole]))
+        whole = [f"**{profiled['rate']:,.0f}**", f"**{profiled['share']:.0%}**"]
+        lines.append(_row(["**all**", "", f"**{profiled['ms']['median']:.1f}**", *whole]))
         parts.append("\n".join(lines))
     legend = (
-        f"{_machine(result)}; {result['gop']} GOP a run. The kernels by TVM's own instrument, all of it "
-        "without; shares are of the int8 peak of the level, measured in the same run."
+        f"{_machine(result)}; {result['gop']} GOP per run. Kernels are timed by TVM's own instrument, the "
+        "whole without it; shares are of the int8 peak of the level, measured in the same run."
     )
     return "\n\n".join([*parts, legend])
 
@@ -199,22 +199,22 @@ def profile(result: dict[str, Any]) -> str:
 
 
 def pruning(result: dict[str, Any]) -> str:
-    """Fidelity at the same multiply-adds, Tersor's and its peers'; speed, where it was measured."""
+    """Fidelity of Tersor and its peers at the same multiply-adds; speed if measured."""
     points = result.get("curve", {}).get("points", {})
-    held = {**result["peers"]["rows"], **result["tersor"], **points}
+    by_name = {**result["peers"]["rows"], **result["tersor"], **points}
     head = ["", "multiply-adds", "parameters", "mean cosine", "worst", "nn1", "speed at 8x128"]
     lines = [_row(head), _row(["---"] * len(head))]
-    for name, row in sorted(held.items(), key=lambda item: (-item[1]["macs_share"], item[0])):
+    for name, row in sorted(by_name.items(), key=lambda item: (-item[1]["macs_share"], item[0])):
         system, share = name.rsplit(" ", 1)
         speed = points.get(name, {}).get("speedup")
         quality = [f"{row[k]:.4f}" for k in ("mean_cosine", "min_cosine")]
         label = PRUNERS[system]
         cells = [f"{row['macs_share']:.1%}", f"{row['parameters'] / 1e6:.1f} M", *quality]
-        told = "" if speed is None else f"{speed['median']:.2f}x"
-        lines.append(_row([f"{label} at {float(share):.0%}", *cells, f"{row['nn1']:.3f}", told]))
+        speedup = "" if speed is None else f"{speed['median']:.2f}x"
+        lines.append(_row([f"{label} at {float(share):.0%}", *cells, f"{row['nn1']:.3f}", speedup]))
     legend = (
         f"{_machine(result)}. Pruned without training on 1,500 sentences, tested on 500 others; "
-        "speed over ONNX Runtime's fp32, medians of rounds in turn. Peers at their best of several "
+        "speed over ONNX Runtime's fp32, medians of interleaved rounds. Peers at their best of several "
         "settings, chosen on calibration sentences."
     )
     return "\n".join([*lines, "", legend, *_stacked(result)])
@@ -229,30 +229,29 @@ PRUNERS = {
 
 
 def _stacked(result: dict[str, Any]) -> list[str]:
-    """What pruning and int8 give together, in a line a runtime."""
-    held = result.get("stacked", {})
+    """The speed of pruning and int8 together, a line per runtime."""
+    stacked = result.get("stacked", {})
     lines = []
     for runtime, label in (("ort", "ONNX Runtime"), ("tvm", "TVM")):
-        if runtime in held:
-            speed = {n: s["median"] for n, s in held[runtime]["speedup"].items()}
+        if runtime in stacked:
+            speed = {n: s["median"] for n, s in stacked[runtime]["speedup"].items()}
             lines += [
                 "",
-                f"In {label}, over its own fp32 at 8x128: pruned to {held['share']:.0%} "
+                f"In {label}, over its own fp32 at 8x128: pruned to {stacked['share']:.0%} "
                 f"{speed['pruned fp32']:.2f}x, int8 {speed['whole int8']:.2f}x, both "
-                f"**{speed['pruned int8']:.2f}x**, {held[runtime]['over_product']['median']:.2f} times "
+                f"**{speed['pruned int8']:.2f}x**, {stacked[runtime]['over_product']['median']:.2f} times "
                 "the product.",
             ]
     return lines
 
 
 def break_even(result: dict[str, Any]) -> str:
-    """The largest rank that pays, by layer, precision and rows, against the rank that it would be by
-    counting."""
-    found: dict[str, Any] = result["layers"]
-    first = next(iter(found.values()))
+    """The largest rank that pays, by layer, precision and rows, and the limit by operation count."""
+    layers: dict[str, Any] = result["layers"]
+    first = next(iter(layers.values()))
     head = ["layer", *(f"{row['rows']} rows" for row in first), "by count"]
     lines = [_row(head), _row(["---"] * len(head))]
-    for name, rows in found.items():
+    for name, rows in layers.items():
         ranks = ["none" if r["break_even"] is None else str(r["break_even"]) for r in rows]
         lines.append(_row([name, *ranks, f"{rows[0]['limit_by_count']:.0f}"]))
     return "\n".join([*lines, "", f"{_machine(result)}, ONNX Runtime."])
@@ -260,10 +259,10 @@ def break_even(result: dict[str, Any]) -> str:
 
 def lowrank(result: dict[str, Any]) -> str:
     """Mean cosine by rank and method."""
-    held = result["ranks"].values()
-    methods = list(dict.fromkeys(r["method"] for r in held))
-    ranks = sorted({r["rank"] for r in held})
-    cells = {(r["method"], r["rank"]): f"{r['mean_cosine']:.4f}" for r in held}
+    stored = result["ranks"].values()
+    methods = list(dict.fromkeys(r["method"] for r in stored))
+    ranks = sorted({r["rank"] for r in stored})
+    cells = {(r["method"], r["rank"]): f"{r['mean_cosine']:.4f}" for r in stored}
     lines = [_row(["mean cosine at rank", *map(str, ranks)]), _row(["---"] * (len(ranks) + 1))]
     lines += [_row([m, *(cells.get((m, r), "") for r in ranks)]) for m in methods]
     return "\n".join(lines)
@@ -368,23 +367,21 @@ TABLES = {
 }
 
 
-WEAKEST = (
-    "_weakest"  # Ends the marker of a table of the weakest processor, beside that of the best.
-)
+WEAKEST = "_weakest"  # Suffix of the markers of tables for the weakest processor.
 
 
-OVERVIEWS = {"headline": headline, "systems": systems}  # Of MiniLM's results on all processors.
+OVERVIEWS = {"headline": headline, "systems": systems}  # Over MiniLM's results on all processors.
 PAGES = ("README.md", "benchmarks/README.md")
 
 
 def main() -> int:
-    """Rewrites the pages with the results that are there: of the best processor, and of the weakest where
-    there is a place for them."""
+    """Updates the pages with the available results: of the best processor and, where markers exist, of the
+    weakest."""
     tables: dict[str, str] = {}
     for name, render in TABLES.items():
         results = measured(name)
         if not results:
-            print(f"{name}.json is not there, or of an older form: its table stays as it is")
+            print(f"{name}.json is missing or of an older format: its table is not updated")
             continue
         tables[name] = render(results[0])
         if len(results) > 1:
@@ -402,12 +399,12 @@ def main() -> int:
 def measured(name: str) -> list[dict[str, Any]]:
     """Results of a benchmark on each level of processors, the best first."""
     files = [RESULTS / level / f"{name}.json" for level in LEVELS]
-    held = [json.loads(file.read_text()) for file in files if file.exists()]
-    return [result for result in held if "conditions" in result]
+    stored = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [result for result in stored if "conditions" in result]
 
 
 def _put(text: str, name: str, table: str) -> str:
-    """The text with a table between its markers, where it has them."""
+    """The text with a table between its markers, if it has them."""
     begin, end = f"<!-- {name}: generated -->\n", f"<!-- /{name} -->"
     if begin not in text:
         return text

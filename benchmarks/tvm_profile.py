@@ -1,7 +1,7 @@
-"""Where the time of MiniLM at 8x128 goes in a library of TVM, kernel by kernel, and how much of the
-machine's int8 peak the whole model reaches: built for this machine and, where that has AMX, for VNNI too.
+"""Time by kernel of MiniLM at 8x128 in a TVM library, and the whole model's share of the machine's int8 peak:
+built for this machine and, if it has AMX, for VNNI too.
 
-Kernels are timed by TVM's own instrument, around each call of each; the whole is timed without it.
+Kernels are timed by TVM's own instrument around each call; the whole model is timed without it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tersor.target import request_amx, usable_cores
 
 BATCH, LENGTH = 8, 128
 LAYERS, HIDDEN, WIDE = 6, 384, 1536
-# Multiplications and additions: weights once a token, scores and their product with values.
+# Multiplications and additions: weights once per token, scores and their product with values.
 OPERATIONS = (
     2 * BATCH * LENGTH * LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * WIDE + 2 * LENGTH * HIDDEN)
 )
@@ -40,7 +40,7 @@ _PRODUCT = re.compile(r"linear\d+_int8_(\d+)_(\d+)")
 
 
 class Profiled:
-    """A library in a machine whose calls can be looked at; its arguments are those of one feed."""
+    """A library in a VM whose calls can be instrumented, with the arguments of one feed."""
 
     def __init__(self, artifact: Artifact, feed: data.Feed, folder: Path) -> None:
         assert isinstance(artifact.model, Split)
@@ -50,7 +50,7 @@ class Profiled:
         self._machine = relax.VirtualMachine(load(path, len(usable_cores())), tvm.cpu())
         self._arguments = [tvm.runtime.tensor(feed[name]) for name, _ in description.inputs]
         self._arguments += _parameters(description, b"".join(artifact.model.weights.chunks()))
-        self.spent: defaultdict[str, list[float]] = defaultdict(list)  # Milliseconds a call.
+        self.spent: defaultdict[str, list[float]] = defaultdict(list)  # Milliseconds per call.
         self._began = 0.0
 
     def run(self) -> float:
@@ -60,7 +60,7 @@ class Profiled:
         return (time.perf_counter() - begin) * 1e3
 
     def watch(self) -> None:
-        """From now on, calls are timed one by one."""
+        """Starts to time calls one by one."""
         self._machine.set_instrument(self._seen)
 
     def _seen(self, function: Any, name: str, before: bool, result: Any, *operands: Any) -> int:
@@ -72,23 +72,23 @@ class Profiled:
 
 
 def _parameters(description: Description, weights: bytes) -> list[Any]:
-    found = []
+    parameters = []
     for place in description.functions[0].parameters:
         parameter = description.parameters[place]
-        held = np.frombuffer(weights, np.uint8, parameter.size, parameter.offset)
-        array = held.view(parameter.type.dtype.numpy).reshape(parameter.type.shape)
-        found.append(tvm.runtime.tensor(array))
-    return found
+        data = np.frombuffer(weights, np.uint8, parameter.size, parameter.offset)
+        array = data.view(parameter.type.dtype.numpy).reshape(parameter.type.shape)
+        parameters.append(tvm.runtime.tensor(array))
+    return parameters
 
 
 def measure(original: Path, count: int) -> dict[str, Any]:
-    """``count`` runs of each library, in turn with the others and the peaks; as many with timers."""
+    """``count`` runs of each library, interleaved with the others and the peaks; then as many with timers."""
     cores = len(usable_cores())
     request_amx()
     tell = rows.progress("tvm_profile:")
-    feed, held = data.full(BATCH, LENGTH), peaks.levels()
-    levels = list(held)[:2] if "amx_int8" in held else list(held)[:1]
-    found = peaks.Peaks(cores)
+    feed, available = data.full(BATCH, LENGTH), list(peaks.levels())
+    levels = available[: 2 if "amx_int8" in available else 1]
+    machine = peaks.Peaks(cores)
     with tempfile.TemporaryDirectory() as folder:
         profiled = {}
         for level in levels:
@@ -102,7 +102,7 @@ def measure(original: Path, count: int) -> dict[str, Any]:
         whole = {level: [0.0] * 0 for level in levels}
         for i in range(count):
             tell(i, count, "timing the whole")
-            found.measure()
+            machine.measure()
             for level, library in profiled.items():
                 library.run()
                 whole[level].append(library.run())
@@ -116,15 +116,15 @@ def measure(original: Path, count: int) -> dict[str, Any]:
         "runs": count,
         "threads": cores,
         "gop": round(OPERATIONS / 1e9, 1),
-        "peaks": found.to_json(),
+        "peaks": machine.to_json(),
         "levels": {
-            level: _told(whole[level], profiled[level].spent, found.of(f"int8 {level}"), count)
+            level: _summary(whole[level], profiled[level].spent, machine.of(f"int8 {level}"), count)
             for level in levels
         },
     }
 
 
-def _told(whole: list[float], spent: dict[str, list[float]], peak: float, runs: int) -> Any:
+def _summary(whole: list[float], spent: dict[str, list[float]], peak: float, runs: int) -> Any:
     ms = rows.quartiles(whole)
     rate = OPERATIONS / ms["median"] / 1e6
     kernels = [_kernel(name, times, peak, runs) for name, times in spent.items()]
@@ -137,7 +137,7 @@ def _told(whole: list[float], spent: dict[str, list[float]], peak: float, runs: 
 
 
 def _kernel(name: str, times: list[float], peak: float, runs: int) -> dict[str, Any]:
-    """A kernel's calls in one run: how many, what they take together, their rate where they are products."""
+    """A kernel's calls in one run: their number, total time and, for products, rate."""
     calls = len(times) // runs
     each_run = np.array(times).reshape(runs, calls).sum(1)
     row = {"kernel": name, "calls": calls, "ms": round(float(np.median(each_run)), 3)}
@@ -149,7 +149,7 @@ def _kernel(name: str, times: list[float], peak: float, runs: int) -> dict[str, 
 
 
 def main() -> int:
-    """Measures, unless the results hold already."""
+    """Measures, unless the stored results are up to date."""
     start = time.monotonic()
     parser = rows.parser(__doc__, "tvm_profile.json")
     parser.add_argument("--runs", type=int, default=40)
@@ -157,7 +157,7 @@ def main() -> int:
     wanted = rows.conditions(SCRIPTS, {"runs": arguments.runs})
     results = rows.load(arguments.out, wanted, arguments.fresh)
     if "levels" in results:
-        print("tvm_profile: kept as it was")
+        print("tvm_profile: up to date")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         original = build.export_onnx(Path(folder) / "minilm.onnx")

@@ -1,8 +1,8 @@
-"""Every workload, from its ONNX file, compiled with fp32 and int8: what was kept, how much faster than
-the input it is, its size, its fidelity and what it does at its task.
+"""Every workload, compiled from its ONNX file with fp32 and int8: the kept candidate, its speed over the
+input, size, fidelity and task metric.
 
-Rows that are there already are kept where nothing that they depend on has changed: Tersor's source, the
-versions of what it builds on, the machine, this file and its options. `--fresh` measures all anew.
+Stored rows are kept until Tersor's sources, the versions of its dependencies, the machine, this file or its
+options change. `--fresh` measures all again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECIPES = ("fp32", "int8")
 
 
 def conditions() -> Json:
-    """What rows have to share to stand in one table."""
+    """The conditions that rows of one table must share."""
     pairs = {"final": choosing.FINAL_PAIRS, "search": search.SEARCH_PAIRS}
     return rows.conditions([Path(__file__)], {"pairs": pairs})
 
@@ -39,7 +39,7 @@ def by_runtime(path: Path) -> zoo.Run:
 
 
 def workload_row(workload: zoo.Workload, original: Path) -> Json:
-    """What all recipes of a workload are compared with."""
+    """The reference for all recipes of a workload."""
     return {
         "metric_torch": workload.metric(zoo.runner(workload, workload.build())),
         "metric_input": workload.metric(by_runtime(original)),
@@ -49,7 +49,7 @@ def workload_row(workload: zoo.Workload, original: Path) -> Json:
 
 
 def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) -> Json:
-    """One compilation with measuring, and what its result does."""
+    """One compilation with measuring, and the quality of its result."""
     start = time.perf_counter()
     artifact = tersor.compile(
         original,
@@ -59,9 +59,9 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
         progress=tell,
     )
     seconds = time.perf_counter() - start
-    tell(0, 1, "asking the metric")
+    tell(0, 1, "computing the metric")
     before, feeds = by_runtime(original), workload.test()
-    told = fidelity([before(f) for f in feeds], [artifact.run(f) for f in feeds])
+    measured = fidelity([before(f) for f in feeds], [artifact.run(f) for f in feeds])
     report = artifact.report
     against_input = [
         {"candidate": row.candidate, "sizes": row.sizes, **asdict(timing)}
@@ -77,7 +77,7 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
         "fidelity": {
             name: value if value is not None and math.isfinite(value) else None
             for name in ("mean_cosine", "min_cosine", "max_error", "agreement")
-            for value in [getattr(told, name)]
+            for value in [getattr(measured, name)]
         },
         "metric": workload.metric(artifact.run),
         "seconds": round(seconds, 1),
@@ -85,20 +85,20 @@ def recipe_row(workload: zoo.Workload, original: Path, recipe: str, tell: Tell) 
 
 
 def measure(results: Json, name: str, prefix: str, out: Path, folder: Path) -> None:
-    """Adds to ``results`` the rows of a workload that are missing, and writes them one by one."""
-    held = results.setdefault("workloads", {})
-    missing = [r for r in RECIPES if r not in held.get(name, {}).get("recipes", {})]
+    """Adds missing rows of a workload to ``results``, and writes them one by one."""
+    stored = results.setdefault("workloads", {})
+    missing = [r for r in RECIPES if r not in stored.get(name, {}).get("recipes", {})]
     if not missing:
-        print(f"{prefix}: kept as it was", flush=True)
+        print(f"{prefix}: up to date", flush=True)
         return
     workload, tell = zoo.find(name), progress(prefix)
     with training.telling(tell):
         original = workload.export_onnx(folder / f"{name}.onnx")
-        if name not in held:
-            held[name] = workload_row(workload, original)
+        if name not in stored:
+            stored[name] = workload_row(workload, original)
     for recipe in missing:
         row = recipe_row(workload, original, recipe, progress(f"{prefix} {recipe}:"))
-        held[name]["recipes"][recipe] = row
+        stored[name]["recipes"][recipe] = row
         rows.save(out, results)
         print(f"{prefix} {recipe}: {'; '.join(row['decisions'])}; {row['metric']}", flush=True)
 
@@ -108,7 +108,9 @@ def main() -> int:
     start = time.monotonic()
     parser = rows.parser(__doc__, "zoo.json")
     parser.add_argument("--only", nargs="+", choices=zoo.names(), default=zoo.names())
-    parser.add_argument("--pairs", type=int, help="pairs of runs a comparison; fewer are a trial")
+    parser.add_argument(
+        "--pairs", type=int, help="pairs of runs per comparison; use fewer for a trial run"
+    )
     arguments = parser.parse_args()
     if arguments.pairs is not None:
         choosing.FINAL_PAIRS = search.SEARCH_PAIRS = arguments.pairs
