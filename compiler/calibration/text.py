@@ -23,7 +23,7 @@ from tersor.analysis.match import dims
 from tersor.calibration.arrays import Arrays
 from tersor.calibration.samples import BATCH, check_whole
 from tersor.errors import InvalidOption, TersorError
-from tersor.frontends.folder import files_beside
+from tersor.frontends.folder import companion_files
 from tersor.ir import Graph, TensorType, Value
 from tersor.trimming import model_files
 from tersor.trimming.tokenizers import lowercased, open_tokenizer
@@ -104,7 +104,7 @@ def _tokenizer_files(path: Path, model: Any, files: Mapping[str, bytes]) -> Mapp
         own = Path(model)
         folders = [own] if own.is_dir() else [own.absolute().parent, own.absolute().parent.parent]
     for folder in () if model_files.tokenizer_name(files) else folders:
-        files = files_beside(folder)
+        files = companion_files(folder)
         if model_files.tokenizer_name(files):
             break
     if model_files.tokenizer_name(files) is None:

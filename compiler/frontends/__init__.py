@@ -1,4 +1,4 @@
-"""Models of any kind to IR. The frontends themselves are imported when a model needs them."""
+"""Imports models of any kind into the IR. Each frontend is imported when a model needs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tersor.errors import InvalidModel, InvalidOption, Unsupported
 from tersor.files.model import GRAPH
-from tersor.frontends import folder, halves, torchscript
+from tersor.frontends import folder, half_precision, torchscript
 from tersor.ir import Graph, load
 
 SAVED_BY_TORCH = (".pt2", ".pt", ".pth")
@@ -24,11 +24,10 @@ class Imported:
 
     Attributes:
         graph: its IR.
-        original: the ONNX file that it came from, or its bytes; None where its interface is another
-            (new names), and for models from torch.
-        files: what belongs beside the compiled model (a tokenizer), by name in the folder it came from.
-        remarks: what is worth knowing of the model, a line each.
-        traced: whether it was run on example inputs to get the graph.
+        original: the ONNX file or its bytes; None if the interface was renamed, and for models from torch.
+        files: files of the model folder to copy next to the compiled model (a tokenizer), by name.
+        remarks: what a user should know about the model, one line each.
+        traced: whether the graph was traced by running the model on example inputs.
     """
 
     graph: Graph
@@ -49,51 +48,40 @@ def load_model(
     trust: bool = False,
 ) -> Imported:
     """Imports an ONNX path, bytes or ModelProto, an ``nn.Module``, an ``ExportedProgram``, an
-    ``fx.GraphModule``, a Hugging Face model directory (of sentence-transformers too), a graph of the IR or
-    the file that one was saved to, or what was imported already.
+    ``fx.GraphModule``, a Hugging Face or sentence-transformers model directory, a graph of the IR, a saved
+    ``.graph`` file, or an imported model.
 
     ``allow_hf_cache``: an ONNX file's external data may be links of the Hugging Face cache.
-    ``trust``: also torch's ``.pt2``, ``.pt`` and ``.pth`` files, and a directory's pickled weights, which
+    ``trust``: allow torch's ``.pt2``, ``.pt`` and ``.pth`` files, and a directory's pickled weights, which
     can run code when they are read.
 
     Raises:
-        InvalidModel, Unsupported: what the frontends say.
-        InvalidOption: a kind of model that is none of these.
+        InvalidModel, Unsupported: from the frontend.
+        InvalidOption: another kind of model.
     """
     names = {"input_names": input_names, "output_names": output_names}
     if isinstance(model, Imported):
         if input_names is None and output_names is None:
             return model
-        return Imported(
-            _renamed(model.graph.copy(), input_names, output_names),
-            files=model.files,
-            remarks=model.remarks,
-        )
+        graph = _renamed(model.graph.copy(), **names)
+        return Imported(graph, files=model.files, remarks=model.remarks)
     if isinstance(model, (str, Path)) and Path(model).suffix == GRAPH and not Path(model).is_dir():
         from tersor.ops import TABLE
 
         model = load(model, TABLE)
     if isinstance(model, Graph):
-        return Imported(_renamed(model, input_names, output_names))
+        return Imported(_renamed(model, **names))
     if isinstance(model, (str, Path)) and Path(model).is_dir():
-        return _folder(Path(model), example_inputs, dynamic_shapes, names, trust)
+        return _from_folder(Path(model), example_inputs, dynamic_shapes, names, trust)
     if isinstance(model, (str, Path)) and torchscript.is_torchscript(Path(model)):
         raise Unsupported(f"{model} is {torchscript.WHY_NOT}")
     if trust and isinstance(model, (str, Path)) and Path(model).suffix in SAVED_BY_TORCH:
-        model = _frontend(model).load_saved(Path(model))
+        model = _torch_frontend(model).load_saved(Path(model))
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
-        from tersor.frontends.onnx import import_model, model_bytes
-
-        remarks: list[str] = []
-        imported = import_model(model, allow_hf_cache=allow_hf_cache, remarks=remarks)
-        graph = _renamed(imported, input_names, output_names)
-        if input_names is not None or output_names is not None:
-            return Imported(graph, remarks=remarks)
-        original = Path(model) if isinstance(model, (str, Path)) else model_bytes(model)
-        return Imported(graph, original, remarks=remarks)
+        return _from_onnx(model, names, allow_hf_cache)
     if not _is_from(model, "torch"):
         raise InvalidOption(
-            f"a {type(model).__name__} is no model: give an ONNX file, a torch module or a model directory"
+            f"a {type(model).__name__} is not a model: give an ONNX file, a torch module or a model directory"
         )
     from tersor.frontends import torch as frontend
 
@@ -103,7 +91,18 @@ def load_model(
     return Imported(graph, traced=True)
 
 
-def _folder(
+def _from_onnx(model: Any, names: dict[str, Any], allow_hf_cache: bool) -> Imported:
+    from tersor.frontends.onnx import import_model, model_bytes
+
+    remarks: list[str] = []
+    graph = import_model(model, allow_hf_cache=allow_hf_cache, remarks=remarks)
+    if any(value is not None for value in names.values()):
+        return Imported(_renamed(graph, **names), remarks=remarks)
+    original = Path(model) if isinstance(model, (str, Path)) else model_bytes(model)
+    return Imported(graph, original, remarks=remarks)
+
+
+def _from_folder(
     directory: Path, examples: Any, shapes: Any, names: dict[str, Any], trust: bool
 ) -> Imported:
     sentences = (directory / folder.MODULES).is_file()
@@ -111,21 +110,21 @@ def _folder(
         raise InvalidModel(
             f"{directory}: a folder without config.json; give an ONNX file or a model folder"
         )
-    frontend = _frontend(directory)
+    frontend = _torch_frontend(directory)
     load = frontend.load_sentences if sentences else frontend.load_pretrained
     loaded = load(directory, trust=trust)
     if examples is None:
         examples, shapes = loaded.examples, loaded.shapes
     graph = frontend.import_module(loaded.module, examples, dynamic_shapes=shapes, **names)
-    types = set().union(*map(halves.float_types, folder.places(directory)))
-    halves.hold_short(graph, types)
-    files = folder.files_beside(directory)
+    types = set().union(*map(half_precision.float_types, folder.module_folders(directory)))
+    half_precision.store_as_halves(graph, types)
+    files = folder.companion_files(directory)
     graph.metadata |= folder.labels(files)
     return Imported(graph, files=files, remarks=loaded.remarks, traced=True)
 
 
-def _frontend(path: str | Path) -> ModuleType:
-    """torch's frontend, for a model that needs it.
+def _torch_frontend(path: str | Path) -> ModuleType:
+    """The torch frontend, which the model at ``path`` needs.
 
     Raises:
         Unsupported: torch is not installed.
@@ -134,25 +133,30 @@ def _frontend(path: str | Path) -> ModuleType:
         return importlib.import_module("tersor.frontends.torch")
     except ModuleNotFoundError as error:
         raise Unsupported(
-            f"{path}: it needs the package {error.name!r}: pip install 'tersor[torch]'"
+            f"{path}: needs the package {error.name!r}: pip install 'tersor[torch]'"
         ) from None
 
 
 def _is_from(model: Any, package: str) -> bool:
-    """Whether the model's class or a base of it comes from ``package``, without importing that."""
+    """Whether the model's class or one of its bases comes from ``package``, without importing it."""
     bases = type(model).__mro__
     return package in sys.modules and any(b.__module__.split(".")[0] == package for b in bases)
 
 
-def _renamed(graph: Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Graph:
-    """With the interface under the names that the user chose."""
-    for kind, names, have in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
-        if names is not None and (len(names) != len(have) or len(set(names)) < len(names)):
+def _renamed(
+    graph: Graph, input_names: Sequence[str] | None, output_names: Sequence[str] | None
+) -> Graph:
+    """``graph``, its inputs and outputs renamed if names are given."""
+    for kind, names, count in (
+        ("input", input_names, len(graph.inputs)),
+        ("output", output_names, len(graph.outputs)),
+    ):
+        if names is not None and (len(names) != count or len(set(names)) < count):
             raise InvalidOption(
-                f"{len(names)} {kind} names for {len(have)} {kind}s; they must differ and be as many"
+                f"{len(names)} {kind} names for {count} {kind}s: give one distinct name for each"
             )
-    if inputs is not None:
-        graph.rename_inputs(inputs)
-    if outputs is not None:
-        graph.set_outputs(list(graph.outputs), outputs)
+    if input_names is not None:
+        graph.rename_inputs(input_names)
+    if output_names is not None:
+        graph.set_outputs(list(graph.outputs), output_names)
     return graph

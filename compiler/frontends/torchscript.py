@@ -1,19 +1,19 @@
-"""TorchScript: files and modules that look like torch's others, and hold no Python code to trace."""
+"""Detects TorchScript files, which look like other files of torch but contain no Python code to trace."""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
 
-# What to say of it, after what it is.
+# Continues a message such as "model.pt is ".
 WHY_NOT = (
-    "TorchScript, a compiled program that torch.export does not trace: give the module that it was made "
-    "of, or an ONNX export of it"
+    "TorchScript, a compiled program that torch.export cannot trace: give the original module, or an ONNX "
+    "export of it"
 )
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of TorchScript, whatever its name."""
+    """Whether a file is a TorchScript archive, whatever its name."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:

@@ -399,7 +399,7 @@ def test_bad_arguments_are_refused(
 
 @pytest.mark.parametrize("model", [3, None, object()])
 def test_what_is_no_model_is_refused(model: object) -> None:
-    with pytest.raises(InvalidOption, match="is no model: give an ONNX file, a torch module"):
+    with pytest.raises(InvalidOption, match="is not a model: give an ONNX file, a torch module"):
         tersor.compile(model)
 
 

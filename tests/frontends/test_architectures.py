@@ -1,4 +1,4 @@
-"""Architectures as people have them, from torch and from ONNX files: imported, fused, lowered and run in
+"""Common architectures, from torch and from ONNX files: imported, fused, lowered and run in
 ONNX Runtime at sizes that the example did not have, they compute what the torch module computes."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def check(graph: Graph, name: str, module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("name", "attention"), TRACED)
-def test_from_torch_any_batch_and_length_match_the_module(name: str, attention: str) -> None:
+def test_from_torch_matches_the_module_at_other_sizes(name: str, attention: str) -> None:
     module = ARCHITECTURES[name].build(attention)
     check(traced(ARCHITECTURES[name], module), name, module)
 
@@ -84,7 +84,7 @@ def test_from_torch_any_batch_and_length_match_the_module(name: str, attention: 
 @pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", EXPORTED)
-def test_from_an_onnx_file_any_batch_and_length_match_the_module(name: str, tmp_path: Path) -> None:
+def test_from_an_onnx_file_matches_the_module_at_other_sizes(name: str, tmp_path: Path) -> None:
     module = ARCHITECTURES[name].build("sdpa")
     path = exported(ARCHITECTURES[name], module, tmp_path / "model.onnx")
     check(import_model(path), name, module)

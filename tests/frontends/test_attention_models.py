@@ -1,4 +1,4 @@
-"""Attention of every kind of transformer, as exporters write it, is the one op, and computes what ONNX
+"""Attention of every kind of transformer, from every exporter, becomes one op, and computes what ONNX
 Runtime makes of the file as it is, at other sizes than the exporter saw."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(("name", "exporter"), ALL)
-def test_attention_is_one_op_and_right(
+def test_attention_becomes_one_op_and_matches(
     name: str, exporter: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kind = KINDS[name]

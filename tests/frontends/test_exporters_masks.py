@@ -1,4 +1,4 @@
-"""Attention as every exporter writes it: one op with one mask, made once."""
+"""Attention masks of all exporters: one Attention op per layer, and one mask for all layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DYNAMIC = {name: {0: "batch", 1: "sequence"} for name in ("input_ids", "attentio
 
 
 class Bert(torch.nn.Module):
-    """BERT with a mask that ``mask`` makes of i64[batch, sequence], or the one that transformers makes."""
+    """BERT with a mask that ``mask`` computes from i64[batch, sequence], or the one by transformers."""
 
     def __init__(self, attention: str, mask: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
         super().__init__()
@@ -41,22 +41,22 @@ class Bert(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask = attention_mask if self.mask is None else self.mask(attention_mask)
-        made = self.model(input_ids=input_ids, attention_mask=mask, return_dict=False)
-        return made[0]  # type: ignore[no-any-return]
+        outputs = self.model(input_ids=input_ids, attention_mask=mask, return_dict=False)
+        return outputs[0]  # type: ignore[no-any-return]
 
 
 def minus_10000(mask: torch.Tensor) -> torch.Tensor:
-    """As BERT itself had it."""
+    """As in the original BERT."""
     return (1.0 - mask[:, None, None, :].float()) * -10000.0
 
 
 def lowest(mask: torch.Tensor) -> torch.Tensor:
-    """As transformers had it up to 4.40."""
+    """As in transformers up to 4.40."""
     return (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
 
 
 def filled(mask: torch.Tensor) -> torch.Tensor:
-    """As its decoders had it, and CLIP."""
+    """As in decoders of transformers, and CLIP."""
     inverse = 1.0 - mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1).float()
     return inverse.masked_fill(inverse.bool(), torch.finfo(torch.float32).min)
 
@@ -98,14 +98,14 @@ def optimized(path: Path) -> Graph:
 
 
 @pytest.mark.parametrize("form", ["eager, opset 17", "eager, dynamo"])
-def test_one_meaning_is_one_graph(form: str, exported: Callable[[str], Path]) -> None:
-    """To the last constant, whichever exporter wrote it."""
+def test_all_exporters_give_the_same_graph(form: str, exported: Callable[[str], Path]) -> None:
+    """Identical graphs, with equal constants, from every exporter."""
     assert lines(optimized(exported(form))) == lines(optimized(exported("eager, opset 11")))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_mask_is_made_once_for_all_layers(form: str, exported: Callable[[str], Path]) -> None:
-    """Apart from the few nodes that make it, no form has a node more than another."""
+def test_a_mask_is_computed_once_for_all_layers(form: str, exported: Callable[[str], Path]) -> None:
+    """Apart from the nodes that compute it, all forms have the same number of nodes."""
     graph = optimized(exported(form))
     attentions = [n for n in graph.nodes if n.op == "Attention"]
     assert len(attentions) == LAYERS
@@ -122,7 +122,7 @@ _MASKING = {"Cast", "Unsqueeze", "Sub", "Mul", "Where"}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_padding_and_rows_without_a_key_keep_their_meaning(
+def test_padding_and_rows_without_keys_match_onnx_runtime(
     form: str, exported: Callable[[str], Path]
 ) -> None:
     """Against ONNX Runtime on the file as it is. Where torch's guard stands for zeros, rows without a key are

@@ -1,4 +1,4 @@
-"""Model folders of transformers: heads, labels, forms of weights, and what is refused with its reason."""
+"""Model folders of transformers: heads, labels, weight formats, and refusals."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ WEIGHTS = "model.safetensors"
 
 def expected(module: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        made = module(**{k: torch.from_numpy(v) for k, v in feeds.items()})
-    return {k: v.numpy() for k, v in made.items() if isinstance(v, torch.Tensor)}
+        results = module(**{k: torch.from_numpy(v) for k, v in feeds.items()})
+    return {k: v.numpy() for k, v in results.items() if isinstance(v, torch.Tensor)}
 
 
 # -- heads -----------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "pad_token_i
         ("T5ForConditionalGeneration", T5, ["decoder_input_ids"]),
     ],
 )
-def test_the_architecture_decides_the_head_and_its_inputs(
+def test_the_architecture_determines_the_head_and_its_inputs(
     tmp_path: Path, name: str, options: dict[str, Any], more: list[str]
 ) -> None:
     module = save_model(tmp_path, name, **options)
@@ -57,25 +57,25 @@ def test_the_architecture_decides_the_head_and_its_inputs(
     feeds = {**batch(), **{n: batch()["input_ids"][:, :4] for n in more}}
     if "token_type_ids" in more:
         feeds["token_type_ids"] = (np.arange(10) > 3) * batch()["attention_mask"]
-    wanted, made = expected(module, feeds), evaluate(graph, feeds)
-    assert graph.output_names == list(wanted)
-    for output in wanted:
-        np.testing.assert_allclose(made[output], wanted[output], **CLOSE)
+    reference, results = expected(module, feeds), evaluate(graph, feeds)
+    assert graph.output_names == list(reference)
+    for output in reference:
+        np.testing.assert_allclose(results[output], reference[output], **CLOSE)
 
 
-def test_multiple_choice_has_a_dim_more(tmp_path: Path) -> None:
+def test_multiple_choice_has_an_additional_dim(tmp_path: Path) -> None:
     save_model(tmp_path, "BertForMultipleChoice")
     loaded = load_pretrained(tmp_path)
     assert loaded.shapes["input_ids"] == {0: "batch", 1: "choices", 2: "sequence"}
     assert {x.dim() for x in loaded.examples.values()} == {3}
 
 
-def test_a_classifier_of_texts_says_that_it_is_not_one_of_pairs(tmp_path: Path) -> None:
+def test_a_classifier_of_one_text_has_a_remark_on_pairs(tmp_path: Path) -> None:
     save_model(tmp_path, "BertForSequenceClassification")
     loaded = load_pretrained(tmp_path)
     assert list(loaded.examples) == ["input_ids", "attention_mask"]
     assert loaded.remarks == [
-        "takes one text: token_type_ids are 0; for pairs of texts give example_inputs with them"
+        "takes one text, with token_type_ids 0: for pairs of texts, give example_inputs that contain them"
     ]
     change(tmp_path / "config.json", sbert_ce_default_activation_function="torch.nn.Sigmoid")
     loaded = load_pretrained(tmp_path)
@@ -101,14 +101,14 @@ def artifact(classifier: Path) -> tersor.Artifact:
 TOLD = {"0": "negative", "1": "neutral", "2": "positive"}
 
 
-def test_labels_go_into_the_file(artifact: tersor.Artifact, tmp_path: Path) -> None:
+def test_labels_are_stored_in_the_file(artifact: tersor.Artifact, tmp_path: Path) -> None:
     path = artifact.save(tmp_path / "m.onnx")
     metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["id2label"]) == TOLD
     assert tersor.inspect(path).labels == TOLD
 
 
-def test_labels_and_tokenizer_lie_beside_the_model(
+def test_labels_and_tokenizer_are_next_to_the_model(
     artifact: tersor.Artifact, classifier: Path, tmp_path: Path
 ) -> None:
     loaded = tersor.load(artifact.save(tmp_path / "out"))
@@ -123,12 +123,12 @@ def test_inspect_shows_labels(artifact: tersor.Artifact, classifier: Path, tmp_p
         shown = CliRunner().invoke(app, ["inspect", str(path)]).stdout
         assert "labels: 0 negative, 1 neutral, 2 positive\n" in shown
         # What was remarked of a folder goes into the report of its compilation.
-        assert ("remark: takes one text: token_type_ids are 0" in shown) == (path == classifier)
+        assert ("remark: takes one text, with token_type_ids 0" in shown) == (path == classifier)
     assert any("takes one text" in said.reason for said in artifact.report.decisions)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '"a"', "[" * 100_000])
-def test_labels_of_a_damaged_file_are_none(artifact: tersor.Artifact, text: str) -> None:
+def test_a_damaged_config_has_no_labels(artifact: tersor.Artifact, text: str) -> None:
     from tersor.analysis.summary import summarize
     from tersor.ops import TABLE
 
@@ -158,27 +158,27 @@ def hidden(module: Any) -> np.ndarray:
     return expected(module, batch())["last_hidden_state"]
 
 
-@pytest.mark.parametrize(("dtype", "held"), [(torch.float16, "F16"), (torch.bfloat16, "BF16"), (torch.float64, "F64")])  # fmt: skip
-def test_other_floats_are_computed_in_float32(folder: Path, dtype: torch.dtype, held: str) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "F16"), (torch.bfloat16, "BF16"), (torch.float64, "F64")])  # fmt: skip
+def test_other_floats_are_computed_in_float32(folder: Path, dtype: torch.dtype, name: str) -> None:
     weights = {k: v.to(dtype) for k, v in load_file(folder / WEIGHTS).items()}
     rewrite(folder, weights)
     change(folder / "config.json", dtype=str(dtype).partition(".")[2])
     loaded = load_pretrained(folder)
-    assert loaded.remarks == [f"weights are held in {held}: computed in float32"]
-    name = "embeddings.word_embeddings.weight"
-    assert torch.equal(loaded.module.state_dict()[name], weights[name].float())
+    assert loaded.remarks == [f"weights are stored in {name}: computed in float32"]
+    key = "embeddings.word_embeddings.weight"
+    assert torch.equal(loaded.module.state_dict()[key], weights[key].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_stay_halves(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_weights_stay_in_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     save_model(tmp_path, hidden_size=64, num_hidden_layers=1, intermediate_size=128)
     rewrite(tmp_path, {k: v.to(dtype) for k, v in load_file(tmp_path / WEIGHTS).items()})
-    wanted = hidden(load_pretrained(tmp_path).module)
+    reference = hidden(load_pretrained(tmp_path).module)
     weights = (tmp_path / WEIGHTS).stat().st_size
     assert sum(c.encoding.nbytes for c in load_model(tmp_path).graph.constants.values() if c.encoding) < 1.1 * weights  # fmt: skip
     artifact = tersor.compile(tmp_path, recipe="fp32", measure=False)
-    np.testing.assert_allclose(artifact.run(batch())["last_hidden_state"], wanted, **CLOSE)
-    # Beside the weights, the graph of one layer takes some kB.
+    np.testing.assert_allclose(artifact.run(batch())["last_hidden_state"], reference, **CLOSE)
+    # Apart from the weights, the graph of one layer takes some kB.
     assert artifact.report.size_after < weights + 30_000 < 1.5 * weights
 
 
@@ -206,12 +206,12 @@ def test_weights_in_several_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_for_gpus_is_computed_by_torch(folder: Path, key: str) -> None:
+def test_attention_for_gpus_is_traced_as_sdpa(folder: Path, key: str) -> None:
     change(folder / "config.json", **{key: "flash_attention_2"})
     assert load_pretrained(folder).module.config._attn_implementation == "sdpa"
 
 
-def test_tied_weights_are_held_once(tmp_path: Path) -> None:
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     save_model(tmp_path, "BertForMaskedLM")
     graph = load_model(tmp_path).graph
     assert sum(c.tensor.numel == 40 * 16 for c in graph.constants.values()) == 1
@@ -222,14 +222,14 @@ def test_a_pooler_without_weights_is_left_out(folder: Path) -> None:
     rewrite(folder, kept)
     imported = load_model(folder)
     assert imported.graph.output_names == ["last_hidden_state"]
-    assert imported.remarks == ["its pooler has no weights, and is left out"]
+    assert imported.remarks == ["its pooler has no weights and is left out"]
 
 
-def test_a_head_that_the_config_does_not_name_is_told(classifier: Path, tmp_path: Path) -> None:
+def test_a_head_that_the_config_does_not_name_is_a_remark(classifier: Path, tmp_path: Path) -> None:
     save_model(tmp_path, "BertForSequenceClassification")
     change(tmp_path / "config.json", architectures=["BertModel"])
     assert load_pretrained(tmp_path).remarks == [
-        "2 weights are not BertModel's, and are left out: classifier.bias, classifier.weight"
+        "2 weights are not used by BertModel and are left out: classifier.bias, classifier.weight"
     ]
 
 
@@ -257,15 +257,15 @@ def refused(kind: type[TersorError], path: Path) -> str:
 def test_a_head_without_weights_is_refused(folder: Path) -> None:
     change(folder / "config.json", architectures=["BertForSequenceClassification"])
     assert refused(InvalidModel, folder) == (
-        f"{folder}: BertForSequenceClassification has 2 weights that are not in the directory, "
-        "classifier.bias for one: random numbers would stand in for them"
+        f"{folder}: 2 weights of BertForSequenceClassification are missing, for example classifier.bias: add "
+        "them, or correct architectures in config.json"
     )
 
 
 def test_weights_of_another_size_are_refused(folder: Path) -> None:
     change(folder / "config.json", vocab_size=41)
     assert refused(InvalidModel, folder) == (
-        f"{folder}: embeddings.word_embeddings.weight is [40, 16], and by config.json [41, 16]"
+        f"{folder}: embeddings.word_embeddings.weight has shape [40, 16], but [41, 16] by config.json"
     )
 
 
@@ -277,11 +277,11 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"architectures": ["OwnModel"], "auto_map": {"AutoModel": "own.OwnModel"}}, "OwnModel is code that comes with the folder (auto_map in config.json), which is not run: load it yourself, and give the module"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantized by gptq, in a form that is not known here: give the model before that, or dequantized"),
+        ({"architectures": ["OwnModel"], "auto_map": {"AutoModel": "own.OwnModel"}}, "OwnModel is defined by code in the folder (auto_map in config.json), which is not run: load it in Python, and give the module"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantized by gptq, in an unsupported format: give the original or a dequantized model"),
     ],
 )  # fmt: skip
-def test_code_and_forms_of_packages_are_refused_with_the_reason(
+def test_code_and_other_quantization_formats_are_refused_with_the_reason(
     folder: Path, options: dict[str, Any], reason: str
 ) -> None:
     change(folder / "config.json", **options)
@@ -291,15 +291,15 @@ def test_code_and_forms_of_packages_are_refused_with_the_reason(
 def test_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     assert refused(InvalidModel, folder) == (
-        f"{folder}: holds an adapter (adapter_config.json): merge it into its model (merge_and_unload), "
-        "and save the whole"
+        f"{folder}: an adapter (adapter_config.json), not a model: merge it into its base model "
+        "(merge_and_unload), and save that"
     )
 
 
-def test_an_onnx_file_in_the_folder_is_pointed_to(folder: Path) -> None:
+def test_an_onnx_file_in_the_folder_is_suggested(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "onnx").mkdir()
     (folder / "onnx/model.onnx").write_bytes(b"")
     assert refused(InvalidModel, folder) == (
-        f"{folder}: no *.safetensors in it, but onnx/model.onnx: give that file"
+        f"{folder}: no *.safetensors, but onnx/model.onnx: give that file"
     )

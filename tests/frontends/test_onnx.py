@@ -48,16 +48,16 @@ def run(model: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def feeds_of(model: ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    held = {t.name for t in model.graph.initializer}
+    initializers = {t.name for t in model.graph.initializer}
     return {
         i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)
         for i in model.graph.input
-        if i.name not in held
+        if i.name not in initializers
     }
 
 
 def check(model: ModelProto) -> Graph:
-    """Imported, the model computes what ONNX Runtime makes of the file; so does what is exported."""
+    """The imported graph and the exported model compute what ONNX Runtime computes for the file."""
     graph, feeds = import_model(model), feeds_of(model)
     expected = run(model, feeds)
     results = [run(export_model(graph), feeds)]
@@ -79,7 +79,7 @@ def optimized(graph: Graph) -> Graph:
 
 
 def turned(dims: list[str | int], values: tuple[str | int, ...] = ()) -> ModelProto:
-    """y = x in the shape of x with its first two dims exchanged, plus b."""
+    """y = x reshaped to x's shape with the first two dims exchanged, plus b."""
 
     def info(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -102,17 +102,17 @@ def turned(dims: list[str | int], values: tuple[str | int, ...] = ()) -> ModelPr
     "names",
     [("-1", "-1"), ("0", "3"), ("1", "1"), ("N", "N"), ("None", "None"), ("?", "?"), ("a b", "a b")],
 )  # fmt: skip
-def test_dims_whose_names_say_nothing_are_open(names: tuple[str, str]) -> None:
+def test_dims_with_uninformative_names_are_open(names: tuple[str, str]) -> None:
     model = turned([*names, 4])
     graph = optimized(import_model(model))
-    made = export_model(graph)
+    exported = export_model(graph)
     for sizes in ((2, 3), (3, 3), (1, 4)):
         x = np.arange(4 * sizes[0] * sizes[1], dtype=np.float32).reshape(*sizes, 4)
         feeds = {"x": x, "b": np.ones((*sizes[::-1], 4), np.float32)}
-        np.testing.assert_array_equal(run(made, feeds), run(model, feeds))
+        np.testing.assert_array_equal(run(exported, feeds), run(model, feeds))
 
 
-def test_a_name_that_stands_once_in_each_input_says_that_they_agree() -> None:
+def test_a_name_that_occurs_once_per_input_is_one_symbol() -> None:
     graph = import_model(
         text("(float[N, 4] x, float[N] m) => (float[N, 4] y) { y = Identity (x) }")
     )
@@ -120,7 +120,7 @@ def test_a_name_that_stands_once_in_each_input_says_that_they_agree() -> None:
     assert x is not None and m is not None and x[0] == m[0]
 
 
-def test_a_name_beside_others_says_that_its_dims_agree() -> None:
+def test_a_repeated_name_among_others_is_one_symbol() -> None:
     graph = import_model(
         text("(float[b, s, s] x, float[b, s] m) => (float[b, s, s] y) { y = Identity (x) }")
     )
@@ -153,7 +153,7 @@ OLD_FORMS = {
 
 
 @pytest.mark.parametrize("form", OLD_FORMS)
-def test_older_forms_mean_what_they_meant(form: str) -> None:
+def test_older_forms_keep_their_meaning(form: str) -> None:
     opset, body = OLD_FORMS[form]
     check(text(body, opset))
 
@@ -173,8 +173,8 @@ WITHOUT_A_ROW = {
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_ROW)
-def test_an_op_without_a_row_keeps_the_oldest_form_that_it_fits(name: str) -> None:
-    """The newest is one that runtimes may lack: ONNX Runtime has RoiAlign up to 16."""
+def test_an_op_without_a_row_is_exported_at_its_oldest_opset(name: str) -> None:
+    """Runtimes may lack the newest: ONNX Runtime has RoiAlign up to 16."""
     opset, stamped, body = WITHOUT_A_ROW[name]
     graph = check(text(body, opset))
     assert all(TABLE.get(n.op) is None for n in graph.nodes)
@@ -193,7 +193,7 @@ def test_the_newest_opset_is_read() -> None:
     assert [n.op for n in graph.nodes] == ["Relu"]
 
 
-def test_an_opset_from_the_future_is_refused() -> None:
+def test_an_unknown_newer_opset_is_refused() -> None:
     model = text("(float[3] x) => (float[3] y) { y = Relu (x) }")
     model.opset_import[0].version = IR_OPSET + 1
     with pytest.raises(Unsupported) as error:
@@ -218,7 +218,7 @@ def test_constants_in_all_their_forms() -> None:
     check(text(body))
 
 
-def test_sparse_constants_are_dense_here() -> None:
+def test_sparse_constants_become_dense() -> None:
     sparse = helper.make_sparse_tensor(
         numpy_helper.from_array(np.array([1.0, 2.0], np.float32), "w"),
         numpy_helper.from_array(np.array([1, 5], np.int64)),
@@ -246,7 +246,7 @@ def test_nodes_in_any_order_are_sorted() -> None:
     assert [n.op for n in import_model(model).nodes] == ["Relu", "Neg", "Exp"]
 
 
-def test_open_dims_of_inputs_are_told_apart() -> None:
+def test_open_dims_of_inputs_are_distinct_symbols() -> None:
     model = text("(float[N, ?] x, float[N, M] z) => (float[N, M] y) { y = Relu (z) }")
     graph = import_model(model)
     assert [str(v.type) for v in graph.inputs] == ["f32[N, x_dim1]", "f32[N, M]"]
@@ -275,7 +275,7 @@ def test_control_flow_keeps_its_bodies() -> None:
     assert sum(1 for n in graph.walk() if n.op in ("Relu", "Neg")) == 2
 
 
-def test_foreign_ops_pass_through_untouched() -> None:
+def test_opaque_ops_are_not_changed() -> None:
     model = parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17, "my.ops": 3]>
         g (float[2] x) => (float[2] y) { h = my.ops.Magic <power = 3> (x)  y = Relu (h) }"""
@@ -290,7 +290,7 @@ def test_foreign_ops_pass_through_untouched() -> None:
 
 
 def external(folder: Path, **entries: object) -> Path:
-    """A model whose 1 MiB weight lies in ``weights.bin``, with entries of its record changed."""
+    """A model whose 1 MiB weight is in ``weights.bin``, with changed ``external_data`` entries."""
     weight = np.arange(1 << 18, dtype=np.float32).reshape(512, 512)
     (folder / "weights.bin").write_bytes(b"\0" * 64 + weight.tobytes())
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=weight.shape)
@@ -418,7 +418,7 @@ def mlp() -> ModelProto:
     return model
 
 
-def test_import_and_export_again_is_the_same_graph() -> None:
+def test_an_exported_graph_is_imported_unchanged() -> None:
     graph = check(mlp())
     again = import_model(export_model(graph))
     # Nodes get names on the way out, which the file did not have.
@@ -501,7 +501,7 @@ def test_a_graph_that_graphsurgeon_cannot_export_is_refused() -> None:
         import_graphsurgeon(surgeon)
 
 
-def test_the_protobuf_given_stays_as_it_is() -> None:
+def test_the_protobuf_is_not_changed() -> None:
     model = parser.parse_model(FUNCTION)
     before = model.SerializeToString(deterministic=True)
     import_model(model)
@@ -509,7 +509,7 @@ def test_the_protobuf_given_stays_as_it_is() -> None:
     onnx.checker.check_model(model)
 
 
-def test_an_input_that_is_also_an_output_under_its_own_name_comes_out_as_such() -> None:
+def test_an_input_that_is_also_an_output_keeps_its_name() -> None:
     """Found by fuzzing: listed a second time, it was copied under the name that it has."""
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y, float[2] x) { y = Identity (x) }'
@@ -521,13 +521,13 @@ def test_an_input_that_is_also_an_output_under_its_own_name_comes_out_as_such() 
     assert again.outputs[1] is again.inputs[0]
 
 
-def test_an_output_cannot_have_the_name_of_an_input_that_it_is_not() -> None:
+def test_an_output_with_the_name_of_another_input_is_refused() -> None:
     graph = parse("graph g(%x: f32[2]) -> (x = %y) {\n %y: f32[2] = Relu(%x)\n}", TABLE)
     with pytest.raises(Unsupported, match="output 'x' has the name of an input"):
         export_model(graph)
 
 
-def test_operands_left_out_at_the_end_are_not_written() -> None:
+def test_empty_operands_at_the_end_are_not_written() -> None:
     """Found by random graphs: ONNX Runtime's fusion of embeddings crashes on the empty name."""
     graph = parse(
         "graph g(%x: f32[2, 4]) -> (y = %y) {\n @w: f32[4] = dense normal(0)\n"

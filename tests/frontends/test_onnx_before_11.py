@@ -1,4 +1,4 @@
-"""Forms of ops that ended before opset 11 mean what they meant: held against numpy, since runtimes of
+"""Forms of ops that ended before opset 11 keep their meaning: compared to numpy, because runtimes of
 today have few kernels for them."""
 
 from __future__ import annotations
@@ -139,23 +139,23 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_old_form_means_what_it_meant(name: str) -> None:
+def test_an_old_form_keeps_its_meaning(name: str) -> None:
     opset, body, expected = CASES[name]
     model = parser.parse_model(f'<ir_version: 4, opset_import: ["": {opset}]> g {body}')
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = X if len(shape) == 4 else X[:, :, :, 0] if len(shape) == 3 else X[:, :, 0, 0]
     for graph in (import_model(model), Pipeline(optimization()).run(import_model(model))):
         session = onnxruntime.InferenceSession(export_model(graph).SerializeToString())
-        made = session.run(None, {model.graph.input[0].name: x})
-        wanted = expected() if isinstance(expected(), tuple) else (expected(),)
-        for a, b in zip(made, wanted, strict=True):
+        results = session.run(None, {model.graph.input[0].name: x})
+        references = expected() if isinstance(expected(), tuple) else (expected(),)
+        for a, b in zip(results, references, strict=True):
             assert a.dtype == b.dtype
             # Some ulps: sums and exponentials in another order than numpy's.
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_that_trained_still_drops() -> None:
-    """Before 7, what did not say ``is_test`` was in training."""
+def test_dropout_in_training_mode_drops() -> None:
+    """Before 7, Dropout without ``is_test`` was in training mode."""
     model = parser.parse_model(
         f'<ir_version: 4, opset_import: ["": 1]> g {INPUT} {{ y = Dropout <ratio = 0.5> (x) }}'
     )

@@ -1,4 +1,4 @@
-"""What a file holds is in the file that is written again: element types, types, domains, metadata."""
+"""An exported file preserves element types, types, domains and metadata of the imported one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ info = helper.make_tensor_value_info
 
 
 def every_code(dtype: DType) -> np.ndarray:
-    """Numbers of all bit patterns that the type has, NaNs and both zeros too (a sample for the wide)."""
+    """All bit patterns of a type, with NaNs and both zeros; of wide types a sample."""
     if dtype is DType.STRING:
         return np.array(["", "a", "é", "x" * 300, "\x1b[0m"], object)
     if dtype is DType.BOOL:
@@ -37,11 +37,14 @@ def tensor(dtype: DType, name: str = "") -> TensorProto:
     return numpy_helper.from_array(every_code(dtype), name)
 
 
-def same(made: TensorProto, given: TensorProto) -> bool:
+def same(exported: TensorProto, original: TensorProto) -> bool:
     """The same type, dims and bits."""
-    a, b = numpy_helper.to_array(made), numpy_helper.to_array(given)
+    a, b = numpy_helper.to_array(exported), numpy_helper.to_array(original)
     equal = a.tolist() == b.tolist() if a.dtype.hasobject else a.tobytes() == b.tobytes()
-    return equal and (made.data_type, list(made.dims)) == (given.data_type, list(given.dims))
+    return equal and (exported.data_type, list(exported.dims)) == (
+        original.data_type,
+        list(original.dims),
+    )
 
 
 def model(
@@ -55,8 +58,8 @@ def model(
 
 
 @pytest.mark.parametrize("dtype", DType, ids=lambda d: d.value)
-def test_every_element_type_travels(dtype: DType) -> None:
-    """As an initializer, the value of a Constant, an attribute of a foreign op and one in a list."""
+def test_every_element_type_is_preserved(dtype: DType) -> None:
+    """As an initializer, the value of a Constant, an attribute of an opaque op, and an element of a list attribute."""
     n = len(every_code(dtype))
     nodes = [
         helper.make_node("Constant", [], ["c"], value=tensor(dtype)),
@@ -69,17 +72,21 @@ def test_every_element_type_travels(dtype: DType) -> None:
             many=[tensor(dtype)] * 2,
         ),
     ]
-    given = model(nodes, [], [info("y", TO_ONNX[dtype], [n])], [tensor(dtype, "i")])
-    graph = Pipeline(optimization()).run(import_model(given))
+    original = model(nodes, [], [info("y", TO_ONNX[dtype], [n])], [tensor(dtype, "i")])
+    graph = Pipeline(optimization()).run(import_model(original))
     assert print_graph(parse(print_graph(graph), TABLE, weights_of(graph))) == print_graph(graph)
-    made = export_model(graph)
-    (node,) = made.graph.node
-    held = {t.name: t for t in made.graph.initializer}
+    exported = export_model(graph)
+    (node,) = exported.graph.node
+    initializers = {t.name: t for t in exported.graph.initializer}
     attributes = {a.name: a for a in node.attribute}
-    found = [*(held[name] for name in node.input), attributes["one"].t, *attributes["many"].tensors]
-    assert len(found) == 5
-    assert all(same(t, tensor(dtype)) for t in found)
-    assert made.graph.output[0] == given.graph.output[0]
+    tensors = [
+        *(initializers[name] for name in node.input),
+        attributes["one"].t,
+        *attributes["many"].tensors,
+    ]
+    assert len(tensors) == 5
+    assert all(same(t, tensor(dtype)) for t in tensors)
+    assert exported.graph.output[0] == original.graph.output[0]
 
 
 TYPES = {
@@ -104,27 +111,27 @@ TYPES = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_every_type_travels(kind: str) -> None:
+def test_every_type_is_preserved(kind: str) -> None:
     def value(name: str) -> ValueInfoProto:
         return helper.make_value_info(name, TYPES[kind])
 
     node = helper.make_node("Op", ["x"], ["y"], domain="org.example", type=TYPES[kind])
-    given = model([node], [value("x")], [value("y")])
-    graph = Pipeline(optimization(), level="text").run(import_model(given))
-    made = export_model(graph)
-    assert list(made.graph.input) == list(given.graph.input)
-    assert list(made.graph.output) == list(given.graph.output)
-    assert made.graph.node[0].attribute == given.graph.node[0].attribute
+    original = model([node], [value("x")], [value("y")])
+    graph = Pipeline(optimization(), level="text").run(import_model(original))
+    exported = export_model(graph)
+    assert list(exported.graph.input) == list(original.graph.input)
+    assert list(exported.graph.output) == list(original.graph.output)
+    assert exported.graph.node[0].attribute == original.graph.node[0].attribute
 
 
 def test_domains_keep_their_versions() -> None:
     node = helper.make_node("Op", ["x"], ["y"], domain="org.example")
-    given = model([node], [info("x", 1, [2])], [info("y", 1, [2])])
+    original = model([node], [info("x", 1, [2])], [info("y", 1, [2])])
     notes = {"author": "me", "opset_import.org.example": "many"}
-    helper.set_model_props(given, notes)
-    made = export_model(import_model(given))
-    assert {o.domain: o.version for o in made.opset_import}["org.example"] == 7
-    assert {p.key: p.value for p in made.metadata_props} == notes
+    helper.set_model_props(original, notes)
+    exported = export_model(import_model(original))
+    assert {o.domain: o.version for o in exported.opset_import}["org.example"] == 7
+    assert {p.key: p.value for p in exported.metadata_props} == notes
 
 
 _LEAVES = {
@@ -145,32 +152,32 @@ CLASSICAL = {
 
 
 @pytest.mark.parametrize("case", CLASSICAL)
-def test_classical_models_stay_at_the_version_that_they_are_of(case: str) -> None:
+def test_classical_models_keep_their_version(case: str) -> None:
     attributes, x, kind = CLASSICAL[case]
     op, version = case.split("-")
     operands = ["x", "at"] if op == "ArrayFeatureExtractor" else ["x"]
     node = helper.make_node(op, operands, ["y"], domain="ai.onnx.ml", **attributes)
     at = numpy_helper.from_array(np.array([1]), "at")
     dims = [None] * (2 if x.ndim == 2 else 1)
-    given = model(
+    original = model(
         [node],
         [info("x", 8 if x.dtype == object else 1, ["n", *x.shape[1:]])],
         [info("y", kind, dims)],
         [at][: len(operands) - 1],
         int(version),
     )
-    made = export_model(Pipeline(optimization()).run(import_model(given)))
+    exported = export_model(Pipeline(optimization()).run(import_model(original)))
     a, b = (
         onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})
-        for m in (given, made)
+        for m in (original, exported)
     )
     np.testing.assert_array_equal(a[0], b[0])
 
 
 def test_a_classifier_with_maps_runs() -> None:
-    """ZipMap, as converters of scikit-learn's classifiers end."""
+    """ZipMap, the last op of converted scikit-learn classifiers."""
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[4, 9])
     y = helper.make_value_info("y", TYPES["sequence-of-maps"])
-    made = export_model(import_model(model([node], [info("x", 1, ["n", 2])], [y], ml=1)))
-    (rows,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": _ROWS})
+    exported = export_model(import_model(model([node], [info("x", 1, ["n", 2])], [y], ml=1)))
+    (rows,) = onnxruntime.InferenceSession(exported.SerializeToString()).run(None, {"x": _ROWS})
     assert [list(row) for row in rows] == [[4, 9], [4, 9]]

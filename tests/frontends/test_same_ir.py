@@ -1,4 +1,4 @@
-"""One model is one graph, whether it comes from torch or from the ONNX file that torch writes of it."""
+"""A model gives the same graph from torch and from the ONNX file that torch exports."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def canonical(graph: Graph) -> list[str]:
         attrs = {
             k: v.digest if isinstance(v, Encoding) else v for k, v in sorted(node.attrs.items())
         }
-        made = ", ".join(f"{names[v]}: {v.type}" for v in node.outputs)
+        results = ", ".join(f"{names[v]}: {v.type}" for v in node.outputs)
         lines.append(
-            f"{made} = {node.op}({', '.join(map(name, node.inputs))}) {attrs} {node.scope}"
+            f"{results} = {node.op}({', '.join(map(name, node.inputs))}) {attrs} {node.scope}"
         )
     outputs = zip(graph.output_names, graph.outputs, strict=True)
     return [*lines, *(f"output {n} = {name(v)}" for n, v in outputs)]
@@ -49,7 +49,7 @@ def optimized(graph: Graph) -> list[str]:
 
 
 @pytest.mark.slow
-def test_minilm_from_torch_and_from_its_onnx_file_is_one_graph(tmp_path: Path) -> None:
+def test_minilm_gives_the_same_graph_from_torch_and_from_onnx(tmp_path: Path) -> None:
     from_torch = import_module(
         build.build(),
         build.example_inputs(),

@@ -1,4 +1,4 @@
-"""torch's own files: read when they are trusted, and not a byte of their pickles otherwise."""
+"""torch's own file formats: read only if trusted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pickled(path: Path) -> Path:
 
 
 class Opens:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class Opens:
 
 
 @pytest.mark.parametrize(("make", "name"), [(exported, "m.pt2"), (pickled, "m.pt"), (pickled, "m.pth")])  # fmt: skip
-def test_a_trusted_file_is_the_module_in_it(make: object, name: str, tmp_path: Path) -> None:
+def test_a_trusted_file_is_imported(make: object, name: str, tmp_path: Path) -> None:
     path = make(tmp_path / name)  # type: ignore[operator]
     graph = load_model(path, example_inputs=[X], output_names=["y"], trust=True).graph
     got = evaluate(graph, {graph.inputs[0].name: X.numpy()})["y"]
@@ -56,13 +56,13 @@ def test_an_untrusted_pickle_does_not_run(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_alone_are_no_module(tmp_path: Path) -> None:
+def test_weights_alone_are_not_a_module(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.save(module().state_dict(), path)
     with pytest.raises(InvalidModel) as error:
         load_model(path, trust=True)
     assert str(error.value) == (
-        f"{path}: holds a OrderedDict, not a module: load it into its module and give that, or a "
+        f"{path}: contains a OrderedDict, not a module: load it into a module and give that, or a "
         "model folder with safetensors"
     )
 

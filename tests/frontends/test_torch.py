@@ -1,4 +1,4 @@
-"""The torch frontend: names, kinds of input, model directories, scopes, and what it refuses."""
+"""The torch frontend: names, kinds of input, model directories, scopes, and refusals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mlp() -> Mlp:
 
 
 def same(graph: Graph, module: nn.Module, *inputs: torch.Tensor) -> None:
-    """By the op table's evaluation and in ONNX Runtime, what the module computes in evaluation mode."""
+    """The op table's evaluation and ONNX Runtime compute what the module computes in evaluation mode."""
     with torch.no_grad():
         expected = module(*inputs).numpy()
     feeds = dict(zip((v.name for v in graph.inputs), (x.numpy() for x in inputs), strict=True))
@@ -77,14 +77,14 @@ def refused(kind: type[TersorError], *args: Any, **kwargs: Any) -> str:
 # -- names -----------------------------------------------------------------------------------------
 
 
-def test_inputs_are_called_as_forward_calls_them(mlp: Mlp) -> None:
+def test_inputs_have_the_names_of_forwards_parameters(mlp: Mlp) -> None:
     graph = import_module(mlp, torch.ones(2, 4), dynamic_shapes=BATCH)
     assert [repr(v) for v in graph.inputs] == ["%x: f32[batch, 4]"]
     assert graph.output_names == ["output_0"]
     same(graph, mlp, torch.randn(5, 4))
 
 
-def test_outputs_are_called_by_their_keys() -> None:
+def test_outputs_have_the_names_of_their_keys() -> None:
     graph = import_module(Several(), (torch.ones(2), torch.ones(2)))
     assert [v.name for v in graph.inputs] == ["left", "right"]
     assert graph.output_names == ["total", "product"]
@@ -98,7 +98,7 @@ def test_names_may_be_those_of_internal_values(mlp: Mlp, name: str) -> None:
     same(graph, mlp, torch.randn(2, 4))
 
 
-def test_an_output_may_be_called_like_an_input(mlp: Mlp) -> None:
+def test_an_output_may_have_the_name_of_an_input(mlp: Mlp) -> None:
     class Twice(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             y = x + 1
@@ -131,17 +131,17 @@ def test_nested_inputs_are_flattened_under_their_path() -> None:
     [
         ({"output_names": ["a", "b"]}, "2 output names for 1 outputs (output_0)"),
         ({"input_names": []}, "0 input names for 1 inputs (x)"),
-        ({"output_names": [""]}, "output names [''] must differ and not be empty"),
+        ({"output_names": [""]}, "output names [''] must be distinct and not empty"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(mlp: Mlp, names: dict[str, Any], message: str) -> None:
+def test_names_that_do_not_match_are_refused(mlp: Mlp, names: dict[str, Any], message: str) -> None:
     assert refused(InvalidOption, mlp, torch.ones(2, 4), **names) == message
 
 
-def test_names_that_are_equal_are_refused() -> None:
+def test_equal_names_are_refused() -> None:
     examples = (torch.ones(2), torch.ones(2))
     assert refused(InvalidOption, Several(), examples, input_names=["a", "a"]) == (
-        "input names ['a', 'a'] must differ and not be empty"
+        "input names ['a', 'a'] must be distinct and not empty"
     )
 
 
@@ -177,7 +177,7 @@ def test_other_objects_are_refused(mlp: Mlp) -> None:
         import_exported(mlp)  # type: ignore[arg-type]
 
 
-def test_arrays_are_taken_as_examples(mlp: Mlp) -> None:
+def test_arrays_are_accepted_as_examples(mlp: Mlp) -> None:
     graph = import_module(mlp, {"x": np.ones((2, 4), np.float32)})
     same(graph, mlp, torch.randn(2, 4))
 
@@ -226,7 +226,7 @@ class Tied(nn.Module):
         return self.head(self.embed(ids))  # type: ignore[no-any-return]
 
 
-def test_tied_weights_are_held_once() -> None:
+def test_tied_weights_are_stored_once() -> None:
     torch.manual_seed(0)
     module = Tied().eval()
     graph = import_module(module, torch.ones(2, 3, dtype=torch.long))
@@ -258,16 +258,15 @@ def test_scopes_are_module_paths(mlp: Mlp) -> None:
 
 
 @pytest.mark.parametrize("examples", [None, (), {}])
-def test_examples_are_needed(mlp: Mlp, examples: Any) -> None:
+def test_missing_examples_are_refused(mlp: Mlp, examples: Any) -> None:
     assert refused(InvalidOption, mlp, examples) == (
-        "a torch module needs example inputs, to trace it with"
+        "a torch module needs example inputs for tracing"
     )
 
 
-def test_examples_are_tensors() -> None:
+def test_examples_that_are_not_tensors_are_refused() -> None:
     assert refused(InvalidOption, Several(), (torch.ones(2), 3)) == (
-        "input 1 holds a int (3): inputs are tensors; wrap the module so that its forward fixes "
-        "everything else"
+        "input 1 contains a int (3), not a tensor: wrap the module in one whose forward takes only tensors"
     )
 
 
@@ -286,19 +285,19 @@ def test_dynamic_shapes_of_unknown_arguments_are_refused(mlp: Mlp) -> None:
 def test_a_dim_that_cannot_vary_is_refused_by_its_name(mlp: Mlp) -> None:
     shapes = {"x": {0: "batch", 1: "width"}}
     assert refused(Unsupported, mlp, torch.ones(2, 4), dynamic_shapes=shapes) == (
-        "dimension 1 of x, called 'width', cannot vary: the model works for size 4 only"
+        "dim 1 of x, named 'width', cannot vary: the model works only for size 4"
     )
 
 
-def test_an_op_without_conversion_is_named_with_its_module() -> None:
+def test_an_op_without_a_conversion_is_named_with_its_module() -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.eigvalsh(x)
 
     message = refused(Unsupported, nn.Sequential(Odd()), torch.eye(3))
     assert message == (
-        "torch's aten._linalg_eigh.default (in module 0) has no conversion and no decomposition: "
-        "write that module with other ops, or export the model to ONNX and compile the file"
+        "aten._linalg_eigh.default %_linalg_eigh (0): no conversion and no decomposition for this op of torch: "
+        "use other ops, or export the model to ONNX and compile the file"
     )
 
 
@@ -322,14 +321,14 @@ def test_a_module_with_state_is_refused() -> None:
             return x + self.calls
 
     assert refused(Unsupported, Counts(), torch.ones(3)) == (
-        "the module changes 'calls' while it runs: a graph has no state, make it an input and an output"
+        "the module changes its state 'calls', but a graph has none: make it an input and an output"
     )
 
 
 def test_an_lstm_with_a_projection_is_refused() -> None:
     module = nn.Sequential(nn.LSTM(3, 4, proj_size=2))
     assert refused(Unsupported, module, torch.ones(2, 5, 3)) == (
-        "0: an LSTM with proj_size has no counterpart"
+        "0: an LSTM with proj_size has no equivalent in ONNX"
     )
 
 
@@ -372,14 +371,14 @@ def test_model_directories_are_loaded(directory: Path) -> None:
     )
 
 
-def test_a_folder_that_is_no_model_directory_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel) as error:
         load_pretrained(tmp_path)
-    assert str(error.value) == f"{tmp_path}: no config.json in it, so not a model directory"
+    assert str(error.value) == f"{tmp_path}: no config.json, so not a model directory"
 
 
 @pytest.mark.parametrize(("data", "reason"), [("{", "not JSON"), ("[]", "not a JSON object")])
-def test_a_broken_config_is_refused(tmp_path: Path, data: str, reason: str) -> None:
+def test_a_damaged_config_is_refused(tmp_path: Path, data: str, reason: str) -> None:
     (tmp_path / "config.json").write_text(data)
     with pytest.raises(InvalidModel) as error:
         load_pretrained(tmp_path)
@@ -400,7 +399,7 @@ def test_a_directory_without_weights_is_refused(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(InvalidModel) as error:
         load_pretrained(directory)
-    assert str(error.value) == f"{directory}: no *.safetensors in it"
+    assert str(error.value) == f"{directory}: no *.safetensors"
 
 
 def test_an_unknown_architecture_is_refused(directory: Path) -> None:

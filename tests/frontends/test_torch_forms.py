@@ -1,4 +1,4 @@
-"""Forms of torch modules that others write: what they return, how they are given, what they change."""
+"""Unusual torch modules: what they return, how they are passed, what they change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 class Returns(nn.Module):
-    """Gives what a function makes of its input."""
+    """Returns a function of its input."""
 
     def __init__(self, make: Any) -> None:
         super().__init__()
@@ -95,23 +95,23 @@ class Own(dict[str, Any]):
         (lambda a, b: [{"x": a, "y": None}, Plain(b)], ["output_0_x", "output_1_logits"]),
     ],
 )
-def test_outputs_keep_their_names_beside_what_is_none(make: Any, names: list[str]) -> None:
+def test_outputs_keep_their_names_if_others_are_none(make: Any, names: list[str]) -> None:
     module = Returns(lambda x: make(x + 1, x * 2))
     graph = import_module(module, X)
     assert graph.output_names == names
-    made = outputs(graph, x=X)
-    assert list(made) == names
-    np.testing.assert_array_equal(made[names[0]], (X + 1).numpy())
-    np.testing.assert_array_equal(made[names[-1]], (X * 2).numpy())
+    results = outputs(graph, x=X)
+    assert list(results) == names
+    np.testing.assert_array_equal(results[names[0]], (X + 1).numpy())
+    np.testing.assert_array_equal(results[names[-1]], (X * 2).numpy())
     assert "forward" not in module.__dict__
 
 
-def test_names_are_told_for_what_is_returned_or_what_is_left_of_it() -> None:
+def test_output_names_for_all_results_or_only_for_outputs() -> None:
     module = Returns(lambda x: (x + 1, None, x * 2))
     for names in (["a", "none", "c"], ["a", "c"]):
-        made = outputs(import_module(module, X, output_names=names), x=X)
-        assert list(made) == ["a", "c"]
-        np.testing.assert_array_equal(made["c"], (X * 2).numpy())
+        results = outputs(import_module(module, X, output_names=names), x=X)
+        assert list(results) == ["a", "c"]
+        np.testing.assert_array_equal(results["c"], (X * 2).numpy())
     program = torch.export.export(module, (X,))
     assert import_exported(program).output_names == ["output_0", "output_2"]
 
@@ -120,7 +120,7 @@ def test_a_module_without_outputs_is_refused() -> None:
     assert refused(Returns(lambda x: (None, None)), X) == "the module returns no tensor"
 
 
-def test_an_object_that_nothing_is_known_of_is_refused_by_its_class() -> None:
+def test_an_unknown_container_is_refused_by_its_class() -> None:
     class Unknown:
         pass
 
@@ -128,10 +128,10 @@ def test_an_object_that_nothing_is_known_of_is_refused_by_its_class() -> None:
         pass
 
     assert refused(Returns(lambda x: (x, Unknown())), X) == (
-        "the module returns a Unknown, whose tensors are not known: wrap it, so that it returns tensors"
+        "the module returns a Unknown, whose tensors are unknown: wrap it in one that returns tensors"
     )
     assert refused(Returns(lambda x: (x, OwnCache())), X).endswith(
-        "so that it returns tensors (a model of transformers without config.use_cache does)"
+        "wrap it in one that returns tensors, or set config.use_cache to False"
     )
 
 
@@ -144,7 +144,7 @@ class Two(nn.Module):
 
 
 @pytest.mark.parametrize("size", [0, 1])
-def test_dims_of_examples_of_size_1_vary(size: int) -> None:
+def test_dims_of_size_1_in_examples_are_dynamic(size: int) -> None:
     examples = {"ids": torch.full((size, 1), 6), "states": [torch.ones(size, 7)]}
     shapes = {"ids": {0: "batch", 1: "length"}, "states": [{0: "rows"}]}
     graph = import_module(Two(), examples, dynamic_shapes=shapes)
@@ -161,24 +161,24 @@ def test_dims_of_examples_of_size_1_vary(size: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [torch.export.Dim("batch"), torch.export.Dim.AUTO])
-def test_dims_that_are_torchs_own_vary_too(dim: Any) -> None:
+def test_torchs_own_dims_are_dynamic(dim: Any) -> None:
     graph = import_module(nn.Linear(4, 2), torch.ones(1, 4), dynamic_shapes={"input": {0: dim}})
     assert graph.inputs[0].tensor.dims is not None
     assert not isinstance(graph.inputs[0].tensor.dims[0], int)
 
 
-def test_a_dim_that_is_not_named_stays_at_size_1() -> None:
+def test_an_unnamed_dim_of_size_1_is_static() -> None:
     graph = import_module(nn.Linear(1, 2), torch.ones(1, 1), dynamic_shapes={"input": {0: "batch"}})
     assert repr(graph.inputs[0]) == "%input: f32[batch, 1]"
 
 
-def test_a_dim_that_has_to_be_1_is_refused_with_the_reason() -> None:
+def test_a_named_dim_that_must_be_1_is_refused_with_the_reason() -> None:
     message = refused(
         Returns(lambda x: x.reshape(1, 4)), torch.ones(1, 4), dynamic_shapes={"x": {0: "batch"}}
     )
     assert message.startswith(
-        "dimension 0 of x, called 'batch', cannot vary: torch fixes what is of size 1 in the examples, and "
-        "with 2 in its place the module fails (shape '[1, 4]' is invalid"
+        "dim 0 of x, named 'batch', cannot vary: torch treats size 1 in the examples as static, and with size "
+        "2 the module fails (shape '[1, 4]' is invalid"
     )
     assert message.endswith("): give examples with other sizes")
 
@@ -195,16 +195,16 @@ def test_a_dim_that_has_to_be_1_is_refused_with_the_reason() -> None:
         lambda x: x.__setitem__((slice(None), 0), 0.0),
     ],
 )
-def test_a_change_of_an_input_is_refused_with_what_to_do(change: Any) -> None:
+def test_a_change_of_an_input_is_refused_with_advice(change: Any) -> None:
     def forward(x: Tensor) -> Tensor:
         change(x)
         return x * 2
 
     assert refused(Returns(forward), X.clone()) == (
-        "the module changes its input 'x' in place, which a graph cannot: work on a copy (x = x.clone()), "
-        "and return it where the change is wanted"
+        "the module changes its input 'x' in place, which a graph cannot: change a copy (x = x.clone()), "
+        "and return it if it is needed"
     )
-    # The advice is true.
+    # The advice works.
     advised = Returns(lambda x: forward(x.clone()))
     (got,) = outputs(import_module(advised, X), x=X).values()
     np.testing.assert_array_equal(got, forward(X.clone()).numpy())
@@ -227,15 +227,15 @@ def test_orthogonal_weights_are_constants(map: str, sizes: tuple[int, int]) -> N
 
 def test_a_conjugate_transpose_of_an_input() -> None:
     graph = import_module(Returns(lambda x: (x.mH @ x, x.H, x.mH)), X)
-    made = outputs(graph, x=X)
-    np.testing.assert_allclose(made["output_0"], (X.T @ X).numpy(), **CLOSE)
+    results = outputs(graph, x=X)
+    np.testing.assert_allclose(results["output_0"], (X.T @ X).numpy(), **CLOSE)
     for name in ("output_1", "output_2"):
-        np.testing.assert_array_equal(made[name], X.T.numpy())
+        np.testing.assert_array_equal(results[name], X.T.numpy())
 
 
-def test_an_op_of_an_input_without_a_converter_is_still_refused() -> None:
+def test_an_op_without_a_converter_is_refused_if_it_depends_on_inputs() -> None:
     message = refused(Returns(lambda x: torch.linalg.matrix_exp(x)), torch.eye(3))
-    assert message.startswith("torch's aten.linalg_matrix_exp.default has no conversion")
+    assert message.startswith("aten.linalg_matrix_exp.default %linalg_matrix_exp: no conversion")
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -256,8 +256,8 @@ def test_batch_norm_without_running_statistics(norm: Any, shape: Any, affine: bo
 # -- TorchScript -----------------------------------------------------------------------------------
 
 WHY = (
-    "is TorchScript, a compiled program that torch.export does not trace: give the module that it was made "
-    "of, or an ONNX export of it"
+    "is TorchScript, a compiled program that torch.export cannot trace: give the original module, or an ONNX "
+    "export of it"
 )
 
 

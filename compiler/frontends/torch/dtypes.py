@@ -1,4 +1,4 @@
-"""Element types and tensors of torch as ours, without copying."""
+"""torch's element types as the IR's, and tensors as numpy arrays without copying."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ FROM_TORCH: dict[Any, DType] = {
     torch.uint16: DType.U16, torch.uint8: DType.U8, torch.bool: DType.BOOL,
     torch.complex64: DType.C64, torch.complex128: DType.C128,
 }  # fmt: skip
-TO_TORCH: dict[DType, Any] = {ours: theirs for theirs, ours in FROM_TORCH.items()}
+TO_TORCH: dict[DType, Any] = {dtype: torch_dtype for torch_dtype, dtype in FROM_TORCH.items()}
 
-# Types that numpy lacks travel as integers of the same width.
+# Types that numpy lacks are converted as integers of the same width.
 _CARRIERS: dict[int, Any] = {1: torch.uint8, 2: torch.int16}
 
 
 def dtype_of(dtype: Any) -> DType:
-    """Our name of a torch dtype.
+    """The IR's element type for a torch dtype.
 
     Raises:
-        Unsupported: there is none (quantized tensors, for one).
+        Unsupported: there is none (for example, for quantized tensors).
     """
     if dtype not in FROM_TORCH:
-        raise Unsupported(f"tensors of {dtype} have no counterpart here")
+        raise Unsupported(f"tensors of {dtype} are not supported")
     return FROM_TORCH[dtype]
 
 
 def array_of(tensor: Any, name: str) -> np.ndarray:
-    """The numbers of a tensor as numpy sees them; CPU memory is shared, not copied.
+    """The values of a tensor; CPU memory is shared, not copied.
 
     Raises:
-        Unsupported: a sparse, quantized or meta tensor, which has no plain array.
+        Unsupported: a sparse, quantized or meta tensor.
     """
     dtype = dtype_of(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise Unsupported(
-            f"{name} is a {tensor.layout} tensor on {tensor.device}: give it plain numbers"
+            f"{name} is a {tensor.layout} tensor on {tensor.device}: make it a dense tensor with values"
         )
     tensor = tensor.detach().cpu()
     if dtype.numpy.kind == "V":

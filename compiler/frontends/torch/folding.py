@@ -1,7 +1,7 @@
-"""Numbers that depend on weights alone, computed by torch where there is no converter.
+"""Folding of ops without a converter that depend on weights alone: torch computes them.
 
-Q = householder_product(A, tau)      parametrizations of weights, of modules that are not trained here,
-y = x Q'                             are constants: Q is one
+Q = householder_product(A, tau)      a parametrization of a weight (A, tau): Q becomes a constant
+y = x Q'
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 class Folded:
-    """The nodes of a program that torch computes: constants without a converter, and what only these
-    read. ``node in folded`` asks for one."""
+    """The folded nodes of a program: constant nodes without a converter, and nodes that only these read."""
 
     def __init__(self, program: Any) -> None:
         self._known = _weights(program)
@@ -34,7 +33,7 @@ class Folded:
         return node in self._nodes
 
     def value(self, node: Any) -> Any:
-        """What ``node`` makes: a tensor, or several."""
+        """The result of ``node``: a tensor, or several."""
         if node not in self._known:
             args = torch.fx.node.map_arg(node.args, self.value)
             kwargs = torch.fx.node.map_arg(node.kwargs, self.value)
@@ -43,30 +42,30 @@ class Folded:
 
 
 def _weights(program: Any) -> dict[Any, Any]:
-    """The tensors of the program's weights, by the nodes that stand for them."""
-    held = {**program.constants, **program.state_dict}
+    """The program's weights, by their placeholders."""
+    tensors = {**program.constants, **program.state_dict}
     names = {
         s.arg.name: s.target for s in program.graph_signature.input_specs if s.kind in _WEIGHTS
     }
-    return {n: held[names[n.name]] for n in program.graph.nodes if n.name in names}
+    return {n: tensors[names[n.name]] for n in program.graph.nodes if n.name in names}
 
 
 def _constants(program: Any, weights: dict[Any, Any]) -> list[Any]:
-    """Calls of weights, of numbers alone, and of what was made of them, in order."""
-    found: dict[Any, None] = {}
+    """Nodes that depend only on weights and on numbers, in order."""
+    constants: dict[Any, None] = {}
     for node in program.graph.nodes:
-        if node.op != "call_function" or not _is_a_function(node.target):
+        if node.op != "call_function" or not _is_pure(node.target):
             continue
-        if all(operand in weights or operand in found for operand in node.all_input_nodes):
-            found[node] = None
-    return list(found)
+        if all(operand in weights or operand in constants for operand in node.all_input_nodes):
+            constants[node] = None
+    return list(constants)
 
 
-def _is_a_function(target: Any) -> bool:
-    """Whether a call gives the same numbers each time, and changes nothing."""
+def _is_pure(target: Any) -> bool:
+    """Whether a call is deterministic and has no side effects."""
     if target is operator.getitem:
         return True
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return False
-    fills = "empty" not in target._schema.name
-    return fills and torch.Tag.nondeterministic_seeded not in target.tags
+    initialized = "empty" not in target._schema.name
+    return initialized and torch.Tag.nondeterministic_seeded not in target.tags

@@ -1,4 +1,4 @@
-"""Brings an exported program to ops that have converters, changing as little as possible."""
+"""Decomposes ops of an exported program that have no converter, and removes writes to shared memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.export import default_decompositions
 
 from tersor.errors import Unsupported
 from tersor.frontends.torch.folding import Folded
-from tersor.frontends.torch.lowering import missing_message
+from tersor.frontends.torch.lowering import is_assertion, missing_message
 from tersor.frontends.torch.registry import find, is_in_place
 
-ROUNDS = 4  # A decomposition may itself hold ops that must be decomposed.
+ROUNDS = 4  # A decomposition may contain ops that must be decomposed themselves.
 
-# Ops that may return their operand, or a view of it, though their schema does not say so.
+# Ops that may return their operand or a view of it, although their schema does not declare it.
 _MAYBE_VIEWS = {
     "contiguous", "dropout", "expand_as", "flatten", "reshape", "reshape_as", "to", "type_as",
     "unflatten", "chunk", "split", "tensor_split", "view_as",
@@ -22,11 +22,11 @@ _MAYBE_VIEWS = {
 
 
 def prepare(program: Any) -> Any:
-    """``program`` without writes that other readers see, its ops without a converter decomposed (only
-    those: layers that have one stay whole; what is made of weights alone is computed).
+    """``program`` without writes that other nodes can see, and with ops decomposed that have no converter,
+    unless they depend on weights alone, which are folded. Layers with a converter stay whole.
 
     Raises:
-        Unsupported: an op that has neither converter nor decomposition, by name.
+        Unsupported: an op has neither a converter nor a decomposition.
     """
     if any(_writes_shared(node) for node in _calls(program)):
         program = program.run_decompositions({})
@@ -35,7 +35,7 @@ def prepare(program: Any) -> Any:
         missing = {
             n.target: n
             for n in _calls(program)
-            if find(n.target) is None and not _asserts(n) and n not in folded
+            if find(n.target) is None and not is_assertion(n) and n not in folded
         }
         if not missing:
             return program
@@ -49,18 +49,14 @@ def prepare(program: Any) -> Any:
 
 
 def _calls(program: Any) -> list[Any]:
-    """All calls, those in the bodies of higher-order ops too."""
+    """All calls, including those in the bodies of higher-order ops."""
     modules = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     return [n for m in modules for n in m.graph.nodes if n.op == "call_function"]
 
 
-def _asserts(node: Any) -> bool:
-    return str(node.name).startswith("_") and "assert" in str(node.name)
-
-
 def _writes_shared(node: Any) -> bool:
-    """Whether a node writes into memory that something else may read. A result that nothing but an
-    in-place op reads may as well be written anew."""
+    """Whether a node writes to memory that another node may read. If the in-place op is the only reader of
+    its operand, it is equivalent to the op that returns a new tensor."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
     if not is_in_place(node.target):

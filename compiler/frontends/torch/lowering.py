@@ -1,4 +1,4 @@
-"""Walks torch's fx graph and emits ours: what every converter works with."""
+"""Converts torch's fx graph to the IR: the context of all converters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tersor.ops.onnx_schema import TO_ONNX
 Operand = Any
 """A Value, a Python number, or a dim."""
 
-# Modules that run several times carry a counter: ``layers.0@1``.
+# Paths of modules that run several times have a counter: ``layers.0@1``.
 _COUNTER = re.compile(r"@\d+\b")
 
 
@@ -30,10 +30,10 @@ class Lowering:
     """A graph under construction.
 
     Attributes:
-        graph: where nodes go.
+        graph: the graph.
         sizes: symbolic sizes.
         node: the fx node that is being converted.
-        result, results: types that torch's tracing found for what it makes (tensors only).
+        result, results: its traced result types (tensors only).
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -44,18 +44,18 @@ class Lowering:
         self.results: list[TensorType] = []
         self.scope = ""
         self._small: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
-        self._turned: dict[Value, Value] = {}  # a constant transposed -> as it was
+        self._transposed: dict[Value, Value] = {}  # Transposed constant by original.
 
     # -- walking -----------------------------------------------------------------------------------
 
     def run(self, module: Any, values: dict[Any, Any], folded: Folded | None = None) -> Any:
-        """Converts the graph of ``module``, whose placeholders are in ``values``; returns what its
-        output node returns, converted. ``folded``: nodes that are constants."""
+        """Converts the graph of ``module``, whose placeholders are in ``values``; returns its converted
+        results. ``folded``: nodes that are constants."""
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 continue
             if folded is not None and node in folded:
-                values[node] = Late(partial(self._computed, folded, node))
+                values[node] = Deferred(partial(self._folded, folded, node))
                 continue
             if node.op == "get_attr":
                 values[node] = _attribute(module, node.target)
@@ -65,18 +65,18 @@ class Lowering:
                 values[node] = self._convert(node, values)
         return ()
 
-    def _computed(self, folded: Folded, node: Any) -> Any:
-        made = folded.value(node)
-        several = isinstance(made, (tuple, list))
+    def _folded(self, folded: Folded, node: Any) -> Any:
+        result = folded.value(node)
+        several = isinstance(result, (tuple, list))
         constants = [
-            self.constant(array_of(m, node.name), name=node.name)
-            for m in (made if several else [made])
+            self.constant(array_of(tensor, node.name), name=node.name)
+            for tensor in (result if several else [result])
         ]
         return tuple(constants) if several else constants[0]
 
     def _convert(self, node: Any, values: dict[Any, Any]) -> Any:
-        if all(name.startswith("_") and "assert" in name for name in [str(node.name)]):
-            return None  # Assertions of the tracer make nothing.
+        if is_assertion(node):
+            return None
         convert = find(node.target)
         if convert is None:
             raise Unsupported(missing_message(node))
@@ -85,15 +85,15 @@ class Lowering:
         self.result = self.results[0] if self.results else TensorType(DType.F32, None)
         args, kwargs = resolve(node.args, values), resolve(node.kwargs, values)
         try:
-            made = convert(self, *args, **kwargs)
-        except (Unsupported, InvalidGraph) as error:
-            raise type(error)(f"{_place(node)}: {error}") from None
+            results = convert(self, *args, **kwargs)
+        except Unsupported as error:
+            raise Unsupported(f"{node_label(node)}: {error}") from None
+        except InvalidGraph as error:  # The message has the emitted node's label, with the scope.
+            raise InvalidGraph(f"{node.target}: {error}") from None
         except TypeError as error:
-            raise Unsupported(
-                f"{_place(node)} is called in a form not known here: {error}"
-            ) from error
-        self._settle(node, made)
-        return made
+            raise Unsupported(f"{node_label(node)}: unsupported arguments ({error})") from error
+        self._refine_types(node, results)
+        return results
 
     def _types(self, node: Any) -> list[TensorType]:
         val = node.meta.get("val")
@@ -103,44 +103,46 @@ class Lowering:
     def type_of(self, tensor: Any) -> TensorType:
         return TensorType(dtype_of(tensor.dtype), self.sizes.dims(tensor.shape))
 
-    def _settle(self, node: Any, made: Any) -> None:
-        """Gives results the types that tracing found: its guards know more than one node's inference.
+    def _refine_types(self, node: Any, results: Any) -> None:
+        """Gives results their traced types, which are more precise: they include the tracer's guards.
 
         Raises:
-            InvalidGraph: they contradict what the op table infers, so that a converter is wrong.
+            InvalidGraph: one contradicts the inferred type, so a converter is wrong.
         """
-        values = [made] if isinstance(made, Value) else made
+        values = [results] if isinstance(results, Value) else results
         if not isinstance(values, (list, tuple)) or len(values) != len(self.results):
             return
         for value, traced in zip(values, self.results, strict=True):
             if not isinstance(value, Value):
                 continue
             if not isinstance(value.type, UnknownType) and not value.tensor.accepts(traced):
-                raise InvalidGraph(f"{_place(node)} makes {traced}, but is converted to {value!r}")
+                raise InvalidGraph(
+                    f"{node_label(node)}: returns {traced}, but is converted to {value!r}"
+                )
             if value.producer is not None and (value.contents is None or value.tensor.dims is None):
                 value.type = traced
             for axis, dim in enumerate(traced.dims or ()):
-                self.sizes.found_in(value, axis, dim)
+                self.sizes.add_source(value, axis, dim)
 
     def inline(self, module: Any, operands: Sequence[Any]) -> Any:
         """Converts the body of a higher-order op in place."""
         inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-        node, scope, results = self.node, self.scope, self.results
-        made = self.run(module, dict(zip(inputs, operands, strict=True)))
-        self.node, self.scope, self.results = node, scope, results
-        return made
+        outer = self.node, self.scope, self.results
+        results = self.run(module, dict(zip(inputs, operands, strict=True)))
+        self.node, self.scope, self.results = outer
+        return results
 
     # -- emitting ----------------------------------------------------------------------------------
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """A node of one result, in the scope of the current fx node."""
+        """The result of a new node, in the scope of the current fx node."""
         kept = {k: v for k, v in attrs.items() if v is not None}
         return self.graph.emit(op, _trimmed(inputs), kept, scope=self.scope)
 
     def emit_many(
         self, op: str, count: int, *inputs: Value | None, **attrs: Any
     ) -> tuple[Value, ...]:
-        """A node of ``count`` results."""
+        """The ``count`` results of a new node."""
         kept = {k: v for k, v in attrs.items() if v is not None}
         node = self.graph.emit_node(
             op, _trimmed(inputs), kept, names=[""] * count, scope=self.scope
@@ -150,7 +152,7 @@ class Lowering:
     # -- operands ----------------------------------------------------------------------------------
 
     def constant(self, data: Any, dtype: DType | None = None, name: str = "const") -> Value:
-        """A constant; small ones that are equal are one."""
+        """A constant; equal small ones are shared."""
         array = np.asarray(data, dtype.numpy if dtype is not None else None)
         if array.size > 64 or array.dtype.hasobject:
             return self.graph.constant(array, name)
@@ -164,13 +166,12 @@ class Lowering:
         return self.sizes.constant(tuple(int(n) for n in numbers))
 
     def shape(self, dims: Sequence[Dim]) -> Value:
-        """A vector of sizes, computed from inputs' shapes where they are symbolic."""
-        return self.sizes.shape(dims, "it")
+        """A vector of sizes; symbolic ones are computed from shapes of inputs."""
+        return self.sizes.shape(dims)
 
     def value(self, operand: Operand, dtype: DType | None = None) -> Value:
-        """An operand as a value, cast to ``dtype`` where that is told.
-
-        A number is a constant of ``dtype``, else of torch's default for its kind."""
+        """An operand as a value, cast to ``dtype`` if given. A number becomes a constant, by default of
+        torch's dtype for its kind."""
         if isinstance(operand, Value):
             return operand if dtype is None else self.cast(operand, dtype)
         if isinstance(operand, Sym):
@@ -180,7 +181,7 @@ class Lowering:
         return self.constant(operand, dtype)
 
     def cast(self, value: Value, dtype: DType) -> Value:
-        """``value`` as ``dtype``; itself where it is that already."""
+        """``value`` cast to ``dtype``, if it has another one."""
         if value.tensor.dtype is dtype:
             return value
         if (
@@ -192,13 +193,14 @@ class Lowering:
         return self.emit("Cast", value, to=TO_ONNX[dtype])
 
     def promote(self, *operands: Operand, dtype: DType | None = None) -> list[Value]:
-        """Operands as values of one dtype: the one told, else torch's promotion of them all."""
+        """Operands as values of one dtype, by default torch's promotion of theirs."""
         common = dtype or self.promoted(*operands)
         return [self.value(o, common) for o in operands]
 
     def promoted(self, *operands: Operand) -> DType:
-        """The dtype that torch computes in: a tensor of rank 0 or a number yields to tensors of its
-        category (https://docs.pytorch.org/docs/stable/tensor_attributes.html, type promotion)."""
+        """The dtype that torch promotes the operands to. Tensors of higher rank take precedence over
+        tensors of rank 0, and these over numbers, of the same category
+        (https://docs.pytorch.org/docs/stable/tensor_attributes.html, type promotion)."""
         stand_ins = [_stand_in(o) for o in operands]
         ranked = sorted(stand_ins, key=lambda s: s.dim() if isinstance(s, torch.Tensor) else -1)
         common = ranked.pop()
@@ -212,33 +214,31 @@ class Lowering:
         ]
 
     def transposed(self, weight: Value) -> Value:
-        """A constant matrix [n, k] as a constant [k, n], made once."""
-        for turned, original in self._turned.items():
-            if original is weight:
-                return turned
-        turned = self.graph.constant(np.ascontiguousarray(weight.numpy().T), weight.name)
-        self._turned[turned] = weight
-        return turned
+        """A constant matrix [n, k] as a constant [k, n]; one for each ``weight``."""
+        if weight not in self._transposed:
+            array = np.ascontiguousarray(weight.numpy().T)
+            self._transposed[weight] = self.graph.constant(array, weight.name)
+        return self._transposed[weight]
 
-    # -- the end -----------------------------------------------------------------------------------
+    # -- cleanup -----------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Constants that nothing reads go. A weight that is read both as it is and transposed (an
-        embedding tied to the output layer) becomes one constant again, transposed in the graph."""
-        for turned, original in self._turned.items():
-            if original.uses and turned.uses:
-                first = turned.users[0]
-                for user in turned.users:
-                    first = user if _stands_before(user, first) else first
+        """Erases unread constants. A weight that is read both directly and transposed (an embedding tied
+        to the output layer) becomes one constant again, with a Transpose in the graph."""
+        for original, transposed in self._transposed.items():
+            if original.uses and transposed.uses:
+                first = transposed.users[0]
+                for user in transposed.users:
+                    first = user if _is_before(user, first) else first
                 with self.graph.at(first):
-                    again = self.graph.emit("Transpose", [original], {"perm": (1, 0)}, scope="")
-                self.graph.replace(turned, again)
+                    result = self.graph.emit("Transpose", [original], {"perm": (1, 0)}, scope="")
+                self.graph.replace(transposed, result)
         for constant in list(self.graph.constants.values()):
             if not constant.uses:
                 self.graph.erase_constant(constant)
 
 
-def _stands_before(node: Any, other: Any) -> bool:
+def _is_before(node: Any, other: Any) -> bool:
     while other is not None:
         if other is node:
             return True
@@ -261,16 +261,13 @@ def _stand_in(operand: Operand) -> Any:
 
 
 def resolve(args: Any, values: dict[Any, Any]) -> Any:
-    """fx arguments with nodes replaced by what they were converted to."""
+    """fx arguments with nodes replaced by their converted results."""
     if isinstance(args, torch.fx.Node):
-        made = values[args]
-        return made() if isinstance(made, Late) else made
+        value = values[args]
+        return value() if isinstance(value, Deferred) else value
     if isinstance(args, (list, tuple)):
-        return (
-            type(args)([resolve(a, values) for a in args])
-            if type(args) in (list, tuple)
-            else [resolve(a, values) for a in args]
-        )
+        items = [resolve(a, values) for a in args]
+        return tuple(items) if type(args) is tuple else items
     if isinstance(args, dict):
         return {k: resolve(v, values) for k, v in args.items()}
     if isinstance(args, slice):
@@ -278,21 +275,26 @@ def resolve(args: Any, values: dict[Any, Any]) -> Any:
     return args
 
 
-class Late:
-    """A constant that joins the graph when it is first read."""
+class Deferred:
+    """A constant that is added to the graph when it is first read."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
+    def __init__(self, create: Callable[[], Any]) -> None:
+        self._create = create
         self._value: Any = None
 
     def __call__(self) -> Any:
         if self._value is None:
-            self._value = self._make()
+            self._value = self._create()
         return self._value
 
 
+def is_assertion(node: Any) -> bool:
+    """Whether an fx node is an assertion by the tracer, which has no result."""
+    return str(node.name).startswith("_") and "assert" in str(node.name)
+
+
 def scope_of(node: Any) -> str:
-    """The path of the module that made an fx node."""
+    """The path of the module that an fx node comes from."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
@@ -302,23 +304,21 @@ def scope_of(node: Any) -> str:
     return _COUNTER.sub("", path.removeprefix("L['self']").lstrip("."))
 
 
-def _place(node: Any) -> str:
+def node_label(node: Any) -> str:
+    """An fx node's name in messages, in the form of :attr:`tersor.ir.Node.label`."""
     scope = scope_of(node)
-    return f"{node.target}{f' in {scope}' if scope else ''}"
+    return f"{node.target} %{node.name}{f' ({scope})' if scope else ''}"
 
 
 def missing_message(node: Any) -> str:
-    """What to say of an op without a converter."""
-    scope = scope_of(node)
-    where = f" (in module {scope})" if scope else ""
+    """The error for an op without a converter."""
     return (
-        f"torch's {node.target}{where} has no conversion and no decomposition: "
-        "write that module with other ops, or export the model to ONNX and compile the file"
+        f"{node_label(node)}: no conversion and no decomposition for this op of torch: use other ops, or "
+        "export the model to ONNX and compile the file"
     )
 
 
 def _attribute(module: Any, target: str) -> Any:
-    found = module
     for part in target.split("."):
-        found = getattr(found, part)
-    return found
+        module = getattr(module, part)
+    return module

@@ -1,4 +1,4 @@
-"""Names of inputs and outputs from the arguments that ``forward`` takes and the structure it returns."""
+"""Names of inputs and outputs, from the parameters of ``forward`` and the structure that it returns."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from tersor.frontends.naming import unique
+
 
 def input_names_of(program: Any, fallback: Sequence[str]) -> list[str]:
-    """Names of the flattened inputs: an argument's own, with keys and positions for what is nested in
-    it (``batch_ids``, ``states_0``). ``fallback`` are the tracer's, which avoid Python's words."""
+    """Names of the flattened inputs: of the parameter, with the keys and positions of nested ones
+    (``batch_ids``, ``states_0``). ``fallback``: the tracer's names, in which Python's keywords are
+    changed."""
     signature = program.module_call_graph[0].signature
     spec = program.call_spec.in_spec
     leaves = list(range(spec.num_leaves))
@@ -40,22 +43,8 @@ def output_names_of(program: Any, count: int) -> list[str]:
 
 
 def _key(key: Any) -> str:
-    """A step of a path: a dict's key, a field's name, a position."""
+    """An element of a path as text: a dict's key, a field's name or a position."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
-
-
-def unique(names: list[str]) -> list[str]:
-    """``names`` with a number after those that come again."""
-    taken: set[str] = set()
-    result = []
-    for name in names:
-        candidate, count = name, 0
-        while candidate in taken:
-            count += 1
-            candidate = f"{name}_{count}"
-        taken.add(candidate)
-        result.append(candidate)
-    return result

@@ -1,7 +1,7 @@
-"""nn.LSTM, nn.GRU and nn.RNN as one op each while a module is exported.
+"""Exports nn.LSTM, nn.GRU and nn.RNN as one custom op each.
 
-torch.export traces into them for the example's length, which is then fixed. Behind a custom op whose
-fake implementation only tells shapes, batch and length stay symbolic.
+torch.export would trace into them and specialize on the example's length. With a custom op, whose fake
+implementation only computes shapes, batch and length stay symbolic.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ def recurrent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All layers of a recurrent module.
 
-    ``x`` is [length, batch, in], or [batch, length, in] with ``batch_first``; ``hidden`` and ``cell``
-    are [layers * directions, batch, size] (``cell`` is read by LSTM only); ``weights`` are the module's
-    flat weights. Returns the last layer's states, and the final hidden and cell states.
+    ``x`` is [length, batch, in], or [batch, length, in] with ``batch_first``; ``hidden`` and ``cell`` are
+    [layers * directions, batch, size] (only LSTM reads ``cell``); ``weights`` are the module's flat weights.
+    Returns the last layer's states, and the final hidden and cell states.
     """
-    run = {
+    functions = {
         "LSTM": torch.lstm,
         "GRU": torch.gru,
         "RNN_TANH": torch.rnn_tanh,
         "RNN_RELU": torch.rnn_relu,
     }
     state = (hidden, cell) if kind == "LSTM" else hidden
-    made = run[kind](x, state, weights, bias, layers, 0.0, False, bidirectional, batch_first)
-    return made[0], made[1], made[2] if kind == "LSTM" else torch.empty_like(made[1])
+    y, final, *cells = functions[kind](
+        x, state, weights, bias, layers, 0.0, False, bidirectional, batch_first
+    )
+    return y, final, cells[0] if cells else torch.empty_like(final)
 
 
 @recurrent.register_fake
@@ -69,40 +71,39 @@ def _(
 
 @contextmanager
 def recurrent_as_ops(module: Any) -> Iterator[None]:
-    """Within it, the recurrent modules in ``module`` run as :func:`recurrent`; afterwards they are as
-    they were.
+    """Temporarily makes the recurrent modules in ``module`` run as :func:`recurrent`.
 
     Raises:
         Unsupported: one has a projection (``proj_size``).
     """
     changed: list[tuple[Any, Any]] = []
     try:
-        for path, found in module.named_modules():
-            if isinstance(found, torch.nn.RNNBase) and type(found).forward in _FORWARDS:
-                if found.proj_size:
+        for path, inner in module.named_modules():
+            if isinstance(inner, torch.nn.RNNBase) and type(inner).forward in _FORWARDS:
+                if inner.proj_size:
                     raise Unsupported(
-                        f"{path or 'the module'}: an LSTM with proj_size has no counterpart"
+                        f"{path or 'the module'}: an LSTM with proj_size has no equivalent in ONNX"
                     )
-                changed.append((found, found.__dict__.get("forward")))
-                found.__dict__["forward"] = _forward(found, path)
+                changed.append((inner, inner.__dict__.get("forward")))
+                inner.__dict__["forward"] = _forward(inner, path)
         yield
     finally:
-        for found, previous in changed:
-            found.__dict__.pop("forward", None)
+        for inner, previous in changed:
+            inner.__dict__.pop("forward", None)
             if previous is not None:
-                found.__dict__["forward"] = previous
+                inner.__dict__["forward"] = previous
 
 
 _FORWARDS = {torch.nn.LSTM.forward, torch.nn.GRU.forward, torch.nn.RNN.forward}
 
 
 def _forward(module: Any, path: str) -> Callable[..., Any]:
-    """What ``module.forward`` computes, by the op."""
+    """An equivalent of ``module.forward`` that calls the custom op."""
 
     def forward(x: Any, hx: Any = None) -> Any:
         if not isinstance(x, Tensor):
             raise Unsupported(
-                f"{path or 'the module'}: packed sequences have no counterpart, pass the padded tensor"
+                f"{path or 'the module'}: packed sequences are not supported: pass the padded tensor"
             )
         batched = x.dim() == 3
         axis = 0 if module.batch_first else 1
@@ -122,7 +123,7 @@ def _forward(module: Any, path: str) -> Callable[..., Any]:
 
 
 def _states(module: Any, x: Any, hx: Any, batch: Any, batched: bool) -> tuple[Any, Any]:
-    """Initial hidden and cell state; zeros where none are given."""
+    """Initial hidden and cell states, by default zeros."""
     if hx is None:
         count = module.num_layers * (2 if module.bidirectional else 1)
         zeros = torch.zeros(count, batch, module.hidden_size, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Converters by the name of the op that they convert."""
+"""The registry of converters, by op name."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import torch
 
 Converter = Callable[..., Any]
-"""``convert(lowering, *args, **kwargs)``: the op's own arguments, tensors as :class:`Value`, sizes as
-dims; returns a Value, a tuple of them (ops with several results), or a dim (sizes)."""
+"""``convert(lowering, *args, **kwargs)``, with the op's arguments: tensors as :class:`Value`, sizes as dims.
+Returns a Value, a tuple of them for several results, or a dim for a size."""
 
 CONVERTERS: dict[str, Converter] = {}
 F = TypeVar("F", bound=Converter)
 
 
 def converter(*names: str) -> Callable[[F], F]:
-    """Registers a function for ops: ``aten.linear.default``, or ``aten.sum`` for all its overloads."""
+    """Registers a function for ops: ``aten.linear.default``, or ``aten.sum`` for all overloads."""
 
     def register(function: F) -> F:
         for name in names:
@@ -30,8 +30,7 @@ def converter(*names: str) -> Callable[[F], F]:
 
 
 def find(target: Any) -> Converter | None:
-    """The converter of an fx node's target: of the overload, else of the op, else of the op that does
-    the same out of place."""
+    """The converter of an fx node's target: of the overload, else of the op, else of the out-of-place op."""
     for name in names_of(target):
         if name in CONVERTERS:
             return CONVERTERS[name]
@@ -39,7 +38,7 @@ def find(target: Any) -> Converter | None:
 
 
 def names_of(target: Any) -> list[str]:
-    """Names under which a converter of ``target`` may be registered, the most exact first."""
+    """Names under which a converter of ``target`` may be registered, the most specific first."""
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, rest = str(target).partition(".")
         packet, _, overload = rest.rpartition(".")

@@ -1,7 +1,7 @@
 """Symbolic sizes: torch's expressions as dims, and dims as values of the graph.
 
-torch.export expresses every size by the sizes of inputs. A size therefore travels as a dim, and is
-computed in the graph (from ``Shape`` of an input) only where an op must read it.
+torch.export expresses every size in terms of input sizes. Converters therefore pass sizes as dims, and a
+size is computed in the graph (from the ``Shape`` of an input) only if an op reads it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tersor.ir.dims import Call, KnownDim, parse_dim, substitute, symbols
 
 
 class Sizes:
-    """The symbols of a traced program, and where in the graph their numbers come from."""
+    """The symbols of a traced program, and the values in the graph from which they can be computed."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._names: dict[str, KnownDim] = {}  # torch's symbol (s43) -> ours
-        self._given: dict[str, Sym] = {}  # What users call sizes -> our symbol
+        self._names: dict[str, KnownDim] = {}  # torch's symbol (s43) -> dim
+        self._given: dict[str, Sym] = {}  # The user's name -> dim
         self._dims: dict[str, Dim] = {}
         self._sources: dict[str, Callable[[], Value]] = {}
         self._vectors: dict[KnownDim, Value] = {}
@@ -31,29 +31,28 @@ class Sizes:
 
     # -- torch's sizes as dims ---------------------------------------------------------------------
 
-    def name(self, theirs: str, given: str) -> None:
-        """Calls torch's symbol as its user does, unless it has a name already. Sizes that are called
-        the same are the same."""
+    def name(self, torch_symbol: str, given: str) -> None:
+        """Gives a symbol of torch the user's name, unless it has a name. Equal names are one size."""
         if given not in self._given:
             self._given[given] = self._fresh(given)
-        self._names.setdefault(theirs, self._given[given])
+        self._names.setdefault(torch_symbol, self._given[given])
 
-    def name_by_place(self, theirs: str, place: str) -> None:
-        """Calls torch's symbol by where it stands, unless it has a name already."""
-        if theirs not in self._names:
-            self._names[theirs] = self._fresh(place)
+    def name_default(self, torch_symbol: str, name: str) -> None:
+        """Gives a symbol of torch a name, unless it has one. Equal names are made distinct."""
+        if torch_symbol not in self._names:
+            self._names[torch_symbol] = self._fresh(name)
 
-    def _fresh(self, wanted: str) -> Sym:
-        """A symbol called like this, or with a number where another size is called so."""
-        taken, number = {*self._names.values(), *self._given.values()}, 0
-        made = symbol(wanted)
-        while made in taken:
+    def _fresh(self, name: str) -> Sym:
+        """A symbol named ``name``, with a number if that is in use."""
+        used, number = {*self._names.values(), *self._given.values()}, 0
+        candidate = symbol(name)
+        while candidate in used:
             number += 1
-            made = symbol(f"{wanted}_{number}")
-        return made
+            candidate = symbol(f"{name}_{number}")
+        return candidate
 
     def dim(self, size: Any) -> Dim:
-        """A torch size (an int or SymInt) as a dim; None for what dims cannot express."""
+        """A torch size (an int or SymInt) as a dim; None if dims cannot express it."""
         if isinstance(size, int):
             return size
         text = str(size.node.expr)
@@ -62,19 +61,19 @@ class Sizes:
                 parsed = parse_dim(text)
             except ValueError:
                 parsed = None
-            for name in sorted(symbols_of(parsed)):
-                self.name_by_place(name, name)
+            for name in sorted(symbols(parsed) if parsed is not None else ()):
+                self.name_default(name, name)
             self._dims[text] = None if parsed is None else substitute(parsed, self._names)
         return self._dims[text]
 
     def dims(self, shape: Sequence[Any]) -> tuple[Dim, ...]:
         return tuple(self.dim(size) for size in shape)
 
-    # -- where they come from ----------------------------------------------------------------------
+    # -- sources of symbols ------------------------------------------------------------------------
 
-    def found_in(self, value: Value, axis: int, dim: Dim) -> None:
-        """``dim`` is the size of ``value`` along ``axis``: where it is ``a*s + b`` with a symbol ``s``
-        that nothing gives yet, ``s`` can be read there."""
+    def add_source(self, value: Value, axis: int, dim: Dim) -> None:
+        """Records that ``dim`` is the size of ``value`` along ``axis``. If it is ``a*s + b`` with a symbol
+        ``s`` that has no source yet, ``s`` is computed from it."""
         if not isinstance(dim, Sym):
             return
         linear = [(m, c) for m, c in dim.terms if m]
@@ -85,8 +84,8 @@ class Sizes:
         if factor > 0 and name not in self._sources:
             self._sources[name] = lambda: self._solve(value, axis, factor, offset)
 
-    def known_as(self, name: str, scalar: Value) -> None:
-        """The symbol ``name`` is the number in ``scalar`` (of ``Tensor.item()``)."""
+    def add_scalar_source(self, name: str, scalar: Value) -> None:
+        """Records that the symbol ``name`` is the element of ``scalar`` (``Tensor.item()``)."""
         self._sources[name] = lambda: self._emit("Reshape", scalar, self.constant((1,)))
 
     def _solve(self, value: Value, axis: int, factor: int, offset: int) -> Value:
@@ -98,7 +97,7 @@ class Sizes:
     # -- dims as values ----------------------------------------------------------------------------
 
     def constant(self, numbers: tuple[int, ...]) -> Value:
-        """A vector of integers; one constant for equal vectors."""
+        """A vector of integers; equal vectors share a constant."""
         if numbers not in self._constants:
             self._constants[numbers] = self.graph.constant(np.array(numbers, np.int64), "sizes")
         return self._constants[numbers]
@@ -107,7 +106,7 @@ class Sizes:
         """A dim as i64[1].
 
         Raises:
-            Unsupported: it depends on a symbol that no input's shape gives.
+            Unsupported: it contains a symbol without a source.
         """
         if isinstance(dim, int):
             return self.constant((dim,))
@@ -125,17 +124,16 @@ class Sizes:
                 self._scalars[dim] = self._emit("Reshape", self.vector(dim), empty)
         return self._scalars[dim]
 
-    def shape(self, dims: Sequence[Dim], what: str) -> Value:
-        """Dims as one vector: a constant where all are integers, else a Concat of static runs and
-        computed sizes. ``what`` needs them, for the message.
+    def shape(self, dims: Sequence[Dim]) -> Value:
+        """Dims as one vector: a constant if all are integers, else a Concat of constants and computed sizes.
 
         Raises:
-            Unsupported: a dim is not known.
+            Unsupported: a dim is unknown.
         """
         parts: list[list[int] | KnownDim] = []
         for dim in dims:
             if dim is None:
-                raise Unsupported(f"{what} needs a size that depends on data")
+                raise Unsupported("a size depends on data, not only on shapes of inputs")
             if not isinstance(dim, int):
                 parts.append(dim)
             elif parts and isinstance(parts[-1], list):
@@ -165,21 +163,14 @@ class Sizes:
         own = symbol(name)
         if own not in self._vectors:
             if name not in self._sources:
-                raise Unsupported(
-                    f"the size {name!r} depends on data, not on the shape of an input"
-                )
+                raise Unsupported(f"size {name!r} depends on data, not only on shapes of inputs")
             self._vectors[own] = self._sources[name]()
         return self._vectors[own]
 
     def _call(self, call: Call) -> Value:
         a, b = (self.vector(argument) for argument in call.arguments)
-        # Sizes are not negative, so that Div, which truncates, is the floor division.
+        # For sizes, which are not negative, Div (which truncates) is floor division.
         return self._emit({"//": "Div", "max": "Max", "min": "Min"}[call.function], a, b)
 
     def _emit(self, op: str, *operands: Value) -> Value:
         return self.graph.emit(op, list(operands), scope="")
-
-
-def symbols_of(dim: Dim) -> frozenset[str]:
-    """Names of the symbols in a dim."""
-    return frozenset() if dim is None else frozenset(symbols(dim))

@@ -1,4 +1,4 @@
-"""Runs torch.export on a module, leaving the module as it was."""
+"""Runs torch.export on a module without changing the module."""
 
 from __future__ import annotations
 
@@ -14,48 +14,47 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from tersor.errors import InvalidOption, TersorError, Unsupported
-from tersor.frontends.torch.growing import FEWEST, grown
+from tersor.frontends.torch.enlarging import MIN_SIZE, enlarged
+from tersor.frontends.torch.outputs import plain_outputs
 from tersor.frontends.torch.recurrent import recurrent_as_ops
-from tersor.frontends.torch.returned import plain_outputs
 from tersor.frontends.torchscript import WHY_NOT
 
 
 @dataclass
 class DimNames:
-    """Names that the user gave to dims of inputs, by input name and axis.
+    """The user's names of dims of inputs, by input name and axis.
 
-    ``ungrown``: why examples of size 1 could not be traced with another size; empty where they were.
+    ``not_enlarged``: why tracing failed with examples of size 1 enlarged; empty if it did not.
     """
 
     given: dict[tuple[str, int], str] = field(default_factory=dict)
-    ungrown: str = ""
+    not_enlarged: str = ""
 
     def name(self, input: str, axis: int) -> str | None:
         return self.given.get((input, axis))
 
-    def check_free(self, input: str, axis: int, size: int) -> None:
-        """Raises:
-        Unsupported: the dim was named, but tracing found that the model takes one size only."""
+    def check_not_named(self, input: str, axis: int, size: int) -> None:
+        """Checks a dim that is static in the traced program.
+
+        Raises:
+            Unsupported: the user named it, so it should be dynamic.
+        """
         if (input, axis) not in self.given:
             return
-        label = self.given[input, axis]
-        if size < FEWEST and self.ungrown:
+        dim = f"dim {axis} of {input}, named {self.given[input, axis]!r}, cannot vary"
+        if size < MIN_SIZE and self.not_enlarged:
             raise Unsupported(
-                f"dimension {axis} of {input}, called {label!r}, cannot vary: torch fixes what is of size "
-                f"{size} in the examples, and with {FEWEST} in its place the module fails ({self.ungrown}): "
-                "give examples with other sizes"
+                f"{dim}: torch treats size {size} in the examples as static, and with size {MIN_SIZE} the "
+                f"module fails ({self.not_enlarged}): give examples with other sizes"
             )
-        raise Unsupported(
-            f"dimension {axis} of {input}, called {label!r}, cannot vary: the model works for size {size} "
-            "only"
-        )
+        raise Unsupported(f"{dim}: the model works only for size {size}")
 
 
 def trace(module: Any, example_inputs: Any, dynamic_shapes: Any) -> tuple[Any, DimNames]:
     """The exported program of ``module`` in evaluation mode, and the user's names of dims.
 
     Raises:
-        InvalidOption: no examples, inputs or dynamic shapes that do not fit.
+        InvalidOption: no examples, or inputs or dynamic shapes that do not match.
         Unsupported: torch.export cannot trace it.
     """
     if not isinstance(module, torch.nn.Module):
@@ -74,7 +73,7 @@ def trace(module: Any, example_inputs: Any, dynamic_shapes: Any) -> tuple[Any, D
             try:
                 return _export(module, *larger, shapes), names
             except TersorError as error:
-                names.ungrown = str(error).partition(": ")[2] or str(error)
+                names.not_enlarged = str(error).partition(": ")[2] or str(error)
         return _export(module, args, kwargs, shapes), names
 
 
@@ -89,7 +88,7 @@ def _export(module: Any, args: Any, kwargs: Any, shapes: Any) -> Any:
 
 def _check_no_script(module: Any) -> None:
     """Raises:
-    Unsupported: TorchScript in it, whose code is not Python any more.
+    Unsupported: the module contains TorchScript, which is no longer Python code.
     """
     for path, inner in module.named_modules():
         if isinstance(inner, torch.jit.ScriptModule):
@@ -98,7 +97,7 @@ def _check_no_script(module: Any) -> None:
 
 def _examples(examples: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if examples is None or (isinstance(examples, (Mapping, Sequence)) and not examples):
-        raise InvalidOption("a torch module needs example inputs, to trace it with")
+        raise InvalidOption("a torch module needs example inputs for tracing")
     if isinstance(examples, Mapping):
         args, kwargs = (), {str(k): _tensors(v, str(k)) for k, v in examples.items()}
     else:
@@ -116,8 +115,8 @@ def _tensors(tree: Any, name: str) -> Any:
         if item is None or isinstance(item, torch.Tensor):
             return item
         raise InvalidOption(
-            f"{name} holds a {type(item).__name__} ({item!r}): inputs are tensors; wrap the module so that "
-            "its forward fixes everything else"
+            f"{name} contains a {type(item).__name__} ({item!r}), not a tensor: wrap the module in one whose "
+            "forward takes only tensors"
         )
 
     return pytree.tree_map(leaf, tree)
@@ -129,30 +128,30 @@ def _tensors(tree: Any, name: str) -> Any:
 def _dynamic_shapes(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, names: DimNames
 ) -> tuple[Any, tuple[Any, Any] | None]:
-    """``shapes`` for torch.export, in the structure of the inputs: names alone become ``Dim.AUTO``; and
-    the inputs with open dims of size 1 made larger, None where there are none."""
+    """``shapes`` for torch.export, in the structure of the inputs, with ``Dim.AUTO`` for names; and the
+    inputs with dynamic dims of size 1 enlarged, None if there are none. Records the names in ``names``."""
     if shapes is None:
         return None, None
-    order = _parameters(module, args, kwargs)
+    order = _parameters(module, args)
     given = _by_name(order, shapes)
     inputs = {**dict(zip(order, args, strict=False)), **kwargs}
     for name, tree in inputs.items():
         _collect(name, tree, given.get(name), names)
-    replaced = {name: _markers(given.get(name)) for name in inputs}
-    larger = {name: grown(tree, given.get(name)) for name, tree in inputs.items()}
-    found = replaced if kwargs else tuple(replaced.values())
+    markers = {name: _markers(given.get(name)) for name in inputs}
+    larger = {name: enlarged(tree, given.get(name)) for name, tree in inputs.items()}
+    dynamic = markers if kwargs else tuple(markers.values())
     if _sizes(larger) == _sizes(inputs):
-        return found, None
-    places = list(inputs)[: len(args)]
-    return found, (tuple(larger[n] for n in places), {n: larger[n] for n in kwargs})
+        return dynamic, None
+    positional = list(inputs)[: len(args)]
+    return dynamic, (tuple(larger[n] for n in positional), {n: larger[n] for n in kwargs})
 
 
 def _sizes(tree: Any) -> list[Any]:
     return [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(tree)]
 
 
-def _parameters(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Argument names of ``forward``, a starred one's elements by number."""
+def _parameters(module: Any, args: tuple[Any, ...]) -> list[str]:
+    """Parameter names of ``forward``; the elements of a starred one are numbered."""
     names: list[str] = []
     for parameter in inspect.signature(module.forward).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -193,7 +192,7 @@ def _collect(name: str, tree: Any, shapes: Any, names: DimNames) -> None:
 
 
 def _markers(shapes: Any) -> Any:
-    """``shapes`` with names as markers that let torch find out the range."""
+    """``shapes``, with markers in place of names that let torch infer the range."""
     if isinstance(shapes, str):
         return Dim.AUTO
     if isinstance(shapes, Mapping):
@@ -208,7 +207,7 @@ def _markers(shapes: Any) -> Any:
 
 @contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
-    """Within it, ``module`` is in evaluation mode; afterwards each submodule is as it was."""
+    """Puts ``module`` into evaluation mode, and at the end each submodule back into its own."""
     modes = [(m, m.training) for m in module.modules()]
     for m, _ in modes:
         m.training = False
@@ -221,7 +220,7 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A violated constraint is explained in the second line, its first only counts.
+    # A violated constraint is explained in the second line.
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
         return f"{lines[0].partition('!')[0]}: {lines[1].lstrip('- ')}"
     return lines[0] if lines else type(error).__name__

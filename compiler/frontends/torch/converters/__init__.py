@@ -1,4 +1,4 @@
-"""Converters of ATen ops, one file a family. Importing this package registers them all."""
+"""Converters of ATen ops, one file per family. Importing this package registers all of them."""
 
 import importlib
 import pkgutil

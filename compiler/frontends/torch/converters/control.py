@@ -1,4 +1,4 @@
-"""Sizes, tuples, assertions, and higher-order ops that only set a mode."""
+"""Arithmetic on sizes, tuples, assertions, and higher-order ops that only set a mode."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tersor.ir import DType, Sym, Value
 from tersor.ir.dims import floordiv, maximum, minimum
 
 Number = Any
-"""An int, float or dim; sizes that became fractions are Values."""
+"""An int, float or dim; a Value for fractions computed from sizes."""
 
 
 @converter("operator.getitem")
-def getitem(ctx: Lowering, items: Any, place: Any) -> Any:
-    found = items[place]
-    if found is None and ctx.node.users:
-        raise Unsupported(f"result {place} of the op before it is not computed here")
-    return found
+def getitem(ctx: Lowering, items: Any, index: Any) -> Any:
+    item = items[index]
+    if item is None and ctx.node.users:
+        raise Unsupported(f"result {index} of its operand is not supported")
+    return item
 
 
 @converter("aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async",
            "aten.sym_constrain_range", "aten.sym_constrain_range_for_size",
            "aten._functional_assert_async", "aten._print")  # fmt: skip
 def assertion(ctx: Lowering, *_: Any, **__: Any) -> None:
-    """Makes nothing."""
+    """Assertions are dropped."""
 
 
 @converter("wrap_with_set_grad_enabled")
@@ -39,9 +39,7 @@ def autocast(
     ctx: Lowering, device: str, dtype: Any, enabled: bool, cache: bool, body: Any, *operands: Any
 ) -> Any:
     if enabled:
-        raise Unsupported(
-            "autocast chooses dtypes while the model runs: convert the module's own dtype"
-        )
+        raise Unsupported("autocast is not supported: convert the module's dtype instead")
     return ctx.inline(body, operands)
 
 
@@ -52,8 +50,8 @@ def autocast(
 def sym_size(ctx: Lowering, x: Value, axis: int) -> Any:
     dim = ctx.sizes.dim(ctx.node.meta["val"])
     if dim is None:
-        raise Unsupported("a size that cannot be expressed by those of inputs")
-    ctx.sizes.found_in(x, axis % (x.tensor.rank or 1), dim)
+        raise Unsupported("the size cannot be computed from sizes of inputs")
+    ctx.sizes.add_source(x, axis % (x.tensor.rank or 1), dim)
     return dim
 
 
@@ -61,12 +59,12 @@ def sym_size(ctx: Lowering, x: Value, axis: int) -> Any:
 def sym_numel(ctx: Lowering, x: Value) -> Any:
     numel = x.tensor.numel
     if numel is None:
-        raise Unsupported("a size that cannot be expressed by those of inputs")
+        raise Unsupported("the size cannot be computed from sizes of inputs")
     return numel
 
 
 def _arithmetic(ctx: Lowering, op: str, a: Number, b: Number) -> Value:
-    """On fractions: in the graph, in double precision as Python has it."""
+    """On fractions: in the graph, in double precision as in Python."""
     return ctx.emit(op, ctx.value(a, DType.F64), ctx.value(b, DType.F64))
 
 
@@ -103,7 +101,7 @@ def floor_divide(ctx: Lowering, a: Number, b: Number) -> Number:
 @converter("operator.mod")
 def modulo(ctx: Lowering, a: Number, b: Number) -> Number:
     if not _exact(a, b):
-        raise Unsupported("the remainder of fractions")
+        raise Unsupported("remainders of fractions are not supported")
     return a - floordiv(a, b) * b
 
 
@@ -150,4 +148,4 @@ def sym_sqrt(ctx: Lowering, a: Number) -> Number:
 @converter("operator.eq", "operator.ne", "operator.lt", "operator.le", "operator.gt", "operator.ge",
            "operator.and_", "operator.or_", "operator.not_", "sym.sym_not")  # fmt: skip
 def comparison(ctx: Lowering, *_: Any) -> None:
-    """Compared sizes are read by assertions only: tracing took one branch, and guards it."""
+    """Only assertions read comparisons of sizes, because tracing specializes on one branch."""

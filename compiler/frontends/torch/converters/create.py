@@ -1,4 +1,4 @@
-"""New tensors, copies, and changes of dtype."""
+"""Creation, copies and casts of tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from tersor.errors import Unsupported
+from tersor.frontends.torch.converters.shape import expand_to
 from tersor.frontends.torch.lowering import Lowering, Operand
 from tersor.frontends.torch.registry import converter
 from tersor.ir import Dense, Sym, Value
 
-FOLDED = 4096  # Static tensors up to so many elements are constants.
+MAX_FOLDED = 4096  # Elements up to which static tensors become constants.
 
 
 @converter(
@@ -20,12 +21,12 @@ FOLDED = 4096  # Static tensors up to so many elements are constants.
     "aten.resolve_neg", "aten.feature_dropout", "aten.alpha_dropout", "aten.dropout",
     "aten.native_dropout", "aten.requires_grad_",
 )  # fmt: skip
-def same(ctx: Lowering, x: Value, *args: Any, **kwargs: Any) -> Any:
+def identity(ctx: Lowering, x: Value, *args: Any, **kwargs: Any) -> Any:
     name = str(ctx.node.target)
     if "dropout" in name and args[1] and args[0]:
-        raise Unsupported("dropout for training: export the module in evaluation mode")
+        raise Unsupported("dropout is not supported: export the module in evaluation mode")
     if "view.dtype" in name and ctx.result.dtype is not x.tensor.dtype:
-        raise Unsupported("a view as another dtype reinterprets bits")
+        raise Unsupported("views as another dtype are not supported")
     return (x, None) if "native_dropout" in name else x
 
 
@@ -38,30 +39,28 @@ def to(ctx: Lowering, x: Value, *_: Any, **__: Any) -> Value:
 
 @converter("aten.copy")
 def copy(ctx: Lowering, x: Value, source: Value, non_blocking: bool = False) -> Value:
-    """``source`` in the shape and dtype of ``x``."""
-    from tersor.frontends.torch.converters.shape import expand_to
-
+    """``source`` with the shape and dtype of ``x``."""
     return expand_to(ctx, ctx.cast(source, ctx.result.dtype), ctx.result.dims or ())
 
 
 @converter("aten.item", "aten._local_scalar_dense")
 def item(ctx: Lowering, x: Value) -> Any:
-    """The number in a tensor; as a size, a symbol whose value is read there."""
+    """The element of a tensor; if it is used as a size, a symbol with that value."""
     val = ctx.node.meta.get("val")
     dim = ctx.sizes.dim(val) if hasattr(val, "node") else None
     if not isinstance(dim, Sym):
         return x
-    ctx.sizes.known_as(str(dim), x)
+    ctx.sizes.add_scalar_source(str(dim), x)
     return dim
 
 
 def _filled(ctx: Lowering, fill: Operand) -> Value:
-    """The result's shape, every element ``fill``."""
+    """A tensor of the result's shape, filled with ``fill``."""
     dtype, dims = ctx.result.dtype, ctx.result.dims or ()
     if isinstance(fill, (Value, Sym)):
         value = ctx.value(fill, dtype)
         return ctx.emit("Expand", value, ctx.shape(dims)) if dims else value
-    if ctx.result.is_static and np.prod(ctx.result.shape) <= FOLDED:
+    if ctx.result.is_static and np.prod(ctx.result.shape) <= MAX_FOLDED:
         return ctx.constant(np.full(ctx.result.shape, fill, dtype.numpy))
     return ctx.emit("ConstantOfShape", ctx.shape(dims), value=Dense(np.array([fill], dtype.numpy)))
 
@@ -80,7 +79,7 @@ def ones(ctx: Lowering, *_: Any, **__: Any) -> Value:
 
 @converter("aten.full", "aten.full_like", "aten.new_full", "aten.fill")
 def full(ctx: Lowering, like: Any, *rest: Any, **named: Any) -> Value:
-    """``fill_value`` is the last positional argument of all of these."""
+    """For all of these, ``fill_value`` is the last positional argument."""
     return _filled(ctx, named["fill_value"] if "fill_value" in named else rest[-1])
 
 
@@ -96,7 +95,7 @@ def arange(ctx: Lowering, *bounds: Operand, **_: Any) -> Value:
     numbers = (start, end, step)
     if all(isinstance(n, (int, float)) for n in numbers) and ctx.result.is_static:
         count = int(np.prod(ctx.result.shape))
-        if count <= FOLDED:
+        if count <= MAX_FOLDED:
             return ctx.constant((np.arange(count) * step + start).astype(dtype.numpy))
     return ctx.emit("Range", *(ctx.value(n, dtype) for n in numbers))
 
@@ -104,12 +103,12 @@ def arange(ctx: Lowering, *bounds: Operand, **_: Any) -> Value:
 @converter("aten.eye")
 def eye(ctx: Lowering, *_: Any, **__: Any) -> Value:
     if not ctx.result.is_static:
-        raise Unsupported("an identity matrix whose size varies")
+        raise Unsupported("its size is not static")
     return ctx.constant(np.eye(*ctx.result.shape, dtype=ctx.result.dtype.numpy))
 
 
 @converter("aten.linspace")
 def linspace(ctx: Lowering, start: float, end: float, steps: int, **_: Any) -> Value:
     if not ctx.result.is_static or not all(isinstance(n, (int, float)) for n in (start, end)):
-        raise Unsupported("linspace with bounds or a count that vary")
+        raise Unsupported("its bounds or number of steps are not static")
     return ctx.constant(np.linspace(start, end, steps).astype(ctx.result.dtype.numpy))

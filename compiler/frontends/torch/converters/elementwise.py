@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons, logic, activations: one element at a time."""
+"""Elementwise ops: arithmetic, comparisons, logic, activations; and softmax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tersor.frontends.torch.lowering import Lowering, Operand
 from tersor.frontends.torch.registry import Converter, converter
 from tersor.ir import DType, Value
 
-# Functions of one operand that ONNX has under another or the same name.
+# Functions of one operand with an equivalent in ONNX.
 UNARY = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh", "atan": "Atan",
     "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "erf": "Erf", "exp": "Exp",
@@ -20,11 +20,11 @@ UNARY = {
     "neg": "Neg", "reciprocal": "Reciprocal", "relu": "Relu", "sigmoid": "Sigmoid", "sign": "Sign",
     "sin": "Sin", "sinh": "Sinh", "softsign": "Softsign", "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh",
 }  # fmt: skip
-_KEEP_INTEGERS = {"abs", "ceil", "floor", "neg", "relu", "sign"}
+
 COMPARISONS = {
     "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual",
 }  # fmt: skip
-# By name: the op for booleans, the op for integers.
+# By name: the ops for booleans and for integers.
 LOGIC = {
     "and": ("And", "BitwiseAnd"), "or": ("Or", "BitwiseOr"), "xor": ("Xor", "BitwiseXor"),
 }  # fmt: skip
@@ -100,7 +100,7 @@ def isinf(ctx: Lowering, x: Value) -> Value:
 
 @converter("aten.isfinite")
 def isfinite(ctx: Lowering, x: Value) -> Value:
-    # A finite number times zero is zero; infinity and NaN times zero are NaN.
+    # x * 0 is 0 for finite x, and NaN for infinity and NaN.
     x = x if x.tensor.dtype.is_float else ctx.cast(x, DType.F32)
     zero = ctx.value(0, x.tensor.dtype)
     return ctx.emit("Equal", ctx.emit("Mul", x, zero), zero)
@@ -143,7 +143,7 @@ def div(ctx: Lowering, a: Operand, b: Operand, *, rounding_mode: str | None = No
     a, b = ctx.promote(a, b, dtype=ctx.result.dtype)
     if rounding_mode == "floor":
         return _floor_divide(ctx, a, b)
-    quotient = ctx.emit("Div", a, b)  # ONNX truncates integers.
+    quotient = ctx.emit("Div", a, b)  # Truncates for integers.
     if rounding_mode == "trunc" and ctx.result.dtype.is_float:
         return _truncate(ctx, quotient)
     return quotient
@@ -156,7 +156,7 @@ def _truncate(ctx: Lowering, x: Value) -> Value:
 def _floor_divide(ctx: Lowering, a: Value, b: Value) -> Value:
     if a.tensor.dtype.is_float:
         return ctx.emit("Floor", ctx.emit("Div", a, b))
-    # Without the remainder, which has the divisor's sign, the division is exact.
+    # Subtracting the remainder, which has the divisor's sign, makes the division exact.
     return ctx.emit("Div", ctx.emit("Sub", a, ctx.emit("Mod", a, b)), b)
 
 
@@ -244,7 +244,7 @@ def lerp(ctx: Lowering, a: Value, b: Value, weight: Operand) -> Value:
     return ctx.emit("Add", a, ctx.emit("Mul", weight, ctx.emit("Sub", b, a)))
 
 
-# -- choosing --------------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------
 
 
 @converter("aten.maximum", "aten.minimum", "aten.max.other", "aten.min.other")
@@ -263,20 +263,20 @@ def clamp(
         low, high = -1.0 if low is None else low, 1.0 if high is None else high
     dtype = ctx.result.dtype
     x = ctx.cast(x, dtype)
-    numbers: list[Value | None] = []
+    scalars: list[Value | None] = []
     for op, bound in (("Max", low), ("Min", high)):
-        whole = isinstance(bound, Value) and bool(bound.tensor.rank)
-        if whole:
+        is_tensor = isinstance(bound, Value) and bool(bound.tensor.rank)
+        if is_tensor:
             x = ctx.emit(op, x, ctx.value(bound, dtype))
-        numbers.append(None if whole or bound is None else _bound(ctx, bound, dtype))
-    return x if numbers == [None, None] else ctx.emit("Clip", x, *numbers)
+        scalars.append(None if is_tensor or bound is None else _bound(ctx, bound, dtype))
+    return x if scalars == [None, None] else ctx.emit("Clip", x, *scalars)
 
 
 def _bound(ctx: Lowering, bound: Operand, dtype: DType) -> Value | None:
     if isinstance(bound, float) and math.isinf(bound):
         return None
     if isinstance(bound, float) and dtype.is_integer:
-        raise Unsupported("integers clamped between fractions")
+        raise Unsupported("fractional bounds for integers are not supported")
     return ctx.value(bound, dtype)
 
 
@@ -293,7 +293,7 @@ def clamp_max(ctx: Lowering, x: Value, high: Operand) -> Value:
 @converter("aten.where")
 def where(ctx: Lowering, condition: Value, *operands: Operand) -> Any:
     if not operands:
-        raise Unsupported("where with a condition alone (positions of nonzero elements)")
+        raise Unsupported("where with only a condition is not supported: use nonzero")
     a, b = ctx.promote(*operands, dtype=ctx.result.dtype)
     return ctx.emit("Where", ctx.value(condition, DType.BOOL), a, b)
 
@@ -358,7 +358,7 @@ def elu(
     ctx: Lowering, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
 ) -> Value:
     if input_scale != 1:
-        raise Unsupported("elu with an input scale")
+        raise Unsupported("input_scale is not supported")
     return _scaled(ctx, ctx.emit("Elu", x, alpha=float(alpha)), scale)
 
 
@@ -374,7 +374,7 @@ def selu(ctx: Lowering, x: Value) -> Value:
 
 @converter("aten.softplus")
 def softplus(ctx: Lowering, x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
-    # Above the threshold torch gives x itself, which differs by less than exp(-threshold).
+    # Above the threshold torch returns x, which differs by less than exp(-threshold).
     return _scaled(ctx, ctx.emit("Softplus", _scaled(ctx, x, beta)), 1 / beta)
 
 

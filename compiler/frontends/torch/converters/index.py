@@ -1,4 +1,4 @@
-"""Reading and writing at indices."""
+"""Indexing, scattering, sorting."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def take_along(ctx: Lowering, x: Value, index: Value, dim: int | None = None) ->
 
 @converter("aten.index.Tensor")
 def index(ctx: Lowering, x: Value, indices: list[Value | None]) -> Value:
-    """Advanced indexing (https://numpy.org/doc/stable/user/basics.indexing.html): index tensors are
-    broadcast together; their axes go where the indexed axes were if those are neighbours, else first."""
+    """Advanced indexing (https://numpy.org/doc/stable/user/basics.indexing.html): index tensors are broadcast
+    together; their axes replace the indexed axes if those are adjacent, else come first."""
     axes = [axis for axis, i in enumerate(indices) if i is not None]
     given = [i for i in indices if i is not None]
     if any(i.tensor.dtype in (DType.BOOL, DType.U8) for i in given):
-        return _at_mask(ctx, x, axes, given)
+        return _mask_index(ctx, x, axes, given)
     if len(axes) == 1:
         return ctx.emit("Gather", x, given[0], axis=axes[0])
     rank = rank_of(x)
     front = permuted(ctx, x, [*axes, *(a for a in range(rank) if a not in axes)])
     where = _coordinates(ctx, given)
-    made = ctx.emit("GatherND", front, where)
-    neighbours = axes == list(range(axes[0], axes[0] + len(axes)))
-    if not neighbours or axes[0] == 0:
-        return made
-    broad, before = rank_of(where) - 1, axes[0]
-    order = [*range(broad, broad + before), *range(broad), *range(broad + before, rank_of(made))]
-    return permuted(ctx, made, order)
+    y = ctx.emit("GatherND", front, where)
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    if not adjacent or axes[0] == 0:
+        return y
+    count, before = rank_of(where) - 1, axes[0]
+    order = [*range(count, count + before), *range(count), *range(count + before, rank_of(y))]
+    return permuted(ctx, y, order)
 
 
-def _at_mask(ctx: Lowering, x: Value, axes: list[int], given: list[Value]) -> Value:
+def _mask_index(ctx: Lowering, x: Value, axes: list[int], given: list[Value]) -> Value:
     if len(given) > 1 or axes[0] != 0:
-        raise Unsupported("a boolean index beside others")
+        raise Unsupported("a boolean index together with others is not supported")
     positions = ctx.emit(
         "Transpose", ctx.emit("NonZero", ctx.cast(given[0], DType.BOOL)), perm=(1, 0)
     )
@@ -66,17 +66,17 @@ def _at_mask(ctx: Lowering, x: Value, axes: list[int], given: list[Value]) -> Va
 
 
 def _coordinates(ctx: Lowering, indices: list[Value]) -> Value:
-    """Index tensors [b...] as one [b..., number of them]."""
+    """Index tensors [b...] as one tensor [b..., number of index tensors]."""
     dims = _broadcast([dims_of(i) for i in indices])
     columns = []
     for i in indices:
-        wide = expand_to(ctx, ctx.cast(i, DType.I64), dims)
-        columns.append(ctx.emit("Unsqueeze", wide, ctx.ints([len(dims)])))
+        expanded = expand_to(ctx, ctx.cast(i, DType.I64), dims)
+        columns.append(ctx.emit("Unsqueeze", expanded, ctx.ints([len(dims)])))
     return columns[0] if len(columns) == 1 else ctx.emit("Concat", *columns, axis=len(dims))
 
 
 def _broadcast(shapes: list[tuple[Dim, ...]]) -> tuple[Dim, ...]:
-    """The common shape; of two sizes that differ the one that is not 1 holds."""
+    """The broadcast shape: along each axis, the size that is not 1."""
     rank = max(len(s) for s in shapes)
     full = [(1,) * (rank - len(s)) + s for s in shapes]
     return tuple(next((d for d in column if d != 1), 1) for column in zip(*full, strict=True))
@@ -87,22 +87,22 @@ def index_put(
     ctx: Lowering, x: Value, indices: list[Value | None], values: Value, accumulate: bool = False
 ) -> Value:
     if any(i is None for i in indices):
-        raise Unsupported("writing at indices that skip an axis")
+        raise Unsupported("assignment to indices that skip an axis is not supported")
     given = [i for i in indices if i is not None]
     values = ctx.cast(values, x.tensor.dtype)
     if given[0].tensor.dtype is DType.BOOL:
-        return _put_at_mask(ctx, x, given, values, accumulate)
+        return _mask_put(ctx, x, given, values, accumulate)
     where = _coordinates(ctx, given)
     shape = (*dims_of(where)[:-1], *dims_of(x)[len(given) :])
     values = expand_to(ctx, values, shape)
     return ctx.emit("ScatterND", x, where, values, reduction="add" if accumulate else "none")
 
 
-def _put_at_mask(
+def _mask_put(
     ctx: Lowering, x: Value, given: list[Value], values: Value, accumulate: bool
 ) -> Value:
     if len(given) > 1 or accumulate or values.tensor.numel != 1:
-        raise Unsupported("writing several values through a boolean mask")
+        raise Unsupported("assignment to a boolean mask is supported only for one value")
     mask = given[0]
     missing = rank_of(x) - rank_of(mask)
     if missing:
@@ -114,7 +114,7 @@ def _put_at_mask(
 def scatter(
     ctx: Lowering, x: Value, dim: int, index: Value, source: Operand, *, reduce: str | None = None
 ) -> Value:
-    """Only as many values are written as there are indices."""
+    """The source may be larger than the index; only as many values as indices are used."""
     dims = dims_of(index)
     if isinstance(source, Value) and source.tensor.rank:
         for axis, (have, wanted) in enumerate(zip(dims_of(source), dims, strict=True)):

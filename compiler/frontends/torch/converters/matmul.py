@@ -1,4 +1,4 @@
-"""Linear layers, matrix products, attention, embeddings."""
+"""Linear layers, matrix multiplication, attention, embeddings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from tersor.ir import DType, Value
 
 @converter("aten.linear.default")
 def linear(ctx: Lowering, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """x[..., k], weight[n, k]."""
+    """x[..., k], weight[n, k] or [k]."""
     if weight.encoding is None:
-        return _product_with_bias(
-            ctx, x, ctx.emit("Transpose", weight, perm=_reversed(weight)), bias
-        )
-    if weight.tensor.rank != 2:  # One row: a vector of weights, and a result without that axis.
+        transposed = ctx.emit("Transpose", weight, perm=_reversed(weight))
+        return _product_with_bias(ctx, x, transposed, bias)
+    if weight.tensor.rank != 2:  # A vector of weights; the result has no axis for it.
         return _product_with_bias(ctx, x, weight, bias)
     return ctx.emit("tersor.Linear", x, ctx.transposed(weight), bias)
 
@@ -42,7 +41,7 @@ def matmul(ctx: Lowering, a: Value, b: Value) -> Value:
 def addmm(
     ctx: Lowering, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1
 ) -> Value:
-    """beta * bias + alpha * (a @ b); with a constant ``b`` a linear layer."""
+    """beta * bias + alpha * (a @ b); a linear layer if ``b`` is constant."""
     plain = alpha == 1 and beta == 1
     if plain and b.encoding is not None and bias.tensor.rank == 1:
         columns = b.tensor.dims
@@ -90,11 +89,9 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """q[batch, heads, length, size]; without a heads axis it is given one."""
+    """q[batch, heads, length, size]; a missing axis of heads is added."""
     if dropout:
-        raise Unsupported(
-            "attention with dropout is for training: export the module in evaluation mode"
-        )
+        raise Unsupported("dropout is not supported: export the module in evaluation mode")
     rank = q.tensor.rank
     if rank == 3:
         axis = ctx.ints([1])
@@ -102,7 +99,7 @@ def attention(
         if mask is not None and mask.tensor.rank == 3:
             mask = ctx.emit("Unsqueeze", mask, axis)
     elif rank != 4:
-        raise Unsupported(f"attention over operands of rank {rank}, only 3 and 4 are known")
+        raise Unsupported(f"operands of rank {rank} are not supported, only of rank 3 and 4")
     y = ctx.emit(
         "Attention", q, k, v, _mask(ctx, mask, q, k),
         is_causal=int(is_causal), scale=None if scale is None else float(scale),
@@ -111,8 +108,8 @@ def attention(
 
 
 def _mask(ctx: Lowering, mask: Value | None, q: Value, k: Value) -> Value | None:
-    """ONNX takes a last axis shorter than the keys as one to be filled up with masked positions, torch
-    broadcasts it."""
+    """If the last axis is shorter than the keys, ONNX masks the remaining positions; torch broadcasts it,
+    so it is expanded here."""
     if mask is None:
         return None
     if mask.tensor.dtype is not DType.BOOL:
@@ -138,7 +135,7 @@ def embedding(
 @converter("aten.one_hot.default")
 def one_hot(ctx: Lowering, ids: Value, classes: int = -1) -> Value:
     if classes < 0:
-        raise Unsupported("one_hot needs num_classes: the largest id is not known")
+        raise Unsupported("num_classes is missing, and the largest id is unknown: give num_classes")
     ids = ctx.emit("Unsqueeze", ids, ctx.ints([-1]))
-    places = ctx.constant(torch.arange(classes).numpy())
-    return ctx.cast(ctx.emit("Equal", ids, places), ctx.result.dtype)
+    numbers = ctx.constant(torch.arange(classes).numpy())
+    return ctx.cast(ctx.emit("Equal", ids, numbers), ctx.result.dtype)

@@ -15,7 +15,7 @@ from tersor.ir import Value
 
 
 def _weights(ctx: Lowering, given: Value | None, shape: Any, fill: float, like: Value) -> Value:
-    """A layer's own weights, or the constant that leaves things as they are."""
+    """A layer's weights if it has any, else a constant filled with the neutral number ``fill``."""
     if given is not None:
         return given
     return ctx.constant(np.full(tuple(shape), fill, like.tensor.dtype.numpy))
@@ -63,33 +63,35 @@ def batch_norm(
     cudnn: bool = True,
 ) -> Value:
     if mean is None or variance is None:
-        return _by_the_batch(ctx, x, weight, bias, epsilon)
+        return _by_batch_statistics(ctx, x, weight, bias, epsilon)
     if training:
-        raise Unsupported("batch normalization that changes its running statistics")
+        raise Unsupported(
+            "updates running statistics, as in training: export the module in evaluation mode"
+        )
     channels = dims_of(x)[1:2]
     scale, shift = _weights(ctx, weight, channels, 1.0, x), _weights(ctx, bias, channels, 0.0, x)
     return ctx.emit("BatchNormalization", x, scale, shift, mean, variance, epsilon=float(epsilon))
 
 
-def _by_the_batch(
+def _by_batch_statistics(
     ctx: Lowering, x: Value, weight: Value | None, bias: Value | None, epsilon: float
 ) -> Value:
-    """(x - mean) / sqrt(var + epsilon) * weight + bias, over all axes but the channels' (1)."""
+    """(x - mean) / sqrt(var + epsilon) * weight + bias, over all axes except 1, the channels."""
     rank = rank_of(x)
     axes = [axis for axis in range(rank) if axis != 1]
     centred = ctx.emit("Sub", x, reduced(ctx, "ReduceMean", x, axes, True))
     variance = reduced(ctx, "ReduceMean", ctx.emit("Mul", centred, centred), axes, True)
     deviation = ctx.emit("Sqrt", ctx.emit("Add", variance, ctx.value(epsilon, x.tensor.dtype)))
-    made = ctx.emit("Div", centred, deviation)
-    along = ctx.ints([1, -1, *[1] * (rank - 2)])
+    y = ctx.emit("Div", centred, deviation)
+    channels = ctx.ints([1, -1, *[1] * (rank - 2)])
     for op, operand in (("Mul", weight), ("Add", bias)):
         if operand is not None:
-            made = ctx.emit(op, made, ctx.emit("Reshape", operand, along))
-    return made
+            y = ctx.emit(op, y, ctx.emit("Reshape", operand, channels))
+    return y
 
 
 @converter("aten._native_batch_norm_legit_no_training.default")
-def batch_norm_of_inference(
+def batch_norm_inference(
     ctx: Lowering,
     x: Value,
     weight: Any,
@@ -135,7 +137,7 @@ def instance_norm(
     if not by_instance:
         return batch_norm(ctx, x, weight, bias, mean, variance, False, momentum, epsilon)
     if rank_of(x) < 3:
-        raise Unsupported("instance normalization without positions to normalize over")
+        raise Unsupported("instance normalization needs a spatial axis")
     channels = dims_of(x)[1:2]
     scale, shift = _weights(ctx, weight, channels, 1.0, x), _weights(ctx, bias, channels, 0.0, x)
     return ctx.emit("InstanceNormalization", x, scale, shift, epsilon=float(epsilon))

@@ -1,4 +1,4 @@
-"""nn.LSTM, nn.GRU and nn.RNN (see ``frontends/torch/recurrent.py``): one op a layer, any length."""
+"""nn.LSTM, nn.GRU and nn.RNN (see ``frontends/torch/recurrent.py``): one op per layer, of any length."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def recurrent(
     batch_first: bool,
 ) -> tuple[Value | None, ...]:
     if not all(w.is_constant for w in weights):
-        raise Unsupported("recurrent weights that are computed while the model runs")
-    directions, per = 2 if bidirectional else 1, 4 if bias else 2
+        raise Unsupported("its weights are not constant")
+    directions, tensors = 2 if bidirectional else 1, 4 if bias else 2
     x = permuted(ctx, x, [1, 0, 2]) if batch_first else x
     finals: list[tuple[Value, ...]] = []
     for layer in range(layers):
-        begin = layer * directions
-        own = [weights[(begin + d) * per : (begin + d + 1) * per] for d in range(directions)]
-        states = [_layer_state(ctx, s, begin, directions, layers) for s in (hidden, cell)]
-        made = _layer(ctx, kind, x, own, states if kind == "LSTM" else states[:1])
-        finals.append(made[1:])
+        first = layer * directions
+        own = [weights[d * tensors : (d + 1) * tensors] for d in range(first, first + directions)]
+        states = [_layer_state(ctx, s, first, directions, layers) for s in (hidden, cell)]
+        y, *final = _layer(ctx, kind, x, own, states if kind == "LSTM" else states[:1])
+        finals.append(tuple(final))
         # [length, directions, batch, size] -> [length, batch, directions * size]
         order = [2, 0, 1, 3] if batch_first and layer == layers - 1 else [0, 2, 1, 3]
         size = int(own[0][1].tensor.shape[1]) * directions
-        x = ctx.emit("Reshape", permuted(ctx, made[0], order), ctx.ints([0, 0, size]))
+        x = ctx.emit("Reshape", permuted(ctx, y, order), ctx.ints([0, 0, size]))
     joined = [
         parts[0] if layers == 1 else ctx.emit("Concat", *parts, axis=0)
         for parts in zip(*finals, strict=True)
@@ -53,18 +53,18 @@ def recurrent(
     return x, joined[0], joined[1] if kind == "LSTM" else None
 
 
-def _layer_state(ctx: Lowering, state: Value, begin: int, directions: int, layers: int) -> Value:
-    """Rows of a layer in the stacked initial state [layers * directions, batch, size]."""
+def _layer_state(ctx: Lowering, state: Value, first: int, directions: int, layers: int) -> Value:
+    """A layer's rows of the stacked initial state [layers * directions, batch, size]."""
     if layers == 1:
         return state
     axis = ctx.ints([0])
-    return ctx.emit("Slice", state, ctx.ints([begin]), ctx.ints([begin + directions]), axis)
+    return ctx.emit("Slice", state, ctx.ints([first]), ctx.ints([first + directions]), axis)
 
 
 def _layer(
     ctx: Lowering, kind: str, x: Value, weights: list[list[Value]], states: list[Value]
 ) -> tuple[Value, ...]:
-    """One layer; ``weights`` are (input, recurrent[, two biases]) for each direction."""
+    """One layer; ``weights``: (input, recurrent[, two biases]) of each direction."""
     assert rank_of(x) == 3
     size = int(weights[0][1].tensor.shape[1])
     stacked = [np.stack([_gates(kind, d[i]) for d in weights]) for i in range(len(weights[0]))]
@@ -88,5 +88,6 @@ def _layer(
 
 
 def _gates(kind: str, weight: Value) -> np.ndarray:
+    """A weight with its gates in ONNX's order."""
     blocks = np.split(weight.numpy(), GATES[kind])
     return np.concatenate([blocks[gate] for gate in GATE_ORDER[kind]])

@@ -53,30 +53,30 @@ for _name, _op in PLAIN.items():
 
 @converter("aten.max", "aten.min")
 def extreme(ctx: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Over everything the value; over an axis (values, indices)."""
+    """The value over all elements; (values, indices) along an axis."""
     largest = ".max" in str(ctx.node.target)
     values = reduced(ctx, "ReduceMax" if largest else "ReduceMin", x, dim, keepdim)
     if dim is None:
         return values
-    return values, _position(ctx, "ArgMax" if largest else "ArgMin", x, dim, keepdim)
+    return values, _arg(ctx, "ArgMax" if largest else "ArgMin", x, dim, keepdim)
 
 
 @converter("aten.argmax", "aten.argmin")
-def position(ctx: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+def arg_extreme(ctx: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
     op = "ArgMax" if "argmax" in str(ctx.node.target) else "ArgMin"
     if dim is None:
-        flat = _position(ctx, op, ctx.emit("Reshape", x, ctx.ints([-1])), 0, False)
+        flat = _arg(ctx, op, ctx.emit("Reshape", x, ctx.ints([-1])), 0, False)
         return ctx.emit("Reshape", flat, ctx.ints([1] * rank_of(x))) if keepdim else flat
-    return _position(ctx, op, x, dim, keepdim)
+    return _arg(ctx, op, x, dim, keepdim)
 
 
-def _position(ctx: Lowering, op: str, x: Value, dim: int, keepdim: bool) -> Value:
+def _arg(ctx: Lowering, op: str, x: Value, dim: int, keepdim: bool) -> Value:
     return ctx.emit(op, x, axis=dim % rank_of(x), keepdims=int(keepdim))
 
 
 @converter("aten.any", "aten.all")
-def quantified(ctx: Lowering, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Any is the largest of zeros and ones, all the smallest."""
+def any_or_all(ctx: Lowering, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """As maximum (any) or minimum (all) of zeros and ones."""
     op = "ReduceMax" if ".any" in str(ctx.node.target) else "ReduceMin"
     numbers = ctx.cast(ctx.cast(x, DType.BOOL), DType.I32)
     return ctx.cast(reduced(ctx, op, numbers, dim, keepdim), ctx.result.dtype)
@@ -90,7 +90,7 @@ def cumsum(ctx: Lowering, x: Value, dim: int, *, dtype: Any = None) -> Value:
 
 @converter("aten.var", "aten.std")
 def variance(ctx: Lowering, x: Value, *args: Any, **named: Any) -> Value:
-    """Forms: (unbiased), (dim, unbiased, keepdim), (dim, correction=, keepdim=)."""
+    """The overloads' arguments: (unbiased), (dim, unbiased, keepdim), (dim, correction=, keepdim=)."""
     dim, correction, keepdim = _variance_options(str(ctx.node.target), args, named)
     axes = _axes(x, dim)
     mean = reduced(ctx, "ReduceMean", x, axes, True)
@@ -98,9 +98,8 @@ def variance(ctx: Lowering, x: Value, *args: Any, **named: Any) -> Value:
     total = reduced(ctx, "ReduceSum", ctx.emit("Mul", centred, centred), axes, keepdim)
     count = product(dims_of(x)[a] for a in axes)
     if not isinstance(count, (int, Sym)):
-        raise Unsupported("a variance over a size that depends on data")
-    divisor: Any = ctx.value(count - int(correction), x.tensor.dtype)
-    result = ctx.emit("Div", total, divisor)
+        raise Unsupported("the size of a reduced axis depends on data")
+    result = ctx.emit("Div", total, ctx.value(count - int(correction), x.tensor.dtype))
     return ctx.emit("Sqrt", result) if ".std" in str(ctx.node.target) else result
 
 
@@ -119,7 +118,7 @@ def _variance_options(
     return dim, 1 if correction is None else correction, bool(named.get("keepdim", False))
 
 
-@converter("aten.linalg_vector_norm")
+@converter("aten.linalg_vector_norm", "aten.norm")
 def vector_norm(
     ctx: Lowering,
     x: Value,
@@ -129,30 +128,16 @@ def vector_norm(
     *,
     dtype: Any = None,
 ) -> Value:
-    x = ctx.cast(x, ctx.result.dtype)
+    x, order = ctx.cast(x, ctx.result.dtype), 2 if order is None else order
     if order in (1, 2):
         return reduced(ctx, f"ReduceL{int(order)}", x, dim, keepdim)
-    size = ctx.emit("Abs", x)
+    magnitude = ctx.emit("Abs", x)
     if math.isinf(order):
-        return reduced(ctx, "ReduceMax" if order > 0 else "ReduceMin", size, dim, keepdim)
+        return reduced(ctx, "ReduceMax" if order > 0 else "ReduceMin", magnitude, dim, keepdim)
     if order == 0:
         zero = ctx.value(0, x.tensor.dtype)
-        counted = ctx.cast(ctx.emit("Not", ctx.emit("Equal", x, zero)), x.tensor.dtype)
-        return reduced(ctx, "ReduceSum", counted, dim, keepdim)
-    total = reduced(
-        ctx, "ReduceSum", ctx.emit("Pow", size, ctx.value(order, x.tensor.dtype)), dim, keepdim
-    )
+        nonzero = ctx.cast(ctx.emit("Not", ctx.emit("Equal", x, zero)), x.tensor.dtype)
+        return reduced(ctx, "ReduceSum", nonzero, dim, keepdim)
+    powers = ctx.emit("Pow", magnitude, ctx.value(order, x.tensor.dtype))
+    total = reduced(ctx, "ReduceSum", powers, dim, keepdim)
     return ctx.emit("Pow", total, ctx.value(1 / order, x.tensor.dtype))
-
-
-@converter("aten.norm")
-def norm(
-    ctx: Lowering,
-    x: Value,
-    order: Any = 2,
-    dim: Any = None,
-    keepdim: bool = False,
-    *,
-    dtype: Any = None,
-) -> Value:
-    return vector_norm(ctx, x, 2 if order is None else order, dim, keepdim)

@@ -1,4 +1,4 @@
-"""Views and movements: reshaping, axes, joining, cutting apart."""
+"""Views and data movement: reshaping, axes, concatenation, slicing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END = 2**63 - 1
 
 
 def rank_of(value: Value) -> int:
-    """The rank, which tracing always knows."""
+    """The rank, which is always known after tracing."""
     rank = value.tensor.rank
     assert rank is not None
     return rank
@@ -30,15 +30,15 @@ def dims_of(value: Value) -> tuple[Dim, ...]:
     "aten.unflatten",
 )  # fmt: skip
 def reshape(ctx: Lowering, x: Value, *_: Any, **__: Any) -> Value:
-    """To the shape that tracing found, whatever form asked for it."""
+    """To the traced shape, however it was specified."""
     if ctx.result.dtype is not x.tensor.dtype:
-        raise Unsupported("a view as another dtype reinterprets bits")
+        raise Unsupported("views as another dtype are not supported")
     return reshape_to(ctx, x, ctx.result.dims or ())
 
 
 def reshape_to(ctx: Lowering, x: Value, dims: tuple[Dim, ...]) -> Value:
-    """Reshape; a size is computed only where neither 0 (the operand's own size there) nor one -1 (what
-    is left) says it."""
+    """Reshape. A symbolic size is computed only if it can be expressed neither by 0 (the operand's size along
+    that axis) nor by the one -1 (the remaining size)."""
     have = dims_of(x)
     if have == dims:
         return x
@@ -50,7 +50,7 @@ def reshape_to(ctx: Lowering, x: Value, dims: tuple[Dim, ...]) -> Value:
         target.append(0 if same and dim is not None else dim)
     open_places = [i for i, dim in enumerate(target) if not isinstance(dim, int)]
     if open_places:
-        # The hardest to compute is left to -1.
+        # The most expensive to compute becomes -1.
         hardest = max(open_places, key=lambda i: (target[i] is None, len(str(target[i]))))
         target[hardest] = -1
     return ctx.emit("Reshape", x, ctx.shape(target))
@@ -72,13 +72,13 @@ def permute(ctx: Lowering, x: Value, order: list[int]) -> Value:
 
 
 def permuted(ctx: Lowering, x: Value, order: list[int]) -> Value:
-    """Transpose; the operand itself where no axis moves."""
+    """Transpose; the operand itself if no axis moves."""
     perm = tuple(axis % len(order) for axis in order)
     return x if perm == tuple(range(len(perm))) else ctx.emit("Transpose", x, perm=perm)
 
 
 @converter("aten.t", "aten.numpy_T", "aten.mT", "aten.mH", "aten.matrix_H", "aten.adjoint")
-def turn(ctx: Lowering, x: Value) -> Value:
+def matrix_transpose(ctx: Lowering, x: Value) -> Value:
     rank = rank_of(x)
     if "numpy_T" in str(ctx.node.target):
         return permuted(ctx, x, list(reversed(range(rank))))
@@ -103,10 +103,10 @@ def unsqueeze(ctx: Lowering, x: Value, dim: int) -> Value:
 
 @converter("aten.squeeze")
 def squeeze(ctx: Lowering, x: Value, dim: Any = None) -> Value:
-    """Axes of a size other than 1 stay, as torch has it."""
+    """As in torch, axes of another size than 1 are kept."""
     have = dims_of(x)
-    asked = range(len(have)) if dim is None else [dim] if isinstance(dim, int) else dim
-    axes = sorted({a % len(have) for a in asked if have[a % len(have)] == 1}) if have else []
+    given = range(len(have)) if dim is None else [dim] if isinstance(dim, int) else dim
+    axes = sorted({a % len(have) for a in given if have[a % len(have)] == 1}) if have else []
     return ctx.emit("Squeeze", x, ctx.ints(axes)) if axes else x
 
 
@@ -116,7 +116,7 @@ def expand(ctx: Lowering, x: Value, *_: Any, **__: Any) -> Value:
 
 
 def expand_to(ctx: Lowering, x: Value, dims: tuple[Dim, ...]) -> Value:
-    """Expand; sizes that the operand has already are written 1, which keeps them."""
+    """Expand; sizes that do not change are given as 1, which keeps them."""
     have = dims_of(x)
     if have == dims:
         return x
@@ -150,27 +150,25 @@ def repeat_interleave(
     return reshape_to(ctx, ctx.emit("Expand", wide, ctx.shape(ones)), ctx.result.dims or ())
 
 
-# -- joining and cutting ---------------------------------------------------------------------------
+# -- concatenation and slicing ---------------------------------------------------------------------
 
 
 @converter("aten.cat", "aten.concat", "aten.concatenate")
 def cat(ctx: Lowering, tensors: list[Value], dim: int = 0) -> Value:
-    # torch lets empty vectors stand among tensors of any rank.
+    # torch ignores empty vectors among tensors of any rank.
     kept = [t for t in tensors if t.tensor.dims != (0,)] or tensors[:1]
-    operands = ctx.promote(*kept, dtype=ctx.result.dtype)
-    return (
-        operands[0]
-        if len(operands) == 1
-        else ctx.emit("Concat", *operands, axis=dim % rank_of(kept[0]))
-    )
+    return _concatenated(ctx, ctx.promote(*kept, dtype=ctx.result.dtype), dim % rank_of(kept[0]))
+
+
+def _concatenated(ctx: Lowering, tensors: list[Value], axis: int) -> Value:
+    return tensors[0] if len(tensors) == 1 else ctx.emit("Concat", *tensors, axis=axis)
 
 
 @converter("aten.stack")
 def stack(ctx: Lowering, tensors: list[Value], dim: int = 0) -> Value:
     axis = dim % (rank_of(tensors[0]) + 1)
     operands = ctx.promote(*tensors, dtype=ctx.result.dtype)
-    wide = [ctx.emit("Unsqueeze", t, ctx.ints([axis])) for t in operands]
-    return wide[0] if len(wide) == 1 else ctx.emit("Concat", *wide, axis=axis)
+    return _concatenated(ctx, [ctx.emit("Unsqueeze", t, ctx.ints([axis])) for t in operands], axis)
 
 
 @converter(
@@ -178,7 +176,7 @@ def stack(ctx: Lowering, tensors: list[Value], dim: int = 0) -> Value:
     "aten.split_with_sizes_copy",
 )  # fmt: skip
 def split(ctx: Lowering, x: Value, sections: Any, dim: int = 0) -> tuple[Value, ...]:
-    """Into the pieces that tracing found."""
+    """Into the traced pieces."""
     axis = dim % rank_of(x)
     if len(ctx.results) == 1:
         return (x,)
@@ -234,7 +232,7 @@ def slice_scatter(
     step: int = 1,
 ) -> Value:
     if step != 1:
-        raise Unsupported("writing to every n-th position")
+        raise Unsupported("steps other than 1 are not supported")
     axis = dim % rank_of(x)
     start, end = start or 0, END if end is None else end
     pieces = [] if start == 0 else [sliced(ctx, x, axis, 0, start)]
@@ -242,7 +240,7 @@ def slice_scatter(
     whole = isinstance(end, int) and (end >= END or end == dims_of(x)[axis])
     if not whole:
         pieces.append(sliced(ctx, x, axis, end, END))
-    return pieces[0] if len(pieces) == 1 else ctx.emit("Concat", *pieces, axis=axis)
+    return _concatenated(ctx, pieces, axis)
 
 
 @converter("aten.select_scatter")
@@ -254,7 +252,7 @@ def select_scatter(ctx: Lowering, x: Value, source: Value, dim: int, index: int)
         pieces.insert(0, sliced(ctx, x, axis, 0, index))
     if index != -1 and not (isinstance(size, int) and index == size - 1):
         pieces.append(sliced(ctx, x, axis, index + 1, END))
-    return pieces[0] if len(pieces) == 1 else ctx.emit("Concat", *pieces, axis=axis)
+    return _concatenated(ctx, pieces, axis)
 
 
 @converter("aten.flip")
@@ -269,7 +267,7 @@ def flip(ctx: Lowering, x: Value, axes: list[int]) -> Value:
 @converter("aten.roll")
 def roll(ctx: Lowering, x: Value, shifts: list[int], axes: list[int] | None = None) -> Value:
     if not axes:
-        raise Unsupported("rolling over all axes at once")
+        raise Unsupported("rolling the flattened tensor is not supported: give dims")
     for shift, axis in zip(shifts, axes, strict=True):
         size = dims_of(x)[axis]
         cut = -(shift % size) if isinstance(size, int) and size else -shift
@@ -290,7 +288,7 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", 
 
 @converter("aten.pad", "aten.constant_pad_nd")
 def pad(ctx: Lowering, x: Value, widths: list[Any], *rest: Any, **named: Any) -> Value:
-    """``widths`` are (before, after) for the last axis, then the one before it …."""
+    """``widths``: (before, after) of the last axis, then of the one before it …."""
     if "constant_pad_nd" in str(ctx.node.target):
         mode, fill = "constant", (*rest, *named.values(), 0)[0]
     else:

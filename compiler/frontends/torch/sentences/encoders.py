@@ -1,4 +1,4 @@
-"""The first of a folder's modules, which takes ids of tokens."""
+"""The first module of a folder, which takes token ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TASKS = {
     "sequence-classification": ("AutoModelForSequenceClassification", "logits", SCORES),
     "fill-mask": ("AutoModelForMaskedLM", "logits", TOKENS),
 }
-# Of an encoder with a decoder the package takes the encoder: those that are a class of transformers.
+# For an encoder-decoder, the package uses the encoder: these have a class in transformers.
 ENCODERS = {
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -34,74 +34,74 @@ ENCODERS = {
     "longt5": "LongT5EncoderModel",
     "switch_transformers": "SwitchTransformersEncoderModel",
 }
-# Options that say how a model is placed and computed, which is decided here.
-PLACED = {"torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage"}
-# Options that change texts before they are ids: they belong to what makes these.
-OF_TEXTS = (
+# Options of dtype, device and implementation, which are chosen here.
+PLACEMENT = {"torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage"}
+# Options of the tokenizer.
+TOKENIZER = (
     "max_seq_length", "do_lower_case", "processing_kwargs", "processor_kwargs", "tokenizer_args",
     "tokenizer_name_or_path", "unpad_inputs", "query_length", "document_length", "query_expansion",
 )  # fmt: skip
 
 
 def transformer(part: Part, remarks: list[str]) -> nn.Module:
-    """The model of transformers in the part's folder."""
+    """The transformers model in the part's folder."""
     part.read_config(CONFIGS)
     return _encoder(part, part.take("transformer_task", str, "feature-extraction"), remarks)
 
 
 def masked_lm(part: Part, remarks: list[str]) -> nn.Module:
-    """The same for scores of the vocabulary, as older folders of sparse encoders have it."""
+    """A model with scores over the vocabulary, in older folders of sparse encoders."""
     part.read_config(CONFIGS)
     return _encoder(part, "fill-mask", remarks)
 
 
 def _encoder(part: Part, task: str, remarks: list[str]) -> nn.Module:
     if task not in TASKS:
-        raise part.unknown(f"its task {one_line(task, LONGEST)!r}")
-    name, gives, output = TASKS[task]
-    path: tuple[str | int, ...] = (gives,)
+        raise part.unknown(f"task {one_line(task, LONGEST)!r}")
+    name, field, output = TASKS[task]
+    path: tuple[str | int, ...] = (field,)
     if "modality_config" in part.config:
         path, output = _path_of_text(part), part.take("module_output_name", str, output)
-    part.drop("module_output_name", *OF_TEXTS)
+    part.drop("module_output_name", *TOKENIZER)
     settings, options = _settings(part), _options(part)
     part.done()
     cls = _class(part, name)
-    model, found = load_class(part.folder, cls, trust=part.trust, settings=settings, **options)
-    # The package leaves out what these say, too: other heads of the checkpoint.
-    remarks += [note for note in found if "left out" not in note]
+    model, loading = load_class(part.folder, cls, trust=part.trust, settings=settings, **options)
+    # Other heads of a checkpoint are left out by the package, too.
+    remarks += [remark for remark in loading if "left out" not in remark]
     return Encoder(model, path, output)
 
 
 def _path_of_text(part: Part) -> tuple[str | int, ...]:
-    """Where in the model's output the tokens' embeddings are."""
+    """The path to the token embeddings in the model's output."""
     text = part.take("modality_config", dict).get("text")
     if not isinstance(text, dict):
-        raise Unsupported(f"{part.label}: it takes no plain text")
+        raise Unsupported(f"{part.label}: does not take text")
     if text.get("method") != "forward":
-        raise part.unknown(f"its method {one_line(text.get('method'), LONGEST)!r}")
-    found = text.get("method_output_name")
-    path = tuple(found) if isinstance(found, list) else (found,)
+        raise part.unknown(f"method {one_line(text.get('method'), LONGEST)!r}")
+    name = text.get("method_output_name")
+    path = tuple(name) if isinstance(name, list) else (name,)
     if not path or not all(isinstance(key, (str, int)) for key in path):
-        raise InvalidModel(f"{part.label}: its config has no method_output_name that is a path")
+        raise InvalidModel(f"{part.label}: method_output_name in its config is not a path")
     return path
 
 
 def _settings(part: Part) -> dict[str, Any]:
-    """Values that the folder sets in the config of its model."""
+    """Values that the folder overrides in its model's config."""
     given = part.take("config_args", dict, {}) | part.take("config_kwargs", dict, {})
     return {k: v for k, v in given.items() if k != "trust_remote_code"}
 
 
 def _options(part: Part) -> dict[str, Any]:
     given = part.take("model_args", dict, {}) | part.take("model_kwargs", dict, {})
-    asked = {k: v for k, v in given.items() if k not in {*PLACED, "trust_remote_code"}}
-    for name in asked.keys() - {"add_pooling_layer"}:
-        raise part.unknown(f"its option {one_line(name, LONGEST)!r}")
-    return asked
+    options = {k: v for k, v in given.items() if k not in {*PLACEMENT, "trust_remote_code"}}
+    for name in options.keys() - {"add_pooling_layer"}:
+        raise part.unknown(f"option {one_line(name, LONGEST)!r}")
+    return options
 
 
 def _class(part: Part, name: str) -> Any:
-    """The class of transformers that an automatic class stands for here."""
+    """The class that ``name``, an auto class of transformers, selects for the part's config."""
     transformers = transformers_for(part.folder)
     config = read_config(part.folder)
     kind = config.get("model_type")
@@ -110,24 +110,24 @@ def _class(part: Part, name: str) -> Any:
     configs = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     mapping = getattr(transformers, name)._model_mapping
     if kind not in configs or configs[kind] not in mapping:
-        code = ", and code of the folder (auto_map) is not run" if config.get("auto_map") else ""
+        code = ", and code in the folder (auto_map) is not run" if config.get("auto_map") else ""
         raise Unsupported(
             f"{part.label}: transformers has no {name} for {one_line(kind, LONGEST)!r}{code}"
         )
-    found = mapping[configs[kind]]
-    return found[0] if isinstance(found, tuple) else found
+    cls = mapping[configs[kind]]
+    return cls[0] if isinstance(cls, tuple) else cls
 
 
 def word_embeddings(part: Part, remarks: list[str]) -> nn.Module:
-    """A table of words."""
+    """An embedding table of words."""
     return Table(read_weights(part)["emb_layer.weight"])
 
 
 def static_embedding(part: Part, remarks: list[str]) -> nn.Module:
-    """A table of tokens; in model2vec's form with rows that several ids share, and a weight for each id."""
-    held = read_weights(part)
-    if "embedding.weight" in held or "embeddings" not in held:
-        return StaticEmbedding(held["embedding.weight"])
-    rows = held["embeddings"]
-    rows = rows[held["mapping"].long()] if "mapping" in held else rows
-    return StaticEmbedding(rows * held["weights"][:, None] if "weights" in held else rows)
+    """An embedding table of tokens; in model2vec's format, ids may share rows, and each has a weight."""
+    weights = read_weights(part)
+    if "embedding.weight" in weights or "embeddings" not in weights:
+        return StaticEmbedding(weights["embedding.weight"])
+    rows = weights["embeddings"]
+    rows = rows[weights["mapping"].long()] if "mapping" in weights else rows
+    return StaticEmbedding(rows * weights["weights"][:, None] if "weights" in weights else rows)

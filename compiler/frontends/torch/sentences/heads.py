@@ -1,4 +1,4 @@
-"""What follows the encoder in a folder, built of configs and weights."""
+"""Builds the modules after the encoder from their configs and weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tersor.frontends.torch.sentences.modules import (
 )
 from tersor.frontends.torch.sentences.part import Part, filled, read_weights
 
-# Pooling's modes as older folders have them, in the order in which they stand beside each other.
-MODES_BEFORE = {
+# Pooling modes in older folders, in the order in which their results are concatenated.
+LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -31,34 +31,34 @@ MODES_BEFORE = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # Told by the weights.
+WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # Known from the weights.
 
 
 def pooling(part: Part, remarks: list[str]) -> nn.Module:
-    """Options are defaults where the config lacks them, as in the package."""
+    """Pooling, with the package's defaults for missing options."""
     part.read_config(["config.json"])
     part.drop(*WIDTHS)
-    told = [mode for key, mode in MODES_BEFORE.items() if part.take(key, bool, False)]
-    modes = part.config.pop("pooling_mode", told or ["mean"])
+    legacy = [mode for key, mode in LEGACY_MODES.items() if part.take(key, bool, False)]
+    modes = part.config.pop("pooling_mode", legacy or ["mean"])
     modes = modes if isinstance(modes, list) else [modes]
     for mode in modes:
         if mode not in MODES:
-            raise part.unknown(f"its mode {one_line(mode, LONGEST)!r}")
+            raise part.unknown(f"mode {one_line(mode, LONGEST)!r}")
     include = part.take("include_prompt", bool, True)
     part.done()
     return Pooling(modes, include)
 
 
 def splade(part: Part, remarks: list[str]) -> nn.Module:
-    """Scores of the vocabulary to one sparse vector."""
+    """Pooling of scores over the vocabulary to one sparse vector."""
     part.read_config(["config.json"])
     part.drop(*WIDTHS, "chunk_size")
     strategy = part.take("pooling_strategy", str, "max")
     activation = part.take("activation_function", str, "relu")
     if strategy not in ("max", "sum"):
-        raise part.unknown(f"its strategy {one_line(strategy, LONGEST)!r}")
+        raise part.unknown(f"strategy {one_line(strategy, LONGEST)!r}")
     if activation not in ("relu", "log1p_relu"):
-        raise part.unknown(f"its activation {one_line(activation, LONGEST)!r}")
+        raise part.unknown(f"activation {one_line(activation, LONGEST)!r}")
     part.done()
     return Splade(strategy == "sum", activation == "log1p_relu")
 
@@ -66,19 +66,19 @@ def splade(part: Part, remarks: list[str]) -> nn.Module:
 def dense(part: Part, remarks: list[str]) -> nn.Module:
     """A linear layer with an activation."""
     part.read_config(["config.json"])
-    wide, narrow = part.take("in_features", int), part.take("out_features", int)
-    linear = nn.Linear(wide, narrow, bias=part.take("bias", bool, True))
+    inputs, outputs = part.take("in_features", int), part.take("out_features", int)
+    linear = nn.Linear(inputs, outputs, bias=part.take("bias", bool, True))
     function = activation(part.take("activation_function", str, "torch.nn.Tanh"), part.label)
     residual: nn.Module | None = None
     if part.take("use_residual", bool, False):
-        residual = nn.Identity() if wide == narrow else nn.Linear(wide, narrow, bias=False)
+        residual = nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
     source, target = _features(part)
     part.done()
     return OnFeature(filled(Dense(linear, function, residual), part), source, target)
 
 
 def normalize(part: Part, remarks: list[str]) -> nn.Module:
-    """Rows of length 1."""
+    """Scaling to unit length."""
     part.read_config(["config.json"])
     source, target = _features(part)
     part.done()
@@ -91,7 +91,7 @@ def _features(part: Part) -> tuple[str, str]:
 
 
 def dropout(part: Part, remarks: list[str]) -> None:
-    """Drops nothing in evaluation mode."""
+    """Nothing: evaluation mode has no dropout."""
 
 
 def layer_norm(part: Part, remarks: list[str]) -> nn.Module:
@@ -103,7 +103,7 @@ def layer_norm(part: Part, remarks: list[str]) -> nn.Module:
 
 
 def weighted_layers(part: Part, remarks: list[str]) -> nn.Module:
-    """A mean over the encoder's layers."""
+    """A weighted mean over the encoder's layers."""
     part.read_config(["config.json"])
     part.drop(*WIDTHS, "num_hidden_layers")
     start = part.take("layer_start", int, 4)
@@ -112,12 +112,12 @@ def weighted_layers(part: Part, remarks: list[str]) -> nn.Module:
 
 
 def word_weights(part: Part, remarks: list[str]) -> nn.Module:
-    """Its config is the words' list, which the table of weights was made of."""
+    """Weights of words. The config, a list of the words, is not needed."""
     return WordWeights(read_weights(part)["emb_layer.weight"])
 
 
 def convolutions(part: Part, remarks: list[str]) -> nn.Module:
-    """Those that keep the length: after others the package pools over padding."""
+    """Convolutions that keep the length; after others, the package would pool over padding."""
     part.read_config(["cnn_config.json"])
     width = part.take(
         "in_embedding_dimension", int, part.config.pop("in_word_embedding_dimension", None)
@@ -126,27 +126,28 @@ def convolutions(part: Part, remarks: list[str]) -> nn.Module:
     strides = part.config.pop("stride_sizes", None) or [1]
     if any(size % 2 == 0 for size in kernels) or set(strides) != {1}:
         raise Unsupported(
-            f"{part.label}: kernels of even sizes, or strides, change the texts' length"
+            f"{part.label}: even kernel sizes or strides, which change the length, are not supported"
         )
-    made = Convolutions(width, part.take("out_channels", int, 256), kernels)
+    module = Convolutions(width, part.take("out_channels", int, 256), kernels)
     part.done()
-    return filled(made, part)
+    return filled(module, part)
 
 
 def activation(name: Any, label: str) -> nn.Module:
-    """A module of torch.nn by its class's full name.
+    """A module of torch.nn, by the full name of its class.
 
     Raises:
-        Unsupported: it is something else, which would be code that the folder names.
+        Unsupported: it is something else, because that would run code that the folder names; or it needs
+            arguments.
     """
     last = str(name).rpartition(".")[2]
-    found = getattr(nn, last, None) if str(name).startswith("torch.nn.") else None
-    if not isinstance(found, type) or not issubclass(found, nn.Module):
-        raise Unsupported(f"{label}: its activation {one_line(name, LONGEST)} is none of torch.nn")
+    cls = getattr(nn, last, None) if str(name).startswith("torch.nn.") else None
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise Unsupported(f"{label}: activation {one_line(name, LONGEST)} is not in torch.nn")
     try:
-        made: nn.Module = found()
+        module: nn.Module = cls()
     except TypeError:
         raise Unsupported(
-            f"{label}: its activation {last} takes arguments, which the folder does not tell"
+            f"{label}: activation {last} needs arguments, which the folder does not contain"
         ) from None
-    return made
+    return module

@@ -1,4 +1,4 @@
-"""The modules of a folder as one."""
+"""Loads a folder's modules as one module."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InvalidModel
+from tersor.frontends.naming import Names
 from tersor.frontends.torch.pretrained import BATCH, SEQUENCE, Loaded, read_object, text_inputs
 from tersor.frontends.torch.sentences import encoders, heads
 from tersor.frontends.torch.sentences.modules import (
@@ -24,7 +25,7 @@ from tersor.frontends.torch.sentences.modules import (
 )
 from tersor.frontends.torch.sentences.part import NAME, Part, read_parts
 
-OF_ALL = "config_sentence_transformers.json"
+CONFIG = "config_sentence_transformers.json"
 BUILDERS: dict[str, Callable[[Part, list[str]], nn.Module | None]] = {
     "Transformer": encoders.transformer,
     "MLMTransformer": encoders.masked_lm,
@@ -41,18 +42,18 @@ BUILDERS: dict[str, Callable[[Part, list[str]], nn.Module | None]] = {
     "CNN": heads.convolutions,
 }
 WHY_NOT = {
-    "BoW": "its vectors are counts that its tokenizer makes, and there is nothing to compile",
-    "LSTM": "it runs over packed sequences, which have no counterpart",
-    "Router": "it goes another way for each task: save the modules of one way",
-    "Asym": "it goes another way for each text: save the modules of one way",
+    "BoW": "its tokenizer computes its vectors of counts, so there is nothing to compile",
+    "LSTM": "it runs on packed sequences, which cannot be traced",
+    "Router": "it has a route for each task: save the modules of one route",
+    "Asym": "it has a route for each kind of text: save the modules of one route",
     "CLIPModel": "it takes images",
 }
 
 
 class Sentences(nn.Module):
-    """A text's ids and mask to its embedding, a pair's to its scores.
+    """From a text's ids and mask to its embedding, or a pair's to its scores.
 
-    ``keep``: how many numbers of an embedding are given, the first ones; None for all.
+    ``keep``: the number of dims to which embeddings are truncated; None: all.
     """
 
     def __init__(self, parts: dict[str, nn.Module], keep: int | None) -> None:
@@ -68,11 +69,11 @@ class Sentences(nn.Module):
         token_type_ids: Tensor | None = None,
         prompt_length: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``sentence_embedding`` f32[batch, width], ``scores`` f32[batch, labels], or, where nothing pools
-        them, ``token_embeddings`` f32[batch, sequence, width].
+        """``sentence_embedding`` f32[batch, width], ``scores`` f32[batch, labels], or without pooling
+        ``token_embeddings`` f32[batch, sequence, width].
 
         ``input_ids``, ``attention_mask``, ``token_type_ids``: i64[batch, sequence]; ``prompt_length``:
-        i64[1], how many tokens at the beginning are a prompt that pooling leaves out.
+        i64[1], the number of tokens at the beginning that pooling leaves out.
         """
         given = {
             "input_ids": input_ids,
@@ -84,68 +85,65 @@ class Sentences(nn.Module):
         for part in self.children():
             features = part(features)
         name = next(n for n in (SENTENCE, SCORES, TOKENS) if n in features)
-        made: Tensor = features[name]
-        return {name: made[..., : self.keep] if name == SENTENCE else made}
+        result: Tensor = features[name]
+        return {name: result[..., : self.keep] if name == SENTENCE else result}
 
 
 def load_sentences(directory: Path, *, trust: bool = False) -> Loaded:
-    """The modules of a folder as one, whose ``sentence_embedding`` is what the package's ``encode`` gives,
-    its truncation included; for a CrossEncoder ``scores``, as ``predict`` gives them.
+    """The modules of a folder as one. Its ``sentence_embedding`` equals the result of the package's
+    ``encode``, with truncation; for a CrossEncoder, its ``scores`` equal that of ``predict``.
 
-    Where pooling leaves out the prompt, its number of tokens is an input, ``prompt_length`` i64[1].
+    If pooling leaves out the prompt, the number of its tokens is an input, ``prompt_length`` i64[1].
 
     Args:
-        trust: read pickled weights too.
+        directory: the model folder.
+        trust: also read pickled weights.
 
     Raises:
-        InvalidModel: a broken config, weights that are missing or do not fit.
-        Unsupported: a module that is not known here, by name; pickled weights that are not trusted.
+        InvalidModel: a damaged config, or weights that are missing or do not match.
+        Unsupported: a module that is not supported, or pickled weights that are not trusted.
     """
-    of_all = read_object(directory / OF_ALL) if (directory / OF_ALL).is_file() else {}
-    keep = of_all.get("truncate_dim")
+    path = directory / CONFIG
+    config = read_object(path) if path.is_file() else {}
+    keep = config.get("truncate_dim")
     if keep is not None and not (type(keep) is int and keep > 0):
-        raise InvalidModel(f"{directory / OF_ALL}: its truncate_dim is no number of dims")
+        raise InvalidModel(f"{path}: truncate_dim must be a positive integer")
     remarks: list[str] = []
-    built: dict[str, nn.Module] = {}
+    names = Names()
+    modules: dict[str, nn.Module] = {}
     for part in read_parts(directory, list(BUILDERS), WHY_NOT):
         part.trust = trust
         module = BUILDERS[part.kind](part, remarks)
         if module is not None:
-            built[_free_name(part.kind.lower(), built)] = module
-    parts = list(built.values())
-    _check_order(parts, directory)
-    if (
-        of_all.get("activation_fn")
-        and isinstance(parts[-1], Encoder)
-        and parts[-1].output == SCORES
-    ):
-        function = heads.activation(of_all["activation_fn"], str(directory / OF_ALL))
-        built["activation"] = OnFeature(function, SCORES, SCORES)
-    examples, shapes = _inputs(parts)
-    return Loaded(Sentences(built, keep).eval(), examples, shapes, remarks)
+            modules[names.unique(part.kind.lower())] = module
+    chain = list(modules.values())
+    _check_order(chain, directory)
+    last, function = chain[-1], config.get("activation_fn")
+    if function and isinstance(last, Encoder) and last.output == SCORES:
+        activation = heads.activation(function, str(path))
+        modules["activation"] = OnFeature(activation, SCORES, SCORES)
+    examples, shapes = _inputs(chain)
+    return Loaded(Sentences(modules, keep).eval(), examples, shapes, remarks)
 
 
-def _free_name(name: str, taken: dict[str, Any]) -> str:
-    """``dense``, ``dense_1`` …"""
-    names = [name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))]
-    return next(n for n in names if n not in taken)
-
-
-def _check_order(parts: list[nn.Module], directory: Path) -> None:
+def _check_order(modules: list[nn.Module], directory: Path) -> None:
     """Raises:
-    InvalidModel: what takes ids of tokens is not the first module, and no other.
+    InvalidModel: the first module does not take token ids, or the next one does too.
     """
-    if [isinstance(part, (Encoder, Table)) for part in parts[:2]] not in ([True], [True, False]):
-        raise InvalidModel(f"{directory / NAME}: its first module alone has to take ids of tokens")
+    takes_ids = [isinstance(module, (Encoder, Table)) for module in modules[:2]]
+    if takes_ids not in ([True], [True, False]):
+        raise InvalidModel(
+            f"{directory / NAME}: the first module, and no other, must take token ids"
+        )
 
 
 def _inputs(parts: list[nn.Module]) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
-    """Example inputs of these modules, and their dynamic shapes."""
+    """Example inputs for modules, and their dynamic shapes."""
     names = ["input_ids", "attention_mask"]
     encoder = parts[0]
     if isinstance(encoder, Encoder):
-        told, _ = text_inputs(encoder.model, pairs=encoder.output == SCORES)
-        names += [name for name in told if name == "token_type_ids"]
+        examples, _ = text_inputs(encoder.model, pairs=encoder.output == SCORES)
+        names += [name for name in examples if name == "token_type_ids"]
     examples = {n: torch.ones((BATCH, SEQUENCE), dtype=torch.long) for n in names}
     shapes = {n: {0: "batch", 1: "sequence"} for n in names}
     if any(isinstance(p, Pooling) and not p.include_prompt for p in parts):

@@ -1,16 +1,16 @@
-"""What follows an encoder in a sentence-transformers folder, as torch modules.
+"""The modules of sentence-transformers folders, as torch modules.
 
-A module takes and gives *features*: tensors by name. With h ``token_embeddings`` f32[batch, sequence,
-width] and m ``attention_mask`` i64[batch, sequence], pooling makes f32[batch, width] of them:
+A module maps *features* to features: tensors by name. From ``token_embeddings`` h, f32[batch, sequence,
+width], and ``attention_mask`` m, i64[batch, sequence], pooling computes f32[batch, width]:
 
-    cls                   h at the first token that m has
+    cls                   h at the first token where m is not 0
     lasttoken             h at the last one
     mean                  sum(m h) / max(sum(m), 1e-9)
     mean_sqrt_len_tokens  sum(m h) / sqrt(max(sum(m), 1e-9))
-    weightedmean          as mean, the tokens' positions (1 for the first that m has) for their weights
+    weightedmean          as mean, weighted by position (1 at the first token where m is not 0)
     max                   max of h where m is not 0
 
-several of them beside each other. The numbers are those of the package ``sentence-transformers`` 6.2.
+or the concatenation of several. The results equal those of the package ``sentence-transformers`` 6.2.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from tersor.errors import InvalidModel
 Features = dict[str, Any]
 TOKENS, SENTENCE, SCORES = "token_embeddings", "sentence_embedding", "scores"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-SMALLEST = 1e-9  # What a sum of weights is at least.
+MIN_WEIGHT = 1e-9  # Lower bound of a sum of weights.
 
 
 def read(features: Features, name: str) -> Tensor:
     """A feature.
 
     Raises:
-        InvalidModel: no module before makes it.
+        InvalidModel: no previous module computes it.
     """
     if name not in features:
-        raise InvalidModel(f"modules.json: no module makes {name} before it is read")
-    found: Tensor = features[name]
-    return found
+        raise InvalidModel(f"modules.json: {name} is read before any module computes it")
+    feature: Tensor = features[name]
+    return feature
 
 
 class Encoder(nn.Module):
-    """A model of transformers: ``input_ids``, ``attention_mask`` … to what ``path`` leads to in its output
-    (``("last_hidden_state",)``), under the name ``output``."""
+    """A transformers model: from ``input_ids``, ``attention_mask`` … to the element at ``path`` of its output
+    (``("last_hidden_state",)``), as the feature ``output``."""
 
     def __init__(self, model: Any, path: Sequence[str | int], output: str) -> None:
         super().__init__()
         self.model, self.path, self.output = model, tuple(path), output
-        self.taken = inspect.signature(model.forward).parameters
+        self.parameter_names = set(inspect.signature(model.forward).parameters)
 
     def forward(self, features: Features) -> Features:
-        taken = {k: features[k] for k in INPUTS if k in self.taken and k in features}
+        arguments = {k: features[k] for k in INPUTS if k in self.parameter_names and k in features}
         if "hidden_states" in self.path:
-            taken["output_hidden_states"] = True
-        made = self.model(**taken, return_dict=True)
+            arguments["output_hidden_states"] = True
+        result = self.model(**arguments, return_dict=True)
         if getattr(self.model.config, "output_hidden_states", False):
-            features = {**features, "all_layer_embeddings": made["hidden_states"]}
+            features = {**features, "all_layer_embeddings": result["hidden_states"]}
         for key in self.path:
-            made = made[key]
-        return {**features, self.output: made}
+            result = result[key]
+        return {**features, self.output: result}
 
 
 class Table(nn.Module):
-    """``input_ids`` to rows of a table, under ``token_embeddings``."""
+    """``token_embeddings`` as the rows of a table at ``input_ids``."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Table(nn.Module):
 
 
 class StaticEmbedding(Table):
-    """The mean of the rows of a table that a text's ids pick; zeros for a text without ids."""
+    """The mean of a table's rows at the ids of a text; zeros for a text without ids."""
 
     def forward(self, features: Features) -> Features:
         mask = features["attention_mask"]
@@ -85,7 +85,7 @@ class StaticEmbedding(Table):
 
 
 class WordWeights(nn.Module):
-    """Token embeddings, each by the weight of its id."""
+    """Token embeddings, multiplied by weights of the ids."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class WordWeights(nn.Module):
     def forward(self, features: Features) -> Features:
         weights = self.embedding(features["input_ids"]).squeeze(-1)
         weights = weights * features["attention_mask"].float()
-        made = read(features, TOKENS) * weights.unsqueeze(-1)
-        return {**features, TOKENS: made, "token_weights_sum": weights.sum(1)}
+        weighted = read(features, TOKENS) * weights.unsqueeze(-1)
+        return {**features, TOKENS: weighted, "token_weights_sum": weights.sum(1)}
 
 
 class Convolutions(nn.Module):
-    """Convolutions over the tokens beside each other, their lengths all that of the text."""
+    """Concatenated convolutions over the tokens, which keep the length of the text."""
 
     def __init__(self, width: int, channels: int, kernels: Sequence[int]) -> None:
         super().__init__()
@@ -108,13 +108,13 @@ class Convolutions(nn.Module):
         )
 
     def forward(self, features: Features) -> Features:
-        turned = read(features, TOKENS).transpose(1, -1)
-        made = torch.cat([conv(turned) for conv in self.convs], 1)
-        return {**features, TOKENS: made.transpose(1, -1)}
+        channels_first = read(features, TOKENS).transpose(1, -1)
+        joined = torch.cat([conv(channels_first) for conv in self.convs], 1)
+        return {**features, TOKENS: joined.transpose(1, -1)}
 
 
 class WeightedLayers(nn.Module):
-    """Token embeddings as the weighted mean of those of the layers from ``start`` on."""
+    """Token embeddings as the weighted mean of those of all layers from ``start`` on."""
 
     def __init__(self, start: int, weights: Tensor) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class WeightedLayers(nn.Module):
 
     def forward(self, features: Features) -> Features:
         layers = features.get("all_layer_embeddings")
-        if layers is None:  # The encoder's config does not ask for them.
+        if layers is None:  # The encoder's config does not request them.
             return features
         stacked = torch.stack(list(layers)[self.start :])
         weighted = (self.layer_weights.view(-1, 1, 1, 1) * stacked).sum(0)
@@ -131,8 +131,8 @@ class WeightedLayers(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Token embeddings to one embedding a text. ``include_prompt``: False keeps the first
-    ``prompt_length`` tokens out."""
+    """One embedding per text from the token embeddings. ``include_prompt``: False leaves out the first
+    ``prompt_length`` tokens."""
 
     def __init__(self, modes: Sequence[str], include_prompt: bool) -> None:
         super().__init__()
@@ -141,9 +141,9 @@ class Pooling(nn.Module):
     def forward(self, features: Features) -> Features:
         hidden, whole = read(features, TOKENS), features["attention_mask"]
         mask = whole if self.include_prompt else _without_prompt(whole, features["prompt_length"])
-        told = features.get("token_weights_sum")
-        made = [_POOLED[mode](hidden, mask, whole, told) for mode in self.modes]
-        return {**features, SENTENCE: torch.cat(made, -1) if len(made) > 1 else made[0]}
+        total = features.get("token_weights_sum")
+        pooled = [_POOLED[mode](hidden, mask, whole, total) for mode in self.modes]
+        return {**features, SENTENCE: torch.cat(pooled, -1) if len(pooled) > 1 else pooled[0]}
 
 
 def _without_prompt(mask: Tensor, length: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _without_prompt(mask: Tensor, length: Tensor) -> Tensor:
 
 
 def _first(mask: Tensor) -> Tensor:
-    """i64[batch]: where the first token of each text is, behind padding on its left."""
+    """i64[batch]: the position of each text's first token, after padding on the left."""
     return mask.to(torch.int32).argmax(1)
 
 
@@ -162,44 +162,48 @@ def _last(mask: Tensor) -> Tensor:
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:
-    """f32[batch, width]: of each text the row at its index."""
-    wide = index.view(-1, 1, 1).expand(-1, 1, rows.shape[-1])
-    return torch.gather(rows, 1, wide).squeeze(1)
+    """f32[batch, width]: each text's row at its index."""
+    expanded = index.view(-1, 1, 1).expand(-1, 1, rows.shape[-1])
+    return torch.gather(rows, 1, expanded).squeeze(1)
 
 
-def _cls(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
+# Pooling functions of the token embeddings, the mask of the tokens to pool, the mask of all tokens, and
+# the sum of the tokens' weights, if they have any.
+
+
+def _cls(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
     return _at(hidden, _first(mask))
 
 
-def _last_token(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
+def _last_token(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
     return _at(hidden * mask.unsqueeze(-1).to(hidden.dtype), _last(mask))
 
 
-def _max(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
+def _max(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
     return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
 
 
-def _mean(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
-    return _sum(hidden, mask) / _weight(hidden, mask, told)
+def _mean(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
+    return _sum(hidden, mask) / _weight(hidden, mask, total)
 
 
-def _mean_sqrt(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
-    return _sum(hidden, mask) / _weight(hidden, mask, told).sqrt()
+def _mean_sqrt(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
+    return _sum(hidden, mask) / _weight(hidden, mask, total).sqrt()
 
 
-def _weighted_mean(hidden: Tensor, mask: Tensor, whole: Tensor, told: Tensor | None) -> Tensor:
+def _weighted_mean(hidden: Tensor, mask: Tensor, whole: Tensor, total: Tensor | None) -> Tensor:
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     weights = mask * (positions - _first(whole).unsqueeze(1))
-    return _sum(hidden, weights) / _weight(hidden, weights, told)
+    return _sum(hidden, weights) / _weight(hidden, weights, total)
 
 
 def _sum(hidden: Tensor, weights: Tensor) -> Tensor:
     return (hidden * weights.unsqueeze(-1).to(hidden.dtype)).sum(1)
 
 
-def _weight(hidden: Tensor, weights: Tensor, told: Tensor | None) -> Tensor:
-    summed = weights.unsqueeze(-1).to(hidden.dtype).sum(1) if told is None else told.unsqueeze(-1)
-    return summed.clamp(min=SMALLEST)
+def _weight(hidden: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
+    summed = weights.unsqueeze(-1).to(hidden.dtype).sum(1) if total is None else total.unsqueeze(-1)
+    return summed.clamp(min=MIN_WEIGHT)
 
 
 _POOLED = {
@@ -214,8 +218,8 @@ MODES = tuple(_POOLED)
 
 
 class Splade(nn.Module):
-    """Scores of the vocabulary f32[batch, sequence, V] to f32[batch, V]: log(1 + relu(h)) where m is not 0,
-    its maximum or sum over the tokens; ``twice``: of log(1 + that)."""
+    """From scores over the vocabulary h, f32[batch, sequence, V], to f32[batch, V]: the maximum or the sum
+    over the tokens of log(1 + relu(m h)); with ``twice``, of log(1 + log(1 + relu(m h)))."""
 
     def __init__(self, sums: bool, twice: bool) -> None:
         super().__init__()
@@ -225,13 +229,13 @@ class Splade(nn.Module):
         scores = read(features, TOKENS) * features["attention_mask"].unsqueeze(-1).to(
             read(features, TOKENS).dtype
         )
-        made = scores.relu().log1p()
-        made = made.log1p() if self.twice else made
-        return {**features, SENTENCE: made.sum(1) if self.sums else made.amax(1)}
+        scores = scores.relu().log1p()
+        scores = scores.log1p() if self.twice else scores
+        return {**features, SENTENCE: scores.sum(1) if self.sums else scores.amax(1)}
 
 
 class OnFeature(nn.Module):
-    """A module of one tensor on the feature ``source``, its result under ``target``."""
+    """Applies a module of one tensor to the feature ``source``; the result is the feature ``target``."""
 
     def __init__(self, module: nn.Module, source: str = SENTENCE, target: str = SENTENCE) -> None:
         super().__init__()
@@ -242,8 +246,8 @@ class OnFeature(nn.Module):
 
 
 class Dense(nn.Module):
-    """activation(x W + b), plus x (or x R, where the widths differ) with ``residual``; members are
-    called as the package calls its weights."""
+    """activation(x W + b), plus ``residual``(x) if given: x, or x R if the widths differ. Members have the
+    names of the package's weights."""
 
     def __init__(
         self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None
@@ -252,20 +256,20 @@ class Dense(nn.Module):
         self.linear, self.activation_function, self.residual = linear, activation, residual
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.activation_function(self.linear(x))
-        return made if self.residual is None else made + self.residual(x)
+        y: Tensor = self.activation_function(self.linear(x))
+        return y if self.residual is None else y + self.residual(x)
 
 
 class LayerNorm(nn.Module):
-    """torch's, under the name of the package's weights."""
+    """torch's LayerNorm, with the names of the package's weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.norm(x)
-        return made
+        y: Tensor = self.norm(x)
+        return y
 
 
 class Normalize(nn.Module):

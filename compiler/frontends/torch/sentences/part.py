@@ -1,4 +1,4 @@
-"""An entry of ``modules.json`` and what its folder holds, read as it is."""
+"""Entries of ``modules.json``, with the configs and weights in their folders."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 @dataclass
 class Part:
-    """One module of a folder.
+    """One entry of ``modules.json``.
 
     Attributes:
-        kind: its class's name.
-        folder: where its config and weights are.
+        kind: the name of its class.
+        folder: the folder of its config and weights.
         label: file, position and class, for messages.
-        trust: whether pickled weights are read.
-        config: what is left of its config; :meth:`take` takes from it.
+        trust: whether to read pickled weights.
+        config: the options that :meth:`take` has not removed yet.
     """
 
     kind: str
@@ -39,75 +39,76 @@ class Part:
     config: dict[str, Any] = field(default_factory=dict)
 
     def read_config(self, names: Sequence[str]) -> None:
-        """Reads the first of these files that is there; without one, all options are the defaults.
+        """Reads the first of these files that exists; without one, all options have their defaults.
 
         Raises:
-            InvalidModel: it is no JSON object.
+            InvalidModel: it is not a JSON object.
         """
-        found = next((p for p in (self.folder / n for n in names) if p.is_file()), None)
-        self.config = read_object(found) if found is not None else {}
+        path = next((p for p in (self.folder / n for n in names) if p.is_file()), None)
+        self.config = read_object(path) if path is not None else {}
 
     def take(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """An option of the config, which is done with then.
+        """Removes an option from the config and returns it.
 
         Raises:
-            InvalidModel: it is missing and has no default, or it is no ``kind``.
+            InvalidModel: it is missing and has no default, or it is not of type ``kind``.
         """
         value = self.config.pop(key, default)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            told = f"no {key}" if value is None else f"a {key} of {one_line(value, LONGEST)!r}"
-            raise InvalidModel(f"{self.label}: its config has {told}")
+            fault = f"no {key}" if value is None else f"{key} {one_line(value, LONGEST)!r}"
+            raise InvalidModel(f"{self.label}: its config has {fault}")
         return value
 
     def drop(self, *keys: str) -> None:
-        """Options that tell what weights or inputs tell too."""
+        """Removes options that follow from weights or inputs."""
         for key in keys:
             self.config.pop(key, None)
 
     def done(self) -> None:
         """Raises:
-        Unsupported: an option is left over, so that the module does more than is known here.
+        Unsupported: an option has not been taken, so the module may do something unknown.
         """
         if self.config:
-            raise self.unknown(f"its option {one_line(min(self.config), LONGEST)!r}")
+            raise self.unknown(f"option {one_line(min(self.config), LONGEST)!r}")
 
     def unknown(self, what: str) -> Unsupported:
-        return Unsupported(f"{self.label}: {what} is not known here")
+        return Unsupported(f"{self.label}: {what} is not supported")
 
 
 def read_parts(directory: Path, kinds: Sequence[str], why_not: dict[str, str]) -> list[Part]:
-    """The entries of modules.json, in their order.
+    """The entries of modules.json, in order.
 
     Args:
-        kinds: classes that are known.
-        why_not: reasons why others are not.
+        directory: the model folder.
+        kinds: the supported classes.
+        why_not: why others are not supported.
 
     Raises:
-        InvalidModel: it is damaged, or leads out of the folder.
-        Unsupported: a class that is not known.
+        InvalidModel: it is damaged, or a path leads out of the folder.
+        Unsupported: a class is not supported.
     """
     path = directory / NAME
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        listed = [(str(entry["type"]), str(entry["path"])) for entry in held]
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        modules = [(str(entry["type"]), str(entry["path"])) for entry in entries]
     except (ValueError, OSError, TypeError, KeyError, RecursionError):
         raise InvalidModel(f"{path}: not a list of modules with type and path") from None
     parts = []
-    for i, (name, inside) in enumerate(listed):
+    for i, (name, folder) in enumerate(modules):
         label = f"{path}: module {i}, {one_line(name, LONGEST)}"
-        where = PurePosixPath(inside.replace("\\", "/"))
-        if where.is_absolute() or ".." in where.parts or "\0" in inside:
+        relative = PurePosixPath(folder.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts or "\0" in folder:
             raise InvalidModel(f"{label}: its path leads out of the folder")
         package, kind = name.partition(".")[0], name.rpartition(".")[2]
         if package != PACKAGE:
             raise Unsupported(
-                f"{label}, is code from outside of sentence-transformers, which is not run: make the "
-                "model in Python, and give its module"
+                f"{label}, is code from outside sentence-transformers, which is not run: load the model in "
+                "Python, and give the module"
             )
         if kind not in kinds:
-            reason = why_not.get(kind, f"known are {', '.join(sorted(kinds))}")
-            raise Unsupported(f"{label}, is not known here: {reason}")
-        parts.append(Part(kind, directory.joinpath(*where.parts), label))
+            reason = why_not.get(kind, f"supported are {', '.join(sorted(kinds))}")
+            raise Unsupported(f"{label}, is not supported: {reason}")
+        parts.append(Part(kind, directory.joinpath(*relative.parts), label))
     return parts
 
 
@@ -115,10 +116,10 @@ def read_parts(directory: Path, kinds: Sequence[str], why_not: dict[str, str]) -
 
 
 class Weights(dict[str, Tensor]):
-    """Tensors by name; that one is missing is told as the folder's fault."""
+    """Tensors by name; a missing one is an InvalidModel."""
 
-    def __init__(self, held: dict[str, Tensor], label: str) -> None:
-        super().__init__(held)
+    def __init__(self, tensors: dict[str, Tensor], label: str) -> None:
+        super().__init__(tensors)
         self.label = label
 
     def __missing__(self, name: str) -> Tensor:
@@ -126,11 +127,11 @@ class Weights(dict[str, Tensor]):
 
 
 def read_weights(part: Part) -> Weights:
-    """The tensors of a module's folder, in float32 where they are floats.
+    """The weights in a module's folder; floating-point ones as float32.
 
     Raises:
-        InvalidModel: there are none, or the file is damaged.
-        Unsupported: pickles that are not trusted.
+        InvalidModel: the file is missing or damaged.
+        Unsupported: a pickle that is not trusted.
     """
     path, pickled = part.folder / "model.safetensors", part.folder / "pytorch_model.bin"
     if not path.is_file() and not pickled.is_file():
@@ -141,12 +142,12 @@ def read_weights(part: Part) -> Weights:
             "trust it (--trust)"
         )
     try:
-        held = _read(path) if path.is_file() else torch.load(pickled, "cpu", weights_only=True)
-        floats = {k: v.float() if v.is_floating_point() else v for k, v in held.items()}
-    except Exception as error:  # Each reader has its own.
-        told = one_line(error, LONGEST)
-        raise InvalidModel(f"{part.label}: its weights cannot be read: {told}") from None
-    return Weights(floats, part.label)
+        stored = _read(path) if path.is_file() else torch.load(pickled, "cpu", weights_only=True)
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
+    except Exception as error:  # Each reader raises its own.
+        reason = one_line(error, LONGEST)
+        raise InvalidModel(f"{part.label}: its weights cannot be read: {reason}") from None
+    return Weights(tensors, part.label)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -156,14 +157,14 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def filled(module: M, part: Part) -> M:
-    """``module`` with the weights of its folder.
+    """``module`` with the weights in its folder.
 
     Raises:
-        InvalidModel: they do not fit it.
+        InvalidModel: they do not match it.
     """
     try:
         module.load_state_dict(read_weights(part))
     except RuntimeError as error:
-        told = one_line(" ".join(str(error).split()), LONGEST)
-        raise InvalidModel(f"{part.label}: {told}") from None
+        reason = one_line(" ".join(str(error).split()), LONGEST)
+        raise InvalidModel(f"{part.label}: {reason}") from None
     return module

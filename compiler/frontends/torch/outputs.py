@@ -1,4 +1,4 @@
-"""What a module returns, in containers that torch.export knows."""
+"""Converts what a module returns to containers that torch.export supports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LEAVES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, int, float
 
 @contextmanager
 def plain_outputs(module: Any) -> Iterator[None]:
-    """Within it, ``module`` returns dataclasses and mappings of classes of its own as plain dicts, which
-    keep the names; afterwards it is as it was."""
+    """Temporarily makes ``module`` return plain dicts, which keep the names, in place of dataclasses and of
+    instances of other mapping classes."""
     previous = module.__dict__.get("forward")
     original = module.forward
 
@@ -38,10 +38,10 @@ def plain_outputs(module: Any) -> Iterator[None]:
 
 
 def _plain(tree: Any) -> Any:
-    """``tree`` with dicts in the place of what torch takes for a leaf and is none.
+    """``tree``, with dicts in place of containers that torch does not know.
 
     Raises:
-        Unsupported: an object whose tensors nothing tells.
+        Unsupported: an object that may contain tensors in an unknown way.
     """
     return pytree.tree_map(_leaf, tree)
 
@@ -56,8 +56,7 @@ def _leaf(item: Any) -> Any:
     if isinstance(item, SimpleNamespace):
         return {key: _plain(value) for key, value in vars(item).items()}
     name = type(item).__name__
-    cache = " (a model of transformers without config.use_cache does)" if "Cache" in name else ""
+    fix = ", or set config.use_cache to False" if "Cache" in name else ""
     raise Unsupported(
-        f"the module returns a {name}, whose tensors are not known: wrap it, so that it returns tensors"
-        f"{cache}"
+        f"the module returns a {name}, whose tensors are unknown: wrap it in one that returns tensors{fix}"
     )
