@@ -21,12 +21,19 @@ import rows
 import tvm
 
 from tersor.backends.tvm.formats import float32, int8
-from tersor.backends.tvm.kernels import attention, attention_shorts, embedding, linear, products
-from tersor.backends.tvm.kernels.attention_form import Attention
+from tersor.backends.tvm.kernels import (
+    attention,
+    attention_int16,
+    embedding,
+    linear,
+    linear_spec,
+    products,
+)
+from tersor.backends.tvm.kernels.attention_spec import Attention
 from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.kernels.linear_spec import Linear
 from tersor.backends.tvm.link import loaded
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target
 from tersor.backends.tvm.session import aligned
@@ -146,7 +153,7 @@ def _steps(options: dict[str, Any]) -> str:
 
 def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
     """Operands and results."""
-    whole, tall = spec.format == "int8", max(M, linear.LEAST_ROWS)
+    whole, tall = spec.format == "int8", max(M, linear_spec.MIN_ROWS)
     lead = (BATCH, LENGTH)
     inputs: Arrays = []
     if spec.quantized:
@@ -162,10 +169,10 @@ def linear_arrays(spec: Linear, rng: np.random.Generator) -> tuple[Arrays, Array
         weight = rng.integers(-most, most + 1, (spec.k, spec.n)).astype(np.int8)
         scale = np.full(spec.n, 0.002, np.float32)
         own = (scale, weight.sum(0))
-        inputs += [int8.pack(weight), linear.column_vectors(spec, own, *vectors)]
+        inputs += [int8.pack(weight), linear_spec.column_vectors(spec, own, *vectors)]
     else:
         weight = _normal(rng, spec.k, spec.n)
-        inputs += [float32.pack(weight), linear.column_vectors(spec, (), *vectors)]
+        inputs += [float32.pack(weight), linear_spec.column_vectors(spec, (), *vectors)]
     if spec.norm != "none":
         inputs.append(_normal(rng, *lead, spec.n))
     outputs: Arrays = []
@@ -235,7 +242,7 @@ def timed(
         work = 2 * M * spec.k * spec.n
         timings.append(Timed(level, group, label, work, _bytes(inputs, outputs), peak, run))
     dtypes = ["bfloat16"] if isa.bfloat16 else []
-    dtypes += ["int16"] if attention_shorts.takes(isa, HEAD, HEAD) else []
+    dtypes += ["int16"] if attention_int16.takes(isa, HEAD, HEAD) else []
     for dtype in (*dtypes, *(["float32"] if floats else [])):
         attends, inputs, outputs = attention_of(dtype, rng)
         function = attention.kernel(attends, isa if dtype == "bfloat16" else plain)

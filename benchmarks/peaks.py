@@ -125,12 +125,8 @@ def _loop(
     def emitted() -> None:
         a = emit.parameter("a", (16, 64), "uint8")
         out = emit.parameter("out", (threads, 16, 16), "int32")
-        with T.parallel(0, threads) as task:
-            if tiles:
-                products.open_tiles()
+        with T.parallel(0, threads) as task, products.tiles(tiles):
             body(isa, a, lambda *at, of=out: (of, task, *at))
-            if tiles:
-                products.close_tiles()
 
     function = _compiled(name, emitted, features, threads)
     a = tvm.runtime.tensor(np.ones((16, 64), np.uint8))
@@ -178,14 +174,14 @@ def _vectors(
     def body(isa: Isa, a: Any, out: Any) -> None:
         lanes = isa.lanes
         ones = emit.bind(emit.as_bits(emit.load(a, 0, 0, lanes=4 * lanes), f"int8x{4 * lanes}"))
-        accumulators = [emit.registers(lanes, dtype) for _ in range(count)]
+        accumulators = [emit.register(lanes, dtype) for _ in range(count)]
         for i, register in enumerate(accumulators):
             start = emit.cast(T.int32(i), dtype)
-            emit.put(register, T.broadcast(start, lanes), lanes)
+            emit.put(register, T.broadcast(start, lanes))
         with T.serial(0, STEPS):
             for register in accumulators:
-                emit.put(register, step(isa, emit.get(register, lanes), ones), lanes)
-        total = functools.reduce(operator.add, [emit.get(r, lanes) for r in accumulators])
+                emit.put(register, step(isa, emit.get(register), ones))
+        total = functools.reduce(operator.add, [emit.get(r) for r in accumulators])
         buffer, task, *at = out(0, 0)
         emit.store(buffer, emit.as_bits(total, f"int32x{lanes}"), task, *at, lanes=lanes)
 
@@ -269,15 +265,15 @@ def _read(features: frozenset[str], memory: np.ndarray, threads: int) -> Peak:
         data = emit.parameter("data", (threads, each), "int32")
         out = emit.parameter("out", (threads, lanes), "int32")
         with T.parallel(0, threads) as task:
-            accumulators = [emit.registers(lanes, "int32") for _ in range(unroll)]
+            accumulators = [emit.register(lanes, "int32") for _ in range(unroll)]
             for register in accumulators:
-                emit.put(register, T.broadcast(T.int32(0), lanes), lanes)
+                emit.put(register, T.broadcast(T.int32(0), lanes))
             with T.serial(0, T.int64(parts)) as part:
                 for i, register in enumerate(accumulators):
                     at = (part * unroll + i) * lanes
                     value = emit.load(data, task, at, lanes=lanes)
-                    emit.put(register, emit.get(register, lanes) + value, lanes)
-            total = functools.reduce(operator.add, [emit.get(r, lanes) for r in accumulators])
+                    emit.put(register, emit.get(register) + value)
+            total = functools.reduce(operator.add, [emit.get(r) for r in accumulators])
             emit.store(out, total, task, 0, lanes=lanes)
 
     function = _compiled("read", emitted, features, threads)

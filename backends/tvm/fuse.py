@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tersor.backends.tvm.formats import FLOAT, QUANTIZED, choose
-from tersor.backends.tvm.kernels import attention_shorts
+from tersor.backends.tvm.kernels import attention_int16
 from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, takes
+from tersor.backends.tvm.kernels.linear_spec import ACTIVATIONS, MIN_ROWS, takes
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.backends.tvm.windows import set_windows
 from tersor.errors import Unsupported
@@ -226,7 +226,7 @@ class _Fusion:
                 _encoding(n.inputs[1]).type.shape[1] // count
                 for n, count in ((merged[0], heads), (merged[2], kv_heads))
             )
-            if quantized and result == "float32" and attention_shorts.takes(self.isa, d, v_d):
+            if quantized and result == "float32" and attention_int16.takes(self.isa, d, v_d):
                 result = "int16"
         else:
             operands, result = list(node.inputs[:3]), "float32"
@@ -241,7 +241,7 @@ class _Fusion:
 
 def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
     rows = product(lead)  # type: ignore[arg-type]
-    tall = None if rows is None else maximum(rows, LEAST_ROWS)
+    tall = None if rows is None else maximum(rows, MIN_ROWS)
     y = DType.U16 if result == "bfloat16" else DType.F32
     return [
         TensorType(y, (*lead, n)),  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tersor import backend
-from tersor.backends.tvm.kernels.linear import Grain
+from tersor.backends.tvm.kernels.linear_spec import Grain
 from tersor.errors import InvalidOption
 from tersor.plain import EXACT
 from tersor.target import Target, check_threads

@@ -23,7 +23,8 @@ from tersor.backends.tvm import formats, kernels
 from tersor.backends.tvm.fuse import LINEAR, fuse
 from tersor.backends.tvm.kernels.blocking import PANEL, padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import COLUMN_VECTORS, LEAST_ROWS, Grain, Linear, kernel
+from tersor.backends.tvm.kernels.linear import kernel
+from tersor.backends.tvm.kernels.linear_spec import COLUMN_VECTORS, MIN_ROWS, Grain, Linear
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.backends.tvm.link import loaded, release
 from tersor.backends.tvm.ops.fused import linear_spec
@@ -208,7 +209,7 @@ def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
 def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
     """Random operands, and results, of a kernel for ``m`` rows."""
     rng = np.random.default_rng(0)
-    k, width, tall = padded(spec.k, K_STEP), padded(spec.n, PANEL), max(m, LEAST_ROWS)
+    k, width, tall = padded(spec.k, K_STEP), padded(spec.n, PANEL), max(m, MIN_ROWS)
     lead = (*[1] * (spec.lead - 1), m)
 
     def floats(*shape: int) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Storage formats of linear layers' weights, one file per format. New modules here are loaded
 automatically.
 
-    support         asks which formats take a weight as it is     accepting, refusals
-    fuse            asks which format a weight gets               choose
+    support         asks which formats accept a weight as it is   accepting, refusals
+    fuse            chooses the format of a weight                choose
     ops/fused       packs it, when built or when loaded           variant, pack, columns
-    kernels/linear  declares operands and emits products          operands, in_tiles, emit_block, emit_scaled
+    kernels/linear  declares operands and emits products          operands, uses_tiles,
+                                                                  emit_block, emit_scaled
     tuning          fills operands with random numbers            operands
 """
 

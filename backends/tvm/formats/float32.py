@@ -1,9 +1,9 @@
-"""float32: any weight of float32 numbers, decoded; for float rows.
+"""float32: any weight that decodes to float32; for float rows.
 
     packed[panel][half][k][16]                    half: columns 0-15 and 16-31 of the panel of 32
 
-so that each step of k loads whole, consecutive vectors.  Compressed weights (half precision, integers with
-scales) are decoded and packed when the library is loaded.
+so that each step of k loads consecutive vectors.  Encoded weights (half precision, integers with scales) are
+decoded and packed when the library is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tersor.backends.tvm.kernels.blocking import PANEL, cover, in_panels, padded
 from tersor.backends.tvm.kernels.emit import Isa
 from tersor.ir import DType, Encoding
 
-_SPAN = 256  # Steps of k between spills of the accumulators.
+_SPAN = 256  # Steps of k between stores of the accumulators.
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
@@ -59,13 +59,13 @@ class Float32(Format):
             if spans > 1:
                 begin = emit.bind(span * each)
                 steps, resume = (begin, T.min(begin + each, T.int64(k))), span > 0
-            with tile.over(steps, resume) as step:
+            with tile.reduce_over(steps, resume) as step:
                 columns = tile.weights(w, block.panel, step, 1)
                 for r in range(tile.rows):
-                    spread = emit.splat(block.x[block.row + tile.first + r, step], isa.lanes)
-                    tile.add(r, _multiply_add, emit.bind(spread), columns)
+                    broadcast = emit.splat(block.x[block.row + tile.first + r, step], isa.lanes)
+                    tile.add(r, _multiply_add, emit.bind(broadcast), columns)
 
-        cover(isa, block.there, block.sums, spans, multiply)
+        cover(isa, block.valid, block.acc, spans, multiply)
 
 
 def _multiply_add(total: Any, x: Any, w: Any) -> Any:

@@ -1,11 +1,11 @@
 """The interface of weight formats, and their registry.
 
-A product is computed by panels of 32 columns (:mod:`tersor.backends.tvm.kernels.blocking`):
+Products are computed by panels of 32 columns (:mod:`tersor.backends.tvm.kernels.blocking`):
 
-    sums[r, c]  =  sum over k of x[r, k] w[k, c]         emit_block
-    y[r, c]     =  sums[r, c], times scales              emit_scaled, from numbers per column and row
+    acc[r, c]  =  sum over k of x[r, k] w[k, c]         emit_block
+    y[r, c]    =  acc[r, c], times scales               emit_scaled, from numbers per column and row
 
-The kernel does the rest for every format: bias, activation, norm, quantization of x and y.
+The kernel emits the rest for every format: bias, activation, norm, quantization of x and y.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tersor.ir import Encoding
 from tersor.numerics.affine import ActivationForm
 
 FLOAT, QUANTIZED = ActivationForm.FLOAT, ActivationForm.INT8_ROWS
-"""Forms of the rows that are multiplied: as they are, or each quantized with a scale and a zero point."""
+"""Forms of the rows that are multiplied: floats, or each row quantized with a scale and a zero point."""
 
-MOST_VECTORS = 2  # The maximum of a format's ``vectors``.
+MAX_VECTORS = 2  # The maximum of a format's ``vectors``.
 Derived = tuple[tuple[Step, ...], tuple[np.ndarray, ...]]
 """Steps of :mod:`tersor.backends.tvm.derive`, and the arrays that the first one takes."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """An array that the kernel is passed for a weight."""
+    """An array that is passed to the kernel for a weight."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,11 +53,11 @@ class Block:
         variant: the weight's :meth:`Format.variant`.
         x: float32[m, k], or uint8[m, k'] with k' = k rounded up to 64.
         row: the first of the rows.
-        rows: the size of ``sums``, known at compile time; 16 or 32 in tiles.
-        there: how many rows exist. Others must not be read, except in tiles.
+        rows: the rows of ``acc``, a compile-time constant; 16 or 32 with AMX tiles.
+        valid: how many of the rows exist: others must not be read. All exist with AMX tiles.
         weights: the buffers of :meth:`Format.operands`.
-        panel: the panel's number.
-        sums: ``Format.accumulator``[rows, 32], written.
+        panel: the panel's index.
+        acc: ``Format.accumulator``[rows, 32], written.
     """
 
     isa: Isa
@@ -65,20 +65,20 @@ class Block:
     x: Any
     row: Any
     rows: int
-    there: Any
+    valid: Any
     weights: Sequence[Any]
     panel: Any
-    sums: Any
+    acc: Any
 
 
 class Format(ABC):
-    """How a weight [k, n] is stored for the kernel of linear layers, and multiplied.
+    """How a weight [k, n] is stored for the kernel of linear layers and multiplied by it.
 
     Attributes:
-        name: in the registry, in the fused op and in the names of kernels.
+        name: in the registry, in the fused op and in kernel names.
         rows: the form of the rows that it multiplies: ``FLOAT`` or ``QUANTIZED``.
         decodes: whether decoded numbers are packed, rather than the encoding's arrays.
-        accumulator: dtype of sums.
+        accumulator: the dtype of accumulators.
         vectors: how many numbers per column :meth:`columns` gives, at most two.
         steps: of :meth:`pack` beyond those of :mod:`tersor.backends.tvm.derive`: names, and functions from
             the arrays of the step before to one array. Libraries on disk name them: meanings are fixed.
@@ -93,10 +93,10 @@ class Format(ABC):
 
     @abstractmethod
     def accepts(self, weight: Encoding) -> str | None:
-        """None where it can store this weight exactly; else the reason."""
+        """None if this format stores the weight exactly, else the reason why not."""
 
     def variant(self, weight: Encoding, isa: Isa) -> str:
-        """A faster variant that the weight's numbers permit: a word for the kernel's name, or empty."""
+        """The faster variant that the weight's numbers permit, as a word for the kernel's name, or empty."""
         return ""
 
     @abstractmethod
@@ -112,26 +112,26 @@ class Format(ABC):
         weight's arrays, or from those of :meth:`pack`."""
         return ()
 
-    def in_tiles(self, isa: Isa) -> bool:
-        """Whether products use AMX tiles: 16 or 32 rows at a time, all of which must exist."""
+    def uses_tiles(self, isa: Isa) -> bool:
+        """Whether products use AMX tiles, of 16 or 32 rows, all of which must exist."""
         return False
 
     @abstractmethod
     def emit_block(self, block: Block) -> None:
-        """Emits the sums of a block's products."""
+        """Emits a block's products."""
 
     def emit_scaled(
-        self, sums: Any, columns: Sequence[Any], row: tuple[Any, Any] | None, lanes: int
+        self, acc: Any, columns: Sequence[Any], row: tuple[Any, Any] | None, lanes: int
     ) -> Any:
-        """A vector of sums as float32 results.
+        """A vector of accumulators as float32 results.
 
         Args:
-            sums: of neighbouring columns of a row.
-            columns: vectors of their numbers from :meth:`columns`.
+            acc: of consecutive columns of a row.
+            columns: vectors of these columns' numbers from :meth:`columns`.
             row: the row's scale and zero point in every lane, where it is quantized.
             lanes: of the vectors.
         """
-        return sums
+        return acc
 
 
 FORMATS: dict[str, Format] = {}
@@ -147,9 +147,9 @@ def register(format: type[F]) -> type[F]:
         ValueError: the name is taken, or the format has too many vectors.
     """
     if format.name in FORMATS:
-        raise ValueError(f"two formats are called {format.name}")
-    if format.vectors > MOST_VECTORS:
-        raise ValueError(f"format {format.name} has more than {MOST_VECTORS} numbers per column")
+        raise ValueError(f"two formats are named {format.name}")
+    if format.vectors > MAX_VECTORS:
+        raise ValueError(f"format {format.name} has more than {MAX_VECTORS} numbers per column")
     for step in format.steps:
         derive.register(step[0], _of_one(step[1]))
     FORMATS[format.name] = format()
@@ -161,8 +161,8 @@ def _of_one(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 
 def choose(weight: Encoding, rows: ActivationForm, isa: Isa) -> Format | None:
-    """The format for a weight and rows of this form: of those that accept it the one with the fewest bytes,
-    as products of few rows are bound by reading the weight. None where none accepts it."""
+    """Of the formats for rows of this form that accept a weight, the smallest, as products of few rows are
+    bound by reading the weight; None if no format accepts it."""
     k, n = weight.type.shape
 
     def nbytes(format: Format) -> int:

@@ -1,7 +1,7 @@
-"""Activations of recurrent cells, on vectors of float32; of float64 by calls of the C library.
+"""Activations of recurrent cells, on vectors of float32, or of float64 by calls of libm.
 
-What is read more than once is held in a register of its own: TVM's simplifier puts what a variable is
-bound to in the place of each of its readers, and activations of activations grow beyond measure.
+A value that is read more than once is stored in a register: TVM's simplifier substitutes bound variables at
+each use, so that nested activations would grow exponentially.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ def _log(x: Any) -> Any:
     return tirx.log(x) if _is_double(x) else vector.log(x)
 
 
-def held(x: Any) -> Any:
+def in_register(x: Any) -> Any:
     """The value of ``x``, computed once."""
-    lanes = x.ty.dtype.lanes
-    register = emit.registers(lanes, "float64" if _is_double(x) else "float32")
-    emit.put(register, x, lanes)
-    return emit.get(register, lanes)
+    register = emit.register(x.ty.dtype.lanes, "float64" if _is_double(x) else "float32")
+    emit.put(register, x)
+    return emit.get(register)
 
 
 def _plain(function: Callable[[Any], Any]) -> Function:
@@ -47,25 +46,25 @@ def _absolute(x: Any) -> Any:
 
 
 def _sigmoid(x: Any) -> Any:
-    return like(x, 1.0) / (like(x, 1.0) + _exp(held(like(x, 0.0) - x)))
+    return like(x, 1.0) / (like(x, 1.0) + _exp(in_register(like(x, 0.0) - x)))
 
 
 def tanh(x: Any) -> Any:
-    """As :func:`vector.tanh`, in steps."""
+    """As :func:`vector.tanh`, with intermediate results in registers."""
     if _is_double(x):
         return tirx.tanh(x)
-    x = held(at_most(x, vector.TANH_IS_ONE))
-    x = held(at_least(x, -vector.TANH_IS_ONE))
-    square = held(x * x)
-    above, below = (vector.polynomial(square, c) for c in vector.TANH)
-    y = held(x * above / below)
-    return at_least(held(at_most(y, 1.0)), -1.0)
+    x = in_register(at_most(x, vector.TANH_IS_ONE))
+    x = in_register(at_least(x, -vector.TANH_IS_ONE))
+    square = in_register(x * x)
+    numerator, denominator = (vector.polynomial(square, c) for c in vector.TANH)
+    y = in_register(x * numerator / denominator)
+    return at_least(in_register(at_most(y, 1.0)), -1.0)
 
 
 def _softplus(x: Any) -> Any:
-    """log(1 + e^x) = max(0, x) + log(1 + e^-|x|), where nothing overflows."""
-    small = _exp(held(like(x, 0.0) - _absolute(x)))
-    return at_least(x, 0.0) + _log(held(like(x, 1.0) + small))
+    """log(1 + e^x) = max(0, x) + log(1 + e^-|x|), which does not overflow."""
+    small = _exp(in_register(like(x, 0.0) - _absolute(x)))
+    return at_least(x, 0.0) + _log(in_register(like(x, 1.0) + small))
 
 
 def _affine(x: Any, alpha: float, beta: float) -> Any:
@@ -73,12 +72,12 @@ def _affine(x: Any, alpha: float, beta: float) -> Any:
 
 
 def _above(x: Any, threshold: float, otherwise: Any) -> Any:
-    """x where it is over the threshold."""
+    """x where it exceeds the threshold."""
     return tirx.Select(x > like(x, threshold), x, otherwise)
 
 
-# By ONNX's names in lower case: the function of x, alpha and beta; what alpha and beta are where they
-# are left out (None: it has no such parameter).
+# By ONNX's names in lower case: the function of x, alpha and beta, and the defaults of alpha and beta (None:
+# no such parameter).
 FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "sigmoid": (_plain(_sigmoid), None, None),
     "tanh": (_plain(tanh), None, None),
@@ -91,14 +90,14 @@ FUNCTIONS: dict[str, tuple[Function, float | None, float | None]] = {
     "hardsigmoid": (lambda x, a, b: at_least(at_most(_affine(x, a, b), 1.0), 0.0), 0.2, 0.5),
     "affine": (_affine, 1.0, 0.0),
     "scaledtanh": (
-        lambda x, a, b: like(x, a) * tanh(held(x * like(x, b))), 1.0, 1.0
+        lambda x, a, b: like(x, a) * tanh(in_register(x * like(x, b))), 1.0, 1.0
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation with its parameters, and the bound that clips its operand, if there is one."""
+    """An activation with its parameters, and the bound to which its operand is clipped, if any."""
 
     name: str
     alpha: float = 0.0
@@ -106,9 +105,9 @@ class Activation:
     bound: float | None = None
 
     def __call__(self, x: Any) -> Any:
-        """The activation of a vector, held."""
-        x = held(x)
+        """The activation of a vector, in a register."""
+        x = in_register(x)
         if self.bound is not None:
-            x = held(at_least(at_most(x, self.bound), -self.bound))
+            x = in_register(at_least(at_most(x, self.bound), -self.bound))
         function, _, _ = FUNCTIONS[self.name]
-        return held(function(x, self.alpha, self.beta))
+        return in_register(function(x, self.alpha, self.beta))

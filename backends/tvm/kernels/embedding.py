@@ -1,9 +1,9 @@
-"""A sum of embeddings and its layer norm: rows are gathered, added and normalized in one launch.
+"""A sum of embeddings and its layer norm: one kernel gathers rows, adds and normalizes them.
 
     y[b, s] = norm(table_0[ids_0[b, s]] + table_1[ids_1[b, s]] + …) * gamma + beta
 
-Tables are float32, or int8 with a scale a row. Ids broadcast over batch and sequence; they count from the
-end where they are negative, and what is out of range is taken as the nearest row: memory is safe.
+Tables are float32, or int8 with a scale per row. Ids broadcast over batch and sequence; negative ones count
+from the end, and those out of range are clamped, so that no memory outside of the table is read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tvm.tirx.script.builder import ir as T
 from tersor.backends.tvm.kernels import emit, rowwise
 from tersor.backends.tvm.kernels.emit import Isa
 
-GRAIN = 32  # Rows of a task.
+GRAIN = 32  # Rows per task.
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table [rows, n]: ``quantized`` in int8 with scales; ids are [batch, length] or have a single
-    row or column instead."""
+    """A table [rows, n], in float32 or ``quantized`` to int8 with scales; its ids are [batch, length], or 1
+    in place of either."""
 
     rows: int
     quantized: bool
@@ -32,14 +32,14 @@ class Table:
     per_position: bool
 
     def __str__(self) -> str:
-        held = "q" if self.quantized else "f"
+        storage = "q" if self.quantized else "f"
         axes = "b" * self.per_batch + "s" * self.per_position
-        return f"{self.rows}{held}{self.ids_dtype}{axes}"
+        return f"{self.rows}{storage}{self.ids_dtype}{axes}"
 
 
 @dataclass(frozen=True)
 class EmbeddingNorm:
-    """What a kernel is specialized for."""
+    """The specialization of a kernel."""
 
     n: int
     epsilon: float
@@ -48,15 +48,15 @@ class EmbeddingNorm:
     @property
     def name(self) -> str:
         """Unique among kernels."""
-        epsilon = emit.in_name(self.epsilon)
+        epsilon = emit.name_part(self.epsilon)
         return "_".join(["embedding_norm", str(self.n), epsilon, *map(str, self.tables)])
 
 
 def kernel(spec: EmbeddingNorm, isa: Isa) -> tirx.PrimFunc:
     """The kernel of ``spec``.
 
-    Operands: float32[2, n] gamma and beta; for each table its ids, the table, and, where it is int8,
-    float32[rows] scales.
+    Operands: float32[2, n] gamma and beta; for each table its ids, the table, and float32[rows] scales where
+    it is int8.
     Result: float32[batch, length, n].
     """
     return emit.function(spec.name, lambda: _emit(spec, isa))
@@ -70,34 +70,33 @@ def _emit(spec: EmbeddingNorm, isa: Isa) -> None:
     for i, table in enumerate(spec.tables):
         shape = (batch if table.per_batch else 1, length if table.per_position else 1)
         ids = emit.parameter(f"ids{i}", shape, table.ids_dtype)
-        held = emit.parameter(
-            f"table{i}", (table.rows, n), "int8" if table.quantized else "float32"
-        )
+        dtype = "int8" if table.quantized else "float32"
+        values = emit.parameter(f"table{i}", (table.rows, n), dtype)
         scale = emit.parameter(f"scale{i}", (table.rows,), "float32") if table.quantized else None
-        operands.append((table, ids, held, scale))
+        operands.append((table, ids, values, scale))
     out = emit.parameter("out", (batch, length, n), "float32")
 
     def row(b: Any, s: Any) -> None:
-        found = []
-        for table, ids, held, scale in operands:
-            given = emit.cast(
+        rows = []
+        for table, ids, values, scale in operands:
+            row_id = emit.cast(
                 ids[b if table.per_batch else 0, s if table.per_position else 0], "int64"
             )
-            counted = T.Select(given < 0, given + table.rows, given)
-            at = emit.bind(T.max(T.min(counted, T.int64(table.rows - 1)), T.int64(0)))
+            from_start = T.Select(row_id < 0, row_id + table.rows, row_id)
+            at = emit.bind(T.max(T.min(from_start, T.int64(table.rows - 1)), T.int64(0)))
             factor = None if scale is None else emit.bind(emit.splat(scale[at], lanes))
-            found.append((held, at, factor))
+            rows.append((values, at, factor))
 
         def read(c: Any) -> Any:
             total: Any = None
-            for held, at, factor in found:
-                value = emit.load(held, at, c, lanes=lanes)
+            for values, at, factor in rows:
+                value = emit.load(values, at, c, lanes=lanes)
                 if factor is not None:
                     value = emit.cast(value, f"float32x{lanes}") * factor
                 total = value if total is None else total + value
             return total
 
-        rowwise.over(isa, n, lambda c, i: emit.store(out, read(c), b, s, c, lanes=lanes))
+        rowwise.for_each_vector(isa, n, lambda c, i: emit.store(out, read(c), b, s, c, lanes=lanes))
         rowwise.normalize(
             isa, "layer", n, spec.epsilon,
             lambda c: emit.load(out, b, s, c, lanes=lanes),

@@ -1,13 +1,13 @@
-"""What is done to a whole row once it is computed: normalization, and quantization with a scale of its own.
+"""Epilogues that need a whole row: normalization, and quantization with a scale per row.
 
     layer norm    y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta
     RMS norm      y = x / sqrt(mean(x^2) + eps) * gamma
     quantization  scale = (max(x, 0) - min(x, 0)) / 255,   zero = round(-min(x, 0) / scale),
-                  q = clip(round(x / scale) + zero, 0, 255)         (ONNX's DynamicQuantizeLinear, of a row)
+                  q = clip(round(x / scale) + zero, 0, 255)         (ONNX's DynamicQuantizeLinear, per row)
 
-Rounding is by addition: in ``x / scale + zero + 1.5 * 2^23`` the unit in the last place is 1, so the low
-bits of the sum are the rounded number, half to even.  A row of zeros, or of numbers so small that one over
-their scale is none, has scale 1 and zero 0.
+Numbers are rounded by addition: in ``x / scale + zero + 1.5 * 2^23`` the unit in the last place is 1, so the
+low bits of the sum are the integer, rounded half to even.  A row of zeros, or of numbers so small that the
+reciprocal of their scale overflows, has scale 1 and zero 0.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from tersor.backends.tvm.kernels.emit import Isa
 
 _MAGIC = 12582912.0  # 1.5 * 2^23
 _MAGIC_BITS = 0x4B400000
-_LEAST_SPAN = 1e-35  # 255 / 1e-35 is finite, and scales are not subnormal.
-WHOLE_ROW = 24  # Vectors of a row that is held in registers.
+_LEAST_SPAN = 1e-35  # 255 / 1e-35 is finite, and the scale is normal.
+MAX_REGISTERS = 24  # Vectors of a row at most that is kept in registers.
 Read = Callable[[Any], Any]
-"""From a column to the vector that begins there."""
+"""Returns the vector that starts at a column."""
 
 
 def _unrolled(vectors: int) -> int:
-    """How many vectors a step of a loop takes, so that additions do not wait for each other."""
+    """The unroll factor of a loop over vectors, with an accumulator each to hide latency."""
     return next(u for u in (4, 3, 2, 1) if vectors % u == 0)
 
 
-def in_registers(isa: Isa, n: int) -> bool:
-    """Whether a row of ``n`` columns is worked on without loops, its vectors in registers: such vectors
-    do not overlap."""
-    return n % isa.lanes == 0 and n // isa.lanes <= WHOLE_ROW
+def fits_registers(isa: Isa, n: int) -> bool:
+    """Whether a row of ``n`` columns is processed unrolled, its vectors in registers: they do not overlap
+    then."""
+    return n % isa.lanes == 0 and n // isa.lanes <= MAX_REGISTERS
 
 
-def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
-    """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` tells apart those of a step.
-    Columns are plain numbers where the row is in registers. Where ``n`` is no whole number of vectors, the
-    last one overlaps the one before."""
+def for_each_vector(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
+    """Emits ``body(column, i)`` for the vectors of ``n`` columns; ``i`` is the vector's index in an unrolled
+    step. Columns are Python integers where the row fits registers. Where ``n`` is not a multiple of the
+    lanes, the last vector overlaps the one before."""
     vectors = n // isa.lanes
     unroll = _unrolled(vectors)
-    if in_registers(isa, n):
+    if fits_registers(isa, n):
         for vector in range(vectors):
             body(vector * isa.lanes, vector % unroll)
         return
@@ -59,26 +59,26 @@ def over(isa: Isa, n: int, body: Callable[[Any, int], None]) -> None:
 
 
 class Fold:
-    """Accumulators of a reduction over a row, one a vector of a step."""
+    """A reduction over a row, with an accumulator for each vector of an unrolled step."""
 
     def __init__(self, isa: Isa, n: int, start: float, combine: Callable[[Any, Any], Any]) -> None:
         self._lanes, self._combine = isa.lanes, combine
-        self._held = [
-            emit.registers(isa.lanes, "float32") for _ in range(_unrolled(n // isa.lanes))
+        self._registers = [
+            emit.register(isa.lanes, "float32") for _ in range(_unrolled(n // isa.lanes))
         ]
-        for held in self._held:
-            emit.put(held, emit.number(start, isa.lanes), isa.lanes)
+        for register in self._registers:
+            emit.put(register, emit.number(start, isa.lanes))
 
     def add(self, i: int, value: Any) -> None:
-        """Takes in a vector."""
-        held = self._held[i]
-        emit.put(held, self._combine(emit.get(held, self._lanes), value), self._lanes)
+        """Combines a vector into accumulator ``i``."""
+        register = self._registers[i]
+        emit.put(register, self._combine(emit.get(register), value))
 
     def result(self) -> Any:
-        """The number that all lanes fold to."""
-        values = [emit.get(held, self._lanes) for held in self._held]
-        both = functools.reduce(self._combine, values)
-        return emit.bind(emit.reduce_lanes(both, self._lanes, self._combine))
+        """The scalar result."""
+        values = [emit.get(register) for register in self._registers]
+        vector = functools.reduce(self._combine, values)
+        return emit.bind(emit.reduce_lanes(vector, self._lanes, self._combine))
 
 
 def _plus(a: Any, b: Any) -> Any:
@@ -98,14 +98,14 @@ def normalize(
     """Emits the norm (``layer`` or ``rms``) of a row.
 
     Args:
-        read: the row; asked three times (twice by ``rms``), so it should be cheap.
-        write: takes a column and the vector that goes there.
+        read: the row; emitted three times (``rms``: twice), so it should be cheap.
+        write: is passed a column and its vector of results.
     """
     lanes = isa.lanes
     mean: Any = None
     if kind == "layer":
         total = Fold(isa, n, 0.0, _plus)
-        over(isa, n, lambda c, i: total.add(i, read(c)))
+        for_each_vector(isa, n, lambda c, i: total.add(i, read(c)))
         mean = emit.bind(emit.splat(total.result() * T.float32(1.0 / n), lanes))
 
     def centred(c: Any) -> Any:
@@ -116,7 +116,7 @@ def normalize(
         squares.add(i, value * value)
 
     squares = Fold(isa, n, 0.0, _plus)
-    over(isa, n, square)
+    for_each_vector(isa, n, square)
     variance = squares.result() * T.float32(1.0 / n) + T.float32(epsilon)
     inverse = emit.bind(emit.splat(T.float32(1.0) / T.sqrt(variance), lanes))
 
@@ -124,41 +124,41 @@ def normalize(
         value = centred(c) * inverse * gamma(c)
         write(c, value if beta is None else value + beta(c))
 
-    over(isa, n, scaled)
+    for_each_vector(isa, n, scaled)
 
 
 def quantize(isa: Isa, n: int, read: Read, q: Any, row: Any, ranges: Any, range_row: Any) -> None:
-    """Emits the quantization of a row to ``q[row, :n]`` (uint8), with its scale and zero point, both
-    as float32, to ``ranges[range_row, :2]``."""
+    """Emits the quantization of a row to ``q[row, :n]`` (uint8), and its scale and zero point, both as
+    float32, to ``ranges[range_row, :2]``."""
     lanes = isa.lanes
     low, high = Fold(isa, n, 0.0, tirx.min), Fold(isa, n, 0.0, tirx.max)
 
-    def look(c: Any, i: int) -> None:
+    def extrema(c: Any, i: int) -> None:
         value = emit.bind(read(c))
         low.add(i, value)
         high.add(i, value)
 
-    over(isa, n, look)
-    least, most = low.result(), high.result()
-    span = emit.bind(most - least)
+    for_each_vector(isa, n, extrema)
+    minimum, maximum = low.result(), high.result()
+    span = emit.bind(maximum - minimum)
     scale = emit.bind(
         T.Select(span > T.float32(_LEAST_SPAN), span * T.float32(1 / 255), T.float32(1))
     )
     inverse = emit.bind(T.float32(1) / scale)
-    zero = emit.bind(T.nearbyint(-(least * inverse)))
+    zero = emit.bind(T.nearbyint(-(minimum * inverse)))
     T.buffer_store(ranges, scale, [range_row, 0])
     T.buffer_store(ranges, zero, [range_row, 1])
     factor = emit.bind(emit.splat(inverse, lanes))
     shift = emit.bind(emit.splat(zero + T.float32(_MAGIC), lanes))
 
     def write(c: Any, i: int) -> None:
-        emit.store(q, rounded(lanes, read(c) * factor + shift), row, c, lanes=lanes)
+        emit.store(q, to_uint8(lanes, read(c) * factor + shift), row, c, lanes=lanes)
 
-    over(isa, n, write)
+    for_each_vector(isa, n, write)
 
 
-def rounded(lanes: int, shifted: Any) -> Any:
-    """uint8 of what was shifted by ``1.5 * 2^23``, clipped to 0 … 255."""
+def to_uint8(lanes: int, shifted: Any) -> Any:
+    """Numbers plus ``1.5 * 2^23`` as uint8, clipped to 0 … 255."""
     clipped = tirx.min(
         tirx.max(shifted, emit.number(_MAGIC, lanes)), emit.number(_MAGIC + 255.0, lanes)
     )
@@ -166,6 +166,6 @@ def rounded(lanes: int, shifted: Any) -> Any:
     return emit.cast(bits, f"uint8x{lanes}")
 
 
-def bfloat16(value: Any) -> Any:
-    """The bits (uint16) of 16 float32 numbers rounded to bfloat16, half to even."""
+def to_bfloat16(value: Any) -> Any:
+    """16 float32 numbers rounded to bfloat16, half to even, as their bits (uint16)."""
     return emit.intrinsic("uint16x16", "llvm.x86.avx512bf16.cvtneps2bf16.512", value)

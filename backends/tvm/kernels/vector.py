@@ -1,25 +1,26 @@
-"""Transcendentals as vector arithmetic.
+"""Transcendental functions in vector arithmetic.
 
-Each function takes a TIR expression of float32, scalar or of any lanes, and returns one that holds
-only arithmetic, comparisons, selects and changes of bits, which LLVM turns into vector
-instructions where a call of the C library would be made for every lane.  An operand is repeated in
-the result: bind it to a variable before.  Selects are written out because TVM's min and max lose NaN.
+Each function takes a TIR expression of float32, scalar or vector, and returns one of arithmetic,
+comparisons, selects and reinterpretations alone, for which LLVM emits vector instructions instead of
+a call of libm per lane.  The operand is repeated in the result: bind it to a variable first.  Selects
+stand for min and max, as TVM's lose NaN.
 
-Coefficients are minimax fits in double precision (least squares, reweighted by the error until it
-is level: Lawson's algorithm), rounded to float32; the errors named are of the rounded evaluation.
+Coefficients are minimax fits in double precision (Lawson's algorithm: least squares, reweighted until
+the error is level), rounded to float32; errors are stated for evaluation in float32.
 
-* exp: x = n ln 2 + r with an integer n and r in [0, ln 2), e^x = 2^n e^r.  ln 2 is taken off in
-  two parts, the first of few bits, so that n times it is exact.  e^r is of degree 5, with the
-  constant 1 held so that e^0 = 1.  n is rounded by adding a number so large that the bits after
-  the point are lost, whose lowest bits are the exponent's offset: shifted into place they are 2^n.
-  Relative error 3e-7; 0 where the result would be subnormal.
+* exp: x = n ln 2 + r with an integer n and r in [0, ln 2), e^x = 2^n e^r.  ln 2 is subtracted in
+  two parts, the first of few bits, so that its product with n is exact.  e^r is a polynomial of
+  degree 5 whose constant is fixed at 1, so that e^0 = 1.  n is rounded by adding a number so large
+  that the fraction is lost, whose lowest bits are the exponent's bias: shifted into place, the
+  sum's low bits are 2^n.  Relative error 3e-7; 0 where the result would be subnormal.
 * log: x = 2^e m with m in [sqrt 1/2, sqrt 2), log x = e ln 2 + log1p(r), r = m - 1,
   log1p(r) = r - r^2 / 2 + r^3 P(r).  Error 1e-7 of the result or 1e-7, the larger.
-* tanh and erf are odd: x P(x^2) / Q(x^2), fit for relative error up to the point where they
+* tanh and erf are odd: x P(x^2) / Q(x^2), fitted for relative error up to the point where they
   round to 1.  Relative error 5e-7.
-* gelu_coarse: Phi(x) = 1/2 + x P(x^2) within 4.25, weighted by x, which multiplies its error.
-* gelu: x Phi(x) = max(x, 0) - |x| Phi(-|x|), and log2 Phi(-a) is so nearly a parabola that a
-  polynomial of degree 5 gives a Phi(-a) to 7e-7 everywhere: one power of two, and no division.
+* gelu_coarse: Phi(x) = 1/2 + x P(x^2) for |x| up to 4.25, fitted with weight x, which multiplies
+  the error.
+* gelu: x Phi(x) = max(x, 0) - |x| Phi(-|x|), and log2 Phi(-a) is close enough to a parabola for a
+  polynomial of degree 5 to give a Phi(-a) to 7e-7 everywhere, with one power of two and no division.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-EXPONENT_BITS = 23  # Where a float32 has its exponent.
-WHOLE = 1.5 * 2**23  # To add rounds to integers, whose 16 bits are then the lowest.
-ROUNDING = 1.5 * 2**23 + 127  # To add rounds to integers, and leaves n + 127 in the lowest bits.
+EXPONENT_SHIFT = 23  # The position of a float32's exponent.
+WHOLE = 1.5 * 2**23  # Adding it rounds to an integer, in the 16 lowest bits.
+ROUNDING = 1.5 * 2**23 + 127  # Adding it rounds to an integer n, with n + 127 in the lowest bits.
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
-LARGEST_EXP = 88.7228317  # e^x is finite up to here,
-SMALLEST_EXP = -87.33  # and normal from here.
+LARGEST_EXP = 88.7228317  # e^x is finite up to here.
+SMALLEST_EXP = -87.33  # e^x is normal from here.
 SQRT_HALF_BITS = 0x3F3504F3
 SMALLEST_NORMAL = 2.0**-126
 
@@ -66,7 +67,7 @@ def like(x: Any, value: float) -> Any:
 
 
 def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
-    """By Horner's rule, the constant's coefficient first."""
+    """A polynomial by Horner's rule, the constant coefficient first."""
     result = like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = result * x + like(x, coefficient)
@@ -74,18 +75,18 @@ def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
 
 
 def at_most(x: Any, bound: float) -> Any:
-    """min(x, bound), and NaN where x is."""
+    """min(x, bound); NaN where x is NaN."""
     return tirx.Select(x > like(x, bound), like(x, bound), x)
 
 
 def at_least(x: Any, bound: float) -> Any:
-    """max(x, bound), and NaN where x is."""
+    """max(x, bound); NaN where x is NaN."""
     return tirx.Select(x < like(x, bound), like(x, bound), x)
 
 
 def exp(x: Any) -> Any:
     """e^x."""
-    # A little more than the floor: e^0 is then made of n = 0, not of a tie.
+    # Slightly more than the floor, so that e^0 has n = 0 and is no tie.
     rounded = (x * like(x, 1.44269504) - like(x, 0.4999)) + like(x, ROUNDING)
     n = _integer(rounded)
     r = (x - n * like(x, LN2_HIGH)) - n * like(x, LN2_LOW)
@@ -95,7 +96,7 @@ def exp(x: Any) -> Any:
 
 
 def exp2(x: Any, terms: Sequence[float] = TWO_TO_F) -> Any:
-    """2^x of -127 (gives 0) to 127, or NaN, with a polynomial for 2^f, |f| <= 1/2; bind x before."""
+    """2^x for x from -127 (gives 0) to 127, or NaN; ``terms``: of 2^f, |f| <= 1/2. Bind x first."""
     rounded = T.Bind(x + like(x, ROUNDING))
     f = T.Bind(x - _integer(rounded))
     return polynomial(f, terms) * _power_of_two(rounded)
@@ -104,11 +105,11 @@ def exp2(x: Any, terms: Sequence[float] = TWO_TO_F) -> Any:
 def log(x: Any) -> Any:
     """The natural logarithm."""
     subnormal = x < like(x, SMALLEST_NORMAL)
-    bits = _bits(tirx.Select(subnormal, x * like(x, 2.0**EXPONENT_BITS), x))
-    e = (bits - like(bits, SQRT_HALF_BITS)) >> like(bits, EXPONENT_BITS)
-    r = _float(bits - (e << like(bits, EXPONENT_BITS))) - like(x, 1.0)
+    bits = _bits(tirx.Select(subnormal, x * like(x, 2.0**EXPONENT_SHIFT), x))
+    e = (bits - like(bits, SQRT_HALF_BITS)) >> like(bits, EXPONENT_SHIFT)
+    r = _float(bits - (e << like(bits, EXPONENT_SHIFT))) - like(x, 1.0)
     n = tirx.Cast(str(x.ty.dtype), e) - tirx.Select(
-        subnormal, like(x, float(EXPONENT_BITS)), like(x, 0.0)
+        subnormal, like(x, float(EXPONENT_SHIFT)), like(x, 0.0)
     )
     tail = r * r * (r * polynomial(r, LOG1P) - like(x, 0.5)) + n * like(x, LN2_LOW)
     y = (tail + r) + n * like(x, LN2_HIGH)
@@ -133,9 +134,9 @@ def sigmoid(x: Any) -> Any:
 
 
 def gelu(x: Any) -> Any:
-    """x Phi(x), with the distribution Phi of the normal."""
+    """x Phi(x), where Phi is the normal distribution function."""
     positive = x > like(x, 0.0)
-    # Beyond 20 nothing of Phi is left, and the polynomial is still falling.
+    # Beyond 20 Phi is zero in float32, and the polynomial is still falling.
     a = at_most(tirx.Select(positive, x, like(x, 0.0) - x), 20.0)
     log2_phi = at_least(polynomial(a, LOG2_PHI), -126.0)
     rounded = log2_phi + like(x, ROUNDING)
@@ -145,33 +146,33 @@ def gelu(x: Any) -> Any:
 
 
 def gelu_coarse(x: Any) -> Any:
-    """x Phi(x) to 3e-5 (beyond 4.25, to 7e-6 of x), for what is quantized afterwards: no power of two."""
+    """x Phi(x) to 3e-5 (beyond 4.25, to 7e-6 of x), for results that are quantized: no power of two."""
     y = at_least(at_most(x, GELU_IS_X), -GELU_IS_X)
     return x * (y * polynomial(y * y, PHI) + like(x, 0.5))
 
 
 def gelu_tanh(x: Any) -> Any:
-    """Gelu's approximation x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as x times a sigmoid."""
+    """Gelu's tanh approximation, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as x times a sigmoid."""
     inner = x * (like(x, -1.59576912) - like(x, 0.0713548163) * x * x)
     return x / (like(x, 1.0) + exp(inner))
 
 
 def _odd(x: Any, one: float, numerator: Sequence[float], denominator: Sequence[float]) -> Any:
-    """An odd function that is 1 from ``one`` on."""
+    """The rational approximation of an odd function that is 1 from ``one`` on."""
     x = at_least(at_most(x, one), -one)
     y = x * polynomial(x * x, numerator) / polynomial(x * x, denominator)
     return at_least(at_most(y, 1.0), -1.0)
 
 
 def _integer(rounded: Any) -> Any:
-    """n of n + ROUNDING, behind a change to bits and back: TVM takes (x + c) - c for x."""
+    """n of n + ROUNDING; reinterpreted to bits and back, as TVM simplifies (x + c) - c to x."""
     return _float(_bits(rounded)) - like(rounded, ROUNDING)
 
 
 def _power_of_two(rounded: Any) -> Any:
     """2^n of n + ROUNDING."""
     bits = _bits(rounded)
-    return _float(bits << like(bits, EXPONENT_BITS))
+    return _float(bits << like(bits, EXPONENT_SHIFT))
 
 
 def _bits(x: Any) -> Any:

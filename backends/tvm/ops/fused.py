@@ -13,10 +13,10 @@ from tersor.backends.tvm.formats import FORMATS
 from tersor.backends.tvm.formats.format import Derived
 from tersor.backends.tvm.fuse import ATTENTION, LINEAR
 from tersor.backends.tvm.kernels import attention, embedding, linear
-from tersor.backends.tvm.kernels.attention_form import Attention
+from tersor.backends.tvm.kernels.attention_spec import Attention
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import Grain, Linear
+from tersor.backends.tvm.kernels.linear_spec import BIAS, COLUMNS, SHARED, Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
 from tersor.backends.tvm.ops.attention import presents
@@ -129,13 +129,13 @@ def _columns(
     loaded, from the stored vectors."""
     assert weight.encoding is not None
     rows = dict(enumerate(FORMATS[spec.format].columns(weight.encoding, packed)))
-    for row, vector in zip(linear.SHARED, vectors, strict=True):
+    for row, vector in zip(SHARED, vectors, strict=True):
         if vector is not None:
             rows[row] = lowering.steps(vector)
     if not rows:
-        rows[linear.BIAS] = (), (np.zeros(1, np.float32),)
+        rows[BIAS] = (), (np.zeros(1, np.float32),)
     places = {row: lowering.arrays.derive(*derived) for row, derived in rows.items()}
-    step = (linear.COLUMNS, spec.n, *places)
+    step = (COLUMNS, spec.n, *places)
     place = lowering.arrays.derive_of((step,), tuple(places.values()))
     return lowering.parameter_at(place, f"{weight.name}_columns")
 

@@ -10,13 +10,8 @@ import numpy as np
 from tvm import relax
 
 from tersor.backends.tvm.kernels.activations import FUNCTIONS, Activation
-from tersor.backends.tvm.kernels.recurrent import (
-    GATES,
-    Cell,
-    kernel,
-    pack_recurrence,
-    pack_units,
-)
+from tersor.backends.tvm.kernels.recurrent import kernel
+from tersor.backends.tvm.kernels.recurrent_spec import GATES, Cell, pack_recurrence, pack_units
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import fitting
 from tersor.backends.tvm.ops.broadcast import float_type

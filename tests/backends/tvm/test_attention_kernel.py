@@ -12,7 +12,7 @@ import pytest
 from kernels import Machine, build_all, call, compiled, from_bfloat16, on, to_bfloat16
 
 from tersor.backends.tvm.kernels import attention
-from tersor.backends.tvm.kernels.attention_form import Attention
+from tersor.backends.tvm.kernels.attention_spec import Attention
 
 LENGTHS = (1, 7, 16, 33, 128)
 # float32: exponentials to 3e-7 and sums of up to 128. bfloat16: chances and exponentials have eight

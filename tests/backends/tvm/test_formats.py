@@ -30,7 +30,7 @@ from tersor.backends.tvm.fuse import fuse
 from tersor.backends.tvm.kernels import emit, linear
 from tersor.backends.tvm.kernels.blocking import PANEL, cover, in_panels, padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import Linear
+from tersor.backends.tvm.kernels.linear_spec import Linear
 from tersor.backends.tvm.options import Choice
 from tersor.built import Split
 from tersor.ir import Affine, Cast, Dense, DType, Encoding, Graph, Value, parse
@@ -78,7 +78,7 @@ class Shared(Format):
             return total + x * v
 
         def multiply(tile: Any, span: Any) -> None:
-            with tile.over((0, k)) as step:
+            with tile.reduce_over((0, k)) as step:
                 factor = emit.splat(scale[0], lanes)
                 decoded = [
                     emit.bind(emit.cast(v, f"float32x{lanes}") * factor)
@@ -88,7 +88,7 @@ class Shared(Format):
                     x = emit.splat(block.x[block.row + tile.first + r, step], lanes)
                     tile.add(r, add, emit.bind(x), decoded)
 
-        cover(block.isa, block.there, block.sums, 1, multiply)
+        cover(block.isa, block.valid, block.acc, 1, multiply)
 
 
 @pytest.fixture
@@ -122,11 +122,11 @@ HALF = Cast(FLOATS.astype(np.float16), DType.F32)
         ("float32", int8(0, zero=3), None),
         ("float32", Dense(FLOATS.astype(np.float16)), "its numbers are f16, not f32"),
         ("int8", int8(), None),
-        ("int8", Dense(FLOATS), "it is dense, not integers of type i8 with scales"),
-        ("int8", int8(dtype=np.uint8), "it is affine(u8, axis=1), not integers of type i8 with scales"),
-        ("int8", int8(None), "it is affine(i8), whose scales are not one a column"),
-        ("int8", int8(0), "it is affine(i8, axis=0), whose scales are not one a column"),
-        ("int8", int8(0, block=8), "it is affine(i8, axis=0, block=8), whose scales are not one a column"),
+        ("int8", Dense(FLOATS), "it is dense, not i8 integers with scales"),
+        ("int8", int8(dtype=np.uint8), "it is affine(u8, axis=1), not i8 integers with scales"),
+        ("int8", int8(None), "it is affine(i8), whose scales are not one per column"),
+        ("int8", int8(0), "it is affine(i8, axis=0), whose scales are not one per column"),
+        ("int8", int8(0, block=8), "it is affine(i8, axis=0, block=8), whose scales are not one per column"),
         ("int8", int8(zero=1), "it has zero points"),
     ],
 )  # fmt: skip
@@ -178,7 +178,7 @@ TEXT = """graph main(%x: f32[b, s, 40]) -> (y = %y, z = %z) {
 
 
 def layers() -> tuple[Graph, dict[str, Affine]]:
-    """A layer of each of two weights: with one scale, and with one a column."""
+    """A layer of each of two weights: with one scale, and with one per column."""
     graph, held = TABLE.graph("main"), {"one": int8(None), "each": int8()}
     (given,) = parse(TEXT, TABLE).inputs
     x = graph.add_input("x", given.type)
@@ -236,7 +236,7 @@ def test_steps_of_a_format_that_is_not_there_are_unknown(shared: Format) -> None
 
 
 def test_names_are_unique_and_vectors_have_room(shared: Format) -> None:
-    with pytest.raises(ValueError, match="two formats are called shared"):
+    with pytest.raises(ValueError, match="two formats are named shared"):
         register(Shared)
 
     class Wide(Shared):

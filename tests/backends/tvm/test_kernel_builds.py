@@ -9,10 +9,10 @@ import pytest
 tvm = pytest.importorskip("tvm", reason="the tvm backend is not installed")
 
 from tersor.backends.tvm.kernels import attention, embedding, linear  # noqa: E402
-from tersor.backends.tvm.kernels.attention_form import Attention  # noqa: E402
+from tersor.backends.tvm.kernels.attention_spec import Attention  # noqa: E402
 from tersor.backends.tvm.kernels.embedding import EmbeddingNorm, Table  # noqa: E402
 from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
-from tersor.backends.tvm.kernels.linear import Linear  # noqa: E402
+from tersor.backends.tvm.kernels.linear_spec import Linear  # noqa: E402
 from tersor.backends.tvm.pipeline import TIR_PIPELINE, tvm_target  # noqa: E402
 from tersor.target import ISA_LEVELS  # noqa: E402
 

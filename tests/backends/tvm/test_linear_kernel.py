@@ -15,10 +15,10 @@ from kernels import HOST, MACHINES, Machine, call, compiled, from_bfloat16, need
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.formats import float32, int8
-from tersor.backends.tvm.kernels import emit, linear, vector
+from tersor.backends.tvm.kernels import emit, linear, linear_spec, vector
 from tersor.backends.tvm.kernels.blocking import padded
 from tersor.backends.tvm.kernels.emit import Isa
-from tersor.backends.tvm.kernels.linear import ACTIVATIONS, LEAST_ROWS, Linear
+from tersor.backends.tvm.kernels.linear_spec import ACTIVATIONS, MIN_ROWS, Linear
 from tersor.backends.tvm.kernels.products import K_STEP
 from tersor.ir import parse
 from tersor.ops import TABLE
@@ -73,7 +73,7 @@ class Layer:
         operands = []
         if spec.quantized:
             # Neither rows nor columns that are not there have to hold anything.
-            q = np.full((max(m, LEAST_ROWS), padded(spec.k, K_STEP)), 201, np.uint8)
+            q = np.full((max(m, MIN_ROWS), padded(spec.k, K_STEP)), 201, np.uint8)
             q[:m, : spec.k] = self.levels
             operands += [q, self.ranges.reshape(*lead, 2)]
         else:
@@ -81,7 +81,7 @@ class Layer:
         weight = self.weight if whole else self.weight.astype(np.float32)
         operands.append(int8.pack(weight) if whole else float32.pack(weight))
         operands.append(
-            linear.column_vectors(
+            linear_spec.column_vectors(
                 spec,
                 (self.scale, weight.sum(0)) if whole else (),
                 self.bias,
@@ -144,7 +144,7 @@ def run(spec: Linear, machine: Machine, given: Layer, make: Any = linear.kernel)
         held = np.uint16 if spec.result == "bfloat16" else np.float32
         results.append(np.full((*lead, n), 7, held))
     if spec.quantize:
-        results.append(np.full((max(m, LEAST_ROWS), padded(n, K_STEP)), 7, np.uint8))
+        results.append(np.full((max(m, MIN_ROWS), padded(n, K_STEP)), 7, np.uint8))
         results.append(np.full((*lead, 2), 7, np.float32))
     made = call(compiled(make, spec, machine), given.operands(spec), results)
     y = made[0].reshape(m, n) if spec.result else None

@@ -50,18 +50,14 @@ def kernel(spec: Product, isa: Isa) -> Any:
         (w,) = format.operands(spec.k, spec.n, isa)
         weights = [emit.parameter(w.name, w.shape, w.dtype)]
         out = emit.parameter("out", (panels, spec.rows, PANEL), format.accumulator)
-        if format.in_tiles(isa):
-            products.open_tiles()
-        with T.serial(0, panels) as panel:
+        with products.tiles(format.uses_tiles(isa)), T.serial(0, panels) as panel:
             acc = emit.scratch((spec.rows, PANEL), format.accumulator)
-            there = T.int64(spec.rows)
-            format.emit_block(Block(isa, spec.variant, x, 0, spec.rows, there, weights, panel, acc))
+            rows = T.int64(spec.rows)
+            format.emit_block(Block(isa, spec.variant, x, 0, spec.rows, rows, weights, panel, acc))
             with T.serial(0, spec.rows) as r:
                 for c in range(0, PANEL, isa.lanes):
                     lanes = isa.lanes
                     emit.store(out, emit.load(acc, r, c, lanes=lanes), panel, r, c, lanes=lanes)
-        if format.in_tiles(isa):
-            products.close_tiles()
 
     return emit.function(spec.name, body)
 
@@ -168,7 +164,7 @@ def test_larger_sums_are_exact_within_their_limit_and_no_further(
 ) -> None:
     """Rows of 255 alone, and of 255 where one sign of weights is, with sums at the limit in both directions by
     one weight and up to all of a sum; a weight more, and sums wrap."""
-    rng, (limit, _) = np.random.default_rng(rows), int8.TOGETHER[variant]
+    rng, (limit, _) = np.random.default_rng(rows), int8.UNROLLED[variant]
     k, n = 64, 48
     a = rng.integers(0, 256, (rows, k)).astype(np.uint8)
     w = coarse(rng, k, n)

@@ -20,7 +20,7 @@ from tersor.backends.tvm import build, open_session, tune, tuning  # noqa: E402
 from tersor.backends.tvm.fuse import fuse  # noqa: E402
 from tersor.backends.tvm.kernels import linear  # noqa: E402
 from tersor.backends.tvm.kernels.emit import Isa  # noqa: E402
-from tersor.backends.tvm.kernels.linear import Grain, Linear  # noqa: E402
+from tersor.backends.tvm.kernels.linear_spec import Grain, Linear  # noqa: E402
 from tersor.backends.tvm.options import Choice  # noqa: E402
 from tersor.backends.tvm.tuning import (  # noqa: E402
     ALWAYS,
