@@ -11,7 +11,7 @@ from tvm import relax, s_tir, tirx
 
 from tersor.backends.tvm.fastmath import fast_math
 from tersor.backends.tvm.kernels.emit import KERNEL
-from tersor.backends.tvm.loops import shape_loops
+from tersor.backends.tvm.loops import lower_loops
 from tersor.backends.tvm.schedule import default_schedule
 from tersor.backends.tvm.shapes import order_shape_stores
 from tersor.backends.tvm.stack import small_on_stack
@@ -186,7 +186,7 @@ def _lowering() -> tuple[tvm.transform.Pass, Any, Any]:
         tirx.transform.NarrowDataType(32),
         _without_kernels(
             [
-                shape_loops,
+                lower_loops,
                 tirx.transform.ConvertSSA(),  # Loops that were copied share variables.
                 tirx.transform.StmtSimplify(),
                 tirx.transform.VectorizeLoop(True),

@@ -1,15 +1,14 @@
-"""The default schedule of functions other than our kernels.
+"""The default CPU schedule of functions other than our kernels.
 
-Relax emits scalar loops in source order.  Here they are reordered and annotated; the annotations are
-lowered in
-:mod:`tersor.backends.tvm.loops`.
+Relax emits scalar loops in source order.  Here they are reordered and annotated;
+:mod:`tersor.backends.tvm.loops` lowers the annotations.
 
-1. Cheap elementwise blocks are computed where they are read.
-2. A function whose blocks run over the same rows, such as a normalization, computes row by row, so
-   that rows stay in the cache.
-3. The innermost contiguous loop of an elementwise block is a vector; outer loops run in parallel.
-4. A reduction over a contiguous axis is folded in vectors; one over another axis, a product of
-   matrices and a convolution keep a tile of results in registers.
+1. Cheap elementwise blocks are inlined into their consumers. 2. A function whose blocks run over the same
+rows, such as a normalization, is computed row by row, so that rows
+   stay in cache.
+3. The innermost contiguous loop of an elementwise block is vectorized; outer loops run in parallel.
+4. A reduction over a contiguous axis accumulates in vectors; one over another axis, a matrix product or a
+   convolution keeps a tile of results in registers.
 
 Other blocks keep their loops; :func:`fallbacks` lists them.
 """
@@ -28,11 +27,12 @@ from tvm.s_tir import Schedule
 from tvm.tirx import IterVar
 
 from tersor.backends.tvm.kernels.emit import KERNEL
-from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR, mentions
+from tersor.backends.tvm.loops import REDUCE, TILE, VECTOR
+from tersor.backends.tvm.statements import mentions
 from tersor.errors import one_line
 
 STAYS = "tersor.stays"  # Marks a block that must not be inlined.
-_ROWS = 4  # Of a tile: with two vectors of columns, eight sums and their operands fit registers.
+_ROWS = 4  # Of a tile: with two vectors of columns, eight accumulators and their operands fit registers.
 _EXPENSIVE = frozenset(
     f"tirx.{name}" for name in ("exp", "log", "log1p", "pow", "erf", "tanh", "sigmoid", "rsqrt", "sin", "cos")
 )  # fmt: skip
@@ -40,12 +40,12 @@ _fallbacks: list[str] = []
 
 
 def fallbacks() -> list[str]:
-    """Functions and blocks left unscheduled since the process began, and why."""
+    """Functions and blocks that were left unscheduled in this process, each with the reason."""
     return list(_fallbacks)
 
 
 def default_schedule(bits: int) -> tvm.transform.Pass:
-    """The pass, for vectors of ``bits`` bits."""
+    """The scheduling pass, for vectors of ``bits`` bits."""
 
     @tvm.transform.module_pass(opt_level=0)
     def apply(module: tvm.IRModule, context: object) -> tvm.IRModule:
@@ -69,7 +69,7 @@ def _scheduled(name: str, func: tirx.PrimFunc, bits: int) -> tirx.PrimFunc:
         root = schedule.get_sblock("root")
         blocks = schedule.get_child_blocks(root)
     except Exception as error:
-        return _left(name, func, error)
+        return _unscheduled(name, func, error)
     _inline(schedule, root)
     blocks = schedule.get_child_blocks(root)
     marked = schedule.copy()
@@ -80,13 +80,13 @@ def _scheduled(name: str, func: tirx.PrimFunc, bits: int) -> tirx.PrimFunc:
         except _NotByRows:
             pass
         except Exception as error:
-            _left(name, func, error)
+            _unscheduled(name, func, error)
     for block in blocks:
         trial = schedule.copy()
         try:
-            _one(trial, trial.get_sblock(schedule.get(block).name_hint), bits)
+            _schedule_block(trial, trial.get_sblock(schedule.get(block).name_hint), bits)
         except Exception as error:
-            _left(f"{name}: {schedule.get(block).name_hint}", func, error)
+            _unscheduled(f"{name}: {schedule.get(block).name_hint}", func, error)
         else:
             schedule = trial
     return _function(schedule)
@@ -96,7 +96,7 @@ def _function(schedule: Schedule) -> tirx.PrimFunc:
     return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
 
 
-def _left(what: str, func: tirx.PrimFunc, error: Exception) -> tirx.PrimFunc:
+def _unscheduled(what: str, func: tirx.PrimFunc, error: Exception) -> tirx.PrimFunc:
     _fallbacks.append(f"{what}: {one_line(error, 200)}")
     return func
 
@@ -126,7 +126,7 @@ def _axes(schedule: Schedule, block: Any) -> list[_Axis]:
     """The axes of a block, each a loop of its own.
 
     Raises:
-        ValueError: a loop is not one axis.
+        ValueError: its loops are not one per axis.
     """
     loops = schedule.get_loops(block)
     kinds = (IterVar.DataPar, IterVar.CommReduce)
@@ -134,7 +134,7 @@ def _axes(schedule: Schedule, block: Any) -> list[_Axis]:
     if any(i.iter_type not in kinds for i in iters):
         raise ValueError("an axis is neither spatial nor reduced")
     if len(loops) != len(iters):
-        raise ValueError("loops and axes are not one to one")
+        raise ValueError("its loops are not one per axis")
     return [
         _Axis(i.var, loop, schedule.get(loop).extent, i.iter_type == IterVar.CommReduce)
         for i, loop in zip(iters, loops, strict=True)
@@ -147,18 +147,22 @@ def _is_elementwise(schedule: Schedule, block: Any) -> bool:
 
 
 def _inline(schedule: Schedule, root: Any) -> None:
-    """Inlines elementwise blocks, unless that repeats much work."""
+    """Inlines elementwise blocks, unless much work would be repeated."""
     for block in schedule.get_child_blocks(root):
-        stays = STAYS in schedule.get(block).annotations
-        if stays or not _is_elementwise(schedule, block) or not _repeats_little(schedule, block):
+        marked = STAYS in schedule.get(block).annotations
+        if (
+            marked
+            or not _is_elementwise(schedule, block)
+            or not _is_cheap_to_inline(schedule, block)
+        ):
             continue
         try:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:
-            continue  # The block writes a result, or cannot be inlined.
+            continue  # The block writes an output, or cannot be inlined.
 
 
-def _repeats_little(schedule: Schedule, block: Any) -> bool:
+def _is_cheap_to_inline(schedule: Schedule, block: Any) -> bool:
     rank = len(schedule.get(block).iter_vars)
     consumers = schedule.get_consumers(block)
     once = all(len(schedule.get(c).iter_vars) == rank for c in consumers)
@@ -181,7 +185,7 @@ def _is_expensive(body: Any) -> bool:
 
 
 def _lanes(schedule: Schedule, block: Any, bits: int) -> int:
-    """Lanes of a vector of the widest elements that a block touches."""
+    """The lanes of a vector of the widest elements that a block reads or writes."""
     body = schedule.get(block)
     widths = [r.source.dtype for r in (*body.reads, *body.writes)]
     return bits // max(32, *(tvm_ffi.dtype(str(d)).bits for d in widths))
@@ -194,7 +198,7 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
     """Schedules blocks that share their leading axes under one loop over these.
 
     Raises:
-        _NotByRows: they do not, or a block is a product, whose tiles rows would split.
+        _NotByRows: they share none, or a block is a product, whose tiles a loop over rows would split.
     """
     axes = [_axes(schedule, block) for block in blocks]
     shared = min(_leading(a) for a in axes)
@@ -205,8 +209,8 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
             break
     if shared == 0 or any(_leading(a) < sum(not x.reduces for x in a) for a in axes):
         raise _NotByRows
-    folding = [(b, own) for b, own in zip(blocks, axes, strict=True) if own[-1].reduces]
-    if not folding or not all(_folds_rows(schedule, b, own, shared) for b, own in folding):
+    reductions = [(b, own) for b, own in zip(blocks, axes, strict=True) if own[-1].reduces]
+    if not reductions or not all(_reduces_rows(schedule, b, own, shared) for b, own in reductions):
         raise _NotByRows
     row = schedule.fuse(*(a.loop for a in axes[-1][:shared]))
     for block in reversed(blocks[:-1]):
@@ -224,11 +228,11 @@ def _by_rows(schedule: Schedule, blocks: Sequence[Any], bits: int) -> None:
     schedule.parallel(row)
 
 
-def _folds_rows(schedule: Schedule, block: Any, axes: Sequence[_Axis], shared: int) -> bool:
-    """Whether a block folds the rest of a row, which is contiguous."""
+def _reduces_rows(schedule: Schedule, block: Any, axes: Sequence[_Axis], shared: int) -> bool:
+    """Whether a block reduces the rest of a row, which is contiguous."""
     if not isinstance(schedule.get(block).body, tirx.BufferStore):
         return False
-    return all(a.reduces for a in axes[shared:]) and _is_contiguous_fold(
+    return all(a.reduces for a in axes[shared:]) and _is_contiguous_reduction(
         schedule, block, axes[shared - 1], axes[-1]
     )
 
@@ -237,10 +241,10 @@ def _leading(axes: Sequence[_Axis]) -> int:
     return next((i for i, a in enumerate(axes) if a.reduces), len(axes))
 
 
-# -- a block alone ---------------------------------------------------------------------------------
+# -- single blocks ---------------------------------------------------------------------------------
 
 
-def _one(schedule: Schedule, block: Any, bits: int) -> None:
+def _schedule_block(schedule: Schedule, block: Any, bits: int) -> None:
     axes = _axes(schedule, block)
     lanes = _lanes(schedule, block, bits)
     if not axes:
@@ -249,17 +253,19 @@ def _one(schedule: Schedule, block: Any, bits: int) -> None:
         _elementwise(schedule, block, axes, lanes)
         return
     spatial = [a for a in axes if not a.reduces]
-    folded = [a for a in axes if a.reduces]
+    reduced = [a for a in axes if a.reduces]
     if not isinstance(schedule.get(block).body, tirx.BufferStore):
-        _rows(schedule, spatial, folded)  # An argmax, say: two results fold together.
-    elif spatial and not _is_contiguous_fold(schedule, block, spatial[-1], folded[-1]):
-        _tiled(schedule, block, spatial, folded, lanes)
+        _rows(
+            schedule, spatial, reduced
+        )  # For example an argmax: two results are reduced together.
+    elif spatial and not _is_contiguous_reduction(schedule, block, spatial[-1], reduced[-1]):
+        _tiled(schedule, block, spatial, reduced, lanes)
     else:
-        _folded(schedule, spatial, folded, lanes)
+        _reduction(schedule, spatial, reduced, lanes)
 
 
 def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: int) -> None:
-    """Vectors along the axes that are contiguous in every operand; the others in parallel."""
+    """Vectorizes the axes that are contiguous in every operand; the others run in parallel."""
     flat = _flat_suffix(schedule, block, axes)
     outer = [a.loop for a in axes[: len(axes) - flat]]
     inner = schedule.fuse(*(a.loop for a in axes[len(axes) - flat :]))
@@ -268,7 +274,7 @@ def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: i
 
 
 def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:
-    """How many of the last axes form one contiguous range in every operand that uses them."""
+    """How many trailing axes form one contiguous range in every operand that uses them."""
     accesses = _accesses(schedule, block)
     flat = 1
     while flat < len(axes):
@@ -288,42 +294,43 @@ def _is_flat(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequenc
     tail, dims = indices[len(indices) - len(suffix) :], shape[len(shape) - len(suffix) :]
     whole = all(isinstance(i, tirx.Var) and i.same_as(v) for i, v in zip(tail, suffix, strict=True))
     analyzer = sym.Analyzer()
-    # The outermost axis of a range may cover a part of the operand's.
+    # The outermost axis of a range may cover part of the operand's axis.
     full = all(analyzer.can_prove_equal(e, d) for e, d in list(zip(extents, dims, strict=True))[1:])
     rest = indices[: len(indices) - len(suffix)]
     return whole and full and not any(mentions(i, v) for i in rest for v in suffix)
 
 
-def _folded(
-    schedule: Schedule, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
+def _reduction(
+    schedule: Schedule, spatial: Sequence[_Axis], reduced: Sequence[_Axis], lanes: int
 ) -> None:
-    """Results one after the other, each folded from vectors."""
-    schedule.annotate(folded[-1].loop, REDUCE, lanes)
-    _rows(schedule, spatial, folded)
+    """Computes results in turn, each from vectors of accumulators."""
+    schedule.annotate(reduced[-1].loop, REDUCE, lanes)
+    _rows(schedule, spatial, reduced)
 
 
-def _rows(schedule: Schedule, spatial: Sequence[_Axis], folded: Sequence[_Axis]) -> None:
-    schedule.reorder(*(a.loop for a in (*spatial, *folded)))
+def _rows(schedule: Schedule, spatial: Sequence[_Axis], reduced: Sequence[_Axis]) -> None:
+    schedule.reorder(*(a.loop for a in (*spatial, *reduced)))
     if spatial:
         schedule.parallel(schedule.fuse(*(a.loop for a in spatial)))
 
 
 def _tiled(
-    schedule: Schedule, block: Any, spatial: Sequence[_Axis], folded: Sequence[_Axis], lanes: int
+    schedule: Schedule, block: Any, spatial: Sequence[_Axis], reduced: Sequence[_Axis], lanes: int
 ) -> None:
-    """Tiles of results: columns along the last axis, rows along axes that share the columns' reads."""
+    """Computes tiles of results: columns along the last axis, rows along axes that share the columns'
+    reads."""
     *others, column = spatial
     sharing = [a for a in others if _shares(schedule, block, column, a) and not a.is_unit]
     rows = _trailing(others, sharing)
     outer = [a for a in others if a not in rows]
-    schedule.reorder(*(a.loop for a in (*outer, *rows, column, *folded)))
+    schedule.reorder(*(a.loop for a in (*outer, *rows, column, *reduced)))
     tile = schedule.fuse(*(a.loop for a in rows)) if rows else column.loop
     schedule.annotate(tile, TILE, [_ROWS if rows else 1, lanes])
     schedule.parallel(schedule.fuse(*(a.loop for a in outer)) if outer else tile)
 
 
 def _trailing(others: Sequence[_Axis], sharing: Sequence[_Axis]) -> list[_Axis]:
-    """The last run of neighbours of the axes that can be rows."""
+    """The last run of adjacent axes that can be rows."""
     rows: list[_Axis] = []
     for axis in reversed(others):
         if axis in sharing:
@@ -343,19 +350,19 @@ def _shares(schedule: Schedule, block: Any, column: _Axis, row: _Axis) -> bool:
     )
 
 
-def _is_contiguous_fold(schedule: Schedule, block: Any, column: _Axis, fold: _Axis) -> bool:
-    """Whether operands are contiguous along the folded axis, and not along the column."""
+def _is_contiguous_reduction(schedule: Schedule, block: Any, column: _Axis, axis: _Axis) -> bool:
+    """Whether operands are contiguous along the reduced axis, and not along the column."""
     _, *reads = _accesses(schedule, block)
     last = [indices[-1] for indices, _ in reads if len(indices)]
-    along_fold = [i for i in last if mentions(i, fold.var)]
-    return bool(along_fold) and not any(mentions(i, column.var) for i in last)
+    along_axis = [i for i in last if mentions(i, axis.var)]
+    return bool(along_axis) and not any(mentions(i, column.var) for i in last)
 
 
 def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:
-    """Indices and shapes of a block's write, then of its reads other than the accumulator."""
+    """Indices and shapes: of a block's write, then of its reads other than the accumulator's."""
     body = schedule.get(block).body
     if not isinstance(body, tirx.BufferStore):
-        raise ValueError("a block of several statements")
+        raise ValueError("its body is not a single store")
     loads: list[Any] = []
     tvm_ffi.structural_walk(body.value, (TensorLoad, loads.append))
     own = body.buffer

@@ -1,8 +1,8 @@
-"""How kernels divide their work, chosen by measuring each in isolation on this machine.
+"""Tunes how each kernel's work is divided, by measuring it in isolation on this machine.
 
 A kernel's time depends on its operands' sizes only, so it is measured once for all models that contain it,
-at the numbers of rows that follow from the given sizes. The space is small: how many rows a task has, and
-up to how many rows tasks divide the columns instead.
+at the row counts that follow from the given sizes. The space is small: the rows per task, and the row count
+up to which tasks divide the columns instead.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from tersor.tuning.duel import is_gain
 from tersor.tuning.measure import Paired
 from tersor.tuning.search import time_left
 
-ROWS = (32, 64, 128)  # Of a task, that are tried.
+ROWS = (32, 64, 128)  # Candidates for the rows per task.
 ALWAYS = 1 << 30  # More rows than any operand has.
 COLUMNS = "columns"
-# Candidates for each number of rows: tasks of this many rows, or tasks that divide the columns.
-TRIED = {f"rows{r}": Grain(r, 0) for r in ROWS} | {COLUMNS: Grain(max(ROWS), ALWAYS)}
+# The measured candidates: tasks of so many rows, or tasks that divide the columns.
+CANDIDATES = {f"rows{r}": Grain(r, 0) for r in ROWS} | {COLUMNS: Grain(max(ROWS), ALWAYS)}
 ROUNDS = 15
-SAMPLE = 4e-4  # The minimum of a sample, in seconds.
+SAMPLE = 4e-4  # The minimum duration of a sample, in seconds.
 Sizes = Mapping[str, int]
 Progress = Callable[[int, int, str], None]
-Times = dict[str, list[float]]  # Milliseconds of each candidate, by round.
+Times = dict[str, list[float]]  # Milliseconds per candidate, by round.
 
 
 def tune(
@@ -60,16 +60,16 @@ def tune(
     database: Database,
 ) -> tuple[Choice, TuneReport]:
     """``choice`` with the best division of work of each kernel of ``graph`` at ``sizes``. Ctrl-C ends
-    the measuring and keeps what is known so far.
+    the measuring and keeps the results so far.
 
     Args:
         graph: after the passes, before lowering.
         sizes: of the open dims.
-        progress: called with (done, total, what).
-        database: of earlier results, to which new ones are added.
+        progress: called with (done, total, what is measured).
+        database: earlier results, to which new ones are added.
 
     Raises:
-        InvalidOption: an entry of the database is no result.
+        InvalidOption: an entry of the database is not a result.
     """
     report = TuneReport(database=str(database.path))
     if "amx_int8" in choice.features and not request_amx():
@@ -95,7 +95,7 @@ def tune(
             row = {"name": spec.name, "grain": asdict(grains[spec.name]), "measured": measured}
             report.kernels.append(row)
     except KeyboardInterrupt:
-        report.remarks.append("interrupted: kernels that were not reached keep defaults")
+        report.remarks.append("interrupted: kernels that were not measured keep their defaults")
     if database.problem:
         report.database = ""
         report.remarks.append(database.problem)
@@ -104,7 +104,7 @@ def tune(
 
 
 def _grain(result: Any, database: Database) -> Grain:
-    """The grain in a result from an untrusted file."""
+    """The grain of a result, which is from an untrusted file."""
     try:
         grain = Grain(**result["grain"])
     except (TypeError, KeyError):
@@ -115,20 +115,20 @@ def _grain(result: Any, database: Database) -> Grain:
 
 
 def kernels_of(graph: Graph, isa: Isa, sizes: Sequence[Sizes]) -> dict[Linear, set[int]]:
-    """The linear kernels of a fused graph, each with its numbers of rows at ``sizes``, where these determine
-    them."""
+    """The linear kernels of a fused graph, each with its row counts at ``sizes``; without those whose row
+    count these do not determine."""
     counts: dict[Linear, set[int]] = {}
     for node in graph.nodes:
         dims = node.outputs[0].tensor.dims if node.op == LINEAR else None
         rows = product(dims[:-1]) if dims is not None else None
         if rows is not None and all(symbols(rows) <= size.keys() for size in sizes):
-            met = {evaluate(rows, size) for size in sizes} - {0}
-            counts.setdefault(linear_spec(node, isa), set()).update(met)
-    return {spec: met for spec, met in counts.items() if met}
+            at_sizes = {evaluate(rows, size) for size in sizes} - {0}
+            counts.setdefault(linear_spec(node, isa), set()).update(at_sizes)
+    return {spec: at_sizes for spec, at_sizes in counts.items() if at_sizes}
 
 
 def key_of(spec: Linear, rows: Iterable[int], choice: Choice) -> str:
-    """All that a result depends on: the kernel and its source, sizes, the machine, TVM."""
+    """The key of a result, of all that it depends on: the kernel and its source, sizes, the machine, TVM."""
     cpu = Target.host().cpu or "unknown cpu"
     where = f"{cpu}, {choice.threads or choice.cores} threads, {' '.join(choice.features)}"
     sizes = "+".join(map(str, sorted(rows)))
@@ -148,34 +148,38 @@ def source_digest() -> str:
 
 def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[str, Any]:
     """The best division for ``rows``, ascending, as plain data: the ``grain``; the median ``ms`` of each
-    candidate; and in ``duels``, for each number of rows, the fastest compared with the default, where they
-    differ.
+    candidate; and in ``duels``, for each row count at which they differ, the fastest compared with the
+    default.
 
-    The fastest of many by a few samples may be so by chance: it is measured again against the default, and
-    kept only where it is never slower, and faster by the lower quartiles too.
+    The fastest of many candidates by a few samples may be so by chance: it is measured again against the
+    default, and chosen only if it is slower at no row count and faster by the lower quartiles too.
     """
     functions = {
         name: kernel(spec, isa, grain).with_attr("global_symbol", name)
-        for name, grain in TRIED.items()
+        for name, grain in CANDIDATES.items()
     }
     target = tvm_target(choice.features, choice.cores)
     executable = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline=TIR_PIPELINE)
     library = loaded(executable, choice.threads or choice.cores)
-    calls = {name: library[name] for name in TRIED}  # Looked up once: each time takes 40 ms.
+    calls = {
+        name: library[name] for name in CANDIDATES
+    }  # Looked up once, as each look-up takes 40 ms.
     tensors = {m: [tvm.runtime.tensor(array) for array in operands(spec, isa, m)] for m in rows}
-    times = {m: _times(calls, list(TRIED), given) for m, given in tensors.items()}
+    times = {m: _times(calls, list(CANDIDATES), given) for m, given in tensors.items()}
     medians = {m: {name: float(np.median(t)) for name, t in of.items()} for m, of in times.items()}
     winner, default = fastest(medians), Grain()
     duels = {}
     for m in rows:
-        names = used(default, m), used(winner, m)
+        names = candidate(default, m), candidate(winner, m)
         if names[0] != names[1]:
             again = _times(calls, names, tensors[m])
             duels[m] = Paired.of(*(again[name] for name in names))
     release(library)
-    kept = duels and is_gain(list(duels.values())) and not any(d.slower for d in duels.values())
+    is_better = (
+        duels and is_gain(list(duels.values())) and not any(d.slower for d in duels.values())
+    )
     return {
-        "grain": asdict(winner if kept else default),
+        "grain": asdict(winner if is_better else default),
         "ms": {str(m): {k: round(ms, 6) for k, ms in of.items()} for m, of in medians.items()},
         "duels": {
             str(m): {
@@ -190,24 +194,26 @@ def best(spec: Linear, isa: Isa, rows: Sequence[int], choice: Choice) -> dict[st
     }
 
 
-def used(grain: Grain, m: int) -> str:
-    """The candidate that a kernel of ``grain`` is equivalent to for ``m`` rows."""
+def candidate(grain: Grain, m: int) -> str:
+    """The candidate to which a kernel of ``grain`` is equivalent for ``m`` rows."""
     return COLUMNS if m <= grain.by_columns else f"rows{grain.rows}"
 
 
 def fastest(medians: Mapping[int, Mapping[str, float]]) -> Grain:
-    """The grain with the least product of times over the numbers of rows; of equals the one closest to the
+    """The grain with the least product of times over the row counts; of equal ones the closest to the
     default."""
     grains = [
         Grain(rows, bound)
         for bound in (Grain.by_columns, 0, *medians)
         for rows in (Grain.rows, *ROWS)
     ]
-    return min(grains, key=lambda g: sum(math.log(of[used(g, m)]) for m, of in medians.items()))
+    return min(
+        grains, key=lambda g: sum(math.log(of[candidate(g, m)]) for m, of in medians.items())
+    )
 
 
 def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
-    """Random operands, and results, of a kernel for ``m`` rows."""
+    """Random operands of a kernel for ``m`` rows, and its zeroed results."""
     rng = np.random.default_rng(0)
     k, width, tall = padded(spec.k, K_STEP), padded(spec.n, PANEL), max(m, MIN_ROWS)
     lead = (*[1] * (spec.lead - 1), m)
@@ -224,8 +230,8 @@ def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
         if dtype.kind == "f":
             given.append(floats(*operand.shape).astype(dtype, copy=False))
         else:
-            least, most = (-64, 64) if dtype.kind == "i" else (0, 128)
-            given.append(rng.integers(least, most, operand.shape, dtype))
+            low, high = (-64, 64) if dtype.kind == "i" else (0, 128)
+            given.append(rng.integers(low, high, operand.shape, dtype))
     given.append(floats(COLUMN_VECTORS, width))
     if spec.norm != "none":
         given.append(floats(*lead, spec.n))
@@ -241,7 +247,7 @@ def operands(spec: Linear, isa: Isa, m: int) -> list[np.ndarray]:
 
 
 def _times(calls: Mapping[str, Any], names: Sequence[str], tensors: Sequence[Any]) -> Times:
-    """Times of functions by name, called in turn, in alternating order."""
+    """The times of functions, called in turn, in alternating order."""
     once = {name: _seconds(calls[name], tensors, 2) for name in names}
     counts = {name: max(1, int(SAMPLE / once[name])) for name in names}
     times: Times = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""Boolean masks that depend on positions become windows of Attention: keys outside a block's window cost
+"""Turns boolean masks over positions into windows of Attention, so that keys outside a block's window cost
 nothing, and no mask over all queries and keys is read.
 
     Attention(q, k, v, (j <= i) & padding)   =   Attention(q, k, v, padding) {right_window_size = 0}
@@ -14,7 +14,7 @@ from tersor.pipeline.rewriting import erase_dead, replace_node
 
 
 def set_windows(graph: Graph) -> None:
-    """Rewrites every attention whose first query is at its first key's position."""
+    """Rewrites every attention whose first query has the position of its first key."""
     for node in list(graph.nodes):
         if node.op == "Attention" and node.input(4) is None and node.input(6) is None:
             _set_window(graph, node)
@@ -35,9 +35,9 @@ def _set_window(graph: Graph, node: Node) -> None:
     if rest is not None and (rest.tensor.rank not in (2, 3, 4) or rest.tensor.dims[-1] != shape[3]):  # type: ignore[index]
         return
     attrs: dict[str, Attribute] = dict(node.attrs)
-    for name, far in (("left_window_size", window.left), ("right_window_size", window.right)):
-        have: Any = attrs.get(name, -1)
-        attrs[name] = min((n for n in (have, far) if n >= 0), default=-1)
+    for name, limit in (("left_window_size", window.left), ("right_window_size", window.right)):
+        current: Any = attrs.get(name, -1)
+        attrs[name] = min((n for n in (current, limit) if n >= 0), default=-1)
     with graph.at(node):
         windowed = graph.emit_node(
             "Attention", [*node.inputs[:3], rest], attrs, types=[v.type for v in node.outputs],

@@ -25,10 +25,10 @@ from tersor.backends.tvm.options import Choice  # noqa: E402
 from tersor.backends.tvm.tuning import (  # noqa: E402
     ALWAYS,
     best,
+    candidate,
     fastest,
     kernels_of,
     key_of,
-    used,
 )
 from tersor.built import main_file  # noqa: E402
 from tersor.errors import InvalidOption  # noqa: E402
@@ -173,7 +173,7 @@ def test_the_digest_is_of_all_files_of_kernels(
 
 
 def test_the_fastest_is_the_default_where_it_makes_no_difference() -> None:
-    even = dict.fromkeys(tuning.TRIED, 1.0)
+    even = dict.fromkeys(tuning.CANDIDATES, 1.0)
     assert fastest({16: even, 128: even}) == Grain()
     # Only columns are divided at the rows that were measured: what others take is not known.
     assert fastest({16: even | {"columns": 0.5}}) == Grain()
@@ -185,8 +185,10 @@ def test_the_fastest_may_differ_in_both() -> None:
     many = {"rows32": 1.0, "rows64": 2.0, "rows128": 2.0, "columns": 4.0}
     assert fastest({100: few, 1000: many}) == Grain(32, 100)
     assert fastest({16: few | {"columns": 9.0}, 1000: many}) == Grain(32, 0)
-    assert used(Grain(32, 100), 100) == "columns" and used(Grain(32, 100), 101) == "rows32"
-    assert used(Grain(128, ALWAYS), 10_000) == "columns"
+    assert (
+        candidate(Grain(32, 100), 100) == "columns" and candidate(Grain(32, 100), 101) == "rows32"
+    )
+    assert candidate(Grain(128, ALWAYS), 10_000) == "columns"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_the_default_stays_unless_the_winner_is_faster_when_measured_again(
         return {"rows64": [1.0] * 15, "rows32": [*[most] * 10, *[others] * 5]}
 
     monkeypatch.setattr(tuning.tvm, "compile", lambda *_, **__: None)
-    monkeypatch.setattr(tuning, "loaded", lambda *_: dict.fromkeys(tuning.TRIED))
+    monkeypatch.setattr(tuning, "loaded", lambda *_: dict.fromkeys(tuning.CANDIDATES))
     monkeypatch.setattr(tuning, "release", lambda _: None)
     monkeypatch.setattr(tuning, "_times", times)
     held = best(SQUARE, ISA, [128, 256], CHOICE)
@@ -263,7 +265,7 @@ def test_an_interrupt_keeps_what_is_done(
     assert asked == [WIDE, SQUARE]
     assert choice.grains == ((WIDE.name, 32, 0),)
     assert report.interrupted and [row["name"] for row in report.kernels] == [WIDE.name]
-    assert report.remarks == ["interrupted: kernels that were not reached keep defaults"]
+    assert [r.partition(":")[0] for r in report.remarks] == ["interrupted"]
     asked = measured(monkeypatch, result)
     choice, report = tuned(Database(database.path))
     assert asked == [SQUARE] and not report.interrupted
