@@ -1,4 +1,4 @@
-"""Which settings are worth measuring for a graph: none, as tuning chooses by kernel."""
+"""The settings that are worth measuring for a graph: none, as tuning chooses for each kernel."""
 
 from __future__ import annotations
 

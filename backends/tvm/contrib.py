@@ -1,6 +1,6 @@
-"""ONNX Runtime's ops (``com.microsoft``), rewritten to ops that TVM has lowerings for.
+"""Rewrites ONNX Runtime's ops (``com.microsoft``) to ops that have lowerings.
 
-Formulas are those of ONNX Runtime's ContribOperators.md:
+Formulas follow ONNX Runtime's ContribOperators.md:
 
     FusedMatMul               alpha op(A) op(B), op optionally transposes the last two axes
     BiasGelu, FastGelu        gelu(x + b), by erf or by tanh
@@ -10,8 +10,8 @@ Formulas are those of ONNX Runtime's ContribOperators.md:
     MatMulIntegerToFloat      (A - a_zero) (B - b_zero) a_scale b_scale + b
     DynamicQuantizeLSTM       LSTM of (W - w_zero) w_scale and (R - r_zero) r_scale
 
-ONNX Runtime quantizes the operand and states of DynamicQuantizeLSTM at each step; here they stay float,
-which is closer to the original model.  The weights stay integers in the file.
+ONNX Runtime quantizes the operand and the states of DynamicQuantizeLSTM at each step; here they stay float,
+which is closer to the original model.  The file stores the weights as integers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ Rule = Callable[[Graph, Node], Sequence[Value | None] | None]
 
 
 def expand(graph: Graph) -> Graph:
-    """A copy of ``graph`` in which the ops listed here are rewritten; others are kept."""
+    """A copy of ``graph`` with the ops listed here rewritten; others are kept."""
     result = graph.copy()
     for node in list(result.walk()):
         if node.graph is None:
             continue
         rule = RULES.get(node.op)
         if rule is None:
-            if not all(map(_is_typed, node.outputs)):  # Its operands may have types only now.
+            if not all(
+                map(_is_typed, node.outputs)
+            ):  # Its operands may have got their types only now.
                 node.graph.infer(node)
         elif all(_is_typed(v) for v in node.inputs if v is not None):
             with node.graph.at(node):
@@ -51,7 +53,7 @@ def _is_typed(value: Value) -> bool:
 
 
 def _replace(node: Node, values: Sequence[Value | None]) -> None:
-    """Replaces a node, unless an output without a replacement is read."""
+    """Replaces a node, unless one of its outputs is read that has no replacement."""
     missing = len(node.outputs) - len(values)
     padded = [*values, *[None] * missing][: len(node.outputs)]
     pairs = list(zip(node.outputs, padded, strict=True))
@@ -59,7 +61,7 @@ def _replace(node: Node, values: Sequence[Value | None]) -> None:
         replace_node(node, [old if new is None else new for old, new in pairs])
 
 
-# -- what rules share ------------------------------------------------------------------------------
+# -- helpers of the rules --------------------------------------------------------------------------
 
 
 def _float(graph: Graph, x: Value, like: DType) -> Value:
@@ -70,7 +72,7 @@ def _constant(graph: Graph, value: float, like: Value, name: str) -> Value:
     return graph.constant(np.asarray(value, like.tensor.dtype.numpy), name)
 
 
-def _plus(graph: Graph, x: Value, bias: Value | None) -> Value:
+def _add(graph: Graph, x: Value, bias: Value | None) -> Value:
     return x if bias is None else graph.emit("Add", [x, bias])
 
 
@@ -81,9 +83,9 @@ def _transposed(graph: Graph, x: Value, axes: Sequence[int]) -> Value:
     return graph.emit("Transpose", [x], {"perm": tuple(axes)})
 
 
-def _needed(node: Node, index: int) -> Value:
+def _required(node: Node, index: int) -> Value:
     value = node.input(index)
-    assert value is not None, f"{node.label} leaves out operand {index}"
+    assert value is not None, f"{node.label} lacks operand {index}"
     return value
 
 
@@ -91,13 +93,13 @@ def _needed(node: Node, index: int) -> Value:
 
 
 def _gelu(graph: Graph, node: Node) -> Sequence[Value]:
-    x = _plus(graph, _needed(node, 0), node.input(1))
+    x = _add(graph, _required(node, 0), node.input(1))
     approximate = "tanh" if node.op == f"{DOMAIN}FastGelu" else "none"
     return [graph.emit("Gelu", [x], {"approximate": approximate})]
 
 
 def _quick_gelu(graph: Graph, node: Node) -> Sequence[Value]:
-    x = _needed(node, 0)
+    x = _required(node, 0)
     alpha = node.attrs.get("alpha", 1.702)
     assert isinstance(alpha, float)
     inner = graph.emit("Mul", [x, _constant(graph, alpha, x, "alpha")])
@@ -109,7 +111,7 @@ def _fused_matmul(graph: Graph, node: Node) -> Sequence[Value] | None:
         return None
     operands = []
     for index, name in enumerate(("transA", "transB")):
-        x = _needed(node, index)
+        x = _required(node, index)
         rank = x.tensor.rank or 0
         if node.attrs.get(name) and rank > 1:
             x = _transposed(graph, x, [*range(rank - 2), rank - 1, rank - 2])
@@ -122,9 +124,9 @@ def _fused_matmul(graph: Graph, node: Node) -> Sequence[Value] | None:
 
 def _skip_norm(graph: Graph, node: Node) -> Sequence[Value | None]:
     simplified = node.op == f"{DOMAIN}SkipSimplifiedLayerNormalization"
-    x, skip, gamma = (_needed(node, i) for i in range(3))
+    x, skip, gamma = (_required(node, i) for i in range(3))
     beta, bias = (None, node.input(3)) if simplified else (node.input(3), node.input(4))
-    total = _plus(graph, graph.emit("Add", [x, skip]), bias)
+    total = _add(graph, graph.emit("Add", [x, skip]), bias)
     attrs = {"axis": -1, "epsilon": node.attrs.get("epsilon", 1e-12)}
     if simplified:
         y = graph.emit("RMSNormalization", [total, gamma], attrs)
@@ -138,28 +140,28 @@ def _integer_product(
 ) -> Value:
     """``operands``: A, B and their zero points; ``scales``: of A and of B."""
     product = graph.emit("MatMulInteger", operands)
-    real = _float(graph, product, scales[0].tensor.dtype)
+    floats = _float(graph, product, scales[0].tensor.dtype)
     scale = graph.emit("Mul", list(scales))
-    return _plus(graph, graph.emit("Mul", [real, scale]), bias)
+    return _add(graph, graph.emit("Mul", [floats, scale]), bias)
 
 
 def _matmul_to_float(graph: Graph, node: Node) -> Sequence[Value]:
-    a, b, a_scale, b_scale = (_needed(node, i) for i in range(4))
+    a, b, a_scale, b_scale = (_required(node, i) for i in range(4))
     operands = [a, b, node.input(4), node.input(5)]
     return [_integer_product(graph, operands, [a_scale, b_scale], node.input(6))]
 
 
 def _dynamic_matmul(graph: Graph, node: Node) -> Sequence[Value]:
-    a, b, b_scale = (_needed(node, i) for i in range(3))
+    a, b, b_scale = (_required(node, i) for i in range(3))
     quantizer = graph.emit_node("DynamicQuantizeLinear", [a], names=["q", "scale", "zero"])
     q, scale, zero = quantizer.outputs
     return [_integer_product(graph, [q, b, zero, node.input(3)], [scale, b_scale], node.input(4))]
 
 
 def _lstm(graph: Graph, node: Node) -> Sequence[Value]:
-    x = _needed(node, 0)
+    x = _required(node, 0)
     w, r = (
-        _weight(graph, *(_needed(node, i) for i in places)) for places in ((1, 8, 9), (2, 10, 11))
+        _weight(graph, *(_required(node, i) for i in places)) for places in ((1, 8, 9), (2, 10, 11))
     )
     operands = [x, w, r, *(node.input(i) for i in range(3, 8))]
     while operands[-1] is None:
@@ -178,9 +180,9 @@ def _weight(graph: Graph, codes: Value, scale: Value, zero: Value) -> Value:
     def expanded(part: Value) -> Value:
         return graph.emit("Unsqueeze", [part, graph.constant(axes, "axes")])
 
-    real = _float(graph, _transposed(graph, codes, (0, 2, 1)), scale.tensor.dtype)
+    floats = _float(graph, _transposed(graph, codes, (0, 2, 1)), scale.tensor.dtype)
     shift = _float(graph, expanded(zero), scale.tensor.dtype)
-    return graph.emit("Mul", [graph.emit("Sub", [real, shift]), expanded(scale)])
+    return graph.emit("Mul", [graph.emit("Sub", [floats, shift]), expanded(scale)])
 
 
 RULES: dict[str, Rule] = {

@@ -1,17 +1,17 @@
-"""Fusion: chains of nodes become ops that a kernel computes each.
+"""Fusion: replaces chains of nodes by ops with a kernel each.
 
     tvm.Linear     x or (q, ranges), W, bias, residual, gamma, beta, smooth  ->  y, q, ranges
 
-    y = norm(activation(x W + bias) + residual); q and ranges are y (times ``smooth``, if given) quantized row
+    y = norm(activation(x W + bias) + residual). q and ranges are y (times ``smooth``, if given) quantized row
     by row: ranges has each row's scale and zero point as float32[..., 2]. x is float or, with ``quantized``
-    1, another op's (q, ranges). The rows of q are all leading dims, flattened, at least 16, padded to 64
-    columns.
-    ``format`` names W's (:mod:`tersor.backends.tvm.formats`); ``result`` is ``float32`` or ``bfloat16``
-    (then y is u16: the bits).
+    1, another op's (q, ranges). q has a row per row of the flattened leading dims, at least 16, and is padded
+    to a multiple of 64 columns.
+    ``format`` is the name of W's format (:mod:`tersor.backends.tvm.formats`); ``result`` is ``float32`` or
+    ``bfloat16`` (then y has its bits as u16).
 
     tvm.Attention  q, k, v or one tensor of all three, mask, past k, past v, lengths  ->  y, k, v
 
-The kernel writes only outputs that are read. These ops exist within this backend only, so the op table has
+Kernels write only those outputs that are read. These ops exist within this backend only, so the op table has
 no rows for them; a printed graph shows the kernels that run.
 """
 
@@ -48,18 +48,20 @@ from tersor.transforms.masks import drop_masks
 
 NORMS = {"tersor.AddLayerNormalization": "layer", "tersor.AddRMSNormalization": "rms"}
 LINEAR, ATTENTION = "tvm.Linear", "tvm.Attention"
-SMOOTH = 7  # The operand of LINEAR.
+SMOOTH = 7  # The index of that operand of LINEAR.
 
 
 def fuse(graph: Graph, isa: Isa) -> Graph:
-    """A copy of ``graph`` with an op for each call of our kernels.
+    """A copy of ``graph`` with an op for each kernel to call.
 
     Raises:
-        Unsupported: the model itself has an op of one of these names.
+        Unsupported: the model has an op of one of these names.
     """
     for node in graph.walk():
         if node.op in (LINEAR, ATTENTION):
-            raise Unsupported(f"TVM has no lowering for {node.label}: an op of the model's own")
+            raise Unsupported(
+                f"TVM has no lowering for {node.label}: {node.op} is reserved for its kernels"
+            )
     result = graph.copy()
     drop_masks(result)
     _fold_dequantizers(result)
@@ -69,7 +71,7 @@ def fuse(graph: Graph, isa: Isa) -> Graph:
 
 
 def _fold_dequantizers(graph: Graph) -> None:
-    """Replaces DequantizeLinear of a constant by an encoded constant: nothing is gained from computing it in
+    """Replaces DequantizeLinear of a constant by an encoded constant, which is decoded once instead of in
     every run."""
     for node in list(graph.walk()):
         if node.op != "DequantizeLinear" or node.graph is None:
@@ -80,10 +82,10 @@ def _fold_dequantizers(graph: Graph) -> None:
 
 @dataclass
 class _Fusion:
-    """Nodes are visited in order; a chain is replaced where it ends.
+    """Visits nodes in order and replaces each chain at its last node.
 
     Attributes:
-        rows: the (q, ranges) of results that a kernel can write quantized.
+        rows: by result, the (q, ranges) that its kernel can write.
     """
 
     graph: Graph
@@ -91,7 +93,7 @@ class _Fusion:
     rows: dict[Value, tuple[Value, Value]] = field(default_factory=dict)
 
     def run(self) -> None:
-        waiting: set[Node] = set()
+        pending: set[Node] = set()
         for node in list(self.graph.nodes):
             if node.graph is None:
                 continue
@@ -99,7 +101,7 @@ class _Fusion:
                 self._attention(node)
             elif (
                 node.op in NORMS
-                and (linear := _ends(node, self.isa)) in waiting
+                and (linear := _ends(node, self.isa)) in pending
                 and linear is not None
             ):
                 self._linear([linear], norm=node)
@@ -109,10 +111,10 @@ class _Fusion:
                     (after.op in NORMS and _ends(after, self.isa) is node)
                     or _feeds_attention(node, after, self.isa)
                 ):
-                    waiting.add(node)
+                    pending.add(node)
                 else:
                     self._linear([node])
-        for node in waiting:  # Those that no later node took.
+        for node in pending:  # Those that were not fused with a later node.
             if node.graph is not None:
                 self._linear([node])
         erase_dead(
@@ -128,11 +130,11 @@ class _Fusion:
     def _linear(
         self, linears: list[Node], *, norm: Node | None = None, result: str = "float32"
     ) -> Value:
-        """One op for layers that read the same value, concatenated, and for the norm after them."""
+        """Emits one op for layers that read the same value, concatenated, and the norm after them."""
         first, last = linears[0], norm or linears[-1]
         rows = _rows(first)
         weights = [_encoding(n.inputs[1]) for n in linears]
-        # A single weight keeps its encoding, even one that cannot be concatenated.
+        # A single weight keeps its encoding, which need not support concatenation.
         weight = concat(weights, 1) if len(weights) > 1 else weights[0].unmasked
         format = choose(weight, rows, self.isa)
         assert format is not None, f"no format for {_name(first)}"
@@ -170,7 +172,8 @@ class _Fusion:
         return y
 
     def _take_smoothing(self, x: Value) -> None:
-        """Where x is a kernel's y times a vector, and nobody reads y quantized: the kernel quantizes x."""
+        """If x is a kernel's y times a vector and y is not read quantized, lets that kernel quantize x
+        instead."""
         node = x.producer
         if node is None or node.op != "Mul":
             return
@@ -201,14 +204,16 @@ class _Fusion:
     # -- attention ---------------------------------------------------------------------------------
 
     def _attention(self, node: Node) -> None:
-        """Merges the layers of q, k and v, where they read the same value and have no other readers, into
-        one; the kernel reads its result as it is."""
+        """Replaces an Attention; merges the layers of q, k and v into one, whose result the kernel reads
+        packed, if they read the same value and have no other readers."""
         heads, kv_heads = head_counts(node)  # type: ignore[misc]
         attrs: dict[str, Attribute] = {"q_num_heads": heads, "kv_num_heads": kv_heads}
         attrs |= {"is_causal": node.attrs["is_causal"], "scale": _scale(node, heads)}
-        attrs |= {n: node.attrs[n] for n, none in _RARE.items() if node.attrs.get(n, none) != none}
+        attrs |= {
+            n: node.attrs[n] for n, none in _DEFAULTS.items() if node.attrs.get(n, none) != none
+        }
         linears = [v.producer for v in node.inputs[:3] if v is not None]
-        together = (
+        mergeable = (
             len(set(linears)) == 3
             and node.input(4) is None
             and all(
@@ -216,7 +221,7 @@ class _Fusion:
                 for n in linears
             )
         )
-        merged = [n for n in linears if n is not None] if together else []
+        merged = [n for n in linears if n is not None] if mergeable else []
         if merged and _can_merge(merged, self.isa):
             quantized = _rows(merged[0]) == QUANTIZED
             result = "bfloat16" if self.isa.bfloat16 and quantized else "float32"
@@ -241,17 +246,18 @@ class _Fusion:
 
 def _types(lead: tuple[object, ...], n: int, result: str) -> list[TensorType]:
     rows = product(lead)  # type: ignore[arg-type]
-    tall = None if rows is None else maximum(rows, MIN_ROWS)
+    q_rows = None if rows is None else maximum(rows, MIN_ROWS)
     y = DType.U16 if result == "bfloat16" else DType.F32
     return [
         TensorType(y, (*lead, n)),  # type: ignore[arg-type]
-        TensorType(DType.U8, (tall, padded(n, K_STEP))),
+        TensorType(DType.U8, (q_rows, padded(n, K_STEP))),
         TensorType(DType.F32, (*lead, 2)),  # type: ignore[arg-type]
     ]
 
 
 def _is_fusable(node: Node, isa: Isa, *, norm: bool = False) -> bool:
-    """Whether the kernel computes this layer, with a norm or without: a constant weight that has a format."""
+    """Whether the kernel computes this layer, with or without a norm: it has a constant weight with a
+    format."""
     weight, x, bias = node.inputs[1], _source(node), node.input(2)
     if weight is None or weight.encoding is None or weight.tensor.dtype is not DType.F32:
         return False
@@ -274,7 +280,7 @@ def _rows(node: Node) -> ActivationForm:
 
 
 def _quantized_source(node: Node) -> Value | None:
-    """The value that a layer's quantized rows come from; None where it reads floats."""
+    """The value whose quantized rows a layer reads; None if it reads floats."""
     x = node.inputs[0]
     if x is None or x.producer is None or x.producer.op != "DequantizeLinear":
         return None
@@ -292,7 +298,7 @@ def _source(node: Node) -> Value:
 
 
 def _ends(norm: Node, isa: Isa) -> Node | None:
-    """The layer whose result, without other readers, the norm adds to a residual of the same shape."""
+    """The layer whose result the norm alone reads, and adds to a residual of the same shape."""
     if norm.attrs["axis"] not in (-1, len(norm.output.tensor.dims or ()) - 1):
         return None
     if len(norm.outputs) > 1 and norm.outputs[1].uses:
@@ -325,7 +331,7 @@ def _feeds_attention(node: Node, attention: Node, isa: Isa) -> bool:
 
 
 def _can_merge(linears: list[Node], isa: Isa) -> bool:
-    """Whether layers read the same value, and have a format when concatenated."""
+    """Whether layers read the same value, and their concatenated weight has a format."""
     kinds = {
         (_source(n), n.attrs["activation"], _rows(n), _encoding(n.inputs[1]).concat_key(1))
         for n in linears
@@ -336,13 +342,13 @@ def _can_merge(linears: list[Node], isa: Isa) -> bool:
     return choose(weight, _rows(linears[0]), isa) is not None
 
 
-_RARE = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
-"""Rare attributes of an Attention, and their defaults."""
+_DEFAULTS = {"softcap": 0.0, "left_window_size": -1, "right_window_size": -1}
+"""Attributes of an Attention that are omitted at these defaults."""
 
 
 def _has_kernel(node: Node) -> bool:
-    """Whether the attention kernel computes this: float32, scores that nobody reads, and sizes that are known
-    or named."""
+    """Whether the attention kernel computes this: float32, without reading its scores, with sizes that are
+    known or named."""
     counts, mask, lengths = head_counts(node), node.input(3), node.input(6)
     if len(node.outputs) > 3 and node.outputs[3].uses:
         return False
@@ -365,7 +371,7 @@ def _has_kernel(node: Node) -> bool:
 
 
 def _is_named(value: Value) -> bool:
-    """Whether each of its dims is a number or has a name."""
+    """Whether each dim is known or has a name."""
     return isinstance(value.type, TensorType) and None not in (value.tensor.dims or (None,))
 
 

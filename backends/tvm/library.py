@@ -1,9 +1,9 @@
-"""The file of a built model: a shared library, followed by its description.
+"""The file of a built model: a compressed shared library, followed by its description.
 
-    library (compressed) | JSON | its length | SHA-256 of all before | magic
+    library (LZMA) | JSON | length of the JSON | SHA-256 of all before | magic
 
-Whether it can run here is decided from the description, before any of its code runs.  The weights are in a
-separate file.
+The description determines whether the library can run here, before any of its code is loaded.  The weights
+are in a separate file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tersor.ir.types import parse_type
 from tersor.target import Target
 
 FORMAT = 4
-MOST_CODE = 1 << 30  # Bytes.
-ALIGNMENT = 64  # Of tensors, as TVM's code assumes it.
+MAX_CODE = 1 << 30  # Bytes of the shared library, decompressed.
+ALIGNMENT = 64  # Of tensors, which TVM's code assumes.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.bin")
 _MAGIC = b"tersor\0T"
 _LENGTH = struct.Struct("<Q")
@@ -44,8 +44,8 @@ Interface = list[tuple[str, TensorType]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that functions of the library take after the inputs: its offset in the weights, or how it is
-    computed from others when the library is loaded."""
+    """An array that functions of the library take after the inputs: its offset in the weights, or its
+    derivation from others when the library is loaded."""
 
     type: TensorType
     offset: int = 0
@@ -59,11 +59,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the library.
+    """A compiled function of the library.
 
     Attributes:
         sizes: of the open dims that it is compiled for; empty: any sizes.
-        parameters: indices of the library's, in the function's order.
+        parameters: indices of the library's parameters, in the function's order.
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
@@ -77,10 +77,10 @@ class Description:
     Attributes:
         inputs, outputs: names and types.
         features: ISA features that the code uses.
-        parameters: of all functions, each once.
+        parameters: of all functions, without duplicates.
         functions: the first is for any sizes.
         weights: the name of the weights file; None without parameters.
-        tvm: the version that built it.
+        tvm: the version of TVM that built it.
         platform: the system and processor family that it runs on.
     """
 
@@ -115,7 +115,7 @@ class Description:
         return max((p.offset + p.size for p in stored), default=0)
 
     def shapes_of(self, function: Function) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the inputs of a function for fixed sizes."""
+        """The input shapes of a function for fixed sizes."""
         sizes = dict(function.sizes)
         return tuple(type.at(sizes) for _, type in self.inputs)
 
@@ -141,10 +141,10 @@ def describe_graph(
         outputs,
         tuple(features),
         tuple(
-            Parameter(type, derived=derived[place])
-            if place in derived
+            Parameter(type, derived=derived[index])
+            if index in derived
             else Parameter(type, next(offsets))
-            for place, type in enumerate(types)
+            for index, type in enumerate(types)
         ),
         tuple(functions),
         weights.name if weights is not None else None,
@@ -152,7 +152,7 @@ def describe_graph(
 
 
 def pack(library: bytes, description: Description) -> bytes:
-    """The file: the library, compressed (small models have as much code as weights, and kernels are similar),
+    """The file: the library, compressed (small models have as much code as weights, and kernels are alike),
     and its description."""
     data = description.to_bytes()
     body = lzma.compress(library) + data + _LENGTH.pack(len(data))
@@ -160,21 +160,21 @@ def pack(library: bytes, description: Description) -> bytes:
 
 
 def code(data: bytes) -> bytes:
-    """The shared library in a file that :func:`describe` takes.
+    """The shared library in a file that :func:`describe` accepts.
 
     Raises:
-        InvalidModel: there is none.
+        InvalidModel: it is damaged.
     """
     body = memoryview(data)[: -_FOOTER.size - _LENGTH.size]
     (length,) = _LENGTH.unpack_from(data, len(body))
     decompressor = lzma.LZMADecompressor()
     try:
-        library = decompressor.decompress(body[: len(body) - length], MOST_CODE)
+        library = decompressor.decompress(body[: len(body) - length], MAX_CODE)
     except lzma.LZMAError as error:
         raise InvalidModel(f"the library is damaged: {one_line(error, LONGEST)}") from None
     if not decompressor.eof:
         raise InvalidModel(
-            f"the library is damaged: its code ends nowhere, or is over {MOST_CODE} bytes"
+            f"the library is damaged: its code is truncated, or over {MAX_CODE} bytes"
         )
     return library
 
@@ -183,19 +183,21 @@ def describe(data: bytes) -> Description:
     """The description in a file. The file is untrusted: none of it is run.
 
     Raises:
-        InvalidModel: it is no library of tersor's, or damaged.
+        InvalidModel: it is not a library that tersor built, or damaged.
     """
     body, footer = memoryview(data)[: -_FOOTER.size], data[-_FOOTER.size :]
     if len(body) < _LENGTH.size or not footer.endswith(_MAGIC):
-        raise InvalidModel("it is no library that tersor built, or cut short")
+        raise InvalidModel("it is not a library that tersor built, or truncated")
     if hashlib.sha256(body).digest() != _FOOTER.unpack(footer)[0]:
-        raise InvalidModel("the library is damaged: its hash is not the one it carries")
+        raise InvalidModel(
+            "the library is damaged: its hash does not match; compile the model again"
+        )
     (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
     try:
         fields = json.loads(bytes(body[-_LENGTH.size - length : -_LENGTH.size]))
         if fields["format"] != FORMAT:
             raise InvalidModel(
-                f"library format {fields['format']!r}, this tersor reads {FORMAT}; "
+                f"it has library format {fields['format']!r}, this tersor reads {FORMAT}; "
                 "compile the model again"
             )
         return _description(fields)
@@ -203,27 +205,29 @@ def describe(data: bytes) -> Description:
         KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
     ) as error:  # fmt: skip
         why = one_line(error, LONGEST)
-        raise InvalidModel(f"what the library tells of itself is damaged: {why}") from None
+        raise InvalidModel(f"the library's description is damaged: {why}") from None
 
 
 def check_host(description: Description) -> None:
     """Checks that a library can run on this machine.
 
     Raises:
-        InvalidModel: why it cannot.
+        InvalidModel: it cannot.
     """
     here = Description([], [], ())
     if description.platform != here.platform:
-        raise InvalidModel(f"it was built for {description.platform}, this is {here.platform}")
+        raise InvalidModel(
+            f"it was built for {description.platform}, this machine is {here.platform}"
+        )
     arch = cuda.arch_of(description.features)
     if arch:
         cuda.check_device(arch)
     missing = sorted(set(description.features) - Target.host().features - {arch})
     if missing:
-        raise InvalidModel(f"it needs {', '.join(missing)}, which this processor has not")
+        raise InvalidModel(f"it needs {', '.join(missing)}, which this processor lacks")
     if _minor(description.tvm) != _minor(here.tvm):
         raise InvalidModel(
-            f"it was built by TVM {description.tvm}, here is {here.tvm}; compile the model again"
+            f"it was built by TVM {description.tvm}, installed is {here.tvm}; compile the model again"
         )
 
 
@@ -237,10 +241,10 @@ def _description(fields: dict[str, Any]) -> Description:
         [(_text(name), _tensor(type)) for name, type in fields["outputs"]],
         tuple(map(_text, fields["features"])),
         tuple(
-            _parameter(place, *parameter) for place, parameter in enumerate(fields["parameters"])
+            _parameter(index, *parameter) for index, parameter in enumerate(fields["parameters"])
         ),
         tuple(
-            Function(_sizes(sizes), tuple(map(_place, parameters)))
+            Function(_sizes(sizes), tuple(map(_index, parameters)))
             for sizes, parameters in fields["functions"]
         ),
         None if fields["weights"] is None else _weights(fields["weights"]),
@@ -248,7 +252,7 @@ def _description(fields: dict[str, Any]) -> Description:
         _text(fields["platform"]),
     )
     if description.weight_bytes and description.weights is None:
-        raise ValueError("parameters, and no weights")
+        raise ValueError("parameters without weights")
     _check_functions(description)
     return description
 
@@ -257,7 +261,7 @@ def _check_functions(description: Description) -> None:
     """Checks the functions' sizes and parameters.
 
     Raises:
-        ValueError: no function for any sizes, sizes of dims that are not open, or unknown parameters.
+        ValueError: no function for any sizes, sizes that do not match the open dims, or unknown parameters.
     """
     if not description.functions or description.functions[0].sizes:
         raise ValueError("no function for any sizes")
@@ -265,29 +269,29 @@ def _check_functions(description: Description) -> None:
     names = set[str]().union(*map(symbols, dims))
     for function in description.functions[1:]:
         if not names or {name for name, _ in function.sizes} != names:
-            raise ValueError("a function that is not for sizes of the open dims")
-        description.shapes_of(function)  # Raises where a dim has no such size.
+            raise ValueError("a function whose sizes do not match the open dims")
+        description.shapes_of(function)  # Raises if a dim cannot have such a size.
     count = len(description.parameters)
-    if any(place >= count for f in description.functions for place in f.parameters):
-        raise ValueError("a function of parameters that are not there")
+    if any(index >= count for f in description.functions for index in f.parameters):
+        raise ValueError("a function of unknown parameters")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value
 
 
 def _weights(name: Any) -> str:
     if not _WEIGHTS.fullmatch(_text(name)):
-        raise ValueError(f"{name!r} is no name of weights")
+        raise ValueError(f"{name!r} is not the name of a weights file")
     return str(name)
 
 
 def _tensor(text: str) -> TensorType:
     type = parse_type(text)
     if not isinstance(type, TensorType) or type.dims is None or type.dtype not in DTYPES:
-        raise ValueError(f"{text!r} is no type of a tensor that TVM has")
+        raise ValueError(f"{text!r} is not a tensor type of TVM's")
     return type
 
 
@@ -297,13 +301,13 @@ def _parameter_data(parameter: Parameter) -> list[Any]:
     return [str(parameter.type), source]
 
 
-def _parameter(place: int, type: Any, source: Any) -> Parameter:
-    """Sources of a derived parameter come before it."""
+def _parameter(index: int, type: Any, source: Any) -> Parameter:
+    """A parameter; the sources of a derived one precede it."""
     if not isinstance(source, list):
         return Parameter(_tensor(type), _offset(source))
     steps, sources = source
-    if not sources or any(_place(index) >= place for index in sources):
-        raise ValueError("a parameter that is made of none before it")
+    if not sources or any(_index(source) >= index for source in sources):
+        raise ValueError("a parameter that is not derived from earlier ones")
     return Parameter(_tensor(type), derived=Derivation(tuple(map(tuple, steps)), tuple(sources)))
 
 
@@ -311,17 +315,17 @@ def _sizes(sizes: dict[str, Any]) -> tuple[tuple[str, int], ...]:
     return tuple((name, _natural(size, "size")) for name, size in sizes.items())
 
 
-def _place(value: Any) -> int:
-    return _natural(value, "place among the parameters")
+def _index(value: Any) -> int:
+    return _natural(value, "index of a parameter")
 
 
 def _offset(value: Any) -> int:
-    if _natural(value, "place of a parameter") % ALIGNMENT:
-        raise ValueError(f"{value!r} is no place of a parameter")
+    if _natural(value, "offset of a parameter") % ALIGNMENT:
+        raise ValueError(f"{value!r} is not a valid offset of a parameter")
     return int(value)
 
 
 def _natural(value: Any, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no {what}")
+        raise ValueError(f"{value!r} is not a valid {what}")
     return value

@@ -1,4 +1,4 @@
-"""A Relax module: a function for each graph, and the arrays that the functions take."""
+"""Lowers graphs to a Relax module, a function for each, and the arrays that the functions take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tersor.ir import Graph, Node
 from tersor.pipeline.report import Decoded
 
 MAIN = "main"
-MOST_REASONS = 8  # Nodes that an error names.
+MAX_REASONS = 8  # Nodes that an error names.
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Lowered:
     """A Relax module.
 
     Attributes:
-        arrays: that its functions take after the graph's inputs.
-        derived: by index, how arrays are computed from others when the model is loaded.
-        parameters: the indices of each function's arrays, in its order.
+        arrays: which its functions take after the graph's inputs.
+        derived: by index, the derivations of arrays from others when the model is loaded.
+        parameters: for each function, the indices of its arrays, in order.
         decoded: constants that had to be decoded.
     """
 
@@ -41,20 +41,20 @@ class Lowered:
     decoded: list[Decoded]
 
     def weights(self, alignment: int) -> Weights | None:
-        """The arrays to store: those that are not derived. None where there are none."""
-        stored = tuple(a for place, a in enumerate(self.arrays) if place not in self.derived)
+        """The arrays to store, which are those that are not derived; None if there are none."""
+        stored = tuple(a for index, a in enumerate(self.arrays) if index not in self.derived)
         return Weights(stored, alignment=alignment) if stored else None
 
 
 def lower(graph: Graph, rules: dict[str, Rule]) -> tuple[tvm.IRModule, list[np.ndarray]]:
-    """A Relax module with a function ``main`` of the graph's inputs, then of the arrays that are
-    returned with it; it returns the tuple of the graph's outputs.
+    """A Relax module with a function ``main``, and arrays: the function takes the graph's inputs, then the
+    arrays, and returns the tuple of the graph's outputs.
 
     Raises:
         Unsupported: nodes that have no lowering, with the reason of each.
     """
     lowered = lower_all([graph], rules)
-    return lowered.module, [lowered.arrays[place] for place in lowered.parameters[0]]
+    return lowered.module, [lowered.arrays[index] for index in lowered.parameters[0]]
 
 
 def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
@@ -65,20 +65,20 @@ def lower_all(graphs: Sequence[Graph], rules: dict[str, Rule]) -> Lowered:
     """
     builder, arrays, kernels = relax.BlockBuilder(), Arrays(), dict[str, Any]()
     parameters = []
-    for place, graph in enumerate(graphs):
+    for index, graph in enumerate(graphs):
         lowering = Lowering(builder, rules, arrays, kernels=kernels)
-        _add_function(lowering, graph, function_name(place))
+        _add_function(lowering, graph, function_name(index))
         parameters.append([array for _, array in lowering.parameters])
     module = builder.finalize()
-    for place, graph in enumerate(graphs):
-        name = function_name(place)
+    for index, graph in enumerate(graphs):
+        name = function_name(index)
         module[name] = module[name].with_attr("num_input", len(graph.inputs))
     return Lowered(module, arrays.arrays, arrays.derived, parameters, [*arrays.decoded.values()])
 
 
-def function_name(place: int) -> str:
-    """The name of a module's function: of the first one ``main``."""
-    return f"{MAIN}_{place}" if place else MAIN
+def function_name(index: int) -> str:
+    """The name of a module's function; the first is ``main``."""
+    return f"{MAIN}_{index}" if index else MAIN
 
 
 def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
@@ -103,7 +103,7 @@ def _add_function(lowering: Lowering, graph: Graph, name: str) -> None:
 
 @contextmanager
 def _closed(builder: relax.BlockBuilder) -> Iterator[None]:
-    """Ends the open block where lowering fails: TVM would complain on stderr."""
+    """Ends the open block if lowering fails, as TVM would otherwise print an error to stderr."""
     try:
         yield
     except Unsupported:
@@ -112,7 +112,7 @@ def _closed(builder: relax.BlockBuilder) -> Iterator[None]:
 
 
 def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
-    """Emits a node; a refusal is added to ``reasons``, so that later nodes are still tried."""
+    """Emits a node, or adds the reason why not to ``reasons``, so that later nodes are still tried."""
     try:
         lowering.node(node)
         return
@@ -121,13 +121,13 @@ def _try(lowering: Lowering, node: Node, reasons: list[str]) -> None:
     except Refused as error:
         reasons.append(f"{node.label} ({node.op}): {one_line(error)}")
     except Exception as error:
-        # TVM's own errors, which no rule foresaw.
+        # An error of TVM's that no rule anticipated.
         raise Unsupported(
-            f"{node.label} ({node.op}): TVM refuses it: {one_line(error, 300)}"
+            f"{node.label} ({node.op}): TVM cannot lower it: {one_line(error, 300)}"
         ) from error
     lowering.refused.update(node.outputs)
 
 
 def _unsupported(reasons: Sequence[str]) -> Unsupported:
-    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
-    return Unsupported(f"TVM has no lowering for {'; '.join(reasons[:MOST_REASONS])}{more}")
+    more = f"; and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
+    return Unsupported(f"TVM has no lowering for {'; '.join(reasons[:MAX_REASONS])}{more}")

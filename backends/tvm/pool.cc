@@ -1,17 +1,17 @@
-/* Threads of a library: what its parallel loops run on, in place of TVM's own pool.
+/* The thread pool of a library's parallel loops, in place of TVM's.
  *
- * TVM's pool deals each thread its tasks and waits for all by sched_yield: on a machine with other work a
- * thread that yields, or that has its core taken, holds up every kernel by a time slice (measured: int8
- * MiniLM at 1x32 takes 32 ms for 2.5), and its threads can hang when a process ends.  Here tasks are taken,
- * not dealt: the caller does what no other thread has begun.
+ * TVM's pool assigns tasks to threads and waits for all of them by sched_yield: on a busy machine a thread that
+ * yields, or is preempted, delays every kernel by a time slice (measured: int8 MiniLM at 1x32 takes 32 ms
+ * instead of 2.5), and its threads can hang when a process exits.  Here threads claim tasks dynamically, and the
+ * caller runs every task that no other thread has claimed.
  *
- *     state = launch << 32 | tasks << 16 | next       one word: who adds 1 to it has taken task `next`
+ *     state = launch << 32 | tasks << 16 | next       incrementing this word atomically claims task `next`
  *
- * A task of launch n can be taken only while n runs: the caller waits until all that were taken are done,
- * so what belongs to a launch (function, data) does not change under a thread that has a task of it.
- * Threads spin for some ten microseconds, as the next kernel mostly follows at once, then they sleep.
+ * A task of launch n can be claimed only while n runs: the caller waits until all claimed tasks are done, so
+ * that the data of a launch (function, data) does not change while a thread runs a task of it.  Idle threads spin
+ * for some ten microseconds, as the next kernel usually follows at once, then sleep.
  *
- * A child of fork has no threads but its caller, which does all of the tasks then.
+ * A forked child has no thread but its caller, which then runs all tasks.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -20,36 +20,36 @@
 
 #include <atomic>
 
-struct ParallelEnv { /* TVMParallelGroupEnv */
+struct ParallelEnv { /* as TVMParallelGroupEnv */
   void* sync_handle;
   int32_t num_task;
 };
 using Task = int (*)(int task, ParallelEnv* env, void* data);
-struct Argument { /* TVMFFIAny of an integer */
+struct Argument { /* as TVMFFIAny of an integer */
   int32_t type;
   uint32_t padding;
   int64_t value;
 };
 
-/* In a library without parallel loops there is none. */
+/* Undefined in a library without parallel loops. */
 extern "C" __attribute__((weak)) int (*__TVMBackendParallelLaunch)(Task, void*, int);
 
-enum { MOST_THREADS = 1024, MOST_TASKS = 65535, IDLE_SPINS = 2000, WAIT_SPINS = 10000 };
+enum { MAX_THREADS = 1024, MAX_TASKS = 65535, IDLE_SPINS = 2000, WAIT_SPINS = 10000 };
 
 static std::atomic<uint64_t> state;
 static std::atomic<int> done, failed, sleeping, stopping;
 static Task function;
 static void* data;
-static pthread_t threads[MOST_THREADS];
-static int others; /* threads besides the caller */
+static pthread_t threads[MAX_THREADS];
+static int others; /* threads other than the caller */
 static pid_t owner;
 #ifdef __linux__
-static cpu_set_t cores;     /* that the process may use */
-static int left_free = -1; /* the core that no other thread uses */
+static cpu_set_t cores;     /* on which the process may run */
+static int left_free = -1; /* the core that other threads keep off */
 #endif
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static thread_local int inside; /* a task: loops in it are not parallel */
+static thread_local int inside; /* running a task, in which nested loops are serial */
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -61,7 +61,7 @@ static inline void relax(void) {
 
 static inline int has_task(uint64_t at) { return (at & 0xffff) < (at >> 16 & 0xffff); }
 
-/* Takes and does one task; 0 where there is none. */
+/* Claims and runs one task; 0 if there is none. */
 static int work(void) {
   uint64_t at = state.load(std::memory_order_acquire);
   while (has_task(at)) {
@@ -96,9 +96,9 @@ static void* serve(void* unused) {
   }
 }
 
-/* Whoever is roused begins on another core than the caller's: the system likes to put it on the same one,
- * where it waits for the caller, which waits for it, until the next balancing some milliseconds later. */
-static void keep_off_this_core(void) {
+/* Makes woken threads start on other cores than the caller's: the scheduler tends to place them on the same
+ * one, where they wait for the caller, and it for them, until it rebalances some milliseconds later. */
+static void avoid_this_core(void) {
 #ifdef __linux__
   int here = sched_getcpu();
   if (here < 0 || here == left_free) return;
@@ -110,8 +110,8 @@ static void keep_off_this_core(void) {
 #endif
 }
 
-static void rouse(void) {
-  /* After a store of what sleepers look at: both are sequentially consistent, so that either this sees a
+static void wake_sleepers(void) {
+  /* Follows a store to what sleepers test: both are sequentially consistent, so that either this sees a
    * sleeper, or the sleeper sees the store. */
   if (sleeping.load()) {
     pthread_mutex_lock(&lock);
@@ -122,7 +122,7 @@ static void rouse(void) {
 
 static int launch(Task task, void* argument, int wanted) {
   int tasks = wanted > 0 ? wanted : others + 1;
-  if (tasks == 1 || others == 0 || inside || tasks > MOST_TASKS || getpid() != owner) {
+  if (tasks == 1 || others == 0 || inside || tasks > MAX_TASKS || getpid() != owner) {
     ParallelEnv env = {nullptr, tasks};
     int failures = 0;
     for (int i = 0; i < tasks; i++) failures |= task(i, &env, argument) != 0;
@@ -134,12 +134,12 @@ static int launch(Task task, void* argument, int wanted) {
   done.store(0);
   failed.store(0);
   state.store(next << 32 | (uint64_t)tasks << 16);
-  if (sleeping.load()) keep_off_this_core();
-  rouse();
+  if (sleeping.load()) avoid_this_core();
+  wake_sleepers();
   while (work()) {
   }
   for (int spins = 0; done.load(std::memory_order_acquire) < tasks; spins++) {
-    /* Who has the last task may be off its core, and wait for this one. */
+    /* The thread that runs the last task may be preempted, and wait for this core. */
     if (spins < WAIT_SPINS)
       relax();
     else
@@ -150,23 +150,23 @@ static int launch(Task task, void* argument, int wanted) {
 
 static void stop(void) {
   stopping.store(1);
-  rouse();
+  wake_sleepers();
   for (int i = 0; i < others; i++) pthread_join(threads[i], nullptr);
   others = 0;
   stopping.store(0);
 }
 
-/* The library's parallel loops run on as many threads, the caller's among them, from now on. Nothing of it
- * may run meanwhile. */
+/* Sets the number of threads of the library's parallel loops, including the caller. None of its functions may
+ * run meanwhile. */
 extern "C" __attribute__((visibility("default"))) int __tvm_ffi_tersor_threads(void* self, const Argument* arguments, int32_t count, Argument* result) {
   (void)self;
   int wanted = count == 1 ? (int)arguments[0].value - 1 : 0;
-  wanted = wanted < 0 ? 0 : wanted > MOST_THREADS ? MOST_THREADS : wanted;
-  if (getpid() != owner) { /* also the first call: there are no threads of this process */
+  wanted = wanted < 0 ? 0 : wanted > MAX_THREADS ? MAX_THREADS : wanted;
+  if (getpid() != owner) { /* also the first call: this process has no threads */
     others = 0;
     owner = getpid();
     sleeping.store(0);
-    pthread_mutex_init(&lock, nullptr); /* a thread that is gone may have held it */
+    pthread_mutex_init(&lock, nullptr); /* a thread of the parent may have held it */
     pthread_cond_init(&wake, nullptr);
   }
   if (&__TVMBackendParallelLaunch && wanted != others) {
@@ -186,7 +186,7 @@ extern "C" __attribute__((visibility("default"))) int __tvm_ffi_tersor_threads(v
   return 0;
 }
 
-/* When the library is unloaded, or the process ends. */
+/* On unloading, or when the process exits. */
 __attribute__((destructor)) static void end(void) {
   if (owner && getpid() == owner) stop();
 }

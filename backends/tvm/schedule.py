@@ -3,9 +3,9 @@
 Relax emits scalar loops in source order.  Here they are reordered and annotated;
 :mod:`tersor.backends.tvm.loops` lowers the annotations.
 
-1. Cheap elementwise blocks are inlined into their consumers. 2. A function whose blocks run over the same
-rows, such as a normalization, is computed row by row, so that rows
-   stay in cache.
+1. Cheap elementwise blocks are inlined into their consumers.
+2. A function whose blocks run over the same rows, such as a normalization, is computed row by row, so
+   that rows stay in cache.
 3. The innermost contiguous loop of an elementwise block is vectorized; outer loops run in parallel.
 4. A reduction over a contiguous axis accumulates in vectors; one over another axis, a matrix product or a
    convolution keeps a tile of results in registers.

@@ -1,4 +1,4 @@
-"""Libraries: what they tell of themselves, and what is refused before any of it runs."""
+"""Libraries: their descriptions, and what is refused before any code is loaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FOOTER = library._LENGTH.size + library._FOOTER.size
 
 
 def graph(scale: float = 1.0) -> Graph:
-    """y = relu(x a + b), n = 3 x, with an a and a b that are too large for the code."""
+    """y = relu(x a + b), n = x a, with constants that are too large to be embedded in the code."""
     made = TABLE.graph("small")
     types = parse("graph g(%x: f32[batch, 10]) -> (x = %x) {}", TABLE).inputs[0].type
     x = made.add_input("x", types)
@@ -66,7 +66,7 @@ def out(built: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever loads code in this test fails it."""
+    """Loading code fails the test."""
 
     def load(path: str) -> None:
         raise AssertionError("code was loaded")
@@ -74,28 +74,28 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm.runtime, "load_module", load)
 
 
-def test_a_library_tells_what_it_needs_and_offers(built: Split) -> None:
-    told = library.describe(built.data)
-    assert [(n, str(t)) for n, t in told.inputs] == [("x", "f32[batch, 10]")]
-    assert [n for n, _ in told.outputs] == ["y", "n"]
-    assert set(told.features) == tersor.Target.host().features
-    assert told.tvm == tvm.__version__ and told.weights == built.weights.name
-    assert told.platform == f"{platform.system()} {platform.machine()}"
+def test_a_library_describes_its_requirements_and_interface(built: Split) -> None:
+    description = library.describe(built.data)
+    assert [(n, str(t)) for n, t in description.inputs] == [("x", "f32[batch, 10]")]
+    assert [n for n, _ in description.outputs] == ["y", "n"]
+    assert set(description.features) == tersor.Target.host().features
+    assert description.tvm == tvm.__version__ and description.weights == built.weights.name
+    assert description.platform == f"{platform.system()} {platform.machine()}"
     assert library.code(built.data)[:4] == b"\x7fELF"
     assert len(built.data) < 0.6 * len(library.code(built.data))
 
 
-def test_parameters_lie_in_one_file_as_the_library_tells(built: Split) -> None:
-    told = library.describe(built.data)
+def test_parameters_are_in_one_file_at_the_described_offsets(built: Split) -> None:
+    description = library.describe(built.data)
     data = b"".join(built.weights.chunks())
-    assert len(data) == built.weights.size == told.weight_bytes
-    held = [
+    assert len(data) == built.weights.size == description.weight_bytes
+    stored = [
         np.frombuffer(data, p.type.dtype.numpy, int(np.prod(p.type.shape)), p.offset)
-        for p in told.parameters
+        for p in description.parameters
     ]
     expected = [c.numpy() for c in graph().constants.values() if c.numpy().nbytes > 64]
-    assert [h.tolist() for h in held] == [e.reshape(-1).tolist() for e in expected]
-    assert all(p.offset % 64 == 0 for p in told.parameters) and len(held) == 1
+    assert [h.tolist() for h in stored] == [e.reshape(-1).tolist() for e in expected]
+    assert all(p.offset % 64 == 0 for p in description.parameters) and len(stored) == 1
 
 
 def test_without_parameters_there_is_one_file() -> None:
@@ -105,12 +105,12 @@ def test_without_parameters_there_is_one_file() -> None:
     assert opened.run({"x": np.float32([1, 2])})["y"].tolist() == [2, 4]
 
 
-def told_as(data: bytes, change: Callable[[dict[str, object]], object]) -> bytes:
-    """The file with other words behind its library, and a footer that fits them."""
+def with_description(data: bytes, change: Callable[[dict[str, object]], object]) -> bytes:
+    """The file with a changed description, and a footer that matches it."""
     (length,) = library._LENGTH.unpack_from(data, len(data) - _FOOTER)
-    told = json.loads(data[-_FOOTER - length : -_FOOTER])
-    change(told)
-    text = json.dumps(told).encode()
+    description = json.loads(data[-_FOOTER - length : -_FOOTER])
+    change(description)
+    text = json.dumps(description).encode()
     return footed(data[: -_FOOTER - length] + text + library._LENGTH.pack(len(text)))
 
 
@@ -124,9 +124,9 @@ def flipped(place: int) -> Callable[[bytes], bytes]:
     )
 
 
-NO_LIBRARY = "it is no library that tersor built, or cut short"
-DAMAGED = "the library is damaged: its hash is not the one it carries"
-WORDS = "what the library tells of itself is damaged: "
+NO_LIBRARY = "it is not a library that tersor built, or truncated"
+DAMAGED = "the library is damaged: its hash does not match; compile the model again"
+WORDS = "the library's description is damaged: "
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", NO_LIBRARY),
     "only the magic": (lambda data: data[-8:], NO_LIBRARY),
@@ -139,67 +139,69 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "length is absurd": (lambda d: footed(d[:-_FOOTER] + b"\xff" * 8), WORDS),
     "length is none": (lambda d: footed(d[:-_FOOTER] + b"\0" * 8), WORDS),
     "hash is another": (flipped(-_FOOTER + 10), DAMAGED),
-    "another format": (lambda d: told_as(d, lambda t: t.update(format=9)), "library format 9, this tersor reads 4; compile the model again"),
-    "no inputs": (lambda d: told_as(d, lambda t: t.pop("inputs")), WORDS + "'inputs'"),
-    "an input is a number": (lambda d: told_as(d, lambda t: t.update(inputs=[3])), WORDS),
-    "a type is none": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "f33[2]"]])), WORDS),
-    "a type that TVM has not": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "string[2]"]])), WORDS + "'string[2]' is no type of a tensor that TVM has"),
-    "an open parameter": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[n]", 0]])), WORDS + "f32[n] is not static"),
-    "an odd place": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", 4]])), WORDS + "4 is no place of a parameter"),
-    "a place before the file": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", -64]])), WORDS + "-64 is no place of a parameter"),
-    "a parameter of later ones": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", [[["transpose", 0]], [0]]]])), WORDS + "a parameter that is made of none before it"),
-    "a parameter of nothing": (lambda d: told_as(d, lambda t: t.update(parameters=[["f32[4]", [[["transpose", 0]], []]]])), WORDS + "a parameter that is made of none before it"),
-    "steps are a number": (lambda d: told_as(d, lambda t: t["parameters"].append(["f32[4]", [3, [0]]])), WORDS),
-    "no function": (lambda d: told_as(d, lambda t: t.update(functions=[])), WORDS + "no function for any sizes"),
-    "no function for all": (lambda d: told_as(d, lambda t: t.update(functions=[[{"batch": 2}, [0]]])), WORDS + "no function for any sizes"),
-    "a function for other dims": (lambda d: told_as(d, lambda t: t.update(functions=[[{}, [0]], [{"n": 2}, [0]]])), WORDS + "a function that is not for sizes of the open dims"),
-    "another function for all": (lambda d: told_as(d, lambda t: t.update(functions=[[{}, [0]], [{}, [0]]])), WORDS + "a function that is not for sizes of the open dims"),
-    "a function of other parameters": (lambda d: told_as(d, lambda t: t.update(functions=[[{}, [1]]])), WORDS + "a function of parameters that are not there"),
-    "a function for sizes that cannot be": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "f32[9 // n]"]], functions=[[{}, [0]], [{"n": 0}, [0]]])), WORDS),
-    "a function for unknown dims": (lambda d: told_as(d, lambda t: t.update(inputs=[["x", "f32[?, n]"]], functions=[[{}, [0]], [{"n": 1}, [0]]])), WORDS + "f32[?, n] has unknown dims"),
-    "a size is text": (lambda d: told_as(d, lambda t: t.update(functions=[[{}, [0]], [{"batch": "2"}, [0]]])), WORDS + "'2' is no size"),
-    "a place is a flag": (lambda d: told_as(d, lambda t: t.update(functions=[[{}, [True]]])), WORDS + "True is no place among the parameters"),
-    "no weights": (lambda d: told_as(d, lambda t: t.update(weights=None)), WORDS + "parameters, and no weights"),
-    "weights elsewhere": (lambda d: told_as(d, lambda t: t.update(weights="../w.bin")), WORDS + "'../w.bin' is no name of weights"),
-    "a feature is a number": (lambda d: told_as(d, lambda t: t.update(features=[3])), WORDS + "3 is no text"),
+    "another format": (lambda d: with_description(d, lambda t: t.update(format=9)), "it has library format 9, this tersor reads 4; compile the model again"),
+    "no inputs": (lambda d: with_description(d, lambda t: t.pop("inputs")), WORDS + "'inputs'"),
+    "an input is a number": (lambda d: with_description(d, lambda t: t.update(inputs=[3])), WORDS),
+    "a type is none": (lambda d: with_description(d, lambda t: t.update(inputs=[["x", "f33[2]"]])), WORDS),
+    "a type that TVM lacks": (lambda d: with_description(d, lambda t: t.update(inputs=[["x", "string[2]"]])), WORDS + "'string[2]' is not a tensor type of TVM's"),
+    "an open parameter": (lambda d: with_description(d, lambda t: t.update(parameters=[["f32[n]", 0]])), WORDS + "f32[n] is not static"),
+    "an odd place": (lambda d: with_description(d, lambda t: t.update(parameters=[["f32[4]", 4]])), WORDS + "4 is not a valid offset of a parameter"),
+    "a place before the file": (lambda d: with_description(d, lambda t: t.update(parameters=[["f32[4]", -64]])), WORDS + "-64 is not a valid offset of a parameter"),
+    "a parameter of later ones": (lambda d: with_description(d, lambda t: t.update(parameters=[["f32[4]", [[["transpose", 0]], [0]]]])), WORDS + "a parameter that is not derived from earlier ones"),
+    "a parameter of nothing": (lambda d: with_description(d, lambda t: t.update(parameters=[["f32[4]", [[["transpose", 0]], []]]])), WORDS + "a parameter that is not derived from earlier ones"),
+    "steps are a number": (lambda d: with_description(d, lambda t: t["parameters"].append(["f32[4]", [3, [0]]])), WORDS),
+    "no function": (lambda d: with_description(d, lambda t: t.update(functions=[])), WORDS + "no function for any sizes"),
+    "no function for all": (lambda d: with_description(d, lambda t: t.update(functions=[[{"batch": 2}, [0]]])), WORDS + "no function for any sizes"),
+    "a function for other dims": (lambda d: with_description(d, lambda t: t.update(functions=[[{}, [0]], [{"n": 2}, [0]]])), WORDS + "a function whose sizes do not match the open dims"),
+    "another function for all": (lambda d: with_description(d, lambda t: t.update(functions=[[{}, [0]], [{}, [0]]])), WORDS + "a function whose sizes do not match the open dims"),
+    "a function of other parameters": (lambda d: with_description(d, lambda t: t.update(functions=[[{}, [1]]])), WORDS + "a function of unknown parameters"),
+    "a function for sizes that cannot be": (lambda d: with_description(d, lambda t: t.update(inputs=[["x", "f32[9 // n]"]], functions=[[{}, [0]], [{"n": 0}, [0]]])), WORDS),
+    "a function for unknown dims": (lambda d: with_description(d, lambda t: t.update(inputs=[["x", "f32[?, n]"]], functions=[[{}, [0]], [{"n": 1}, [0]]])), WORDS + "f32[?, n] has unknown dims"),
+    "a size is text": (lambda d: with_description(d, lambda t: t.update(functions=[[{}, [0]], [{"batch": "2"}, [0]]])), WORDS + "'2' is not a valid size"),
+    "a place is a flag": (lambda d: with_description(d, lambda t: t.update(functions=[[{}, [True]]])), WORDS + "True is not a valid index of a parameter"),
+    "no weights": (lambda d: with_description(d, lambda t: t.update(weights=None)), WORDS + "parameters without weights"),
+    "weights elsewhere": (lambda d: with_description(d, lambda t: t.update(weights="../w.bin")), WORDS + "'../w.bin' is not the name of a weights file"),
+    "a feature is a number": (lambda d: with_description(d, lambda t: t.update(features=[3])), WORDS + "3 is not text"),
 }  # fmt: skip
 FOREIGN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "features": (lambda d: told_as(d, lambda t: t.update(features=["avx9", "avx2", "amx_float"])), "it needs amx_float, avx9, which this processor has not"),
-    "platform": (lambda d: told_as(d, lambda t: t.update(platform="Minix vax")), f"it was built for Minix vax, this is {platform.system()} {platform.machine()}"),
-    "version": (lambda d: told_as(d, lambda t: t.update(tvm="0.26.5")), f"it was built by TVM 0.26.5, here is {tvm.__version__}; compile the model again"),
+    "features": (lambda d: with_description(d, lambda t: t.update(features=["avx9", "avx2", "amx_float"])), "it needs amx_float, avx9, which this processor lacks"),
+    "platform": (lambda d: with_description(d, lambda t: t.update(platform="Minix vax")), f"it was built for Minix vax, this machine is {platform.system()} {platform.machine()}"),
+    "version": (lambda d: with_description(d, lambda t: t.update(tvm="0.26.5")), f"it was built by TVM 0.26.5, installed is {tvm.__version__}; compile the model again"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [*DAMAGES, *FOREIGN])
-def test_what_cannot_run_is_refused_before_it_does(
+def test_what_cannot_run_is_refused_before_code_is_loaded(
     built: Split, tmp_path: Path, untouched: None, case: str
 ) -> None:
     change, message = {**DAMAGES, **FOREIGN}[case]
     file = tmp_path / "model.so"
     file.write_bytes(change(built.data))
     built.weights.place(tmp_path)
-    asked: list[Callable[[], object]] = [
+    attempts: list[Callable[[], object]] = [
         lambda: session.open_session(file),
         lambda: session.examine(Split(file.read_bytes(), built.weights)),
     ]
-    if case in DAMAGES:  # What fits another machine is whole.
-        asked += [
+    if case in DAMAGES:  # A library for another machine is intact.
+        attempts += [
             lambda: session.interface(file, Choice().to_json()),
             lambda: session.companions(file),
         ]
-    for ask in asked:
+    for attempt in attempts:
         with pytest.raises(InvalidModel) as caught:
-            ask()
-        told = str(caught.value)
-        assert told.startswith(message) if message == WORDS else told == message, told
+            attempt()
+        description = str(caught.value)
+        assert description.startswith(message) if message == WORDS else description == message, (
+            description
+        )
 
 
-def test_another_patch_of_tvm_is_taken(built: Split) -> None:
+def test_another_patch_version_of_tvm_is_accepted(built: Split) -> None:
     major, minor, *_ = tvm.__version__.split(".")
-    session.examine(told_as(built.data, lambda t: t.update(tvm=f"{major}.{minor}.99")))
+    session.examine(with_description(built.data, lambda t: t.update(tvm=f"{major}.{minor}.99")))
 
 
-def test_weights_that_are_not_there_or_too_few_are_refused(
+def test_missing_or_truncated_weights_are_refused(
     built: Split, tmp_path: Path, untouched: None
 ) -> None:
     file = built.place(tmp_path, "model.so")
@@ -214,9 +216,9 @@ def test_weights_that_are_not_there_or_too_few_are_refused(
         session.open_session(file)
 
 
-def test_code_that_the_system_does_not_load_is_told_in_one_line(built: Split) -> None:
-    told = library.describe(built.data)
-    broken = Split(library.pack(b"\x7fELF and no more", told), built.weights)
+def test_code_that_the_system_does_not_load_is_reported_in_one_line(built: Split) -> None:
+    description = library.describe(built.data)
+    broken = Split(library.pack(b"\x7fELF and no more", description), built.weights)
     with pytest.raises(InvalidModel, match="the system does not load the library: ") as caught:
         session.open_session(broken)
     assert "\n" not in str(caught.value)
@@ -225,17 +227,17 @@ def test_code_that_the_system_does_not_load_is_told_in_one_line(built: Split) ->
 @pytest.mark.parametrize(
     "body", [b"\x7fELF", lzma.compress(b"\x7fELF" * 99)[:-12]], ids=["plain", "cut"]
 )
-def test_code_that_is_not_whole_is_refused(built: Split, body: bytes, untouched: None) -> None:
-    told = library.describe(built.data)
-    whole = library.pack(b"", told)
+def test_truncated_code_is_refused(built: Split, body: bytes, untouched: None) -> None:
+    description = library.describe(built.data)
+    whole = library.pack(b"", description)
     rest = whole[len(lzma.compress(b"")) : -40]
     data = body + rest + hashlib.sha256(body + rest).digest() + whole[-8:]
-    assert library.describe(data) == told
+    assert library.describe(data) == description
     with pytest.raises(InvalidModel, match="the library is damaged: "):
         session.open_session(Split(data, built.weights))
 
 
-def test_machine_code_is_loaded_where_it_is_trusted(out: Path) -> None:
+def test_machine_code_is_loaded_only_if_trusted(out: Path) -> None:
     with pytest.raises(InvalidModel) as caught:
         tersor.load(out)
     assert str(caught.value) == (
@@ -248,26 +250,26 @@ def test_machine_code_is_loaded_where_it_is_trusted(out: Path) -> None:
     expected = ort.open_session(ort.build(graph())).run(FEED)
     got = loaded.run(FEED)
     for name in ("y", "n"):
-        # One product and one sum each, that TVM may make one instruction: half a unit of the last place.
+        # One product and one sum each, which TVM may fuse: half a unit in the last place.
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-7, atol=2e-7)
 
 
 @pytest.mark.parametrize("name", ["model-*.so", "weights-*.bin"])
-def test_an_artifact_that_is_not_what_its_manifest_says_is_refused(
+def test_an_artifact_whose_hash_does_not_match_the_manifest_is_refused(
     out: Path, untouched: None, name: str
 ) -> None:
     (file,) = out.glob(name)
     file.write_bytes(flipped(40)(file.read_bytes()))
-    for ask in (lambda: tersor.load(out, trust=True), lambda: tersor.verify(out)):
+    for attempt in (lambda: tersor.load(out, trust=True), lambda: tersor.verify(out)):
         with pytest.raises(InvalidModel) as caught:
-            ask()
+            attempt()
         assert (
             str(caught.value) == f"{file}: its hash is not the manifest's; compile the model again"
         )
 
 
 @pytest.mark.parametrize("case", [*DAMAGES, *FOREIGN])
-def test_a_manifest_that_fits_does_not_make_it_fit(
+def test_a_matching_manifest_does_not_excuse_a_damaged_library(
     out: Path, built: Split, untouched: None, case: str
 ) -> None:
     change, message = {**DAMAGES, **FOREIGN}[case]
@@ -280,12 +282,12 @@ def test_a_manifest_that_fits_does_not_make_it_fit(
 
 
 def test_verifying_runs_nothing(out: Path, untouched: None) -> None:
-    found = tersor.verify(out)
-    assert sorted(Path(name).suffix for name in found.files) == [".bin", ".so"]
-    assert found.notes == []
+    result = tersor.verify(out)
+    assert sorted(Path(name).suffix for name in result.files) == [".bin", ".so"]
+    assert result.notes == []
 
 
-def test_an_artifact_of_another_interface_is_not_whole(out: Path, untouched: None) -> None:
+def test_an_artifact_of_another_interface_is_refused(out: Path, untouched: None) -> None:
     path = out / manifest.NAME
     path.write_text(path.read_text().replace("f32[batch, 10]", "f32[batch, 11]"))
     with pytest.raises(InvalidModel, match="the manifest lists x as f32"):
@@ -330,14 +332,14 @@ def refuses(message: str, **arguments: object) -> None:
     assert str(caught.value) == message
 
 
-def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm.support.cc, "get_cc", lambda: None)
     refuses(
         "what TVM compiles is linked by a C++ compiler, and there is none: install g++ or clang"
     )
 
 
-def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm.support.cc, "get_cc", lambda: "/bin/false")
     with pytest.raises(Unsupported, match=r"^/bin/false does not link: .*\Z"):
         build(graph())
@@ -349,11 +351,11 @@ def test_another_kind_of_processor_is_refused() -> None:
     refuses(message, target="cpu:neon")
 
 
-def test_what_tvm_cannot_be_asked_for() -> None:
+def test_a_library_cannot_be_portable() -> None:
     refuses("only ONNX files can be portable, and runtime tvm builds a library", portable=True)
 
 
-def test_a_choice_travels_in_the_manifest() -> None:
+def test_a_choice_round_trips_through_json() -> None:
     choice = replace(Choice.of(tersor.Target.parse("cpu:avx2")), threads=3)
     assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
     assert choice.features == ("avx2", "f16c", "fma")
