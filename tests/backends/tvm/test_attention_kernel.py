@@ -38,7 +38,7 @@ def spec(
 
 
 def rows(given: Attention, batch: int, queries: int, keys: int) -> list[np.ndarray]:
-    """q, k and v, as far apart as bfloat16 tells apart."""
+    """q, k and v, of numbers that bfloat16 represents."""
     rng = np.random.default_rng(queries)
     shapes = [
         (queries, given.heads * given.d),
@@ -66,7 +66,7 @@ def meaning(
     offsets: Sequence[int] = (0, 0, 0),
     lengths: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """In doubles, of [batch, length, heads d]; zeros where no key is left. ``offsets``: of each batch entry's
+    """Attention in double precision, of [batch, length, heads d]; zeros where all keys are masked. ``offsets``: of each batch entry's
     first query."""
     batch, queries, _ = q.shape
     split = [
@@ -164,7 +164,7 @@ def test_float32(machine: Machine) -> None:
     ],
     ids=lambda g: g.name,
 )
-def test_integers_of_16_bits(machine: Machine, given: Attention) -> None:
+def test_int16(machine: Machine, given: Attention) -> None:
     for length in (*LENGTHS, 300):
         check(given, machine, length, length)
     if given.layout != "packed":
@@ -173,7 +173,7 @@ def test_integers_of_16_bits(machine: Machine, given: Attention) -> None:
 
 
 @on(["widen8"])
-def test_sums_of_16_bits_do_not_overflow(machine: Machine) -> None:
+def test_int16_sums_do_not_overflow(machine: Machine) -> None:
     """All numbers of a head are as large as any: queries and keys of opposite and of one sign, values of one."""
     given = spec("int16", False, False, False, d=32)
     for size in (1e-20, 1.0, 1e3):
@@ -214,7 +214,7 @@ def test_keys_of_another_length(machine: Machine) -> None:
 
 
 @on(["vnni"])
-def test_odd_numbers_leave_others_alone(machine: Machine) -> None:
+def test_extreme_numbers_do_not_affect_others(machine: Machine) -> None:
     """A query that is not a number is alone in it; scores of some thousands are no trouble; a batch
     entry knows nothing of another's keys."""
     given = spec("float32", True, True, False)
@@ -254,7 +254,7 @@ SHAPES = ((1, 1), (1, 40), (3, 33), (7, 7), (16, 32), (33, 70), (70, 33), (2, 0)
 
 @cache
 def library(machine: Machine) -> Any:
-    """All forms, compiled together."""
+    """All specializations, compiled together."""
     functions = {s.name: attention.kernel(s, machine.isa) for s in FORMS.values()}
     return build_all(functions, machine)
 
@@ -314,8 +314,8 @@ def check_form(given: Attention, machine: Machine, sizes: dict[str, int]) -> Non
 
 @on(["vnni", "widen8"])
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form(machine: Machine, name: str) -> None:
-    """Some rows have no key at all, in masks and in windows; a past of fewer keys than queries is none."""
+def test_every_specialization(machine: Machine, name: str) -> None:
+    """Some rows have no keys, in masks and in windows; a past of fewer keys than queries is none."""
     for queries, keys in SHAPES:
         sizes = {"queries": queries, "keys": keys, "b": 3, "h": 4, "q": queries, "k": keys}
         check_form(FORMS[name], machine, sizes | {"1": 1})
@@ -330,7 +330,7 @@ def test_axes_of_a_mask_broadcast_at_run_time(machine: Machine) -> None:
 
 @on(["vnni", "widen8"])
 @pytest.mark.parametrize("name", ["float mask of keys", "boolean mask, causal, past"])
-def test_keys_beyond_the_end_of_a_mask_are_left_out(machine: Machine, name: str) -> None:
+def test_keys_beyond_the_end_of_a_mask_are_masked(machine: Machine, name: str) -> None:
     for k in (1, 33):
         sizes = {"queries": 5, "keys": 40, "b": 3, "h": 4, "q": 5, "k": k, "1": 1}
         check_form(FORMS[name], machine, sizes)
@@ -338,7 +338,7 @@ def test_keys_beyond_the_end_of_a_mask_are_left_out(machine: Machine, name: str)
 
 @on(["vnni", "widen8"])
 @pytest.mark.parametrize("queries", [1, 20])
-def test_rows_that_are_masked_as_a_whole(machine: Machine, queries: int) -> None:
+def test_fully_masked_rows(machine: Machine, queries: int) -> None:
     """-inf leaves nothing, which gives zeros; the lowest float leaves the mean, as it does where it is added;
     -10000 leaves the scores as they were, but for the digits that the sum has no room for."""
     given = FORMS["float mask of keys"]
@@ -355,10 +355,10 @@ def test_rows_that_are_masked_as_a_whole(machine: Machine, queries: int) -> None
 
 @on(["vnni", "widen8"])
 @pytest.mark.parametrize("low", [-1e4, LOWEST, -np.inf])
-def test_a_mask_of_low_numbers_is_the_boolean_one_where_a_key_is_left(
+def test_a_mask_of_low_numbers_equals_the_boolean_one_where_a_key_is_visible(
     machine: Machine, low: float
 ) -> None:
-    """To the last bit: the chance of what is masked is zero."""
+    """To the last bit: the probability of a masked key is zero."""
     given = FORMS["float mask of keys"]
     q, k, v = rows(given, 3, 20, 37)
     mask = np.zeros((3, 1, 1, 37), np.float32)
@@ -370,7 +370,7 @@ def test_a_mask_of_low_numbers_is_the_boolean_one_where_a_key_is_left(
 
 @on(["vnni", "widen8"])
 @pytest.mark.parametrize("queries", [2, 20])
-def test_a_query_that_is_no_number_gives_none(machine: Machine, queries: int) -> None:
+def test_a_query_of_nan_gives_nan(machine: Machine, queries: int) -> None:
     for given in (FORMS["float mask of keys"], FORMS["window of a padded cache"]):
         q, k, v = rows(given, 3, queries, 37)
         q[1, 1] = np.nan
@@ -388,7 +388,7 @@ def test_heads_of_usual_sizes(machine: Machine, size: int) -> None:
         check(given, machine, queries, keys)
 
 
-def test_names_tell_kernels_apart() -> None:
+def test_kernel_names_are_unique() -> None:
     plain = spec("float32", False, False, False)
     changes: list[dict[str, Any]] = [
         {}, {"kv_heads": 2}, {"v_d": 16}, {"scale": 0.125}, {"dtype": "bfloat16"}, {"layout": "packed"},

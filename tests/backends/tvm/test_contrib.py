@@ -1,5 +1,5 @@
-"""ONNX Runtime's own ops on TVM, against ONNX Runtime: the same where they are float; where ONNX Runtime
-quantizes what they read, nearer to the float model than it is."""
+"""ONNX Runtime's own ops on TVM, against ONNX Runtime: equal in float; where ONNX Runtime quantizes their operands,
+closer to the float model than it is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(
     attrs: dict[str, Any] | None = None,
     results: tuple[str, ...] = ("y",),
 ) -> onnx.ModelProto:
-    """A node on x[batch, rows, WIDTH] and constants; results without a name are left out."""
+    """A node on x[batch, rows, WIDTH] and constants; results without a name are omitted."""
     held = {name: array for name, array in operands if array is not None and name != "x"}
     names = [name if array is not None else "" for name, array in operands]
     node = helper.make_node(op, names, results, domain="com.microsoft", **(attrs or {}))
@@ -94,14 +94,14 @@ def by_runtime(made: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.nd
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
-    """All in one module."""
+    """All models, in one module."""
     return dict(
         zip(FLOAT, compiled_in_tvm(*(expand(import_model(made_of(n))) for n in FLOAT)), strict=True)
     )
 
 
 @pytest.mark.parametrize("name", FLOAT)
-def test_it_is_what_onnx_runtime_computes(name: str, runs: Any) -> None:
+def test_results_agree_with_onnx_runtime(name: str, runs: Any) -> None:
     made = made_of(name)
     # Sums of 16 products in another order; the products of integers are exact.
     for mine, theirs in zip(runs[name]({"x": X}), by_runtime(made, {"x": X}), strict=True):
@@ -109,7 +109,7 @@ def test_it_is_what_onnx_runtime_computes(name: str, runs: Any) -> None:
 
 
 def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """A quantized LSTM, and the float one of the weights that it stands for."""
+    """A quantized LSTM, and the float LSTM of its decoded weights."""
     hidden, rng = 24, np.random.default_rng(1)
     shapes = {"w": (directions, WIDTH, 4 * hidden), "r": (directions, hidden, 4 * hidden)}
     ends = (directions, 4 * hidden) if per_column else (directions,)
@@ -140,7 +140,7 @@ def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.Model
 
 @pytest.mark.parametrize("per_column", [False, True])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_a_quantized_lstm_is_the_float_one_of_its_weights(
+def test_a_quantized_lstm_equals_the_float_one_of_its_decoded_weights(
     directions: int, per_column: bool
 ) -> None:
     made, floats = lstm(directions, per_column)
@@ -164,7 +164,7 @@ def test_its_weights_stay_integers_in_the_file() -> None:
     assert sizes[0] < 0.4 * sizes[1]
 
 
-def test_what_has_no_rule_stays() -> None:
+def test_an_op_without_a_rule_is_kept() -> None:
     made = model("FusedMatMul", [("x", X), ("w", MATRIX)], {"transBatchA": 1})
     assert [n.op for n in expand(import_model(made)).nodes] == ["com.microsoft.FusedMatMul"]
     assert all(op.startswith("com.microsoft.") for op in RULES)

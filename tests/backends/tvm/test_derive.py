@@ -1,5 +1,5 @@
-"""Parameters that are made when a library is loaded: the file holds what the graph holds. The oracle is
-ONNX Runtime on the same graph, its weights written out."""
+"""Parameters derived on loading: a library's file stores what the graph stores. The oracle is ONNX Runtime on the
+same graph with decoded weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _zeros(dtype: type, *shape: int) -> np.ndarray:
     return np.asarray(RNG.integers(0, 100, shape), dtype)
 
 
-HELD: dict[str, Encoding] = {
+WEIGHTS: dict[str, Encoding] = {
     "one scale": Affine(_int8(K, N), _scale(), np.zeros((), np.int8)),
     "a scale a column": Affine(_int8(K, N), _scale(N), np.zeros(N, np.int8), 1),
     "a scale a row": Affine(_int8(K, N), _scale(K), np.zeros(K, np.int8), 0),
@@ -71,36 +71,36 @@ TIED = [_int8(ROWS, K).astype(np.float32) / 64, _int8(ROWS, K).astype(np.float16
 FILTERS = Affine(_int8(16, 8, 3, 3), _scale(16), np.zeros(16, np.int8), 0)
 
 
-@pytest.mark.parametrize("name", HELD)
-def test_steps_make_what_the_encoding_means(name: str) -> None:
-    steps, sources = steps_of(HELD[name])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_steps_compute_the_decoded_numbers(name: str) -> None:
+    steps, sources = steps_of(WEIGHTS[name])
     assert steps
-    np.testing.assert_array_equal(compute(steps, sources), HELD[name].decode())
+    np.testing.assert_array_equal(compute(steps, sources), WEIGHTS[name].decode())
 
 
-def test_what_is_tied_is_made_of_the_same_array() -> None:
+def test_tied_constants_are_derived_from_the_same_array() -> None:
     table = np.arange(12.0, dtype=np.float32).reshape(3, 4)
     steps, (source,) = steps_of(Dense(table.T))
     assert np.shares_memory(source, table) and source.flags.c_contiguous
     assert steps == (("transpose", 1, 0),)
-    held = Affine(_int8(3, 4), _scale(3), np.zeros(3, np.int8), 0)
-    turned = held.permute((1, 0))
-    np.testing.assert_array_equal(compute(*steps_of(turned)), held.decode().T)
-    np.testing.assert_array_equal(compute(*values_of(turned)), held.values.T)
+    weight = Affine(_int8(3, 4), _scale(3), np.zeros(3, np.int8), 0)
+    turned = weight.permute((1, 0))
+    np.testing.assert_array_equal(compute(*steps_of(turned)), weight.decode().T)
+    np.testing.assert_array_equal(compute(*values_of(turned)), weight.values.T)
 
 
 def graph() -> Graph:
-    """A linear layer for each of HELD, a lookup for each of TABLES, both for each of TIED, and a
+    """A linear layer for each of WEIGHTS, a lookup for each of TABLES, both for each of TIED, and a
     convolution."""
     made = TABLE.graph("compact")
     types = "%x: f32[n, 64], %ids: i64[n, 3], %image: f32[1, 8, 6, 6]"
     inputs = parse(f"graph g({types}) -> (y = %x) {{}}", TABLE).inputs
     x, ids, image = (made.add_input(v.name, v.type) for v in inputs)
     results: list[Value] = []
-    for name, held in HELD.items():
-        results.append(made.emit("tersor.Linear", [x, made.constant(held, f"weight {name}")]))
-    for name, held in TABLES.items():
-        table = made.constant(held, f"table {name}")
+    for name, weight in WEIGHTS.items():
+        results.append(made.emit("tersor.Linear", [x, made.constant(weight, f"weight {name}")]))
+    for name, weight in TABLES.items():
+        table = made.constant(weight, f"table {name}")
         results.append(made.emit("Gather", [table, ids], {"axis": 0}))
     results.append(made.emit("Conv", [image, made.constant(FILTERS, "filters")]))
     for table in TIED:
@@ -122,7 +122,7 @@ def built() -> Split:
     return made
 
 
-def test_compact_weights_stay_so_in_the_file_and_mean_the_same(built: Split) -> None:
+def test_encoded_weights_are_stored_encoded_with_the_same_meaning(built: Split) -> None:
     n = 5
     feed = {
         "x": RNG.standard_normal((n, K)).astype(np.float32),
@@ -140,10 +140,10 @@ def test_compact_weights_stay_so_in_the_file_and_mean_the_same(built: Split) -> 
         # Halves are rounded to 11 bits.
         most = (2**-10 if expected.dtype == np.float16 else 1e-6) * np.abs(expected).max()
         np.testing.assert_allclose(got[name], expected, rtol=0, atol=most, err_msg=name)
-    held = sum(e.nbytes for e in (*HELD.values(), *TABLES.values(), *TIED)) + 16 * 8 * 9
+    weight = sum(e.nbytes for e in (*WEIGHTS.values(), *TABLES.values(), *TIED)) + 16 * 8 * 9
     # A byte for each of four bits, or of three.
     wider = K * N // 2 + (K + ROWS) * N * 5 // 8
-    assert built.weights.size < held + wider + 64 * len(built.weights.arrays)
+    assert built.weights.size < weight + wider + 64 * len(built.weights.arrays)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_steps_that_do_not_fit_are_refused(
 # -- what is stored --------------------------------------------------------------------------------
 
 
-def _tied(dtype: str, held: Encoding) -> Graph:
-    """A table, and a head that is the table turned."""
+def _tied(dtype: str, weight: Encoding) -> Graph:
+    """A table, and a head that is the table transposed."""
     given = parse(f"graph g(%ids: i64[n], %x: {dtype}[n, {N}]) -> (y = %x) {{}}", TABLE)
     ids, x = given.inputs
-    table, head = given.constant(held, "table"), given.constant(held.permute((1, 0)), "head")
+    table, head = given.constant(weight, "table"), given.constant(weight.permute((1, 0)), "head")
     results = [
         given.emit("Gather", [table, ids], {"axis": 0}),
         given.emit("tersor.Linear", [x, head]),
@@ -181,11 +181,11 @@ def _tied(dtype: str, held: Encoding) -> Graph:
     return given
 
 
-def _layer(held: Encoding, recipe: str = "", **bias: Encoding) -> Graph:
-    """A linear layer, whose rows are quantized where ``held`` is int8 for that."""
-    k, _ = held.type.shape
+def _layer(weight: Encoding, recipe: str = "", **bias: Encoding) -> Graph:
+    """A linear layer, whose rows are quantized if ``weight`` is int8 of that format."""
+    k, _ = weight.type.shape
     given = parse(f"graph g(%x: f32[n, {k}]) -> (y = %x) {{}}", TABLE)
-    operands = [given.inputs[0], given.constant(held, "w")]
+    operands = [given.inputs[0], given.constant(weight, "w")]
     operands += [given.constant(b, name) for name, b in bias.items()]
     given.set_outputs([given.emit("tersor.Linear", operands)], ["y"])
     return Pipeline([QuantizeDynamic(min_elements=0)]).run(given) if recipe else given
@@ -212,9 +212,9 @@ STORED: dict[str, Callable[[], Graph]] = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_library_stores_no_more_than_the_graph_does(name: str) -> None:
-    """All that a kernel takes beyond it, padded or turned, is made when the library is loaded."""
+    """What a kernel needs beyond it, padded or transposed, is derived when the library is loaded."""
     given = STORED[name]()
     weights = lower_for(given, Choice.of(Target.host())).weights(ALIGNMENT)
     assert weights is not None
-    held = {v.encoding.place: v.encoding.nbytes for v in given.constants.values() if v.encoding}
-    assert weights.size <= 1.01 * sum(held.values()) + ALIGNMENT * len(weights.arrays)
+    weight = {v.encoding.place: v.encoding.nbytes for v in given.constants.values() if v.encoding}
+    assert weights.size <= 1.01 * sum(weight.values()) + ALIGNMENT * len(weights.arrays)

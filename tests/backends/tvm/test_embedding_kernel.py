@@ -28,7 +28,7 @@ SPECS = {
 @on(["vnni", "widen8", "lane4"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
 def test_embeddings_agree_with_numpy(machine: Machine, spec: EmbeddingNorm) -> None:
-    """Ids from the end, and beyond both ends, where the nearest row is taken: tables end at a fence."""
+    """Negative ids, and ids out of range, which are clamped: tables end at an inaccessible page."""
     for batch, length in ((1, 1), (3, 7), (2, 33), (0, 4)):
         rng = np.random.default_rng(length)
         norm = rng.standard_normal((2, N)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_embeddings_agree_with_numpy(machine: Machine, spec: EmbeddingNorm) -> N
         np.testing.assert_allclose(got, want * norm[0] + norm[1], rtol=0, atol=1e-5)
 
 
-def test_names_tell_kernels_apart() -> None:
+def test_kernel_names_are_unique() -> None:
     tables = [
         Table(rows, quantized, ids, batch, position)
         for rows in (5, 50) for quantized in (False, True) for ids in ("int32", "int64")

@@ -50,7 +50,7 @@ def pack_shared(values: np.ndarray) -> np.ndarray:
 
 
 class Shared(Format):
-    """Bytes with one scale, decoded in registers where they are multiplied: w = scale * v, for float rows."""
+    """Bytes with one scale, decoded in registers by the product: w = scale * v, for float rows."""
 
     name = "shared"
     rows = FLOAT
@@ -138,7 +138,9 @@ def test_a_format_accepts_a_weight_or_says_why_not(
 
 @pytest.mark.parametrize("name", ["float32", "int8", "shared"])
 @pytest.mark.parametrize("turned", [False, True], ids=["as it is", "turned in memory"])
-def test_what_is_packed_is_what_the_kernel_takes(shared: Format, name: str, turned: bool) -> None:
+def test_packed_arrays_match_the_operands_of_the_kernel(
+    shared: Format, name: str, turned: bool
+) -> None:
     weight: Encoding = {"float32": HALF, "int8": int8(), "shared": int8(None)}[name]
     plain, format = weight, FORMATS[name]
     if turned:
@@ -158,7 +160,7 @@ def test_what_is_packed_is_what_the_kernel_takes(shared: Format, name: str, turn
             np.testing.assert_array_equal(vectors[1], weight.layer(Affine).values.sum(0))
 
 
-def test_rows_of_a_form_choose_among_formats_for_it() -> None:
+def test_a_format_is_chosen_by_the_form_of_the_rows() -> None:
     def chosen(weight: Encoding, rows: ActivationForm) -> str | None:
         format = choose(weight, rows, VNNI)
         return None if format is None else format.name
@@ -178,7 +180,7 @@ TEXT = """graph main(%x: f32[b, s, 40]) -> (y = %y, z = %z) {
 
 
 def layers() -> tuple[Graph, dict[str, Affine]]:
-    """A layer of each of two weights: with one scale, and with one per column."""
+    """Two layers, of weights with one scale and with one per column."""
     graph, held = TABLE.graph("main"), {"one": int8(None), "each": int8()}
     (given,) = parse(TEXT, TABLE).inputs
     x = graph.add_input("x", given.type)
@@ -190,7 +192,7 @@ def layers() -> tuple[Graph, dict[str, Affine]]:
     return graph, held
 
 
-def test_another_format_is_fused_compiled_and_right(shared: Format) -> None:
+def test_another_format_is_fused_compiled_and_correct(shared: Format) -> None:
     graph, held = layers()
     choice = Choice.of(Target.host())
     isa = Isa.of(choice.features, choice.cores)
@@ -218,7 +220,7 @@ def _kernels(graph: Graph, isa: Isa) -> list[Linear]:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_format_has_a_kernel_for_every_isa(shared: Format, machine: str) -> None:
-    """And tuning has operands for it."""
+    """Tuning has operands for it too."""
     isa, spec = MACHINES[machine].isa, Linear(K, N, format="shared")
     function, (*given, y) = linear.kernel(spec, isa), tuning.operands(spec, isa, 5)
     assert len(function.params) == len(given) + 1 and y.shape == (1, 5, N)
@@ -227,7 +229,7 @@ def test_another_format_has_a_kernel_for_every_isa(shared: Format, machine: str)
     ]
 
 
-def test_steps_of_a_format_that_is_not_there_are_unknown(shared: Format) -> None:
+def test_steps_of_a_missing_format_are_unknown(shared: Format) -> None:
     steps, sources = shared.pack(int8(None), VNNI)[0]
     with patch.dict(derive._STEPS):
         del derive._STEPS["pack_shared"]
@@ -235,7 +237,7 @@ def test_steps_of_a_format_that_is_not_there_are_unknown(shared: Format) -> None
             compute(steps, sources)
 
 
-def test_names_are_unique_and_vectors_have_room(shared: Format) -> None:
+def test_names_are_unique_and_vectors_limited(shared: Format) -> None:
     with pytest.raises(ValueError, match="two formats are named shared"):
         register(Shared)
 

@@ -1,4 +1,4 @@
-"""The fusion step: which chains become one op, which do not, and that what is computed stays the same."""
+"""Fusion: which chains become one op, which do not, and that results stay the same."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ WHOLE = ["tvm.Linear", "tvm.Attention", "tvm.Linear", "tvm.Linear", "tvm.Linear"
 
 
 def ir(text: str) -> Graph:
-    """The graph of a text in which constants are declared only."""
+    """The graph of a text whose constants are only declared."""
     held: dict[str, Encoding] = {}
 
     def declare(found: re.Match[str]) -> str:
@@ -73,7 +73,7 @@ def ir(text: str) -> Graph:
 
 
 def changed(*changes: tuple[str, str], text: str = LAYER) -> str:
-    """A text, with parts of it replaced."""
+    """A text with parts replaced."""
     for old, new in changes:
         assert text.count(old) == 1, f"{old!r} is there {text.count(old)} times"
         text = text.replace(old, new)
@@ -121,7 +121,7 @@ def test_a_layer_in_float_is_five_ops() -> None:
     assert list(made.nodes)[1].attrs["dtype"] == "float32"
 
 
-def test_the_graph_itself_is_left_alone() -> None:
+def test_the_graph_itself_is_unchanged() -> None:
     graph = quantized(ir(LAYER))
     before = print_graph(graph)
     fuse(graph, VNNI)
@@ -138,7 +138,7 @@ def test_a_residual_may_have_other_readers() -> None:
     assert ops(fuse(graph, VNNI)) == [*WHOLE[:4], "Neg", "tvm.Linear"]
 
 
-def test_a_sum_that_is_read_keeps_its_norm_apart() -> None:
+def test_a_norm_whose_sum_is_read_is_not_fused() -> None:
     made = fuse(ir(changed(("(y = %y)", "(y = %y, sum = %sum)"))), VNNI)
     assert ops(made) == [*WHOLE[:3], "tersor.AddLayerNormalization", *WHOLE[3:]]
     assert list(made.nodes)[2].attrs["norm"] == "none"
@@ -153,7 +153,7 @@ def test_a_sum_that_is_read_keeps_its_norm_apart() -> None:
     ],
     ids=["of two axes", "by what is computed", "of a sum that broadcasts"],
 )  # fmt: skip
-def test_other_norms_stay(change: tuple[tuple[str, str], ...]) -> None:
+def test_other_norms_are_not_fused(change: tuple[tuple[str, str], ...]) -> None:
     # Norms of two axes have scales of two: the text is not checked for it.
     assert ops(fuse(ir(changed(*change)), VNNI)) == [
         *WHOLE[:3],
@@ -210,7 +210,7 @@ SMOOTHED = changed(
 )  # fmt: skip
 
 
-def test_rows_are_smoothed_where_they_are_quantized() -> None:
+def test_the_kernel_that_quantizes_rows_smooths_them() -> None:
     made = fuse(quantized(ir(SMOOTHED)), AMX)
     assert ops(made) == WHOLE
     output, neurons = list(made.nodes)[2:4]
@@ -228,7 +228,7 @@ def test_rows_are_smoothed_where_they_are_quantized() -> None:
     ],
     ids=["by one number", "of what no kernel made", "a sum"],
 )
-def test_other_factors_stay(change: tuple[str, str]) -> None:
+def test_other_factors_are_kept(change: tuple[str, str]) -> None:
     made = fuse(quantized(ir(changed(change, text=SMOOTHED))), AMX)
     assert ops(made) == [*WHOLE[:3], change[1][:3] if "(" in change[1] else "Mul", *WHOLE[3:]]
 
@@ -242,16 +242,16 @@ def test_rows_that_are_read_quantized_are_not_smoothed_for_another() -> None:
     assert ops(made) == [*WHOLE[:3], "tvm.Linear", "Mul", *WHOLE[3:]]
 
 
-def test_a_layer_of_less_than_a_panel_stays() -> None:
+def test_a_layer_of_less_than_a_panel_is_not_fused() -> None:
     assert ops(fuse(ir(of_width(24)), VNNI)) == [*WHOLE[:3], "tersor.Linear", "tvm.Linear"]
     assert ops(fuse(ir(of_width(33)), VNNI)) == WHOLE
 
 
-def test_int8_rows_of_less_than_a_vector_stay() -> None:
+def test_int8_rows_of_less_than_a_vector_are_not_fused() -> None:
     assert ops(fuse(quantized(ir(of_width(9))), VNNI)).count("tersor.Linear") == 2
 
 
-def test_a_row_of_broken_vectors_is_normalized_apart() -> None:
+def test_a_row_of_partial_vectors_is_normalized_separately() -> None:
     text = """graph main(%x: f32[b, 64], %r: f32[b, 40]) -> (y = %y) {
   @w: f32[64, 40]
   @g: f32[40]
@@ -261,13 +261,13 @@ def test_a_row_of_broken_vectors_is_normalized_apart() -> None:
     assert ops(fuse(ir(text), VNNI)) == ["tvm.Linear", "tersor.AddRMSNormalization"]
 
 
-def test_a_row_alone_stays() -> None:
+def test_a_single_row_is_not_fused() -> None:
     text = "graph main(%x: f32[64]) -> (y = %y) {\n  @w: f32[64, 64]\n  %y: f32[64] = tersor.Linear(%x, @w)\n}"
     assert ops(fuse(ir(text), VNNI)) == ["tersor.Linear"]
 
 
 def _encoded(graph: Graph, encoding: Encoding) -> Graph:
-    """Its first layer's weight held so."""
+    """The graph with its first layer's weight encoded."""
     (weight,) = (v for v in graph.constants.values() if v.name == "w")
     graph.set_encoding(weight, encoding)
     return graph
@@ -282,8 +282,8 @@ OF_INPUT = changed(("  %z: f32[n, 64] = Relu(%x)\n", ""), ("%z, @w", "%x, @w"), 
 
 
 @pytest.mark.parametrize("text", [ONE, OF_INPUT], ids=["of a node", "of an input"])
-def test_float_rows_do_not_meet_int8_weights(text: str) -> None:
-    """Weights that are held in int8 to be small are multiplied in float, by the kernel of floats."""
+def test_float_rows_are_multiplied_by_decoded_int8_weights(text: str) -> None:
+    """Weights that are int8 for size only are multiplied in float, by the kernel of floats."""
     values = np.ones((64, 32), np.int8)
     held = Affine(values, np.ones(32, np.float32), np.zeros(32, np.int8), 1)
     *_, linear = fuse(_encoded(ir(text), held), VNNI).nodes
@@ -314,7 +314,7 @@ def test_pairs_in_16_bits_are_for_safe_weights_only(largest: int) -> None:
     ],
     ids=["one scale", "zero points", "blocks", "unsigned"],
 )  # fmt: skip
-def test_other_forms_of_int8_weights_stay(held: Affine) -> None:
+def test_other_forms_of_int8_weights_are_not_fused(held: Affine) -> None:
     graph = _encoded(quantized(ir(ONE)), held)
     assert ops(fuse(graph, VNNI)) == [
         "Relu",
@@ -324,7 +324,7 @@ def test_other_forms_of_int8_weights_stay(held: Affine) -> None:
     ]
 
 
-def test_rows_that_are_scaled_otherwise_are_floats() -> None:
+def test_rows_with_other_scales_are_floats() -> None:
     graph = quantized(ir(ONE))
     dequantize = next(n for n in graph.nodes if n.op == "DequantizeLinear")
     scale = graph.emit("Neg", [dequantize.inputs[1]])
@@ -363,7 +363,7 @@ CAUSAL = changed(
 )  # fmt: skip
 
 
-def test_what_a_mask_says_by_positions_is_a_window() -> None:
+def test_a_mask_over_positions_becomes_a_window() -> None:
     made = fuse(ir(CAUSAL), VNNI)
     assert ops(made) == WHOLE
     attention = list(made.nodes)[1]
@@ -379,7 +379,7 @@ PAST = (
 )  # fmt: skip
 
 
-def test_layers_of_attention_with_a_past_stay_apart() -> None:
+def test_layers_of_attention_with_a_past_are_not_merged() -> None:
     made = fuse(ir(changed(*PAST)), VNNI)
     assert ops(made) == ["tvm.Linear"] * 3 + WHOLE[1:]
 
@@ -394,7 +394,7 @@ def test_layers_of_attention_with_a_past_stay_apart() -> None:
     ],
     ids=["scores that are read", "a dim without a name", "a mask of five axes"],
 )  # fmt: skip
-def test_other_attention_stays(change: tuple[tuple[str, str], ...]) -> None:
+def test_other_attention_is_not_fused(change: tuple[tuple[str, str], ...]) -> None:
     assert "Attention" in ops(fuse(ir(changed(*change)), VNNI))
 
 
@@ -402,7 +402,7 @@ def test_other_attention_stays(change: tuple[tuple[str, str], ...]) -> None:
 
 
 def run(graph: Graph, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By this machine's kernels, with attention in float32."""
+    """Runs a graph by this machine's kernels, with attention in float32."""
     features = Target.host().features - {"amx_bf16"}
     assert "amx_int8" not in features or request_amx()
     isa = Isa.of(features, 2)
@@ -414,7 +414,7 @@ def run(graph: Graph, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def feed(batch: int, length: int) -> dict[str, np.ndarray]:
-    """Every entry but the first lacks its last keys."""
+    """Inputs in which every entry but the first lacks its last keys."""
     mask = np.arange(length) < length - 2 * np.arange(batch)[:, None]
     mask[:, 0] = True
     x = np.random.default_rng(length).standard_normal((batch, length, 64)).astype(np.float32)
@@ -442,7 +442,7 @@ ODD = changed(
 
 @pytest.mark.parametrize("text", [MIDDLE, ODD], ids=["with outputs in the middle", "odd heads"])
 def test_float_layers_agree_with_the_runtime(text: str) -> None:
-    """Sums of up to 144 products of numbers of size one, in another order, six times in turn."""
+    """The tolerance covers sums of up to 144 products of numbers of size one, in another order, in six layers."""
     graph = ir(changed(("gelu", "relu"), text=text))
     given = feed(2, 37)
     got = run(graph, given)
@@ -461,7 +461,7 @@ def test_heads_of_any_size_are_five_ops() -> None:
     ids=["a layer", "with outputs in the middle", "smoothed", "odd heads"],
 )
 def test_int8_layers_agree_with_the_runtime(text: str) -> None:
-    """Where a number lies between two levels, rounding decides, and a level is 1/255 of a row's range."""
+    """A number between two levels may be rounded either way; a level is 1/255 of a row's range."""
     graph = quantized(ir(text))
     given = feed(3, 29)
     got = run(graph, given)

@@ -1,4 +1,4 @@
-"""The kernel of a linear layer with what comes before and after it, against the formulas in doubles."""
+"""The kernel of linear layers with its epilogues, against the formulas in double precision."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from tersor.ir import parse
 from tersor.ops import TABLE
 from tersor.ops.evaluate import evaluate
 
-# Every kind of vector once; all kinds of integer products are in test_products.
+# Each vector width once; all kinds of integer products are in test_products.
 KINDS = ["amx", "vnni", "widen8", "lane4"]
-# Where the kind makes no difference, for a kernel takes a second or more to compile.
+# For tests where the kind makes no difference: a kernel takes a second or more to compile.
 HERE = next(name for name in KINDS if MACHINES[name].features <= HOST.features)
 ROWS = (1, 2, 15, 16, 17, 31, 63, 64, 65, 130)
-# float32 rounds a few times on the way; relative to the largest number of a row.
+# A few roundings in float32, relative to the largest number of a row.
 TOLERANCE = 1e-5
-COARSE_GELU = 4e-5  # What vector.gelu_coarse states, which int8 layers use, with some rounding.
+COARSE_GELU = (
+    4e-5  # The error stated by vector.gelu_coarse, which int8 layers use, with some rounding.
+)
 QUANTIZER = parse(
     """graph main(%x: f32[n, k]) -> (q = %q, scale = %s, zero = %z) {
   %q: u8[n, k], %s: f32[n, 1], %z: u8[n, 1] = tersor.DynamicQuantizeRows(%x)
@@ -52,8 +54,8 @@ MEANING = {
 
 @dataclass
 class Layer:
-    """A layer's numbers and rows for it. An int8 ``weight`` has ``scale``; ``levels``, ``ranges`` are x
-    quantized, which leaves no doubt how: no number of ``x`` lies near the middle of two levels."""
+    """A layer's operands. An int8 ``weight`` has ``scale``; ``levels`` and ``ranges`` are x quantized,
+    unambiguously: no number of ``x`` is near the middle of two levels."""
 
     x: np.ndarray
     levels: np.ndarray
@@ -113,7 +115,7 @@ class Layer:
 
 
 def layer(spec: Linear, m: int, seed: int = 0) -> Layer:
-    """Random numbers: results of size one or so."""
+    """Random operands, whose results are about one in size."""
     rng = np.random.default_rng(seed)
     k, n, whole = spec.k, spec.n, spec.format == "int8"
     levels = rng.integers(0, 256, (m, k)).astype(np.uint8)
@@ -136,7 +138,7 @@ def layer(spec: Linear, m: int, seed: int = 0) -> Layer:
 
 
 def run(spec: Linear, machine: Machine, given: Layer, make: Any = linear.kernel) -> list[Any]:
-    """y (numbers, also of bfloat16), q and ranges; those that the kernel writes."""
+    """Those of y (as numbers, even if bfloat16), q and ranges that the kernel writes."""
     m, n = len(given.x), spec.n
     lead = (*[1] * (spec.lead - 1), m)
     results: list[np.ndarray] = []
@@ -155,7 +157,7 @@ def run(spec: Linear, machine: Machine, given: Layer, make: Any = linear.kernel)
 
 
 def assert_close(got: np.ndarray, want: np.ndarray, allowed: float) -> None:
-    """Within ``allowed`` of the largest number of the row, or of one."""
+    """Asserts errors within ``allowed`` of the largest number of the row, or of one."""
     size = np.maximum(np.abs(want).max(-1, keepdims=True, initial=0), 1)
     off = (np.abs(got - want) / size).max(initial=0)
     assert off <= allowed, f"off by {off:.3g}"
@@ -179,7 +181,7 @@ def assert_quantized(y: np.ndarray, q: np.ndarray, ranges: np.ndarray) -> None:
 
 
 def check(spec: Linear, machine: Machine, given: Layer) -> None:
-    """All results of a kernel."""
+    """Checks all results of a kernel."""
     y, q, ranges = run(spec, machine, given)
     want = given.meaning(spec)
     allowed = TOLERANCE
@@ -291,7 +293,7 @@ class Activations:
 
 
 def _activations(spec: Any, isa: Isa) -> Any:
-    """All activations of the same numbers, and the coarse one."""
+    """A kernel of all activations of the same numbers, and the coarse one."""
 
     def body() -> None:
         x = emit.parameter("x", (POINTS,), "float32")
@@ -334,7 +336,7 @@ def test_any_number_of_leading_dims_counts_rows(machine: Machine, lead: int) -> 
 @on([HERE])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_divides_the_work(machine: Machine, threads: int) -> None:
-    """Tasks begin early enough to have only rows that exist: operands end at a fence."""
+    """Tasks start early enough to have only existing rows: operands end at an inaccessible page."""
     machine = replace(machine, isa=replace(machine.isa, threads=threads))
     spec = Linear(64, 144, quantized=True)
     for m in (0, *ROWS, 193):
@@ -346,7 +348,7 @@ def test_any_number_of_threads_divides_the_work(machine: Machine, threads: int) 
 
 @cache
 def _odd_rows() -> tuple[np.ndarray, np.ndarray]:
-    """Rows, every second of them odd; and which are not."""
+    """Rows, every other one of extreme numbers; and which are not."""
     plain = layer(ODD, 14).x
     rows = plain.copy()
     rows[1] = 0
@@ -363,7 +365,7 @@ ODD = Linear(16, 32)
 
 
 @on([HERE])
-def test_odd_rows_leave_the_others_alone(machine: Machine) -> None:
+def test_extreme_rows_do_not_affect_others(machine: Machine) -> None:
     """Zeros give the bias, and so do rows too small for a scale; beside a huge number all others are
     zero; infinities give no number. What a row with NaN gives is not said."""
     _, rows = _odd_rows()
@@ -381,8 +383,8 @@ def test_odd_rows_leave_the_others_alone(machine: Machine) -> None:
 
 
 @on([HERE])
-def test_odd_results_are_quantized_like_any(machine: Machine) -> None:
-    """The same rows as results, by way of the identity in float32."""
+def test_extreme_results_are_quantized_like_rows(machine: Machine) -> None:
+    """The same rows as results, of an identity in float32."""
     spec = Linear(16, 16, format="float32", quantize=True)
     given = layer(spec, 14)
     given.weight, given.bias = np.eye(16, dtype=np.float32), np.zeros(16, np.float32)
@@ -407,7 +409,7 @@ def test_any_rows(machine: Machine, m: int, seed: int) -> None:
     check(spec, machine, layer(spec, m, seed))
 
 
-def test_names_tell_kernels_apart() -> None:
+def test_kernel_names_are_unique() -> None:
     specs = [
         *(spec for spec, _ in SPECS.values()), Linear(16, 16), Linear(16, 16, lead=1), Linear(16, 16, quantize=True),
         *(Linear(16, 16, activation=a, norm="rms", epsilon=e) for a in ACTIVATIONS for e in (1e-5, 1.2e-5)),

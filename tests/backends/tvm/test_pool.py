@@ -1,4 +1,4 @@
-"""The threads of a library (backends/tvm/pool.cc): every task is done once, whatever else goes on."""
+"""The thread pool of a library (backends/tvm/pool.cc): every task runs exactly once, in all circumstances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("tvm", reason="tvm is not installed")
 
 from tersor.backends.tvm.link import POOL, find_compiler
 
-# What a library has beside the pool, and loops that count what is done.
+# The rest of a library, and loops that count the tasks that run.
 HARNESS = r"""
 #include <atomic>
 #include <stdint.h>
@@ -36,14 +36,14 @@ static int once(int task, Env* env, void* expected) {
   seen[task]++;
   return env->tasks != *(int*)expected;
 }
-/* How often something was not done just once, over many loops. */
+/* How many tasks did not run exactly once, over many loops. */
 int loops(int count, int tasks, int expected) {
   int wrong = 0;
   for (int i = 0; i < count; i++) {
     for (auto& s : seen) s = 0;
     wrong += __TVMBackendParallelLaunch(once, &expected, tasks) != 0;
     for (int t = 0; t < 256; t++) wrong += seen[t] != (t < expected);
-    if (i % 50 == 0) usleep(2000); /* so that threads go to sleep and are roused */
+    if (i % 50 == 0) usleep(2000); /* so that threads go to sleep and are woken */
   }
   return wrong;
 }
@@ -92,20 +92,20 @@ def pool(library: Path) -> Iterator[ctypes.CDLL]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_every_task_is_done_once(pool: ctypes.CDLL, threads: int) -> None:
+def test_every_task_runs_once(pool: ctypes.CDLL, threads: int) -> None:
     pool.threads(ctypes.c_int64(threads))
     assert pool.loops(300, 0, threads) == 0  # As many tasks as threads.
     for tasks in (1, 2, 7, 255):
         assert pool.loops(100, tasks, tasks) == 0
 
 
-def test_threads_can_become_fewer_and_more(pool: ctypes.CDLL) -> None:
+def test_the_number_of_threads_can_change(pool: ctypes.CDLL) -> None:
     for threads in (4, 1, 2, 2, 6, 0):
         pool.threads(ctypes.c_int64(threads))
         assert pool.loops(30, 0, max(threads, 1)) == 0
 
 
-def test_a_loop_in_a_task_is_run_by_the_task(pool: ctypes.CDLL) -> None:
+def test_a_nested_loop_is_serial(pool: ctypes.CDLL) -> None:
     pool.threads(ctypes.c_int64(2))
     assert [pool.nested() for _ in range(200)] == [0] * 200
 
@@ -116,7 +116,7 @@ def test_a_task_that_fails_fails_the_loop(pool: ctypes.CDLL) -> None:
         assert pool.fails() != 0 and pool.loops(10, 2, 2) == 0
 
 
-def test_a_child_of_fork_does_all_by_itself_and_can_have_threads_of_its_own(
+def test_a_forked_child_runs_all_tasks_and_can_start_its_own_threads(
     pool: ctypes.CDLL,
 ) -> None:
     pool.threads(ctypes.c_int64(3))
@@ -125,7 +125,7 @@ def test_a_child_of_fork_does_all_by_itself_and_can_have_threads_of_its_own(
     assert pool.loops(50, 3, 3) == 0
 
 
-def test_a_process_ends_with_threads_that_spin_or_sleep(library: Path) -> None:
+def test_a_process_exits_with_threads_that_spin_or_sleep(library: Path) -> None:
     code = (
         "import ctypes, sys, time\n"
         "pool = ctypes.CDLL(sys.argv[1])\n"

@@ -27,7 +27,7 @@ FLOAT = ["vnni", "widen8", "lane4"]  # Where the kinds of float32 vectors differ
 
 @dataclass(frozen=True)
 class Product:
-    """A kernel of nothing but products: rows [rows, k] times columns [k, n]."""
+    """A kernel of products alone: rows [rows, k] times columns [k, n]."""
 
     k: int
     n: int
@@ -63,7 +63,7 @@ def kernel(spec: Product, isa: Isa) -> Any:
 
 
 def product(machine: Machine, a: np.ndarray, w: np.ndarray, variant: str = "") -> np.ndarray:
-    """``a @ w`` by the kernel; padding of rows along k is not zero, for that of weights is."""
+    """``a @ w`` by the kernel; the padding of rows along k is not zero, as that of weights is."""
     (rows, k), n, whole = a.shape, w.shape[1], a.dtype == np.uint8
     spec = Product(k, n, rows, "int8" if whole else "float32", variant)
     if whole:
@@ -81,7 +81,7 @@ def product(machine: Machine, a: np.ndarray, w: np.ndarray, variant: str = "") -
             again = slice(start, panel * PANEL)
             np.testing.assert_array_equal(whole[:, again], columns[:, : PANEL * panel - start])
         whole[:, start : start + PANEL] = columns
-    assert not whole[:, n:].any(), "columns that are not there are not zero"
+    assert not whole[:, n:].any(), "the padding of columns is not zero"
     return whole[:, :n]
 
 
@@ -97,7 +97,7 @@ def exact(a: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("k, n", [(16, 16), (64, 48), (80, 33)])
-def test_weights_are_packed_as_the_docstring_says(k: int, n: int) -> None:
+def test_weights_are_packed_in_the_documented_layout(k: int, n: int) -> None:
     w = np.random.default_rng(0).integers(-128, 128, (k, n)).astype(np.int8)
     packed, floats = int8.pack(w), float32.pack(w.astype(np.float32))
     assert packed.shape == (padded(n, 32) // 32, 2, padded(k, 64) // 4, 64)
@@ -159,7 +159,7 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
 @on(["widen16", "widen8"])
 @pytest.mark.parametrize("variant", [int8.FOURS, int8.EIGHTS])
 @pytest.mark.parametrize("rows", [1, 7, 32])
-def test_larger_sums_are_exact_within_their_limit_and_no_further(
+def test_larger_sums_are_exact_exactly_within_their_limit(
     machine: Machine, variant: str, rows: int
 ) -> None:
     """Rows of 255 alone, and of 255 where one sign of weights is, with sums at the limit in both directions by
@@ -191,12 +191,12 @@ def test_larger_sums_are_exact_within_their_limit_and_no_further(
 
 
 def coarse(rng: np.random.Generator, k: int, n: int) -> np.ndarray:
-    """Weights at random whose sums of eight fit."""
+    """Random weights whose sums of eight products fit."""
     return rng.integers(-16, 17, (k, n)).astype(np.int8)
 
 
 @pytest.mark.parametrize("level", [None, *ISA_LEVELS])
-def test_variants_are_for_targets_that_add_pairs_in_16_bits(level: str | None) -> None:
+def test_variants_are_for_targets_with_16_bit_pair_sums(level: str | None) -> None:
     isa = Isa.of(ISA_LEVELS[level] if level else (), 1)
     rng = np.random.default_rng(0)
     pairs = np.tile(np.array([[64], [64], [0], [0]], np.int8), (4, 32))  # 128 a pair, 256 in two.
@@ -212,20 +212,20 @@ def column(values: np.ndarray) -> Affine:
     return Affine(values, np.ones(n, np.float32), np.zeros(n, np.int8), 1)
 
 
-def test_weights_are_safe_where_no_pair_leaves_16_bits() -> None:
-    """All pairs of one column, with the bytes that make their sum largest and smallest."""
+def test_weights_are_safe_if_no_pair_sum_overflows() -> None:
+    """All pairs of one column, with the bytes that maximize and minimize their sum."""
     every = np.arange(-128, 128)
     for pair in itertools.product(every[::5], every[1::3]):
         above, below = (255 * sum(f(w, 0) for w in pair) for f in (max, min))
         weight = np.array(pair, np.int8)[:, None]
         fits = below >= -(2**15) and above < 2**15
         assert int8.is_safe(weight) == fits, pair
-    assert int8.is_safe(np.array([[0], [64], [127]], np.int8)), "a row alone is no pair"
+    assert int8.is_safe(np.array([[0], [64], [127]], np.int8)), "a single row is not a pair"
     assert not int8.is_safe(np.array([[0], [0], [64], [65]], np.int8))
 
 
 @pytest.mark.parametrize("level", [None, *ISA_LEVELS])
-def test_no_target_gets_products_that_saturate(level: str | None) -> None:
+def test_no_target_gets_saturating_products(level: str | None) -> None:
     isa = Isa.of(ISA_LEVELS[level] if level else (), 1)
     assert isa.dot in ("amx", "vnni", "widen", "lane")
 
@@ -235,7 +235,7 @@ def test_no_target_gets_products_that_saturate(level: str | None) -> None:
 
 @on(FLOAT)
 @pytest.mark.parametrize("k, n", [(16, 16), (528, 48)])
-def test_float_products_agree_with_those_of_doubles(machine: Machine, k: int, n: int) -> None:
+def test_float_products_agree_with_double_precision(machine: Machine, k: int, n: int) -> None:
     """528: more steps than accumulators stay in registers for. A sum of k products in float32 is off by
     at most k roundings (2^-24) of the sum of their sizes."""
     rng = np.random.default_rng(k)
@@ -246,7 +246,7 @@ def test_float_products_agree_with_those_of_doubles(machine: Machine, k: int, n:
 
 
 @on(FLOAT)
-def test_what_is_not_a_number_stays_in_its_row_and_column(machine: Machine) -> None:
+def test_nan_stays_in_its_row_and_column(machine: Machine) -> None:
     a, w = np.ones((32, 16), np.float32), np.ones((16, 32), np.float32)
     a[5, 3], w[:, 7] = np.nan, np.inf
     made = product(machine, a, w)
@@ -260,7 +260,7 @@ def test_what_is_not_a_number_stays_in_its_row_and_column(machine: Machine) -> N
 
 
 def inner_loops(assembly: str) -> Iterator[list[str]]:
-    """Instructions of the loops that hold no other."""
+    """The instructions of each innermost loop."""
     lines = assembly.splitlines()
     labels = {line.partition(":")[0]: i for i, line in enumerate(lines) if line.startswith(".LBB")}
     for end, line in enumerate(lines):

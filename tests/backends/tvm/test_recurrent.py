@@ -143,8 +143,8 @@ def test_one_library_serves_every_length_and_batch(
 
 
 @pytest.mark.parametrize("op", GATES)
-def test_batch_first_is_the_same_with_axes_exchanged(op: str) -> None:
-    """ONNX Runtime has no layout 1: layout 0 of exchanged axes is what it means."""
+def test_batch_first_is_the_same_with_axes_swapped(op: str) -> None:
+    """ONNX Runtime has no layout 1: it is compared with layout 0 of swapped axes."""
     graph, other = (recurrent(op, layout=layout, directions=2, lengths=True) for layout in (1, 0))
     session = backend.open_session(backend.build(graph))
     feeds = feeds_of(graph, 4, 6)
@@ -160,7 +160,7 @@ def test_batch_first_is_the_same_with_axes_exchanged(op: str) -> None:
         )
 
 
-def test_without_steps_the_states_stay() -> None:
+def test_without_steps_states_are_unchanged() -> None:
     graph = recurrent("LSTM")
     feeds = feeds_of(graph, 0, 3)
     got = backend.open_session(backend.build(graph)).run(feeds)
@@ -170,7 +170,7 @@ def test_without_steps_the_states_stay() -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_lengths_out_of_range_are_the_nearest_there_are(direction: str) -> None:
+def test_lengths_out_of_range_are_clamped(direction: str) -> None:
     graph = recurrent("GRU", lengths=True, direction=direction)
     session = backend.open_session(backend.build(graph))
     feeds = feeds_of(graph, 5, 3)
@@ -180,7 +180,7 @@ def test_lengths_out_of_range_are_the_nearest_there_are(direction: str) -> None:
         np.testing.assert_array_equal(array, session.run(right)[name])
 
 
-def test_what_is_not_a_number_stays_in_its_row() -> None:
+def test_nan_stays_in_its_row() -> None:
     graph = recurrent("LSTM")
     session = backend.open_session(backend.build(graph))
     feeds = feeds_of(graph, 3, 6)
@@ -192,7 +192,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     np.testing.assert_array_equal(y[:, :, others], clean[:, :, others])
 
 
-def test_halves_are_computed_in_single_precision() -> None:
+def test_half_precision_is_computed_in_single() -> None:
     graph = recurrent("GRU", dtype=DType.F16)
     feeds = feeds_of(graph, 4, 3)
     got = backend.open_session(backend.build(graph)).run(feeds)["y"]
@@ -213,7 +213,7 @@ def test_double_precision_is_kept() -> None:
         np.testing.assert_allclose(got[name], array, rtol=1e-13, atol=1e-13)
 
 
-def test_layers_of_one_kind_share_their_kernel() -> None:
+def test_layers_with_equal_cells_share_a_kernel() -> None:
     graph = TABLE.graph()
     x = graph.add_input("x", TensorType(DType.F32, (LENGTH, BATCH, HIDDEN)))
     rng = np.random.default_rng(0)

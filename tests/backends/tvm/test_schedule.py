@@ -1,5 +1,5 @@
-"""The default schedule: every kind of block gives the same numbers with known and with unknown sizes,
-whole vectors and rests; and becomes the loops that it should."""
+"""The default schedule: every kind of block gives the same numbers for static and dynamic sizes, with whole
+vectors and remainders, and becomes the expected loops."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ CASES = {
 
 
 def module_of(case: Case, sizes: dict[str, int] | None = None) -> Any:
-    """The function, of known sizes or of unknown ones."""
+    """The function, of static or of dynamic sizes."""
     symbols = {name: tirx.Var(name, "int64") for name in "bsn"}
 
     def dim(d: int | str) -> Any:
@@ -224,7 +224,7 @@ def source(case: Case, sizes: dict[str, int] | None, kind: str = "ll") -> str:
     ],
 )  # fmt: skip
 def test_vectors(name: str) -> None:
-    """Arithmetic and memory go by vectors of the machine's width, whatever the sizes are."""
+    """Arithmetic and memory accesses are vectors of the machine's width for all sizes."""
     for sizes in (None, {"b": 4, "s": 32, "n": 48}):
         assert "zmm" in source(CASES[name], sizes, "s")
 
@@ -235,8 +235,8 @@ LAUNCH = "TVMBackendParallelLaunch"
 @pytest.mark.parametrize(
     "name", ["elementwise", "softmax", "sum of the last", "product by a matrix"]
 )
-def test_threads_where_they_pay(name: str) -> None:
-    """Little work is done by the caller alone; where that is not known, it is found when it runs."""
+def test_threads_only_for_enough_work(name: str) -> None:
+    """Little work runs on the caller alone; if the work is dynamic, that is decided at run time."""
     case = CASES[name]
     launches = re.compile(rf"@__{LAUNCH}")
     assert not launches.search(source(case, {"b": 1, "s": 2, "n": 16}))
@@ -245,7 +245,7 @@ def test_threads_where_they_pay(name: str) -> None:
 
 
 def test_tiles_stay_in_registers() -> None:
-    """The innermost loop of a product reads, multiplies and adds, and writes nothing."""
+    """The innermost loop of a product loads, multiplies and adds, and stores nothing."""
     lines = source(CASES["product by a matrix"], {"b": 8, "s": 128, "n": 128}, "s").splitlines()
     loops, current = [], []
     for line in lines:
@@ -261,7 +261,7 @@ def test_tiles_stay_in_registers() -> None:
         assert not [x for x in body if re.search(r"mov\w+\s+%zmm\d+, .*\(", x)]
 
 
-def test_unknown_blocks_stay_as_they_are() -> None:
+def test_unknown_blocks_are_kept() -> None:
     before = len(fallbacks())
     case = Case([("b", "s", "n")], lambda x: op.cumsum(x, 1), lambda x: x.cumsum(1))
     sizes = {"b": 2, "s": 9, "n": 5}
@@ -271,7 +271,7 @@ def test_unknown_blocks_stay_as_they_are() -> None:
 
 
 def doubling() -> Any:
-    """A kernel of ours: little work in a parallel loop of vectors."""
+    """A kernel with little work in a parallel loop of vectors."""
     with IRBuilder() as builder, T.prim_func(s_tir=False):
         T.func_name("doubling")
         attributes = {"global_symbol": "doubling", "tirx.noalias": True, "tersor.kernel": 1}
@@ -284,8 +284,8 @@ def doubling() -> Any:
     return builder.get()
 
 
-def test_kernels_are_left_alone() -> None:
-    """Neighbours are scheduled, but neither fused with a kernel, nor is the kernel changed."""
+def test_kernels_are_not_rewritten() -> None:
+    """Adjacent ops are scheduled but not fused with a kernel, and the kernel is unchanged."""
     builder = relax.BlockBuilder()
     type = relax.TensorType((64,), "float32")
     x = relax.Var("x", type)
@@ -310,8 +310,8 @@ def test_kernels_are_left_alone() -> None:
     np.testing.assert_allclose(got, -2 * np.exp(numbers), rtol=1e-6)
 
 
-def test_reshapes_move_nothing() -> None:
-    """A reshape of an intermediate value is another view of it."""
+def test_reshapes_copy_nothing() -> None:
+    """A reshape of an intermediate value is a view of it."""
     symbols = [tirx.Var(name, "int64") for name in "bs"]
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType([*symbols, 64], "float32"))

@@ -1,4 +1,4 @@
-"""Tuning: which kernels there are, what their results depend on, what is chosen, and where it goes."""
+"""Tuning: the kernels of a graph, the keys of their results, the choice, and where it is applied."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ WIDE = Linear(64, 144, format="float32")
 
 
 def ir(text: str = TEXT) -> Graph:
-    """The graph of a text in which constants are declared only: random numbers of their shape."""
+    """The graph of a text whose constants are only declared: they get random numbers."""
     held: dict[str, Encoding] = {}
 
     def declare(found: re.Match[str]) -> str:
@@ -93,7 +93,7 @@ def tuned(database: Database, sizes: Sequence[Mapping[str, int]] = SIZES) -> Any
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> list[Linear]:
-    """The kernels that are measured from here on; measuring them gives what ``answer`` does."""
+    """Replaces measuring by ``answer``; returns the list of kernels that are measured from now on."""
     found: list[Linear] = []
 
     def stub(spec: Linear, *rest: Any) -> Any:
@@ -107,12 +107,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> lis
 # -- what there is to tune -------------------------------------------------------------------------
 
 
-def test_kernels_are_found_with_all_rows_that_they_meet() -> None:
+def test_kernels_are_collected_with_all_their_row_counts() -> None:
     found = kernels_of(fuse(ir(), ISA), ISA, SIZES)
     assert found == {SQUARE: {16, 32, 6}, WIDE: {16, 32}}
 
 
-def test_int8_kernels_are_told_by_what_they_compute() -> None:
+def test_int8_kernels_are_distinguished_by_what_they_compute() -> None:
     found = kernels_of(fuse(quantized(ir()), ISA), ISA, SIZES[:1])
     forms = {(k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in found.items()}
     assert forms == {
@@ -122,7 +122,7 @@ def test_int8_kernels_are_told_by_what_they_compute() -> None:
     }
 
 
-def test_kernels_whose_rows_no_size_tells_are_left_out() -> None:
+def test_kernels_of_undetermined_row_counts_are_omitted() -> None:
     assert kernels_of(fuse(ir(), ISA), ISA, [{"b": 2, "s": 8}]) == {SQUARE: {16}, WIDE: {16}}
     assert kernels_of(fuse(ir(), ISA), ISA, [{"b": 0, "s": 8, "t": 3}]) == {}
 
@@ -130,7 +130,7 @@ def test_kernels_whose_rows_no_size_tells_are_left_out() -> None:
 # -- what a result depends on ----------------------------------------------------------------------
 
 
-def test_a_key_tells_all_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_contains_all_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [
         key_of(SQUARE, {16}, CHOICE),
         key_of(WIDE, {16}, CHOICE),
@@ -150,7 +150,7 @@ def test_a_key_tells_all_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatc
     assert key_of(SQUARE, [16, 32], CHOICE) == key_of(SQUARE, [32, 16], CHOICE)
 
 
-def test_the_digest_is_of_all_files_of_kernels(
+def test_the_digest_covers_all_sources_of_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (tuning.kernels, tuning.formats):
@@ -172,7 +172,7 @@ def test_the_digest_is_of_all_files_of_kernels(
 # -- what is chosen --------------------------------------------------------------------------------
 
 
-def test_the_fastest_is_the_default_where_it_makes_no_difference() -> None:
+def test_the_fastest_is_the_default_if_times_are_equal() -> None:
     even = dict.fromkeys(tuning.CANDIDATES, 1.0)
     assert fastest({16: even, 128: even}) == Grain()
     # Only columns are divided at the rows that were measured: what others take is not known.
@@ -234,7 +234,7 @@ def test_the_default_stays_unless_the_winner_is_faster_when_measured_again(
 
 
 @runs_here
-def test_what_is_known_is_not_measured_again(
+def test_stored_results_are_not_measured_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = measured(monkeypatch, result)
@@ -250,7 +250,7 @@ def test_what_is_known_is_not_measured_again(
 
 
 @runs_here
-def test_an_interrupt_keeps_what_is_done(
+def test_an_interrupt_keeps_finished_results(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([result()])
@@ -273,7 +273,7 @@ def test_an_interrupt_keeps_what_is_done(
 
 
 @runs_here
-def test_a_database_that_cannot_be_written_is_told(
+def test_a_database_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -290,14 +290,14 @@ def test_a_database_that_cannot_be_written_is_told(
     [3, {}, {"grain": 3}, {"grain": {"row": 32}}, result(rows=40), result(by_columns="9")],  # type: ignore[arg-type]
     ids=str,
 )
-def test_an_entry_that_is_no_result_is_refused(database: Database, held: Any) -> None:
+def test_an_invalid_entry_is_refused(database: Database, held: Any) -> None:
     for spec, rows in ((SQUARE, {16, 32, 6}), (WIDE, {16, 32})):
         database.put(key_of(spec, rows, CHOICE), held)
     with pytest.raises(InvalidOption, match=r"tuning\.json is damaged: remove it"):
         tuned(database)
 
 
-def test_a_label_tells_of_what_differs_from_the_defaults() -> None:
+def test_a_label_lists_what_differs_from_the_defaults() -> None:
     assert CHOICE.replace(grains=((WIDE.name, 64, 64),)).label == "default"
     assert CHOICE.replace(grains=((WIDE.name, 64, 64), (SQUARE.name, 32, 0))).label == "tuned"
     choice = CHOICE.replace(grains=((WIDE.name, 32, 0),))
@@ -329,7 +329,7 @@ def test_the_chosen_grain_reaches_the_kernels_that_are_built(
 
 @runs_here
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
-def test_results_are_the_same_numbers_whatever_the_grain(int8: bool) -> None:
+def test_results_do_not_depend_on_the_grain(int8: bool) -> None:
     graph = quantized(ir()) if int8 else ir()
     names = [spec.name for spec in kernels_of(fuse(graph, ISA), ISA, SIZES)]
     assert len(names) == 2 + int8
@@ -360,7 +360,7 @@ def test_results_are_the_same_numbers_whatever_the_grain(int8: bool) -> None:
 
 
 @runs_here
-def test_compile_takes_what_tune_left_into_the_manifest(
+def test_compile_stores_tuned_grains_in_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, file = tmp_path / "model.onnx", tmp_path / "tuning.json"
@@ -383,7 +383,7 @@ def test_compile_takes_what_tune_left_into_the_manifest(
     assert artifact.report.kept == "fp32 tuned"
 
 
-def test_what_has_nothing_to_tune_says_so(tmp_path: Path) -> None:
+def test_a_model_with_nothing_to_tune_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(ort.build(ir(), ort.Choice()))  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match=r"^runtime ort has nothing to tune$"):
