@@ -1,4 +1,4 @@
-"""Small models whose values are large: legal, so they are taken, but nothing of them is computed."""
+"""Small models with large values: valid, so they are accepted, but their values are not computed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def f32(*shape: int) -> np.ndarray:
 
 
 def loop(trips: int) -> ModelProto:
-    """A loop without inputs that turns and turns."""
+    """A loop over constants with many iterations."""
     body = text(
         "(int64 i, bool c, float[N] v) => (bool d, float[M] w) { d = Identity (c)  w = Concat <axis = 0> (v, v) }"
     ).graph
@@ -64,7 +64,7 @@ def loop(trips: int) -> ModelProto:
 
 
 def group_norm() -> ModelProto:
-    """A form of before opset 21, whose scale is one number a group of very many channels."""
+    """A form before opset 21, with one scale for each group of very many channels."""
     model = text(
         """(float[1, 1099511627776, 1] x) => (float[1, 1099511627776, 1] y) {
             y = GroupNormalization <num_groups = 2> (x, s, b)
@@ -97,11 +97,11 @@ def sums_of_sizes() -> ModelProto:
 
 
 def thousand_sums() -> ModelProto:
-    """Four megabytes that are read a thousand times: each result alone is no larger."""
+    """Four megabytes that are read a thousand times; each result is no larger."""
     nodes = [helper.make_node("Add", ["w", f"c{i}"], [f"t{i}"]) for i in range(1000)]
     nodes.append(helper.make_node("Concat", [f"t{i}" for i in range(1000)], ["y"], axis=0))
-    held = {f"c{i}": np.array(i, np.float32) for i in range(1000)}
-    return built(nodes, {"w": f32(1000, 1000), **held})
+    constants = {f"c{i}": np.array(i, np.float32) for i in range(1000)}
+    return built(nodes, {"w": f32(1000, 1000), **constants})
 
 
 BIG, HUGE = 1 << 33, 1 << 62

@@ -1,4 +1,4 @@
-"""External data that is not a plain file in the model's folder, or not what the tensor says."""
+"""External data that is not a plain file in the model's folder, or does not match the tensor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from hostile.table import Refused, given, holding, saved, text
+from hostile.table import Refused, in_memory, saved, text, with_initializer
 from onnx import ModelProto, StringStringEntryProto, TensorProto, helper
 
 FLOAT = TensorProto.FLOAT
@@ -16,14 +16,14 @@ Prepare = Callable[[Path], object]
 
 def tensor(location: str = "w.bin", data_type: int = FLOAT, **entries: object) -> TensorProto:
     """Two floats, or elements of another type, in another file."""
-    held = TensorProto(data_type=data_type, dims=[2], data_location=TensorProto.EXTERNAL, name="w")
+    proto = TensorProto(data_type=data_type, dims=[2], data_location=TensorProto.EXTERNAL, name="w")
     for k, value in {"location": location, **entries}.items():
-        held.external_data.add(key=k, value=str(value))
-    return held
+        proto.external_data.add(key=k, value=str(value))
+    return proto
 
 
 def external(location: str = "w.bin", **entries: object) -> ModelProto:
-    return holding(tensor(location, **entries))
+    return with_initializer(tensor(location, **entries))
 
 
 def weights(folder: Path, size: int = 8) -> None:
@@ -31,12 +31,12 @@ def weights(folder: Path, size: int = 8) -> None:
 
 
 def outside(folder: Path) -> None:
-    """A file that the model may not read, beside its folder."""
+    """A file that the model may not read, next to its folder."""
     weights(folder.parent)
 
 
 def in_folder(model: ModelProto, prepare: Prepare = weights) -> Callable[[Path], Path]:
-    """The model in a folder of its own, in which ``prepare`` has been."""
+    """The model in a folder that ``prepare`` has filled."""
 
     def build(folder: Path) -> Path:
         inner = folder / "in"
@@ -75,19 +75,19 @@ def unix_socket(folder: Path) -> None:
     at = os.getcwd()
     os.chdir(folder)  # The path of a socket may have a hundred characters.
     try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind("w.bin")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind("w.bin")
     finally:
         os.chdir(at)
 
 
 def device(folder: Path) -> None:
-    """A device can be made by root only, a link to one by all."""
+    """A link to a device, because only root can create a device."""
     (folder / "w.bin").symlink_to("/dev/zero")
 
 
 def cache(folder: Path, target: str = "../../blobs/0123") -> Path:
-    """A Hugging Face cache with a model in it, data beside it; all files are links to blobs."""
+    """A Hugging Face cache with a model and its data, which are links to blobs."""
     repository = folder / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
     snapshot = repository / "snapshots" / "abc"
@@ -108,7 +108,7 @@ def other_repository(folder: Path) -> Path:
 
 
 def linked_blob(folder: Path) -> Path:
-    """A blob that is a link out of the cache itself."""
+    """A blob that is a link out of the cache."""
     path = cache(folder)
     weights(folder)
     blob = folder / "models--org--name" / "blobs" / "0123"
@@ -117,7 +117,7 @@ def linked_blob(folder: Path) -> Path:
     return path
 
 
-def beside_cache(folder: Path) -> Path:
+def outside_cache(folder: Path) -> Path:
     """A model outside of a cache with a link into it."""
     cache(folder)
     (folder / "w.bin").symlink_to("models--org--name/blobs/0123")
@@ -163,19 +163,19 @@ def in_list() -> ModelProto:
 
 def in_sparse(part: str) -> ModelProto:
     model = text()
-    held = model.graph.sparse_initializer.add(dims=[4])
-    held.values.CopyFrom(helper.make_tensor("w", FLOAT, [2], [1.0, 2.0]))
-    held.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [2], [1, 2]))
+    proto = model.graph.sparse_initializer.add(dims=[4])
+    proto.values.CopyFrom(helper.make_tensor("w", FLOAT, [2], [1.0, 2.0]))
+    proto.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [2], [1, 2]))
     place = "../w.bin"
-    getattr(held, part).CopyFrom(tensor(place, FLOAT if part == "values" else TensorProto.INT64))
+    getattr(proto, part).CopyFrom(tensor(place, FLOAT if part == "values" else TensorProto.INT64))
     return model
 
 
 def in_sparse_constant() -> ModelProto:
     model = text()
     node = helper.make_node("Constant", [], ["c"])
-    held = node.attribute.add(name="sparse_value", type=11).sparse_tensor
-    held.CopyFrom(in_sparse("values").graph.sparse_initializer[0])
+    proto = node.attribute.add(name="sparse_value", type=11).sparse_tensor
+    proto.CopyFrom(in_sparse("values").graph.sparse_initializer[0])
     model.graph.node.insert(0, node)
     return model
 
@@ -203,9 +203,9 @@ def in_function() -> ModelProto:
 
 
 EXTERNAL = [
-    Refused("of a model in memory", given(external()), "tensor 'w': external data 'w.bin' needs the model's folder, but the model was given in memory: give its path"),
+    Refused("of a model in memory", in_memory(external()), "tensor 'w': external data 'w.bin' needs the model's folder, but the model was given in memory: give its path"),
     Refused("strings", in_folder(external(data_type=TensorProto.STRING)), "tensor 'w': external data 'w.bin': strings cannot be external"),
-    Refused("not there", in_folder(external("gone.bin")), "tensor 'w': external data 'gone.bin': no such file; it must be in {folder}/in"),
+    Refused("missing", in_folder(external("gone.bin")), "tensor 'w': external data 'gone.bin': no such file; it must be in {folder}/in"),
     Refused("an empty name", in_folder(external("")), "tensor 'w': external data '' must be a relative path inside the model's folder"),
     Refused("the folder itself", in_folder(external(".")), "tensor 'w': external data '.' must be a relative path inside the model's folder"),
     Refused("a folder", in_folder(external(), lambda f: (f / "w.bin").mkdir()), "tensor 'w': external data 'w.bin' is a folder, not a regular file"),
@@ -221,8 +221,8 @@ EXTERNAL = [
     Refused("a link out of the folder", in_folder(external(), symlink), "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
     Refused("a link inside the folder", in_folder(external(), symlink_inside), "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
     Refused("a link to nothing", in_folder(external(), dangling), "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
-    Refused("behind a linked folder", in_folder(external("sub/w.bin"), linked_folder), "tensor 'w': external data 'sub/w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
-    Refused("behind a file", in_folder(external("w.bin/w.bin")), "tensor 'w': external data 'w.bin/w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
+    Refused("in a linked folder", in_folder(external("sub/w.bin"), linked_folder), "tensor 'w': external data 'sub/w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
+    Refused("a file as a folder", in_folder(external("w.bin/w.bin")), "tensor 'w': external data 'w.bin/w.bin' is a symbolic link, or in a linked folder: replace it with the file"),
     Refused("a hard link", in_folder(external(), hard_link), "tensor 'w': external data 'w.bin' has another hard link: replace it with a copy of the file"),
     Refused("a pipe", in_folder(external(), lambda f: os.mkfifo(f / "w.bin")), "tensor 'w': external data 'w.bin' is a pipe, not a regular file"),
     Refused("a socket", in_folder(external(), unix_socket), "tensor 'w': external data 'w.bin' is a socket, not a regular file"),
@@ -235,16 +235,16 @@ EXTERNAL = [
     Refused("an offset of 2^63 - 1", in_folder(external(offset=2**63 - 1)), "tensor 'w': external data 'w.bin': bytes 9223372036854775807 to 9223372036854775815 of a file of 8 do not contain f32[2] (8 bytes)"),
     Refused("an offset past 64 bits", in_folder(external(offset=2**64)), "tensor 'w': external data 'w.bin': offset and length must be integers, not '18446744073709551616'"),
     Refused("an offset of a million digits", in_folder(external(offset="9" * 1_000_000)), "tensor 'w': external data 'w.bin': offset and length must be integers, not '9999999999999999999999999999999999999999'"),
-    Refused("an offset that is a word", in_folder(external(offset="x")), "tensor 'w': external data 'w.bin': offset and length must be integers, not 'x'"),
+    Refused("an offset that is not a number", in_folder(external(offset="x")), "tensor 'w': external data 'w.bin': offset and length must be integers, not 'x'"),
     Refused("an offset in hexadecimal", in_folder(external(offset="0x4")), "tensor 'w': external data 'w.bin': offset and length must be integers, not '0x4'"),
     Refused("a length of terabytes", in_folder(external(length=1 << 40)), "tensor 'w': external data 'w.bin': bytes 0 to 1099511627776 of a file of 8 do not contain f32[2] (8 bytes)"),
-    Refused("a length that is another", in_folder(external(length=4)), "tensor 'w': external data 'w.bin': bytes 0 to 4 of a file of 8 do not contain f32[2] (8 bytes)"),
+    Refused("a wrong length", in_folder(external(length=4)), "tensor 'w': external data 'w.bin': bytes 0 to 4 of a file of 8 do not contain f32[2] (8 bytes)"),
     Refused("a negative length", in_folder(external(length=-8)), "tensor 'w': external data 'w.bin': bytes 0 to -8 of a file of 8 do not contain f32[2] (8 bytes)"),
-    Refused("a length that is a fraction", in_folder(external(length="8.0")), "tensor 'w': external data 'w.bin': offset and length must be integers, not '8.0'"),
+    Refused("a fractional length", in_folder(external(length="8.0")), "tensor 'w': external data 'w.bin': offset and length must be integers, not '8.0'"),
     Refused("an unknown key", in_folder(external(basepath="/etc")), "tensor 'w': external data 'w.bin' has the unknown key 'basepath' (known: location, offset, length, checksum)"),
     Refused("a key twice", in_folder(twice("offset")), "tensor 'w': external data 'w.bin' has the key 'offset' twice"),
     Refused("a location twice", in_folder(twice("location")), "tensor 'w': external data 'w.bin' has the key 'location' twice"),
-    Refused("another checksum", in_folder(external(checksum="00" * 20)), "tensor 'w': external data 'w.bin': its SHA-1 does not match the checksum in the model"),
+    Refused("a wrong checksum", in_folder(external(checksum="00" * 20)), "tensor 'w': external data 'w.bin': its SHA-1 does not match the checksum in the model"),
     Refused("data in the model too", in_folder(both()), "tensor 'w': external data 'w.bin': the tensor also has data in raw_data"),
     Refused("in a Constant", in_folder(in_constant(), outside), "tensor 'w': external data '../w.bin' must be a relative path inside the model's folder"),
     Refused("in a list of tensors", in_folder(in_list(), outside), "tensor 'w': external data '../w.bin' must be a relative path inside the model's folder"),
@@ -255,8 +255,8 @@ EXTERNAL = [
     Refused("in a function", in_folder(in_function(), outside), "tensor 'w': external data '../w.bin' must be a relative path inside the model's folder"),
     Refused("a link of the Hugging Face cache, not allowed", cache, "tensor 'w': external data 'w.bin' is a link of the Hugging Face cache: allow them with --allow-hf-cache (allow_hf_cache=True)"),
     Refused("a link to another repository of the cache", other_repository, "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
-    Refused("a blob of the cache that is a link", linked_blob, "tensor 'w': external data 'w.bin': Too many levels of symbolic links", allow_hf_cache=True),
-    Refused("a link into the cache from outside", beside_cache, "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
+    Refused("a linked blob of the cache", linked_blob, "tensor 'w': external data 'w.bin': Too many levels of symbolic links", allow_hf_cache=True),
+    Refused("a link into the cache from outside", outside_cache, "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
     Refused("a linked folder into the cache", through_folder, "tensor 'w': external data 'sub/w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
-    Refused("a link that only looks allowed", in_folder(external(), symlink), "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
+    Refused("a link outside the cache, with links allowed", in_folder(external(), symlink), "tensor 'w': external data 'w.bin' is a symbolic link, or in a linked folder: replace it with the file", allow_hf_cache=True),
 ]  # fmt: skip

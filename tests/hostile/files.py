@@ -1,4 +1,4 @@
-"""Files that are no ONNX model, or no longer."""
+"""Files that are not ONNX models, or damaged ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from hostile.table import Refused, file, given, text
+from hostile.table import Refused, file, in_memory, text
 from onnx import ModelProto, numpy_helper
 
 from tersor.errors import Unsupported
@@ -59,7 +59,7 @@ def safetensors() -> bytes:
 
 
 def huge(folder: Path) -> Path:
-    """A file of three GB that takes no room on the disk."""
+    """A sparse file of 3 GB."""
     path = folder / "model.onnx"
     with path.open("wb") as out:
         out.truncate(3 << 30)
@@ -105,7 +105,7 @@ FILES = [
     Refused("a pipe", pipe, "{path}: not a regular file; copy it to one first"),
     Refused("a device", lambda folder: Path("/dev/zero"), "{path}: not a regular file; copy it to one first"),
     Refused("a link to itself", loop, "{path}: Too many levels of symbolic links; check the path"),
-    Refused("over what protobuf holds", huge, "{path}: 3221225472 bytes, but a protobuf has at most 2147483647: save the weights as external data"),
+    Refused("too large for a protobuf", huge, "{path}: 3221225472 bytes, but a protobuf has at most 2147483647: save the weights as external data"),
     Refused("empty", file(b""), "{path}: empty; export or download the model again"),
     Refused("a Git LFS pointer", file(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "{path}: a Git LFS pointer, not the model: run 'git lfs pull'"),
     Refused("a web page", file(b"<!DOCTYPE html><html><script>alert(1)</script></html>"), "{path}: a web page or XML, perhaps from a failed download: download the model again"),
@@ -119,28 +119,28 @@ FILES = [
     Refused("another protobuf", file(TENSOR), "{path}: not an ONNX model, or damaged at byte 2; export or download it again"),
     Refused("truncated", file(MODEL[:-3]), "{path}: not an ONNX model, or truncated; export or download it again"),
     Refused("truncated in its graph", file(MODEL[: len(MODEL) // 2]), "{path}: not an ONNX model, or truncated; export or download it again"),
-    Refused("zeros behind it", file(MODEL + bytes(16)), "{path}: bytes from 63 on are not part of the model; export or download it again"),
-    Refused("text behind it", file(MODEL + b"trailing"), "{path}: bytes from 63 on are not part of the model; export or download it again"),
-    Refused("another model behind it", file(MODEL + MODEL), "{path}: a second graph begins at byte 65: two models in one file"),
+    Refused("followed by zeros", file(MODEL + bytes(16)), "{path}: bytes from 63 on are not part of the model; export or download it again"),
+    Refused("followed by text", file(MODEL + b"trailing"), "{path}: bytes from 63 on are not part of the model; export or download it again"),
+    Refused("followed by another model", file(MODEL + MODEL), "{path}: a second graph begins at byte 65: two models in one file"),
     Refused("a length past the end", file(MODEL + key(20, BYTES) + varint(1 << 40)), "{path}: not an ONNX model, or truncated; export or download it again"),
-    Refused("a length inside that passes its message", file(b"\x08\x08" + message(7, key(2, BYTES) + b"\x08g") + MODEL), "{path}: not an ONNX model, or damaged at byte 14; export or download it again"),
-    Refused("a number without an end", file(b"\x08" + b"\xff" * 20), "{path}: not an ONNX model, or truncated; export or download it again"),
+    Refused("a length past the end of its message", file(b"\x08\x08" + message(7, key(2, BYTES) + b"\x08g") + MODEL), "{path}: not an ONNX model, or damaged at byte 14; export or download it again"),
+    Refused("an endless number", file(b"\x08" + b"\xff" * 20), "{path}: not an ONNX model, or truncated; export or download it again"),
     Refused("a group", file(b"\x08\x08" + key(7, GROUP)), "{path}: not an ONNX model, or damaged at byte 2; export or download it again"),
     Refused("a field of another kind", file(b"\x08\x08" + key(7, VARINT) + b"\x01"), "{path}: not an ONNX model, or damaged at byte 2; export or download it again"),
-    Refused("names that are no text", file(MODEL.replace(b"Relu", b"\xff\xfe\xfd\xfc")), "{path}: op_type at byte 14 is not UTF-8 text; export the model again"),
-    Refused("nested for protobuf too deep", file(nested(34)), "{path}: messages nest deeper than 100, protobuf's limit: flatten the model's subgraphs"),
+    Refused("names that are not text", file(MODEL.replace(b"Relu", b"\xff\xfe\xfd\xfc")), "{path}: op_type at byte 14 is not UTF-8 text; export the model again"),
+    Refused("nested too deep for protobuf", file(nested(34)), "{path}: messages nest deeper than 100, protobuf's limit: flatten the model's subgraphs"),
     Refused("nested very deep", file(nested(20_000)), "{path}: messages nest deeper than 100, protobuf's limit: flatten the model's subgraphs"),
     Refused("millions of empty nodes", file(b"\x08\x08" + message(7, b"\x0a\x00" * 4_000_001) + MODEL[-4:]), "{path}: more than 4000000 nodes, attributes and other messages: simplify the model"),
     Refused("no graph", file(ModelProto(ir_version=8).SerializeToString()), "{path}: no graph; not an ONNX model, or truncated"),
-    Refused("no opset", given(without_opsets()), "the given model: imports no opset; not an ONNX model, or truncated"),
-    Refused("no IR version", given(changed(ir_version=0)), "the model's IR version is 0, not 1 or above"),
-    Refused("a negative IR version", given(changed(ir_version=-1)), "the model's IR version is -1, not 1 or above"),
-    Refused("an IR version of the future", given(changed(ir_version=1 << 40)), "IR version 1099511627776 is newer than 14: export the model at that or below", Unsupported),
-    Refused("opset 0", given(opsets(("", 0))), "opset of 'ai.onnx' is 0, not 1 or above"),
-    Refused("a negative opset", given(opsets(("", -5))), "opset of 'ai.onnx' is -5, not 1 or above"),
-    Refused("two opsets", given(opsets(("", 17), ("", 18))), "two opsets of 'ai.onnx': 17 and 18"),
-    Refused("two opsets by two names", given(opsets(("", 17), ("ai.onnx", 18))), "two opsets of 'ai.onnx': 17 and 18"),
-    Refused("an opset of the future", given(opsets(("", 10_000))), "opset 10000 is newer than 28: export the model at that or below", Unsupported),
-    Refused("another domain's opset of the future", given(opsets(("", 17), ("ai.onnx.ml", 99))), "opset 99 of ai.onnx.ml is newer than 5: export the model at that or below", Unsupported),
-    Refused("only another domain's opset", given(opsets(("other", 1))), "Relu %y: the model imports no opset of 'ai.onnx'"),
+    Refused("no opset", in_memory(without_opsets()), "the given model: imports no opset; not an ONNX model, or truncated"),
+    Refused("no IR version", in_memory(changed(ir_version=0)), "the model's IR version is 0, not 1 or above"),
+    Refused("a negative IR version", in_memory(changed(ir_version=-1)), "the model's IR version is -1, not 1 or above"),
+    Refused("an unknown newer IR version", in_memory(changed(ir_version=1 << 40)), "IR version 1099511627776 is newer than 14: export the model at that or below", Unsupported),
+    Refused("opset 0", in_memory(opsets(("", 0))), "opset of 'ai.onnx' is 0, not 1 or above"),
+    Refused("a negative opset", in_memory(opsets(("", -5))), "opset of 'ai.onnx' is -5, not 1 or above"),
+    Refused("two opsets", in_memory(opsets(("", 17), ("", 18))), "two opsets of 'ai.onnx': 17 and 18"),
+    Refused("two opsets by two names", in_memory(opsets(("", 17), ("ai.onnx", 18))), "two opsets of 'ai.onnx': 17 and 18"),
+    Refused("an unknown newer opset", in_memory(opsets(("", 10_000))), "opset 10000 is newer than 28: export the model at that or below", Unsupported),
+    Refused("an unknown newer opset of another domain", in_memory(opsets(("", 17), ("ai.onnx.ml", 99))), "opset 99 of ai.onnx.ml is newer than 5: export the model at that or below", Unsupported),
+    Refused("only another domain's opset", in_memory(opsets(("other", 1))), "Relu %y: the model imports no opset of 'ai.onnx'"),
 ]  # fmt: skip

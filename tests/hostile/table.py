@@ -1,4 +1,4 @@
-"""One row a hostile input: how it is made, and the exact message that refuses it."""
+"""Hostile inputs: how to build each, and the exact message of its refusal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Build = Callable[[Path], Source]
 
 @dataclass(frozen=True)
 class Refused:
-    """What ``build`` makes in an empty folder is refused with ``message``, in which ``{path}`` and
-    ``{folder}`` stand for the model's path and for that folder."""
+    """A model, which ``build`` creates in an empty folder, and the message that refuses it. ``{path}`` and
+    ``{folder}`` in ``message`` are replaced by the model's path and that folder."""
 
     name: str
     build: Build
@@ -34,7 +34,7 @@ def text(body: str = RELU, opsets: str = '"": 17', ir: int = 8) -> ModelProto:
     return parser.parse_model(f"<ir_version: {ir}, opset_import: [{opsets}]> g {body}")
 
 
-def holding(tensor: TensorProto) -> ModelProto:
+def with_initializer(tensor: TensorProto) -> ModelProto:
     """A model that adds ``tensor`` to its input."""
     model = text("(float[2] x) => (float[2] y) { y = Add (x, w) }")
     tensor.name = "w"
@@ -43,7 +43,7 @@ def holding(tensor: TensorProto) -> ModelProto:
 
 
 def file(data: bytes, name: str = "model.onnx") -> Build:
-    """A file of these bytes."""
+    """A file with these bytes."""
 
     def build(folder: Path) -> Path:
         (folder / name).write_bytes(data)
@@ -52,7 +52,7 @@ def file(data: bytes, name: str = "model.onnx") -> Build:
     return build
 
 
-def given(model: ModelProto) -> Build:
+def in_memory(model: ModelProto) -> Build:
     """The model in memory."""
     return lambda folder: model
 
@@ -64,6 +64,6 @@ def saved(folder: Path, model: ModelProto) -> Path:
 
 
 def peak_megabytes() -> int:
-    """The most memory that this process held. (What getrusage tells begins with its parent's.)"""
+    """The peak memory of this process. (That of getrusage starts at the parent's.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024

@@ -1,4 +1,4 @@
-"""Small models with large values are taken as they are: nothing of them is computed, only written."""
+"""Small models with large values are converted without computing the values."""
 
 from __future__ import annotations
 

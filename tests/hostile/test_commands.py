@@ -1,4 +1,4 @@
-"""The command line on hostile models: exit code 1, one line, and the output as it was before."""
+"""The command line on hostile models: exit code 1, one line, and an unchanged output file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tersor.cli.main import app
 
-# Models that come as a file, or can be written to one.
+# Models that are a file, or can be written to one.
 ROWS = [
     (group, row)
     for group, rows in (
@@ -32,7 +32,7 @@ ROWS = [
 ]
 
 
-def made(row: Refused, folder: Path) -> Path:
+def build(row: Refused, folder: Path) -> Path:
     source = row.build(folder)
     if isinstance(source, ModelProto):
         path = folder / "model.onnx"
@@ -46,7 +46,7 @@ def made(row: Refused, folder: Path) -> Path:
 def test_nothing_is_written(group: str, row: Refused, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    path, out = made(row, folder), tmp_path / "out.onnx"
+    path, out = build(row, folder), tmp_path / "out.onnx"
     out.write_text("what was there before")
     words = ["convert", str(path), str(out)]
     result = CliRunner().invoke(app, words, prog_name="tersor", catch_exceptions=False)

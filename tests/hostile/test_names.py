@@ -1,4 +1,4 @@
-"""Names are anyone's text: they are kept as they are in models, and printed harmlessly everywhere."""
+"""Names are untrusted text: they are preserved in models, and printed harmlessly."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def named(name: str) -> ModelProto:
     model.graph.name = model.producer_name = model.doc_string = name
     model.metadata_props.add(key=name, value=name)
     graph = model.graph
-    for held in (graph.input[0], graph.output[0], graph.initializer[0]):
-        held.name = f"{held.name}{name}"
+    for item in (graph.input[0], graph.output[0], graph.initializer[0]):
+        item.name = f"{item.name}{name}"
     matmul, relu = graph.node
     matmul.input[:] = [graph.input[0].name, graph.initializer[0].name]
     matmul.output[0] = relu.input[0] = f"{name}1"
@@ -67,11 +67,11 @@ def test_the_text_form_reads_back(case: str) -> None:
 @pytest.mark.parametrize("case", NAMES)
 def test_the_interface_keeps_its_names(case: str) -> None:
     model = named(NAMES[case])
-    made = tersor.convert(model).model
-    assert isinstance(made, bytes)
-    again = onnx.load_from_string(made).graph
-    assert [i.name for i in again.input] == [model.graph.input[0].name]
-    assert [o.name for o in again.output] == [model.graph.output[0].name]
+    converted = tersor.convert(model).model
+    assert isinstance(converted, bytes)
+    exported = onnx.load_from_string(converted).graph
+    assert [i.name for i in exported.input] == [model.graph.input[0].name]
+    assert [o.name for o in exported.output] == [model.graph.output[0].name]
 
 
 @pytest.mark.parametrize("case", NAMES)
@@ -81,14 +81,14 @@ def test_commands_print_them_harmlessly(case: str, command: str, tmp_path: Path)
     words = command.format(path=path, out=tmp_path / "out.onnx").split()
     result = CliRunner().invoke(app, words, prog_name="tersor", catch_exceptions=False)
     assert result.exit_code == 0
-    told = result.stdout + result.stderr
-    assert all(line.isprintable() for line in told.split("\n"))
-    # A name may stand in several cells of a table, folded; none is printed whole when it is long.
-    assert len(told) < 100_000
+    output = result.stdout + result.stderr
+    assert all(line.isprintable() for line in output.split("\n"))
+    # A name may be in several cells of a table, wrapped; a long one is abbreviated.
+    assert len(output) < 100_000
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_errors_tell_them_harmlessly(case: str, tmp_path: Path) -> None:
+def test_errors_print_them_harmlessly(case: str, tmp_path: Path) -> None:
     model = named(NAMES[case])
     model.graph.node[1].input[0] = f"{NAMES[case]}gone"
     path = saved(tmp_path, model)

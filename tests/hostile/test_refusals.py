@@ -1,4 +1,4 @@
-"""Every row of the table: refused in its exact line, with nothing written, in bounded time and memory."""
+"""Every row of the tables is refused with its exact message, in bounded time and memory, writing nothing."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def test_it_is_refused_in_one_line(group: str, row: Refused, tmp_path: Path) -> 
     assert contents(tmp_path) == before
 
 
-def test_the_table_has_what_it_promises() -> None:
+def test_rows_are_many_and_distinct() -> None:
     assert len(ROWS) >= 200
     assert len({(g, r.name) for g, r in ROWS}) == len(ROWS)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_refusing_takes_little_memory_and_time(group: str) -> None:
-    """All rows of a group in a process of its own, so that the peak is theirs."""
+    """Runs all rows of a group in a separate process, to measure its peak."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, group]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    assert told["rows"] == len(GROUPS[group])
-    assert told["megabytes"] < MOST_MEMORY
-    assert told["seconds"] < MOST_SECONDS
+    measured = json.loads(run.stdout)
+    assert measured["rows"] == len(GROUPS[group])
+    assert measured["megabytes"] < MOST_MEMORY
+    assert measured["seconds"] < MOST_SECONDS
 
 
 def main(group: str) -> None:

@@ -1,4 +1,4 @@
-"""What looks like a fault and is none: odd models that are taken, and give what ONNX Runtime gives."""
+"""Unusual but valid models are accepted, and compute what ONNX Runtime computes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from hostile.external import cache, external, in_folder
-from hostile.graphs import nested, written
+from hostile.graphs import declared, nested
 from hostile.table import text
 from onnx import ModelProto, helper, numpy_helper
 
@@ -33,14 +33,14 @@ def run(model: bytes, **inputs: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def converted(model: ModelProto | Path, **options: bool) -> bytes:
-    made = tersor.convert(model, **options).model
-    assert isinstance(made, bytes)
-    return made
+    artifact = tersor.convert(model, **options).model
+    assert isinstance(artifact, bytes)
+    return artifact
 
 
 @contextmanager
 def recursion_limit(frames: int) -> Iterator[None]:
-    """At most so many calls more than there are now."""
+    """At most ``frames`` calls in addition to the current ones."""
     depth, frame = 0, sys._getframe()
     while frame.f_back is not None:
         depth, frame = depth + 1, frame.f_back
@@ -53,7 +53,7 @@ def recursion_limit(frames: int) -> Iterator[None]:
 
 
 def chain(count: int) -> ModelProto:
-    """Neg and Abs in turn, last node first in the file."""
+    """Alternating Neg and Abs, in reverse order."""
     nodes = [
         helper.make_node(("Neg", "Abs")[i % 2], [f"v{i}"], [f"v{i + 1}"], name="same")
         for i in range(count)
@@ -65,30 +65,30 @@ def chain(count: int) -> ModelProto:
 
 
 @pytest.mark.slow
-def test_a_chain_of_20_000_nodes_that_is_written_backwards() -> None:
+def test_a_chain_of_20_000_nodes_in_reverse_order() -> None:
     model = chain(20_000)
     start = time.perf_counter()
-    made = converted(model)
+    artifact = converted(model)
     assert time.perf_counter() - start < 120  # About 20 seconds on a slow machine.
-    np.testing.assert_array_equal(run(made, v0=X)["y"], np.abs(X))
+    np.testing.assert_array_equal(run(artifact, v0=X)["y"], np.abs(X))
 
 
 def test_nothing_recurses_by_the_number_of_nodes() -> None:
     model = chain(3000).SerializeToString()
-    # What onnx, numpy and pydantic call one in another when they are used for the first time.
+    # The first use of onnx, numpy and pydantic needs deeper calls.
     converted(chain(2))
     with recursion_limit(120):
-        made = converted(onnx.load_from_string(model))
-    np.testing.assert_array_equal(run(made, v0=X)["y"], np.abs(X))
+        artifact = converted(onnx.load_from_string(model))
+    np.testing.assert_array_equal(run(artifact, v0=X)["y"], np.abs(X))
 
 
 def test_thirty_nested_ifs() -> None:
     model = nested(30)
     onnx.ModelProto().ParseFromString(model.SerializeToString())
-    made = converted(model)
+    artifact = converted(model)
     for flag in (True, False):
         expected = run(model.SerializeToString(), c=np.array(flag), x=X)
-        np.testing.assert_array_equal(run(made, c=np.array(flag), x=X)["y"], expected["y"])
+        np.testing.assert_array_equal(run(artifact, c=np.array(flag), x=X)["y"], expected["y"])
 
 
 def test_nodes_of_one_name_are_renamed() -> None:
@@ -98,7 +98,7 @@ def test_nodes_of_one_name_are_renamed() -> None:
 
 
 def shadowing() -> ModelProto:
-    """A subgraph that calls a value of its own as the outer graph does one of its."""
+    """A subgraph that defines a value with the name of one in the outer graph."""
     return text(
         """(bool c, float[2] x) => (float[2] y) {
             h = Neg (x)
@@ -110,9 +110,9 @@ def shadowing() -> ModelProto:
 
 
 def test_a_subgraph_may_shadow_a_name() -> None:
-    made = converted(shadowing())
-    np.testing.assert_array_equal(run(made, c=np.array(True), x=X)["y"], 2 * np.abs(X) - X)
-    np.testing.assert_array_equal(run(made, c=np.array(False), x=X)["y"], X - X)
+    artifact = converted(shadowing())
+    np.testing.assert_array_equal(run(artifact, c=np.array(True), x=X)["y"], 2 * np.abs(X) - X)
+    np.testing.assert_array_equal(run(artifact, c=np.array(False), x=X)["y"], X - X)
 
 
 def with_default() -> ModelProto:
@@ -121,7 +121,7 @@ def with_default() -> ModelProto:
     return model
 
 
-def twice_the_same_opset() -> ModelProto:
+def same_opset_twice() -> ModelProto:
     model = text("(float[2] x) => (float[2] y) { y = Identity (x) }")
     model.opset_import.add(domain="ai.onnx", version=17)
     return model
@@ -145,12 +145,12 @@ def unsorted_function() -> ModelProto:
     ("make", "name", "expected"),
     [
         (with_default, "y", X + 1),
-        (twice_the_same_opset, "y", X),
+        (same_opset_twice, "y", X),
         (no_nodes, "x", X),
         (unsorted_function, "y", -np.abs(X)),
     ],
 )
-def test_odd_models_are_taken(
+def test_unusual_models_are_accepted(
     make: Callable[[], ModelProto], name: str, expected: np.ndarray
 ) -> None:
     np.testing.assert_array_equal(run(converted(make()), x=X)[name], expected)
@@ -158,12 +158,12 @@ def test_odd_models_are_taken(
 
 def test_a_link_of_the_hugging_face_cache_where_it_is_allowed(tmp_path: Path) -> None:
     path = cache(tmp_path)
-    made = converted(path, allow_hf_cache=True)
-    np.testing.assert_array_equal(run(made, x=X)["y"], X)
+    artifact = converted(path, allow_hf_cache=True)
+    np.testing.assert_array_equal(run(artifact, x=X)["y"], X)
     assert tersor.inspect(path, allow_hf_cache=True).parameters == 2
 
 
-def test_a_model_that_is_a_link_has_its_data_beside_the_file(tmp_path: Path) -> None:
+def test_a_linked_model_has_its_data_next_to_the_file(tmp_path: Path) -> None:
     path = in_folder(external())(tmp_path)
     link = tmp_path / "link.onnx"
     link.symlink_to(path)
@@ -192,10 +192,10 @@ def test_many_external_files_do_not_use_up_descriptors(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) < before + 20
 
 
-# Shapes that contradict what follows: ONNX Runtime warns of them and goes on.
-CONTRADICTED = {
-    "value_info of another shape": (written("h", [3]), "Relu %h: 'h' is f32[2], but the model declares f32[3]"),
-    "value_info of another rank": (written("h", [2, 1]), "Relu %h: 'h' is f32[2], but the model declares f32[2, 1]"),
+# Declared shapes that contradict the inferred ones: ONNX Runtime only warns.
+CONFLICTS = {
+    "value_info of another shape": (declared("h", [3]), "Relu %h: 'h' is f32[2], but the model declares f32[3]"),
+    "value_info of another rank": (declared("h", [2, 1]), "Relu %h: 'h' is f32[2], but the model declares f32[2, 1]"),
     "an output of another shape": (text("(float[2] x) => (float[3] y) { y = Relu (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[3]"),
     "an output of another rank": (text("(float[2] x) => (float[1, n] y) { y = Relu (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[1, n]"),
     "two outputs": (text("(float[2] x) => (float[3] y, float[4] z) { y = Relu (x)  z = Neg (x) }"), "Relu %y: 'y' is f32[2], but the model declares f32[3] (and 1 more)"),
@@ -204,14 +204,14 @@ CONTRADICTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONTRADICTED)
-def test_a_shape_that_contradicts_what_follows_is_a_remark(name: str) -> None:
-    model, remark = CONTRADICTED[name]
-    made = tersor.convert(model)
-    said = Decision("import", f"{remark}: using the inferred shape")
-    assert said in made.report.decisions
-    assert isinstance(made.model, bytes)
-    want, got = run(model.SerializeToString(), x=X), run(made.model, x=X)
+@pytest.mark.parametrize("name", CONFLICTS)
+def test_a_conflicting_shape_is_a_remark(name: str) -> None:
+    model, remark = CONFLICTS[name]
+    artifact = tersor.convert(model)
+    decision = Decision("import", f"{remark}: using the inferred shape")
+    assert decision in artifact.report.decisions
+    assert isinstance(artifact.model, bytes)
+    want, got = run(model.SerializeToString(), x=X), run(artifact.model, x=X)
     assert {k: v.tolist() for k, v in want.items()} == {k: v.tolist() for k, v in got.items()}
 
 
@@ -223,7 +223,7 @@ def test_inputs_with_defaults_become_constants(ir_version: int, remarked: bool) 
     for name in ("k", "l"):
         model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.float32), name))
     model.ir_version = ir_version
-    made = tersor.convert(model)
+    artifact = tersor.convert(model)
     line = "the default of input 'k' and 1 more became a constant: callers cannot override it"
-    assert (Decision("import", line) in made.report.decisions) == remarked
-    assert made.run({"x": X})["y"].tolist() == [4.0, -3.0]
+    assert (Decision("import", line) in artifact.report.decisions) == remarked
+    assert artifact.run({"x": X})["y"].tolist() == [4.0, -3.0]

@@ -1,4 +1,4 @@
-"""Weights that are NaN, infinite or all zero: nothing crashes, nothing becomes NaN, reports say why."""
+"""Weights that are NaN, infinite or zero: nothing crashes or becomes NaN, and reports give reasons."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def no_warnings() -> Iterator[None]:
 
 
 def weight(kind: str) -> np.ndarray:
-    made = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32)
+    array = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32)
     match kind:
         case "a zero channel":
-            made[:, 3] = 0
+            array[:, 3] = 0
         case "zeros":
-            made[:] = 0
+            array[:] = 0
         case "denormal":
-            made *= np.float32(1e-41)
+            array *= np.float32(1e-41)
         case "huge":
-            made *= np.float32(1e37)
+            array *= np.float32(1e37)
         case _:
-            made[1, 2] = np.float32(kind)
-    return made
+            array[1, 2] = np.float32(kind)
+    return array
 
 
 def linear(kind: str) -> ModelProto:
@@ -61,14 +61,14 @@ def normalized(variance: float, scale: float) -> ModelProto:
             h = Conv <kernel_shape = [1, 1]> (x, w)  y = BatchNormalization (h, s, b, m, v)
         }"""
     )
-    held = {
+    constants = {
         "w": np.ones((2, 2, 1, 1)),
         "s": [scale, 1],
         "b": [0, 0],
         "m": [0, 0],
         "v": [variance, 1],
     }
-    for name, numbers in held.items():
+    for name, numbers in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.float32), name))
     return model
 
@@ -80,8 +80,8 @@ def floats(model: bytes) -> list[np.ndarray]:
 
 def run(model: bytes, x: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (made,) = session.run(None, {session.get_inputs()[0].name: x})
-    return np.asarray(made)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x})
+    return np.asarray(y)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,13 +92,13 @@ def test_int8_of_strange_weights(make: object, kind: str) -> None:
     artifact = tersor.compile(model, recipe="int8", measure=False)
     assert isinstance(artifact.model, bytes)
     finite = kind not in ("nan", "inf", "-inf")
-    told = [skip.reason for p in artifact.report.passes for skip in p.skips]
-    assert any("NaN or infinity" in reason for reason in told) is not finite
+    reasons = [skip.reason for p in artifact.report.passes for skip in p.skips]
+    assert any("NaN or infinity" in reason for reason in reasons) is not finite
     x = np.ones((2, SIZE), np.float32) if make is linear else np.array([0, 90])
     if finite:
         assert all(np.isfinite(a).all() for a in floats(artifact.model))
     else:
-        # It stays in float, so that the result is what it was, NaN and all.
+        # It stays in float, so that the result is the same, including NaN.
         np.testing.assert_allclose(
             run(artifact.model, x), run(model.SerializeToString(), x), rtol=1e-5
         )
@@ -109,7 +109,7 @@ def test_int8_of_strange_weights(make: object, kind: str) -> None:
 def test_a_batch_normalization_of_strange_numbers(variance: float, scale: float) -> None:
     model = normalized(variance, scale)
     x = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
-    made = tersor.convert(model).model
-    assert isinstance(made, bytes)
+    converted = tersor.convert(model).model
+    assert isinstance(converted, bytes)
     expected = run(model.SerializeToString(), x)
-    np.testing.assert_allclose(run(made, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(converted, x), expected, rtol=1e-4, atol=1e-5)

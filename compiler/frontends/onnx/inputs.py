@@ -85,8 +85,7 @@ class InputDims:
             return False
 
     def _fresh(self, base: str) -> Sym:
-        wanted = symbol(base)
-        (name,) = symbols(wanted)
+        (name,) = symbols(symbol(base))
         number = 0
         while name in self.taken:
             number += 1

@@ -81,7 +81,7 @@ def _walk(data: bytes, where: str) -> None:
         if wire == _BYTES and stop > len(data):
             raise _truncated(where)
         valid = stop >= 0 and (field is None or wire in field.wires)
-        # A newer ONNX may add fields, but not to ModelProto, by which files of other kinds are told apart.
+        # A newer ONNX may add fields, but unknown ones in ModelProto indicate a file of another kind.
         if not valid or (field is None and len(stack) == 1):
             after_model = graph_seen and len(stack) == 1
             raise _trailing(where, start) if after_model else _other(where, start)

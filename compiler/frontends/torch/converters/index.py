@@ -117,9 +117,9 @@ def scatter(
     """The source may be larger than the index; only as many values as indices are used."""
     dims = dims_of(index)
     if isinstance(source, Value) and source.tensor.rank:
-        for axis, (have, wanted) in enumerate(zip(dims_of(source), dims, strict=True)):
-            if have != wanted:
-                source = sliced(ctx, source, axis, 0, wanted)
+        for axis, (have, size) in enumerate(zip(dims_of(source), dims, strict=True)):
+            if have != size:
+                source = sliced(ctx, source, axis, 0, size)
         source = ctx.cast(source, x.tensor.dtype)
     else:
         source = ctx.emit("Expand", ctx.value(source, x.tensor.dtype), ctx.shape(dims))
