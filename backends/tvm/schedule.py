@@ -119,7 +119,11 @@ class _Axis:
 
     @property
     def is_unit(self) -> bool:
-        return isinstance(self.extent, tirx.IntImm) and self.extent.value == 1
+        return _is_one(self.extent)
+
+
+def _is_one(extent: Any) -> bool:
+    return isinstance(extent, tirx.IntImm) and extent.value == 1
 
 
 def _axes(schedule: Schedule, block: Any) -> list[_Axis]:
@@ -255,10 +259,9 @@ def _schedule_block(schedule: Schedule, block: Any, bits: int) -> None:
     spatial = [a for a in axes if not a.reduces]
     reduced = [a for a in axes if a.reduces]
     if not isinstance(schedule.get(block).body, tirx.BufferStore):
-        _rows(
-            schedule, spatial, reduced
-        )  # For example an argmax: two results are reduced together.
-    elif spatial and not _is_contiguous_reduction(schedule, block, spatial[-1], reduced[-1]):
+        # For example an argmax: two results are reduced together.
+        _rows(schedule, spatial, reduced)
+    elif spatial and not _is_contiguous_reduction(schedule, block, _column(spatial), reduced[-1]):
         _tiled(schedule, block, spatial, reduced, lanes)
     else:
         _reduction(schedule, spatial, reduced, lanes)
@@ -276,13 +279,23 @@ def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: i
 def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:
     """How many trailing axes form one contiguous range in every operand that uses them."""
     accesses = _accesses(schedule, block)
+    numbers = _without_loads(schedule.get(block).body.value)
     flat = 1
     while flat < len(axes):
         suffix = [a.var for a in axes[len(axes) - flat - 1 :]]
         if not all(_is_flat(indices, shape, suffix, axes) for indices, shape in accesses):
             break
+        if any(mentions(numbers, v) for v in suffix):
+            break  # Of a fused loop they would be quotients and remainders, which have no vectors.
         flat += 1
     return flat
+
+
+def _without_loads(value: Any) -> Any:
+    """An expression whose loads are any numbers: what it computes from indices remains."""
+    return tvm_ffi.structural_map(
+        value, (TensorLoad, lambda load: tirx.const(0, str(load.source.dtype)))
+    )
 
 
 def _is_flat(indices: Any, shape: Any, suffix: Sequence[tirx.Var], axes: Sequence[_Axis]) -> bool:
@@ -326,7 +339,9 @@ def _tiled(
     schedule.reorder(*(a.loop for a in (*outer, *rows, column, *reduced)))
     tile = schedule.fuse(*(a.loop for a in rows)) if rows else column.loop
     schedule.annotate(tile, TILE, [_ROWS if rows else 1, lanes])
-    schedule.parallel(schedule.fuse(*(a.loop for a in outer)) if outer else tile)
+    # The first loop of a range runs as the loop does, so tiles of rows can be parallel.
+    spread = not all(a.is_unit for a in outer)
+    schedule.parallel(schedule.fuse(*(a.loop for a in outer)) if spread else tile)
 
 
 def _trailing(others: Sequence[_Axis], sharing: Sequence[_Axis]) -> list[_Axis]:
@@ -350,12 +365,23 @@ def _shares(schedule: Schedule, block: Any, column: _Axis, row: _Axis) -> bool:
     )
 
 
+def _column(spatial: Sequence[_Axis]) -> _Axis:
+    """The last axis that is longer than 1: a matrix of one column is a vector of its rows."""
+    return next((a for a in reversed(spatial) if not a.is_unit), spatial[-1])
+
+
 def _is_contiguous_reduction(schedule: Schedule, block: Any, column: _Axis, axis: _Axis) -> bool:
     """Whether operands are contiguous along the reduced axis, and not along the column."""
     _, *reads = _accesses(schedule, block)
-    last = [indices[-1] for indices, _ in reads if len(indices)]
+    last = [index for indices, shape in reads if (index := _innermost(indices, shape)) is not None]
     along_axis = [i for i in last if mentions(i, axis.var)]
     return bool(along_axis) and not any(mentions(i, column.var) for i in last)
+
+
+def _innermost(indices: Any, shape: Any) -> Any:
+    """The index of the last dim that is longer than 1, None where there is none."""
+    longer = [i for i, n in zip(indices, shape, strict=True) if not _is_one(n)]
+    return longer[-1] if longer else None
 
 
 def _accesses(schedule: Schedule, block: Any) -> list[tuple[Any, Any]]:

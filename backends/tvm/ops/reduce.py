@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tersor.backends.tvm.loops import VECTOR
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops.axes import by_axes, chosen
 from tersor.backends.tvm.ops.broadcast import HALF, dims_of, kind, name_of, widened
@@ -284,47 +286,64 @@ def _cumsum(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _running_sum(x: te.Tensor, axis: int, exclusive: bool, reverse: bool) -> te.Tensor:
+    """Element by element along ``axis``; the axes behind it are vectors, those before it in parallel."""
     length, dtype = x.shape[axis], str(x.dtype)
+    before, behind = list(x.shape[:axis]), list(x.shape[axis + 1 :])
 
     def body(source: Any, target: Any) -> Any:
-        with IRBuilder() as builder:
-            read, write = T.buffer_proxy(source), T.buffer_proxy(target)
-            _lines(x.shape, axis, lambda place: _line(read, write, place))
-            return builder.get()
+        read, write = T.buffer_proxy(source), T.buffer_proxy(target)
 
-    def _line(read: Any, write: Any, place: Callable[[Any], tuple[Any, ...]]) -> None:
-        with T.serial(0, length) as step:
-            here = length - 1 - step if reverse else step
-            before = here + 1 if reverse else here - 1
-            taken = before if exclusive else here
-            with T.If(step > 0):
+        def step(outer: tuple[Any, ...], at: Any) -> None:
+            here = length - 1 - at if reverse else at
+            last = here + 1 if reverse else here - 1
+
+            def further(*inner: Any) -> None:
+                taken = read[(*outer, last if exclusive else here, *inner)]
+                write[(*outer, here, *inner)] = write[(*outer, last, *inner)] + taken
+
+            def first(*inner: Any) -> None:
+                begin = tirx.const(0, dtype) if exclusive else read[(*outer, here, *inner)]
+                write[(*outer, here, *inner)] = begin
+
+            with T.If(at > 0):
                 with T.Then():
-                    write[place(here)] = write[place(before)] + read[place(taken)]
+                    _vector(behind, further)
                 with T.Else():
-                    first = tirx.const(0, dtype) if exclusive else read[place(here)]
-                    write[place(here)] = first
+                    _vector(behind, first)
+
+        def line(*outer: Any) -> None:
+            with T.serial(0, length) as at:
+                step(outer, at)
+
+        with IRBuilder() as builder:
+            _parallel(before, line)
+            return builder.get()
 
     return te.extern(
         [x.shape], [x], lambda ins, outs: body(ins[0], outs[0]), dtype=[dtype], name="running_sum"
     )
 
 
-def _lines(
-    shape: Sequence[Any], axis: int, body: Callable[[Callable[[Any], tuple[Any, ...]]], None]
-) -> None:
-    """A loop for each axis but one around ``body``, which gets a function from a position on that axis to the
-    index."""
-
-    def nest(outer: tuple[Any, ...], rest: Sequence[int]) -> None:
-        if not rest:
-            body(lambda i: (*outer[:axis], i, *outer[axis:]))
-            return
-        with T.serial(0, shape[rest[0]]) as i:
-            nest((*outer, i), rest[1:])
-
-    nest((), [a for a in range(len(shape)) if a != axis])
+def _parallel(shape: Sequence[Any], body: Callable[..., None]) -> None:
+    """Loops around ``body(*index)``; the first that is longer than 1 is parallel."""
+    spread = next((i for i, extent in enumerate(shape) if not _is(extent, 1)), 0)
+    with ExitStack() as stack:
+        loops = [T.parallel if i == spread else T.serial for i in range(len(shape))]
+        body(*(stack.enter_context(f(0, n)) for f, n in zip(loops, shape, strict=True)))
 
 
+def _vector(shape: Sequence[Any], body: Callable[..., None]) -> None:
+    """Loops around ``body(*index)``, the last by vectors."""
+    with ExitStack() as stack:
+        outer = [stack.enter_context(T.serial(0, n)) for n in shape[:-1]]
+        inner = [
+            stack.enter_context(T.serial(0, n, annotations={VECTOR: _LANES})) for n in shape[-1:]
+        ]
+        body(*outer, *inner)
+
+
+# Of a running sum's vectors: LLVM splits those that are too wide for the processor.
+_LANES = 16
 # Types that TVM's sort takes.
 _SORTED = ("float32", "float64", "int32", "int64")
 
@@ -377,23 +396,16 @@ def _sorted(source: Any, results: Sequence[Any], k: Any, axis: int, largest: boo
 
 def _sorted_by_row(source: Any, results: Sequence[Any], k: Any, axis: int, largest: bool) -> Any:
     """A call for each row, in parallel: TVM's function sorts its rows on one thread."""
-    outer = source.shape[:-1]
-    spread = next((i for i, extent in enumerate(outer) if not _is(extent, 1)), 0)
 
-    def nest(index: tuple[Any, ...]) -> None:
-        at = len(index)
-        if at == len(outer):
-            T.evaluate(_topk([_row(b, index) for b in (source, *results)], k, 0, largest))
-            return
-        with (T.parallel if at == spread else T.serial)(0, outer[at]) as i:
-            nest((*index, i))
+    def row(*index: Any) -> None:
+        T.evaluate(_topk([_row(b, index) for b in (source, *results)], k, 0, largest))
 
     with IRBuilder() as builder:
         with T.If(k > 0), T.Then():
             if _is(k, 0):
                 T.evaluate(0)  # An empty row has no address.
             else:
-                nest(())
+                _parallel(source.shape[:-1], row)
         return builder.get()
 
 

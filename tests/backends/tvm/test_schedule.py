@@ -126,7 +126,10 @@ CASES = {
         lambda x, g: op.nn.layer_norm(x, g, g, axes=[-2, -1]),
         lambda x, g: normalized(x, (1, 2)) * g + g,
     ),
+    "lower triangle": Case([BSN], op.tril, np.tril, rtol=0),
     "product by a matrix": Case([BSN, ("n", 39)], op.matmul, np.matmul),
+    "product by a column": Case([BSN, ("n", 1)], op.matmul, np.matmul),
+    "product of a row": Case([("b", 1, "n"), ("b", "n", "s")], op.matmul, np.matmul),
     "products": Case([BSN, ("b", "n", "s")], op.matmul, np.matmul),
     "product by a transposed one": Case(
         [BSN, BSN],
@@ -220,7 +223,7 @@ def source(case: Case, sizes: dict[str, int] | None, kind: str = "ll") -> str:
     [
         "elementwise", "row operand", "choice", "split heads", "concatenation", "softmax",
         "softmax of the middle", "sum of the last", "sum of the middle", "layer norm",
-        "product by a matrix", "products", "convolution",
+        "product by a matrix", "product by a column", "products", "convolution", "lower triangle",
     ],
 )  # fmt: skip
 def test_vectors(name: str) -> None:
@@ -242,6 +245,17 @@ def test_threads_only_for_enough_work(name: str) -> None:
     assert not launches.search(source(case, {"b": 1, "s": 2, "n": 16}))
     assert launches.search(source(case, {"b": 8, "s": 128, "n": 128}))
     assert launches.search(source(case, None))
+
+
+def test_positions_are_not_divided() -> None:
+    """Axes whose positions are compared are not fused with others: no quotient for each element."""
+    assert not re.search(r"[su](?:div|rem) <", source(CASES["lower triangle"], None))
+
+
+def test_rows_of_one_matrix_are_parallel() -> None:
+    """A leading axis of 1 does not keep the tiles on one thread."""
+    launches = re.compile(rf"@__{LAUNCH}")
+    assert launches.search(source(CASES["products"], {"b": 1, "s": 128, "n": 128}))
 
 
 def test_tiles_stay_in_registers() -> None:
