@@ -65,18 +65,19 @@ def load_model(
             return model
         graph = _renamed(model.graph.copy(), **names)
         return Imported(graph, files=model.files, remarks=model.remarks)
-    if isinstance(model, (str, Path)) and Path(model).suffix == GRAPH and not Path(model).is_dir():
+    path = Path(model) if isinstance(model, (str, Path)) else None
+    if path is not None and path.is_dir():
+        return _from_folder(path, example_inputs, dynamic_shapes, names, trust)
+    if path is not None and path.suffix == GRAPH:
         from tersor.ops import TABLE
 
-        model = load(model, TABLE)
+        model = load(path, TABLE)
     if isinstance(model, Graph):
         return Imported(_renamed(model, **names))
-    if isinstance(model, (str, Path)) and Path(model).is_dir():
-        return _from_folder(Path(model), example_inputs, dynamic_shapes, names, trust)
-    if isinstance(model, (str, Path)) and torchscript.is_torchscript(Path(model)):
+    if path is not None and torchscript.is_torchscript(path):
         raise Unsupported(f"{model} is {torchscript.WHY_NOT}")
-    if trust and isinstance(model, (str, Path)) and Path(model).suffix in SAVED_BY_TORCH:
-        model = _torch_frontend(model).load_saved(Path(model))
+    if trust and path is not None and path.suffix in SAVED_BY_TORCH:
+        model = _torch_frontend(path).load_saved(path)
     if isinstance(model, (str, Path, bytes)) or _is_from(model, "onnx"):
         return _from_onnx(model, names, allow_hf_cache)
     if not _is_from(model, "torch"):
