@@ -116,26 +116,56 @@ def _conv_transpose(lowering: Lowering, node: Node) -> Sequence[Any]:
 def _transposed(
     x: Any, weight: Any, bias: list[Any], dims: list[Any], *, over: Window, group: Any, more: Any
 ) -> Any:
-    wide = summed_in(x)
+    """Each element of ``x`` times the kernel, as one product of matrices; then every position sums the
+    products that fall on it.
+
+    With a stride of 2, a kernel of 4 and no padding, position 5 = 2 * 2 + 1 gets the products of element 2
+    by weight 1 and of element 1 by weight 3: of the kernel's weights a position meets each second one.
+    """
+    products = _products(x, weight, dims[1], group)
     first = _cropped(x, dims, over, more)
-    lanes = tirx.floordiv(x.shape[1], group)
-    inner, at = te.reduce_axis((0, lanes), name="c"), taps(over)
+    counts = [
+        -(-k // stride) if dilation == 1 else k
+        for k, stride, dilation in zip(over.kernel, over.strides, over.dilations, strict=True)
+    ]
+    steps = [te.reduce_axis((0, n), name=f"j{i}") for i, n in enumerate(counts)]
 
     def pick(n: Any, o: Any, *index: Any) -> Any:
-        block, lane = tirx.floordiv(o, weight.shape[1]), tirx.floormod(o, weight.shape[1])
-        channel = block * lanes + inner
-        where, meets = [], []
-        for i, k, b, stride, dilation, size in zip(
-            index, at, first, over.strides, over.dilations, x.shape[2:], strict=True
-        ):
-            full = i + b - k * dilation
-            where.append(tirx.floordiv(full, stride))
-            meets += [tirx.floormod(full, stride) == 0, full >= 0, where[-1] < size]
-        product = x(n, channel, *where).astype(wide) * weight(channel, lane, *at).astype(wide)
-        chosen = te.if_then_else(tirx.all(*meets), product, tirx.const(0, wide))
-        return te.sum(chosen, axis=[inner, *at])
+        taps, where, meets = [], [], list[Any]()
+        for axis, (i, j, b) in enumerate(zip(index, steps, first, strict=True)):
+            stride, dilation, size = over.strides[axis], over.dilations[axis], x.shape[2 + axis]
+            full = i + b
+            if dilation == 1:
+                taps.append(tirx.floormod(full, stride) + j * stride)
+                where.append(tirx.floordiv(full, stride) - j)
+            else:
+                taps.append(j.var)
+                where.append(tirx.floordiv(full - j * dilation, stride))
+                meets.append(tirx.floormod(full - j * dilation, stride) == 0)
+            meets += [taps[-1] < over.kernel[axis], where[-1] >= 0, where[-1] < size]
+        product = products(n, o, *taps, *where)
+        chosen = te.if_then_else(tirx.all(*meets), product, tirx.const(0, str(products.dtype)))
+        return te.sum(chosen, axis=steps)
 
     return _finished(te.compute(dims, pick, name="conv_transpose"), bias, x.dtype)
+
+
+def _products(x: Any, weight: Any, channels: Any, group: Any) -> Any:
+    """[batch, channel, tap, position]: sums over the input's channels."""
+    wide, rank = summed_in(x), len(x.shape) - 2
+    lanes = tirx.floordiv(x.shape[1], group)
+    inner = te.reduce_axis((0, lanes), name="c")
+
+    def pick(n: Any, o: Any, *index: Any) -> Any:
+        # Without groups all channels read the same rows, which the schedule sees only in plain indices.
+        first = 0 if group == 1 else tirx.floordiv(o, weight.shape[1]) * lanes
+        lane = o if group == 1 else tirx.floormod(o, weight.shape[1])
+        read = x(n, first + inner, *index[rank:]).astype(wide)
+        factor = weight(first + inner, lane, *index[:rank]).astype(wide)
+        return te.sum(read * factor, axis=[inner])
+
+    shape = [x.shape[0], channels, *weight.shape[2:], *x.shape[2:]]
+    return te.compute(shape, pick, name="products")
 
 
 def _cropped(x: Any, dims: list[Any], over: Window, more: Any) -> list[Any]:
