@@ -123,13 +123,14 @@ def check_interface(graph: GraphProto, *, inner: bool) -> None:
             raise InvalidModel(f"duplicate {kind} {duplicate!r}")
 
 
-def check_node(node: NodeProto, opsets: Mapping[str, int]) -> None:
+def check_node(node: NodeProto, label: str, opsets: Mapping[str, int]) -> None:
     """Checks that a node's op exists, and its operands, results and attributes against the op's schema.
+    ``label`` names the node in messages.
 
     Raises:
         InvalidModel: one of them is wrong.
     """
-    label, domain = node_label(node), domain_of(node.domain)
+    domain = domain_of(node.domain)
     if domain not in opsets and domain not in _ASSUMED:
         raise InvalidModel(f"{label}: the model imports no opset of {domain or 'ai.onnx'!r}")
     _check_attributes(node, label)

@@ -230,7 +230,7 @@ def _add_inputs_and_constants(
 
 def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
     label = node_label(proto)
-    check_node(proto, scope.opsets)
+    check_node(proto, label, scope.opsets)
     domain = domain_of(surgeon.domain or "")
     if not domain and surgeon.op == "Constant":
         name = proto.output[0]

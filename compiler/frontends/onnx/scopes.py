@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 
 from onnx import NodeProto
 
@@ -36,9 +37,10 @@ def _known(path: str) -> str:
     return "" if path.startswith("_empty_nn_module_stack") else path
 
 
-def _list(text: str) -> list[str]:
+@lru_cache(maxsize=64)  # A node's path is read more than once.
+def _list(text: str) -> tuple[str, ...]:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return []
-    return [str(item) for item in value] if isinstance(value, list) else []
+        return ()
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()
