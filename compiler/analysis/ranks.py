@@ -17,8 +17,6 @@ from tersor.ops import TABLE
 
 Ranks = frozenset[int]
 
-# Results have their first operand's rank, besides those of which the op table says it.
-_SAME = frozenset({"PRelu", "Softmax", "LogSoftmax", "CumSum", "Slice"})
 _RECURRENT_RANKS = {0: 3, 1: 3, 2: 3, 3: 2, 4: 1, 5: 3, 6: 3, 7: 2}
 
 
@@ -124,7 +122,7 @@ class RankProofs:
 
 def _added(node: Node) -> int | None:
     """Rank of the result minus rank of the first operand; None where unknown."""
-    if node.op in _SAME or _is_alike(node):
+    if TABLE.has(node.op, "rank") or _is_alike(node):
         return 0
     if node.op not in ("Squeeze", "Unsqueeze"):
         return None

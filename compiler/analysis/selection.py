@@ -69,7 +69,7 @@ class Selection(Pass):
         kept = []
         for one in every:
             if self.scopes and not _matches(one.scope, self.scopes):
-                continue  # Not asked for, so not reported.
+                continue  # Not requested, so not reported.
             if _matches(one.scope, self.ignored_scopes):
                 context.skip(one, "its scope is in ignored_scopes")
             else:

@@ -23,7 +23,7 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
-    held: str
+    form: str
     bytes: int
 
 
@@ -114,8 +114,8 @@ def _parameters(encoding: Encoding) -> int:
 
 def _weight(value: Value, encoding: Encoding) -> Weight:
     described = encoding.describe()
-    held = encoding.type.dtype.value if described == "dense" else described
-    return Weight(value.name, encoding.type.shape, held, encoding.nbytes)
+    form = encoding.type.dtype.value if described == "dense" else described
+    return Weight(value.name, encoding.type.shape, form, encoding.nbytes)
 
 
 def _macs(graph: Graph) -> tuple[KnownDim, Counter[str]]:

@@ -219,7 +219,7 @@ def _show_weights(summary: Summary, top: int) -> None:
     rows = table("largest weights", ">shape", "stored as", ">size")
     for weight in summary.largest[:top]:
         shape = "x".join(map(str, weight.shape)) or "scalar"
-        rows.add_row(clean(weight.name), shape, clean(weight.held), size(weight.bytes))
+        rows.add_row(clean(weight.name), shape, clean(weight.form), size(weight.bytes))
     show(rows)
 
 

@@ -3,7 +3,7 @@
 All passes run with their options first; if the outputs stay above the floor, that is the result. Otherwise
 each pass in turn that falls below it is weakened:
 
-    a pass with a dial (how much is pruned):   bisection between nothing and what was asked,
+    a pass with a dial (how much is pruned):   bisection between nothing and full strength,
     a pass that works layer by layer:          layers are left unchanged, the most costly first,
     any other pass:                            it is left out.
 
@@ -23,7 +23,7 @@ from tersor.ir import Graph
 from tersor.pipeline.report import FEW_ROWS, PassReport, Remark
 from tersor.pipeline.rewriting import Pass
 
-TRIALS = 5  # Bisections of a dial: to a 32nd of what was asked.
+TRIALS = 5  # Bisections of a dial: to a 32nd of full strength.
 MEASURED = 48  # Layers whose cost is measured one by one; more are ordered by their local errors.
 RESERVE = 0.25
 
@@ -141,7 +141,7 @@ class FloorSearch:
             best, nearest = self._by_dial(stage, limit)
         else:
             best, nearest = self._by_layers(stage, limit)
-        asked = f"keeps {_share(kept)} of the outputs; the floor is {self.floor:g}"
+        result = f"keeps {_share(kept)} of the outputs; the floor is {self.floor:g}"
         if stage.explicit_budget:
             point = best or nearest
             near = (
@@ -150,7 +150,7 @@ class FloorSearch:
                 else "no setting works"
             )
             raise InvalidOption(
-                f"{stage.step.label} {asked}. Nearest: {near}. Ask for that, give more "
+                f"{stage.step.label} {result}. Nearest: {near}. Ask for that, give more "
                 "calibration inputs, or lower the floor "
                 f"(floor={max(int(kept * 100) / 100, 0):g})"
             )
@@ -158,14 +158,12 @@ class FloorSearch:
             near = "" if nearest is None else f"; {nearest.label} keeps {_share(nearest.kept)}"
             report = replace(stage.report, rewrites=0, changed={}, kept={})
             few = [note for note in stage.report.notes if note.method == FEW_ROWS]
-            report.notes = [*few, Remark(f"left out: at full strength it {asked}{near}")]
+            report.notes = [*few, Remark(f"left out: at full strength it {result}{near}")]
             return replace(stage, after=stage.before, report=report)
         report = best.report
         report.name = stage.report.name
         report.skips = list(dict.fromkeys([*stage.report.skips, *report.skips]))
-        why = (
-            f"at full strength it {asked}: stopped at {best.label}, which keeps {_share(best.kept)}"
-        )
+        why = f"at full strength it {result}: stopped at {best.label}, which keeps {_share(best.kept)}"
         report.notes.append(Remark(why))
         return replace(stage, after=best.after, report=report)
 

@@ -152,8 +152,8 @@ def apply_recipe(
         fitted, apart = held_out(graph, fitted, job.evaluator)
     stages, judges = _floored(job, plan, graph, fitted, apart, source.graph)
     job.report.passes += [stage.report for stage in stages]
-    made = [("the model", graph), *((stage.step.label, stage.after) for stage in stages)]
-    legality.check("recipe", made[-1][1], lambda: made)
+    history = [("the model", graph), *((stage.step.label, stage.after) for stage in stages)]
+    legality.check("recipe", history[-1][1], lambda: history)
     return stages[-1].after if stages else graph, judges[0] if judges else None
 
 
@@ -169,8 +169,8 @@ def _floored(
         for feeds, on in ((apart, HELD_OUT), (fitted, own))
         if feeds
     ]
-    asked = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
-    floored = FloorSearch(_one_by_one(job, fitted), lowest(asked), plan.floor, job.progress)
+    active = judges if plan.floor > 0 and all(step.comparable for step in steps) else []
+    floored = FloorSearch(_one_by_one(job, fitted), lowest(active), plan.floor, job.progress)
     return floored(steps, plan.explicit_budgets, graph), judges
 
 

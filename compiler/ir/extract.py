@@ -60,30 +60,30 @@ def reads(node: Node) -> list[Value | None]:
     return found
 
 
-def _values(graph: Graph, asked: Sequence[Value | str]) -> list[Value]:
+def _values(graph: Graph, wanted: Sequence[Value | str]) -> list[Value]:
     names = {value.name: value for value in graph.values()}
-    found: dict[Value, None] = {}
-    for item in asked:
+    values: dict[Value, None] = {}
+    for item in wanted:
         name = item.name if isinstance(item, Value) else item
         value = names.get(name)
         if value is None:
             raise InvalidOption(_why_not(graph, name, names))
         if isinstance(item, Value) and item is not value:
-            raise InvalidOption(f"%{name} is of another graph than {graph.name}")
-        found[value] = None
-    return list(found)
+            raise InvalidOption(f"%{name} belongs to another graph than {graph.name}")
+        values[value] = None
+    return list(values)
 
 
 def _why_not(graph: Graph, name: str, names: Mapping[str, Value]) -> str:
     for node in graph.nodes:
         for sub in node.subgraphs:
             if any(v.name == name for inner in sub.all_graphs() for v in inner.values()):
-                return f"%{name} is inside of {node.label}, and is there only while that runs"
+                return f"%{name} is inside {node.label}, and exists only while that runs"
     return f"graph {graph.name} has no value %{name}{suggest(name, names)}"
 
 
 def _needed(graph: Graph, given: Sequence[Value], wanted: Sequence[Value]) -> set[Node | Value]:
-    """Nodes and constants of the outermost level that ``wanted`` takes."""
+    """Nodes and constants outside subgraphs that ``wanted`` depends on."""
     needed: set[Node | Value] = set()
     seen = set(given)
     work: list[tuple[Value, str]] = [(value, "an output") for value in wanted]
@@ -96,7 +96,7 @@ def _needed(graph: Graph, given: Sequence[Value], wanted: Sequence[Value]) -> se
             needed.add(value)
         elif value.producer is None:
             raise InvalidOption(
-                f"%{value.name} is needed for {reader}, and is not among the inputs"
+                f"%{value.name} is needed for {reader}, but is not among the inputs"
             )
         elif value.producer not in needed:
             node = value.producer

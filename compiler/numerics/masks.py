@@ -6,7 +6,7 @@
                    1xC are groups of C inputs of an output
 
 A block's score is the mean of its weights' scores.  Among equal scores the first in row-major order is
-pruned first, so that masks are deterministic and have exactly the number of zeros asked for.
+pruned first, so that masks are deterministic and have exactly the requested number of zeros.
 """
 
 from __future__ import annotations

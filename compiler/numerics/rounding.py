@@ -73,8 +73,8 @@ def coarser(weight: np.ndarray, energy: np.ndarray, sums: Sums) -> Affine:
         lost = np.square((_fit(exact / step, sums, MOST) - exact / step) * step)
         lost = energy @ lost + energy.sum() * np.square(step) / 12
         steps, least = np.where(lost < least, step, steps), np.minimum(lost, least)
-    held = steps.astype(np.float32)
-    scale = short_steps(np.where(held > 0, held, np.float32(1)))
+    steps32 = steps.astype(np.float32)
+    scale = short_steps(np.where(steps32 > 0, steps32, np.float32(1)))
     # Roundings of +-0.5 may come on top, one for each weight of a sum.
     room = max(map(len, sums.places)) // 2
     values = np.clip(np.rint(_fit(exact / scale, sums, MOST - room)), -127, 127)
@@ -85,10 +85,10 @@ def _fit(weights: np.ndarray, sums: Sums, most: float) -> np.ndarray:
     """``weights`` [k, n], each sum of one sign reduced to at most ``most``."""
     blocks = sums.blocks(weights)
     for places in sums.places:
-        held = np.moveaxis(blocks[:, places], 1, 0)
-        over = np.abs(held).sum(0) > most
-        held[:, over] = -_reduce(-_reduce(held[:, over], most), most)
-        blocks[:, places] = np.moveaxis(held, 0, 1)
+        summed = np.moveaxis(blocks[:, places], 1, 0)
+        over = np.abs(summed).sum(0) > most
+        summed[:, over] = -_reduce(-_reduce(summed[:, over], most), most)
+        blocks[:, places] = np.moveaxis(summed, 0, 1)
     return blocks.reshape(-1, weights.shape[1])[: len(weights)]
 
 

@@ -197,9 +197,9 @@ class Follow:
 
 Trait = Literal[
     "view", "movement", "elementwise", "normalization", "reduction", "product", "shape", "rounding",
-    "discrete", "loop",
+    "discrete", "loop", "sum", "decision", "rank",
 ]  # fmt: skip
-"""What kind of op a row is, as far as passes ask; the contract tests hold each on the row's samples.
+"""What kind of op a row is, for passes; contract tests check each trait on the row's samples.
 
     view: the elements of operand 0, in order, in another shape; also a movement.
     movement: every element of the results is one of operand 0; the other operands select which.
@@ -212,6 +212,10 @@ Trait = Literal[
     rounding: the first result is operand 0 in steps; such a row has a ``straight_through``.
     discrete: the results say which or whether, and not how much: no gradient passes.
     loop: a subgraph of it runs several times.
+    sum: the results depend on operands 0 and 1 by their sum alone.
+    decision: elements of operand 0 are scores: the results select by their order, or map them to
+        probabilities in the same order.
+    rank: the first result has the rank of operand 0.
 """
 
 Operands = Sequence[Value | None]

@@ -21,14 +21,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, Value, extract
 from tersor.ops import Weight, window
 from tersor.pipeline import Evaluate, Feeds
 from tersor.statistics.gram import Gram
 from tersor.statistics.observing import Rows
 from tersor.statistics.products import columns_at, linear_weight, matrices, rows_of
-
-SUMS = frozenset({"Add", "tersor.AddLayerNormalization", "tersor.AddRMSNormalization"})
 
 
 @dataclass
@@ -87,7 +86,7 @@ class Moments:
 def summand(node: Node) -> Value | None:
     """What a layer's result x W + b is added to, if that is its only use."""
     user = node.output.only_user()
-    if user is None or user.op not in SUMS or not _is_plain(node):
+    if user is None or not has_trait(user, "sum") or not _is_plain(node):
         return None
     if node.op == "Conv" and user.op != "Add":
         return None  # A row is a position; the norm is not over its channels.

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from tersor.analysis.match import has_trait
 from tersor.ir import Graph, Node, TensorType, Value
 
-DECISIONS = frozenset({"ArgMax", "ArgMin", "TopK", "Softmax", "LogSoftmax", "Hardmax", "Sigmoid"})
 _MERGES = frozenset({"Cast", "Concat", "Where"})  # Like movements, they copy elements of operands.
 _MOST = 8  # Scores per output.
 _FAR = 64  # Nodes visited per output.
@@ -100,7 +99,7 @@ def _before(value: Value) -> Iterator[tuple[Value, str]]:
             continue
         seen.add(at)
         for operand in _operands(node, at):
-            if _is_float(operand) and (node.op in DECISIONS or not _is_float(at)):
+            if _is_float(operand) and (has_trait(node, "decision") or not _is_float(at)):
                 yield operand, node.op
             work.append(operand)
 
@@ -109,7 +108,7 @@ def _operands(node: Node, result: Value) -> list[Value]:
     """The operands that ``result`` is decided by or copied from."""
     if has_trait(node, "shape") or node.subgraphs:
         return []
-    if node.op in DECISIONS:
+    if has_trait(node, "decision"):
         operands = [node.input(0)]
     elif node.op in _MERGES or has_trait(node, "movement") or not _is_float(result):
         operands = list(node.inputs)

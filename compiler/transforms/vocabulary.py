@@ -53,7 +53,7 @@ def _part(whole: Value, kept: np.ndarray, axis: int, cut: Cut) -> Value:
     stored = whole if transpose is None else operand(transpose, 0)
     assert stored.encoding is not None
     encoding = stored.encoding if transpose is None else stored.encoding.permute((1, 0))
-    square = len(set(encoding.type.shape)) == 1  # Its layout cannot be told from its shape.
+    square = len(set(encoding.type.shape)) == 1  # Its shape does not determine its layout.
     if square or encoding.place not in cut:
         cut[encoding.place] = encoding.take(kept, axis), axis
     part, along = cut[encoding.place]

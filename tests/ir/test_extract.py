@@ -57,7 +57,7 @@ def test_inner_values_are_inputs_and_what_subgraphs_read_counts(graph: Graph) ->
     assert [node.op for node in part.nodes] == ["If", "Add"]
     assert list(part.constants) == ["v"]
     with pytest.raises(
-        InvalidOption, match=r"%x is needed for Mul %a, and is not among the inputs"
+        InvalidOption, match=r"%x is needed for Mul %a, but is not among the inputs"
     ):
         extract(graph, ["go"], ["y"])
     with pytest.raises(InvalidOption, match=r"%go is needed for If %b \(branch\)"):
@@ -94,13 +94,13 @@ def test_what_is_no_part_is_refused(graph: Graph) -> None:
     ):
         extract(graph, None, ["haves"])
     with pytest.raises(
-        InvalidOption, match=r"%o1 is inside of If %b \(branch\), and is there only while"
+        InvalidOption, match=r"%o1 is inside If %b \(branch\), and exists only while"
     ):
         extract(graph, None, ["o1"])
     branch = next(n for n in graph.nodes if n.op == "If").subgraphs[0]
     with pytest.raises(InvalidOption, match=r"If %b \(branch\) runs <graph no"):
         extract(branch, None, branch.outputs)
-    with pytest.raises(InvalidOption, match="%y is of another graph than main"):
+    with pytest.raises(InvalidOption, match="%y belongs to another graph than main"):
         extract(graph, None, [graph.copy().outputs[0]])
 
 

@@ -119,6 +119,36 @@ def test_a_product_is_linear_in_its_first_operand(case: Case) -> None:
     np.testing.assert_allclose(two - zero, 2 * (one - zero), rtol=1e-3, atol=1e-4)
 
 
+@with_trait("sum")
+def test_a_sum_depends_on_the_sum_of_its_operands_alone(case: Case) -> None:
+    x, y, *rest = case.sample.inputs
+    assert x is not None and y is not None
+    total = x + y
+    for first, again in zip(
+        results(case), results(case, [total, np.zeros_like(total), *rest]), strict=True
+    ):
+        np.testing.assert_array_equal(first, again)
+
+
+@with_trait("decision")
+def test_a_decision_depends_on_the_order_of_its_scores(case: Case) -> None:
+    """Doubling scores is exact and changes no order: selections stay, and probabilities keep their order."""
+    if data(case).dtype.kind != "f":
+        pytest.skip("twice an integer may not fit")
+    axis = case.sample.attrs.get("axis", -1)
+    assert isinstance(axis, int)
+    doubled = [data(case) * 2, *case.sample.inputs[1:]]
+    for first, again in zip(results(case), results(case, doubled), strict=True):
+        if first.dtype.kind == "f":
+            first, again = (np.argsort(x, axis=axis, kind="stable") for x in (first, again))
+        np.testing.assert_array_equal(first, again)
+
+
+@with_trait("rank")
+def test_the_first_result_has_the_rank_of_the_first_operand(case: Case) -> None:
+    assert results(case)[0].ndim == data(case).ndim
+
+
 def test_no_op_is_of_two_kinds_that_exclude_each_other() -> None:
     exclusive = {"elementwise", "normalization", "reduction", "product", "shape"}
     for row in TABLE:

@@ -118,15 +118,15 @@ def _gate(value: Value) -> _Gate | None:
 
 
 def _products(forms: Sequence[Form | None]) -> dict[Source, tuple[Blocks, ...]]:
-    found: dict[Source, list[Blocks]] = {}
-    for i, held in enumerate(forms):
-        for read, blocks in held.terms.items() if held is not None else ():
-            found.setdefault(read, [None] * len(forms))[i] = blocks
-    return {read: tuple(blocks) for read, blocks in found.items()}
+    products: dict[Source, list[Blocks]] = {}
+    for i, one in enumerate(forms):
+        for read, blocks in one.terms.items() if one is not None else ():
+            products.setdefault(read, [None] * len(forms))[i] = blocks
+    return {read: tuple(blocks) for read, blocks in products.items()}
 
 
 def _linear(forms: Sequence[Form | None]) -> bool:
-    """Whether all that is there is made of products alone."""
+    """Whether all given forms are sums of products alone."""
     return not any(f is not None and f.others for f in forms)
 
 
@@ -275,6 +275,6 @@ def _interpolations(node: Node) -> Iterator[tuple[Value, Value, Value]]:
 
 def _rnn(node: Node) -> Iterator[Cell]:
     gate = _gate(node.output)
-    held = gate.form() if gate is not None else None
-    if gate is not None and held is not None and held.terms and not held.others:
-        yield Cell("RNN", node.output, _products([held]), (held,), (gate.activation,))
+    sums = gate.form() if gate is not None else None
+    if gate is not None and sums is not None and sums.terms and not sums.others:
+        yield Cell("RNN", node.output, _products([sums]), (sums,), (gate.activation,))

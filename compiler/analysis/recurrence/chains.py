@@ -1,5 +1,5 @@
-"""Steps of one recurrent layer, one after the other: cells with equal weights, each reading the state that
-the one before it made."""
+"""Consecutive steps of one recurrent layer: cells with equal weights, each reading the state of the previous
+one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chain:
     begins_cell: Value | None = None
 
     def split_at(self, steps: Sequence[int]) -> Iterator[Chain]:
-        """Chains of which each ends behind one of ``steps``, the last step being one."""
+        """Chains that each end after one of ``steps``, which include the last step."""
         start = 0
         for step in steps:
             before = self.cells[start - 1] if start else None
@@ -50,7 +50,7 @@ def chains(graph: Graph) -> list[Chain]:
         if cell.c is not None:
             by_cell.setdefault(cell.c, []).append(cell)
     taken: set[Value] = set()
-    found: list[Chain] = []
+    started: list[Chain] = []
     ends: dict[Cell, Chain] = {}
     for cell in cells:
         if cell.h in taken:
@@ -61,12 +61,12 @@ def chains(graph: Graph) -> list[Chain]:
             if extended is None or (chain is None and before.h in taken):
                 continue
             if chain is None:
-                found.append(extended)
+                started.append(extended)
             ends.pop(before, None)
             ends[cell] = extended
             taken.update((before.h, cell.h))
             break
-    return found
+    return started
 
 
 def _before(
@@ -74,12 +74,12 @@ def _before(
 ) -> Iterator[Cell]:
     """Cells whose states ``cell`` may read."""
     if cell.op == "LSTM":
-        held = by_cell.get(cell.c_before, []) if cell.c_before is not None else []
+        candidates = by_cell.get(cell.c_before, []) if cell.c_before is not None else []
     elif cell.h_before is not None:
-        held = by_state.get(cell.h_before, [])
+        candidates = by_state.get(cell.h_before, [])
     else:
-        held = [c for s in cell.terms if s.axis is None for c in by_state.get(s.value, [])]
-    for other in held:
+        candidates = [c for s in cell.terms if s.axis is None for c in by_state.get(s.value, [])]
+    for other in candidates:
         if other.op == cell.op and Source(other.h) in cell.terms and other is not cell:
             yield other
 
@@ -145,7 +145,7 @@ def _inputs(cell: Cell, state: Source | None) -> list[Source]:
 
 
 def _alike(a: Cell, b: Cell) -> bool:
-    """Whether two steps do the same besides their products; the first of all may lack a gate."""
+    """Whether two steps agree except for their products; the very first may lack a gate."""
     if (a.op, a.activations, a.reset_first, a.negated, a.hidden) != (
         b.op, b.activations, b.reset_first, b.negated, b.hidden,
     ):  # fmt: skip
@@ -184,11 +184,11 @@ def _same_blocks(a: Blocks, b: Blocks) -> bool:
 
 
 def total(blocks: tuple[Block, ...]) -> np.ndarray:
-    """The sum of some blocks, which is one in most cases."""
-    made = blocks[0].numpy()
+    """The sum of blocks, usually a single one."""
+    result = blocks[0].numpy()
     for block in blocks[1:]:
-        made = made + block.numpy()
-    return made
+        result = result + block.numpy()
+    return result
 
 
 # -- who else reads --------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def last_read_cells(chain: Chain) -> list[int]:
 
 
 def _readers(value: Value) -> set[object]:
-    """What reads a value, or a view of it that only adds or drops dims of 1."""
+    """Users of a value, or of a view of it that only adds or drops dims of 1."""
     found: set[object] = set()
     for use in value.uses:
         user = use.user

@@ -65,16 +65,16 @@ def _codes(
     graph: Graph, x: Value | None, scale: Value | None, zero: Value | None, to: DType,
     axis: int = -1, block: int = 0,
 ) -> Value:  # fmt: skip
-    """Codes of ``x`` that are not rounded."""
-    made = graph.emit("Div", [x, _along(graph, scale, x, axis, block)])
+    """The codes of ``x`` without rounding."""
+    codes = graph.emit("Div", [x, _along(graph, scale, x, axis, block)])
     if zero is not None:
-        like = graph.emit("CastLike", [_along(graph, zero, x, axis, block), made])
-        made = graph.emit("Add", [made, like])
+        like = graph.emit("CastLike", [_along(graph, zero, x, axis, block), codes])
+        codes = graph.emit("Add", [codes, like])
     if not to.is_integer:
-        return made
+        return codes
     signed = to.value.startswith("i")
     low = -(1 << to.bits - 1) if signed else 0
-    return _clip(graph, made, low, low + (1 << to.bits) - 1)
+    return _clip(graph, codes, low, low + (1 << to.bits) - 1)
 
 
 def _along(graph: Graph, parameter: Value | None, x: Value | None, axis: int, block: int) -> Value:

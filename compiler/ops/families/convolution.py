@@ -98,17 +98,17 @@ def _conv_ties(node: Node) -> list[Tie]:
     x, weight, group = dims(node.inputs[0]), dims(node.inputs[1]), _group(node)
     if not x or not weight or not isinstance(weight[0], int) or not isinstance(weight[1], int):
         return []
-    made, read = weight[0] // group, weight[1]
+    outs, ins = weight[0] // group, weight[1]
     bias = [Member("in", 2, 0, outer=group)] if node.input(2) is not None else []
     ties = [
         Tie(x[0], (plain("in", 0, 0), plain("out", 0, 0))),
-        Tie(read, (Member("in", 0, 1, outer=group), plain("in", 1, 1)), "sum"),
-        Tie(made, (Member("in", 1, 0, outer=group), *bias, Member("out", 0, 1, outer=group))),
+        Tie(ins, (Member("in", 0, 1, outer=group), plain("in", 1, 1)), "sum"),
+        Tie(outs, (Member("in", 1, 0, outer=group), *bias, Member("out", 0, 1, outer=group))),
     ]
     if group > 1:
-        whole = [Member("in", 1, 0, inner=made), Member("out", 0, 1, inner=made)]
-        whole += [Member("in", 2, 0, inner=made)] if bias else []
-        ties.append(Tie(group, (Member("in", 0, 1, inner=read), *whole)))
+        whole = [Member("in", 1, 0, inner=outs), Member("out", 0, 1, inner=outs)]
+        whole += [Member("in", 2, 0, inner=outs)] if bias else []
+        ties.append(Tie(group, (Member("in", 0, 1, inner=ins), *whole)))
     return ties
 
 
@@ -208,18 +208,18 @@ def _transpose_ties(node: Node) -> list[Tie]:
     x, weight, group = dims(node.inputs[0]), dims(node.inputs[1]), _group(node)
     if not x or not weight or not isinstance(weight[0], int) or not isinstance(weight[1], int):
         return []
-    read, made = weight[0] // group, weight[1]
+    ins, outs = weight[0] // group, weight[1]
     bias = [Member("in", 2, 0, outer=group)] if node.input(2) is not None else []
     lanes = (Member("in", 0, 1, outer=group), Member("in", 1, 0, outer=group))
     ties = [
         Tie(x[0], (plain("in", 0, 0), plain("out", 0, 0))),
-        Tie(read, lanes, "sum"),
-        Tie(made, (plain("in", 1, 1), *bias, Member("out", 0, 1, outer=group))),
+        Tie(ins, lanes, "sum"),
+        Tie(outs, (plain("in", 1, 1), *bias, Member("out", 0, 1, outer=group))),
     ]
     if group > 1:
-        whole = [Member("in", 0, 1, inner=read), Member("in", 1, 0, inner=read)]
-        whole += [Member("in", 2, 0, inner=made)] if bias else []
-        ties.append(Tie(group, (*whole, Member("out", 0, 1, inner=made))))
+        whole = [Member("in", 0, 1, inner=ins), Member("in", 1, 0, inner=ins)]
+        whole += [Member("in", 2, 0, inner=outs)] if bias else []
+        ties.append(Tie(group, (*whole, Member("out", 0, 1, inner=outs))))
     return ties
 
 

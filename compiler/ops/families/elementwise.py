@@ -332,7 +332,8 @@ _PLAIN = {
 
 ROWS = with_traits("elementwise", [
     *(_unary(op, since, _torch(name)) for op, (since, name) in _PLAIN.items()
-      if op not in ("Neg",)),
+      if op not in ("Neg", "Sigmoid")),
+    replace(_unary("Sigmoid", 6, _torch("sigmoid")), traits=frozenset({"decision"})),
     *(replace(_unary(op, since, _torch(op.lower())), traits=frozenset({"rounding"}),
               straight_through=straight.itself)
       for op, since in (("Floor", 6), ("Ceil", 6), ("Round", 11))),
@@ -379,7 +380,8 @@ ROWS = with_traits("elementwise", [
           ties=lambda node: broadcast(node, [0]), samples=_clip_samples),
     OpDef("Where", since=9, infer=broadcast_infer(source=1), contents=_where_contents,
           torch=_torch("where"), cost=elementwise_cost, ties=broadcast, samples=_where_samples),
-    _binary("Add", 7, _torch("add"), contents=_lift(lambda a, b: a + b), commutative=True),
+    _binary("Add", 7, _torch("add"), contents=_lift(lambda a, b: a + b), commutative=True,
+            traits=frozenset({"sum"})),
     _binary("Sub", 7, _torch("sub"), contents=_lift(lambda a, b: a - b)),
     _binary("Mul", 7, _torch("mul"), contents=_lift(lambda a, b: a * b), commutative=True),
     _binary("Div", 7, _div, contents=_lift(_divide)),

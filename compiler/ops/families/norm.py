@@ -276,14 +276,14 @@ ROWS = with_traits("normalization", [
     OpDef("RMSNormalization", since=23, infer=_layer_norm_infer, torch=_rms_norm, cost=_norm_cost,
           ties=lambda node: _norm_ties(node, 1, (1,)), samples=_rms_norm_samples),
     OpDef(
-        "tersor.AddLayerNormalization",
+        "tersor.AddLayerNormalization", traits=frozenset({"sum"}),
         doc="""A residual sum and its layer normalization ("Add & Norm", Vaswani et al. 2017):
         s = x + skip; y = LayerNormalization(s, scale, bias). The second output is s.""",
         inputs=("x", "skip", "scale", "bias?"), attrs={"axis": -1, "epsilon": 1e-5}, outputs=2,
         infer=_add_norm_infer, torch=_add_layer_norm, cost=_norm_cost,
         ties=lambda node: _norm_ties(node, 2, (2, 3)), samples=_add_layer_norm_samples),
     OpDef(
-        "tersor.AddRMSNormalization",
+        "tersor.AddRMSNormalization", traits=frozenset({"sum"}),
         doc="""A residual sum and its RMS normalization (Zhang and Sennrich 2019):
         s = x + skip; y = RMSNormalization(s, scale). The second output is s.""",
         inputs=("x", "skip", "scale"), attrs={"axis": -1, "epsilon": 1e-5}, outputs=2,

@@ -205,7 +205,7 @@ def _slice_samples(rng: np.random.Generator) -> list[Sample]:
 
 
 ROWS = [
-    OpDef("Slice", traits=frozenset({"movement"}),
+    OpDef("Slice", traits=frozenset({"movement", "rank"}),
           since=11, infer=_slice_infer, contents=_slice_contents, torch=_slice,
           cost=no_work, ties=_slice_ties, follow=_slice_follow, samples=_slice_samples),
 ]  # fmt: skip
