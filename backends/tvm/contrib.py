@@ -1,11 +1,8 @@
-"""Rewrites ONNX Runtime's ops (``com.microsoft``) to ops that have lowerings.
+"""Rewrites ONNX Runtime's quantized ops (``com.microsoft``) to ops that have lowerings. (Its fused float ops are
+decomposed on import.)
 
 Formulas follow ONNX Runtime's ContribOperators.md:
 
-    FusedMatMul               alpha op(A) op(B), op optionally transposes the last two axes
-    BiasGelu, FastGelu        gelu(x + b), by erf or by tanh
-    QuickGelu                 x sigmoid(alpha x)
-    SkipLayerNormalization    norm(x + skip + b) gamma + beta; its fourth result is the sum
     DynamicQuantizeMatMul     quantize(A) B_quantized, as MatMulIntegerToFloat
     MatMulIntegerToFloat      (A - a_zero) (B - b_zero) a_scale b_scale + b
     DynamicQuantizeLSTM       LSTM of (W - w_zero) w_scale and (R - r_zero) r_scale
@@ -68,10 +65,6 @@ def _float(graph: Graph, x: Value, like: DType) -> Value:
     return graph.emit("Cast", [x], {"to": TO_ONNX[like]})
 
 
-def _constant(graph: Graph, value: float, like: Value, name: str) -> Value:
-    return graph.constant(np.asarray(value, like.tensor.dtype.numpy), name)
-
-
 def _add(graph: Graph, x: Value, bias: Value | None) -> Value:
     return x if bias is None else graph.emit("Add", [x, bias])
 
@@ -90,49 +83,6 @@ def _required(node: Node, index: int) -> Value:
 
 
 # -- rules -----------------------------------------------------------------------------------------
-
-
-def _gelu(graph: Graph, node: Node) -> Sequence[Value]:
-    x = _add(graph, _required(node, 0), node.input(1))
-    approximate = "tanh" if node.op == f"{DOMAIN}FastGelu" else "none"
-    return [graph.emit("Gelu", [x], {"approximate": approximate})]
-
-
-def _quick_gelu(graph: Graph, node: Node) -> Sequence[Value]:
-    x = _required(node, 0)
-    alpha = node.attrs.get("alpha", 1.702)
-    assert isinstance(alpha, float)
-    inner = graph.emit("Mul", [x, _constant(graph, alpha, x, "alpha")])
-    return [graph.emit("Mul", [x, graph.emit("Sigmoid", [inner])])]
-
-
-def _fused_matmul(graph: Graph, node: Node) -> Sequence[Value] | None:
-    if node.attrs.get("transBatchA") or node.attrs.get("transBatchB"):
-        return None
-    operands = []
-    for index, name in enumerate(("transA", "transB")):
-        x = _required(node, index)
-        rank = x.tensor.rank or 0
-        if node.attrs.get(name) and rank > 1:
-            x = _transposed(graph, x, [*range(rank - 2), rank - 1, rank - 2])
-        operands.append(x)
-    y = graph.emit("MatMul", operands)
-    alpha = node.attrs.get("alpha", 1.0)
-    assert isinstance(alpha, float)
-    return [y if alpha == 1.0 else graph.emit("Mul", [y, _constant(graph, alpha, y, "alpha")])]
-
-
-def _skip_norm(graph: Graph, node: Node) -> Sequence[Value | None]:
-    simplified = node.op == f"{DOMAIN}SkipSimplifiedLayerNormalization"
-    x, skip, gamma = (_required(node, i) for i in range(3))
-    beta, bias = (None, node.input(3)) if simplified else (node.input(3), node.input(4))
-    total = _add(graph, graph.emit("Add", [x, skip]), bias)
-    attrs = {"axis": -1, "epsilon": node.attrs.get("epsilon", 1e-12)}
-    if simplified:
-        y = graph.emit("RMSNormalization", [total, gamma], attrs)
-    else:
-        y = graph.emit("LayerNormalization", [total, gamma, beta], attrs)
-    return [y, None, None, total]
 
 
 def _integer_product(
@@ -188,15 +138,8 @@ def _weight(graph: Graph, codes: Value, scale: Value, zero: Value) -> Value:
 RULES: dict[str, Rule] = {
     DOMAIN + name: rule
     for name, rule in {
-        "BiasGelu": _gelu,
         "DynamicQuantizeLSTM": _lstm,
         "DynamicQuantizeMatMul": _dynamic_matmul,
-        "FastGelu": _gelu,
-        "FusedMatMul": _fused_matmul,
-        "Gelu": _gelu,
         "MatMulIntegerToFloat": _matmul_to_float,
-        "QuickGelu": _quick_gelu,
-        "SkipLayerNormalization": _skip_norm,
-        "SkipSimplifiedLayerNormalization": _skip_norm,
     }.items()
 }

@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
 
 class NotATensor(TypeError):
-    """A value was taken for a tensor: a sequence, or the result of an op that nobody knows."""
+    """A value was taken for a tensor: a sequence, or the result of an opaque op."""
 
 
 class Value:

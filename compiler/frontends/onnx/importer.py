@@ -39,6 +39,8 @@ from tersor.frontends.onnx.check import (
     check_versions,
     domain_of,
 )
+from tersor.frontends.onnx.contrib import DOMAIN as CONTRIB
+from tersor.frontends.onnx.contrib import decomposed
 from tersor.frontends.onnx.declared import DeclaredTypes, check_initializer, merged
 from tersor.frontends.onnx.external_data import Files
 from tersor.frontends.onnx.functions import inlined
@@ -249,7 +251,7 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
         node.attrs = _attributes(surgeon, proto, scope, inputs)
         if not domain:
             normalize(node, scope.opsets[""])
-        results = _emit(node, names, proto.name)
+        results = _results(node, names, proto.name, domain)
     except (InvalidGraph, TypeError) as error:
         # Type inference has already named the node.
         named = str(error).startswith(f"{node.op} %")
@@ -257,9 +259,19 @@ def _import_node(surgeon: gs.Node, proto: NodeProto, scope: _Scope) -> None:
     except Unsupported as error:
         raise Unsupported(f"{label}: {error}") from None
     for name, value in zip(names, results, strict=True):
+        if value is None:
+            continue
         value.type = scope.declared.reconcile(name, value.type, label)
         if name:
             scope.values[name] = value
+
+
+def _results(
+    node: LegacyNode, names: list[str], node_name: str, domain: str
+) -> Sequence[Value | None]:
+    """Adds ``node`` to its graph, or the nodes that it fuses; returns its results."""
+    apart = decomposed(node, [bool(n) for n in names]) if domain == CONTRIB else None
+    return _emit(node, names, node_name) if apart is None else apart
 
 
 def _emit(node: LegacyNode, names: list[str], node_name: str) -> list[Value]:

@@ -32,7 +32,10 @@ class LegacyNode:
     casts: dict[int, DType] = field(default_factory=dict)
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Attribute) -> Value:
-        return self.graph.emit(op, inputs, attrs, scope=self.scope)
+        operands = list(inputs)
+        while operands and operands[-1] is None:
+            operands.pop()
+        return self.graph.emit(op, operands, attrs, scope=self.scope)
 
     def constant(self, number: object, name: str, dtype: type | np.dtype = np.int64) -> Value:
         return self.graph.constant(np.array(number, dtype), name)

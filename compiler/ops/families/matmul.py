@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tersor.ir import Dim, Node, TensorType
+from tersor.ir import Dim, Node, TensorType, ValueType
 from tersor.ir.dims import product
 from tersor.ops.families._samples import floats
+from tersor.ops.families._symbolic import tensor
 from tersor.ops.families._ties import dims, plain
 from tersor.ops.opdef import Bias, Cost, Member, OpDef, Quantizer, Sample, Tie, Weight, with_traits
 
@@ -179,7 +181,26 @@ def _linear_samples(rng: np.random.Generator) -> list[Sample]:
     ] + [Sample([f(3, 4), f(4, 5)], {}, weights)]
 
 
-ROWS = with_traits(
+# -- ONNX Runtime's own ----------------------------------------------------------------------------
+
+
+def _quantized_infer(scale: int) -> Callable[[Node], list[ValueType]]:
+    """x[..., k] by codes[k, n], in the element type of operand ``scale``."""
+
+    def infer(node: Node) -> list[ValueType]:
+        have, codes = tensor(node).dims, tensor(node, 1).dims
+        known = have is not None and codes is not None and len(codes) == 2
+        result = (*have[:-1], codes[1]) if known and have and codes else None
+        return [TensorType(tensor(node, scale).dtype, result)]
+
+    return infer
+
+
+CONTRIB = [
+    OpDef(f"com.microsoft.{op}", since=1, infer=_quantized_infer(scale), cost=matmul_cost)
+    for op, scale in (("DynamicQuantizeMatMul", 0), ("MatMulIntegerToFloat", 2))
+]
+ROWS = CONTRIB + with_traits(
     "product",
     [
         OpDef(
