@@ -1,5 +1,5 @@
-"""Rewrites ONNX Runtime's quantized ops (``com.microsoft``) to ops that have lowerings. (Its fused float ops are
-decomposed on import.)
+"""Rewrites ONNX Runtime's quantized ops (``com.microsoft``) to ops that have lowerings. (Its fused float ops
+are decomposed on import.)
 
 Formulas follow ONNX Runtime's ContribOperators.md:
 

@@ -257,7 +257,7 @@ class Pass:
             except Skip as reason:
                 context.skip(node, str(reason), **reason.fields)
                 continue
-            except NotATensor as reason:  # An op that nobody knows is near.
+            except NotATensor as reason:  # The result of an opaque op.
                 context.skip(node, str(reason))
                 continue
             if result is None or result is False:
