@@ -1,5 +1,5 @@
-"""What tests of kernels share: the ISAs that this machine can run, kernels compiled once, and operands in
-memory that ends where a page begins that nobody may touch: what reads or writes beyond ends the process."""
+"""Helpers of the tests of kernels: the ISAs that this machine can run, kernels compiled once, and operands that end
+at an inaccessible page, so that an access beyond them ends the process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tersor.target import ISA_LEVELS, Target, request_amx  # noqa: E402
 HOST = Target.host()
 request_amx()
 THREADS = 2
-ALIGNMENT = 64  # Of what kernels are given.
+ALIGNMENT = 64  # Of operands.
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Vector instructions, and the processor's features that they need."""
+    """Vector instructions, and the processor features that they need."""
 
     isa: Isa
     features: frozenset[str]
@@ -54,13 +54,13 @@ MACHINES: dict[str, Machine] = {
 
 
 def needs(name: str) -> Any:
-    """Skips a test where this machine is not the one of this name."""
+    """Skips a test unless this machine has the instructions of this name."""
     lacks = sorted(MACHINES[name].features - HOST.features)
     return pytest.mark.skipif(bool(lacks), reason=f"this processor lacks {', '.join(lacks)}")
 
 
 def on(names: Collection[str]) -> Any:
-    """Parametrizes a test over machines; those that this one is not are skipped."""
+    """Parametrizes a test over machines; those whose instructions this one lacks are skipped."""
     params = [pytest.param(MACHINES[name], id=name, marks=needs(name)) for name in names]
     return pytest.mark.parametrize("machine", params)
 
@@ -77,12 +77,12 @@ def build_all(functions: dict[str, Any], machine: Machine) -> Any:
 
 @cache
 def compiled(make: Callable[[Any, Isa], Any], spec: Any, machine: Machine) -> Any:
-    """The kernel that ``make`` gives for a specification."""
+    """The compiled kernel that ``make`` returns for a specification."""
     return build(spec.name, make(spec, machine.isa), machine)[spec.name]
 
 
 def fenced(array: np.ndarray) -> np.ndarray:
-    """A copy whose memory, rounded up to the alignment, ends at a page that nobody may touch."""
+    """A copy whose memory, rounded up to the alignment, ends at an inaccessible page."""
     page, size = mmap.PAGESIZE, -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     pages = -(-size // page) * page
     memory = mmap.mmap(-1, pages + page)
@@ -101,20 +101,20 @@ def call(
     results: Sequence[np.ndarray],
     sizes: Sequence[int] = (),
 ) -> list[Any]:
-    """The results, which begin as what is passed for them; ``sizes``: numbers behind the operands."""
+    """The results, initialized with what is passed for them; ``sizes``: numbers that follow the operands."""
     arrays = [fenced(np.asarray(a)) for a in (*operands, *results)]
-    # Of arrays without elements numpy tells strides that TVM does not take.
+    # For arrays without elements, numpy reports strides that TVM does not accept.
     passed = [tvm.runtime.from_dlpack(a) if a.size else tvm.runtime.tensor(a) for a in arrays]
     function(*passed[: len(operands)], *sizes, *passed[len(operands) :])
     return arrays[len(operands) :]
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """The bits, rounded half to even."""
+    """The bits of bfloat16 numbers, rounded half to even."""
     bits = x.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """The numbers of bits."""
+    """The float32 numbers of bfloat16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -15,19 +15,17 @@ NaN is not propagated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit, products
-from tersor.backends.tvm.kernels.attention_products import KEYS, LARGEST, ROWS, PackedProducts, Rows
+from tersor.backends.tvm.kernels.attention_products import KEYS, LARGEST, ROWS, Rows, VectorProducts
 from tersor.backends.tvm.kernels.emit import Isa
 
 LANES = 8
 _SPAN = 128  # Keys whose products are summed in integers.
-_TILE_ROWS = 6
 _TINY = 1e-30  # Smaller numbers are quantized to zero.
 
 
@@ -36,8 +34,10 @@ def takes(isa: Isa, d: int, v_d: int) -> bool:
     return isa.lanes == LANES and d % LANES == 0 and v_d % LANES == 0
 
 
-class Int16Products(PackedProducts):
+class Int16Products(VectorProducts):
     """Products in 16-bit integers."""
+
+    accumulator = "int32"
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -105,64 +105,52 @@ class Int16Products(PackedProducts):
             for c in range(0, KEYS, 2 * LANES):
 
                 def column(k: Any, v: int, c: int = c) -> Any:
-                    return emit.load(self.packed_keys, panel, k, c + v * LANES, lanes=LANES)
+                    return _column(self.packed_keys, panel, k, c + v * LANES)
 
                 def put(r: int, v: int, y: Any, c: int = c) -> None:
-                    y = y * emit.splat(self.score_scales[r], LANES)
+                    y = _scaled(y, self.score_scales[r])
                     emit.store(self.scores, y, r, panel * KEYS + c + v * LANES, lanes=LANES)
 
-                self._tiles(count, self.query_block, 0, self.d // 2, column, 2, put)
+                self._tiles(count, self.query_block, (0, self.d // 2), 2, column, put)
 
     def multiply_values(self, start: Any, stop: Any, count: Any) -> None:
         """The output: values of these panels' keys, weighted by their probabilities."""
-        spans = T.max(
-            T.ceildiv((stop - start) * KEYS, T.int64(_SPAN)), T.int64(1)
-        )  # One without keys, to store zeros.
+        # Without keys there is one span too, which stores zeros.
+        spans = T.max(T.ceildiv((stop - start) * KEYS, T.int64(_SPAN)), T.int64(1))
         with T.serial(0, emit.bind(spans)) as span:
             begin = emit.bind((start * KEYS + span * _SPAN) // 2)
             end = emit.bind(T.min(begin + _SPAN // 2, stop * (KEYS // 2)))
             for first in range(0, self.v_d, 2 * LANES):
 
                 def column(k: Any, v: int, first: int = first) -> Any:
-                    return emit.load(self.packed_values, k, first + v * LANES, lanes=LANES)
+                    return _column(self.packed_values, k, first + v * LANES)
 
                 def put(r: int, v: int, y: Any, first: int = first) -> None:
                     at = first + v * LANES
                     previous = emit.load(self.output, r, at, lanes=LANES)
-                    y = y * emit.splat(self.value_scale, LANES)
-                    y = y + T.Select(span > 0, previous, emit.number(0.0, LANES))
+                    previous = T.Select(span > 0, previous, emit.number(0.0, LANES))
+                    y = _scaled(y, self.value_scale) + previous
                     emit.store(self.output, y, r, at, lanes=LANES)
 
-                together = min(2, (self.v_d - first) // LANES)
-                self._tiles(count, self.probs, begin, end, column, together, put)
+                vectors = min(2, (self.v_d - first) // LANES)
+                self._tiles(count, self.probs, (begin, end), vectors, column, put)
 
-    def _tiles(
-        self, count: Any, a: Any, begin: Any, end: Any, column: Callable[[Any, int], Any],
-        vectors: int, put: Callable[[int, int, Any], None],
-    ) -> None:  # fmt: skip
-        """``put(r, v, sum over k of a[r, 2 k] column(k)[.., 0] + a[r, 2 k + 1] column(k)[.., 1])``."""
-        for row in range(0, ROWS, _TILE_ROWS):
-            rows = range(row, min(row + _TILE_ROWS, ROWS))
-            with T.If(T.int64(row) < count), T.Then():
-                sums = {(r, v): emit.register(LANES, "int32") for r in rows for v in range(vectors)}
-                for register in sums.values():
-                    emit.put(register, T.broadcast(T.int32(0), LANES))
-                with T.serial(begin, end) as k:
-                    columns = [_as_int16(column(k, v)) for v in range(vectors)]
-                    for r in rows:
-                        pair = emit.as_bits(emit.load(a, r, k * 2, lanes=2), "int32")
-                        broadcast = _as_int16(emit.splat(pair, LANES))
-                        for v, w in enumerate(columns):
-                            term = emit.intrinsic(
-                                f"int32x{LANES}", products.PAIRS[LANES][1], broadcast, w
-                            )
-                            emit.put(sums[r, v], emit.get(sums[r, v]) + term)
-                for (r, v), register in sums.items():
-                    put(r, v, emit.cast(emit.get(register), f"float32x{LANES}"))
+    def _broadcast(self, a: Any, r: Any, k: Any) -> Any:
+        pair = emit.as_bits(emit.load(a, r, k * 2, lanes=2), "int32")
+        return emit.as_bits(emit.splat(pair, LANES), f"int16x{2 * LANES}")
+
+    def _multiply_add(self, total: Any, a: Any, w: Any) -> Any:
+        return total + emit.intrinsic(f"int32x{LANES}", products.PAIRS[LANES][1], a, w)
 
 
-def _as_int16(pairs: Any) -> Any:
-    return emit.bind(emit.as_bits(pairs, f"int16x{2 * LANES}"))
+def _column(packed: Any, *at: Any) -> Any:
+    """A vector of pairs of 16-bit integers."""
+    return emit.as_bits(emit.load(packed, *at, lanes=LANES), f"int16x{2 * LANES}")
+
+
+def _scaled(sums: Any, scale: Any) -> Any:
+    """Integer sums times a scale, in float32."""
+    return emit.cast(sums, f"float32x{LANES}") * emit.splat(scale, LANES)
 
 
 def _rounded(x: Any) -> Any:

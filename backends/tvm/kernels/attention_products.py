@@ -15,10 +15,12 @@ The register tile of float32 products leaves room for two vectors of packed colu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.backends.tvm.kernels import emit
@@ -68,7 +70,49 @@ class PackedProducts:
         self.inverse_sums = emit.scratch((ROWS,), "float32")
 
 
-class Float32Products(PackedProducts):
+class VectorProducts(PackedProducts):
+    """Products by vector instructions, with accumulators in register tiles; of floats, if not overridden.
+
+    Attributes:
+        accumulator: the dtype of accumulators.
+        tile_rows: the rows of a tile.
+    """
+
+    accumulator = "float32"
+    tile_rows = 6
+
+    def _broadcast(self, a: Any, r: Any, k: Any) -> Any:
+        """The operand of row ``r`` in step ``k``, in every lane."""
+        return emit.splat(a[r, k], self.isa.lanes)
+
+    def _multiply_add(self, total: Any, a: Any, w: Any) -> Any:
+        return total + a * w
+
+    def _tiles(
+        self, count: Any, a: Any, steps: tuple[Any, Any], vectors: int,
+        column: Callable[[Any, int], Any], put: Callable[[int, int, Any], None],
+    ) -> None:  # fmt: skip
+        """``put(r, v, sum over k of a[r, k] column(k, v))`` for ``count`` rows and all ``vectors``."""
+        lanes = self.isa.lanes
+        for first in range(0, ROWS, self.tile_rows):
+            rows = range(first, min(first + self.tile_rows, ROWS))
+            with T.If(T.int64(first) < count), T.Then():
+                places = itertools.product(rows, range(vectors))
+                sums = {place: emit.register(lanes, self.accumulator) for place in places}
+                for register in sums.values():
+                    emit.put(register, T.broadcast(tirx.const(0, self.accumulator), lanes))
+                with T.serial(*steps) as k:
+                    columns = [emit.bind(column(k, v)) for v in range(vectors)]
+                    for r in rows:
+                        broadcast = emit.bind(self._broadcast(a, r, k))
+                        for v, w in enumerate(columns):
+                            total = emit.get(sums[r, v])
+                            emit.put(sums[r, v], self._multiply_add(total, broadcast, w))
+                for (r, v), register in sums.items():
+                    put(r, v, emit.get(register))
+
+
+class Float32Products(VectorProducts):
     """Products in float32."""
 
     def __init__(self, *given: Any) -> None:
@@ -118,9 +162,10 @@ class Float32Products(PackedProducts):
                 def column(k: Any, v: int, c: int = c) -> Any:
                     return emit.load(self.packed_keys, panel, k, c + v * lanes, lanes=lanes)
 
-                self._tiles(
-                    count, self.query_block, 0, self.d, column, 2, self.scores, panel * KEYS + c
-                )
+                def put(r: int, v: int, y: Any, c: int = c) -> None:
+                    emit.store(self.scores, y, r, panel * KEYS + c + v * lanes, lanes=lanes)
+
+                self._tiles(count, self.query_block, (0, self.d), 2, column, put)
 
     def multiply_values(self, start: Any, stop: Any, count: Any) -> None:
         """The output: values of these panels' keys, weighted by their probabilities."""
@@ -131,39 +176,11 @@ class Float32Products(PackedProducts):
             def column(k: Any, v: int, first: int = first) -> Any:
                 return emit.load(self.packed_values, k, (first + v) * lanes, lanes=lanes)
 
-            together = min(2, vectors - first)
-            begin = start * KEYS
-            self._tiles(
-                count, self.scores, begin, end, column, together, self.output, first * lanes
-            )
+            def put(r: int, v: int, y: Any, first: int = first) -> None:
+                emit.store(self.output, y, r, (first + v) * lanes, lanes=lanes)
 
-    def _tiles(
-        self, count: Any, a: Any, begin: Any, end: Any, column: Callable[[Any, int], Any],
-        vectors: int, out: Any, to: Any,
-    ) -> None:  # fmt: skip
-        """out[r, to …] = sum over k of a[r, k] column(k), in register tiles that cover all rows."""
-        for row in range(0, ROWS, self.tile_rows):
-            rows = min(self.tile_rows, ROWS - row)
-            with T.If(T.int64(row) < count), T.Then():
-                self._tile(row, rows, a, begin, end, column, vectors, out, to)
-
-    def _tile(
-        self, row: int, rows: int, a: Any, begin: Any, end: Any, column: Callable[[Any, int], Any],
-        vectors: int, out: Any, to: Any,
-    ) -> None:  # fmt: skip
-        lanes = self.isa.lanes
-        sums = [[emit.register(lanes, "float32") for _ in range(vectors)] for _ in range(rows)]
-        for register in (h for line in sums for h in line):
-            emit.put(register, emit.number(0.0, lanes))
-        with T.serial(begin, end) as k:
-            columns = [emit.bind(column(k, v)) for v in range(vectors)]
-            for r, line in enumerate(sums):
-                broadcast = emit.bind(emit.splat(a[row + r, k], lanes))
-                for register, w in zip(line, columns, strict=True):
-                    emit.put(register, emit.get(register) + broadcast * w)
-        for r, line in enumerate(sums):
-            for v, register in enumerate(line):
-                emit.store(out, emit.get(register), row + r, to + v * lanes, lanes=lanes)
+            steps = (start * KEYS, end)
+            self._tiles(count, self.scores, steps, min(2, vectors - first), column, put)
 
 
 class AmxProducts(PackedProducts):
@@ -330,8 +347,8 @@ class UnpackedProducts:
         inverse = emit.bind(self.inverse_sums[0])
         for first in range(0, len(pieces), 8):
             group = pieces[first : first + 8]
-            together = max(1, 8 // len(group))
-            sums = [[emit.register(w, "float32") for _, w in group] for _ in range(together)]
+            chains = max(1, 8 // len(group))
+            sums = [[emit.register(w, "float32") for _, w in group] for _ in range(chains)]
             for line in sums:
                 for register, (_, width) in zip(line, group, strict=True):
                     emit.put(register, emit.splat(T.float32(0), width))
@@ -342,12 +359,12 @@ class UnpackedProducts:
                     value = emit.splat(prob, width) * self.values.load(j, c, width)
                     emit.put(register, emit.get(register) + value)
 
-            steps = emit.bind(T.floordiv(T.max(end - begin, T.int64(0)), T.int64(together)))
+            steps = emit.bind(T.floordiv(T.max(end - begin, T.int64(0)), T.int64(chains)))
             with T.serial(0, steps) as step:
                 for n, line in enumerate(sums):
-                    add(line, emit.bind(begin + step * together + n))
-            if together > 1:
-                with T.serial(begin + steps * together, end) as j:
+                    add(line, emit.bind(begin + step * chains + n))
+            if chains > 1:
+                with T.serial(begin + steps * chains, end) as j:
                     add(sums[0], j)
             for n, (c, width) in enumerate(group):
                 total = emit.get(sums[0][n])

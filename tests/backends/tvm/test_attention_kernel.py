@@ -45,8 +45,8 @@ def rows(given: Attention, batch: int, queries: int, keys: int) -> list[np.ndarr
         (keys, given.kv_heads * given.d),
         (keys, given.kv_heads * given.v_d),
     ]
-    made = [rng.standard_normal((batch, *s)).astype(np.float32) for s in shapes]
-    return [from_bfloat16(to_bfloat16(a)) for a in made]
+    result = [rng.standard_normal((batch, *s)).astype(np.float32) for s in shapes]
+    return [from_bfloat16(to_bfloat16(a)) for a in result]
 
 
 def masks(batch: int, keys: int) -> np.ndarray:
@@ -102,8 +102,8 @@ def meaning(
     highest = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), np.finfo(np.float32).min)
     p = np.exp(scores - highest)
     total = p.sum(-1, keepdims=True)
-    made = np.divide(p, total, out=np.zeros_like(p), where=total > 0) @ vh
-    return made.transpose(0, 2, 1, 3).reshape(batch, queries, given.heads * given.v_d)
+    result = np.divide(p, total, out=np.zeros_like(p), where=total > 0) @ vh
+    return result.transpose(0, 2, 1, 3).reshape(batch, queries, given.heads * given.v_d)
 
 
 def run(
@@ -120,8 +120,8 @@ def run(
     if mask is not None:
         operands.append(mask)
     out = np.full((*q.shape[:2], given.heads * given.v_d), 7, np.float32)
-    (made,) = call(compiled(attention.kernel, given, machine), operands, [out])
-    return made
+    (result,) = call(compiled(attention.kernel, given, machine), operands, [out])
+    return result
 
 
 def check(given: Attention, machine: Machine, queries: int, keys: int) -> None:
@@ -283,8 +283,8 @@ def attend(
     passed += [] if lengths is None else [np.array(lengths[: len(q)])]
     sizes = [past] if given.past else []
     (got,) = call(library(machine)[given.name], passed, [np.full(shape, 7, np.float32)], sizes)
-    made = got.transpose(0, 2, 1, 3) if given.layout == "heads" else got
-    return made.reshape(*operands[0].shape[:2], -1)
+    result = got.transpose(0, 2, 1, 3) if given.layout == "heads" else got
+    return result.reshape(*operands[0].shape[:2], -1)
 
 
 def some_mask(given: Attention, sizes: dict[str, int]) -> np.ndarray | None:
@@ -294,9 +294,9 @@ def some_mask(given: Attention, sizes: dict[str, int]) -> np.ndarray | None:
         return None
     if given.mask == "bool":
         return rng.random(shape) < 0.6
-    made = rng.standard_normal(shape).astype(np.float32)
-    made[rng.random(shape) < 0.2] = -np.inf
-    return made
+    result = rng.standard_normal(shape).astype(np.float32)
+    result[rng.random(shape) < 0.2] = -np.inf
+    return result
 
 
 def check_form(given: Attention, machine: Machine, sizes: dict[str, int]) -> None:
@@ -400,5 +400,5 @@ def test_kernel_names_are_unique() -> None:
     names = {replace(plain, **change).name for change in changes}
     assert len(names) == len(changes)
     assert all(name.isidentifier() for name in names)
-    # Scales are told apart to seven digits.
+    # Names have scales to seven digits.
     assert replace(plain, scale=0.125).name == replace(plain, scale=0.12500001).name

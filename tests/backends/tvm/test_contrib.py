@@ -41,7 +41,7 @@ def model(
     results: tuple[str, ...] = ("y",),
 ) -> onnx.ModelProto:
     """A node on x[batch, rows, WIDTH] and constants; results without a name are omitted."""
-    held = {name: array for name, array in operands if array is not None and name != "x"}
+    constants = {name: array for name, array in operands if array is not None and name != "x"}
     names = [name if array is not None else "" for name, array in operands]
     node = helper.make_node(op, names, results, domain="com.microsoft", **(attrs or {}))
     graph = helper.make_graph(
@@ -49,7 +49,7 @@ def model(
         "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "rows", WIDTH])],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in results if n],
-        [numpy_helper.from_array(v, k) for k, v in held.items()],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -78,16 +78,16 @@ FLOAT: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def made_of(name: str) -> onnx.ModelProto:
+def model_of(name: str) -> onnx.ModelProto:
     operands, *more = FLOAT[name]
     return model(name.partition(" ")[0], operands, *more)
 
 
-def by_runtime(made: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+def by_runtime(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return list(session.run(None, feed))
 
@@ -96,16 +96,16 @@ def by_runtime(made: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.nd
 def runs() -> dict[str, Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
     """All models, in one module."""
     return dict(
-        zip(FLOAT, compiled_in_tvm(*(expand(import_model(made_of(n))) for n in FLOAT)), strict=True)
+        zip(FLOAT, compiled_in_tvm(*(expand(import_model(model_of(n))) for n in FLOAT)), strict=True)
     )
 
 
 @pytest.mark.parametrize("name", FLOAT)
 def test_results_agree_with_onnx_runtime(name: str, runs: Any) -> None:
-    made = made_of(name)
+    proto = model_of(name)
     # Sums of 16 products in another order; the products of integers are exact.
-    for mine, theirs in zip(runs[name]({"x": X}), by_runtime(made, {"x": X}), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+    for got, expected in zip(runs[name]({"x": X}), by_runtime(proto, {"x": X}), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
 
 
 def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -120,11 +120,11 @@ def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.Model
         parts[name] = rng.integers(-127, 128, shape).astype(np.int8)
         scale = rng.uniform(0.001, 0.004, ends).astype(np.float32)
         parts |= {f"{name}_scale": scale, f"{name}_zero": np.zeros(ends, np.int8)}
-        beside = scale[:, None, :] if per_column else scale[:, None, None]
-        real[name] = np.ascontiguousarray((parts[name] * beside).transpose(0, 2, 1))
+        scales = scale[:, None, :] if per_column else scale[:, None, None]
+        real[name] = np.ascontiguousarray((parts[name] * scales).transpose(0, 2, 1))
     way = {"hidden_size": hidden, "direction": "bidirectional" if directions == 2 else "forward"}
     names = ["w_scale", "w_zero", "r_scale", "r_zero"]
-    made = model(
+    proto = model(
         "DynamicQuantizeLSTM",
         [
             *(("x", X), ("w", parts["w"]), ("r", parts["r"]), ("b", bias)),
@@ -135,7 +135,7 @@ def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.Model
     )
     floats = model("LSTM", [("x", X), ("w", real["w"]), ("r", real["r"]), ("b", bias)], way)
     floats.graph.node[0].domain = ""
-    return made, floats
+    return proto, floats
 
 
 @pytest.mark.parametrize("per_column", [False, True])
@@ -143,21 +143,21 @@ def lstm(directions: int, per_column: bool) -> tuple[onnx.ModelProto, onnx.Model
 def test_a_quantized_lstm_equals_the_float_one_of_its_decoded_weights(
     directions: int, per_column: bool
 ) -> None:
-    made, floats = lstm(directions, per_column)
-    (run,) = compiled_in_tvm(expand(import_model(made)))
-    (mine,), (want,) = run({"x": X}), by_runtime(floats, {"x": X})
-    np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
-    (theirs,) = by_runtime(made, {"x": X})
-    assert np.abs(theirs - want).max() > 10 * np.abs(mine - want).max()  # What it quantizes shows.
+    proto, floats = lstm(directions, per_column)
+    (run,) = compiled_in_tvm(expand(import_model(proto)))
+    (got,), (want,) = run({"x": X}), by_runtime(floats, {"x": X})
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    (expected,) = by_runtime(proto, {"x": X})
+    assert np.abs(expected - want).max() > 10 * np.abs(got - want).max()  # What it quantizes shows.
 
 
 def test_its_weights_stay_integers_in_the_file() -> None:
-    made, floats = lstm(2, per_column=False)
-    graph = expand(import_model(made))
+    proto, floats = lstm(2, per_column=False)
+    graph = expand(import_model(proto))
     (node,) = (n for n in graph.nodes if n.op == "LSTM")
     assert all(isinstance(v.encoding, Affine) for v in node.inputs[1:3] if v is not None)
     sizes = []
-    for each in (made, floats):
+    for each in (proto, floats):
         library = build(import_model(each))
         assert isinstance(library, Split)
         sizes.append(sum(array.nbytes for array in library.weights.arrays))

@@ -92,34 +92,34 @@ def test_tied_constants_are_derived_from_the_same_array() -> None:
 def graph() -> Graph:
     """A linear layer for each of WEIGHTS, a lookup for each of TABLES, both for each of TIED, and a
     convolution."""
-    made = TABLE.graph("compact")
+    result = TABLE.graph("compact")
     types = "%x: f32[n, 64], %ids: i64[n, 3], %image: f32[1, 8, 6, 6]"
     inputs = parse(f"graph g({types}) -> (y = %x) {{}}", TABLE).inputs
-    x, ids, image = (made.add_input(v.name, v.type) for v in inputs)
+    x, ids, image = (result.add_input(v.name, v.type) for v in inputs)
     results: list[Value] = []
     for name, weight in WEIGHTS.items():
-        results.append(made.emit("tersor.Linear", [x, made.constant(weight, f"weight {name}")]))
+        results.append(result.emit("tersor.Linear", [x, result.constant(weight, f"weight {name}")]))
     for name, weight in TABLES.items():
-        table = made.constant(weight, f"table {name}")
-        results.append(made.emit("Gather", [table, ids], {"axis": 0}))
-    results.append(made.emit("Conv", [image, made.constant(FILTERS, "filters")]))
+        table = result.constant(weight, f"table {name}")
+        results.append(result.emit("Gather", [table, ids], {"axis": 0}))
+    results.append(result.emit("Conv", [image, result.constant(FILTERS, "filters")]))
     for table in TIED:
-        rows = made.constant(Dense(table), f"rows {table.dtype}")
-        head = made.constant(Dense(table.T), f"head {table.dtype}")
-        to = made.emit("CastLike", [x, rows])
+        rows = result.constant(Dense(table), f"rows {table.dtype}")
+        head = result.constant(Dense(table.T), f"head {table.dtype}")
+        to = result.emit("CastLike", [x, rows])
         results += [
-            made.emit("Gather", [rows, ids], {"axis": 0}),
-            made.emit("tersor.Linear", [to, head]),
+            result.emit("Gather", [rows, ids], {"axis": 0}),
+            result.emit("tersor.Linear", [to, head]),
         ]
-    made.set_outputs(results, [f"y{i}" for i in range(len(results))])
-    return made
+    result.set_outputs(results, [f"y{i}" for i in range(len(results))])
+    return result
 
 
 @pytest.fixture(scope="module")
 def built() -> Split:
-    made = build(graph())
-    assert isinstance(made, Split)
-    return made
+    result = build(graph())
+    assert isinstance(result, Split)
+    return result
 
 
 def test_encoded_weights_are_stored_encoded_with_the_same_meaning(built: Split) -> None:
@@ -158,9 +158,9 @@ def test_encoded_weights_are_stored_encoded_with_the_same_meaning(built: Split) 
 def test_steps_that_do_not_fit_are_refused(
     change: Callable[[dict[int, object]], None], message: str
 ) -> None:
-    told: dict[int, object] = {0: ["f32[8]", 0]}
-    change(told)
-    parameters = [library._parameter(i, *p) for i, p in told.items()]  # type: ignore[misc]
+    data: dict[int, object] = {0: ["f32[8]", 0]}
+    change(data)
+    parameters = [library._parameter(i, *p) for i, p in data.items()]  # type: ignore[misc]
     with pytest.raises(InvalidModel, match=message):
         session._parameters(np.zeros(64, np.uint8), parameters)
 

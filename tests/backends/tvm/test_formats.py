@@ -148,13 +148,13 @@ def test_packed_arrays_match_the_operands_of_the_kernel(
         assert weight.memory_order == (1, 0)
     assert format.accepts(weight) is None
     for isa in (machine.isa for machine in MACHINES.values()):
-        made = [compute(*derived) for derived in format.pack(weight, isa)]
+        packed = [compute(*derived) for derived in format.pack(weight, isa)]
         wanted = format.operands(K, N, isa)
-        assert [(a.shape, str(a.dtype)) for a in made] == [(o.shape, o.dtype) for o in wanted]
-        assert [a.nbytes for a in made] == [o.nbytes for o in wanted]
-        for got, derived in zip(made, format.pack(plain, isa), strict=True):
+        assert [(a.shape, str(a.dtype)) for a in packed] == [(o.shape, o.dtype) for o in wanted]
+        assert [a.nbytes for a in packed] == [o.nbytes for o in wanted]
+        for got, derived in zip(packed, format.pack(plain, isa), strict=True):
             np.testing.assert_array_equal(got, compute(*derived))
-        vectors = [compute(*derived) for derived in format.columns(weight, made)]
+        vectors = [compute(*derived) for derived in format.columns(weight, packed)]
         assert [v.shape for v in vectors] == [(N,)] * format.vectors
         if name == "int8":
             np.testing.assert_array_equal(vectors[1], weight.layer(Affine).values.sum(0))
@@ -181,23 +181,23 @@ TEXT = """graph main(%x: f32[b, s, 40]) -> (y = %y, z = %z) {
 
 def layers() -> tuple[Graph, dict[str, Affine]]:
     """Two layers, of weights with one scale and with one per column."""
-    graph, held = TABLE.graph("main"), {"one": int8(None), "each": int8()}
+    graph, weights = TABLE.graph("main"), {"one": int8(None), "each": int8()}
     (given,) = parse(TEXT, TABLE).inputs
     x = graph.add_input("x", given.type)
     results: list[Value] = []
-    for name, weight in held.items():
+    for name, weight in weights.items():
         inputs = [x, graph.constant(weight, name)]
         results.append(graph.emit("tersor.Linear", inputs, {"activation": "relu"}))
-    graph.set_outputs(results, list(held))
-    return graph, held
+    graph.set_outputs(results, list(weights))
+    return graph, weights
 
 
 def test_another_format_is_fused_compiled_and_correct(shared: Format) -> None:
-    graph, held = layers()
+    graph, weights = layers()
     choice = Choice.of(Target.host())
     isa = Isa.of(choice.features, choice.cores)
-    assert supports("tersor.Linear", [held["one"]], FLOAT) is None
-    assert "affine(i8, axis=1)" in (supports("tersor.Linear", [held["each"]], FLOAT) or "")
+    assert supports("tersor.Linear", [weights["one"]], FLOAT) is None
+    assert "affine(i8, axis=1)" in (supports("tersor.Linear", [weights["each"]], FLOAT) or "")
     assert [n.attrs["format"] for n in fuse(graph, isa).nodes] == ["shared", "float32"]
     assert sorted(kernel.format for kernel in _kernels(graph, isa)) == ["float32", "shared"]
     built = build(graph, choice)
@@ -207,11 +207,11 @@ def test_another_format_is_fused_compiled_and_correct(shared: Format) -> None:
     session = open_session(built, choice)
     for rows in (1, 5, 70):
         x = RNG.standard_normal((1, rows, K)).astype(np.float32)
-        made = session.run({"x": x})
-        for name, weight in held.items():
+        outputs = session.run({"x": x})
+        for name, weight in weights.items():
             want = np.maximum(x.astype(np.float64) @ weight.decode().astype(np.float64), 0)
             # Sums of 40 products, each rounded a few times.
-            np.testing.assert_allclose(made[name], want, rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(outputs[name], want, rtol=0, atol=1e-5, err_msg=name)
 
 
 def _kernels(graph: Graph, isa: Isa) -> list[Linear]:

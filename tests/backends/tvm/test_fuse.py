@@ -56,18 +56,18 @@ WHOLE = ["tvm.Linear", "tvm.Attention", "tvm.Linear", "tvm.Linear", "tvm.Linear"
 
 def ir(text: str) -> Graph:
     """The graph of a text whose constants are only declared."""
-    held: dict[str, Encoding] = {}
+    constants: dict[str, Encoding] = {}
 
-    def declare(found: re.Match[str]) -> str:
-        line, name, dims = found[0], found[1], [int(d) for d in found[2].split(",")]
+    def declare(match: re.Match[str]) -> str:
+        line, name, dims = match[0], match[1], [int(d) for d in match[2].split(",")]
         rng = np.random.default_rng(crc32(name.encode()))
         numbers = rng.standard_normal(dims).astype(np.float32)
         encoding = Dense(numbers / np.float32(dims[0] ** 0.5) if len(dims) > 1 else numbers)
-        held[encoding.digest] = encoding
+        constants[encoding.digest] = encoding
         return f"{line} = dense #{encoding.digest}"
 
     text = re.sub(r"@(\w+): f32\[([\d, ]+)\](?=\n)", declare, text)
-    graph = parse(text, TABLE, held)
+    graph = parse(text, TABLE, constants)
     verify(graph)
     return graph
 
@@ -115,10 +115,10 @@ def test_a_layer_in_int8_is_five_ops() -> None:
 
 
 def test_a_layer_in_float_is_five_ops() -> None:
-    made = fuse(ir(LAYER), AMX)
-    assert ops(made) == WHOLE
-    assert {n.attrs["format"] for n in made.nodes if n.op == "tvm.Linear"} == {"float32"}
-    assert list(made.nodes)[1].attrs["dtype"] == "float32"
+    fused = fuse(ir(LAYER), AMX)
+    assert ops(fused) == WHOLE
+    assert {n.attrs["format"] for n in fused.nodes if n.op == "tvm.Linear"} == {"float32"}
+    assert list(fused.nodes)[1].attrs["dtype"] == "float32"
 
 
 def test_the_graph_itself_is_unchanged() -> None:
@@ -139,9 +139,9 @@ def test_a_residual_may_have_other_readers() -> None:
 
 
 def test_a_norm_whose_sum_is_read_is_not_fused() -> None:
-    made = fuse(ir(changed(("(y = %y)", "(y = %y, sum = %sum)"))), VNNI)
-    assert ops(made) == [*WHOLE[:3], "tersor.AddLayerNormalization", *WHOLE[3:]]
-    assert list(made.nodes)[2].attrs["norm"] == "none"
+    fused = fuse(ir(changed(("(y = %y)", "(y = %y, sum = %sum)"))), VNNI)
+    assert ops(fused) == [*WHOLE[:3], "tersor.AddLayerNormalization", *WHOLE[3:]]
+    assert list(fused.nodes)[2].attrs["norm"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_other_norms_are_not_fused(change: tuple[tuple[str, str], ...]) -> None:
 
 
 def test_layers_that_read_different_rows_are_not_merged() -> None:
-    made = fuse(
+    fused = fuse(
         ir(changed(("Linear(%x, @wv, @bv)", "Linear(%z, @wv, @bv)"), ("%mask: bool", "%z: f32[b, s, 64], %mask: bool"))),
         AMX,
     )  # fmt: skip
-    assert ops(made) == ["tvm.Linear"] * 3 + WHOLE[1:]
-    attention = list(made.nodes)[3]
+    assert ops(fused) == ["tvm.Linear"] * 3 + WHOLE[1:]
+    attention = list(fused.nodes)[3]
     assert None not in attention.inputs
     assert attention.attrs["dtype"] == "float32"
 
@@ -183,16 +183,16 @@ def test_attention_between_int8_layers_multiplies_what_is_fastest(
 ) -> None:
     graph = ir(LAYER)
     for given, dtype in ((quantized(graph), whole), (graph, in_float)):
-        made = fuse(given, isa)
-        (attention,) = (n for n in made.nodes if n.op == "tvm.Attention")
+        fused = fuse(given, isa)
+        (attention,) = (n for n in fused.nodes if n.op == "tvm.Attention")
         assert attention.attrs["dtype"] == dtype
         (packed,) = (v for v in attention.inputs[:3] if v is not None)
         assert packed.tensor.dtype is (DType.U16 if dtype == "bfloat16" else DType.F32)
 
 
 def test_a_layer_that_another_node_reads_is_not_merged() -> None:
-    made = fuse(ir(changed(("(y = %y)", "(y = %y, k = %k)"))), VNNI)
-    assert ops(made) == ["tvm.Linear"] * 3 + WHOLE[1:]
+    fused = fuse(ir(changed(("(y = %y)", "(y = %y, k = %k)"))), VNNI)
+    assert ops(fused) == ["tvm.Linear"] * 3 + WHOLE[1:]
 
 
 def of_width(n: int) -> str:
@@ -211,9 +211,9 @@ SMOOTHED = changed(
 
 
 def test_the_kernel_that_quantizes_rows_smooths_them() -> None:
-    made = fuse(quantized(ir(SMOOTHED)), AMX)
-    assert ops(made) == WHOLE
-    output, neurons = list(made.nodes)[2:4]
+    fused = fuse(quantized(ir(SMOOTHED)), AMX)
+    assert ops(fused) == WHOLE
+    output, neurons = list(fused.nodes)[2:4]
     assert output.inputs[7] is not None and output.inputs[7].name == "s"
     assert neurons.attrs["quantized"] == 1
     assert ops(fuse(ir(SMOOTHED), AMX)) == [*WHOLE[:3], "Mul", *WHOLE[3:]]  # in float
@@ -226,11 +226,11 @@ def test_the_kernel_that_quantizes_rows_smooths_them() -> None:
         ("Mul(@s, %n)", "Mul(@s, %x)"),
         ("Mul(@s, %n)", "Add(@s, %n)"),
     ],
-    ids=["by one number", "of what no kernel made", "a sum"],
+    ids=["by one number", "of no kernel's result", "a sum"],
 )
 def test_other_factors_are_kept(change: tuple[str, str]) -> None:
-    made = fuse(quantized(ir(changed(change, text=SMOOTHED))), AMX)
-    assert ops(made) == [*WHOLE[:3], change[1][:3] if "(" in change[1] else "Mul", *WHOLE[3:]]
+    fused = fuse(quantized(ir(changed(change, text=SMOOTHED))), AMX)
+    assert ops(fused) == [*WHOLE[:3], change[1][:3] if "(" in change[1] else "Mul", *WHOLE[3:]]
 
 
 def test_rows_that_are_read_quantized_are_not_smoothed_for_another() -> None:
@@ -238,8 +238,8 @@ def test_rows_that_are_read_quantized_are_not_smoothed_for_another() -> None:
         ("(y = %y)", "(y = %y, z = %z)"), ("  %m:", "  %z: f32[b, s, 64] = tersor.Linear(%n, @wq)\n  %m:"),
         text=SMOOTHED,
     )  # fmt: skip
-    made = fuse(quantized(ir(text)), AMX)
-    assert ops(made) == [*WHOLE[:3], "tvm.Linear", "Mul", *WHOLE[3:]]
+    fused = fuse(quantized(ir(text)), AMX)
+    assert ops(fused) == [*WHOLE[:3], "tvm.Linear", "Mul", *WHOLE[3:]]
 
 
 def test_a_layer_of_less_than_a_panel_is_not_fused() -> None:
@@ -285,16 +285,16 @@ OF_INPUT = changed(("  %z: f32[n, 64] = Relu(%x)\n", ""), ("%z, @w", "%x, @w"), 
 def test_float_rows_are_multiplied_by_decoded_int8_weights(text: str) -> None:
     """Weights that are int8 for size only are multiplied in float, by the kernel of floats."""
     values = np.ones((64, 32), np.int8)
-    held = Affine(values, np.ones(32, np.float32), np.zeros(32, np.int8), 1)
-    *_, linear = fuse(_encoded(ir(text), held), VNNI).nodes
+    weight = Affine(values, np.ones(32, np.float32), np.zeros(32, np.int8), 1)
+    *_, linear = fuse(_encoded(ir(text), weight), VNNI).nodes
     assert (linear.op, linear.attrs["format"]) == ("tvm.Linear", "float32")
 
 
 @pytest.mark.parametrize("largest", [64, 65])
 def test_pairs_in_16_bits_are_for_safe_weights_only(largest: int) -> None:
-    held = np.full((64, 32), largest, np.int8)
+    weight = np.full((64, 32), largest, np.int8)
     scale, zero = np.ones(32, np.float32), np.zeros(32, np.int8)
-    graph = _encoded(quantized(ir(ONE)), Affine(held, scale, zero, 1))
+    graph = _encoded(quantized(ir(ONE)), Affine(weight, scale, zero, 1))
     for isa in (VNNI, AMX, Isa(8, "widen", 2), Isa(4, "lane", 2)):
         module, _ = lower(fuse(graph, isa), {**RULES, **fused.rules(isa)})
         kernels = [
@@ -305,7 +305,7 @@ def test_pairs_in_16_bits_are_for_safe_weights_only(largest: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "held",
+    "weight",
     [
         Affine(np.ones((64, 32), np.int8), np.float32(1).reshape(()), np.int8(0).reshape(())),
         Affine(np.ones((64, 32), np.int8), np.ones(32, np.float32), np.ones(32, np.int8), 1),
@@ -314,8 +314,8 @@ def test_pairs_in_16_bits_are_for_safe_weights_only(largest: int) -> None:
     ],
     ids=["one scale", "zero points", "blocks", "unsigned"],
 )  # fmt: skip
-def test_other_forms_of_int8_weights_are_not_fused(held: Affine) -> None:
-    graph = _encoded(quantized(ir(ONE)), held)
+def test_other_forms_of_int8_weights_are_not_fused(weight: Affine) -> None:
+    graph = _encoded(quantized(ir(ONE)), weight)
     assert ops(fuse(graph, VNNI)) == [
         "Relu",
         "tersor.DynamicQuantizeRows",
@@ -364,11 +364,11 @@ CAUSAL = changed(
 
 
 def test_a_mask_over_positions_becomes_a_window() -> None:
-    made = fuse(ir(CAUSAL), VNNI)
-    assert ops(made) == WHOLE
-    attention = list(made.nodes)[1]
+    fused = fuse(ir(CAUSAL), VNNI)
+    assert ops(fused) == WHOLE
+    attention = list(fused.nodes)[1]
     assert attention.attrs["right_window_size"] == 0
-    assert attention.inputs[3] is made.inputs[1]
+    assert attention.inputs[3] is fused.inputs[1]
     alone = fuse(ir(CAUSAL.replace("%v, %both)", "%v, %causal)")), VNNI)
     assert list(alone.nodes)[1].input(3) is None
 
@@ -380,8 +380,8 @@ PAST = (
 
 
 def test_layers_of_attention_with_a_past_are_not_merged() -> None:
-    made = fuse(ir(changed(*PAST)), VNNI)
-    assert ops(made) == ["tvm.Linear"] * 3 + WHOLE[1:]
+    fused = fuse(ir(changed(*PAST)), VNNI)
+    assert ops(fused) == ["tvm.Linear"] * 3 + WHOLE[1:]
 
 
 @pytest.mark.parametrize(
@@ -409,8 +409,8 @@ def run(graph: Graph, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     module, parameters = lower(fuse(graph, isa), {**RULES, **fused.rules(isa)})
     machine = tvm.relax.VirtualMachine(compile_module(module, tvm_target(features, 2)), tvm.cpu())
     given = [feed[value.name] for value in graph.inputs] + parameters
-    made = machine[MAIN](*(tvm.runtime.tensor(np.array(a, order="C")) for a in given))
-    return dict(zip(graph.output_names, (tensor.numpy() for tensor in made), strict=True))
+    outputs = machine[MAIN](*(tvm.runtime.tensor(np.array(a, order="C")) for a in given))
+    return dict(zip(graph.output_names, (tensor.numpy() for tensor in outputs), strict=True))
 
 
 def feed(batch: int, length: int) -> dict[str, np.ndarray]:

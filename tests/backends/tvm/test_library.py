@@ -35,24 +35,24 @@ _FOOTER = library._LENGTH.size + library._FOOTER.size
 
 def graph(scale: float = 1.0) -> Graph:
     """y = relu(x a + b), n = x a, with constants that are too large to be embedded in the code."""
-    made = TABLE.graph("small")
+    result = TABLE.graph("small")
     types = parse("graph g(%x: f32[batch, 10]) -> (x = %x) {}", TABLE).inputs[0].type
-    x = made.add_input("x", types)
+    x = result.add_input("x", types)
     a, b = (
-        made.constant(Dense(np.float32(scale) * np.linspace(low, 1, count, dtype=np.float32)), name)
+        result.constant(Dense(np.float32(scale) * np.linspace(low, 1, count, dtype=np.float32)), name)
         for low, count, name in ((-1, 10, "a"), (0, 20, "b"))
     )
-    doubled = made.emit("Mul", [x, a])
-    b = made.emit("Reshape", [b, made.constant(Dense(np.array([2, 10])), "shape")])
-    made.set_outputs([made.emit("Relu", [made.emit("Add", [doubled, b])]), doubled], ["y", "n"])
-    return made
+    doubled = result.emit("Mul", [x, a])
+    b = result.emit("Reshape", [b, result.constant(Dense(np.array([2, 10])), "shape")])
+    result.set_outputs([result.emit("Relu", [result.emit("Add", [doubled, b])]), doubled], ["y", "n"])
+    return result
 
 
 @pytest.fixture(scope="module")
 def built() -> Split:
-    made = build(graph())
-    assert isinstance(made, Split)
-    return made
+    result = build(graph())
+    assert isinstance(result, Split)
+    return result
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_parameters_are_in_one_file_at_the_described_offsets(built: Split) -> No
 
 
 def test_without_parameters_there_is_one_file() -> None:
-    made = build(parse("graph g(%x: f32[2]) -> (y = %y) { %y: f32[2] = Add(%x, %x) }", TABLE))
-    assert isinstance(made, bytes)
-    opened = session.open_session(made)
+    result = build(parse("graph g(%x: f32[2]) -> (y = %y) { %y: f32[2] = Add(%x, %x) }", TABLE))
+    assert isinstance(result, bytes)
+    opened = session.open_session(result)
     assert opened.run({"x": np.float32([1, 2])})["y"].tolist() == [2, 4]
 
 

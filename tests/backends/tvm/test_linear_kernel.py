@@ -143,16 +143,16 @@ def run(spec: Linear, machine: Machine, given: Layer, make: Any = linear.kernel)
     lead = (*[1] * (spec.lead - 1), m)
     results: list[np.ndarray] = []
     if spec.result:
-        held = np.uint16 if spec.result == "bfloat16" else np.float32
-        results.append(np.full((*lead, n), 7, held))
+        dtype = np.uint16 if spec.result == "bfloat16" else np.float32
+        results.append(np.full((*lead, n), 7, dtype))
     if spec.quantize:
         results.append(np.full((max(m, MIN_ROWS), padded(n, K_STEP)), 7, np.uint8))
         results.append(np.full((*lead, 2), 7, np.float32))
-    made = call(compiled(make, spec, machine), given.operands(spec), results)
-    y = made[0].reshape(m, n) if spec.result else None
+    outputs = call(compiled(make, spec, machine), given.operands(spec), results)
+    y = outputs[0].reshape(m, n) if spec.result else None
     if spec.result == "bfloat16":
         y = from_bfloat16(y)
-    q, ranges = (made[-2][:m, :n], made[-1].reshape(m, 2)) if spec.quantize else (None, None)
+    q, ranges = (outputs[-2][:m, :n], outputs[-1].reshape(m, 2)) if spec.quantize else (None, None)
     return [y, q, ranges]
 
 
@@ -297,11 +297,11 @@ def _activations(spec: Any, isa: Isa) -> Any:
 
     def body() -> None:
         x = emit.parameter("x", (POINTS,), "float32")
-        made = {a: emit.parameter(a, (POINTS,), "float32") for a in (*ACTIVATIONS, "coarse")}
+        outputs = {a: emit.parameter(a, (POINTS,), "float32") for a in (*ACTIVATIONS, "coarse")}
         functions = {**ACTIVATIONS, "coarse": vector.gelu_coarse}
         with T.serial(0, POINTS // isa.lanes) as step:
             c = emit.bind(step * isa.lanes)
-            for name, out in made.items():
+            for name, out in outputs.items():
                 value = emit.bind(emit.load(x, c, lanes=isa.lanes))
                 emit.store(out, functions[name](value), c, lanes=isa.lanes)
 
@@ -315,10 +315,10 @@ def test_activations(machine: Machine) -> None:
     x = np.linspace(-12, 12, POINTS, dtype=np.float32)
     x[:101], x[-101:] = -powers, powers
     function = compiled(_activations, Activations(), machine)
-    made = call(function, [x], [np.zeros(POINTS, np.float32)] * (len(ACTIVATIONS) + 1))
+    outputs = call(function, [x], [np.zeros(POINTS, np.float32)] * (len(ACTIVATIONS) + 1))
     wide = x.astype(np.float64)
     with np.errstate(over="ignore"):
-        for name, got in zip((*ACTIVATIONS, "coarse"), made, strict=True):
+        for name, got in zip((*ACTIVATIONS, "coarse"), outputs, strict=True):
             if name == "coarse":
                 off = np.abs(got - MEANING["gelu"](wide))
                 np.testing.assert_array_less(off, 4e-5 + 8e-6 * np.abs(wide))

@@ -73,9 +73,9 @@ def product(machine: Machine, a: np.ndarray, w: np.ndarray, variant: str = "") -
     else:
         operands = [a, float32.pack(w)]
     out = np.full((padded(n, PANEL) // PANEL, rows, PANEL), 77, np.int32 if whole else np.float32)
-    (made,) = call(compiled(kernel, spec, machine), operands, [out])
-    whole = np.full((rows, max(n, PANEL)), 99, made.dtype)
-    for panel, columns in enumerate(made):
+    (result,) = call(compiled(kernel, spec, machine), operands, [out])
+    whole = np.full((rows, max(n, PANEL)), 99, result.dtype)
+    for panel, columns in enumerate(result):
         start = begins(panel, n)
         if panel:  # What two panels have is the same.
             again = slice(start, panel * PANEL)
@@ -151,9 +151,9 @@ def test_pairs_in_16_bits_are_exact_for_safe_weights_only(machine: Machine) -> N
     unsafe = safe.copy()
     unsafe[:, 0] = 65
     assert not int8.is_safe(unsafe)
-    made, wanted = product(machine, a, unsafe), exact(a, unsafe)
-    np.testing.assert_array_equal(made[:, 1:], wanted[:, 1:])
-    assert made[0, 0] == 24 * 32767 < wanted[0, 0] == 48 * 255 * 65
+    result, expected = product(machine, a, unsafe), exact(a, unsafe)
+    np.testing.assert_array_equal(result[:, 1:], expected[:, 1:])
+    assert result[0, 0] == 24 * 32767 < expected[0, 0] == 48 * 255 * 65
 
 
 @on(["widen16", "widen8"])
@@ -169,11 +169,11 @@ def test_larger_sums_are_exact_exactly_within_their_limit(
     a = rng.integers(0, 256, (rows, k)).astype(np.uint8)
     w = coarse(rng, k, n)
     size = len(limit.places[0])
-    for column, held in enumerate([(127, 1), (64, 0, 0, 64), (50, 40, 38), (128 // size,) * size]):
+    for column, group in enumerate([(127, 1), (64, 0, 0, 64), (50, 40, 38), (128 // size,) * size]):
         for sign in (1, -1):
             for half, places in enumerate(limit.places):
                 at = np.array(places) + limit.block * ((column + half) % 4)
-                w[at, 2 * column + (sign < 0)] = sign * np.pad(held, (0, size - len(held)))
+                w[at, 2 * column + (sign < 0)] = sign * np.pad(group, (0, size - len(group)))
     a[0] = 255
     assert limit.holds(w)
     assert limit.largest(w).max() == 128
@@ -185,9 +185,9 @@ def test_larger_sums_are_exact_exactly_within_their_limit(
     w[limit.places[0][-1], 0] += 1
     assert not limit.holds(w)
     a[:] = 255
-    made = product(machine, a, w, variant)
-    assert (made[:, 0] == exact(a, w)[:, 0] - 2**16).all()
-    np.testing.assert_array_equal(made[:, 1:], exact(a, w)[:, 1:])
+    result = product(machine, a, w, variant)
+    assert (result[:, 0] == exact(a, w)[:, 0] - 2**16).all()
+    np.testing.assert_array_equal(result[:, 1:], exact(a, w)[:, 1:])
 
 
 def coarse(rng: np.random.Generator, k: int, n: int) -> np.ndarray:
@@ -240,19 +240,19 @@ def test_float_products_agree_with_double_precision(machine: Machine, k: int, n:
     at most k roundings (2^-24) of the sum of their sizes."""
     rng = np.random.default_rng(k)
     a, w = (rng.standard_normal(s).astype(np.float32) for s in ((32, k), (k, n)))
-    wanted = a.astype(np.float64) @ w.astype(np.float64)
+    expected = a.astype(np.float64) @ w.astype(np.float64)
     allowed = k * 2.0**-24 * (np.abs(a) @ np.abs(w))
-    assert (np.abs(product(machine, a, w) - wanted) <= allowed).all()
+    assert (np.abs(product(machine, a, w) - expected) <= allowed).all()
 
 
 @on(FLOAT)
 def test_nan_stays_in_its_row_and_column(machine: Machine) -> None:
     a, w = np.ones((32, 16), np.float32), np.ones((16, 32), np.float32)
     a[5, 3], w[:, 7] = np.nan, np.inf
-    made = product(machine, a, w)
-    assert np.isnan(made[5]).all()
-    assert (np.delete(made[:, 7], 5) == np.inf).all()
-    rest = np.delete(np.delete(made, 5, 0), 7, 1)
+    result = product(machine, a, w)
+    assert np.isnan(result[5]).all()
+    assert (np.delete(result[:, 7], 5) == np.inf).all()
+    rest = np.delete(np.delete(result, 5, 0), 7, 1)
     assert (rest == 16).all()
 
 
@@ -288,8 +288,8 @@ def test_accumulators_stay_in_registers(
     instructions may be unrolled, so there are as many as a tile has accumulators, or a multiple of it."""
     # Of 64 inputs, loops over 16 are unrolled as a whole, and their weights kept for the next rows.
     k = 512 if variant == int8.EIGHTS else 64
-    spec, held = Product(k, 32, 32, dtype, variant), MACHINES[machine]
-    built = build(spec.name, kernel(spec, held.isa), held)
+    spec, target = Product(k, 32, 32, dtype, variant), MACHINES[machine]
+    built = build(spec.name, kernel(spec, target.isa), target)
     [library] = [m for m in (built.mod, *built.mod.imports) if m.kind == "llvm"]
     counts = []
     for body in inner_loops(library.inspect_source("s")):

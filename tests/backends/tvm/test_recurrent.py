@@ -64,8 +64,8 @@ def recurrent(
         graph.add_input("lengths", TensorType(DType.I32, (BATCH,))) if lengths else None,
     ]
     states = ["h", "c"] if op == "LSTM" else ["h"]
-    held = (BATCH, directions, HIDDEN) if first else (directions, BATCH, HIDDEN)
-    inputs += [graph.add_input(s, TensorType(dtype, held)) if initial else None for s in states]
+    state_shape = (BATCH, directions, HIDDEN) if first else (directions, BATCH, HIDDEN)
+    inputs += [graph.add_input(s, TensorType(dtype, state_shape)) if initial else None for s in states]
     if peepholes:
         inputs.append(weight("p", directions, 3 * HIDDEN))
     if directions == 2:

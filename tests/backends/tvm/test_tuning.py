@@ -63,16 +63,16 @@ WIDE = Linear(64, 144, format="float32")
 
 def ir(text: str = TEXT) -> Graph:
     """The graph of a text whose constants are only declared: they get random numbers."""
-    held: dict[str, Encoding] = {}
+    constants: dict[str, Encoding] = {}
 
-    def declare(found: re.Match[str]) -> str:
-        dims = [int(d) for d in found[2].split(",")]
-        rng = np.random.default_rng(crc32(found[1].encode()))
+    def declare(match: re.Match[str]) -> str:
+        dims = [int(d) for d in match[2].split(",")]
+        rng = np.random.default_rng(crc32(match[1].encode()))
         encoding = Dense((rng.standard_normal(dims) / np.sqrt(dims[0])).astype(np.float32))
-        held[encoding.digest] = encoding
-        return f"{found[0]} = dense #{encoding.digest}"
+        constants[encoding.digest] = encoding
+        return f"{match[0]} = dense #{encoding.digest}"
 
-    return parse(re.sub(r"@(\w+): f32\[([\d, ]+)\](?=\n)", declare, text), TABLE, held)
+    return parse(re.sub(r"@(\w+): f32\[([\d, ]+)\](?=\n)", declare, text), TABLE, constants)
 
 
 def quantized(graph: Graph) -> Graph:
@@ -94,27 +94,27 @@ def tuned(database: Database, sizes: Sequence[Mapping[str, int]] = SIZES) -> Any
 
 def measured(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> list[Linear]:
     """Replaces measuring by ``answer``; returns the list of kernels that are measured from now on."""
-    found: list[Linear] = []
+    kernels: list[Linear] = []
 
     def stub(spec: Linear, *rest: Any) -> Any:
-        found.append(spec)
+        kernels.append(spec)
         return answer()
 
     monkeypatch.setattr(tuning, "best", stub)
-    return found
+    return kernels
 
 
 # -- what there is to tune -------------------------------------------------------------------------
 
 
 def test_kernels_are_collected_with_all_their_row_counts() -> None:
-    found = kernels_of(fuse(ir(), ISA), ISA, SIZES)
-    assert found == {SQUARE: {16, 32, 6}, WIDE: {16, 32}}
+    kernels = kernels_of(fuse(ir(), ISA), ISA, SIZES)
+    assert kernels == {SQUARE: {16, 32, 6}, WIDE: {16, 32}}
 
 
 def test_int8_kernels_are_distinguished_by_what_they_compute() -> None:
-    found = kernels_of(fuse(quantized(ir()), ISA), ISA, SIZES[:1])
-    forms = {(k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in found.items()}
+    kernels = kernels_of(fuse(quantized(ir()), ISA), ISA, SIZES[:1])
+    forms = {(k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in kernels.items()}
     assert forms == {
         (64, "int8", False, "", True): {16},
         (64, "int8", False, "float32", False): {6},
@@ -208,7 +208,7 @@ def test_the_fastest_may_differ_in_both() -> None:
 def test_the_default_stays_unless_the_winner_is_faster_when_measured_again(
     monkeypatch: pytest.MonkeyPatch, again: dict[int, tuple[float, float]], kept: bool
 ) -> None:
-    """``again`` tells, by rows, what two thirds and a third of the second samples of rows32 take."""
+    """``again``: by rows, the times of two thirds and of a third of the second samples of rows32."""
 
     def times(_: Any, names: Sequence[str], tensors: Sequence[Any]) -> dict[str, list[float]]:
         if len(names) > 2:
@@ -221,13 +221,13 @@ def test_the_default_stays_unless_the_winner_is_faster_when_measured_again(
     monkeypatch.setattr(tuning, "loaded", lambda *_: dict.fromkeys(tuning.CANDIDATES))
     monkeypatch.setattr(tuning, "release", lambda _: None)
     monkeypatch.setattr(tuning, "_times", times)
-    held = best(SQUARE, ISA, [128, 256], CHOICE)
-    assert held["grain"] == (
+    outcome = best(SQUARE, ISA, [128, 256], CHOICE)
+    assert outcome["grain"] == (
         {"rows": 32, "by_columns": 64} if kept else {"rows": 64, "by_columns": 64}
     )
-    assert held["ms"]["256"] == {"rows32": 0.5, "rows64": 1.0, "rows128": 1.0, "columns": 1.0}
-    assert held["duels"]["128"]["default_ms"] == 1.0
-    assert held["duels"]["128"]["winner_ms"] == again[128][0]
+    assert outcome["ms"]["256"] == {"rows32": 0.5, "rows64": 1.0, "rows128": 1.0, "columns": 1.0}
+    assert outcome["duels"]["128"]["default_ms"] == 1.0
+    assert outcome["duels"]["128"]["winner_ms"] == again[128][0]
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -237,16 +237,16 @@ def test_the_default_stays_unless_the_winner_is_faster_when_measured_again(
 def test_stored_results_are_not_measured_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = measured(monkeypatch, result)
+    specs = measured(monkeypatch, result)
     choice, report = tuned(database)
-    assert asked == [WIDE, SQUARE] and report.total == 2 and not report.interrupted
+    assert specs == [WIDE, SQUARE] and report.total == 2 and not report.interrupted
     assert [row["measured"] for row in report.kernels] == [True, True]
     again, second = tuned(Database(database.path))
-    assert len(asked) == 2 and again == choice
+    assert len(specs) == 2 and again == choice
     assert [row["measured"] for row in second.kernels] == [False, False]
     assert second.kernels[0]["grain"] == {"rows": 32, "by_columns": 0}
     tuned(database, SIZES[:1])
-    assert len(asked) == 4, "at other sizes they have to be measured anew"
+    assert len(specs) == 4, "at other sizes they have to be measured again"
 
 
 @runs_here
@@ -260,15 +260,15 @@ def test_an_interrupt_keeps_finished_results(
             return answer
         raise KeyboardInterrupt
 
-    asked = measured(monkeypatch, interrupted)
+    specs = measured(monkeypatch, interrupted)
     choice, report = tuned(database)
-    assert asked == [WIDE, SQUARE]
+    assert specs == [WIDE, SQUARE]
     assert choice.grains == ((WIDE.name, 32, 0),)
     assert report.interrupted and [row["name"] for row in report.kernels] == [WIDE.name]
     assert [r.partition(":")[0] for r in report.remarks] == ["interrupted"]
-    asked = measured(monkeypatch, result)
+    specs = measured(monkeypatch, result)
     choice, report = tuned(Database(database.path))
-    assert asked == [SQUARE] and not report.interrupted
+    assert specs == [SQUARE] and not report.interrupted
     assert choice.grains == ((WIDE.name, 32, 0), (SQUARE.name, 32, 0))
 
 
@@ -286,13 +286,13 @@ def test_a_database_that_cannot_be_written_is_reported(
 
 @runs_here
 @pytest.mark.parametrize(
-    "held",
+    "entry",
     [3, {}, {"grain": 3}, {"grain": {"row": 32}}, result(rows=40), result(by_columns="9")],  # type: ignore[arg-type]
     ids=str,
 )
-def test_an_invalid_entry_is_refused(database: Database, held: Any) -> None:
+def test_an_invalid_entry_is_refused(database: Database, entry: Any) -> None:
     for spec, rows in ((SQUARE, {16, 32, 6}), (WIDE, {16, 32})):
-        database.put(key_of(spec, rows, CHOICE), held)
+        database.put(key_of(spec, rows, CHOICE), entry)
     with pytest.raises(InvalidOption, match=r"tuning\.json is damaged: remove it"):
         tuned(database)
 
@@ -339,18 +339,18 @@ def test_results_do_not_depend_on_the_grain(int8: bool) -> None:
         for b, s in ((1, 1), (1, 17), (2, 33), (3, 50), (2, 128))
     ]
     feeds = [{k: v.astype(np.float32) for k, v in feed.items()} for feed in feeds]
-    found = []
+    results = []
     for grain in (Grain(), Grain(32, 0), Grain(128, 0), Grain(64, ALWAYS)):
         choice = CHOICE.replace(grains=tuple((n, grain.rows, grain.by_columns) for n in names))
         session = open_session(build(graph, choice), choice)
-        found.append([session.run(feed) for feed in feeds])
-    for others in found[1:]:
-        for expected, got in zip(found[0], others, strict=True):
+        results.append([session.run(feed) for feed in feeds])
+    for others in results[1:]:
+        for expected, got in zip(results[0], others, strict=True):
             for name in expected:
                 # Each number is a sum along k in the same order, whoever computes it.
                 np.testing.assert_array_equal(got[name], expected[name])
     session = ort.open_session(ort.build(ir(), ort.Choice()))
-    for feed, got in zip(feeds, found[0], strict=True):
+    for feed, got in zip(feeds, results[0], strict=True):
         for name, expected in session.run(feed).items():
             # Sums of 64 products in another order; 8 bits leave about a hundredth of their range.
             np.testing.assert_allclose(got[name], expected, rtol=0, atol=0.1 if int8 else 1e-5)
@@ -367,19 +367,19 @@ def test_compile_stores_tuned_grains_in_the_manifest(
     path.write_bytes(ort.build(ir(), ort.Choice()))  # type: ignore[arg-type]
     arguments: dict[str, Any] = {"recipe": "fp32", "runtime": "tvm", "database": file}
     arguments["sizes"] = [{"b": 2, "s": 8, "t": 3}]
-    asked = measured(monkeypatch, result)
+    specs = measured(monkeypatch, result)
     report = tersor.tune(path, **arguments)
-    assert [row["name"] for row in report.kernels] == [spec.name for spec in asked]
-    assert report.database == str(file) and len(asked) == 2
+    assert [row["name"] for row in report.kernels] == [spec.name for spec in specs]
+    assert report.database == str(file) and len(specs) == 2
     monkeypatch.setattr(search, "SEARCH_PAIRS", 2)
     monkeypatch.setattr("tersor.driver.choosing.FINAL_PAIRS", 2)
     monkeypatch.setattr(measure.Paired, "slower", False)  # Whether it pays is not the question.
     artifact = tersor.compile(path, **arguments)
-    assert len(asked) == 2, "what is known was measured again"
+    assert len(specs) == 2, "stored results were measured again"
     artifact.save(tmp_path / "out")
-    held = tersor.load(tmp_path / "out", trust=True)
-    assert held.runtime == "tvm"
-    assert sorted(held.choice["grains"]) == [[WIDE.name, 32, 0], [SQUARE.name, 32, 0]]
+    artifact = tersor.load(tmp_path / "out", trust=True)
+    assert artifact.runtime == "tvm"
+    assert sorted(artifact.choice["grains"]) == [[WIDE.name, 32, 0], [SQUARE.name, 32, 0]]
     assert artifact.report.kept == "fp32 tuned"
 
 
