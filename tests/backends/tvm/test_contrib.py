@@ -96,7 +96,9 @@ def by_runtime(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.n
 def runs() -> dict[str, Callable[[dict[str, np.ndarray]], list[np.ndarray]]]:
     """All models, in one module."""
     return dict(
-        zip(FLOAT, compiled_in_tvm(*(expand(import_model(model_of(n))) for n in FLOAT)), strict=True)
+        zip(
+            FLOAT, compiled_in_tvm(*(expand(import_model(model_of(n))) for n in FLOAT)), strict=True
+        )
     )
 
 

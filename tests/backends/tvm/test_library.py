@@ -39,12 +39,16 @@ def graph(scale: float = 1.0) -> Graph:
     types = parse("graph g(%x: f32[batch, 10]) -> (x = %x) {}", TABLE).inputs[0].type
     x = result.add_input("x", types)
     a, b = (
-        result.constant(Dense(np.float32(scale) * np.linspace(low, 1, count, dtype=np.float32)), name)
+        result.constant(
+            Dense(np.float32(scale) * np.linspace(low, 1, count, dtype=np.float32)), name
+        )
         for low, count, name in ((-1, 10, "a"), (0, 20, "b"))
     )
     doubled = result.emit("Mul", [x, a])
     b = result.emit("Reshape", [b, result.constant(Dense(np.array([2, 10])), "shape")])
-    result.set_outputs([result.emit("Relu", [result.emit("Add", [doubled, b])]), doubled], ["y", "n"])
+    result.set_outputs(
+        [result.emit("Relu", [result.emit("Add", [doubled, b])]), doubled], ["y", "n"]
+    )
     return result
 
 

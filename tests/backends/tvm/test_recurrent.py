@@ -65,7 +65,9 @@ def recurrent(
     ]
     states = ["h", "c"] if op == "LSTM" else ["h"]
     state_shape = (BATCH, directions, HIDDEN) if first else (directions, BATCH, HIDDEN)
-    inputs += [graph.add_input(s, TensorType(dtype, state_shape)) if initial else None for s in states]
+    inputs += [
+        graph.add_input(s, TensorType(dtype, state_shape)) if initial else None for s in states
+    ]
     if peepholes:
         inputs.append(weight("p", directions, 3 * HIDDEN))
     if directions == 2:

@@ -114,7 +114,9 @@ def test_kernels_are_collected_with_all_their_row_counts() -> None:
 
 def test_int8_kernels_are_distinguished_by_what_they_compute() -> None:
     kernels = kernels_of(fuse(quantized(ir()), ISA), ISA, SIZES[:1])
-    forms = {(k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in kernels.items()}
+    forms = {
+        (k.n, k.format, k.quantized, k.result, k.quantize): rows for k, rows in kernels.items()
+    }
     assert forms == {
         (64, "int8", False, "", True): {16},
         (64, "int8", False, "float32", False): {6},
