@@ -70,7 +70,7 @@ def artifact(seed: int = 0) -> tersor.Artifact:
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights go beside the model from 1 kB on."""
+    """Weights are stored next to the model from 1 kB on."""
     monkeypatch.setattr("tersor.frontends.onnx.split.INLINE_BYTES", 1000)
 
 

@@ -1,4 +1,4 @@
-"""``--calibration texts.txt``: the tokenizer beside the model makes the inputs."""
+"""``--calibration texts.txt``: the tokenizer next to the model makes the inputs."""
 
 from __future__ import annotations
 
