@@ -126,9 +126,13 @@ def _dead(graph: Graph) -> Iterator[str]:
 
 
 def _foldable(graph: Graph) -> Iterator[str]:
+    from tersor.ops.families.quantization import is_part_of_quantized_op
+
     for node in graph.walk():
         operands: list[Value | None] = list(node.inputs)
-        if node.op == "DequantizeLinear" and all(v is None or v.is_constant for v in operands):
+        if node.op != "DequantizeLinear" or not all(v is None or v.is_constant for v in operands):
+            continue
+        if not is_part_of_quantized_op(node):
             yield f"{node.label} reads constants only"
 
 

@@ -54,18 +54,6 @@ def _folded(node: Node) -> Encoding | None:
     return None
 
 
-def is_part_of_quantized_op(node: Node) -> bool:
-    """Whether a DequantizeLinear of a constant belongs to a quantized op in QDQ form: its users also read
-    dequantized activations."""
-    return any(
-        v is not None
-        and (other := producer_if(v, "DequantizeLinear"))
-        and not operand(other, 0).is_constant
-        for user in node.output.users
-        for v in user.inputs
-    )
-
-
 # -- integers or 16 bits to floats -----------------------------------------------------------------
 
 

@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 
 from tersor.ir import Graph, Node
+from tersor.ops.families.quantization import is_part_of_quantized_op
 from tersor.pipeline import ROUNDING, Pass, Rewrite, Skip
-from tersor.transforms.dequantization import encoded_result, is_part_of_quantized_op
+from tersor.transforms.dequantization import encoded_result
 
 
 @dataclass(frozen=True)

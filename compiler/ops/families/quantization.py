@@ -59,6 +59,19 @@ def _dequantize_infer(node: Node) -> list[ValueType]:
     return [TensorType(scale.tensor.dtype, x.tensor.dims)]
 
 
+def is_part_of_quantized_op(node: Node) -> bool:
+    """Whether a DequantizeLinear of a constant belongs to a quantized op in QDQ form: its users also read
+    dequantized activations."""
+    return any(
+        v is not None
+        and v.producer is not None
+        and v.producer.op == "DequantizeLinear"
+        and not all(x is None or x.is_constant for x in v.producer.inputs[:1])
+        for user in node.output.users
+        for v in user.inputs
+    )
+
+
 def _dynamic_rows(x: Any) -> Any:
     import torch
 
