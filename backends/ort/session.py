@@ -141,7 +141,7 @@ class Session:
             )
         except Exception as error:
             raise InvalidOption(
-                f"the model does not take these inputs: {_one_line(error)}"
+                f"the model does not take these inputs ({_sizes(inputs)}): {_one_line(error)}"
             ) from None
         return dict(zip(self._output_names, outputs, strict=True))
 
@@ -211,6 +211,12 @@ class Evaluator:
             entry = (graph, open_session(build(graph, choice), choice, keeps_memory=False))
         self._sessions = [*(other for other in self._sessions if other is not entry), entry][-2:]
         return entry[1].run(inputs)
+
+
+def _sizes(inputs: Mapping[str, np.ndarray]) -> str:
+    """``x 1x3200, sr scalar``"""
+    shapes = {name: "x".join(map(str, np.shape(array))) for name, array in inputs.items()}
+    return ", ".join(f"{name} {shape or 'scalar'}" for name, shape in shapes.items())
 
 
 def _one_line(error: Exception) -> str:

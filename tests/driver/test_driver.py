@@ -244,7 +244,7 @@ def test_what_cannot_be_measured_is_built_as_it_was_asked_for(quick: None) -> No
     (decision,) = made.report.decisions
     assert decision.outcome == "unmeasured"
     assert decision.reason.startswith(
-        "the model does not run on made-up inputs (the model does not take these inputs: "
+        "the model does not run on made-up inputs (the model does not take these inputs (x "
     )
     assert "indices element out of data bounds, idx=-899" in decision.reason
     assert decision.reason.endswith(ADVICE)

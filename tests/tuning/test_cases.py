@@ -141,7 +141,7 @@ def test_sizes_that_the_model_does_not_run_at_are_told() -> None:
     found = cases(text, sizes=[{"n": 2, "m": 3}, {"n": 3, "m": 3}])
     assert labels(found) == ["n=3 m=3"]
     assert found.remarks[0].startswith(
-        "not measured at n=2 m=3: the model does not take these inputs"
+        "not measured at n=2 m=3: the model does not take these inputs (x 2, z 3): "
     )
 
 
