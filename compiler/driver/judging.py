@@ -53,11 +53,14 @@ class Judge:
 
     def of_built(self, before: Run, after: Run, graph: Fidelity | None) -> Fidelity:
         """Fidelity of the outputs of the built model ``after`` against those of ``before``, plus the scores
-        of the graph that it was built from, if known."""
+        of the graph that it was built from, if known and if passes changed them: where they did not, "no
+        error" in the row of a score would contradict what the runtime's kernels changed."""
         tally = Tally(self._reading.unordered)
         for feed in self.feeds:
             self._add(tally, feed, before(feed), after(feed))
-        scores = [o for o in graph.outputs if o.decides] if graph is not None else []
+        scores = (
+            [o for o in graph.outputs if o.decides and o.max_error] if graph is not None else []
+        )
         return self._fidelity([*map(self._named, tally.outputs()), *scores])
 
     def _add(
@@ -155,6 +158,10 @@ class Reading:
             else value
             for name, value in outputs.items()
         }
+
+
+def _unchanged(one: OutputFidelity) -> bool:
+    return one.max_error == 0 and not one.misplaced and not one.reshaped
 
 
 def _with_scores(graph: Graph) -> tuple[Graph, dict[str, Score]]:

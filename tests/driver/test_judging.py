@@ -55,6 +55,19 @@ def changed(graph: Graph, name: str, by: float) -> Graph:
     return copy
 
 
+def test_scores_that_no_pass_changed_are_no_row_of_a_built_model() -> None:
+    """The runtime's kernels may change them all the same, which the graph does not show."""
+    graph, evaluate = parse(TAGGER, TABLE), Evaluator()
+    judge = Judge(graph, tagger(), evaluate)
+    other = changed(graph, "w3", 0.5)
+    for passed, rows in ((graph.copy(), {"labels"}), (other, {"labels", "logits"})):
+        built = judge.of_built(
+            lambda feed: evaluate(graph, feed), lambda feed: evaluate(other, feed), judge(passed)
+        )
+        assert {o.name for o in built.outputs} == rows
+        assert built.kept is not None and built.kept < 1
+
+
 def test_labels_and_the_scores_before_them_are_judged() -> None:
     graph = parse(TAGGER, TABLE)
     judge = Judge(graph, tagger(), Evaluator())
