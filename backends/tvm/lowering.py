@@ -119,6 +119,9 @@ class Lowering:
             its array.
         kernels: of the module, by name.
         refused: results of nodes that were refused.
+        label: of the node that is lowered, for errors of its run.
+        joins: dims known to be the size that others broadcast to.
+        equal: pairs of dims that were checked to be equal.
     """
 
     builder: relax.BlockBuilder
@@ -130,6 +133,9 @@ class Lowering:
     parameters: list[tuple[relax.Var, int]] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
     refused: set[Value] = field(default_factory=set)
+    label: str = ""
+    joins: dict[Dim, frozenset[Dim]] = field(default_factory=dict)
+    equal: set[frozenset[Dim]] = field(default_factory=set)
 
     # -- for rules ---------------------------------------------------------------------------------
 
@@ -271,6 +277,15 @@ class Lowering:
             return self.relax_type(value.type)
         return relax.TensorType(dtype=dtype, ndim=-1 if rank is None else rank)
 
+    def sized(self, expr: Any, type: TensorType) -> Any:
+        """An expression of ``type``, which defines the sizes in its dims that are not known yet."""
+        dims = type.dims or (None,)
+        if all(map(self.is_known, dims)):
+            return expr
+        for dim in dims:
+            self.define(dim)
+        return self.builder.match_cast(self.builder.normalize(expr), self.relax_type(type))
+
     def shape_of(self, value: Value) -> list[Any]:
         """The dims of a value as TVM's expressions."""
         return self.dims(value.tensor.dims)
@@ -320,7 +335,9 @@ class Lowering:
         for type in (v.type for v in (*node.inputs, *node.outputs) if v is not None):
             if isinstance(type, TensorType) and type.dtype in CODES and not _takes_codes(node.op):
                 raise Refused(f"{type.dtype.value} elements")
+        outer, self.label = self.label, node.label
         results = self._empty(node) or rule(self, node)
+        self.label = outer
         for value, expr in zip(node.outputs, results, strict=False):
             if value.uses:
                 self.exprs[value] = self._with_type(value, expr)

@@ -4,13 +4,18 @@
     %y: f32[?, 3] = GatherND(%t, %where)    ->  %y: f32[size_0, 3], inferred anew
 
 The node that makes a value of such a size defines the name, wherever it stands; what is computed of it
-follows.  So is a name that only the file has for a size, which may be wrong for what it is.
+follows.  So is a name that only the file has for a size, which may be wrong for what it is.  What the same
+dims broadcast to has one name:
+
+    %a: f32[?] = Add(%x, %y)     x: f32[n], y: f32[m]     ->  %a: f32[size_0]
+    %b: f32[?] = Mul(%a, %y)                              ->  %b: f32[size_0]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -44,10 +49,12 @@ class _Naming:
     """
     Attributes:
         taken: names that are not new.
+        joins: by name, the dims that broadcast to it.
     """
 
     taken: set[str]
     ranks: RankProofs
+    joins: dict[Dim, frozenset[Dim]] = field(default_factory=dict)
     count: int = field(default=0)
 
     def new(self) -> Sym:
@@ -79,7 +86,8 @@ class _Naming:
                 self.body(node, body, set(defined))
             for value, (new, contents) in zip(node.outputs, _inferred(node), strict=True):
                 if isinstance(value.type, TensorType):
-                    value.type = value.type.with_dims(self.dims(value, new, defined))
+                    joined = _joined(node) if value.index == 0 else {}
+                    value.type = value.type.with_dims(self.dims(value, new, defined, joined))
                     defined |= _names(value.type)
                 if value.contents is None or None in value.contents:
                     value.contents = contents if contents is not None else value.contents
@@ -95,8 +103,14 @@ class _Naming:
                 defined |= _names(value.type)
         self.graph(body, defined)
 
-    def dims(self, value: Value, new: ValueType, defined: set[str]) -> Dims:
-        """Dims whose names are defined, new ones else."""
+    def dims(
+        self,
+        value: Value,
+        new: ValueType,
+        defined: set[str],
+        joined: Mapping[int, Collection[Dim]] = MappingProxyType({}),
+    ) -> Dims:
+        """Dims whose names are defined, new ones else; ``joined`` has those of the operands by axis."""
         old, made = value.tensor.dims, new.dims if isinstance(new, TensorType) else None
         rank = len(made) if made is not None else value.tensor.rank
         if rank is None:
@@ -106,15 +120,47 @@ class _Naming:
             (rank,) = needed
         old = old if old is not None and len(old) == rank else (None,) * rank
         made = made if made is not None else (None,) * rank
-        return tuple(self.dim(a, b, defined) for a, b in zip(old, made, strict=True))
+        return tuple(
+            self.dim(a, b, defined, joined.get(axis - rank, ()))
+            for axis, (a, b) in enumerate(zip(old, made, strict=True))
+        )
 
-    def dim(self, old: Dim, new: Dim, defined: set[str]) -> Dim:
+    def dim(self, old: Dim, new: Dim, defined: set[str], joined: Collection[Dim]) -> Dim:
         for dim in (old, new):
             if dim is not None and symbols(dim) <= defined:
                 return dim
+        parts = frozenset[Dim]().union(*(self.joins.get(dim, {dim}) for dim in joined))
+        for made, others in self.joins.items():
+            if parts == others and symbols(made) <= defined:
+                return made
         names = symbols(old)
         is_name = len(names) == 1 and old == symbol(next(iter(names)))
-        return old if is_name else self.new()
+        made = old if is_name else self.new()
+        if len(parts) > 1 and None not in parts:
+            self.joins[made] = parts
+        return made
+
+
+def _joined(node: Node) -> dict[int, list[Dim]]:
+    """The dims other than 1 of operands that broadcast, by axis of the first result from the end."""
+    operands, columns, looked_up = [v for v in node.inputs if v is not None], 0, 0
+    if node.op == "tersor.EmbeddingLayerNormalization":
+        operands, looked_up = operands[2::2], 1  # A row for each id.
+    elif node.op in ("MatMul", "MatMulInteger"):
+        operands, columns = operands[:2], 2
+    elif node.op in ("tersor.AddLayerNormalization", "tersor.AddRMSNormalization"):
+        operands = operands[:2]
+    elif not TABLE.has(node.op, "elementwise"):
+        return {}
+    shapes = [v.tensor.dims or () for v in operands]
+    if columns and min(map(len, shapes)) < columns:
+        return {}
+    joined: dict[int, list[Dim]] = {}
+    for dims in shapes:
+        for axis in range(-len(dims), -columns):
+            if dims[axis] != 1:
+                joined.setdefault(axis - looked_up, []).append(dims[axis])
+    return joined
 
 
 def _operand_dims(node: Node, body: Graph) -> Sequence[Dims]:

@@ -116,6 +116,8 @@ def function(
     before = {v: lowering.exprs[v] for v in outer.values}
     lowering.exprs.update(zip(outer.values, values, strict=True))
     known, lowering.known = lowering.known, set(outer.sizes)
+    joins, lowering.joins = lowering.joins, dict(lowering.joins)
+    equal, lowering.equal = lowering.equal, set(lowering.equal)
     # A TVM variable belongs to one function: sizes defined within get new ones.
     named = lowering.symbols
     lowering.symbols = {name: named[name] for name in outer.sizes if name in named}
@@ -134,6 +136,7 @@ def function(
         builder.end_scope()
         lowering.exprs.update(before)
         lowering.known, lowering.symbols = known, named
+        lowering.joins, lowering.equal = joins, equal
     sequence = builder.normalize(relax.SeqExpr([block], result))
     parameters = {var for var, _ in lowering.parameters}
     weights = tuple(var for var in relax.analysis.free_vars(sequence) if var in parameters)

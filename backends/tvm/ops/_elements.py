@@ -9,6 +9,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering
+from tersor.backends.tvm.ops._agreement import check_equal
 from tersor.backends.tvm.ops.broadcast import HALF
 from tersor.backends.tvm.schedule import STAYS
 from tersor.ir import Dim, Value
@@ -24,6 +25,7 @@ def fitting(lowering: Lowering, value: Value | None, dims: Mapping[int, Dim]) ->
         have[axis] = have[axis] if dim is None else dim
     if tuple(have) == value.tensor.dims:
         return expr
+    check_equal(lowering, zip(value.tensor.dims or (), have, strict=True))
     return lowering.builder.match_cast(
         expr, lowering.relax_type(value.tensor.with_dims(tuple(have)))
     )

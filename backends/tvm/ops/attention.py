@@ -15,6 +15,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops._agreement import check_fits
 from tersor.backends.tvm.ops._elements import fitting, looked_up
 from tersor.backends.tvm.ops.broadcast import dims_of, element, float_type
 from tersor.backends.tvm.ops.folds import fold_or_start, folded_at, maximum, or_start, total
@@ -185,6 +186,8 @@ def _masked(lowering: Lowering, node: Node, scores: Any, dims: Sizes) -> Any:
         raise Refused("a mask without keys")
     # A mask does not broadcast along the keys.
     want = (dims["batch"], dims["heads"], dims["queries"], have[-1] if have else None)
+    if mask is not None:
+        check_fits(lowering, [have[:-1]], want[:-1])
     read = [] if mask is None else [lowering[mask]]
     whole = bool(have) and have[-1] == dims["all"]
 

@@ -10,6 +10,7 @@ from tvm import te, tirx
 from tvm.ir import is_prim_expr
 
 from tersor.backends.tvm.lowering import Lowering, Refused, dtype_of
+from tersor.backends.tvm.ops._agreement import broadcast_sizes
 from tersor.ir import Dim, DType, TensorType, Value
 
 HALF = ("float16", "bfloat16")  # Read as float32, so that results are rounded once, when written.
@@ -70,7 +71,7 @@ def widened(number: Any) -> Any:
 def element(
     tensor: te.Tensor, index: Sequence[Any], have: Sequence[Dim], want: Sequence[Dim]
 ) -> Any:
-    """The element of a tensor of dims ``have``, broadcast to ``want``, at ``index``."""
+    """The element of a tensor of dims ``have``, which are known to broadcast to ``want``, at ``index``."""
     own = index[len(index) - len(have) :]
     wanted = want[len(want) - len(have) :]
     place = [
@@ -92,7 +93,7 @@ def each(
     tensors = [o for o in operands if o is not None and not o.is_number]
     if want is None:
         raise Refused("a rank is known at run time only")
-    shape = [_size(lowering, dim, i - len(want), tensors) for i, dim in enumerate(want)]
+    shape = broadcast_sizes(lowering, [o.dims for o in tensors], want)
 
     def compute(shape: Sequence[Any], *sources: te.Tensor) -> te.Tensor:
         source = {id(o): t for o, t in zip(tensors, sources, strict=True)}
@@ -109,21 +110,8 @@ def each(
 
         return te.compute(tuple(shape), one, name=name)
 
-    return lowering.te(compute, shape, *(o.source for o in tensors), primfunc_name_hint=name)
-
-
-def _size(lowering: Lowering, dim: Dim, axis: int, operands: Sequence[Operand]) -> Any:
-    """The size of a result's ``axis``, counted from the end. Where it is only a name in the file, it follows
-    from the operands' sizes: the one that is not 1, or 0 where one is 0."""
-    if lowering.is_known(dim):
-        return lowering.dim(dim)
-    have = [o.dims[axis] for o in operands if len(o.dims) >= -axis]
-    sizes = [lowering.dim(d) for d in dict.fromkeys(have) if d != 1]
-    size = sizes[0] if sizes else tirx.IntImm("int64", 1)
-    for other in sizes[1:]:
-        least, most = tirx.min(size, other), tirx.max(size, other)
-        size = tirx.min(most, least * most)
-    return size
+    sources = [o.source for o in tensors]
+    return lowering.sized(lowering.te(compute, shape, *sources, primfunc_name_hint=name), type)
 
 
 def constant_scalar(value: Value | None) -> Any:

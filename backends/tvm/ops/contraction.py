@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from tvm import relax, te
 
 from tersor.backends.tvm.lowering import Lowering, dtype_of
+from tersor.backends.tvm.ops._agreement import broadcast_sizes, check_equal
 from tersor.backends.tvm.ops.broadcast import HALF, Operand, dims_of, element
 from tersor.backends.tvm.ops.folds import count, or_start, total
 from tersor.ir import Dim, DType, TensorType, Value
@@ -31,17 +32,19 @@ def contract(
     result: Labels,
     type: TensorType,
     product: Product = lambda *numbers: prod(numbers[1:], start=numbers[0]),
+    equal: Labels = (),
 ) -> Any:
     """An expression of ``type`` with an axis for each label of ``result``: the sum over all other labels
-    of the ``product`` of the operands' elements. Axes of size 1 broadcast.
+    of the ``product`` of the operands' elements. Axes broadcast, but for those of labels ``equal``, which the
+    first two operands have.
 
     Halves are summed in float32; other numbers in the product's type.
     """
+    if equal:
+        a, b, *rest = operands
+        operands = [*_equalized(lowering, a, b, labels, equal), *rest]
     sizes = common_sizes(operands, labels) | dict(zip(result, type.dims or (), strict=True))
-    operands = [
-        _checked(lowering, o, [sizes[label] for label in own])
-        for o, own in zip(operands, labels, strict=True)
-    ]
+    shape = {n: _size(lowering, n, size, operands, labels) for n, size in sizes.items()}
     names, dtype = list(sizes), dtype_of(type)
 
     def compute(shape: dict[str, Any], *tensors: te.Tensor) -> te.Tensor:
@@ -65,8 +68,8 @@ def contract(
             return made
         return te.compute(made.shape, lambda *i: made(*i).astype(dtype), name="rounded")
 
-    shape = {n: lowering.dim(size) for n, size in sizes.items()}
-    return lowering.te(compute, shape, *(o.source for o in operands), primfunc_name_hint=name)
+    sources = [o.source for o in operands]
+    return lowering.sized(lowering.te(compute, shape, *sources, primfunc_name_hint=name), type)
 
 
 def accumulated(type: TensorType) -> TensorType:
@@ -75,20 +78,40 @@ def accumulated(type: TensorType) -> TensorType:
 
 
 def common_sizes(operands: Sequence[Operand], labels: Sequence[Labels]) -> dict[str, Dim]:
-    """The broadcast size of each label; of two sizes not known to be equal, the first."""
+    """The broadcast size of each label; None where only a run tells it."""
     sizes: dict[str, Dim] = {}
     for operand, own in zip(operands, labels, strict=True):
         for label, dim in zip(own, operand.dims, strict=True):
-            have = sizes.get(label, 1)
-            sizes[label] = have if (joined := broadcast_dim(have, dim)) is None else joined
+            sizes[label] = broadcast_dim(sizes.get(label, 1), dim)
     return sizes
 
 
-def _checked(lowering: Lowering, operand: Operand, want: Sequence[Dim]) -> Operand:
-    """The operand, its dims checked against ``want`` at run time where they are not known to be equal."""
-    pairs = list(zip(operand.dims, want, strict=True))
-    if all(broadcast_dim(have, size) is not None for have, size in pairs):
+def _size(
+    lowering: Lowering, label: str, size: Dim, operands: Sequence[Operand], labels: Sequence[Labels]
+) -> Any:
+    """The size of a label, after a check that the operands' sizes broadcast to it."""
+    pairs = [
+        p for o, own in zip(operands, labels, strict=True) for p in zip(own, o.dims, strict=True)
+    ]
+    (made,) = broadcast_sizes(lowering, [(dim,) for name, dim in pairs if name == label], (size,))
+    return made
+
+
+def _equalized(
+    lowering: Lowering, a: Operand, b: Operand, labels: Sequence[Labels], equal: Labels
+) -> tuple[Operand, Operand]:
+    """The operands, their axes of labels ``equal`` of the same dims: a run fails where they differ."""
+    first, second = (
+        dict(zip(n, o.dims, strict=True)) for n, o in zip(labels, (a, b), strict=False)
+    )
+    wanted = {n: second[n] if isinstance(second[n], int) else first[n] for n in equal}
+    return _cast(lowering, a, labels[0], wanted), _cast(lowering, b, labels[1], wanted)
+
+
+def _cast(lowering: Lowering, operand: Operand, own: Labels, wanted: Mapping[str, Dim]) -> Operand:
+    dims = tuple(wanted.get(n, dim) for n, dim in zip(own, operand.dims, strict=True))
+    if dims == operand.dims:
         return operand
-    dims = tuple(size if broadcast_dim(have, size) is None else have for have, size in pairs)
+    check_equal(lowering, zip(operand.dims, dims, strict=True))
     type = relax.TensorType(lowering.dims(dims), operand.source.ty.dtype)
     return Operand(lowering.builder.match_cast(operand.source, type), dims)

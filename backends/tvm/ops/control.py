@@ -194,7 +194,7 @@ class _Turns(ABC):
 
 def _as(lowering: Lowering, expr: Any, value: Value) -> Any:
     """What a body is passed, as the type that its input has: numbers without axes may have some."""
-    if value.tensor.rank == 1 and not len(expr.ty.shape):
+    if value.tensor.rank == 1 and expr.ty.ndim == 0:
         expr = relax.op.reshape(expr, relax.ShapeExpr([1]))
     return lowering.builder.match_cast(
         lowering.builder.normalize(expr), lowering.defining_type(value)

@@ -19,8 +19,9 @@ from tersor.backends.tvm.kernels.emit import Isa
 from tersor.backends.tvm.kernels.linear_spec import BIAS, COLUMNS, SHARED, Grain, Linear
 from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops import norm
+from tersor.backends.tvm.ops._agreement import check_fits
 from tersor.backends.tvm.ops.attention import presents
-from tersor.ir import Affine, DType, Encoding, Node, Value
+from tersor.ir import Affine, Dim, DType, Encoding, Node, Value
 from tersor.structure.ties import tied_to
 
 EMBEDDING = "tersor.EmbeddingLayerNormalization"
@@ -149,11 +150,20 @@ def _attention(lowering: Lowering, node: Node, isa: Isa) -> list[Any]:
         if past_k is not None or len(node.outputs) > 1:
             keys_values = present = presents(lowering, k, v, past_k, past_v, spec.kv_heads)
         operands += keys_values
+    if mask is not None:
+        assert mask.tensor.dims is not None
+        check_fits(lowering, [mask.tensor.dims[:-1]], _scored(q, spec.heads))
     operands += [lowering[value] for value in (mask, lengths) if value is not None]
     if past_k is not None:
         operands.append(lowering.dim(past_k.tensor.dims[2]))  # type: ignore[index]
     y = _call(lowering, spec.name, lambda: attention.kernel(spec, isa), operands, node.outputs[:1])
     return [*y, *present]
+
+
+def _scored(q: Value | None, heads: int) -> tuple[Dim, ...]:
+    """The dims of scores before the keys: batch, heads, queries."""
+    assert q is not None and q.tensor.dims is not None
+    return q.tensor.dims[0], heads, q.tensor.dims[-2]
 
 
 def _attention_spec(node: Node) -> Attention:

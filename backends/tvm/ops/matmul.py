@@ -47,7 +47,7 @@ def _product(
     lowering: Lowering, a: Value, b: Value, labels: tuple[Labels, Labels, Labels], type: TensorType
 ) -> Any:
     operands = [whole(lowering, a), whole(lowering, b)]
-    return contract(lowering, "matmul", operands, labels[:2], labels[2], type)
+    return contract(lowering, "matmul", operands, labels[:2], labels[2], type, equal=("k",))
 
 
 def _matmul(lowering: Lowering, node: Node) -> Sequence[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops._agreement import broadcast_sizes, check_fits
 from tersor.backends.tvm.ops._elements import looked_up
 from tersor.backends.tvm.ops.broadcast import (
     Operand,
@@ -88,6 +89,7 @@ def _normalize(
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
     given = [v for v in parameters if v is not None]
     have = [dims_of(v) for v in given]
+    check_fits(lowering, have, x.dims)
 
     def compute(x_: te.Tensor, *tensors: te.Tensor) -> Any:
         of = read(x_)
@@ -130,10 +132,10 @@ def _after_residual(lowering: Lowering, node: Node) -> Sequence[Any]:
 
 
 def _after_embedding(lowering: Lowering, node: Node) -> Sequence[Any]:
-    want = dims_of(node.output)
+    type, want = node.output.tensor, dims_of(node.output)
     pairs = [v for v in node.inputs[2:] if v is not None]
     have = [dims_of(ids) for ids in pairs[::2]]
-    dtype = dtype_of(node.output.type)
+    dtype = dtype_of(type)
 
     def compute(shape: Sequence[Any], *tensors: te.Tensor) -> te.Tensor:
         def one(*index: Any) -> Any:
@@ -147,7 +149,9 @@ def _after_embedding(lowering: Lowering, node: Node) -> Sequence[Any]:
         return te.compute(tuple(shape), one, name="embedding")
 
     sources = [lowering[v] for v in pairs]
-    summed = lowering.te(compute, lowering.dims(want), *sources, primfunc_name_hint="embedding")
+    shape = [*broadcast_sizes(lowering, have, want[:-1]), lowering.dim(want[-1])]
+    made = lowering.te(compute, shape, *sources, primfunc_name_hint="embedding")
+    summed = lowering.sized(made, type)
     return _normalize(lowering, node, Operand(summed, want), len(want) - 1, node.inputs[:2])
 
 

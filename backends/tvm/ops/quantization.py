@@ -193,7 +193,7 @@ def _exact(
 
     operands = [whole(lowering, v) for v in values]
     type = TensorType(DType.I32, result.dims)
-    return contract(lowering, "matmul_integer", operands, labels, made, type, product)
+    return contract(lowering, "matmul_integer", operands, labels, made, type, product, ("k",))
 
 
 def _matmul_integer(lowering: Lowering, node: Node) -> Sequence[Any]:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+import tvm
+from tvm import relax, te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
+from tersor.backends.tvm.ops._agreement import broadcast_sizes
 from tersor.backends.tvm.ops._elements import element, listed, operand
 from tersor.backends.tvm.ops._sizes import compute_sizes, steps_between
 from tersor.backends.tvm.ops.broadcast import dims_of
 from tersor.ir import Encoding, Node
+from tersor.ops import contents_of
+from tersor.ops.families._symbolic import is_negative
 
 
 def _read(lowering: Lowering, node: Node) -> Sequence[Any]:
@@ -34,19 +38,31 @@ def _listed(items: list[Any], dims: list[Any]) -> Any:
 def _expand(lowering: Lowering, node: Node) -> Sequence[Any]:
     x, target = node.inputs
     assert x is not None and target is not None
-    have, rank = lowering.shape_of(x), len(dims_of(node.output))
-    wanted = dims_of(target)[0]
-
-    def sizes(have: list[Any], wanted_dims: Any) -> list[Any]:
-        assert isinstance(wanted, int)
-        one = tirx.IntImm("int64", 1)
-        both = ([one] * (rank - len(have)) + have, [one] * (rank - wanted))
-        asked = [*both[1], *(element(wanted_dims, n) for n in range(wanted))]
-        return [tirx.Select(a == 1, b, a) for a, b in zip(both[0], asked, strict=True)]
-
-    compute_sizes(lowering, node, sizes, have, operand(lowering, target))
-    dims = lowering.shape_of(node.output)
+    have, want, contents = dims_of(x), dims_of(node.output), contents_of(target)
+    if contents is not None and all(map(lowering.is_known, contents)):
+        asked = tuple(1 if is_negative(d) else d for d in contents)
+        dims = broadcast_sizes(lowering, [have, asked], want)
+    else:
+        dims = _asked_sizes(lowering, node)
     return [lowering.te(_expanded, lowering[x], dims, _equal(node))]
+
+
+def _asked_sizes(lowering: Lowering, node: Node) -> list[Any]:
+    """The sizes of an Expand whose target is computed in the run."""
+    x, target = node.inputs
+    assert x is not None
+    for dim in dims_of(node.output):
+        lowering.define(dim)
+    sizes = lowering.shape_of(node.output)
+    made = relax.op.call_pure_packed(
+        "tersor.expanded_sizes",
+        relax.ShapeExpr(lowering.shape_of(x)),
+        lowering[target],
+        tvm.ir.StringImm(lowering.label),
+        ty_args=[relax.ShapeType(ndim=len(sizes))],
+    )
+    lowering.builder.match_cast(lowering.emit(made), relax.ShapeType(sizes))
+    return sizes
 
 
 def _equal(node: Node) -> list[bool]:

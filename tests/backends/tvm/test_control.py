@@ -174,23 +174,13 @@ def test_what_a_body_cannot_do_is_told_with_its_node() -> None:
     graph = TABLE.graph()
     flag, x = graph.add_input("f", FLAG), graph.add_input("x", ROWS)
     branches = {}
-    for name, op in (("then_branch", "Neg"), ("else_branch", "Range")):
+    for name, op in (("then_branch", "Neg"), ("else_branch", "Dropout")):
         inner = TABLE.graph(name, graph)
-        if op == "Neg":
-            made = inner.emit(op, [x])
-        else:
-            ends = [inner.constant(np.array(n, np.float32)) for n in (0, 1)]
-            top = inner.emit("ReduceMax", [x], {"keepdims": 0})
-            made = inner.emit(op, [ends[0], top, ends[1]])
-            made = inner.emit(
-                "Add", [x, inner.emit("Cast", [inner.emit("Size", [made])], {"to": 1})]
-            )
-        inner.set_outputs([made])
+        operands = [x] if op == "Neg" else [x, None, flag]
+        inner.set_outputs([inner.emit(op, operands)])
         branches[name] = inner
     graph.set_outputs([graph.emit("If", [flag], branches)], ["y"])
-    with pytest.raises(
-        Unsupported, match=r"\(If\): in its body, .* \(Range\): a dim is known at run time only"
-    ):
+    with pytest.raises(Unsupported, match=r"\(If\): in its body, .* \(Dropout\): it is not known"):
         backend.build(graph)
 
 
