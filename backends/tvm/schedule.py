@@ -32,6 +32,7 @@ from tersor.backends.tvm.statements import mentions
 from tersor.errors import one_line
 
 STAYS = "tersor.stays"  # Marks a block that must not be inlined.
+_LINE = 16  # Elements of a cache line, of four bytes each.
 _ROWS = 4  # Of a tile: with two vectors of columns, eight accumulators and their operands fit registers.
 _EXPENSIVE = frozenset(
     f"tirx.{name}" for name in ("exp", "log", "log1p", "pow", "erf", "tanh", "sigmoid", "rsqrt", "sin", "cos")
@@ -269,11 +270,41 @@ def _schedule_block(schedule: Schedule, block: Any, bits: int) -> None:
 
 def _elementwise(schedule: Schedule, block: Any, axes: Sequence[_Axis], lanes: int) -> None:
     """Vectorizes the axes that are contiguous in every operand; the others run in parallel."""
+    across = _transposed(schedule, block, axes)
+    if across is not None:
+        _by_lines(schedule, axes, across, lanes)
+        return
     flat = _flat_suffix(schedule, block, axes)
     outer = [a.loop for a in axes[: len(axes) - flat]]
     inner = schedule.fuse(*(a.loop for a in axes[len(axes) - flat :]))
     schedule.annotate(inner, VECTOR, lanes)
     schedule.parallel(schedule.fuse(*outer) if outer else inner)
+
+
+def _transposed(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> _Axis | None:
+    """The axis along which an operand is contiguous where that is not the result's last one."""
+    last = axes[-1]
+    for indices, shape in _accesses(schedule, block)[1:]:
+        index = _innermost(indices, shape)
+        axis = next(
+            (a for a in axes[:-1] if isinstance(index, tirx.Var) and index.same_as(a.var)), None
+        )
+        if axis is not None and any(mentions(i, last.var) for i in indices):
+            return axis
+    return None
+
+
+def _by_lines(schedule: Schedule, axes: Sequence[_Axis], across: _Axis, lanes: int) -> None:
+    """Computes several rows of the result together, so that a cache line of the operand is read once.
+
+    For y[i, j] = x[j, i] and lines of 16 elements, y[0, :16], y[1, :16] … y[15, :16] read the same 16 lines.
+    """
+    last = axes[-1].loop
+    others = [a.loop for a in axes[:-1] if a is not across]
+    lines, within = schedule.split(across.loop, [None, _LINE])
+    schedule.reorder(*others, lines, last, within)
+    schedule.annotate(last, VECTOR, lanes)
+    schedule.parallel(schedule.fuse(*others, lines))
 
 
 def _flat_suffix(schedule: Schedule, block: Any, axes: Sequence[_Axis]) -> int:

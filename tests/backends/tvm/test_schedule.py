@@ -18,6 +18,7 @@ from tvm import relax, tirx  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
 from tvm.tirx.script.builder import ir as T  # noqa: E402
 
+from tersor.backends.tvm.loops import VECTOR  # noqa: E402
 from tersor.backends.tvm.pipeline import compile_module, relax_pipeline, tvm_target  # noqa: E402
 from tersor.backends.tvm.schedule import fallbacks  # noqa: E402
 from tersor.target import ISA_LEVELS, Target  # noqa: E402
@@ -86,6 +87,21 @@ CASES = {
     "cast": Case([BSN], lambda x: op.astype(x, "float32"), lambda x: x, "int64", 0),
     "transposition": Case(
         [BSN], lambda x: op.permute_dims(x, [0, 2, 1]), lambda x: x.transpose(0, 2, 1)
+    ),
+    "transposition of all": Case(
+        [("b", "s", "n")], lambda x: op.permute_dims(x, [2, 1, 0]), lambda x: x.transpose(2, 1, 0)
+    ),
+    "sum with a transposed one": Case(
+        [BSN, ("b", "n", "s")],
+        lambda x, y: op.add(x, op.permute_dims(y, [0, 2, 1])),
+        lambda x, y: x + y.transpose(0, 2, 1),
+    ),
+    "transposed integers": Case(
+        [("b", "s", 3, "n")],
+        lambda x: op.permute_dims(x, [0, 3, 1, 2]),
+        lambda x: x.transpose(0, 3, 1, 2),
+        "int64",
+        0,
     ),
     "split heads": Case(
         [("b", "s", 4, "n")],
@@ -245,6 +261,21 @@ def test_threads_only_for_enough_work(name: str) -> None:
     assert not launches.search(source(case, {"b": 1, "s": 2, "n": 16}))
     assert launches.search(source(case, {"b": 8, "s": 128, "n": 128}))
     assert launches.search(source(case, None))
+
+
+@pytest.mark.parametrize(
+    "name", ["transposition", "transposition of all", "sum with a transposed one"]
+)
+def test_transpositions_read_whole_lines(name: str) -> None:
+    """Within the loop over vectors is one over the axis along which the operand is contiguous."""
+    with HOST:
+        lowered = relax_pipeline(HOST)(module_of(CASES[name]))
+    vectors: list[Any] = []
+    for func in lowered.functions.values():
+        if isinstance(func, tirx.PrimFunc):
+            tvm_ffi.structural_walk(func.body, (tirx.For, vectors.append))
+    inner = [loop.body for loop in vectors if VECTOR in loop.annotations]
+    assert [int(body.extent) for body in inner if isinstance(body, tirx.For)] == [16]
 
 
 def test_positions_are_not_divided() -> None:
