@@ -13,7 +13,7 @@ from tersor.backends.tvm.fastmath import fast_math
 from tersor.backends.tvm.kernels.emit import KERNEL
 from tersor.backends.tvm.loops import lower_loops
 from tersor.backends.tvm.schedule import default_schedule
-from tersor.backends.tvm.shapes import order_shape_stores
+from tersor.backends.tvm.shapes import define_sizes_first, order_shape_stores
 from tersor.backends.tvm.stack import small_on_stack
 
 TIR_PIPELINE = "tersor"
@@ -89,6 +89,7 @@ def planned() -> list[tvm.transform.Pass]:
     """The passes from scheduled functions in dataflow to calls on planned memory, for any device."""
     return [
         relax.transform.ToNonDataflow(),
+        define_sizes_first,
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
@@ -105,14 +106,41 @@ def planned() -> list[tvm.transform.Pass]:
 @tvm.transform.module_pass(opt_level=0)
 def _unfused_sizes(module: tvm.IRModule, context: object) -> tvm.IRModule:
     """Functions that take a size as an argument (a dim ``past + sequence`` defines neither of the two) are
-    fused with nothing: FuseTIR defines such a size twice."""
+    fused with nothing: FuseTIR defines such a size twice. Nor are functions whose results have sizes that the
+    run computes and no operand has: fusion does not see what defines them, and calls them before that."""
+    computed = {
+        name
+        for function in module.functions.values()
+        if isinstance(function, relax.Function)
+        for name in _with_computed_sizes(function)
+    }
     opaque = {
         name: func.with_attr("op_pattern", OPAQUE)
         for name, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc)
-        and any(isinstance(parameter.ty, tvm.ir.PrimType) for parameter in func.params)
+        and (
+            name in computed
+            or any(isinstance(parameter.ty, tvm.ir.PrimType) for parameter in func.params)
+        )
     }
     return _updated(module, opaque)
+
+
+def _with_computed_sizes(function: relax.Function) -> list[tvm.ir.GlobalVar]:
+    """Functions that are called for a result with sizes that neither its operands nor ``function``'s
+    parameters have."""
+    sizes, call_tir = relax.analysis.tir_vars_in_type, tvm.ir.Op.get("relax.call_tir")
+    given = {size for parameter in function.params for size in sizes(parameter.ty)}
+    called: list[tvm.ir.GlobalVar] = []
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, relax.Call) and expr.op == call_tir:
+            callee, operands = expr.args[:2]
+            if set(sizes(expr.ty_args[0])) - given - set(sizes(operands.ty)):
+                called.append(callee)
+
+    relax.analysis.post_order_visit(function, visit)
+    return called
 
 
 def _with_stubs(passes: list[tvm.transform.Pass]) -> tvm.transform.Pass:

@@ -10,7 +10,7 @@ from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
 from tersor.backends.tvm.ops._agreement import broadcast_sizes, check_fits
-from tersor.backends.tvm.ops._elements import looked_up
+from tersor.backends.tvm.ops._elements import fitting, looked_up
 from tersor.backends.tvm.ops.broadcast import (
     Operand,
     dims_of,
@@ -189,11 +189,13 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
     assert value is not None
     channels: Dim = dims_of(value)[1]
     given = node.attrs.get("num_groups")
+    if isinstance(given, int) and not isinstance(channels, int):
+        raise Refused("the number of its channels is known at run time only")
     groups = given if isinstance(given, int) else channels
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
 
     def compute(x: te.Tensor, scale: te.Tensor, bias: te.Tensor, groups: Any) -> te.Tensor:
-        each = tirx.floordiv(x.shape[1], groups)
+        each = channels // given if isinstance(given, int) else 1
         shape = [x.shape[0], groups, each, *x.shape[2:]]
 
         def of(n: Any, group: Any, i: Any, *rest: Any) -> Any:
@@ -208,8 +210,8 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
 
         return te.compute(x.shape, one, name="group_norm")
 
-    sources = [lowering[v] for v in node.inputs]
-    sources.append(lowering.dim(groups))
+    parameters = [fitting(lowering, v, {0: channels}) for v in node.inputs[1:]]
+    sources = [lowering[value], *parameters, lowering.dim(groups)]
     return [lowering.te(compute, *sources, primfunc_name_hint=name_of(node.op))]
 
 

@@ -200,3 +200,29 @@ def test_an_input_has_the_rank_that_its_reader_takes() -> None:
     assert str(graph.outputs[0].type) == "f32[size_0, size_2, size_1]"
     with pytest.raises(Unsupported, match=r"input 'x': TVM needs its rank.*declare"):
         name_sizes(parse("graph main(%x: f32[*]) -> (y = %y) {\n %y: f32[*] = Relu(%x)\n}", TABLE))
+
+
+def test_what_has_a_computed_size_follows_the_definition_of_that_size() -> None:
+    """Fusion merges the last Mul with the arithmetic on %n, which comes before the size of %r is known."""
+    graph = parse(
+        """graph main(%n: i64[1]) -> (y = %y) {
+  @two: f32[] = dense [2.0]
+  @zero: i64[] = dense [0]
+  @one: i64[] = dense [1]
+  @axis: i64[1] = dense [0]
+  %f: f32[1] = Cast(%n) {saturate = 1, to = 1}
+  %step: f32[1] = Div(@two, %f)
+  %end: i64[] = Squeeze(%n, @axis)
+  %r: i64[?] = Range(@zero, %end, @one)
+  %g: f32[?] = Cast(%r) {saturate = 1, to = 1}
+  %m: f32[?] = Mul(%g, %step)
+  %y: f32[?] = Add(%step, %m)
+}""",
+        TABLE,
+    )
+    (run,) = compiled_in_tvm(name_sizes(graph))
+    for size in (4, 1, 0):
+        feed = {"n": np.array([size])}
+        want = run_in_onnx(graph, feed, reference=False)
+        for ours, theirs in zip(run(feed), want, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
