@@ -9,7 +9,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tersor.backends.tvm.lowering import Lowering, Refused, Rule, dtype_of
-from tersor.backends.tvm.ops._agreement import broadcast_sizes, check_fits
+from tersor.backends.tvm.ops._agreement import broadcast_sizes, check_equal, check_fits
 from tersor.backends.tvm.ops._elements import fitting, looked_up
 from tersor.backends.tvm.ops.broadcast import (
     Operand,
@@ -189,13 +189,13 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
     assert value is not None
     channels: Dim = dims_of(value)[1]
     given = node.attrs.get("num_groups")
-    if isinstance(given, int) and not isinstance(channels, int):
-        raise Refused("the number of its channels is known at run time only")
     groups = given if isinstance(given, int) else channels
+    if groups != channels:
+        check_equal(lowering, [(channels, channels // groups * groups)])
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
 
     def compute(x: te.Tensor, scale: te.Tensor, bias: te.Tensor, groups: Any) -> te.Tensor:
-        each = channels // given if isinstance(given, int) else 1
+        each = 1 if given is None else tirx.max(tirx.floordiv(x.shape[1], groups), 1)
         shape = [x.shape[0], groups, each, *x.shape[2:]]
 
         def of(n: Any, group: Any, i: Any, *rest: Any) -> Any:

@@ -72,6 +72,9 @@ CASES = {
     "where": Sizes("""graph g(%c: bool[a, 1], %x: f32[b], %y: f32[c, d]) -> (z = %z) {
   %z: f32[?, ?] = Where(%c, %x, %y)
 }""", "a b c d", [(2, 3, 1, 3), (1, 3, 4, 1), (2, 1, 2, 1)], [(2, 3, 3, 3), (2, 3, 2, 2)]),
+    "group norm": Sizes("""graph g(%x: f32[2, c, 3], %s: f32[d], %b: f32[e]) -> (y = %y) {
+  %y: f32[2, c, 3] = GroupNormalization(%x, %s, %b) {num_groups = 2}
+}""", "c d e", [(4, 4, 4), (2, 2, 2)], [(4, 2, 4), (4, 4, 3), (1, 1, 1), (3, 3, 3)]),
     # The file's word on a size.
     "declared": Sizes("""graph g(%x: f32[a], %y: f32[b]) -> (z = %z) {
   %s: f32[a] = Add(%x, %y)
