@@ -190,6 +190,7 @@ def _group_norm(lowering: Lowering, node: Node) -> Sequence[Any]:
     channels: Dim = dims_of(value)[1]
     given = node.attrs.get("num_groups")
     groups = given if isinstance(given, int) else channels
+    assert groups is not None and channels is not None  # Sizes have names before they are lowered.
     if groups != channels:
         check_equal(lowering, [(channels, channels // groups * groups)])
     dtype, epsilon = dtype_of(node.output.type), float(node.attrs["epsilon"])  # type: ignore[arg-type]
