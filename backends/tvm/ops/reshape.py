@@ -13,7 +13,8 @@ from tersor.backends.tvm.lowering import Lowering, Rule, dtype_of
 from tersor.backends.tvm.ops._elements import element, operand
 from tersor.backends.tvm.ops._sizes import compute_sizes
 from tersor.backends.tvm.ops.broadcast import dims_of
-from tersor.ir import Node
+from tersor.ir import Dim, Node, Sym, Value
+from tersor.ir.dims import Call
 from tersor.ops import contents_of
 
 
@@ -26,7 +27,25 @@ def _reshape(lowering: Lowering, node: Node) -> Sequence[Any]:
     if node.output.tensor.numel == 0:
         # To Relax a dim of 0 means a copied one.
         return [lowering.emit(relax.op.zeros(dims, dtype_of(node.output.type)))]
+    if node.op == "Reshape" and _has_quotients(node.output.tensor.dims):
+        return [_view(lowering, x, node.output)]
     return [lowering.emit(relax.op.reshape(x, dims))]
+
+
+def _has_quotients(dims: Sequence[Dim] | None) -> bool:
+    """Whether a dim is no polynomial of sizes: a quotient, say."""
+    syms = [dim for dim in dims or () if isinstance(dim, Sym)]
+    return any(
+        isinstance(atom, Call) for sym in syms for monomial, _ in sym.terms for atom in monomial
+    )
+
+
+def _view(lowering: Lowering, x: Any, value: Value) -> Any:
+    """The same memory with other dims. Relax's reshape is a view only where TVM can prove that both have as
+    many elements; else it is a kernel that divides positions by such dims, which LLVM does not finish."""
+    type = lowering.relax_type(value.tensor)
+    shape = relax.ShapeExpr(lowering.shape_of(value))
+    return lowering.emit(relax.op.call_pure_packed("vm.builtin.reshape", x, shape, ty_args=[type]))
 
 
 def _compute_target(lowering: Lowering, node: Node) -> None:

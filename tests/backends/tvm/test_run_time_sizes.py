@@ -226,3 +226,34 @@ def test_what_has_a_computed_size_follows_the_definition_of_that_size() -> None:
         want = run_in_onnx(graph, feed, reference=False)
         for ours, theirs in zip(run(feed), want, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_reshape_between_quotients_of_sizes_is_a_view() -> None:
+    """The shift of relative positions (Transformer-XL, Conformer) behind convolutions that halve the length:
+    as a kernel, it kept LLVM busy for ever."""
+    graph = parse(
+        """graph main(%x: f32[b, n, m]) -> (y = %y) {
+  @zero: i64[1] = dense [0]
+  @one: i64[1] = dense [1]
+  @two: i64[1] = dense [2]
+  @three: i64[1] = dense [3]
+  @ends: i64[1] = dense [9223372036854775807]
+  @axis: i64[1] = dense [1]
+  %p: f32[b, (n + 1)//2, m] = Slice(%x, @zero, @ends, @axis, @two)
+  %q: f32[b, (n + 1)//2, m] = Neg(%p)
+  %s: i64[3] = Shape(%q) {start = 0}
+  %b: i64[1] = Slice(%s, @zero, @one)
+  %n: i64[1] = Slice(%s, @one, @two)
+  %m: i64[1] = Slice(%s, @two, @three)
+  %t: i64[3] = Concat(%b, %m, %n) {axis = 0}
+  %r: f32[b, m, (n + 1)//2] = Reshape(%q, %t)
+  %c: f32[b, m - 1, (n + 1)//2] = Slice(%r, @one, @ends, @axis)
+  %y: f32[b, m - 1, (n + 1)//2] = Relu(%c)
+}""",
+        TABLE,
+    )
+    (run,) = compiled_in_tvm(name_sizes(graph))
+    for shape in ((2, 4, 6), (1, 1, 1), (3, 5, 2)):
+        feed = {"x": rows(*shape)}
+        for ours, theirs in zip(run(feed), run_in_onnx(graph, feed, reference=False), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
