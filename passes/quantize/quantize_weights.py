@@ -10,11 +10,12 @@ gate and direction, a linear layer's columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from tersor.analysis.layers import Reader, WeightedLayer
+from tersor.analysis.layers import Reader, WeightedLayer, weight_readers
 from tersor.analysis.selection import LayerPass
 from tersor.ir import Encoding, Graph, Value
 from tersor.numerics.affine import quantize_outputs, relative_error
@@ -72,6 +73,21 @@ class QuantizeWeights(LayerPass):
             errors.append(error)
             context.report.changed[layer.name] = (f"{layer.label} @{layer.name}", error)
         _report(outputs, weights, context)
+        self._name_others(graph, context)
+
+    def _name_others(self, graph: Graph, context: Context) -> None:
+        """Skips large tables that no weighted layer reads (positions that a Slice takes), so that none stays
+        in float without a reason."""
+        readers = list(weight_readers(graph))
+        layers, named = {reader.node for reader in readers}, {reader.weight for reader in readers}
+        for node in graph.walk():
+            for value in node.inputs if node not in layers else ():
+                if value is None or value in named or not value.stores_floats:
+                    continue
+                named.add(value)
+                sizes = [n for n in value.tensor.shape if n > 1]
+                if len(sizes) > 1 and math.prod(sizes) >= self.min_elements:
+                    context.skip(node, f"@{value.name} is no weight of a layer")
 
 
 def _report(outputs: list[float], weights: list[float], context: Context) -> None:

@@ -298,3 +298,21 @@ def test_a_file_holds_short_scales_and_the_numbers_are_the_same() -> None:
     feed = {"ids": np.array([0, 7, 2999, -1])}
     made = ort.open_session(model).run(feed)["y"]
     np.testing.assert_array_equal(made, held.decode()[feed["ids"]])
+
+
+def test_a_table_that_no_layer_reads_is_named() -> None:
+    graph = parse(
+        """graph main(%x: f32[n, 8, 64]) -> (y = %y) {
+@positions: f32[1, 32, 64] = dense normal(0)
+@bias: f32[1, 1, 64] = dense normal(1)
+@from: i64[1] = dense [0]
+@to: i64[1] = dense [8]
+@axis: i64[1] = dense [1]
+%p: f32[1, 8, 64] = Slice(@positions, @from, @to, @axis)
+%s: f32[n, 8, 64] = Add(%x, %p)
+%y: f32[n, 8, 64] = Add(%s, @bias)
+}""",
+        TABLE,
+    )
+    _, report = run(graph)
+    assert [str(skip) for skip in report.skips] == ["Slice %p: @positions is no weight of a layer"]
