@@ -22,9 +22,10 @@ from tvm import relax
 
 import tersor
 from tersor.artifact import Artifact
-from tersor.backends.tvm.library import Description, code, describe
+from tersor.backends.tvm.library import code, describe
 from tersor.backends.tvm.link import load
 from tersor.backends.tvm.module import MAIN
+from tersor.backends.tvm.session import aligned, parameters
 from tersor.built import Split
 from tersor.models.minilm import build, data
 from tersor.target import request_amx, usable_cores
@@ -49,7 +50,11 @@ class Profiled:
         description = describe(artifact.model.data)
         self._machine = relax.VirtualMachine(load(path, len(usable_cores())), tvm.cpu())
         self._arguments = [tvm.runtime.tensor(feed[name]) for name, _ in description.inputs]
-        self._arguments += _parameters(description, b"".join(artifact.model.weights.chunks()))
+        stored = np.frombuffer(b"".join(artifact.model.weights.chunks()), np.uint8)
+        self._weights = aligned(stored.shape, stored.dtype)  # Tensors are views of it.
+        self._weights[...] = stored
+        every = parameters(self._weights, description.parameters)
+        self._arguments += [every[place] for place in description.functions[0].parameters]
         self.spent: defaultdict[str, list[float]] = defaultdict(list)  # Milliseconds per call.
         self._began = 0.0
 
@@ -69,16 +74,6 @@ class Profiled:
         else:
             self.spent[name].append((time.perf_counter() - self._began) * 1e3)
         return 0
-
-
-def _parameters(description: Description, weights: bytes) -> list[Any]:
-    parameters = []
-    for place in description.functions[0].parameters:
-        parameter = description.parameters[place]
-        data = np.frombuffer(weights, np.uint8, parameter.size, parameter.offset)
-        array = data.view(parameter.type.dtype.numpy).reshape(parameter.type.shape)
-        parameters.append(tvm.runtime.tensor(array))
-    return parameters
 
 
 def measure(original: Path, count: int) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Session:
             type.dtype is DType.BF16 or self._device is not None for _, type in description.outputs
         ]
         self._weights = weights
-        tensors = [self._on_device(t) for t in _parameters(weights, description.parameters)]
+        tensors = [self._on_device(t) for t in parameters(weights, description.parameters)]
         # Functions and their arguments after the inputs.
         self._calls: list[_Call] = [
             (function, [tensors[place] for place in described.parameters])
@@ -159,8 +159,8 @@ class Session:
             self._check(arrays)
             passed = [self._argument(i, array) for i, array in enumerate(arrays)]
             try:
-                function, parameters = self._call
-                results = function(*(self._on_device(a) for a in self._arguments), *parameters)
+                function, constants = self._call
+                results = function(*(self._on_device(a) for a in self._arguments), *constants)
             except Exception as error:
                 raise InvalidOption(
                     f"the model does not take these inputs: {one_line(error, 300)}"
@@ -274,14 +274,18 @@ def _tensor(array: np.ndarray) -> Any:
     return bits._create_view(array.shape, DTYPES[DType.of(array)])
 
 
-def _parameters(weights: np.ndarray, parameters: Sequence[Parameter]) -> list[Any]:
+def parameters(weights: np.ndarray, described: Sequence[Parameter]) -> list[Any]:
     """The library's parameters as tensors: views of the weights, and arrays derived from those.
+
+    Args:
+        weights: uint8, the weights as stored, at an address that is a multiple of 64.
+        described: the description's parameters.
 
     Raises:
         InvalidModel: derived arrays do not have the described types.
     """
     arrays: list[np.ndarray] = []
-    for parameter in parameters:
+    for parameter in described:
         type = parameter.type
         if parameter.derived is None:
             data = weights[parameter.offset : parameter.offset + parameter.size]

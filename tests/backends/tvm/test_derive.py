@@ -162,7 +162,7 @@ def test_steps_that_do_not_fit_are_refused(
     change(data)
     parameters = [library._parameter(i, *p) for i, p in data.items()]  # type: ignore[misc]
     with pytest.raises(InvalidModel, match=message):
-        session._parameters(np.zeros(64, np.uint8), parameters)
+        session.parameters(np.zeros(64, np.uint8), parameters)
 
 
 # -- what is stored --------------------------------------------------------------------------------
